@@ -1,0 +1,92 @@
+"""The one shape everything speaks: a batch is prompts, each with some answers.
+
+Chosen, rejected, gentle and probe answers are all *answers to a prompt*. The collator makes a :class:`Batch`, an engine
+turns it into :class:`AnswerLogprobs`, and losses and probes pick the answers they want by :class:`Role`.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+
+class Role(IntEnum):
+    """What an answer is to its prompt."""
+
+    CHOSEN = 0
+    REJECTED = 1
+    GENTLE = 2
+
+
+class Batch(TypedDict):
+    """Prompts with their answers, before any layout. Nothing is padded but the answers, nothing is repeated.
+
+    ``P`` prompts and ``A`` answers; a prompt may have any number of answers, and they stand together, in prompt order.
+    """
+
+    row_index: Tensor
+    """``(P,)`` position of each prompt's row in its dataset. First, so that accelerate counts prompts, not tokens."""
+
+    prompts: list[dict[str, Tensor]]
+    """For each prompt, what the processor returned for it alone (batch dimension 1, no padding), passed on unread."""
+
+    prompt_index: Tensor
+    """``(A,)`` which of the P prompts each answer belongs to, never decreasing."""
+
+    roles: Tensor
+    """``(A,)`` :class:`Role` of each answer."""
+
+    answer_ids: Tensor
+    """``(A, T)`` token ids, right-padded; the answer's own tokens and its end token, nothing of the prompt."""
+
+    answer_mask: Tensor
+    """``(A, T)`` True on the answer's tokens."""
+
+    keys: list[str]
+    """``A`` content keys: equal exactly when the model would see the same prompt, images and answer tokens."""
+
+
+@dataclass(frozen=True)
+class AnswerLogprobs:
+    """What an engine says of every answer in a batch; rows are in the batch's answer order."""
+
+    token: Tensor
+    """``(A, T)`` log pi(y_t | x, y_<t) in nats, float32, 0 where there is no token."""
+
+    mask: Tensor
+    """``(A, T)`` True on the answer's tokens."""
+
+    uniform: Tensor | None = None
+    """``(A, T)`` mean log-prob over the vocabulary at each token, for label smoothing; only when asked for."""
+
+    entropy: Tensor | None = None
+    """``(A, T)`` entropy in nats at each token, without gradient; only when asked for."""
+
+    @property
+    def total(self) -> Tensor:
+        """``(A,)`` log pi(y|x), summed over the answer's tokens."""
+        return self.token.sum(dim=-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """``(A,)`` lbar(y|x) = (1/L) sum_t log pi(y_t | x, y_<t), nats per token."""
+        return masked_mean(self.token, self.mask)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over each row's True entries.
+
+    Args:
+        values: ``(A, T)``; entries where the mask is False do not count.
+        mask: ``(A, T)`` bool, at least one True in each row.
+
+    Returns:
+        ``(A,)``.
+
+    Example:
+        >>> masked_mean(torch.tensor([[-1.0, -3.0, 9.0]]), torch.tensor([[True, True, False]]))
+        tensor([-2.])
+    """
+    return torch.where(mask, values, 0.0).sum(dim=-1) / mask.sum(dim=-1)
