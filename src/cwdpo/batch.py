@@ -6,7 +6,7 @@ turns it into :class:`AnswerLogprobs`, and losses and probes pick the answers th
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypedDict
+from typing import Literal, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ class Role(IntEnum):
     CHOSEN = 0
     REJECTED = 1
     GENTLE = 2
+
+
+Detail: TypeAlias = Literal["uniform", "entropy", "confidence", "hit", "distribution"]
+"""Optional parts of :class:`AnswerLogprobs`, computed only when asked for."""
 
 
 class Batch(TypedDict):
@@ -59,10 +63,19 @@ class AnswerLogprobs:
     """``(A, T)`` True on the answer's tokens."""
 
     uniform: Tensor | None = None
-    """``(A, T)`` mean log-prob over the vocabulary at each token, for label smoothing; only when asked for."""
+    """``(A, T)`` mean log-prob over the vocabulary at each token, with gradient, for label smoothing."""
 
     entropy: Tensor | None = None
-    """``(A, T)`` entropy in nats at each token, without gradient; only when asked for."""
+    """``(A, T)`` entropy of the predicted distribution in nats, without gradient."""
+
+    confidence: Tensor | None = None
+    """``(A, T)`` probability of the likeliest token, without gradient."""
+
+    hit: Tensor | None = None
+    """``(A, T)`` True where the likeliest token is the answer's token."""
+
+    distribution: Tensor | None = None
+    """``(A, T, V)`` log-probs over the vocabulary, without gradient. Large: for evaluation on small batches only."""
 
     @property
     def total(self) -> Tensor:

@@ -1,1 +1,22 @@
+"""The engine answers one question: the log-probs of these answers to these prompts."""
 
+from collections.abc import Collection
+from typing import Protocol
+
+from torch import nn
+
+from cwdpo.batch import AnswerLogprobs, Batch, Detail
+
+
+class Engine(Protocol):
+    """How a batch is laid out in rows is the engine's business alone; the numbers are the same for every engine."""
+
+    def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
+        """Log-probs of every answer in the batch under the model.
+
+        Args:
+            model: a vision-language model of transformers, bare or wrapped (PEFT, DDP, FSDP).
+            batch: prompts with their answers, on the model's device.
+            want: optional details to compute as well.
+        """
+        ...
