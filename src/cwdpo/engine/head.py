@@ -1,4 +1,4 @@
-"""From hidden states to log-probs: only where answers are predicted, a chunk at a time, recomputed in the backward pass.
+"""From hidden states to log-probs: only where answers are predicted, a chunk at a time, recomputed going backward.
 
 The logits of a whole batch are the largest tensor of preference training at a real vocabulary. Here at most one chunk
 of them exists at a time, and none is kept for the backward pass unless all of them are small.
@@ -97,12 +97,12 @@ def read_tokens(
             logits = transform(head(hidden))
         return _read(logits.float(), targets, want)
 
-    vocabulary: int = head.weight.shape[0]  # type: ignore[assignment, index, union-attr]
+    vocabulary = _weight(head).shape[0]
     size = max(1, _CHUNK_ELEMENTS // vocabulary)
     recompute = torch.is_grad_enabled() and len(targets) * vocabulary > _KEEP_ELEMENTS
     parts = [
         checkpoint(read, h, t, use_reentrant=False) if recompute else read(h, t)
-        for h, t in zip(hidden.split(size), targets.split(size), strict=True)
+        for h, t in zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -130,3 +130,9 @@ def _details(logprobs: Tensor, targets: Tensor, want: Collection[Detail]) -> dic
     if "distribution" in want:
         details["distribution"] = logprobs
     return details
+
+
+def _weight(head: nn.Module) -> Tensor:
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    return weight

@@ -1,6 +1,6 @@
 """The plain engine: one row an answer. Slow and obvious, it is what every faster engine is held to."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 from weakref import WeakSet
 
@@ -9,7 +9,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
-from cwdpo.engine.head import capture_head_input, logit_transform, read_tokens
+from cwdpo.engine.head import HeadInput, capture_head_input, logit_transform, read_tokens
 from cwdpo.engine.layout import Layout, PaddingSide, one_row_an_answer
 
 
@@ -37,16 +37,18 @@ class PlainEngine:
             output = model(**layout.inputs, use_cache=False, logits_to_keep=layout.predicts)
         transform = logit_transform(bare)
         if bare not in self._verified:
-            _verify_head(output.logits, captured.hidden[0], head, transform)
+            _verify_head(output.logits, captured, head, transform)
             self._verified.add(bare)
         return read_tokens(captured, targets, head, transform, want=want)
 
 
 @torch.no_grad()
-def _verify_head(logits: Tensor, hidden: Tensor, head: nn.Module, transform: Any) -> None:
-    """Compare the model's own logits of one position with ours, once a model: an unknown logit transform must not pass."""
+def _verify_head(logits: Tensor, captured: HeadInput, head: nn.Module, transform: Callable[[Tensor], Tensor]) -> None:
+    """Compare the model's own logits of one position with ours, once a model, so that no unknown transform passes."""
+    (hidden,), autocast = captured.hidden, captured.autocast
     theirs = logits.reshape(-1, logits.shape[-1])[0].float().log_softmax(dim=-1)
-    ours = transform(head(hidden[:1].to(head.weight.dtype)))[0].log_softmax(dim=-1)
+    with torch.autocast(hidden.device.type, dtype=autocast[1], enabled=autocast[0]):
+        ours = transform(head(hidden[:1]))[0].log_softmax(dim=-1)
     gap = (ours - theirs).abs().max().item()
     tolerance = 1e-4 if logits.dtype == torch.float32 else 0.1
     if not gap <= tolerance:
