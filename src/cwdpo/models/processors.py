@@ -5,7 +5,6 @@ torchvision. Without it we build the same processor for images and text only, an
 videos, so that a directory saved here loads whole where torchvision is installed.
 """
 
-import copyreg
 import json
 import logging
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ def load_processor(name_or_path: str | Path, *, trust_remote_code: bool = False)
     """
     source = str(local_directory(name_or_path) or name_or_path)
     try:
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+        processor = _auto_processor(source, trust_remote_code=trust_remote_code)
     except ImportError as error:
         if "torchvision" not in str(error).lower():
             raise UserError(f"the processor of {source} cannot be loaded: {one_line(error)}") from error
@@ -59,6 +58,10 @@ def load_processor(name_or_path: str | Path, *, trust_remote_code: bool = False)
         )
     _ensure_pad_token(processor, source)
     return processor  # type: ignore[no-any-return]  # transformers leaves AutoProcessor untyped
+
+
+def _auto_processor(source: str, *, trust_remote_code: bool) -> Any:
+    return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
 
 
 def _ensure_pad_token(processor: Any, source: str) -> None:
@@ -117,13 +120,14 @@ class _WithoutVideo:
 
 
 @cache
-def _without_video(base: type[Any]) -> type[Any]:
+def _without_video(base: Any) -> Any:
     # the base's own name: transformers writes it into the files it saves, and loads by it
     return type(base.__name__, (_WithoutVideo, base), {"__module__": base.__module__, "__doc__": base.__doc__})
 
 
-def _empty(base: type[Any]) -> Any:
-    return copyreg.__newobj__(_without_video(base))  # type: ignore[attr-defined]
+def _empty(base: Any) -> Any:
+    made = _without_video(base)
+    return made.__new__(made)
 
 
 def _load_without_video(source: str) -> Any:
