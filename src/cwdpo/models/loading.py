@@ -11,11 +11,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 
 from cwdpo.errors import UserError
 from cwdpo.models.parts import freeze_vision_tower
-from cwdpo.models.sources import local_directory, one_line
+from cwdpo.models.sources import local_directory, one_line, some
 
 logger = logging.getLogger(__name__)
-
-_NAMES_SHOWN = 3
 
 
 def load_policy(
@@ -72,7 +70,7 @@ def _config(source: str, *, trust_remote_code: bool) -> PretrainedConfig:
             )
         raise UserError(f"{source} has no config.json, so it is no checkpoint. Name the directory that holds one.")
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
@@ -92,7 +90,7 @@ def _load_whole(source: str, **options: Any) -> PreTrainedModel:
     """``from_pretrained``, where any weight that the checkpoint does not give is an error."""
     try:
         # wrong shapes are let through here, so that the message below can name them
-        model, report = AutoModelForImageTextToText.from_pretrained(  # type: ignore[misc]
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except SafetensorError as error:
@@ -101,22 +99,18 @@ def _load_whole(source: str, **options: Any) -> PreTrainedModel:
         ) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"the weights of {source} cannot be loaded: {one_line(error)}") from error
+    model: PreTrainedModel
+    model, report = loaded
     mismatched = [f"{name} {tuple(found)} for {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]]
     for what, names in (("lacks", report["missing_keys"]), ("has the wrong shape for", mismatched)):
         if names:
             raise UserError(
-                f"{source} {what} {len(names)} of the model's weights: {_some(names)}. They would be random. Download "
+                f"{source} {what} {len(names)} of the model's weights: {some(names)}. They would be random. Download "
                 "the checkpoint again, or fix the sizes in its config.json."
             )
     if report["unexpected_keys"]:
-        logger.warning("%s has weights that the model does not use: %s", source, _some(report["unexpected_keys"]))
-    return model  # type: ignore[no-any-return]  # with output_loading_info the pair has no type
-
-
-def _some(names: Any) -> str:
-    ordered = sorted(names)
-    shown = ", ".join(ordered[:_NAMES_SHOWN])
-    return shown if len(ordered) <= _NAMES_SHOWN else f"{shown} and {len(ordered) - _NAMES_SHOWN} more"
+        logger.warning("%s has weights that the model does not use: %s", source, some(report["unexpected_keys"]))
+    return model
 
 
 def _silence_dropout_settings(config: PretrainedConfig) -> None:

@@ -1,5 +1,6 @@
 """Tell local checkpoints from hub names, and library errors in one line."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from cwdpo.errors import UserError
@@ -29,3 +30,15 @@ def one_line(error: BaseException) -> str:
     """The first line of a library's message that says something, for messages of our own."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def some(names: Iterable[str], *, shown: int = 3) -> str:
+    """The first names in order, and how many more there are.
+
+    Example:
+        >>> some(["b", "a", "d", "c"])
+        'a, b, c and 1 more'
+    """
+    ordered = sorted(names)
+    text = ", ".join(ordered[:shown])
+    return text if len(ordered) <= shown else f"{text} and {len(ordered) - shown} more"
