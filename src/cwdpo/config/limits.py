@@ -1,4 +1,4 @@
-"""What a setting's value may be, said beside the field that holds it: ``Annotated[float, limit("stage2.beta", above=0)]``."""
+"""What a setting's value may be, said beside the field that holds it: ``Annotated[float, limit(...)]``."""
 
 from collections.abc import Sized
 from typing import TypeVar

@@ -27,7 +27,7 @@ class LoraConfig:
     """Dropout inside the adapters. Above 0 the reward of step 0 is no longer exactly 0 in training mode."""
 
     target_modules: Annotated[str | list[str], not_empty("lora.target_modules", advice="Write language.")] = "language"
-    """``language`` (every linear layer of the language model), ``all-linear``, a regular expression or a list of names."""
+    """``language`` (every linear layer of the language model), ``all-linear``, a regular expression or names."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
