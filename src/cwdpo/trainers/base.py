@@ -165,6 +165,7 @@ class AnswerTrainer(Trainer):
     def _restore(self, checkpoint: str) -> None:
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # those load by their own formats, strictly
         if not sharded and not isinstance(self.model, PeftModel):
+            assert self.model is not None
             restore_weights(self.model, Path(checkpoint))
 
 
