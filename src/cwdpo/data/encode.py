@@ -32,6 +32,9 @@ class EncodedRow:
     """For each answer, whether its tokens are those it has when prompt and answer are tokenised as one text. Where
     not, the tokenizer would merge across the border, and the answer was tokenised by itself, as it is in generation."""
 
+    unknown: list[int]
+    """For each answer, how many of its tokens are the tokenizer's unknown token."""
+
     @property
     def prompt_tokens(self) -> int:
         """Length of the prompt, image tokens included."""
@@ -100,7 +103,14 @@ class Encoder:
                 "after processing. Use the chat template and the processor that the model was published with."
             )
         pairs = [self._answer(frame.prompt, *self.template.answer(row, frame, text)) for text in answers]
-        return EncodedRow(prompt, [ids for ids, _ in pairs], image_tokens, [joined for _, joined in pairs])
+        unknown = self._tokenizer.unk_token_id
+        return EncodedRow(
+            prompt=prompt,
+            answers=[ids for ids, _ in pairs],
+            image_tokens=image_tokens,
+            joined=[joined for _, joined in pairs],
+            unknown=[0 if unknown is None else ids[:-1].count(unknown) for ids, _ in pairs],
+        )
 
     def check_length(self, row: Row, answers: Sequence[str], encoded: EncodedRow) -> None:
         """Refuse a row that would not fit.
