@@ -78,7 +78,7 @@ def metric_panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def probe_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Charts of ``probes.jsonl``: each answer group's change since its stage began, then the chosen group's readings."""
+    """Charts of ``probes.jsonl``: each group's change since its stage began, then the chosen group's readings."""
     groups = dict.fromkeys(group for run in runs for group, key in run.probes if key == "delta")
     deltas = [
         Measure(group, group.replace("_", " ").capitalize(), "Change of log-prob, nats per token.", scale="delta")

@@ -163,9 +163,13 @@ def _axes(frame: _Frame) -> Iterator[str]:
 
 
 def _stage_marks(frame: _Frame, marks: Sequence[Mark]) -> Iterator[str]:
+    named: set[str] = set()
     for mark in marks:
         left = frame.left(mark.x)
         yield f'<path class="mark {style_classes(mark.rank)}" d="M{left:.1f} {_TOP}V{_BOTTOM}"/>'
+        if mark.label in named:  # runs that begin a stage at different steps: one name is enough, and two may collide
+            continue
+        named.add(mark.label)
         side = "start" if left < (_LEFT + _RIGHT) / 2 else "end"
         yield f'<text class="mark {side}" x="{left:.1f}" y="{_TOP - 4}">{escape(mark.label)}</text>'
 

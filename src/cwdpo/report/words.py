@@ -12,10 +12,9 @@ _DIRECTION = {"up": "higher is better", "down": "lower is better"}
 
 
 def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
-    """One sentence or two on each of: what is compared, who leads, what happened to the chosen answers."""
-    said = [_what_is_here(runs, tables)]
-    for table in tables:
-        said += _leaders(table)
+    """First what is compared and who leads, then a sentence on each fact that shows it."""
+    said = [" ".join([_what_is_here(runs, tables), *(text for table in tables if (text := _leaders(table)))])]
+    said += [text for table in tables if (text := _first_judged(table))]
     said += [sentence for run in runs if (sentence := _chosen_fate(run))]
     if len(tables) == 1 and len(tables[0].rows) > 1 and any(type(s.summary.get("seed")) is int for s in sources):
         said.append("Each row of the table is one run of one seed, so a small difference may be chance.")
@@ -68,23 +67,25 @@ def _what_is_here(runs: Sequence[Run], tables: Sequence[Table]) -> str:
     return f"Compared here: {joined(names)}."
 
 
-def _leaders(table: Table) -> list[str]:
-    """For each judged column who has the best value, with everyone's value for the first column."""
+def _leaders(table: Table) -> str | None:
+    """Who has the best value of which judged columns; None where no column tells the rows apart."""
     wins: dict[str, list[str]] = {}
     for i, column in enumerate(table.columns):
         best = best_rows(table, i)
         if best:
             wins.setdefault(joined([name for name, _ in best]), []).append(column.label)
-    said = []
-    judged = next((i for i, column in enumerate(table.columns) if column.better), None)
-    if judged is not None:
-        column = table.columns[judged]
-        values = joined([f"{name} {cells[judged].text}" for name, cells in table.rows])
-        said.append(f"{column.label} ({_DIRECTION[column.better or 'up']}): {values}.")
-    if wins and len(table.rows) > 1:
-        parts = [f"{name} on {joined(labels)}" for name, labels in wins.items()]
-        said.append(f"Best of the table: {'; '.join(parts)}.")
-    return said
+    if not wins:
+        return None
+    return f"Best of the table: {'; '.join(f'{name} on {joined(labels)}' for name, labels in wins.items())}."
+
+
+def _first_judged(table: Table) -> str | None:
+    """Everyone's value of the first column that has a better and a worse."""
+    for i, column in enumerate(table.columns):
+        if column.better:
+            values = joined([f"{name} {cells[i].text}" for name, cells in table.rows])
+            return f"{column.label} ({_DIRECTION[column.better]}): {values}."
+    return None
 
 
 def _chosen_fate(run: Run) -> str | None:
