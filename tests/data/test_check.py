@@ -1,5 +1,6 @@
 """The preflight goes through a whole file and tells what stops training from what does not."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -107,10 +108,9 @@ def test_notes(write_rows: WriteRows, tmp_path: Path) -> None:
 
 
 def test_notes_on_tokens(write_rows: WriteRows, processor_of: Callable[[str], Any]) -> None:
-    processor = type(processor_of("llava")).__new__(type(processor_of("llava")))
-    processor.__dict__.update(processor_of("llava").__dict__)
+    processor = copy.copy(processor_of("llava"))
     processor.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    path = write_rows({"prompt": "the re", "chosen": "d circle", "rejected": " circle"})
+    path = write_rows({"prompt": "a s", "chosen": "quare", "rejected": " circle"})
     assert notes(path, encoder=Encoder(processor)) == [(1, "split_tokens")]
 
 

@@ -105,13 +105,13 @@ def test_any_text_survives(name: str, text: str, encoder_of: Callable[[str], Enc
 def test_tokens_are_those_of_the_joint_text_where_they_can_be(with_template: Callable[[str], Any]) -> None:
     processor = with_template("{% for m in messages %}{{ m.content }}{% endfor %}")
     ids_of = processor.tokenizer
-    row = Row((Message("user", ("the re",)),), "d circle", source="f:1")
-    encoded = Encoder(processor).encode(row, [" circle", "d circle"])
-    assert encoded.joined == [True, False]  # "red" is one token
+    row = Row((Message("user", ("a s",)),), "quare", source="f:1")
+    encoded = Encoder(processor).encode(row, [" circle", "quare"])
+    assert encoded.joined == [True, False]  # " square" is one token
     prompt = encoded.prompt["input_ids"][0].tolist()
-    assert prompt + encoded.answers[0][:-1] == ids_of("the re circle")["input_ids"]
-    assert encoded.answers[1] == [*ids_of("d circle")["input_ids"], ids_of.eos_token_id]
-    assert len(ids_of("the red circle")["input_ids"]) < len(prompt + encoded.answers[1][:-1])
+    assert prompt + encoded.answers[0][:-1] == ids_of("a s circle")["input_ids"]
+    assert encoded.answers[1] == [*ids_of("quare")["input_ids"], ids_of.eos_token_id]
+    assert len(ids_of("a square")["input_ids"]) < len(prompt + encoded.answers[1][:-1])
 
 
 @pytest.mark.parametrize(
