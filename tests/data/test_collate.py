@@ -1,6 +1,5 @@
 """Batches of prompts x answers."""
 
-import multiprocessing
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -46,12 +45,7 @@ def test_batch_says_what_the_rows_say(
     for text, ids, mask in zip(texts, batch["answer_ids"], batch["answer_mask"], strict=True):
         assert mask.tolist() == sorted(mask.tolist(), reverse=True)
         decoded = tokenizer.decode(ids[mask])
-        assert decoded.strip().startswith(text)
-        assert (
-            text
-            in decoded.removesuffix(tokenizer.convert_ids_to_tokens(int(ids[mask][-1])))
-            == decoded[: -len(tokenizer.convert_ids_to_tokens(int(ids[mask][-1])))]
-        )
+        assert decoded.strip() == text + tokenizer.convert_ids_to_tokens(int(ids[mask][-1]))
     for row, prompt in zip(ROWS, batch["prompts"], strict=True):
         alone = encoder.encode(row).prompt
         assert all(torch.equal(prompt[key], alone[key]) for key in alone)
@@ -102,16 +96,14 @@ def test_workers_see_the_same(encoder_of: Callable[[str], Encoder]) -> None:
     collate = AnswerCollator(encoder_of("llava"))
     again = pickle.loads(pickle.dumps(collate))
     assert again(ITEMS)["keys"] == collate(ITEMS)["keys"]
-    loader = DataLoader(
-        RowDataset(ROWS), batch_size=2, collate_fn=collate, num_workers=1, multiprocessing_context=multiprocessing.get_context("fork")
-    )  # fmt: skip
+    loader = DataLoader(RowDataset(ROWS), batch_size=2, collate_fn=collate, num_workers=1)
     assert [batch["row_index"].tolist() for batch in loader] == [[0, 1], [2]]
 
 
 def test_errors_of_workers_keep_their_kind(encoder_of: Callable[[str], Encoder], tmp_path: Path) -> None:
     row = Row(SEEN, "a", images=(tmp_path / "none.png",), source="f:4")
     loader = DataLoader(RowDataset([row]), collate_fn=AnswerCollator(encoder_of("llava")), num_workers=1)
-    with pytest.raises(DataError, match="f:4: image .*none.png does not exist"):
+    with pytest.raises(DataError, match=r"f:4: image .*none\.png does not exist"):
         next(iter(loader))
 
 
@@ -156,5 +148,5 @@ def test_records_and_what_is_wrong_with_them() -> None:
 def test_streams_and_splits_are_refused() -> None:
     data = datasets.Dataset.from_list([TRL])
     for wrong in (data.to_iterable_dataset(), datasets.DatasetDict({"train": data}), iter([TRL])):
-        with pytest.raises(ConfigError, match="train_dataset is a .*Give one split"):
+        with pytest.raises(ConfigError, match=r"train_dataset is a .*Give one split"):
             RowDataset(wrong)
