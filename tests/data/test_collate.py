@@ -100,13 +100,6 @@ def test_workers_see_the_same(encoder_of: Callable[[str], Encoder]) -> None:
     assert [batch["row_index"].tolist() for batch in loader] == [[0, 1], [2]]
 
 
-def test_errors_of_workers_keep_their_kind(encoder_of: Callable[[str], Encoder], tmp_path: Path) -> None:
-    row = Row(SEEN, "a", images=(tmp_path / "none.png",), source="f:4")
-    loader = DataLoader(RowDataset([row]), collate_fn=AnswerCollator(encoder_of("llava")), num_workers=1)
-    with pytest.raises(DataError, match=r"f:4: image .*none\.png does not exist"):
-        next(iter(loader))
-
-
 TRL = {
     "prompt": [{"role": "user", "content": "What?"}],
     "chosen": [{"role": "assistant", "content": "A cat."}],
@@ -118,6 +111,8 @@ def test_a_trl_dataset_is_converted_on_the_fly(tmp_path: Path) -> None:
     IMAGE.save(tmp_path / "a.png")
     data = datasets.Dataset.from_list([{**TRL, "images": [str(tmp_path / "a.png")]}] * 2)
     data = data.cast_column("images", datasets.List(datasets.Image()))
+    for same in (data, data.with_format("torch"), data.with_format("numpy")):
+        assert RowDataset(same)[0][1].images == (tmp_path / "a.png",)
     found = RowDataset(data, image_root=tmp_path)
     assert len(found) == 2
     index, row = found[1]
