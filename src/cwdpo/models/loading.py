@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from cwdpo.errors import UserError
 from cwdpo.models.parts import freeze_vision_tower
-from cwdpo.models.sources import local_directory, one_line, some
+from cwdpo.models.sources import local_directory, one_line, reported_by_us, some
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ def load_policy(
     config = _config(source, trust_remote_code=trust_remote_code)
     _silence_dropout_settings(config)
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantization}
+    if quantization is not None:
+        # quantised weights cannot move later, so each process loads them onto its own GPU
+        options["device_map"] = {"": PartialState().local_process_index}
     model = _load_whole(
         source,
         config=config,
@@ -76,6 +80,10 @@ def _config(source: str, *, trust_remote_code: bool) -> PretrainedConfig:
             raise UserError(
                 f"{source} comes with its own Python code. If you trust it, set `model.trust_remote_code: true`."
             ) from error
+        if directory is None:
+            raise UserError(
+                f"{source} is neither a directory here nor a hub model that can be reached: {one_line(error)}"
+            ) from error
         raise UserError(f"the configuration of {source} cannot be read: {one_line(error)}") from error
     remote = trust_remote_code and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not remote:
@@ -90,9 +98,10 @@ def _load_whole(source: str, **options: Any) -> PreTrainedModel:
     """``from_pretrained``, where any weight that the checkpoint does not give is an error."""
     try:
         # wrong shapes are let through here, so that the message below can name them
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        with reported_by_us():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     except SafetensorError as error:
         raise UserError(
             f"a weight file of {source} is damaged ({one_line(error)}). Copy or download the checkpoint again."
