@@ -1,0 +1,5 @@
+"""placeholder"""
+
+
+def check(data: str) -> None:
+    """x"""
