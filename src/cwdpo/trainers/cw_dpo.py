@@ -15,7 +15,7 @@ from cwdpo.batch import Batch, Role, masked_mean
 from cwdpo.cooling import cooling_weight, measure_floor
 from cwdpo.errors import DataError
 from cwdpo.losses import cw_dpo_loss
-from cwdpo.models.saving import fingerprint
+from cwdpo.models.fingerprint import fingerprint
 from cwdpo.reference import FrozenCopy, Reference, ReferenceCache, StartingAdapter
 from cwdpo.trainers.arguments import CWDPOConfig
 from cwdpo.trainers.base import AnswerTrainer
