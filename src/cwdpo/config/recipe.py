@@ -23,7 +23,7 @@ class LoraConfig:
     """Dropout inside the adapters. Above 0 the reward of step 0 is no longer exactly 0 in training mode."""
 
     target_modules: str | list[str] = "language"
-    """``language`` (every linear layer of the language model), ``all-linear``, a regular expression or a list of names."""
+    """``language`` (every linear layer of the language model), ``all-linear``, a regular expression or names."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
