@@ -84,9 +84,7 @@ class Style:
 
 def sample_style(scene: Scene, rng: np.random.Generator) -> Style:
     """Choose synonyms, phrase forms and order at random."""
-    phrases = tuple(
-        PhraseStyle(*(float(pick) for pick in rng.random(4)), place_first=bool(rng.random() < 0.5)) for _ in scene
-    )
+    phrases = tuple(_sample_phrase(rng) for _ in scene)
     return Style(phrases=phrases, order=tuple(int(index) for index in rng.permutation(len(scene))))
 
 
@@ -136,6 +134,11 @@ def grammar_words() -> list[str]:
     for values in SYNONYMS.values():
         words.update(word for synonyms in values.values() for synonym in synonyms for word in synonym.split())
     return sorted(words)
+
+
+def _sample_phrase(rng: np.random.Generator) -> PhraseStyle:
+    colour, shape, size, position, form = (float(pick) for pick in rng.random(5))
+    return PhraseStyle(colour=colour, shape=shape, size=size, position=position, place_first=form < 0.5)
 
 
 def _phrase(thing: Thing, style: PhraseStyle) -> str:

@@ -37,7 +37,7 @@ class PretrainSettings:
 
     seed: int = 7
     scenes: int = 8000
-    steps: int = 800
+    steps: int = 500
     batch_size: int = 64
     learning_rate: float = 2e-3
     measured_scenes: int = 1000
@@ -68,7 +68,7 @@ def pretrain(settings: PretrainSettings) -> tuple[LlavaForConditionalGeneration,
         optimizer.zero_grad()
         if (step + 1) % 50 == 0:
             logger.info("step %d of %d: loss %.3f", step + 1, settings.steps, loss.item())
-    return model.to(torch.bfloat16).float().eval(), processor
+    return model.bfloat16().float().eval(), processor
 
 
 def measure(
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     model, processor = pretrain(settings)
     seconds = round(time.monotonic() - start)
     exact = measure(model, processor, scenes=settings.measured_scenes, seed=settings.seed)
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)  # exact: pretrain has rounded the weights
     processor.save_pretrained(out)
     note = {
         "command": "python -m cwdpo.demo.pretrain OUT",

@@ -11,6 +11,7 @@ from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role
 from cwdpo.engine import Engine
 from cwdpo.evaluation.calibration import token_ece
 from cwdpo.evaluation.drift import jensen_shannon, total_variation
+from cwdpo.evaluation.eval_mode import eval_mode
 
 _WANT: tuple[Detail, ...] = ("entropy", "confidence", "hit", "distribution")
 
@@ -36,22 +37,25 @@ def evaluate_answers(
         engine: computes the log-probs.
 
     Returns:
-        For each of ``chosen``, ``rejected`` and ``gentle`` that occurs, means over answers: ``logps/GROUP`` (log pi(y|x),
-        nats), ``logps_mean/GROUP`` (lbar, nats per token), ``delta_total/GROUP`` and ``delta/GROUP`` (the same two minus
-        the reference's) and ``n/GROUP``, the number of answers. Over the tokens of chosen answers: ``ece``, ``entropy``
-        (nats), ``tv``, ``js`` (nats) and ``accuracy`` (share of tokens that are the likeliest one). Where a prompt has
-        chosen and rejected answers, ``reward_accuracy``: share of pairs in which the chosen answer's delta_total is higher.
+        For each of ``chosen``, ``rejected`` and ``gentle`` that occurs, means over its answers:
+
+        - ``logps/GROUP``: log pi(y|x), nats; ``logps_mean/GROUP``: lbar, nats per token;
+        - ``delta_total/GROUP`` and ``delta/GROUP``: the same two minus the reference's;
+        - ``n/GROUP``: the number of answers.
+
+        Over the tokens of chosen answers: ``ece``, ``accuracy`` (share of tokens that are the likeliest one),
+        ``entropy``, ``js`` (both in nats) and ``tv``. Where prompts have both chosen and rejected answers,
+        ``reward_accuracy``: share of such pairs in which the chosen answer's delta_total is the higher one.
 
     Raises:
         ValueError: there is no chosen answer.
     """
-    training = model.training
-    model.eval()
     answers: defaultdict[str, list[Tensor]] = defaultdict(list)
     tokens: defaultdict[str, list[Tensor]] = defaultdict(list)
-    try:
+    with eval_mode(model):
         for batch in batches:
-            policy, start = engine.logprobs(model, batch, want=_WANT), reference.logprobs(batch, want=("distribution",))
+            policy = engine.logprobs(model, batch, want=_WANT)
+            start = reference.logprobs(batch, want=_WANT[-1:])
             for role in Role:
                 of_role = batch["roles"] == role
                 for name, values in _answer_values(policy, start).items():
@@ -60,8 +64,6 @@ def evaluate_answers(
             chosen = policy.mask & (batch["roles"] == Role.CHOSEN)[:, None]
             for name, values in _token_values(policy, start).items():
                 tokens[name].append(values[chosen].cpu())
-    finally:
-        model.train(training)
     return _averages(answers, tokens)
 
 
@@ -105,7 +107,9 @@ def _averages(answers: dict[str, list[Tensor]], tokens: dict[str, list[Tensor]])
     if not len(joined.get("logps/chosen", ())):
         raise ValueError("no chosen answer to evaluate; give batches that hold at least one.")
     means = {name: values.double().mean().item() for name, values in joined.items() if len(values)}
-    means |= {f"n/{r.name.lower()}": float(len(joined[f"logps/{r.name.lower()}"])) for r in Role}
+    for group in (role.name.lower() for role in Role):
+        if num_answers := len(joined[f"logps/{group}"]):
+            means[f"n/{group}"] = float(num_answers)
     by_token = {name: torch.cat(parts) for name, parts in tokens.items()}
     means["ece"] = token_ece(by_token["confidence"], by_token["hit"]).item()
     means["accuracy"] = by_token["hit"].double().mean().item()
