@@ -93,11 +93,10 @@ def row_from_record(record: Mapping[str, Any], *, source: str, image_root: Path 
     fields = _fields(record, source)
     images = _images(record, source, image_root)
     check_prompt(fields.turns, f"`{fields.prompt}`", source)
-    rejected = [read_answer(record[fields.rejected], f"`{fields.rejected}`", source)] * (fields.rejected in record)
     return Row(
         prompt=place_images(fields.turns, len(images), f"`{fields.prompt}`", source),
         chosen=fields.chosen,
-        rejected=(*rejected, *_negatives(record, source)),
+        rejected=_rejected(record, fields.rejected, source),
         gentle=read_answer(record["gentle"], "`gentle`", source) if "gentle" in record else None,
         images=images,
         kind=_label(record, "kind", source),
@@ -150,12 +149,13 @@ def _check_keys(record: Mapping[str, Any], source: str) -> None:
             raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near}`? Else give it another name.")
 
 
-def _negatives(record: Mapping[str, Any], source: str) -> list[str]:
-    """The row's further rejected answers."""
+def _rejected(record: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:
+    """The rejected answer, where there is one, and the further negatives."""
+    first = [read_answer(record[key], f"`{key}`", source)] if key in record else []
     value = record.get("negatives", [])
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise DataError(f'{source}: `negatives` must be a list of answers. Write ["..."]; one answer is `rejected`.')
-    return [read_answer(answer, f"`negatives`[{index}]", source) for index, answer in enumerate(value)]
+    return (*first, *(read_answer(answer, f"`negatives`[{index}]", source) for index, answer in enumerate(value)))
 
 
 def _images(record: Mapping[str, Any], source: str, root: Path | None) -> tuple[ImageSource, ...]:

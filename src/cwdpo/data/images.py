@@ -95,7 +95,7 @@ def open_image(image: ImageSource, *, source: str) -> Image.Image:
             raise DataError(f"{source}: {name} is too large: {problem}. {_SHRINK}") from problem
         except UnidentifiedImageError as problem:
             raise DataError(
-                f"{source}: {name} is not an image that Pillow can read. Convert it to PNG or JPEG, or take the row out."
+                f"{source}: {name} is not an image that Pillow can read. Convert it to PNG, or take the row out."
             ) from problem
         except Exception as problem:  # Pillow's decoders raise many types on damaged files; all mean the same here
             raise DataError(
