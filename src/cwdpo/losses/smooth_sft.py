@@ -32,6 +32,7 @@ def constrained_sft_loss(
         ``()`` loss.
 
     Example:
+        >>> import torch
         >>> constrained_sft_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.5, 1.0]), penalty=2.0, ceiling=1.0)
         tensor(2.5000)
     """
@@ -63,6 +64,7 @@ def smoothed_nll(token: Tensor, uniform: Tensor, mask: Tensor, *, epsilon: float
         ``(A,)`` nats per token.
 
     Example:
+        >>> import torch
         >>> half = torch.tensor([[-1.0]])
         >>> smoothed_nll(half, torch.tensor([[-3.0]]), torch.tensor([[True]]), epsilon=0.5)
         tensor([2.])
@@ -86,6 +88,7 @@ def smoothed_sft_loss(chosen_nll: Tensor, negative_smoothed_nll: Tensor, *, pena
         ``()`` loss.
 
     Example:
+        >>> import torch
         >>> smoothed_sft_loss(torch.tensor([1.0]), torch.tensor([3.0]), penalty=0.1)
         tensor(1.3000)
     """

@@ -52,13 +52,18 @@ def add_lora(
         freeze_vision: see :func:`lora_targets`.
     """
     targets = lora_targets(model, target_modules, freeze_vision=freeze_vision)
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    _prepare_quantized(model)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
-    wrapped = get_peft_model(model, config)
+    wrapped: Any = get_peft_model(model, config)
     hit = sorted(wrapped.base_model.targeted_module_names)
     assert hit == sorted(targets), f"PEFT put adapters into other layers than asked for: {hit} for {targets}"
     return wrapped
+
+
+def _prepare_quantized(model: PreTrainedModel) -> None:
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        prepare: Any = prepare_model_for_kbit_training
+        prepare(model, use_gradient_checkpointing=False)
 
 
 def lora_targets(model: nn.Module, target_modules: str | Sequence[str], *, freeze_vision: bool = True) -> list[str]:
@@ -135,9 +140,10 @@ def load_adapter(model: PreTrainedModel, directory: str | Path, *, trainable: bo
         raise UserError(f"{path} has no adapter_config.json, so it holds no adapters. Name a directory that does.")
     config = PeftConfig.from_pretrained(str(path))
     config.inference_mode = not trainable
-    wrapped = get_peft_model(model, config) if trainable else PeftModel(model, config)
+    _prepare_quantized(model)
+    wrapped: Any = get_peft_model(model, config)
     load_adapter_weights(wrapped, path)
-    return wrapped
+    return wrapped  # type: ignore[no-any-return]  # as above
 
 
 def load_adapter_weights(model: PeftModel, directory: str | Path) -> None:
@@ -181,11 +187,12 @@ def quantization_config(
         )
     if not torch.cuda.is_available():
         raise UserError("`model.quantization` needs a CUDA GPU, and there is none. Remove the setting to train here.")
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quant_type,
-        bnb_4bit_use_double_quant=double,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
+    settings: dict[str, Any] = {"load_in_8bit": True}
+    if bits == 4:
+        settings = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": quant_type,
+            "bnb_4bit_use_double_quant": double,
+            "bnb_4bit_compute_dtype": torch.bfloat16,
+        }
+    return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]

@@ -55,7 +55,11 @@ class AnswerTrainer(Trainer):
         if peft_config is not None:
             policy = get_peft_model(policy, peft_config)
         self.engine = make_engine(args.engine)
-        self.encoder = Encoder.for_model(processing_class, policy, max_length=args.max_length)
+        self.encoder = Encoder(
+            processing_class,
+            max_length=args.max_length,
+            model_max_length=getattr(policy.config.get_text_config(), "max_position_embeddings", None),
+        )
         self._observed = {"train": Observations(), "eval": Observations()}
         super().__init__(
             model=policy,

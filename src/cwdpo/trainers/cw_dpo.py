@@ -15,7 +15,7 @@ from cwdpo.batch import Batch, Role, masked_mean
 from cwdpo.cooling import cooling_weight, measure_floor
 from cwdpo.errors import DataError
 from cwdpo.losses import cw_dpo_loss
-from cwdpo.models.saving import fingerprint
+from cwdpo.models.fingerprint import fingerprint
 from cwdpo.reference import FrozenCopy, Reference, ReferenceCache, StartingAdapter
 from cwdpo.trainers.arguments import CWDPOConfig
 from cwdpo.trainers.base import AnswerTrainer
@@ -54,9 +54,7 @@ class CWDPOTrainer(AnswerTrainer):
             peft_config=peft_config,
             **trainer,
         )
-        self.ref_model: nn.Module | None = ref_model
-        if self.ref_model is not None:
-            self.ref_model.to(self.args.device)
+        self.ref_model: nn.Module | None = ref_model and nn.Module.to(ref_model, self.args.device)
         self.floor: float | None = None
         """l_floor in nats per token, once it is measured."""
         self._reference: Reference | None = None
