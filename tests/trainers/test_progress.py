@@ -1,7 +1,7 @@
 """The bar and the plain lines, driven by hand and by a real Trainer."""
 
 import io
-from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,25 +10,13 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from cwdpo.trainers.progress import StageProgress, show_progress
+from cwdpo.trainers.progress import StageProgress
 
 
 def state(step: int, *, total: int = 4, rank: int = 0) -> Any:
     return SimpleNamespace(global_step=step, max_steps=total, is_world_process_zero=rank == 0)
-
-
-def ticking(*seconds: float) -> Callable[[], float]:
-    """A clock that stays at its last value."""
-    times: Iterator[float] = iter(seconds)
-    latest = [0.0]
-
-    def clock() -> float:
-        latest[0] = next(times, latest[0])
-        return latest[0]
-
-    return clock
 
 
 def test_lines_hold_the_numbers_and_the_time_left() -> None:
@@ -87,14 +75,16 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
         output_dir=str(folder), max_steps=2, logging_steps=1, disable_tqdm=True, report_to=[], use_cpu=True, **settings
     )
     rows: Any = [{"x": torch.ones(1)}] * 4
-    return Trainer(_Doubling(), arguments, train_dataset=rows, eval_dataset=rows)
+    made = Trainer(_Doubling(), arguments, train_dataset=rows, eval_dataset=rows)
+    made.remove_callback(PrinterCallback)
+    return made
 
 
 def test_a_real_trainer_prints_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = io.StringIO()
-    worker = trainer(tmp_path, eval_strategy="steps", eval_steps=1)
-    with show_progress(worker, "stage1", console=Console(file=out)):
-        worker.train()
+    worker = trainer(tmp_path / "stage1", eval_strategy="steps", eval_steps=1)
+    worker.add_callback(StageProgress(console=Console(file=out)))
+    worker.train()
     assert out.getvalue().splitlines()[-1].startswith("stage1  step 2/2  loss ")
     assert capsys.readouterr().out == ""
 
@@ -107,6 +97,8 @@ def test_a_broken_off_training_gives_the_terminal_back(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     worker.compute_loss = broken
-    with pytest.raises(KeyboardInterrupt), show_progress(worker, "s", console=Console(file=out, force_terminal=True)):
+    progress = StageProgress(console=Console(file=out, force_terminal=True))
+    worker.add_callback(progress)
+    with pytest.raises(KeyboardInterrupt), closing(progress):
         worker.train()
     assert out.getvalue().count("\x1b[?25h") == 1

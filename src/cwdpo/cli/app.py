@@ -25,7 +25,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interruption:
-            raise _InterruptedError from interruption
+            raise _InterruptedError(str(interruption)) from interruption
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in order of use."""
@@ -70,8 +70,8 @@ def main() -> None:
     """
     try:
         app()
-    except _InterruptedError:
-        print(f"\ninterrupted. {_how_to_continue(sys.argv[1:])}", file=sys.stderr)
+    except _InterruptedError as interruption:
+        print(f"\n{str(interruption) or 'Interrupted.'} {_how_to_continue(sys.argv[1:])}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         message = explain(error)
@@ -85,4 +85,4 @@ def _how_to_continue(arguments: list[str]) -> str:
     if arguments[:1] != ["train"]:
         return "Nothing that was finished is lost."
     again = arguments if "--resume" in arguments else [*arguments, "--resume"]
-    return f"Continue from the last checkpoint with:  {shlex.join(['cwdpo', *again])}"
+    return f"Continue with:  {shlex.join(['cwdpo', *again])}"

@@ -1,7 +1,9 @@
 """``cwdpo train``: run a recipe."""
 
 import dataclasses
+import os
 from collections.abc import Collection
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -28,8 +30,12 @@ def train(
     settings = read_recipe(recipe, context.args, trainer_names=_trainer_names)
 
     from cwdpo.recipes.run import run_recipe
+    from cwdpo.trainers.progress import StageProgress
 
-    run_recipe(settings, resume=resume)
+    with closing(StageProgress()) as progress:
+        run = run_recipe(settings, resume=resume, callbacks=[progress])
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"done: {run.root}")
 
 
 def _trainer_names() -> Collection[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from cwdpo.config import located_yaml
 from cwdpo.config.checking import Where, build, check_trainer_keys
 from cwdpo.config.overrides import Override, apply_override, parse_overrides
-from cwdpo.config.recipe import Recipe, Stage1Config
+from cwdpo.config.recipe import CoolingConfig, Recipe, Stage1Config
 from cwdpo.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,12 @@ def settings_without_effect(recipe: Recipe) -> list[str]:
         for key in _IDLE[recipe.stage1.objective]:
             if getattr(recipe.stage1, key) != defaults[key]:
                 messages.append(f"stage1.{key} has no effect with objective {recipe.stage1.objective}. Take it out.")
+    cooling = recipe.stage2.cooling if recipe.stage2 is not None else None
+    if cooling is not None and cooling.constant is not None:
+        plain = CoolingConfig()
+        for key in ("floor", "temperature", "detach"):
+            if getattr(cooling, key) != getattr(plain, key):
+                messages.append(f"stage2.cooling.{key} has no effect beside cooling.constant. Take one of them out.")
     return messages
 
 

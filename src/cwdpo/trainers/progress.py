@@ -1,33 +1,38 @@
 """What a run shows while it trains: one bar on a terminal, and plain lines in a file or a pipe."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 _SHOWN = {"loss": "loss", "rewards/margins": "margin", "cooling/mean": "w_c"}
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 class StageProgress(TrainerCallback):
-    """Stage, step, loss, margin, mean w_c and time left; on rank 0 only."""
+    """Stage, step, loss, margin, mean w_c and time left; on rank 0 only.
+
+    Takes the place of what transformers prints: set ``disable_tqdm=True``, and remove its ``PrinterCallback``. Wrap it
+    in ``contextlib.closing``, so that training that breaks off gives the terminal back. One serves all stages in turn.
+    """
 
     def __init__(
-        self, stage: str, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self, stage: str | None = None, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Show a stage.
+        """Show what is trained.
 
         Args:
-            stage: its name.
+            stage: its name; by default the last part of the trainer's output directory.
             console: where to; by default standard output.
             clock: seconds, for the plain lines.
         """
-        self._stage, self._console, self._clock = stage, console or Console(), clock
+        self._given, self._console, self._clock = stage, console or Console(), clock
+        self._stage = stage or ""
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._latest = ""
@@ -37,6 +42,8 @@ class StageProgress(TrainerCallback):
         """Start the bar, at the step that a resumed run goes on from."""
         if not state.is_world_process_zero:
             return
+        self._stage = self._given or Path(args.output_dir).name
+        self._latest = ""
         self._begun_at, self._begun_step = self._clock(), state.global_step
         self._line_at = self._begun_at - _SECONDS_BETWEEN_LINES
         if self._console.is_terminal:
@@ -99,23 +106,3 @@ class StageProgress(TrainerCallback):
             return ""
         seconds = (self._clock() - self._begun_at) / done * (state.max_steps - state.global_step)
         return f"{timedelta(seconds=round(seconds))} left"
-
-
-@contextmanager
-def show_progress(trainer: Trainer, stage: str, *, console: Console | None = None) -> Iterator[None]:
-    """Show a trainer's progress in place of what transformers prints, and give the terminal back whatever happens.
-
-    Args:
-        trainer: not yet training; set ``disable_tqdm=True`` in its arguments, or evaluation brings a bar of its own.
-        stage: the name to show.
-        console: where to; by default standard output.
-    """
-    progress = StageProgress(stage, console=console)
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(progress)
-    try:
-        yield
-    finally:
-        progress.close()
-        trainer.remove_callback(progress)
