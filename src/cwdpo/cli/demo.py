@@ -1,5 +1,7 @@
 """``cwdpo demo``: the method on drawn scenes, beside SFT and DPO."""
 
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,5 +20,8 @@ def demo(
     Runs on a CPU in minutes; nothing is downloaded.
     """
     from cwdpo.demo.run import run_demo
+    from cwdpo.trainers.progress import StageProgress
 
-    run_demo(out, seed=seed, small=small)
+    with closing(StageProgress()) as progress:
+        result = run_demo(out, seed=seed, small=small, say=partial(print, flush=True), callbacks=[progress])
+    print(f"\n{result.table}\n\nreport: {result.report}")
