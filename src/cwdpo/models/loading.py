@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from accelerate import PartialState
 from safetensors import SafetensorError
@@ -45,7 +46,7 @@ def load_policy(
             incomplete, or it needs code that may not run.
     """
     source = str(local_directory(name_or_path) or name_or_path)
-    config = _config(source, trust_remote_code=trust_remote_code)
+    config = load_config(source, trust_remote_code=trust_remote_code)
     _silence_dropout_settings(config)
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantization}
     if quantization is not None:
@@ -64,7 +65,26 @@ def load_policy(
     return model
 
 
-def _config(source: str, *, trust_remote_code: bool) -> PretrainedConfig:
+def load_outline(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model's layers without their weights (meta tensors): for asking what would train, in no memory and no time.
+
+    Raises:
+        UserError: there is no such checkpoint, it is no vision-language model, or it needs code that may not run.
+    """
+    source = str(local_directory(name_or_path) or name_or_path)
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        auto: Any = AutoModelForImageTextToText
+        outline: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
+    return outline
+
+
+def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a vision-language model.
+
+    Raises:
+        UserError: there is no such checkpoint, it is no vision-language model, or it needs code that may not run.
+    """
     directory = local_directory(source)
     if directory is not None and not (directory / "config.json").is_file():
         if (directory / "adapter_config.json").is_file():
