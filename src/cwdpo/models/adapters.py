@@ -57,7 +57,7 @@ def add_lora(
     wrapped: Any = get_peft_model(model, config)
     hit = sorted(wrapped.base_model.targeted_module_names)
     assert hit == sorted(targets), f"PEFT put adapters into other layers than asked for: {hit} for {targets}"
-    return wrapped
+    return wrapped  # type: ignore[no-any-return]  # get_peft_model promises less than it gives
 
 
 def _prepare_quantized(model: PreTrainedModel) -> None:
@@ -143,7 +143,7 @@ def load_adapter(model: PreTrainedModel, directory: str | Path, *, trainable: bo
     _prepare_quantized(model)
     wrapped: Any = get_peft_model(model, config)
     load_adapter_weights(wrapped, path)
-    return wrapped  # type: ignore[no-any-return]  # as above
+    return wrapped  # type: ignore[no-any-return]  # get_peft_model promises less than it gives
 
 
 def load_adapter_weights(model: PeftModel, directory: str | Path) -> None:

@@ -1,7 +1,7 @@
 """Write checkpoints so that a good one is never lost, merge adapters, and put saved weights back exactly."""
 
 import errno
-import shutil
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixi
     Raises:
         UserError: the disk is full or may not be written.
     """
-    target = Path(directory)
+    target = Path(directory).expanduser().resolve()  # a link to a directory stays a link
     with _replacing(target) as draft:
         model.save_pretrained(str(draft))
         processor.save_pretrained(str(draft))
@@ -43,41 +43,47 @@ def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixi
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """An empty directory beside the target that takes the target's place when the block ends well."""
-    draft: Path | None = None
+    """An empty directory beside the target that takes the target's place when the block ends well.
+
+    Should the process be killed between the two renames, the old checkpoint is in ``.NAME.*/old`` beside the target.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
-        draft.chmod(0o755)  # mkdtemp's 0o700 would hide the checkpoint from everyone else
-        yield draft
-        _swap(draft, target)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
+        ) as holder:
+            draft = Path(holder) / "new"
+            draft.mkdir()
+            yield draft
+            _flush(draft)
+            _swap(draft, target, old=Path(holder) / "old")
     except Exception as error:
         if not isinstance(error, OSError | SafetensorError) and "os error" not in str(error):
             raise
         full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
         advice = "Free some space" if full else "Check the disk and the directory's permissions"
-        kept = "The checkpoint that was there is untouched. " if target.exists() else ""
-        raise UserError(
-            f"{target} could not be written: {one_line(error)}. {kept}{advice}, then save again."
-        ) from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
+        kept = " The checkpoint that was there is untouched." if target.exists() else ""
+        raise UserError(f"{target} could not be written: {one_line(error)}.{kept} {advice} and save again.") from error
 
 
-def _swap(draft: Path, target: Path) -> None:
-    """Put the draft in the target's place; the old one comes back if that fails."""
-    if not target.exists():
-        draft.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-    target.rename(old)  # an empty directory may be renamed over
+def _flush(directory: Path) -> None:
+    """Wait until the files are on the disk; some file systems tell only now that they are full."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _swap(draft: Path, target: Path, *, old: Path) -> None:
+    """Put the draft in the target's place; the target comes back if that fails."""
+    if target.exists():
+        target.rename(old)
     try:
         draft.rename(target)
     except BaseException:
-        old.rename(target)
+        if old.exists():
+            old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def merge_adapter(

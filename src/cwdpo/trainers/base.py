@@ -32,6 +32,9 @@ class AnswerTrainer(Trainer):
     roles: Sequence[Role]
     """The answers of a row that take part in a step, in this order."""
 
+    required: Sequence[Role]
+    """Those of them that every row must have."""
+
     args: AnswerArguments
 
     def __init__(
@@ -61,10 +64,11 @@ class AnswerTrainer(Trainer):
             model_max_length=getattr(policy.config.get_text_config(), "max_position_embeddings", None),
         )
         self._observed = {"train": Observations(), "eval": Observations()}
+        collator: Any = AnswerCollator(self.encoder, roles=self.roles, required=self.required)
         super().__init__(
             model=policy,
             args=args,
-            data_collator=AnswerCollator(self.encoder, self.roles),
+            data_collator=collator,
             train_dataset=_as_rows(train_dataset, "train_dataset"),
             eval_dataset=_as_rows(eval_dataset, "eval_dataset"),
             processing_class=processing_class,
@@ -165,6 +169,7 @@ class AnswerTrainer(Trainer):
     def _restore(self, checkpoint: str) -> None:
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # those load by their own formats, strictly
         if not sharded and not isinstance(self.model, PeftModel):
+            assert self.model is not None
             restore_weights(self.model, Path(checkpoint))
 
 
@@ -174,7 +179,9 @@ def count_tokens(batch: Batch) -> int:
     return prompts + int(batch["answer_mask"].sum())
 
 
-def _as_rows(dataset: Any, name: str) -> RowDataset | None:
+def _as_rows(dataset: Any, name: str) -> Any:
+    if isinstance(dataset, dict):  # several evaluation sets by name
+        return {key: _as_rows(rows, f"{name}[{key!r}]") for key, rows in dataset.items()}
     return dataset if dataset is None or isinstance(dataset, RowDataset) else RowDataset(dataset, name=name)
 
 

@@ -13,7 +13,6 @@ from transformers.trainer_utils import TrainOutput
 
 from cwdpo.batch import Batch, Role, masked_mean
 from cwdpo.cooling import cooling_weight, measure_floor
-from cwdpo.errors import DataError
 from cwdpo.losses import cw_dpo_loss
 from cwdpo.models.fingerprint import fingerprint
 from cwdpo.reference import FrozenCopy, Reference, ReferenceCache, StartingAdapter
@@ -30,6 +29,7 @@ class CWDPOTrainer(AnswerTrainer):
     """
 
     roles: Sequence[Role] = (Role.CHOSEN, Role.REJECTED)
+    required: Sequence[Role] = (Role.CHOSEN, Role.REJECTED)
     args: CWDPOConfig
 
     def __init__(
@@ -150,19 +150,11 @@ class CWDPOTrainer(AnswerTrainer):
 
 
 def _pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """For each (chosen, rejected) pair: the two answers' positions and the prompt's, ``(pairs,)`` each.
-
-    Raises:
-        DataError: a prompt has no rejected answer.
-    """
+    """For each (chosen, rejected) pair: the two answers' positions and the prompt's, ``(pairs,)`` each."""
     is_chosen, rejected = batch["roles"] == Role.CHOSEN, (batch["roles"] == Role.REJECTED).nonzero()[:, 0]
     chosen_of = torch.zeros_like(batch["row_index"])
     chosen_of[batch["prompt_index"][is_chosen]] = is_chosen.nonzero()[:, 0]
     of_prompt = batch["prompt_index"][rejected]
-    lonely = torch.ones_like(chosen_of, dtype=torch.bool).index_fill(0, of_prompt, False)
-    if lonely.any():
-        rows = batch["row_index"][lonely].tolist()
-        raise DataError(f"row {rows[0]} has no rejected answer; stage 2 needs one in every row (`rejected`).")
     return chosen_of[of_prompt], rejected, of_prompt
 
 

@@ -5,7 +5,7 @@ rejected and gentle ones). What the cache already holds is not computed again, s
 """
 
 import logging
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from accelerate.utils import gather_object, send_to_device
@@ -33,16 +33,17 @@ class OpeningPass:
 
     def __init__(self, trainer: "AnswerTrainer") -> None:
         self.trainer = trainer
-        self.collator = AnswerCollator(trainer.encoder, (Role.CHOSEN, Role.REJECTED, Role.GENTLE))
+        self.collator = AnswerCollator(trainer.encoder, roles=(Role.CHOSEN, Role.REJECTED, Role.GENTLE))
 
     def run(self, model: nn.Module, cache: ReferenceCache) -> MeanLogprobs:
         """Measure the model on every answer; returns the mean log-probs of the training rows' negatives."""
         negatives: dict[Role, list[str]] = {Role.REJECTED: [], Role.GENTLE: []}
         was_training = model.training
         model.eval()
-        for dataset in self._evaluation_rows():
-            self._fill(model, cache, dataset, {})
-        self._fill(model, cache, self.trainer.train_dataset, negatives)
+        train_rows: Any = self.trainer.train_dataset
+        for rows in self._evaluation_rows():
+            self._fill(model, cache, rows, {})
+        self._fill(model, cache, train_rows, negatives)
         model.train(was_training)
         cache.save()
         self.trainer.accelerator.wait_for_everyone()
@@ -55,8 +56,8 @@ class OpeningPass:
         }
 
     def _evaluation_rows(self) -> list[RowDataset]:
-        rows = self.trainer.eval_dataset
-        return list(rows.values()) if isinstance(rows, dict) else [rows] if rows is not None else []
+        rows: Any = self.trainer.eval_dataset
+        return list(rows.values()) if isinstance(rows, dict) else [rows]
 
     @torch.no_grad()
     def _fill(
@@ -66,7 +67,7 @@ class OpeningPass:
             return
         trainer = self.trainer
         rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
-        loader: DataLoader[Batch] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             Subset(rows, range(rank, len(rows), ranks)),
             batch_size=trainer.args.per_device_eval_batch_size,
             collate_fn=self.collator,

@@ -22,6 +22,7 @@ class SmoothSFTTrainer(AnswerTrainer):
     """
 
     roles: Sequence[Role] = (Role.CHOSEN, Role.GENTLE)
+    required: Sequence[Role] = (Role.CHOSEN,)
     args: SmoothSFTConfig
 
     def __init__(
