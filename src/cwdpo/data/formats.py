@@ -121,11 +121,11 @@ def _fields(record: Mapping[str, Any], source: str) -> _Fields:
                 "or write the answer under `chosen`."
             )
         *turns, last = turns
-        answer = {"role": "assistant", "content": "".join(part for part in last.parts if isinstance(part, str))}
-        if len(last.parts) != 1:
-            raise DataError(f"{source}: `{prompt}`: the last turn holds an image, but answers are text.")
+        texts = [part for part in last.parts if isinstance(part, str)]
+        if len(texts) != len(last.parts):
+            raise DataError(f"{source}: the last turn of `{prompt}` holds an image, but answers are text.")
         rejected = "rejected_response" if name == "ms-swift" else "rejected"
-        return _Fields(prompt, turns, read_answer(answer, f"`{prompt}`", source), rejected)
+        return _Fields(prompt, turns, read_answer("".join(texts), f"`{prompt}`", source), rejected)
     if "chosen" not in record:
         raise DataError(f"{source}: the row has no `chosen`. Write the preferred answer there.")
     return _Fields(prompt, turns, read_answer(record["chosen"], "`chosen`", source), "rejected")

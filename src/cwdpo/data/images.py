@@ -50,7 +50,7 @@ def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
     base = root.resolve()
     try:
         found = (base / name).resolve()
-    except (OSError, RuntimeError) as problem:  # a loop of links, or a name longer than the file system allows
+    except (OSError, RuntimeError) as problem:  # a loop of links
         raise DataError(f"{source}: image path {_shown(name)} cannot be followed: {problem}") from problem
     if not found.is_relative_to(base):
         raise DataError(f"{source}: {_escape(name, found, base)}")
@@ -108,14 +108,10 @@ _SHRINK = "Make the image smaller: no model here looks at so many pixels."
 
 def _encoded(image: Path | bytes, name: str, source: str) -> io.BytesIO:
     """The bytes of an image file, or an error that says why there are none."""
-    if isinstance(image, bytes):
-        size = len(image)
-    else:
-        if not image.exists():
-            raise DataError(f"{source}: {name} does not exist. Correct the path, or give --image-root.")
-        if not image.is_file():
-            raise DataError(f"{source}: {name} is not a file. Write the path of an image file.")
-        size = image.stat().st_size
+    try:
+        size = len(image) if isinstance(image, bytes) else _file_size(image, name, source)
+    except OSError as problem:  # no right to look, or a name longer than the file system allows
+        raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Correct the path.") from problem
     if size == 0:
         raise DataError(f"{source}: {name} is empty (0 bytes). Copy the file again, or take the row out.")
     if size > MAX_FILE_BYTES:
@@ -123,7 +119,16 @@ def _encoded(image: Path | bytes, name: str, source: str) -> io.BytesIO:
     try:
         return io.BytesIO(image if isinstance(image, bytes) else image.read_bytes())
     except OSError as problem:
-        raise DataError(f"{source}: {name} cannot be read: {problem}") from problem
+        raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Copy it again.") from problem
+
+
+def _file_size(path: Path, name: str, source: str) -> int:
+    """Bytes in a file, which must be a plain one: reading a pipe would wait for ever."""
+    if not path.exists():
+        raise DataError(f"{source}: {name} does not exist. Correct the path, or give --image-root.")
+    if not path.is_file():
+        raise DataError(f"{source}: {name} is not a file. Write the path of an image file.")
+    return path.stat().st_size
 
 
 def _check_size(image: Image.Image, name: str, source: str) -> None:

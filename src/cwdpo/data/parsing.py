@@ -66,7 +66,7 @@ def _read_lines(path: Path) -> Parsed:
                 _refuse_bom(line, path)
             if line.strip():
                 source = f"{path}:{number}"
-                yield _parse_line(line, source), source
+                yield _parse_line(line.rstrip(b"\r\n"), source), source
 
 
 def _parse_line(line: bytes, source: str) -> Record | DataError:
