@@ -110,7 +110,7 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(**special, max_new_tokens=40)
+    model.generation_config = GenerationConfig(**special, max_new_tokens=40)  # type: ignore[no-untyped-call]
     return model
 
 

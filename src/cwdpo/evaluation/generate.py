@@ -64,7 +64,7 @@ def generate_answers(
     )
     answers: list[str] = []
     cut = 0
-    with eval_mode(model), _own_randomness(seed, model.device), torch.inference_mode():
+    with eval_mode(model), _own_randomness(seed, model.device):
         for start in range(0, len(rows), batch_size):
             inputs = prompts_alone([encoder.encode(row).prompt for row in rows[start : start + batch_size]])
             inputs = {name: value.to(model.device) for name, value in inputs.items()}

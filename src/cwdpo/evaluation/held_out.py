@@ -1,13 +1,17 @@
 """What a policy says of held-out answers, beside its reference: likelihoods, calibration, entropy and drift."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
-from typing import Protocol
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role
+from cwdpo.data.collate import AnswerCollator
+from cwdpo.data.encode import Encoder
+from cwdpo.data.rows import Row
 from cwdpo.engine import Engine
 from cwdpo.evaluation.calibration import token_ece
 from cwdpo.evaluation.drift import jensen_shannon, total_variation
@@ -22,6 +26,31 @@ class ReferenceLogprobs(Protocol):
     def logprobs(self, batch: Batch, *, want: Collection[Detail] = ...) -> AnswerLogprobs:
         """What the engine says of the batch under the reference."""
         ...
+
+
+def evaluate_rows(
+    model: Any,
+    reference: ReferenceLogprobs,
+    processor: Any,
+    rows: Sequence[Row],
+    engine: Engine,
+    *,
+    batch_size: int = 16,
+) -> dict[str, float]:
+    """Encode held-out rows and evaluate all their answers; see :func:`evaluate_answers`.
+
+    Args:
+        model: the policy.
+        reference: what the policy is compared with.
+        processor: the model's processor.
+        rows: with a chosen answer; rejected and gentle ones where there are any.
+        engine: computes the log-probs.
+        batch_size: rows at a time.
+    """
+    collate = AnswerCollator(Encoder(processor))
+    numbered = list(enumerate(rows))
+    batches = (collate(numbered[start : start + batch_size]) for start in range(0, len(rows), batch_size))
+    return evaluate_answers(model, reference, (send_to_device(batch, model.device) for batch in batches), engine)
 
 
 @torch.no_grad()
