@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cwdpo.report.panels import stage_label
-from cwdpo.report.runs import Run, Source
+from cwdpo.report.runs import Run, Source, counted
 from cwdpo.report.series import Segment, finite
 from cwdpo.report.tables import Table, best_rows
 
@@ -15,7 +15,9 @@ def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]
     """First what is compared and who leads, then a sentence on each fact that shows it."""
     said = [" ".join([_what_is_here(runs, tables), *(text for table in tables if (text := _leaders(table)))])]
     said += [text for table in tables if (text := _first_judged(table))]
-    said += [sentence for run in runs if (sentence := _chosen_fate(run))]
+    fates = [sentence for run in runs if (sentence := _chosen_fate(run))]
+    if fates:
+        said += [*fates, "From and to are means over the first and the last tenth of that stage's readings."]
     if len(tables) == 1 and len(tables[0].rows) > 1 and any(type(s.summary.get("seed")) is int for s in sources):
         said.append("Each row of the table is one run of one seed, so a small difference may be chance.")
     return said
@@ -62,7 +64,7 @@ def joined(names: Sequence[str]) -> str:
 def _what_is_here(runs: Sequence[Run], tables: Sequence[Table]) -> str:
     if len(runs) == 1:
         stages = joined([stage_label(stage) for stage in runs[0].stages])
-        return f"{runs[0].name} trained {runs[0].num_steps} steps ({stages})."
+        return f"{runs[0].name} trained {counted(runs[0].num_steps, 'step')} ({stages})."
     names = [run.name for run in runs] or [name for table in tables for name, _ in table.rows]
     return f"Compared here: {joined(names)}."
 
