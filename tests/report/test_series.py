@@ -55,3 +55,16 @@ def test_ends_are_means_of_a_tenth_and_skip_what_is_broken() -> None:
     assert Series((first, last)).end == 18.5
     assert Series((first, last)).num_broken == 2
     assert Series((last,)).end is None
+
+
+def segment(values: list[float]) -> Segment:
+    return Segment("stage2", tuple((float(i), y) for i, y in enumerate(values)))
+
+
+def test_change_counts_only_beyond_the_scatter() -> None:
+    rng = random.Random(0)
+    noise = [rng.gauss(0, 1) for _ in range(200)]  # tenths of 20: standard error of a change sqrt(2 / 20) = 0.32
+    assert segment([-0.001 * i for i in range(200)]).moved == pytest.approx(-0.18)
+    assert segment([y - 0.001 * i for i, y in enumerate(noise)]).moved == 0.0
+    assert segment([y - 0.01 * i for i, y in enumerate(noise)]).moved == pytest.approx(-1.8, abs=0.8)
+    assert segment([-0.5, -1.5]).moved == -1.0

@@ -17,7 +17,7 @@ def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]
     said += [text for table in tables if (text := _first_judged(table))]
     fates = [sentence for run in runs if (sentence := _chosen_fate(run))]
     if fates:
-        said += [*fates, "From and to are means over the first and the last tenth of that stage's readings."]
+        said += [*fates, "From and to: means over the first and the last tenth of that stage's readings."]
     if len(tables) == 1 and len(tables[0].rows) > 1 and any(type(s.summary.get("seed")) is int for s in sources):
         said.append("Each row of the table is one run of one seed, so a small difference may be chance.")
     return said
@@ -96,8 +96,8 @@ def _chosen_fate(run: Run) -> str | None:
     if chosen is None or chosen.start is None or chosen.end is None or len(chosen.values) < 2:
         return None
     start, end = round(chosen.start, 2), round(chosen.end, 2)
-    verb = "rose" if end > start else "fell" if end < start else "stayed"
-    moved = f"stayed at {end:.2f}" if verb == "stayed" else f"{verb} from {start:.2f} to {end:.2f}"
+    verb = "stayed" if start == end or not chosen.moved else "rose" if end > start else "fell"
+    moved = f"stayed about {end:.2f}" if verb == "stayed" else f"{verb} from {start:.2f} to {end:.2f}"
     where = f"{run.name}, {stage_label(chosen.stage)}"
     text = f"{where}: the chosen answers' log-prob {moved} nats per token"
     margin = _last_segment(run, "rewards/margins")
