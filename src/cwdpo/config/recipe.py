@@ -106,6 +106,11 @@ class CoolingConfig:
     detach: bool = True
     """Treat the weight as a constant in the backward pass."""
 
+    constant: Annotated[
+        float | None, limit("cooling.constant", at_least=0, at_most=1, advice="Write null for the paper's weight.")
+    ] = None
+    """One weight for every negative in place of the paper's (DPO-Shift, arXiv 2502.07599), for ablations."""
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Stage1Config:
