@@ -43,7 +43,8 @@ def no_partial_checkpoints(directory: Path) -> Iterator[None]:
         good = last_checkpoint(directory)
         kept = f"{good} is whole" if good else "no checkpoint had been written yet"
         raise UserError(
-            f"{directory}: no room to save a checkpoint; {kept}. Free some space and run the same command with --resume."
+            f"{directory}: no room to save a checkpoint; {kept}. Free some space and run the same command with "
+            "--resume."
         ) from error
 
 
