@@ -59,7 +59,8 @@ SAME = {
         "chosen": "A cat.",
         "rejected": "A dog.",
         "image": {"path": "a.png", "bytes": None},
-        "ds_name": "x",
+        "image_path": "x",
+        "rejected_len": 3,
     },
     "llava": {
         "image": "a.png",
@@ -76,7 +77,7 @@ def test_all_formats_mean_the_same(name: str) -> None:
     rejected = () if name == "llava" else ("A dog.",)
     assert read(record) == Row((user(SLOT, "What is it?"),), "A cat.", rejected, images=(ROOT / "a.png",))
     assert read(record).source == "rows.jsonl:3"
-    assert unread_columns(record) == (["ds_name"] if name == "rlaif-v" else [])
+    assert unread_columns(record) == (["image_path", "rejected_len"] if name == "rlaif-v" else [])
 
 
 def test_openai_style_ranking() -> None:
@@ -196,6 +197,7 @@ TURN = {"role": "user", "content": "Hi"}
         ({**FLAT, "image": "../a.png"}, "leaves the image root"),
         ({**FLAT, "gentel": "x"}, "unknown key `gentel`. Did you mean `gentle`?"),
         ({**FLAT, "image1": "a.png"}, "Did you mean `image`?"),
+        ({**FLAT, "img": "a.png"}, "Did you mean `image`?"),
         ({**FLAT, "videos": ["a.mp4"]}, "`videos`, which is not supported"),
         ({**FLAT, "id": 1.5}, "`id` is a float"),
         ({**FLAT, "kind": True}, "`kind` is a bool"),

@@ -64,7 +64,9 @@ def test_a_sibling_directory_with_the_same_beginning_is_outside(tmp_path: Path) 
     assert "outside" in escaped(str(tmp_path / "data2" / "a.png"), tmp_path / "data")
 
 
-@pytest.mark.parametrize("url", ["https://x.org/a.png", "data:image/png;base64," + "A" * 9999, "FILE:///etc/passwd"])
+@pytest.mark.parametrize(
+    "url", ["https://x.org/a.png", "data:image/png;base64," + "A" * 9999, "FILE:///etc/passwd", "zip://a.png::b.zip"]
+)
 def test_urls_are_refused(url: str, tmp_path: Path) -> None:
     message = escaped(url, tmp_path)
     assert "is a URL" in message
@@ -75,6 +77,7 @@ def test_empty_names_and_rows_without_a_directory(tmp_path: Path) -> None:
     assert "the image path is ''" in escaped("", tmp_path)
     assert "image path" in escaped("a\0b", tmp_path)
     assert "Pass image_root=" in escaped("a.png", None)
+    assert resolve_image("/x/a.png", None, source="") == Path("/x/a.png")
 
 
 def test_missing_empty_and_special_files(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cwdpo.errors import DataError
 MAX_FILE_BYTES = 256 * 2**20
 """Largest image file that is opened, in bytes. Encoded photographs are a hundred times smaller."""
 
-_URL = re.compile(r"^(data|https?|ftp|file|s3|gs|hf):", re.IGNORECASE)
+_URL = re.compile(r"^(data:|file:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 
 
 def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
@@ -27,7 +27,8 @@ def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
 
     Args:
         name: the path as the row gives it; a relative one starts at the root.
-        root: the directory that images may not leave. None refuses every path.
+        root: the directory that images may not leave. None is for rows that a program holds in memory: it takes
+            absolute paths as they are, and refuses relative ones.
         source: ``file:line`` of the row, for messages.
 
     Raises:
@@ -43,9 +44,11 @@ def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
             "Save the image as a file beside the data and write its path."
         )
     if root is None:
+        if Path(name).is_absolute():
+            return Path(name)
         raise DataError(
-            f"{source}: image {_shown(name)} is a path, but these rows come from memory and have no directory to start "
-            "from. Pass image_root=, or load the data with cwdpo.data.reading.read_rows."
+            f"{source}: image {_shown(name)} is a relative path, but these rows come from memory and have no "
+            "directory to start from. Pass image_root=, or load the data with cwdpo.data.reading.read_rows."
         )
     base = root.resolve()
     try:

@@ -2,8 +2,6 @@
 
 import base64
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -13,6 +11,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cwdpo.errors import UserError
+from cwdpo.records.files import write_text
+from cwdpo.records.run_directory import RunDirectory
 from cwdpo.report.gallery import Item, read_gallery
 from cwdpo.report.panels import metric_panels, probe_panels
 from cwdpo.report.runs import Run, Source, read_sources
@@ -53,7 +53,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     sources = read_sources([Path(run) for run in runs], notes)
     page = _page(sources, notes)
     try:
-        _write(out, page)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, page.encode("utf-8", "replace").decode())  # JSON can hold half characters that no file can
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}. Name a file in a directory you may write to.") from error
     return out
@@ -85,12 +86,11 @@ def _page(sources: Sequence[Source], notes: list[str]) -> str:
 
 
 def _part(source: Source, notes: list[str]) -> Part:
-    return Part(
-        title=str(source.summary.get("title") or source.path.name),
-        facts=facts(source.summary),
-        table=comparison_table(source.summary),
-        gallery=read_gallery(source.path, source.summary, notes),
-    )
+    table, gallery = comparison_table(source.summary), read_gallery(source.path, source.summary, notes)
+    for key, found in (("table", table), ("gallery", gallery)):
+        if source.summary.get(key) and not found:
+            notes.append(f"{source.path.name}: the {key} in summary.json cannot be read and was left out.")
+    return Part(str(source.summary.get("title") or source.path.name), facts(source.summary), table, gallery)
 
 
 def _distinctly_named(runs: Sequence[Run]) -> list[Run]:
@@ -103,12 +103,12 @@ def _distinctly_named(runs: Sequence[Run]) -> list[Run]:
 
 
 def _recipe(run: Run, notes: list[str]) -> str:
-    file = run.path / "recipe.yaml"
+    file = RunDirectory(run.path).recipe
     if not file.is_file():
         return ""
     text = file.read_text("utf-8", errors="replace")
     if len(text) > _MOST_RECIPE:
-        notes.append(f"{file}: only its first {_MOST_RECIPE} characters are shown.")
+        notes.append(f"{run.name}: of recipe.yaml only the first {_MOST_RECIPE} characters are shown.")
     return text[:_MOST_RECIPE]
 
 
@@ -125,17 +125,3 @@ def _policy(style: str, script: str) -> str:
 
 def _resource(name: str) -> str:
     return (files("cwdpo.report") / name).read_text("utf-8")
-
-
-def _write(out: Path, page: str) -> None:
-    """Write beside the target, then move: a full disk or an interrupt leaves the old report whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page.encode("utf-8", "replace"))
-        os.chmod(name, 0o644)
-        os.replace(name, out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

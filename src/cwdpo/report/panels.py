@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from cwdpo.report.runs import Run
+from cwdpo.report.runs import Run, counted
 from cwdpo.report.series import Series
 from cwdpo.report.svg import Line, Mark, chart, num_outside, value_range
 
@@ -139,7 +139,7 @@ def _panel(measure: Measure, lines: Sequence[Line], span: tuple[float, float], r
         y=span,
         label=f"{measure.title} over steps. Ends: " + ", ".join(f"{name} {end}" for _, name, end in ends) + ".",
     )
-    note = f"{outside} readings lie outside the picture and are drawn at its edge." if outside else ""
+    note = f"Outside the picture, drawn at its edge: {counted(outside, 'reading')}." if outside else ""
     return Panel(measure.title, measure.meaning, picture, ends, note)
 
 

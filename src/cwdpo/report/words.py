@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cwdpo.report.panels import stage_label
-from cwdpo.report.runs import Run, Source
+from cwdpo.report.runs import Run, Source, counted
 from cwdpo.report.series import Segment, finite
 from cwdpo.report.tables import Table, best_rows
 
@@ -15,7 +15,9 @@ def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]
     """First what is compared and who leads, then a sentence on each fact that shows it."""
     said = [" ".join([_what_is_here(runs, tables), *(text for table in tables if (text := _leaders(table)))])]
     said += [text for table in tables if (text := _first_judged(table))]
-    said += [sentence for run in runs if (sentence := _chosen_fate(run))]
+    fates = [sentence for run in runs if (sentence := _chosen_fate(run))]
+    if fates:
+        said += [*fates, "From and to: means over the first and the last tenth of that stage's readings."]
     if len(tables) == 1 and len(tables[0].rows) > 1 and any(type(s.summary.get("seed")) is int for s in sources):
         said.append("Each row of the table is one run of one seed, so a small difference may be chance.")
     return said
@@ -62,7 +64,7 @@ def joined(names: Sequence[str]) -> str:
 def _what_is_here(runs: Sequence[Run], tables: Sequence[Table]) -> str:
     if len(runs) == 1:
         stages = joined([stage_label(stage) for stage in runs[0].stages])
-        return f"{runs[0].name} trained {runs[0].num_steps} steps ({stages})."
+        return f"{runs[0].name} trained {counted(runs[0].num_steps, 'step')} ({stages})."
     names = [run.name for run in runs] or [name for table in tables for name, _ in table.rows]
     return f"Compared here: {joined(names)}."
 
@@ -94,8 +96,8 @@ def _chosen_fate(run: Run) -> str | None:
     if chosen is None or chosen.start is None or chosen.end is None or len(chosen.values) < 2:
         return None
     start, end = round(chosen.start, 2), round(chosen.end, 2)
-    verb = "rose" if end > start else "fell" if end < start else "stayed"
-    moved = f"stayed at {end:.2f}" if verb == "stayed" else f"{verb} from {start:.2f} to {end:.2f}"
+    verb = "stayed" if start == end or not chosen.moved else "rose" if end > start else "fell"
+    moved = f"stayed about {end:.2f}" if verb == "stayed" else f"{verb} from {start:.2f} to {end:.2f}"
     where = f"{run.name}, {stage_label(chosen.stage)}"
     text = f"{where}: the chosen answers' log-prob {moved} nats per token"
     margin = _last_segment(run, "rewards/margins")
