@@ -65,3 +65,8 @@ def test_seed_hardware_and_time_are_shown(tmp_path: Path) -> None:
     summary = {"title": "T", "seed": 7, "hardware": "2 CPU cores", "cwdpo_version": "0.1.0", "wall_seconds": 402.4}
     text = prose(tmp_path, summary | {"stages": {"stage1": {"steps": 90}}, "table": comparison()})
     assert "Seed 7 Hardware 2 CPU cores cwdpo 0.1.0 Time 6 min 42 s Stage 1 steps 90" in text
+
+
+def test_a_change_within_the_scatter_is_no_change(tmp_path: Path) -> None:
+    run(tmp_path / "cw_dpo", [-0.5, -0.1, -0.5, -0.1, -0.4], [0.0] * 5)
+    assert "log-prob stayed about -0.40 nats per token" in prose(tmp_path)
