@@ -39,6 +39,12 @@ def one_row_an_answer(batch: Batch, *, padding_side: PaddingSide = "right") -> L
     return Layout(inputs, _answer_positions(inputs["attention_mask"], lengths, padding_side))
 
 
+def prompts_alone(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One row a prompt, left-padded and without an answer: what ``generate`` takes."""
+    nothing = prompts[0]["input_ids"].new_empty(0)
+    return _stack_tokens([_continue_prompt(prompt, nothing) for prompt in prompts], "left") | merge_images(prompts)
+
+
 def token_names(prompt: dict[str, Tensor]) -> list[str]:
     """The entries that hold one value a token (``input_ids``, ``attention_mask``, token types, ...)."""
     shape = prompt["input_ids"].shape

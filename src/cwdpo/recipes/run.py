@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
 from cwdpo.config.reading import dump_recipe
 from cwdpo.config.recipe import Recipe
@@ -96,6 +96,7 @@ def _run_stage(
     callbacks: Sequence[TrainerCallback],
 ) -> int:
     """Train one stage and save its model. Returns the number of optimiser steps."""
+    set_seed(recipe.seed)  # new adapters begin at random values
     model = load_start(recipe.model, start)
     processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
     make = stage1_trainer if stage == "stage1" else stage2_trainer
