@@ -30,6 +30,7 @@ class Part:
     title: str
     facts: Sequence[tuple[str, str]]
     table: Table | None
+    caption: str
     gallery: Sequence[Item]
 
 
@@ -90,7 +91,9 @@ def _part(source: Source, notes: list[str]) -> Part:
     for key, found in (("table", table), ("gallery", gallery)):
         if source.summary.get(key) and not found:
             notes.append(f"{source.path.name}: the {key} in summary.json cannot be read and was left out.")
-    return Part(str(source.summary.get("title") or source.path.name), facts(source.summary), table, gallery)
+    title = str(source.summary.get("title") or source.path.name)
+    caption = str(source.summary.get("legend") or "What each model does after training.")
+    return Part(title, facts(source.summary), table, caption, gallery)
 
 
 def _distinctly_named(runs: Sequence[Run]) -> list[Run]:

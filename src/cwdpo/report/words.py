@@ -24,7 +24,7 @@ def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]
 
 
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Seed, hardware, version and times of a ``summary.json``, as label and text."""
+    """Seed, hardware, version, times and settings of a ``summary.json``, as label and text."""
     found = []
     for key, label in (("seed", "Seed"), ("hardware", "Hardware"), ("cwdpo_version", "cwdpo")):
         if summary.get(key) is not None:
@@ -35,6 +35,9 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     stages = summary.get("stages")
     if isinstance(stages, dict):
         found += [(stage_label(str(stage)).capitalize(), _flat(value)) for stage, value in stages.items()]
+    settings = summary.get("settings")
+    if isinstance(settings, dict):
+        found.append(("Settings", _flat(settings)))
     return found
 
 
