@@ -5,6 +5,7 @@ from pathlib import Path
 
 from report.synthetic import write_lines
 
+from cwdpo.report import write_report
 from cwdpo.report.lineage import aligned
 from cwdpo.report.runs import Run, read_sources
 
@@ -49,3 +50,11 @@ def test_a_circle_ends(tmp_path: Path) -> None:
     a = write(tmp_path / "a", "b/stage1", stage1=10)
     b = write(tmp_path / "b", "a/stage1", stage1=10)
     assert len(aligned(read(a, b))[0]) == 2
+
+
+def test_the_page_says_so(tmp_path: Path) -> None:
+    write(tmp_path / "dpo", "base", stage1=100, stage2=40)
+    write(tmp_path / "sft", "dpo/stage1", stage1=40)
+    page = write_report([tmp_path], tmp_path / "report.html").read_text("utf-8")
+    assert "<li>sft continues dpo&#39;s stage 1 from step 100.</li>" in page
+    assert page.count('data-value="140.0"') == 2  # last step of either
