@@ -47,8 +47,8 @@ def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
         if Path(name).is_absolute():
             return Path(name)
         raise DataError(
-            f"{source}: image {_shown(name)} is a relative path, but these rows come from memory and have no directory to start "
-            "from. Pass image_root=, or load the data with cwdpo.data.reading.read_rows."
+            f"{source}: image {_shown(name)} is a relative path, but these rows come from memory and have no "
+            "directory to start from. Pass image_root=, or load the data with cwdpo.data.reading.read_rows."
         )
     base = root.resolve()
     try:
