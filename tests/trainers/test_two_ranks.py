@@ -32,9 +32,7 @@ def test_two_ranks_train_like_one(lora: str, tiny: Callable[[str], Path], tmp_pa
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         script = [str(Path(__file__).with_name("ranks_script.py")), str(recipe), str(ranks)]
         settings = [f"--output_dir={out}", f"--trainer.per_device_train_batch_size={4 // ranks}"]
-        done = subprocess.run(
-            [*launch, *script, *settings], check=False, timeout=240, capture_output=True, text=True
-        )
+        done = subprocess.run([*launch, *script, *settings], check=False, timeout=240, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         return out
 
