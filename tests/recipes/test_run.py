@@ -84,6 +84,7 @@ def test_both_stages_save_reload_and_generate(name: str, tiny: Tiny, data: Path,
     names = {f"{a}/{b}" for a in ("logps", "logps_mean") for b in ("chosen", "rejected")}
     names |= {f"cooling/{p}" for p in ("mean", "p10", "p50", "p90")} | {"grad_norm", "entropy", "num_tokens"}
     assert names <= lines[3].keys()
+    assert "stage2" in run.report.read_text()
     resolved = read_recipe(run.recipe)
     assert resolved.stage2 is not None
     assert resolved.stage2.cooling is not None

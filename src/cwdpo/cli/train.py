@@ -35,7 +35,7 @@ def train(
     with closing(StageProgress()) as progress:
         run = run_recipe(settings, resume=resume, callbacks=[progress])
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"done: {run.root}")
+        print(f"done: {run.root}  (models in stage1/ and stage2/, curves in report.html)")
 
 
 def _trainer_names() -> Collection[str]:

@@ -23,6 +23,7 @@ from cwdpo.recipes.stages import stage1_trainer, stage2_trainer, watch
 from cwdpo.records.files import write_json, write_text
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
+from cwdpo.report import write_report
 from cwdpo.trainers import CWDPOTrainer, SmoothSFTTrainer
 from cwdpo.trainers.checkpoints import last_checkpoint
 from cwdpo.trainers.recording import MetricsRecorder, StopOnSignal
@@ -66,6 +67,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
         start = run.stage(stage)
     if is_main:
         write_json(run.summary, _summary(recipe, stages, steps, time.monotonic() - began))
+        write_report([run.root], run.report)
     return run
 
 
