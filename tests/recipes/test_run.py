@@ -144,7 +144,7 @@ def test_a_signal_is_told_with_the_way_on(
         self.received = self._SIGNALS[0]
 
     monkeypatch.setattr(StopOnSignal, "on_train_begin", receive)
-    with pytest.raises(Interrupted, match=r"stage1 stopped at step 1;.*--resume"):
+    with pytest.raises(Interrupted, match=r"stage1 stopped at step 1; its checkpoint is in .*checkpoints/stage1"):
         run_recipe(recipe(tiny("llava"), data, tmp_path / "run"))
     assert (tmp_path / "run/checkpoints/stage1/checkpoint-1/trainer_state.json").exists()
 

@@ -114,8 +114,7 @@ def _run_stage(
         signals.release()
     if signals.received:
         raise Interrupted(
-            f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}. "
-            "Run the same command with --resume to go on."
+            f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}."
         )
     _save(trainer, processor, run, stage)
     return int(trainer.state.global_step)
