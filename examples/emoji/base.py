@@ -224,9 +224,7 @@ def main() -> int:
     if not (args.data / "pretrain.jsonl").is_file():
         print(f"no {args.data / 'pretrain.jsonl'}: run build.py --out {args.data} first", file=sys.stderr)
         return 2
-    pretrain(
-        args.data, args.out, steps=args.steps, batch=args.batch, learning_rate=args.learning_rate, seed=args.seed
-    )
+    pretrain(args.data, args.out, steps=args.steps, batch=args.batch, learning_rate=args.learning_rate, seed=args.seed)
     return 0
 
 
