@@ -1,29 +1,33 @@
 """Every knob of a run, as frozen dataclasses. No torch here, so that ``cwdpo --help`` is instant."""
 
 from dataclasses import field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(extra="forbid")
+from cwdpo.config.limits import checked_floor, limit, not_empty
+from cwdpo.errors import ConfigError
+
+# strict: a quoted "16" or a `yes` where a number belongs is a slip of the pen, not a number
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class LoraConfig:
     """Low-rank adapters; ``lora: null`` trains all weights."""
 
-    r: int = 16
+    r: Annotated[int, limit("lora.r", at_least=1, advice="To train all weights write `lora: null`.")] = 16
     """Rank of the adapters."""
 
-    alpha: int = 32
+    alpha: Annotated[int, limit("lora.alpha", at_least=1, advice="Try twice lora.r.")] = 32
     """Scale; the adapter's update is multiplied by alpha / r."""
 
-    dropout: float = 0.0
+    dropout: Annotated[float, limit("lora.dropout", at_least=0, below=1, advice="Try 0.05.")] = 0.0
     """Dropout inside the adapters. Above 0 the reward of step 0 is no longer exactly 0 in training mode."""
 
-    target_modules: str | list[str] = "language"
-    """``language`` (every linear layer of the language model), ``all-linear``, a regular expression or a list of names."""
+    target_modules: Annotated[str | list[str], not_empty("lora.target_modules", advice="Write language.")] = "language"
+    """``language`` (every linear layer of the language model), ``all-linear``, a regular expression or names."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -40,7 +44,7 @@ class QuantizationConfig:
 class ModelConfig:
     """Which model is trained, and which part of it."""
 
-    name_or_path: str
+    name_or_path: Annotated[str, not_empty("model.name_or_path", advice="Write a local directory or a hub name.")]
     """A local directory or a hub name that ``AutoModelForImageTextToText`` loads."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -55,22 +59,35 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint."""
 
+    @model_validator(mode="after")
+    def _quantized_base_needs_adapters(self) -> "ModelConfig":
+        if self.quantization is not None and self.lora is None:
+            raise ConfigError(
+                "model.quantization freezes the base, and without model.lora nothing would train. "
+                "Write `lora: {}` beside it, or take quantization out."
+            )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataConfig:
     """Which rows are trained on."""
 
-    train: str | list[str]
+    train: Annotated[str | list[str], not_empty("data.train", advice="Write the path of a JSONL file of preferences.")]
     """Files or directories of rows; relative paths resolve against the recipe file."""
 
     eval: str | None = None
     image_root: str | None = None
     """Where relative image paths start, and what they may not leave; by default the data file's own directory."""
 
-    stage1_fraction: float = 0.75
+    stage1_fraction: Annotated[
+        float, limit("data.stage1_fraction", above=0, at_most=1, advice="To skip a stage, leave it out.")
+    ] = 0.75
     """Share of the training rows that stage 1 sees; stage 2 sees the others (the paper's 75/25)."""
 
-    max_length: int | None = None
+    max_length: Annotated[
+        int | None, limit("data.max_length", at_least=2, advice="Write null for the model's own limit.")
+    ] = None
     """Most tokens in prompt and answer together; a longer row stops the run. Null takes the model's own limit."""
 
 
@@ -78,14 +95,21 @@ class DataConfig:
 class CoolingConfig:
     """How much easy negatives are held back (the paper's w_c). ``cooling: null`` means plain DPO."""
 
-    floor: float | str = "gentle"
+    floor: Annotated[float | str, AfterValidator(checked_floor)] = "gentle"
     """l_floor: ``gentle``, ``mean``, ``quantile:0.5`` (each measured once before stage 2) or nats per token."""
 
-    temperature: float = 0.3
+    temperature: Annotated[
+        float, limit("cooling.temperature", above=0, advice="To switch cooling off, write `cooling: null`.")
+    ] = 0.3
     """tau, nats per token. Smaller makes the easy/hard switch sharper."""
 
     detach: bool = True
     """Treat the weight as a constant in the backward pass."""
+
+    constant: Annotated[
+        float | None, limit("cooling.constant", at_least=0, at_most=1, advice="Write null for the paper's weight.")
+    ] = None
+    """One weight for every negative in place of the paper's (DPO-Shift, arXiv 2502.07599), for ablations."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -95,13 +119,15 @@ class Stage1Config:
     objective: Literal["constrained", "smoothed", "plain"] = "constrained"
     """The paper's body (a hinge on the negatives' NLL), its abstract (label-smoothed negatives), or plain SFT."""
 
-    penalty: float = 0.1
+    penalty: Annotated[float, limit("stage1.penalty", at_least=0, advice="For plain SFT write `objective: plain`.")] = (
+        0.1
+    )
     """lambda: weight of the gentle-negative term."""
 
-    ceiling: float = 2.0
+    ceiling: Annotated[float, limit("stage1.ceiling", above=0, advice="Try 2.0 nats per token.")] = 2.0
     """C, nats per token: the hinge is idle while the gentle negatives' mean NLL is above it (``constrained``)."""
 
-    epsilon: float = 0.1
+    epsilon: Annotated[float, limit("stage1.epsilon", above=0, below=1, advice="Try 0.1.")] = 0.1
     """Label smoothing of the gentle negative's cross-entropy (``smoothed``)."""
 
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -112,7 +138,7 @@ class Stage1Config:
 class Stage2Config:
     """Cooling-weighted DPO against the model that stage 1 left."""
 
-    beta: float = 0.1
+    beta: Annotated[float, limit("stage2.beta", above=0, advice="Try 0.1.")] = 0.1
     """Inverse temperature of the implicit reward."""
 
     loss: Literal["sigmoid"] = "sigmoid"
@@ -136,5 +162,16 @@ class Recipe:
     trainer: dict[str, Any] = field(default_factory=dict)
     """Passed to ``TrainingArguments`` as it is."""
 
-    seed: int = 0
-    output_dir: str = "runs/cwdpo"
+    seed: Annotated[int, limit("seed", at_least=0, below=2**32, advice="Try 0.")] = 0
+    output_dir: Annotated[str, not_empty("output_dir", advice="Write the directory to fill.")] = "runs/cwdpo"
+    """The run directory; a relative path starts at the working directory."""
+
+    @model_validator(mode="after")
+    def _has_a_stage_with_rows(self) -> "Recipe":
+        if self.stage1 is None and self.stage2 is None:
+            raise ConfigError("no stage is left, so nothing would train. Write `stage1: {}`, `stage2: {}` or both.")
+        if self.stage1 is not None and self.stage2 is not None and self.data.stage1_fraction == 1:
+            raise ConfigError(
+                "data.stage1_fraction is 1, so stage 2 would have no rows. Write 0.75, or leave stage2 out."
+            )
+        return self

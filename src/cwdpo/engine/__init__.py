@@ -1,11 +1,13 @@
 """The engine answers one question: the log-probs of these answers to these prompts."""
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
+from cwdpo.engine.plain import PlainEngine
+from cwdpo.errors import ConfigError
 
 
 class Engine(Protocol):
@@ -20,3 +22,14 @@ class Engine(Protocol):
             want: optional details to compute as well.
         """
         ...
+
+
+def make_engine(name: Literal["auto", "plain", "tree"] = "auto") -> Engine:
+    """The engine of that name; ``auto`` is the fastest that gives exact numbers.
+
+    Raises:
+        ConfigError: the engine is not there yet.
+    """
+    if name == "tree":
+        raise ConfigError("engine `tree` is not built yet. Write `engine: auto` or `engine: plain`.")
+    return PlainEngine()

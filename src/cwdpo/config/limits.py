@@ -1,0 +1,90 @@
+"""What a setting's value may be, said beside the field that holds it: ``Annotated[float, limit(...)]``."""
+
+from collections.abc import Sized
+from typing import TypeVar
+
+from pydantic import AfterValidator
+
+from cwdpo.errors import ConfigError
+
+_Value = TypeVar("_Value", bound=Sized)
+
+
+def limit(
+    name: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    advice: str,
+) -> AfterValidator:
+    """Validator of a number; null passes where the field allows it.
+
+    Args:
+        name: the setting as messages call it, such as ``cooling.temperature``.
+        above: smallest value, itself excluded.
+        at_least: smallest value, itself included.
+        below: largest value, itself excluded.
+        at_most: largest value, itself included.
+        advice: what to write instead, a full sentence.
+    """
+    bounds = {"> ": above, ">= ": at_least, "< ": below, "<= ": at_most}
+    wanted = " and ".join(f"{sign}{bound:g}" for sign, bound in bounds.items() if bound is not None)
+
+    def check(value: float | None) -> float | None:
+        if value is None:
+            return None
+        inside = (
+            (above is None or value > above)
+            and (at_least is None or value >= at_least)
+            and (below is None or value < below)
+            and (at_most is None or value <= at_most)
+        )
+        if not inside:
+            raise ConfigError(f"{name} is {value}, but must be {wanted}. {advice}")
+        return value
+
+    return AfterValidator(check)
+
+
+def not_empty(name: str, *, advice: str) -> AfterValidator:
+    """Validator of a text or a list of texts: neither it nor any item is empty or blank."""
+
+    def check(value: _Value) -> _Value:
+        items = [value] if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+        if not items or not all(str(item).strip() for item in items):
+            raise ConfigError(f"{name} is {value!r}, which names nothing. {advice}")
+        return value
+
+    return AfterValidator(check)
+
+
+def checked_floor(floor: float | str) -> float | str:
+    """``gentle``, ``mean``, ``quantile:q`` with 0 < q < 1, or nats per token at most 0; as given.
+
+    Raises:
+        ConfigError: it is none of these.
+
+    Example:
+        >>> checked_floor("quantile:0.5")
+        'quantile:0.5'
+    """
+    if isinstance(floor, str):
+        if floor in ("gentle", "mean") or _is_quantile(floor):
+            return floor
+        raise ConfigError(
+            f"cooling.floor is {floor!r}. Write gentle, mean, quantile:q with 0 < q < 1 (such as quantile:0.5), "
+            "or a number of nats per token, at most 0."
+        )
+    if floor > 0:
+        raise ConfigError(f"cooling.floor is {floor}, but log-probabilities are never positive. Did you mean {-floor}?")
+    return floor
+
+
+def _is_quantile(rule: str) -> bool:
+    name, _, number = rule.partition(":")
+    try:
+        return name == "quantile" and 0 < float(number) < 1
+    except ValueError:
+        return False

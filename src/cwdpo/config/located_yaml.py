@@ -1,0 +1,198 @@
+"""YAML that remembers on which line each key stood, reads ``1e-6`` as a number, and loses nothing silently."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import yaml
+
+from cwdpo.errors import ConfigError
+
+Path: TypeAlias = tuple[str, ...]
+"""Keys from the top of the recipe down, such as ``("stage2", "cooling", "floor")``."""
+
+_MOST_NODES = 20_000  # aliases of aliases multiply: a few lines can stand for gigabytes
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+_TAGS = ("map", "seq", "str", "int", "float", "bool", "null")
+_FLOAT = re.compile(
+    r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+)
+_INT = re.compile(r"[-+]?(0|[1-9][\d_]*|0x[\da-fA-F_]+)$")
+_BOOL = re.compile(r"(yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$")
+_NULL = re.compile(r"(~|null|Null|NULL|)$")
+
+
+class Located(NamedTuple):
+    """What a recipe says, and where it says it."""
+
+    values: dict[str, Any]
+    lines: dict[Path, int]
+    """Line of each key, counted from 1."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its traps: no dates, no base 60, no octal by a leading zero, and exponents need no dot."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes exactly the texts that :class:`_Loader` would otherwise read as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write everything out: an anchor that the writer made up only puzzles the reader."""
+        return True
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<$"))]}
+    for _tag, _pattern, _first in (
+        ("bool", _BOOL, "yYnNtTfFoO"),
+        ("int", _INT, "-+0123456789"),
+        ("float", _FLOAT, "-+0123456789."),
+        ("null", _NULL, ["~", "n", "N", ""]),
+    ):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
+
+
+def load(text: str, name: str) -> Located:
+    """Parse a recipe.
+
+    Args:
+        text: the file's content.
+        name: the file as messages call it.
+
+    Raises:
+        ConfigError: broken YAML, a key given twice, a key without a value, or anything but keys and values at the top.
+    """
+    walk = _Walk(name)
+    found = _read(text, walk)
+    if found is None:
+        raise ConfigError(f"{name}: the recipe is empty. Start it with `model:` and `data:`.")
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name}:1: a recipe is keys and values, such as `seed: 0`, but this is {found!r:.40}.")
+    return Located(found, walk.lines)
+
+
+def load_value(text: str, name: str) -> Any:
+    """Parse one value of the command line as the recipe would read it.
+
+    Example:
+        >>> load_value("1e-6", "--trainer.learning_rate"), load_value("null", "--stage2.cooling")
+        (1e-06, None)
+    """
+    return _read(text, _Walk(name)) if text.strip() else text
+
+
+def dump(values: dict[str, Any]) -> str:
+    """Write values as YAML that :func:`load` reads back equal, keys in their order."""
+    plain = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    if not _LINE_ENDS.search(plain):
+        return plain
+    # PyYAML writes these ends of line as they are, and folds them into spaces when it reads them
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)
+
+
+def _read(text: str, walk: "_Walk") -> Any:
+    """Plain values of the one document in a text, None if there is none."""
+    walk.refuse_unprintable(text)
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return None if node is None else walk.value(node, (), loader)
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(walk.explain(error, text)) from None
+    except RecursionError:
+        raise ConfigError(f"{walk.name}: nested too deeply to be a recipe.") from None
+    finally:
+        loader.dispose()
+
+
+@dataclass
+class _Walk:
+    """Turns nodes into plain values, noting each key's line."""
+
+    name: str
+    lines: dict[Path, int] = field(default_factory=dict)
+    open_nodes: list[int] = field(default_factory=list)
+    checked: set[int] = field(default_factory=set)
+    seen: int = 0
+
+    def value(self, node: yaml.Node, path: Path, loader: _Loader) -> Any:
+        self.seen += 1
+        if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
+            raise ConfigError(
+                f"{self.at(node)}: YAML tags such as {node.tag} are not read here. Write the value alone."
+            )
+        if id(node) in self.open_nodes or self.seen > _MOST_NODES:
+            raise ConfigError(f"{self.at(node)}: an alias that stands for too much. Write the values out.")
+        self.open_nodes.append(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, path, loader)
+            if isinstance(node, yaml.SequenceNode):
+                return [self.value(item, path, loader) for item in node.value]
+            return self._scalar(node, path, loader)
+        finally:
+            self.open_nodes.pop()
+
+    def _mapping(self, node: yaml.MappingNode, path: Path, loader: _Loader) -> dict[str, Any]:
+        self._refuse_repeated_keys(node, path)
+        loader.flatten_mapping(node)  # replaces `<<` by the keys it stands for, before the node's own
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = self._key(key_node)
+            self.lines[(*path, key)] = key_node.start_mark.line + 1
+            found[key] = self.value(value_node, (*path, key), loader)
+        return found
+
+    def _scalar(self, node: yaml.Node, path: Path, loader: _Loader) -> Any:
+        if node.tag == "tag:yaml.org,2002:null" and node.value == "":
+            raise ConfigError(
+                f"{self.at(node)}: '{'.'.join(path)}' has no value. "
+                "Write one, or null for none, or {} for a section with its defaults."
+            )
+        try:
+            return loader.construct_object(node)
+        except ValueError:
+            raise ConfigError(f"{self.at(node)}: {node.value!r:.40} is not the number that it looks like.") from None
+
+    def _refuse_repeated_keys(self, node: yaml.MappingNode, path: Path) -> None:
+        if id(node) in self.checked:
+            return
+        self.checked.add(id(node))
+        first: dict[str, int] = {}
+        for key_node, _ in node.value:
+            key, line = self._key(key_node), key_node.start_mark.line + 1
+            if key in first:
+                full = ".".join((*path, key))
+                raise ConfigError(
+                    f"{self._place(line)}: '{full}' is given twice, first on line {first[key]}. Keep one."
+                )
+            first[key] = line
+
+    def _key(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            raise ConfigError(f"{self.at(node)}: a key must be one word, such as `seed`.")
+        return str(node.value)
+
+    def at(self, node: yaml.Node) -> str:
+        return self._place(node.start_mark.line + 1)
+
+    def refuse_unprintable(self, text: str) -> None:
+        bad = yaml.reader.Reader.NON_PRINTABLE.search(text)
+        if bad is not None:
+            place = self._place(text.count("\n", 0, bad.start()) + 1)
+            raise ConfigError(f"{place}: the character {bad.group()!r} cannot stand in YAML. Delete it.")
+
+    def explain(self, error: yaml.MarkedYAMLError, text: str) -> str:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else 1
+        row = [*text.splitlines(), *[""] * line][line - 1]
+        if "\t" in row[: len(row) - len(row.lstrip())]:
+            return f"{self._place(line)}: this line is indented with a tab. YAML needs spaces."
+        problem = error.problem or error.context or "it cannot be read"
+        if "mapping values are not allowed" in problem:
+            problem = "a second ': ' on the line, or a line that is indented unlike its neighbours"
+        return f"{self._place(line)}: this is not valid YAML: {problem}. Mend the indentation, or quote the text."
+
+    def _place(self, line: int) -> str:
+        return self.name if self.name.startswith("--") else f"{self.name}:{line}"

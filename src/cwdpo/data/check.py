@@ -1,0 +1,155 @@
+"""Preflight of a data file: read every row, open its images, count its tokens. No GPU and no model weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import xxhash
+
+from cwdpo.data.check_report import CheckReport, Notice, RowReport
+from cwdpo.data.encode import EncodedRow, Encoder
+from cwdpo.data.formats import format_of, row_from_record, unread_columns
+from cwdpo.data.images import open_image
+from cwdpo.data.parsing import Record, read_records
+from cwdpo.data.reading import resolve_root
+from cwdpo.data.rows import Row
+from cwdpo.errors import DataError
+
+
+def check_rows(
+    path: str | Path,
+    *,
+    image_root: str | Path | None = None,
+    encoder: Encoder | None = None,
+    on_row: Callable[[int], None] | None = None,
+) -> CheckReport:
+    """Check every row of a data file; a bad row does not end the check.
+
+    Args:
+        path: a file or directory as :func:`cwdpo.data.reading.read_rows` takes it.
+        image_root: where relative image paths start, and what they may not leave; by default the file's directory.
+        encoder: counts tokens and knows the limit on them; None leaves tokens out.
+        on_row: called with the number of records seen, after each.
+
+    Raises:
+        DataError: the image root is not a directory. What is wrong with the file itself is a finding.
+    """
+    report = CheckReport(str(path))
+    root = resolve_root(path, image_root)
+    checker = _Checker(report, encoder)
+    try:
+        for record, source in read_records(path):
+            report.num_records += 1
+            checker.check(record, source, root)
+            if on_row is not None:
+                on_row(report.num_records)
+    except DataError as problem:
+        report.findings.append(Notice(str(path), "unreadable_file", str(problem)))
+    return report
+
+
+class _Checker:
+    """Look at rows one after another, remembering those seen."""
+
+    def __init__(self, report: CheckReport, encoder: Encoder | None) -> None:
+        self._report = report
+        self._encoder = encoder
+        self._rows: dict[object, str] = {}
+        self._pairs: dict[object, str] = {}
+        self._columns: set[str] = set()
+
+    def check(self, record: Record | DataError, source: str, root: Path) -> None:
+        """Look at one record and write down what is found."""
+        try:
+            if isinstance(record, DataError):
+                raise record
+            row = row_from_record(record, source=source, image_root=root)
+            self._measure(row, format_of(record))
+        except DataError as problem:
+            self._report.findings.append(Notice(source, "unusable_row", str(problem)))
+            return
+        for column in unread_columns(record):
+            if column not in self._columns:
+                self._columns.add(column)
+                self._note(row, "unread_column", f"column `{column}` is not read, here and in other rows.")
+        self._compare(row)
+
+    def _measure(self, row: Row, name: str) -> None:
+        """Open the row's images, count its tokens, and report it."""
+        facts = (row.source, name, len(row.images), len(row.rejected), row.gentle is not None)
+        if self._encoder is None:
+            for image in row.images:
+                open_image(image, source=row.source)
+            self._report.rows.append(RowReport(*facts))
+            return
+        texts = [row.chosen, *row.rejected, *([] if row.gentle is None else [row.gentle])]
+        encoded = self._encoder.measure(row, texts)
+        counts = [len(ids) for ids in encoded.answers]
+        last = 1 + len(row.rejected)
+        self._report.rows.append(
+            RowReport(
+                *facts,
+                text_tokens=encoded.prompt_tokens - encoded.image_tokens,
+                image_tokens=encoded.image_tokens,
+                chosen_tokens=counts[0],
+                rejected_tokens=tuple(counts[1:last]),
+                gentle_tokens=None if row.gentle is None else counts[last],
+            )
+        )
+        try:
+            self._encoder.check_length(row, texts, encoded)
+        except DataError as problem:
+            self._report.findings.append(Notice(row.source, "too_long", str(problem)))
+        self._note_tokens(row, encoded)
+
+    def _note_tokens(self, row: Row, encoded: EncodedRow) -> None:
+        """Say where tokens are not what one would think."""
+        if not all(encoded.joined):
+            self._note(
+                row,
+                "split_tokens",
+                "the tokenizer would merge the end of the prompt with the start of an answer. They are tokenised "
+                "apart, as in generation. If the answer's leading white space is not meant, take it out.",
+            )
+        if any(encoded.unknown):
+            self._note(
+                row,
+                "unknown_tokens",
+                f"{max(encoded.unknown)} tokens of an answer are unknown to the tokenizer, so the model learns to "
+                "write its unknown token there. Write the answer with characters that it knows.",
+            )
+
+    def _compare(self, row: Row) -> None:
+        """Look for answers and rows that are the same."""
+        prompt = _identity(row)
+        first = self._rows.setdefault((prompt, row.chosen, row.rejected, row.gentle), row.source)
+        if first != row.source:
+            self._note(row, "duplicate", f"the row is the same as {first}, so it counts twice. Take one out.")
+        if row.chosen.strip() in (answer.strip() for answer in row.rejected):
+            self._note(
+                row, "identical_answers", "chosen and rejected are the same, so the pair says nothing. Take it out."
+            )
+        if row.gentle is not None and row.chosen.strip() == row.gentle.strip():
+            self._note(
+                row, "gentle_is_chosen", "gentle is the same as chosen, but must hold one error. Take `gentle` out."
+            )
+        for answer in row.rejected:
+            self._pairs.setdefault((prompt, row.chosen, answer), row.source)
+            reverse = self._pairs.get((prompt, answer, row.chosen))
+            if reverse is not None and answer != row.chosen:
+                self._note(row, "contradiction", f"{reverse} prefers the same two answers the other way. Take one out.")
+
+    def _note(self, row: Row, name: str, message: str) -> None:
+        self._report.notes.append(Notice(row.source, name, f"{row.source}: {message}"))
+
+
+def _identity(row: Row) -> str:
+    """Equal for rows with the same prompt and images; image files are told apart by their path."""
+    digest = xxhash.xxh3_128(repr(row.prompt).encode())
+    for image in row.images:
+        if isinstance(image, bytes):
+            digest.update(image)
+        elif isinstance(image, Path):
+            digest.update(str(image).encode("utf-8", "surrogateescape"))
+        else:
+            digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,165 @@
+"""Rows to batches of prompts x answers."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import xxhash
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cwdpo.batch import Batch, Role
+from cwdpo.data.encode import Encoder
+from cwdpo.data.formats import row_from_record
+from cwdpo.data.rows import Row
+from cwdpo.errors import ConfigError, DataError
+
+_KEYS = {Role.CHOSEN: "chosen", Role.REJECTED: "rejected", Role.GENTLE: "gentle"}
+
+
+class RowDataset(Dataset[tuple[int, Row]]):
+    """Rows with their position, from rows already read or from records of any known format, read when asked for."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row | Mapping[str, Any]] | datasets.Dataset,
+        *,
+        image_root: str | Path | None = None,
+        name: str = "train_dataset",
+    ) -> None:
+        """Wrap rows, records or a ``datasets.Dataset``.
+
+        Args:
+            rows: anything with a length and an index.
+            image_root: where relative image paths in records start, and what they may not leave. None takes
+                absolute paths as they are and refuses relative ones.
+            name: what messages call the data set.
+
+        Raises:
+            ConfigError: the data set is a stream, or holds several splits.
+        """
+        if isinstance(rows, Mapping) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            raise ConfigError(
+                f"{name} is a {type(rows).__name__}, which has no rows to count. Give one split, loaded whole: "
+                "load_dataset(..., split='train') without streaming."
+            )
+        if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
+            rows = rows.with_format("arrow")  # in other formats it would decode images itself, past our limits
+        self._rows: Any = rows
+        self._root = None if image_root is None else Path(image_root)
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Row]:
+        """The index and the row there.
+
+        Raises:
+            DataError: the record there is wrong; it is called by the data set's name and its index.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        record = self._rows[index]
+        if isinstance(record, Row):
+            return index, record
+        if hasattr(record, "to_pylist"):
+            record = record.to_pylist()[0]
+        return index, row_from_record(record, source=f"{self._name}[{index}]", image_root=self._root)
+
+
+class AnswerCollator:
+    """Encode rows and lay them out as a :class:`Batch`. Each image is opened and processed once for all answers."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        roles: Sequence[Role] = (Role.CHOSEN, Role.REJECTED, Role.GENTLE),
+        required: Collection[Role] = (),
+    ) -> None:
+        """Choose which answers take part.
+
+        Args:
+            encoder: turns a row into tokens.
+            roles: the answers of each prompt, in this order; a row without one of them is passed on without it.
+            required: the roles that every row must have.
+        """
+        self.encoder = encoder
+        self.roles = tuple(roles)
+        self.required = tuple(required)
+
+    def __call__(self, items: Sequence[tuple[int, Row]]) -> Batch:
+        """Build a batch from rows and their positions.
+
+        Raises:
+            DataError: names the row: it lacks a required answer, or cannot be encoded.
+        """
+        prompts: list[dict[str, Tensor]] = []
+        answers: list[list[int]] = []
+        owners: list[int] = []
+        roles: list[int] = []
+        keys: list[str] = []
+        for _, row in items:
+            chosen = self._answers(row)
+            encoded = self.encoder.encode(row, [text for _, text in chosen])
+            digest = prompt_digest(encoded.prompt)
+            owners += [len(prompts)] * len(chosen)
+            prompts.append(encoded.prompt)
+            answers += encoded.answers
+            roles += [int(role) for role, _ in chosen]
+            keys += [answer_key(digest, ids) for ids in encoded.answers]
+        ids, mask = _pad(answers)
+        return Batch(
+            row_index=torch.tensor([index for index, _ in items]),
+            prompts=prompts,
+            prompt_index=torch.tensor(owners),
+            roles=torch.tensor(roles),
+            answer_ids=ids,
+            answer_mask=mask,
+            keys=keys,
+        )
+
+    def _answers(self, row: Row) -> list[tuple[Role, str]]:
+        """The row's answers that take part, in the order of the roles."""
+        texts = {
+            Role.CHOSEN: (row.chosen,),
+            Role.REJECTED: row.rejected,
+            Role.GENTLE: () if row.gentle is None else (row.gentle,),
+        }
+        found = [(role, text) for role in self.roles for text in texts[role]]
+        missing = [_KEYS[role] for role in self.required if not texts[role]]
+        if missing or not found:
+            names = " or ".join(f"`{name}`" for name in missing or map(_KEYS.__getitem__, self.roles))
+            raise DataError(f"{row.source}: the row has no {names}, which this stage trains on. Add it.")
+        return found
+
+
+def prompt_digest(prompt: Mapping[str, Tensor]) -> bytes:
+    """Hash of everything the model is given of a prompt: names, types, shapes and content of its tensors."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(prompt):
+        tensor = prompt[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+def answer_key(prompt: bytes, ids: Sequence[int]) -> str:
+    """Content key of an answer: 32 hexadecimal digits, equal for equal prompts with equal answer tokens."""
+    return xxhash.xxh3_128_hexdigest(prompt + torch.tensor(ids, dtype=torch.int64).numpy().tobytes())
+
+
+def _pad(answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Right-pad token ids with 0; the mask says where tokens are, so the padding's value means nothing.
+
+    Returns:
+        ``(A, T)`` ids and ``(A, T)`` mask.
+    """
+    lengths = torch.tensor([len(answer) for answer in answers])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.int64)
+    ids[mask] = torch.tensor([token for answer in answers for token in answer])
+    return ids, mask

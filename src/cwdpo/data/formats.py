@@ -1,0 +1,198 @@
+"""Row formats: recognise how a data set writes its rows, and read each into the one form of :class:`Row`.
+
+========================  ==========================================================================================
+``trl``                   ``prompt`` (text or messages), ``chosen``, ``rejected``, ``images``: the canonical form
+``flat``                  ``prompt``, ``chosen``, ``rejected`` as text, and ``image``
+``llamafactory``          ``conversations`` (or ``messages``) up to the user's turn, ``chosen``, ``rejected``
+``ms-swift``              ``messages`` with the chosen answer last, and ``rejected_response``
+``rlaif-v``               ``question``, ``chosen``, ``rejected``, ``image``
+``llava``                 ``conversations`` with the chosen answer last; no rejected answer, so for stage 1
+========================  ==========================================================================================
+
+In every format ``gentle``, ``negatives``, ``kind`` and ``id`` may be added, ``image`` may stand for ``images``, and a
+value of null is as good as none. Of a conversation only the last assistant turn is an answer to learn from; the earlier
+ones are part of the prompt.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from cwdpo.data.images import resolve_image
+from cwdpo.data.messages import check_prompt, place_images, read_answer, read_text, read_turns
+from cwdpo.data.rows import ImageSource, Message, Row
+from cwdpo.errors import DataError
+
+_OPTIONAL = ("images", "image", "rejected", "gentle", "negatives", "kind", "id", "system")
+_KEYS: dict[str, tuple[str, ...]] = {
+    "trl": ("prompt", "chosen"),
+    "flat": ("prompt", "chosen"),
+    "llamafactory": ("conversations", "messages", "chosen"),
+    "ms-swift": ("messages", "rejected_response"),
+    "rlaif-v": ("question", "chosen", "idx"),
+    "llava": ("conversations",),
+}
+_OTHER_NAMES_OF_IMAGE = ("img", "imgs", "image_path", "image_paths", "image_file", "picture", "pictures", "photo")
+_EXAMPLE = '{"images": ["a.png"], "prompt": "...", "chosen": "...", "rejected": "..."}'
+
+
+class _Fields(NamedTuple):
+    """Where one format keeps what every row has."""
+
+    prompt: str
+    """Key of the prompt, for messages."""
+
+    turns: list[Message]
+    chosen: str
+    rejected: str
+    """Key of the rejected answer."""
+
+
+def format_of(record: Mapping[str, Any]) -> str:
+    """Name of the format a record is written in, or ``unknown``.
+
+    Example:
+        >>> format_of({"question": "What is it?", "chosen": "A cat.", "rejected": "A dog.", "image": "a.png"})
+        'rlaif-v'
+    """
+    has = {key for key, value in record.items() if value is not None}
+    if has & {"conversations", "messages"}:
+        if has & {"chosen", "rejected"}:
+            return "llamafactory"
+        return "llava" if "conversations" in has else "ms-swift"
+    if {"question", "chosen"} <= has:
+        return "rlaif-v"
+    if {"prompt", "chosen"} <= has:
+        return "flat" if "image" in has and isinstance(record["prompt"], str) else "trl"
+    return "unknown"
+
+
+def unread_columns(record: Mapping[str, Any]) -> list[str]:
+    """Keys of a record that its format does not read, in the record's order."""
+    known = (*_KEYS.get(format_of(record), ()), *_OPTIONAL)
+    return [key for key, value in record.items() if value is not None and key not in known]
+
+
+def row_from_record(record: Mapping[str, Any], *, source: str, image_root: Path | None) -> Row:
+    """Read one record of any known format.
+
+    Args:
+        record: a JSON object, or a row of a parquet file or a data set.
+        source: ``file:line``, for messages.
+        image_root: where relative image paths start, and what they may not leave. None, for rows in memory, takes
+            absolute paths alone.
+
+    Raises:
+        DataError: something is missing, of a wrong type, empty or ambiguous.
+    """
+    if not isinstance(record, Mapping):
+        raise DataError(f"{source}: a row is a {type(record).__name__}, but must be an object like {_EXAMPLE}.")
+    record = {key: value for key, value in record.items() if value is not None}
+    _check_keys(record, source)
+    fields = _fields(record, source)
+    images = _images(record, source, image_root)
+    check_prompt(fields.turns, f"`{fields.prompt}`", source)
+    return Row(
+        prompt=place_images(fields.turns, len(images), f"`{fields.prompt}`", source),
+        chosen=fields.chosen,
+        rejected=_rejected(record, fields.rejected, source),
+        gentle=read_answer(record["gentle"], "`gentle`", source) if "gentle" in record else None,
+        images=images,
+        kind=_label(record, "kind", source),
+        id=_label(record, "id", source) or _label(record, "idx", source) or "",
+        source=source,
+    )
+
+
+def _fields(record: Mapping[str, Any], source: str) -> _Fields:
+    """Prompt and answers of a record, by its format."""
+    name = format_of(record)
+    prompt = next((key for key in ("conversations", "messages", "question", "prompt") if key in record), "prompt")
+    turns = read_turns(record[prompt], f"`{prompt}`", source)
+    if "system" in record:
+        if turns and turns[0].role == "system":
+            raise DataError(f"{source}: the row has both `system` and a system turn. Keep one of them.")
+        turns.insert(0, Message("system", (read_text(record["system"], "`system`", source),)))
+    if name in ("ms-swift", "llava"):
+        if not turns or turns[-1].role != "assistant":
+            raise DataError(
+                f"{source}: `{prompt}` must end with the assistant's turn, which is the chosen answer. Add that turn, "
+                "or write the answer under `chosen`."
+            )
+        *turns, last = turns
+        texts = [part for part in last.parts if isinstance(part, str)]
+        if len(texts) != len(last.parts):
+            raise DataError(f"{source}: the last turn of `{prompt}` holds an image, but answers are text.")
+        rejected = "rejected_response" if name == "ms-swift" else "rejected"
+        return _Fields(prompt, turns, read_answer("".join(texts), f"`{prompt}`", source), rejected)
+    if "chosen" not in record:
+        raise DataError(f"{source}: the row has no `chosen`. Write the preferred answer there.")
+    return _Fields(prompt, turns, read_answer(record["chosen"], "`chosen`", source), "rejected")
+
+
+def _check_keys(record: Mapping[str, Any], source: str) -> None:
+    """Refuse what would be passed over in silence: unknown formats, misspelt keys, and media that are not images."""
+    for key in ("videos", "video", "audios", "audio", "tools", "rejected_images", "rejected_messages"):
+        if record.get(key):
+            raise DataError(f"{source}: the row has `{key}`, which is not supported. Take the key or the row out.")
+    if "image" in record and "images" in record:
+        raise DataError(f"{source}: the row has both `image` and `images`. Keep one of them.")
+    unread = unread_columns(record)
+    if format_of(record) == "unknown":
+        raise DataError(
+            f"{source}: the row's keys are {', '.join(map(repr, record)) or 'none'}, which is no known format. "
+            f"Write {_EXAMPLE}."
+        )
+    for key in unread:
+        near = difflib.get_close_matches(key, ("images", "image", "rejected", "gentle", "negatives"), 1, 0.82)
+        if key in _OTHER_NAMES_OF_IMAGE and "image" not in record and "images" not in record:
+            near = ["image"]
+        if near:
+            raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near[0]}`? Else give it another name.")
+
+
+def _rejected(record: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:
+    """The rejected answer, where there is one, and the further negatives."""
+    first = [read_answer(record[key], f"`{key}`", source)] if key in record else []
+    value = record.get("negatives", [])
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise DataError(f'{source}: `negatives` must be a list of answers. Write ["..."]; one answer is `rejected`.')
+    return (*first, *(read_answer(answer, f"`negatives`[{index}]", source) for index, answer in enumerate(value)))
+
+
+def _images(record: Mapping[str, Any], source: str, root: Path | None) -> tuple[ImageSource, ...]:
+    """The row's images, in order."""
+    key = "images" if "images" in record else "image"
+    value = record.get(key, [])
+    several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    items = list(value) if several else [value]
+    return tuple(
+        _image(item, f"`{key}`[{index}]" if several else f"`{key}`", source, root) for index, item in enumerate(items)
+    )
+
+
+def _image(item: Any, what: str, source: str, root: Path | None) -> ImageSource:
+    """One image as a path, as bytes, as a ``datasets`` record of the two, or decoded."""
+    if isinstance(item, Mapping):
+        item = item.get("bytes") if item.get("bytes") is not None else item.get("path")
+    if isinstance(item, Image.Image | bytes):
+        return item
+    if isinstance(item, str):
+        return resolve_image(item, root, source=source)
+    raise DataError(
+        f"{source}: {what} is of type {type(item).__name__}, but must be a path. "
+        'Write "images": ["a.png"], or leave `images` out if the row has none.'
+    )
+
+
+def _label(record: Mapping[str, Any], key: str, source: str) -> str | None:
+    """A short name, given as text or as a whole number."""
+    value = record.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise DataError(f"{source}: `{key}` is a {type(value).__name__}, but must be text or a whole number.")

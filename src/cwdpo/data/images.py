@@ -1,0 +1,165 @@
+"""Images: find them inside their root, and open them as RGB or say what is wrong.
+
+Limits, each an error and never a guess: a file may have at most :data:`MAX_FILE_BYTES` bytes, and an image at most
+``PIL.Image.MAX_IMAGE_PIXELS`` pixels (Pillow only warns between one and two times that number). What is changed on
+opening: the EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, CMYK and other
+colour spaces become RGB, and of an animation the first frame is taken.
+"""
+
+import io
+import re
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cwdpo.data.rows import ImageSource
+from cwdpo.errors import DataError
+
+MAX_FILE_BYTES = 256 * 2**20
+"""Largest image file that is opened, in bytes. Encoded photographs are a hundred times smaller."""
+
+_URL = re.compile(r"^(data:|file:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
+
+
+def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
+    """Where an image named in a row lies on disk; whether it can be read is for :func:`open_image` to say.
+
+    Args:
+        name: the path as the row gives it; a relative one starts at the root.
+        root: the directory that images may not leave. None is for rows that a program holds in memory: it takes
+            absolute paths as they are, and refuses relative ones.
+        source: ``file:line`` of the row, for messages.
+
+    Raises:
+        DataError: the path is empty or a URL, or ends outside the root, by ``..``, as an absolute path or by a link.
+    """
+    if not name.strip() or "\0" in name:
+        raise DataError(
+            f"{source}: the image path is {name!r}. Write the path of an image file, or leave `images` out."
+        )
+    if _URL.match(name):
+        raise DataError(
+            f"{source}: image {_shown(name)} is a URL, and nothing is downloaded while training. "
+            "Save the image as a file beside the data and write its path."
+        )
+    if root is None:
+        if Path(name).is_absolute():
+            return Path(name)
+        raise DataError(
+            f"{source}: image {_shown(name)} is a relative path, but these rows come from memory and have no "
+            "directory to start from. Pass image_root=, or load the data with cwdpo.data.reading.read_rows."
+        )
+    base = root.resolve()
+    try:
+        found = (base / name).resolve()
+    except (OSError, RuntimeError) as problem:  # a loop of links
+        raise DataError(f"{source}: image path {_shown(name)} cannot be followed: {problem}") from problem
+    if not found.is_relative_to(base):
+        raise DataError(f"{source}: {_escape(name, found, base)}")
+    return found
+
+
+def _escape(name: str, found: Path, base: Path) -> str:
+    """What to say of a path that ends outside the image root."""
+    if Path(name).is_absolute():
+        how = f"image {_shown(name)} is an absolute path outside the image root {base}"
+    elif ".." in Path(name).parts:
+        how = f"image {_shown(name)} leaves the image root {base} through `..`"
+    else:
+        how = f"image {_shown(name)} is, or lies behind, a link that leads out of the image root {base}, to {found}"
+    return f"{how}. Images must stay inside it: move the files there, or give a root that holds them with --image-root."
+
+
+def open_image(image: ImageSource, *, source: str) -> Image.Image:
+    """Decode an image to RGB, fully, so that nothing can fail later.
+
+    Args:
+        image: a file, encoded bytes or an image that Pillow has opened.
+        source: ``file:line`` of the row, for messages.
+
+    Returns:
+        An image of mode ``RGB``, upright.
+
+    Raises:
+        DataError: it is missing, empty, not an image, damaged, cut short, or over one of the limits above.
+    """
+    name = f"image {image}" if isinstance(image, Path) else "the image"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            opened = image if isinstance(image, Image.Image) else Image.open(_encoded(image, name, source))
+            _check_size(opened, name, source)
+            opened.load()
+            return _to_rgb(ImageOps.exif_transpose(opened), name, source)
+        except DataError:
+            raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as problem:
+            raise DataError(f"{source}: {name} is too large: {problem}. {_SHRINK}") from problem
+        except UnidentifiedImageError as problem:
+            raise DataError(
+                f"{source}: {name} is not an image that Pillow can read. Convert it to PNG, or take the row out."
+            ) from problem
+        except Exception as problem:  # Pillow's decoders raise many types on damaged files; all mean the same here
+            raise DataError(
+                f"{source}: {name} is damaged or cut short ({problem}). Copy the file again, or take the row out."
+            ) from problem
+
+
+_SHRINK = "Make the image smaller: no model here looks at so many pixels."
+
+
+def _encoded(image: Path | bytes, name: str, source: str) -> io.BytesIO:
+    """The bytes of an image file, or an error that says why there are none."""
+    try:
+        size = len(image) if isinstance(image, bytes) else _file_size(image, name, source)
+    except OSError as problem:  # no right to look, or a name longer than the file system allows
+        raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Correct the path.") from problem
+    if size == 0:
+        raise DataError(f"{source}: {name} is empty (0 bytes). Copy the file again, or take the row out.")
+    if size > MAX_FILE_BYTES:
+        raise DataError(f"{source}: {name} has {size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed. {_SHRINK}")
+    try:
+        return io.BytesIO(image if isinstance(image, bytes) else image.read_bytes())
+    except OSError as problem:
+        raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Copy it again.") from problem
+
+
+def _file_size(path: Path, name: str, source: str) -> int:
+    """Bytes in a file, which must be a plain one: reading a pipe would wait for ever."""
+    if not path.exists():
+        raise DataError(f"{source}: {name} does not exist. Correct the path, or give --image-root.")
+    if not path.is_file():
+        raise DataError(f"{source}: {name} is not a file. Write the path of an image file.")
+    return path.stat().st_size
+
+
+def _check_size(image: Image.Image, name: str, source: str) -> None:
+    """Images that were opened elsewhere have not met Pillow's own limit under our rules."""
+    pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+    if limit is not None and pixels > limit:
+        raise DataError(
+            f"{source}: {name} is too large: {image.width} x {image.height} pixels, more than the {limit:,} allowed. "
+            f"{_SHRINK}"
+        )
+
+
+def _to_rgb(image: Image.Image, name: str, source: str) -> Image.Image:
+    """Convert from any mode; transparency is laid on white, as on a page."""
+    if image.mode.startswith("I;16"):
+        return image.convert("I").point(lambda value: value * (1 / 257)).convert("L").convert("RGB")
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{source}: {name} has 32 bits a pixel (mode {image.mode}), and their range is not known. "
+            "Save it with 8 bits a channel."
+        )
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        page = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(page, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _shown(name: str) -> str:
+    """A path as a message shows it; a ``data:`` URL may be megabytes long."""
+    return repr(name if len(name) <= 120 else f"{name[:100]}...")

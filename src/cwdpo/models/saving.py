@@ -1,0 +1,187 @@
+"""Write checkpoints so that a good one is never lost, merge adapters, and put saved weights back exactly."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+
+from cwdpo.errors import UserError
+from cwdpo.models.adapters import load_adapter, load_adapter_weights
+from cwdpo.models.loading import load_policy
+from cwdpo.models.processors import load_processor
+from cwdpo.models.sources import local_directory, one_line, reported_by_us, some
+
+
+def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixin, directory: str | Path) -> Path:
+    """Write the model (or its adapters) and the processor into a directory, whole or not at all.
+
+    They are written beside the target under another name, which is renamed at the end. If anything fails before, a
+    checkpoint that was there stays as it was, and what was half written is removed. One process only.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: the disk is full or may not be written.
+    """
+    target = Path(directory).expanduser().resolve()  # a link to a directory stays a link
+    with _replacing(target) as draft:
+        model.save_pretrained(str(draft))
+        processor.save_pretrained(str(draft))
+    return target
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """An empty directory beside the target that takes the target's place when the block ends well.
+
+    Should the process be killed between the two renames, the old checkpoint is in ``.NAME.*/old`` beside the target.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
+        ) as holder:
+            draft = Path(holder) / "new"
+            draft.mkdir()
+            yield draft
+            _flush(draft)
+            _swap(draft, target, old=Path(holder) / "old")
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError) and "os error" not in str(error):
+            raise
+        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+        advice = "Free some space" if full else "Check the disk and the directory's permissions"
+        kept = " The checkpoint that was there is untouched." if target.exists() else ""
+        raise UserError(f"{target} could not be written: {one_line(error)}.{kept} {advice} and save again.") from error
+
+
+def _flush(directory: Path) -> None:
+    """Wait until the files are on the disk; some file systems tell only now that they are full."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _swap(draft: Path, target: Path, *, old: Path) -> None:
+    """Put the draft in the target's place; the target comes back if that fails."""
+    if target.exists():
+        target.rename(old)
+    try:
+        draft.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
+
+
+def merge_adapter(
+    checkpoint_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> Path:
+    """Merge adapters into their base model and write a plain checkpoint with the same logits.
+
+    Args:
+        checkpoint_dir: holds the adapters, and a processor if it was trained here.
+        out_dir: must not exist or be empty.
+        base: the base model; by default the one that the adapters name.
+        dtype: of the merged weights. In 16 bits the merge rounds each weight once.
+        trust_remote_code: run Python code that comes with the base model.
+
+    Returns:
+        ``out_dir``.
+
+    Raises:
+        UserError: ``out_dir`` has files, there are no adapters, or the base model is not to be found.
+    """
+    source, target = Path(checkpoint_dir), Path(out_dir)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not empty; nothing is overwritten. Name a new directory.")
+    if not (source / "adapter_config.json").is_file():
+        raise UserError(
+            f"{source} has no adapter_config.json, so there is nothing to merge. Name the directory that holds the "
+            "adapters; a full checkpoint can be used as it is."
+        )
+    base = base or _named_base(source)
+    model = load_policy(base, dtype=dtype, freeze_vision=False, trust_remote_code=trust_remote_code)
+    adapted: Any = load_adapter(model, source, trainable=False)
+    # transformers and PEFT write the tokenizer and the processor with the adapters, if they are given them
+    own_processor = any((source / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+    processor = load_processor(source if own_processor else base, trust_remote_code=trust_remote_code)
+    return save_checkpoint(adapted.merge_and_unload(), processor, target)
+
+
+def _named_base(source: Path) -> str:
+    base: str | None = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
+    if not base:
+        raise UserError(f"the adapters in {source} do not name their base model. Give it: `--base MODEL`.")
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise UserError(f"the base model of {source} was {base}, which is gone. Say where it is: `--base MODEL`.")
+    return base
+
+
+def restore_weights(model: nn.Module, directory: str | Path) -> None:
+    """Put a checkpoint's weights into an existing model, in place, all of them or an error.
+
+    ``Trainer`` reloads with ``load_state_dict(strict=False)``, but ``save_pretrained`` writes some classes (Qwen2-VL,
+    Qwen2.5-VL, LLaVA) under older weight names, which are then silently passed over (transformers#43701). Here the
+    class itself reads its files. Needs the memory of a second copy on the CPU. Not for sharded (FSDP, ZeRO-3) models.
+
+    Args:
+        model: bare, or with adapters; then only the active adapter is restored.
+        directory: what ``save_pretrained`` of such a model wrote.
+
+    Raises:
+        UserError: the files lack weights, have others, or have other shapes.
+    """
+    path = local_directory(Path(directory))
+    assert path is not None
+    is_adapter = (path / "adapter_config.json").is_file()
+    if isinstance(model, PeftModel) != is_adapter:
+        has, needs = ("adapters", "a full model") if is_adapter else ("no adapters", "adapters")
+        raise UserError(f"{path} has {has}, but the run trains {needs}. Resume with the `lora` setting it began with.")
+    if isinstance(model, PeftModel):
+        load_adapter_weights(model, path)
+        return
+    fresh = _fresh_copy(model, path)
+    model.load_state_dict(fresh.state_dict(), strict=True)
+
+
+def _fresh_copy(model: Any, path: Path) -> nn.Module:
+    """The saved model through its class's own reading of weight names, in a dtype that rounds nothing."""
+    floating = [weight.dtype for weight in model.parameters() if weight.is_floating_point()]
+    widest = reduce(torch.promote_types, floating)
+    try:
+        with reported_by_us():
+            fresh, report = type(model).from_pretrained(
+                path, config=model.config, dtype=widest, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"the weights in {path} cannot be read: {one_line(error)}") from error
+    problems = (
+        ("lacks", report["missing_keys"]),
+        ("has, beyond the model's,", report["unexpected_keys"]),
+        ("has another shape for", {name for name, *_ in report["mismatched_keys"]}),
+    )
+    for what, names in problems:
+        if names:
+            raise UserError(
+                f"{path} {what} {len(names)} weights: {some(names)}. It was saved by another model; resume from a "
+                "checkpoint of this one."
+            )
+    return fresh  # type: ignore[no-any-return]  # the class is known only at run time

@@ -1,0 +1,158 @@
+"""Run a recipe from start to end, or on from where it was interrupted."""
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, set_seed
+
+from cwdpo.config.reading import dump_recipe
+from cwdpo.config.recipe import Recipe
+from cwdpo.data.reading import read_rows, split_rows
+from cwdpo.data.rows import Row
+from cwdpo.models.processors import load_processor
+from cwdpo.models.saving import save_checkpoint
+from cwdpo.recipes.policy import load_start
+from cwdpo.recipes.resuming import check_same_run
+from cwdpo.recipes.stages import stage1_trainer, stage2_trainer, watch
+from cwdpo.records.files import write_json, write_text
+from cwdpo.records.lines import Stage
+from cwdpo.records.run_directory import RunDirectory
+from cwdpo.trainers import CWDPOTrainer, SmoothSFTTrainer
+from cwdpo.trainers.checkpoints import last_checkpoint
+from cwdpo.trainers.recording import MetricsRecorder, StopOnSignal
+from cwdpo.version import __version__
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user ended the run; the message says where it can go on from."""
+
+
+def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> RunDirectory:
+    """Train the stages of a recipe and leave a run directory.
+
+    Stage 2 starts from the model that stage 1 saved, and has it as its reference.
+
+    Args:
+        recipe: what to do.
+        resume: continue the run in ``recipe.output_dir``; stages that are finished are not repeated.
+        callbacks: told of every stage's progress.
+
+    Raises:
+        UserError: the settings, the rows or the model cannot be used; nothing was overwritten.
+        Interrupted: a signal ended the run, after a checkpoint.
+    """
+    began = time.monotonic()
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    run = RunDirectory(Path(recipe.output_dir))
+    rows, eval_rows = read_data(recipe)
+    if is_main:
+        run = RunDirectory.open(recipe.output_dir, resume=resume)
+        if resume and run.recipe.exists():
+            check_same_run(run.recipe, recipe)
+        else:
+            write_text(run.recipe, dump_recipe(recipe))
+    stages = _rows_of_stages(recipe, rows)
+    start: Path | None = None
+    steps: dict[Stage, int] = {}
+    for stage, stage_rows in stages.items():
+        if not run.is_finished(stage):
+            steps[stage] = _run_stage(recipe, run, stage, start, stage_rows, eval_rows, callbacks)
+        start = run.stage(stage)
+    if is_main:
+        write_json(run.summary, _summary(recipe, stages, steps, time.monotonic() - began))
+    return run
+
+
+def read_data(recipe: Recipe) -> tuple[list[Row], list[Row] | None]:
+    """Training rows of all files, and evaluation rows if the recipe names any."""
+    data = recipe.data
+    files = [data.train] if isinstance(data.train, str) else data.train
+    rows = [row for file in files for row in read_rows(Path(file), image_root=data.image_root)]
+    return rows, read_rows(Path(data.eval), image_root=data.image_root) if data.eval else None
+
+
+def _rows_of_stages(recipe: Recipe, rows: list[Row]) -> dict[Stage, list[Row]]:
+    if recipe.stage1 is None:
+        return {"stage2": rows}
+    if recipe.stage2 is None:
+        return {"stage1": rows}
+    first, second = split_rows(rows, recipe.data.stage1_fraction, recipe.seed)
+    return {"stage1": first, "stage2": second}
+
+
+def _run_stage(
+    recipe: Recipe,
+    run: RunDirectory,
+    stage: Stage,
+    start: Path | None,
+    rows: Sequence[Row],
+    eval_rows: Sequence[Row] | None,
+    callbacks: Sequence[TrainerCallback],
+) -> int:
+    """Train one stage and save its model. Returns the number of optimiser steps."""
+    set_seed(recipe.seed)  # new adapters begin at random values
+    model = load_start(recipe.model, start)
+    processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
+    make = stage1_trainer if stage == "stage1" else stage2_trainer
+    trainer: Any = make(recipe, run, model, processor, rows, eval_rows)
+    signals = StopOnSignal()
+    watch(trainer, [MetricsRecorder(run, stage), signals, *callbacks])
+    if isinstance(trainer, CWDPOTrainer):
+        trainer.open()
+        _record_floor(recipe, run, trainer)
+    try:
+        trainer.train(resume_from_checkpoint=_checkpoint(run, stage))
+    finally:
+        signals.release()
+    if signals.received:
+        raise Interrupted(
+            f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}. "
+            "Run the same command with --resume to go on."
+        )
+    _save(trainer, processor, run, stage)
+    return int(trainer.state.global_step)
+
+
+def _checkpoint(run: RunDirectory, stage: Stage) -> str | None:
+    """The stage's newest whole checkpoint; a new run has none."""
+    found = last_checkpoint(run.checkpoints(stage))
+    return str(found) if found else None
+
+
+def _record_floor(recipe: Recipe, run: RunDirectory, trainer: CWDPOTrainer) -> None:
+    """Write the measured floor into the run's recipe, so that the run can be repeated with it as a number."""
+    stage2 = recipe.stage2
+    if trainer.floor is None or stage2 is None or stage2.cooling is None or not trainer.is_world_process_zero():
+        return
+    cooling = dataclasses.replace(stage2.cooling, floor=trainer.floor)
+    resolved = dataclasses.replace(recipe, stage2=dataclasses.replace(stage2, cooling=cooling))
+    write_text(run.recipe, dump_recipe(resolved))
+
+
+def _save(trainer: SmoothSFTTrainer | CWDPOTrainer, processor: Any, run: RunDirectory, stage: Stage) -> None:
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.save_model(str(run.stage(stage)))  # gathers the shards; every rank takes part
+    elif trainer.is_world_process_zero():
+        save_checkpoint(trainer.model, processor, run.stage(stage))  # type: ignore[arg-type]
+    if trainer.is_world_process_zero():
+        run.mark_finished(stage, {"steps": trainer.state.global_step})
+    trainer.accelerator.wait_for_everyone()
+
+
+def _summary(recipe: Recipe, stages: dict[Stage, list[Row]], steps: dict[Stage, int], seconds: float) -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return {
+        "title": Path(recipe.output_dir).name,
+        "model": recipe.model.name_or_path,
+        "seed": recipe.seed,
+        "hardware": f"{device}, {platform.machine()}",
+        "cwdpo_version": __version__,
+        "wall_seconds": round(seconds, 1),
+        "stages": {stage: {"rows": len(rows), "steps": steps.get(stage)} for stage, rows in stages.items()},
+    }

@@ -1,0 +1,95 @@
+"""One stage of a recipe: its trainer, from settings, rows and a starting model."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback
+
+from cwdpo.config.recipe import Recipe, Stage1Config, Stage2Config
+from cwdpo.data.rows import Row
+from cwdpo.errors import ConfigError, DataError
+from cwdpo.records.lines import Stage
+from cwdpo.records.run_directory import RunDirectory
+from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
+
+
+def stage1_trainer(
+    recipe: Recipe, run: RunDirectory, model: Any, processor: Any, rows: Sequence[Row], eval_rows: Sequence[Row] | None
+) -> SmoothSFTTrainer:
+    """The trainer of stage 1.
+
+    Raises:
+        ConfigError: the objective needs gentle negatives, and no row has one.
+    """
+    settings = recipe.stage1
+    assert settings is not None
+    if settings.objective != "plain" and not any(row.gentle for row in rows):
+        raise ConfigError(
+            f"stage1.objective is `{settings.objective}`, but no row has a `gentle` negative (an answer with one minor "
+            "error). Add them, or write `stage1: {objective: plain}`."
+        )
+    args = SmoothSFTConfig(
+        objective=settings.objective,
+        penalty=settings.penalty,
+        ceiling=settings.ceiling,
+        epsilon=settings.epsilon,
+        **_shared(recipe, run, "stage1", settings, has_eval=bool(eval_rows)),
+    )
+    return SmoothSFTTrainer(model, args, train_dataset=list(rows), eval_dataset=eval_rows, processing_class=processor)
+
+
+def stage2_trainer(
+    recipe: Recipe, run: RunDirectory, model: Any, processor: Any, rows: Sequence[Row], eval_rows: Sequence[Row] | None
+) -> CWDPOTrainer:
+    """The trainer of stage 2.
+
+    Raises:
+        DataError: a row has no rejected answer.
+    """
+    settings = recipe.stage2
+    assert settings is not None
+    for row in [*rows, *(eval_rows or [])]:
+        if not row.rejected:
+            raise DataError(f"{row.source}: the row has no `rejected` answer, which stage 2 needs. Add one.")
+    cooling = settings.cooling
+    weights = {} if cooling is None else {f"cooling_{name}": value for name, value in asdict(cooling).items()}
+    args = CWDPOConfig(
+        beta=settings.beta,
+        cooling=cooling is not None,
+        reference=settings.reference,
+        reference_dir=str(run.reference),
+        **weights,
+        **_shared(recipe, run, "stage2", settings, has_eval=bool(eval_rows)),
+    )
+    return CWDPOTrainer(model, args=args, train_dataset=list(rows), eval_dataset=eval_rows, processing_class=processor)
+
+
+def watch(trainer: SmoothSFTTrainer | CWDPOTrainer, callbacks: Sequence[TrainerCallback]) -> None:
+    """Let our own callbacks report in place of the Trainer's printed dictionaries."""
+    trainer.remove_callback(PrinterCallback)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+
+
+def _shared(
+    recipe: Recipe, run: RunDirectory, stage: Stage, settings: Stage1Config | Stage2Config, *, has_eval: bool
+) -> dict[str, Any]:
+    """Training arguments: our defaults, under the recipe's ``trainer``, under the stage's own."""
+    defaults: dict[str, Any] = {
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "save_total_limit": 2,
+        "eval_strategy": "epoch" if has_eval else "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    fixed = {
+        "output_dir": str(run.checkpoints(stage)),
+        "seed": recipe.seed,
+        "engine": recipe.engine,
+        "max_length": recipe.data.max_length,
+    }
+    return defaults | recipe.trainer | settings.trainer | fixed

@@ -1,0 +1,54 @@
+"""The lines of ``metrics.jsonl`` and ``probes.jsonl``, under the names that readers of a run rely on."""
+
+from typing import Literal, TypeAlias, TypedDict
+
+Stage: TypeAlias = Literal["stage1", "stage2"]
+
+MetricsLine = TypedDict(
+    "MetricsLine",
+    {
+        "stage": Stage,
+        "step": int,
+        "loss": float,
+        "rewards/chosen": float,
+        "rewards/rejected": float,
+        "rewards/margins": float,
+        "rewards/accuracies": float,
+        "logps/chosen": float,
+        "logps/rejected": float,
+        "logps_mean/chosen": float,
+        "logps_mean/rejected": float,
+        "cooling/mean": float,
+        "cooling/p10": float,
+        "cooling/p50": float,
+        "cooling/p90": float,
+        "grad_norm": float,
+        "entropy": float,
+        "num_tokens": float,
+    },
+    total=False,
+)
+"""One logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens, in nats."""
+
+
+class ProbeLine(TypedDict, total=False):
+    """One group of answers in one probe reading; the last six stand on the ``chosen`` group only."""
+
+    stage: Stage
+    step: int
+    group: str
+    """``chosen``, ``rejected``, ``gentle``, ``on_policy``, ``shuffled``, ``other_image``, ``greedy``."""
+
+    n: int
+    mean_logprob: float
+    """Mean lbar of the group, nats per token."""
+
+    delta: float
+    """Change of ``mean_logprob`` since the stage began, nats per token."""
+
+    entropy: float
+    top1: float
+    argmax_mass: float
+    ece: float
+    tv: float
+    js: float

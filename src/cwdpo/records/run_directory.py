@@ -1,0 +1,136 @@
+"""Where a run keeps what it made, and the promise that nothing there is overwritten."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cwdpo.errors import UserError
+from cwdpo.records.files import append_jsonl, read_jsonl, write_text
+from cwdpo.records.lines import Stage
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run. Open it with :meth:`open` to write, or make it bare to read."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: str | Path, *, resume: bool) -> "RunDirectory":
+        """Make the directory, or take up an earlier run in it.
+
+        Args:
+            root: the run directory.
+            resume: continue what is there; a directory that is empty or missing starts a new run.
+
+        Raises:
+            UserError: something is there and ``resume`` is off, what is there is no run, or it is not a directory.
+        """
+        run = cls(Path(root))
+        if run.root.exists() and not run.root.is_dir():
+            raise UserError(f"{run.root} is a file, not a directory. Give another --output_dir.")
+        if run.root.is_dir() and any(run.root.iterdir()):
+            if not resume:
+                raise UserError(
+                    f"{run.root} is not empty, and nothing is overwritten. "
+                    "Continue the run in it with --resume, or give another --output_dir."
+                )
+            if not run.recipe.is_file():
+                raise UserError(
+                    f"{run.root} holds no run to resume: no recipe.yaml. Give a run's directory, or a new one."
+                )
+        run.root.mkdir(parents=True, exist_ok=True)
+        return run
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, with the measured floor."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One :class:`cwdpo.records.lines.MetricsLine` a logged step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def probes(self) -> Path:
+        """One :class:`cwdpo.records.lines.ProbeLine` a reading and group."""
+        return self.root / "probes.jsonl"
+
+    @property
+    def findings(self) -> Path:
+        """What went wrong, by name."""
+        return self.root / "findings.json"
+
+    @property
+    def summary(self) -> Path:
+        """The run's results in one object."""
+        return self.root / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.root / "report.html"
+
+    @property
+    def reference(self) -> Path:
+        """Cached log-probs of the reference; internal."""
+        return self.root / "reference"
+
+    def stage(self, stage: Stage) -> Path:
+        """The model that a stage left: loads with ``from_pretrained``, or is a PEFT adapter directory."""
+        return self.root / stage
+
+    def checkpoints(self, stage: Stage) -> Path:
+        """Where the Trainer keeps a stage's checkpoints; internal."""
+        return self.root / "checkpoints" / stage
+
+    def is_finished(self, stage: Stage) -> bool:
+        """Whether a stage's model has been saved whole; see :meth:`mark_finished`."""
+        return (self.root / "checkpoints" / f"{stage}.done").is_file()
+
+    def mark_finished(self, stage: Stage, note: Mapping[str, Any] | None = None) -> None:
+        """Say that a stage's model is saved whole, so that resuming skips the stage; the last thing a stage does."""
+        done = self.root / "checkpoints" / f"{stage}.done"
+        done.parent.mkdir(parents=True, exist_ok=True)
+        write_text(done, json.dumps(dict(note or {})) + "\n")
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append one logged step."""
+        append_jsonl(self.metrics, [line])
+
+    def append_probes(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Append one probe reading, a line a group."""
+        append_jsonl(self.probes, lines)
+
+    def truncate_after(self, stage: Stage, step: int) -> int:
+        """Drop what a stage recorded after a step, as the resumed run will record it again.
+
+        Broken lines go too: they were half-written by the interruption.
+
+        Args:
+            stage: the stage being resumed; lines of a stage after it are dropped as well.
+            step: the last step that the checkpoint holds; 0 drops the whole stage.
+
+        Returns:
+            How many lines were dropped.
+        """
+        return sum(_truncate(path, stage, step) for path in (self.metrics, self.probes))
+
+
+def _truncate(path: Path, stage: Stage, step: int) -> int:
+    lines = read_jsonl(path)
+    kept = [line for line in lines.objects if not _comes_after(line, stage, step)]
+    dropped = len(lines.objects) - len(kept) + lines.skipped
+    if dropped:
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    return dropped
+
+
+def _comes_after(line: Mapping[str, Any], stage: Stage, step: int) -> bool:
+    if line.get("stage") == stage:
+        at = line.get("step")
+        return not isinstance(at, int) or at > step
+    return stage == "stage1" and line.get("stage") == "stage2"

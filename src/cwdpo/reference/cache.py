@@ -1,0 +1,133 @@
+"""Reference log-probs on disk, for vision data too: computed once, then the reference model is not needed again.
+
+An entry's key is a hash of everything the model would see (prompt tokens, image tensors as the processor made them,
+answer tokens; see ``Batch.keys``), so another processor, row or picture is simply not found. The directory also holds
+the fingerprint of the model that computed it, and refuses to serve any other.
+"""
+
+import json
+import logging
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cwdpo.batch import Batch
+from cwdpo.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+
+
+class ReferenceCache:
+    """``key -> (log pi_ref, number of tokens)``, in part files that are written whole or not at all."""
+
+    def __init__(self, directory: Path | None, *, model_fingerprint: str, rank: int = 0) -> None:
+        """Open the cache of a directory, or begin one.
+
+        Args:
+            directory: where the parts lie; None keeps everything in memory.
+            model_fingerprint: of the model whose log-probs these are (see :func:`cwdpo.models.saving.fingerprint`).
+            rank: this process; each writes parts of its own.
+
+        Raises:
+            UserError: the directory holds another model's log-probs.
+        """
+        self.directory, self.rank = directory, rank
+        self._entries: dict[str, tuple[float, int]] = {}
+        self._unsaved: dict[str, tuple[float, int]] = {}
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            _check_model(directory, model_fingerprint)
+            self.reload()
+
+    @classmethod
+    def in_memory(cls) -> "ReferenceCache":
+        """A cache that no file backs."""
+        return cls(None, model_fingerprint="")
+
+    def reload(self) -> None:
+        """Read all parts, those of other ranks too."""
+        for part in sorted(self.directory.glob("part-*.npz")) if self.directory else []:
+            self._entries |= _read_part(part)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def missing(self, keys: Sequence[str]) -> bool:
+        """Whether any of the keys is not here."""
+        return any(key not in self._entries for key in keys)
+
+    def add(self, keys: Sequence[str], totals: Sequence[float], num_tokens: Sequence[int]) -> None:
+        """Remember log pi_ref(y|x) and the token count of some answers. Nothing is on disk before :meth:`save`."""
+        new = dict(zip(keys, zip(totals, num_tokens, strict=True), strict=True))
+        self._entries |= new
+        self._unsaved |= new
+
+    def save(self) -> None:
+        """Write what was added since the last save as one more part."""
+        if not self._unsaved or self.directory is None:
+            return
+        number = len(list(self.directory.glob(f"part-{self.rank:03d}-*.npz")))
+        part = self.directory / f"part-{self.rank:03d}-{number:05d}.npz"
+        written = part.with_suffix(".partial")
+        with written.open("wb") as file:
+            np.savez(
+                file,
+                keys=np.array(list(self._unsaved), dtype="S32"),
+                totals=np.array([total for total, _ in self._unsaved.values()], dtype=np.float64),
+                num_tokens=np.array([n for _, n in self._unsaved.values()], dtype=np.int64),
+            )
+        written.replace(part)
+        self._unsaved = {}
+
+    def totals(self, batch: Batch) -> Tensor:
+        """``(A,)`` log pi_ref(y|x) of every answer in the batch.
+
+        Raises:
+            KeyError: an answer is not in the cache; the message names its row.
+        """
+        found = [self._entries.get(key) for key in batch["keys"]]
+        if None in found:
+            row = batch["row_index"][batch["prompt_index"][found.index(None)]].item()
+            raise KeyError(f"row {row} has an answer without a cached reference; were rows added after training began?")
+        totals = [entry[0] for entry in found if entry is not None]
+        return torch.tensor(totals, dtype=torch.float32, device=batch["answer_ids"].device)
+
+    def means(self, keys: Sequence[str]) -> Tensor:
+        """``(n,)`` lbar of the answers with these keys, nats per token."""
+        entries = [self._entries[key] for key in keys]
+        return torch.tensor([total / n for total, n in entries], dtype=torch.float64)
+
+
+def _check_model(directory: Path, fingerprint: str) -> None:
+    path = directory / "cache.json"
+    header = {"format": _FORMAT, "model": fingerprint}
+    if not path.exists():
+        written = path.with_suffix(".partial")
+        written.write_text(json.dumps(header) + "\n")
+        written.replace(path)
+    try:
+        found = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        found = None
+    if found != header:
+        raise UserError(
+            f"{directory}: these reference log-probs belong to another model than the one stage 2 starts from now, so "
+            "they cannot be used. Delete that directory to compute them anew, or write `stage2: {reference: live}`."
+        )
+
+
+def _read_part(part: Path) -> dict[str, tuple[float, int]]:
+    try:
+        with np.load(part) as arrays:  # the zip container checks each array's CRC
+            keys, totals, counts = arrays["keys"], arrays["totals"], arrays["num_tokens"]
+    except (zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+        logger.warning("%s is damaged (%s); its answers are computed again", part, error)
+        part.unlink()
+        return {}
+    return {k.decode(): (t, n) for k, t, n in zip(keys, totals.tolist(), counts.tolist(), strict=True)}

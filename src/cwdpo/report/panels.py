@@ -1,0 +1,166 @@
+"""Which curves the report shows, each with what it means in plain words."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from cwdpo.report.runs import Run, counted
+from cwdpo.report.series import Series
+from cwdpo.report.svg import Line, Mark, chart, num_outside, value_range
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A curve to draw: where it stands in the records and what it means."""
+
+    key: str
+    title: str
+    meaning: str
+    range: tuple[float, float] | None = None
+    """Axis to use as long as every reading lies within it."""
+
+    scale: str | None = None
+    """Measures with the same word here are drawn on the same axis, so that they can be compared."""
+
+    band: tuple[str, str] | None = None
+
+
+METRICS = (
+    Measure("loss", "Loss", "Training loss. Each stage has its own loss: compare within a stage."),
+    Measure("rewards/margins", "Reward margin", "Reward of the chosen answer less that of the rejected one."),
+    Measure(
+        "rewards/chosen", "Reward of chosen answers", "beta x change of log-prob since the stage began.", scale="r"
+    ),
+    Measure(
+        "rewards/rejected", "Reward of rejected answers", "The same for rejected answers, on the same axis.", scale="r"
+    ),
+    Measure("logps_mean/chosen", "Log-prob of chosen answers", "Nats per token; nearer 0 is likelier.", scale="l"),
+    Measure("logps_mean/rejected", "Log-prob of rejected answers", "Nats per token, on the same axis.", scale="l"),
+    Measure(
+        "cooling/mean",
+        "Cooling weight",
+        "How hard a rejected answer pushes: 1 as in DPO, 0 not at all. Mean, and where the middle 80 % lie.",
+        range=(0.0, 1.0),
+        band=("cooling/p10", "cooling/p90"),
+    ),
+    Measure("rewards/accuracies", "Pairs ranked rightly", "Share of pairs with a positive margin.", range=(0.0, 1.0)),
+    Measure("grad_norm", "Gradient norm", "Length of the gradient before clipping."),
+    Measure("entropy", "Entropy", "Nats per token: how undecided the model is about the next token."),
+)
+
+CHOSEN_PROBES = (
+    Measure("entropy", "Entropy on chosen answers", "Nats per token on held-out chosen answers."),
+    Measure("top1", "Top-1 accuracy", "Share of tokens where the likeliest is the right one.", range=(0.0, 1.0)),
+    Measure("argmax_mass", "Mass on the likeliest token", "Mean probability of the likeliest token.", range=(0.0, 1.0)),
+    Measure("ece", "Calibration error (ECE)", "Gap between confidence and accuracy, by token; 0 is calibrated."),
+    Measure("tv", "Drift from the reference (TV)", "Total-variation distance, 0 to 1, by token."),
+    Measure("js", "Drift from the reference (JS)", "Jensen-Shannon divergence, by token."),
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawn chart and the words under it."""
+
+    title: str
+    meaning: str
+    svg: Markup
+    ends: Sequence[tuple[int, str, str]]
+    """(rank, run, where its curve ended)."""
+
+    note: str
+
+
+def metric_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Charts of ``metrics.jsonl``; a metric that no run logged has none."""
+    return _panels(runs, METRICS, lambda run, key: run.metrics.get(key))
+
+
+def probe_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Charts of ``probes.jsonl``: each group's change since its stage began, then the chosen group's readings."""
+    groups = dict.fromkeys(group for run in runs for group, key in run.probes if key == "delta")
+    deltas = [
+        Measure(group, group.replace("_", " ").capitalize(), "Change of log-prob, nats per token.", scale="delta")
+        for group in groups
+    ]
+    return [
+        *_panels(runs, deltas, lambda run, group: run.probes.get((group, "delta"))),
+        *_panels(runs, CHOSEN_PROBES, lambda run, key: run.probes.get(("chosen", key))),
+    ]
+
+
+def number(value: float) -> str:
+    """Three significant digits.
+
+    Example:
+        >>> number(-0.12345), number(1234.5), number(0.0)
+        ('-0.123', '1.23e+03', '0')
+    """
+    return f"{value or 0.0:.3g}"
+
+
+def _panels(runs: Sequence[Run], measures: Sequence[Measure], find: Callable[[Run, str], Series | None]) -> list[Panel]:
+    drawn = {measure: lines for measure in measures if (lines := _lines(runs, measure, find))}
+    panels = []
+    for measure, lines in drawn.items():
+        together = [
+            line
+            for other, found in drawn.items()
+            if other == measure or other.scale == measure.scale is not None
+            for line in found
+        ]
+        span = value_range(together, measure.range)
+        if span is not None:
+            panels.append(_panel(measure, lines, span, runs))
+    return panels
+
+
+def _lines(runs: Sequence[Run], measure: Measure, find: Callable[[Run, str], Series | None]) -> list[Line]:
+    lines = []
+    for rank, run in enumerate(runs):
+        series = find(run, measure.key)
+        if series is None or not series.values:
+            continue
+        edges = [find(run, key) for key in measure.band or ()]
+        band = (edges[0], edges[1]) if len(edges) == 2 and edges[0] and edges[1] else None
+        lines.append(Line(run.name, rank, series, band))
+    return lines
+
+
+def _panel(measure: Measure, lines: Sequence[Line], span: tuple[float, float], runs: Sequence[Run]) -> Panel:
+    ends = [(line.rank, line.name, number(end)) for line in lines if (end := line.series.end) is not None]
+    steps = [x for line in lines for segment in line.series.segments for x, _ in segment.points]
+    outside = num_outside(lines, span)
+    picture = chart(
+        lines,
+        _marks([runs[line.rank] for line in lines], [line.rank for line in lines], min(steps)),
+        x=(min(steps), max(steps)),
+        y=span,
+        label=f"{measure.title} over steps. Ends: " + ", ".join(f"{name} {end}" for _, name, end in ends) + ".",
+    )
+    note = f"Outside the picture, drawn at its edge: {counted(outside, 'reading')}." if outside else ""
+    return Panel(measure.title, measure.meaning, picture, ends, note)
+
+
+def _marks(runs: Sequence[Run], ranks: Sequence[int], first: float) -> list[Mark]:
+    """Where stages begin. A boundary that all runs share is one mark; one of a single run has its colour."""
+    places: dict[tuple[str, int], list[int]] = {}
+    for rank, run in zip(ranks, runs, strict=True):
+        for stage, start in run.stages.items():
+            if start > 0 and start >= first - 1:
+                places.setdefault((stage, start), []).append(rank)
+    return [
+        Mark(float(start), stage_label(stage), None if len(found) > 1 or len(runs) == 1 else found[0])
+        for (stage, start), found in places.items()
+    ]
+
+
+def stage_label(stage: str) -> str:
+    """``stage2`` as people write it.
+
+    Example:
+        >>> stage_label("stage2"), stage_label("warm_up")
+        ('stage 2', 'warm up')
+    """
+    return f"stage {stage[5:]}" if stage.startswith("stage") and stage[5:].isdigit() else stage.replace("_", " ")

@@ -1,0 +1,64 @@
+"""Training arguments of both stages: ``TrainingArguments`` and the few settings that the method adds."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from cwdpo.errors import ConfigError
+
+
+@dataclass
+class AnswerArguments(TrainingArguments):
+    """What both stages share. Every other setting is the Trainer's own."""
+
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens in prompt and answer; longer stops."})
+    engine: Literal["auto", "tree", "plain"] = field(default="auto", metadata={"help": "How log-probs are computed."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be off: rows are read whole."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off, so that a NaN loss is seen."})
+
+    def __post_init__(self) -> None:
+        """Refuse what would silently do nothing here.
+
+        Raises:
+            ConfigError: a setting has no effect on these trainers.
+        """
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.remove_unused_columns:
+            raise ConfigError("remove_unused_columns must be false: images and answers are read from the row itself.")
+        if self.label_smoothing_factor:
+            raise ConfigError(
+                "label_smoothing_factor has no effect on these losses. For smoothed gentle negatives write "
+                "`stage1: {objective: smoothed, epsilon: ...}`."
+            )
+        if self.use_liger_kernel:
+            raise ConfigError("use_liger_kernel replaces the loss that is computed here. Leave it out.")
+        if self.n_gpu > 1:
+            raise ConfigError(
+                f"{self.n_gpu} GPUs in one process means DataParallel, which cannot split a batch of prompts with "
+                "answers. Start with `torchrun --nproc-per-node N -m cwdpo train ...`, or set CUDA_VISIBLE_DEVICES=0."
+            )
+
+
+@dataclass
+class SmoothSFTConfig(AnswerArguments):
+    """Settings of stage 1, see :class:`cwdpo.config.recipe.Stage1Config`."""
+
+    objective: Literal["constrained", "smoothed", "plain"] = "constrained"
+    penalty: float = 0.1
+    ceiling: float = 2.0
+    epsilon: float = 0.1
+
+
+@dataclass
+class CWDPOConfig(AnswerArguments):
+    """Settings of stage 2, see :class:`cwdpo.config.recipe.Stage2Config`."""
+
+    beta: float = 0.1
+    cooling: bool = field(default=True, metadata={"help": "False is plain DPO."})
+    cooling_floor: float | str = "gentle"
+    cooling_temperature: float = 0.3
+    cooling_detach: bool = True
+    cooling_constant: float | None = field(default=None, metadata={"help": "One weight for every negative."})
+    reference: Literal["cached", "live"] = "cached"
+    reference_dir: str | None = field(default=None, metadata={"help": "Default: output_dir/reference."})

@@ -1,0 +1,200 @@
+"""What both trainers share: rows in, an engine for log-probs, metrics out, and a resume that loses nothing."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from cwdpo.batch import Batch, Role
+from cwdpo.data.collate import AnswerCollator, RowDataset
+from cwdpo.data.encode import Encoder
+from cwdpo.engine import make_engine
+from cwdpo.models.loading import load_policy
+from cwdpo.models.processors import load_processor
+from cwdpo.models.saving import restore_weights
+from cwdpo.trainers.arguments import AnswerArguments
+from cwdpo.trainers.checkpoints import last_checkpoint, no_partial_checkpoints
+from cwdpo.trainers.observations import Observations
+from cwdpo.trainers.token_count import TokenCount
+
+
+class AnswerTrainer(Trainer):
+    """A Trainer whose batch is prompts with answers. Not used itself: the two stages subclass it."""
+
+    loss_is_scaled_for_ga = False  # the losses are batch means, so the Trainer must divide when it accumulates
+    roles: Sequence[Role]
+    """The answers of a row that take part in a step, in this order."""
+
+    required: Sequence[Role]
+    """Those of them that every row must have."""
+
+    args: AnswerArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel | str,
+        args: AnswerArguments,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: ProcessorMixin | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        if isinstance(model, str):
+            processing_class = processing_class or load_processor(model)
+            model = load_policy(model)
+        policy: Any = model
+        if processing_class is None:
+            raise ValueError("pass processing_class=AutoProcessor.from_pretrained(...): it turns rows into tensors.")
+        if peft_config is not None:
+            policy = get_peft_model(policy, peft_config)
+        self.engine = make_engine(args.engine)
+        self.encoder = Encoder(
+            processing_class,
+            max_length=args.max_length,
+            model_max_length=getattr(policy.config.get_text_config(), "max_position_embeddings", None),
+        )
+        self._observed = {"train": Observations(), "eval": Observations()}
+        collator: Any = AnswerCollator(self.encoder, roles=self.roles, required=self.required)
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=collator,
+            train_dataset=_as_rows(train_dataset, "train_dataset"),
+            eval_dataset=_as_rows(eval_dataset, "eval_dataset"),
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._tokens = TokenCount()
+        self.add_callback(self._tokens)
+
+    def batch_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, ``()``, and per-answer values to log, ``(n,)`` each."""
+        raise NotImplementedError
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """See ``Trainer.compute_loss``. ``num_items_in_batch`` is not used: losses are means over answers."""
+        loss, seen = self.batch_loss(model, inputs)
+        self._observed["train" if model.training else "eval"].add(seen)
+        if model.training:
+            self._tokens.add(count_tokens(inputs))
+        return (loss, {"loss": loss.detach()}) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The loss alone; everything else that evaluation reports comes from what ``batch_loss`` saw."""
+        batch = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, batch)
+        return loss.detach(), None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """See ``Trainer.evaluation_loop``; adds the means of the observed values."""
+        self._observed["eval"].summary()  # drops what a broken-off evaluation left
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        seen = self._observed["eval"].summary()
+        metrics = (output.metrics or {}) | {f"{metric_key_prefix}_{name}": value for name, value in seen.items()}
+        return output._replace(metrics=metrics)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """See ``Trainer.log``; a line of training also carries the observed values."""
+        if "loss" in logs:
+            logs = {**logs, **self._observed["train"].summary(), "num_tokens": float(self._tokens.total())}
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """The usual 6 * tokens * parameters; an estimate, for the Trainer's own log."""
+        if not hasattr(self, "_num_parameters"):
+            policy: Any = self.model
+            self._num_parameters = int(policy.num_parameters(exclude_embeddings=True))
+        return 6 * count_tokens(inputs) * self._num_parameters
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """See ``Trainer.train``. Resuming and best-model loading restore every weight or fail.
+
+        The Trainer reloads a full checkpoint by raw names and without asking whether any was found; for classes whose
+        saved names differ from the module's (Qwen2-VL, LLaVA) it then goes on from the wrong weights
+        (transformers issue 43701). So the weights are restored here, by the model's own name mapping, before and after.
+        """
+        output_dir = Path(str(self.args.output_dir))
+        with no_partial_checkpoints(output_dir):
+            checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+            if checkpoint is not None:
+                self._restore(checkpoint)
+            with _without_reload_warnings():
+                output = super().train(checkpoint, trial, ignore_keys_for_eval)
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+                self._restore(self.state.best_model_checkpoint)
+        return output
+
+    def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
+        if not wanted:
+            return None
+        found = last_checkpoint(Path(str(self.args.output_dir))) if wanted is True else wanted
+        if found is None:
+            raise ValueError(f"no whole checkpoint in {self.args.output_dir}; leave out resume_from_checkpoint.")
+        return str(found)
+
+    def _restore(self, checkpoint: str) -> None:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # those load by their own formats, strictly
+        if not sharded and not isinstance(self.model, PeftModel):
+            assert self.model is not None
+            restore_weights(self.model, Path(checkpoint))
+
+
+def count_tokens(batch: Batch) -> int:
+    """Tokens of all prompts and answers, each once."""
+    prompts = sum(prompt["input_ids"].numel() for prompt in batch["prompts"])
+    return prompts + int(batch["answer_mask"].sum())
+
+
+def _as_rows(dataset: Any, name: str) -> Any:
+    if isinstance(dataset, dict):  # several evaluation sets by name
+        return {key: _as_rows(rows, f"{name}[{key!r}]") for key, rows in dataset.items()}
+    return dataset if dataset is None or isinstance(dataset, RowDataset) else RowDataset(dataset, name=name)
+
+
+@contextmanager
+def _without_reload_warnings() -> Iterator[None]:
+    """The Trainer's raw reload reports keys that ``_restore`` has already loaded under their right names."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "keys in the checkpoint model loaded" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.trainer")
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)

@@ -1,0 +1,59 @@
+"""Callbacks that write a run's metrics and end it politely."""
+
+import signal
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from cwdpo.records.lines import Stage
+from cwdpo.records.run_directory import RunDirectory
+
+
+class MetricsRecorder(TrainerCallback):
+    """Writes each log line of a stage to ``metrics.jsonl``; a resumed stage replaces what it repeats."""
+
+    def __init__(self, run: RunDirectory, stage: Stage) -> None:
+        self.run, self.stage = run, stage
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Drop lines that were written after the checkpoint that the stage resumes from."""
+        if state.is_world_process_zero:
+            self.run.truncate_after(self.stage, state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        """Write a line, except the Trainer's closing one, which repeats the run's means."""
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            self.run.append_metrics({"stage": self.stage, "step": state.global_step, **logs})
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second signal ends it at once."""
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take over the signals."""
+        for number in self._SIGNALS:
+            self._before[number] = signal.signal(number, self._receive)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop, if a signal came."""
+        if self.received:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Give the signals back."""
+        self.release()
+
+    def release(self) -> None:
+        """Give the signals back; also for a run that ended by an error."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number)
+        self.release()

@@ -1,0 +1,105 @@
+"""Settings of the command line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cwdpo.config.reading import read_recipe
+from cwdpo.config.recipe import CoolingConfig, Recipe
+from cwdpo.errors import ConfigError
+
+RECIPE = "model: {name_or_path: m}\ndata: {train: a.jsonl}\nstage2: {beta: 0.5}\ntrainer: {max_steps: 3}\n"
+
+
+def read(folder: Path, *words: str, text: str = RECIPE) -> Recipe:
+    path = folder / "r.yaml"
+    path.write_text(text)
+    return read_recipe(path, words, trainer_names=lambda: ["max_steps", "learning_rate", "fsdp_config"])
+
+
+def test_full_and_short_names_mean_the_same(tmp_path: Path) -> None:
+    for words in (["--stage2.beta", "0.2"], ["--beta", "0.2"], ["--beta=0.2"], ["--beta", "9", "--beta", "0.2"]):
+        changed = read(tmp_path, *words)
+        assert changed.stage2 is not None
+        assert changed.stage2.beta == 0.2
+
+
+def test_values_are_yaml(tmp_path: Path) -> None:
+    changed = read(tmp_path, "--floor", "-2", "--trainer.learning_rate", "1e-6", "--detach", "false")
+    assert changed.stage2 is not None
+    assert changed.stage2.cooling == CoolingConfig(floor=-2.0, detach=False)
+    assert changed.trainer == {"max_steps": 3, "learning_rate": 0.000001}
+    plain = read(tmp_path, "--stage2.cooling", "null", "--trainer.max_steps", "10")
+    assert plain.stage2 is not None
+    assert plain.stage2.cooling is None
+    assert plain.trainer == {"max_steps": 10}
+    assert read(tmp_path, "--stage2.trainer.fsdp_config.min_num_params", "1").stage2.trainer == {  # type: ignore[union-attr]
+        "fsdp_config": {"min_num_params": 1}
+    }
+
+
+def test_dashes_are_read_as_underscores(tmp_path: Path) -> None:
+    assert read(tmp_path, "--output-dir", "x").output_dir == "x"
+
+
+def test_python_values_are_taken_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    given: dict[str, Any] = {"beta": 0.25, "stage1": {"objective": "plain"}}
+    changed = read_recipe(tmp_path / "r.yaml", given)
+    assert (changed.stage2.beta, changed.stage1.objective) == (0.25, "plain")  # type: ignore[union-attr]
+
+
+def test_paths_given_on_the_command_line_start_where_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    changed = read(tmp_path, "--train", "b.jsonl", "--name_or_path", "model")
+    assert changed.data.train == str(tmp_path / "elsewhere" / "b.jsonl")
+    assert changed.model.name_or_path == str(tmp_path / "elsewhere" / "model")
+
+
+def test_a_section_may_be_switched_on_and_then_changed(tmp_path: Path) -> None:
+    changed = read(tmp_path, "--model.lora", "{}", "--lora.r", "4")
+    assert changed.model.lora is not None
+    assert (changed.model.lora.r, changed.model.lora.alpha) == (4, 32)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--bta", "1"], "--bta: unknown setting - did you mean '--beta'?"),
+        (["--per_device_train_batch_size", "1"], "A setting of the Trainer is --trainer.per_device_train_batch_size."),
+        (
+            ["--trainer.max_step", "1"],
+            "--trainer.max_step: unknown key 'trainer.max_step' - did you mean 'trainer.max_steps'?",
+        ),
+        (["--beta"], "--beta has no value."),
+        (["--beta", "--seed", "1"], "--beta has no value."),
+        (["--beta", "0"], "--beta: stage2.beta is 0.0, but must be > 0."),
+        (["--stage2", "{bet: 1}"], "--stage2: unknown key 'stage2.bet' - did you mean 'stage2.beta'?"),
+        (["beta", "0.2"], "'beta' is not a setting."),
+        (
+            ["--penalty", "1"],
+            "--penalty has no effect: the recipe has no stage1. To switch it on, put --stage1 {} before it",
+        ),
+        (["--cooling", "null", "--temperature", "1"], "--temperature has no effect: the recipe has no stage2.cooling."),
+        (["--seed.x", "1"], "--seed.x: unknown setting"),
+        (["--beta", "["], "--beta: this is not valid YAML"),
+        (["--trainer", "3", "--trainer.max_steps", "1"], "--trainer.max_steps cannot be set: trainer is 3"),
+    ],
+)
+def test_mistakes(tmp_path: Path, words: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, *words)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_ambiguous_name_lists_its_meanings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cwdpo.config.overrides._known_paths", lambda *_: [("stage1", "beta"), ("stage2", "beta")])
+    with pytest.raises(
+        ConfigError, match=r"--beta could be any of --stage1\.beta, --stage2\.beta\. Write the full name\."
+    ):
+        read(tmp_path, "--beta", "1")

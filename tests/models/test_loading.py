@@ -1,0 +1,197 @@
+"""Loading a policy: all weights or one clear line; dropout off; the right parts frozen."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+from cwdpo.errors import UserError
+from cwdpo.models import loading
+from cwdpo.models.loading import load_policy
+from cwdpo.models.parts import language_model, part_sizes, vision_tower
+
+Tiny = Callable[[str], Path]
+
+PROJECTOR = {
+    "qwen2_vl": ["visual.merger"],
+    "qwen2_5_vl": ["visual.merger"],
+    "qwen3_vl": ["visual.merger", "visual.deepstack_merger_list"],
+    "llava": ["multi_modal_projector"],
+    "idefics3": ["connector"],
+}
+
+
+@pytest.mark.parametrize("name", PROJECTOR)
+def test_only_the_vision_tower_freezes(name: str, tiny: Tiny) -> None:
+    model = load_policy(tiny(name))
+    tower = ("model.visual.", "model.vision_tower.", "model.vision_model.")
+    projector = tuple(f"model.{part}." for part in PROJECTOR[name])
+    for weight_name, weight in model.named_parameters():
+        frozen = weight_name.startswith(tower) and not weight_name.startswith(projector)
+        assert weight.requires_grad != frozen, weight_name
+    assert any(weight_name.startswith(projector) for weight_name, _ in model.named_parameters())
+    assert all(weight.requires_grad for weight in load_policy(tiny(name), freeze_vision=False).parameters())
+
+
+@pytest.mark.parametrize("name", PROJECTOR)
+def test_parts_add_up(name: str, tiny: Tiny) -> None:
+    model = load_policy(tiny(name))
+    sizes = {size.part: size for size in part_sizes(model)}
+    assert list(sizes) == ["vision tower", "projector", "language model"]
+    assert sizes["vision tower"].trainable == 0
+    assert sizes["projector"].trainable == sizes["projector"].total > 0
+    stored = sum(tensor.numel() for tensor in load_file(tiny(name) / "model.safetensors").values())
+    assert sum(size.total for size in sizes.values()) == stored
+    head = model.get_output_embeddings().weight.numel()
+    assert sizes["language model"].total == head + sum(w.numel() for w in language_model(model).parameters())
+
+
+def test_dropout_is_off_in_settings_and_modules(tmp_path: Path) -> None:
+    directory = tiny_models.build("llava", tmp_path / "llava")
+    config = json.loads((directory / "config.json").read_text())
+    config["text_config"]["attention_dropout"] = 0.5
+    config["vision_config"]["attention_dropout"] = 0.5
+    (directory / "config.json").write_text(json.dumps(config))
+    model = load_policy(directory).train()
+    assert model.config.text_config.attention_dropout == 0
+    assert vision_tower(model).config.attention_dropout == 0
+    ids = torch.arange(5, 25)[None]
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_dtype_is_as_asked(tiny: Tiny) -> None:
+    assert load_policy(tiny("llava"), dtype="bfloat16").dtype == torch.bfloat16
+    assert load_policy(tiny("llava"), attn_implementation="eager").config._attn_implementation == "eager"
+
+
+def test_tied_output_head_is_not_missing(tmp_path: Path) -> None:
+    model = load_policy(tiny_models.build("qwen2_vl", tmp_path / "source"))
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "tied")
+    assert "lm_head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")
+    tied = load_policy(tmp_path / "tied")
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+
+
+def refused(directory: Path | str, match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        load_policy(directory)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def llava(tmp_path: Path) -> Path:
+    return tiny_models.build("llava", tmp_path / "llava")
+
+
+def edit_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    weights = load_file(directory / "model.safetensors")
+    change(weights)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+KEY = "language_model.model.layers.0.mlp.up_proj.weight"
+
+
+def test_missing_weight_is_refused(llava: Path) -> None:
+    edit_weights(llava, lambda weights: weights.pop(KEY))
+    refused(llava, "lacks 1 of the model's weights: .*up_proj.weight")
+
+
+def test_wrong_shape_is_refused(llava: Path) -> None:
+    edit_weights(llava, lambda weights: weights.update({KEY: torch.zeros(3)}))
+    refused(llava, r"wrong shape for 1 .*up_proj.weight \(3,\) for \(96, 48\)")
+
+
+def test_surplus_weight_is_told(llava: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit_weights(llava, lambda weights: weights.update({"spare.weight": torch.zeros(3)}))
+    with caplog.at_level(logging.WARNING, "cwdpo"):
+        load_policy(llava)
+    assert "spare.weight" in caplog.text
+
+
+def test_a_refusal_is_the_only_message(llava: Path) -> None:
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.add_handler(handler)
+    try:
+        edit_weights(llava, lambda weights: weights.pop(KEY))
+        refused(llava, "lacks 1")
+    finally:
+        transformers.utils.logging.remove_handler(handler)
+    assert not records
+    assert transformers.utils.logging.get_verbosity() == before
+
+
+def test_unreachable_hub_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused("nobody/no-such-model", "neither a directory here nor a hub model")
+
+
+def test_quantised_weights_load_onto_the_processs_gpu(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(source: str, **options: Any) -> None:
+        seen.update(options)
+        raise OSError("far enough")
+
+    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", record)
+    settings = BitsAndBytesConfig()
+    with pytest.raises(UserError, match="far enough"):
+        load_policy(tiny("llava"), quantization=settings)
+    assert seen["quantization_config"] is settings
+    assert seen["device_map"] == {"": 0}
+
+
+def test_truncated_weights_are_refused(llava: Path) -> None:
+    content = (llava / "model.safetensors").read_bytes()
+    (llava / "model.safetensors").write_bytes(content[: len(content) // 2])
+    refused(llava, "damaged")
+
+
+def test_no_weights_are_refused(llava: Path) -> None:
+    (llava / "model.safetensors").unlink()
+    refused(llava, "no file named model.safetensors")
+
+
+def test_missing_directory_and_file_are_refused(llava: Path) -> None:
+    refused(llava / "nowhere", "there is no directory")
+    refused(str(llava / "nowhere"), "there is no directory")
+    refused(llava / "config.json", "is a file")
+
+
+def test_directory_without_config_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path, "no config.json")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused(tmp_path, "cwdpo merge")
+
+
+def test_text_model_is_refused(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=16)).save_pretrained(tmp_path)
+    refused(tmp_path, "llama model, which does not read images")
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ('{"model_type": "other", "auto_map": {"AutoConfig": "code.Config"}}', "trust_remote_code: true"),
+        ('{"model_type": "other"}', "does not recognize"),
+        ('{"model_type', "not a valid JSON"),
+    ],
+)
+def test_unknown_or_broken_config_is_refused(config: str, match: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "code.py").write_text("raise SystemExit('remote code ran')")
+    refused(tmp_path, match)

@@ -1,0 +1,128 @@
+"""Run directories written by hand: curves of known shape, and scenes drawn with Pillow."""
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def stage1(steps: int, rng: random.Random) -> list[dict[str, Any]]:
+    return [
+        {
+            "stage": "stage1",
+            "step": step,
+            "loss": 2 * math.exp(-step / 40) + 0.4 + rng.gauss(0, 0.05),
+            "grad_norm": 1 + rng.expovariate(2),
+            "entropy": 1.2 * math.exp(-step / 60) + 0.3 + rng.gauss(0, 0.02),
+            "num_tokens": 640 * step,
+        }
+        for step in range(1, steps + 1)
+    ]
+
+
+def stage2(steps: int, rng: random.Random, *, cooled: bool) -> list[dict[str, Any]]:
+    """A cooled run keeps its chosen answers at -0.5 nats per token; the other loses one nat a hundred steps."""
+    records = []
+    for step in range(1, steps + 1):
+        fall = 0.0 if cooled else step / 100
+        margin = step / (80 if cooled else 20)
+        record = {
+            "stage": "stage2",
+            "step": step,
+            "loss": math.log1p(math.exp(-margin)) + rng.gauss(0, 0.02),
+            "rewards/chosen": -fall + rng.gauss(0, 0.05),
+            "rewards/rejected": -fall - margin + rng.gauss(0, 0.1),
+            "rewards/margins": margin + rng.gauss(0, 0.08),
+            "rewards/accuracies": min(1.0, 0.5 + margin / 4),
+            "logps_mean/chosen": -0.5 - fall + rng.gauss(0, 0.03),
+            "logps_mean/rejected": -2 - margin + rng.gauss(0, 0.1),
+            "grad_norm": (1.5 if cooled else 4) + rng.expovariate(1),
+            "entropy": 0.3 + 0.1 * fall + rng.gauss(0, 0.01),
+        }
+        if cooled:
+            mean = 0.35 - 0.1 * step / steps + rng.gauss(0, 0.02)
+            record |= {"cooling/mean": mean, "cooling/p10": 0.02, "cooling/p90": 0.9 + rng.gauss(0, 0.02)}
+        records.append(record)
+    return records
+
+
+def probes(steps: int, *, cooled: bool) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    for step in range(0, steps + 1, 20):
+        fall = step / steps * (0.05 if cooled else 1.5)
+        for group, factor in (("chosen", 1.0), ("rejected", 3.0), ("gentle", 1.6), ("shuffled", 5.0)):
+            reading = {"stage": "stage2", "step": step, "group": group, "n": 64}
+            reading |= {"mean_logprob": -0.5 - factor * fall, "delta": -factor * fall}
+            if group == "chosen":
+                reading |= {"entropy": 0.3 - 0.05 * fall, "top1": 0.9 - 0.1 * fall, "argmax_mass": 0.8 + 0.1 * fall}
+                reading |= {"ece": 0.02 + 0.05 * fall, "tv": 0.08 * fall, "js": 0.02 * fall}
+            records.append(reading)
+    return records
+
+
+def draw_scene(path: Path, colour: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("RGB", (32, 32), "white")
+    ImageDraw.Draw(picture).ellipse((4, 4, 14, 14), fill=colour)
+    picture.save(path)
+
+
+def comparison() -> dict[str, Any]:
+    columns = [
+        {"key": "exact", "label": "Exact captions", "better": "up", "format": ".3f"},
+        {"key": "halluc", "label": "Hallucination rate", "better": "down", "format": ".1%"},
+        {"key": "delta_w", "label": "Chosen delta", "better": None, "format": "+.2f"},
+        {"key": "ece", "label": "ECE", "better": "down", "format": ".3f"},
+        {"key": "steps", "label": "Steps", "better": None, "format": "d"},
+    ]
+    rows = [
+        {"name": "SFT", "exact": 0.583, "halluc": 0.112, "delta_w": 0.11, "ece": 0.017, "steps": 240},
+        {"name": "DPO", "exact": 0.421, "halluc": 0.199, "delta_w": -1.62, "ece": 0.044, "steps": 240},
+        {"name": "CW-DPO", "exact": 0.604, "halluc": 0.094, "delta_w": -0.08, "ece": 0.017, "steps": 240},
+    ]
+    return {"columns": columns, "rows": rows}
+
+
+def write_demo(root: Path, *, steps: int = 120) -> Path:
+    """A directory with one run a method (``sft``, ``dpo``, ``cw_dpo``), a table and four pictures."""
+    rng = random.Random(0)
+    first = stage1(steps, rng)
+    write_lines(root / "sft/metrics.jsonl", first)
+    for name, cooled in (("dpo", False), ("cw_dpo", True)):
+        write_lines(root / name / "metrics.jsonl", [*first, *stage2(steps, rng, cooled=cooled)])
+        write_lines(root / name / "probes.jsonl", probes(steps, cooled=cooled))
+        (root / name / "recipe.yaml").write_text(f"stage2:\n  cooling: {'{floor: -1.9}' if cooled else 'null'}\n")
+    gallery = []
+    for colour in ("red", "blue", "green", "orange"):
+        draw_scene(root / f"pictures/{colour}.png", colour)
+        right = f"at the top left there is a large {colour} disc"
+        wrong = "at the top left there is a large purple disc"
+        answers = [("SFT", right, True), ("DPO", wrong, False), ("CW-DPO", right, True)]
+        gallery.append(
+            {
+                "image": f"pictures/{colour}.png",
+                "prompt": "Describe the picture.",
+                "chosen": right,
+                "answers": [{"name": name, "text": text, "right": ok} for name, text, ok in answers],
+            }
+        )
+    summary = {
+        "title": "Drawn scenes: SFT, DPO and CW-DPO",
+        "seed": 0,
+        "hardware": "2 CPU cores",
+        "cwdpo_version": "0.1.0",
+        "wall_seconds": 402.5,
+        "stages": {"stage1": {"steps": steps, "seconds": 130.5}, "stage2": {"steps": steps, "seconds": 210.0}},
+        "table": comparison(),
+        "gallery": gallery,
+    }
+    (root / "summary.json").write_text(json.dumps(summary))
+    return root
