@@ -17,12 +17,12 @@ SIDE, PATCH = 64, 16
 
 _SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 _CHAT_TEMPLATE = (
-    "<s>{% for message in messages %}{{ message['role'] | upper }}: "
+    "<s>{% for message in messages %}{{ message['role'] | upper }}:\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}"
     "{% endif %}{% endfor %}{% endif %}"
     "{% if message['role'] == 'assistant' %}</s>{% else %}\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+    "{% if add_generation_prompt %}ASSISTANT:\n{% endif %}"
 )
 
 
@@ -37,7 +37,7 @@ def build_processor(names: list[str], *, vocabulary: int = 1200) -> LlavaProcess
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    core.train_from_iterator([*names, *OFF_TOPIC, *PROMPTS * 5, *["\nUSER: ASSISTANT: "] * 5], trainer)
+    core.train_from_iterator([*names, *OFF_TOPIC, *PROMPTS * 5, *["USER:\nASSISTANT:\n"] * 5], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
