@@ -58,7 +58,7 @@ class Fixed:
 
 
 POLICY = Fixed([[-1.0, -2.0], [-4.0, 0.0], [-1.0, -1.0], [-5.0, 0.0], [-3.0, -4.0]], P)
-START = Fixed([[-2.0, -3.0], [-3.0, 0.0], [-4.0, -4.0], [-5.5, 0.0], [-3.0, -3.0]], Q)
+START = Fixed([[-2.0, -3.0], [-3.0, 0.0], [-1.25, -1.25], [-5.5, 0.0], [-3.0, -3.0]], Q)
 
 
 def test_averages_by_hand() -> None:
@@ -73,13 +73,13 @@ def test_averages_by_hand() -> None:
         "delta/chosen": (1 + 0.5) / 2,
         "logps/rejected": (-4 - 2) / 2,
         "logps_mean/rejected": (-4 - 1) / 2,
-        "delta_total/rejected": (-1 + 6) / 2,
-        "delta/rejected": (-1 + 3) / 2,
+        "delta_total/rejected": (-1 + 0.5) / 2,
+        "delta/rejected": (-1 + 0.25) / 2,
         "logps/gentle": -7,
         "logps_mean/gentle": -3.5,
         "delta_total/gentle": -1,
         "delta/gentle": -0.5,
-        "reward_accuracy": 0.5,  # chosen gained 2, the rejected -1 and +6
+        "reward_accuracy": 1.0,  # chosen gained 2, the rejected -1 and +0.5
         "entropy": (1 + 2 + 6) / 3,
         "accuracy": 2 / 3,
         "ece": 2 / 3 * (0.9 - 0.5) + 1 / 3 * 0.5,

@@ -68,3 +68,10 @@ def test_change_counts_only_beyond_the_scatter() -> None:
     assert segment([y - 0.001 * i for i, y in enumerate(noise)]).moved == 0.0
     assert segment([y - 0.01 * i for i, y in enumerate(noise)]).moved == pytest.approx(-1.8, abs=0.8)
     assert segment([-0.5, -1.5]).moved == -1.0
+
+
+def test_scatter_is_the_noise_s_own_variance() -> None:
+    """Of 1000 changes by noise alone, about 5 % exceed twice their standard error, and 32 % exceed it once."""
+    rng = random.Random(2)
+    called = sum(segment([rng.gauss(0, 1) for _ in range(100)]).moved != 0.0 for _ in range(1000))
+    assert 25 <= called <= 90

@@ -21,7 +21,7 @@ def explain(error: BaseException) -> str | None:
     """
     for cause in _chain(error):
         if isinstance(cause, UserError):
-            return str(cause)
+            return _from_worker(str(cause))
     for cause in _chain(error):
         if _is_full_disk(cause):
             return (
@@ -31,6 +31,18 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in _DENIED:
             return f"no permission{_about(cause)} ({cause.strerror}). Give another path, or mend its permissions."
     return None
+
+
+def _from_worker(message: str) -> str:
+    """The message alone, of an error that a data loader's worker process wrapped in its traceback.
+
+    Example:
+        >>> _from_worker("Caught DataError in DataLoader worker process 0.\\nOriginal Traceback ...\\n  a.DataError: x:1: no")
+        'x:1: no'
+    """
+    if not message.startswith("Caught "):
+        return message
+    return message.strip().splitlines()[-1].partition(": ")[2]
 
 
 def _is_full_disk(error: BaseException) -> bool:

@@ -78,16 +78,6 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=_PATCH,
-        projection_dim=64,
-        initializer_range=_INIT_STD,
-    )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -101,7 +91,7 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         **special,
     )
     config = LlavaConfig(
-        vision_config=vision,
+        vision_config=_vision_config(),
         text_config=text,
         image_token_index=processor.image_token_id,
         image_seq_length=(IMAGE_SIZE // _PATCH) ** 2,
@@ -112,6 +102,19 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     model = LlavaForConditionalGeneration(config)
     model.generation_config = GenerationConfig(**special, max_new_tokens=40)  # type: ignore[no-untyped-call]
     return model
+
+
+def _vision_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=_PATCH,
+        projection_dim=64,
+        initializer_range=_INIT_STD,
+    )
 
 
 def _build_tokenizer() -> Any:

@@ -14,6 +14,7 @@ from cwdpo.errors import UserError
 from cwdpo.records.files import write_text
 from cwdpo.records.run_directory import RunDirectory
 from cwdpo.report.gallery import Item, read_gallery
+from cwdpo.report.lineage import aligned
 from cwdpo.report.panels import metric_panels, probe_panels
 from cwdpo.report.runs import Run, Source, read_sources
 from cwdpo.report.svg import sample
@@ -30,6 +31,7 @@ class Part:
     title: str
     facts: Sequence[tuple[str, str]]
     table: Table | None
+    caption: str
     gallery: Sequence[Item]
 
 
@@ -61,7 +63,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
 
 def _page(sources: Sequence[Source], notes: list[str]) -> str:
-    shown = _distinctly_named([run for source in sources for run in source.runs])
+    shown, continued = aligned(_distinctly_named([run for source in sources for run in source.runs]))
     parts = [_part(source, notes) for source in sources]
     tables = [part.table for part in parts if part.table is not None]
     style, script = (Markup(_resource(name)) for name in ("page.css", "page.js"))
@@ -71,7 +73,7 @@ def _page(sources: Sequence[Source], notes: list[str]) -> str:
         policy=_policy(style, script),
         style=style,
         script=script,
-        lead=lead(sources, shown, tables),
+        lead=[*lead(sources, shown, tables), *continued],
         parts=parts,
         legend=[(run.name, sample(rank)) for rank, run in enumerate(shown)],
         samples={run.name: sample(rank) for rank, run in enumerate(shown)},
@@ -90,7 +92,9 @@ def _part(source: Source, notes: list[str]) -> Part:
     for key, found in (("table", table), ("gallery", gallery)):
         if source.summary.get(key) and not found:
             notes.append(f"{source.path.name}: the {key} in summary.json cannot be read and was left out.")
-    return Part(str(source.summary.get("title") or source.path.name), facts(source.summary), table, gallery)
+    title = str(source.summary.get("title") or source.path.name)
+    caption = str(source.summary.get("legend") or "What each model does after training.")
+    return Part(title, facts(source.summary), table, caption, gallery)
 
 
 def _distinctly_named(runs: Sequence[Run]) -> list[Run]:

@@ -84,7 +84,7 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
     lengths: dict[str, int] = {}
     for record in [*metrics, *probes]:
         stage = str(record["stage"])
-        lengths[stage] = max(lengths.get(stage, 0), record["step"])
+        lengths[stage] = max(lengths.get(stage, _told_steps(summary, stage)), record["step"])
     starts: dict[str, int] = {}
     for stage in lengths:
         starts[stage] = sum(lengths[before] for before in starts)
@@ -99,6 +99,13 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
     )
     _note_broken(run, notes)
     return run
+
+
+def _told_steps(summary: Mapping[str, Any], stage: str) -> int:
+    """How many steps the summary says the stage took: the last of them need not have been logged."""
+    stages = summary.get("stages")
+    told = stages.get(stage) if isinstance(stages, dict) else None
+    return int(finite(told.get("steps")) or 0) if isinstance(told, dict) else 0
 
 
 def _read_placed(path: Path, notes: list[str]) -> list[Record]:

@@ -54,7 +54,7 @@ def comparison_table(summary: Mapping[str, Any]) -> Table | None:
 
 def ends_table(runs: Sequence[Run]) -> Table:
     """Where the curves of each run ended, for runs side by side; nothing is judged here."""
-    steps = Column("steps", "Steps", None, "d")
+    steps = Column("steps", "Last step", None, "d")
     shown = [measure for measure in METRICS if any(_end(run, measure.key) is not None for run in runs)]
     columns = [steps, *(Column(measure.key, measure.title, None, ".3g") for measure in shown)]
     rows = []

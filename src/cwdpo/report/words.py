@@ -8,6 +8,9 @@ from cwdpo.report.runs import Run, Source, counted
 from cwdpo.report.series import Segment, finite
 from cwdpo.report.tables import Table, best_rows
 
+_FEWEST = 5
+"""Readings of a stage that it takes to say where a curve went."""
+
 _DIRECTION = {"up": "higher is better", "down": "lower is better"}
 
 
@@ -24,7 +27,7 @@ def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]
 
 
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Seed, hardware, version and times of a ``summary.json``, as label and text."""
+    """Seed, hardware, version, times and settings of a ``summary.json``, as label and text."""
     found = []
     for key, label in (("seed", "Seed"), ("hardware", "Hardware"), ("cwdpo_version", "cwdpo")):
         if summary.get(key) is not None:
@@ -35,6 +38,9 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     stages = summary.get("stages")
     if isinstance(stages, dict):
         found += [(stage_label(str(stage)).capitalize(), _flat(value)) for stage, value in stages.items()]
+    settings = summary.get("settings")
+    if isinstance(settings, dict):
+        found.append(("Settings", _flat(settings)))
     return found
 
 
@@ -75,7 +81,7 @@ def _leaders(table: Table) -> str | None:
     for i, column in enumerate(table.columns):
         best = best_rows(table, i)
         if best:
-            wins.setdefault(joined([name for name, _ in best]), []).append(column.label)
+            wins.setdefault(joined([name for name, _ in best]), []).append(f'"{column.label}"')
     if not wins:
         return None
     return f"Best of the table: {'; '.join(f'{name} on {joined(labels)}' for name, labels in wins.items())}."
@@ -86,14 +92,14 @@ def _first_judged(table: Table) -> str | None:
     for i, column in enumerate(table.columns):
         if column.better:
             values = joined([f"{name} {cells[i].text}" for name, cells in table.rows])
-            return f"{column.label} ({_DIRECTION[column.better]}): {values}."
+            return f'"{column.label}" ({_DIRECTION[column.better]}): {values}.'
     return None
 
 
 def _chosen_fate(run: Run) -> str | None:
     """How the chosen answers' log-prob moved over the last stage that logged it, and the margin beside it."""
     chosen = _last_segment(run, "logps_mean/chosen")
-    if chosen is None or chosen.start is None or chosen.end is None or len(chosen.values) < 2:
+    if chosen is None or chosen.start is None or chosen.end is None or len(chosen.values) < _FEWEST:
         return None
     start, end = round(chosen.start, 2), round(chosen.end, 2)
     verb = "stayed" if start == end or not chosen.moved else "rose" if end > start else "fell"

@@ -38,6 +38,18 @@ class StageProgress(TrainerCallback):
         self._latest = ""
         self._begun_at, self._begun_step, self._line_at = 0.0, 0, 0.0
 
+    def on_opening(self, done: int, total: int) -> None:
+        """Say how far stage 2's opening pass is, which comes before its first step."""
+        now = self._clock()
+        if done < total and now - self._line_at < _SECONDS_BETWEEN_LINES:
+            return
+        self._line_at = now
+        line = f"reference  batch {done}/{total}"
+        if self._console.is_terminal:
+            self._console.print(line, end="\n" if done == total else "\r", highlight=False, markup=False)
+        else:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the bar, at the step that a resumed run goes on from."""
         if not state.is_world_process_zero:
