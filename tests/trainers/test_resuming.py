@@ -76,8 +76,10 @@ def test_best_model_is_loaded_whole(make_trainer: Make, rows: Any) -> None:
     trainer.train()
     best = trainer.state.best_metric
     assert trainer.evaluate()["eval_logps_mean/chosen"] == pytest.approx(best, abs=1e-6)
-    readings = [line["eval_logps_mean/chosen"] for line in trainer.state.log_history if "eval_loss" in line]
-    assert min(readings) < best - 0.1  # the last state was worse, so something had to be loaded
+    assert best == max(
+        readings := [line["eval_logps_mean/chosen"] for line in trainer.state.log_history if "eval_loss" in line]
+    )
+    assert readings[-1] < best - 0.1, readings  # the last state was worse, so something had to be loaded
 
 
 def test_partial_checkpoints_are_removed_and_whole_ones_kept(tmp_path: Path) -> None:
