@@ -129,11 +129,11 @@ def build_tokenizer(family: Family, *, merges: int = 96) -> PreTrainedTokenizerF
         extra_special_tokens=family.extra,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = family.template
+    tokenizer.chat_template = family.template or None
     return tokenizer
 
 
-def _chatml(image: str, *, default_system: str | None) -> str:
+def chatml(image: str, *, default_system: str | None) -> str:
     """ChatML turns, as Qwen-VL, InternVL and LLaVA-OneVision write them; content as a string or as parts."""
     system = ""
     if default_system:
@@ -167,7 +167,7 @@ QWEN2_VL = Family(
     eos="<|im_end|>",
     pad="<|endoftext|>",
     turn_end="<|im_end|>",
-    template=_chatml(_QWEN_IMAGE, default_system="You are a helpful assistant."),
+    template=chatml(_QWEN_IMAGE, default_system="You are a helpful assistant."),
     stop=("<|im_end|>", "<|endoftext|>"),
 )
 
@@ -176,7 +176,7 @@ QWEN3_VL = Family(
     eos="<|im_end|>",
     pad="<|endoftext|>",
     turn_end="<|im_end|>",
-    template=_chatml(_QWEN_IMAGE, default_system=None),
+    template=chatml(_QWEN_IMAGE, default_system=None),
     stop=("<|im_end|>", "<|endoftext|>"),
 )
 

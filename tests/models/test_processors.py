@@ -11,14 +11,13 @@ import tiny_models
 import torch
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen2VLProcessor
+from transformers.utils import is_torchvision_available
 
 from cwdpo.errors import UserError
 from cwdpo.models.processors import load_processor
 
 Tiny = Callable[[str], Path]
-needs_torchvision_missing = pytest.mark.skipif(
-    __import__("importlib.util").util.find_spec("torchvision") is not None, reason="torchvision is installed"
-)
+needs_torchvision_missing = pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
 
 
 def encode(processor: Any) -> dict[str, torch.Tensor]:
@@ -28,7 +27,7 @@ def encode(processor: Any) -> dict[str, torch.Tensor]:
     return dict(processor(images=[image], text=text, return_tensors="pt"))
 
 
-@pytest.mark.parametrize("name", tiny_models.NAMES)
+@pytest.mark.parametrize("name", [*tiny_models.NAMES, "llava_onevision", "internvl", "gemma3", "mllama"])
 def test_saved_and_loaded_again_it_encodes_the_same(name: str, tiny: Tiny, tmp_path: Path) -> None:
     processor = load_processor(tiny(name))
     assert processor.tokenizer.pad_token_id is not None
@@ -68,6 +67,12 @@ def test_section_with_video_settings_survives_byte_for_byte(tiny: Tiny, tmp_path
     load_processor(tmp_path / "first").save_pretrained(tmp_path / "second")
     assert section(tmp_path / "second") == section(tiny("qwen2_5_vl"))
     assert json.loads(section(tmp_path / "second"))["video_processor_type"] == "Qwen2VLVideoProcessor"
+
+
+@needs_torchvision_missing
+def test_one_that_needs_torchvision_for_images_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match="pip install torchvision"):
+        load_processor(tiny("mistral3"))
 
 
 @needs_torchvision_missing

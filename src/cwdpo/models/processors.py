@@ -96,6 +96,7 @@ class _WithoutVideo:
         """Build the processor, and keep the video section instead of handing it to ``__init__``."""
         settings = dict(processor_dict)
         section = settings.pop("video_processor", None)
+        settings["video_processor"] = None  # some classes give the argument no default
         processor = super().from_args_and_dict(args, settings, **kwargs)  # type: ignore[misc]
         processor.kept_video_section = section
         return processor
@@ -132,16 +133,18 @@ def _empty(base: Any) -> Any:
 
 def _load_without_video(source: str) -> Any:
     base = _processor_class(source)
-    if base is None or "video_processor" not in base.get_attributes():
-        raise UserError(f"the processor of {source} needs torchvision. Install it: pip install torchvision")
-    logger.info("torchvision is not installed: %s is loaded without its video processor", base.__name__)
+    advice = f"the processor of {source} needs torchvision. Install it: pip install torchvision"
     try:
+        # a class that needs torchvision for images too raises on any use
+        if base is None or "video_processor" not in base.get_attributes():
+            raise UserError(advice)
         processor = _without_video(base).from_pretrained(source)
     except ImportError as error:
+        other = "torchvision" not in str(error).lower()
         raise UserError(
-            f"the processor of {source} cannot be loaded without torchvision: {one_line(error)}. "
-            "Install it: pip install torchvision"
+            f"the processor of {source} cannot be loaded: {one_line(error)}" if other else advice
         ) from error
+    logger.info("torchvision is not installed: %s is loaded without its video processor", base.__name__)
     processor.kept_files = _video_files(source) if processor.kept_video_section is None else {}
     return processor
 
