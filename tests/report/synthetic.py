@@ -49,7 +49,12 @@ def stage2(steps: int, rng: random.Random, *, cooled: bool) -> list[dict[str, An
         }
         if cooled:
             mean = 0.35 - 0.1 * step / steps + rng.gauss(0, 0.02)
-            record |= {"cooling/mean": mean, "cooling/p10": 0.02, "cooling/p50": mean, "cooling/p90": 0.9 + rng.gauss(0, 0.02)}
+            record |= {
+                "cooling/mean": mean,
+                "cooling/p10": 0.02,
+                "cooling/p50": mean,
+                "cooling/p90": 0.9 + rng.gauss(0, 0.02),
+            }
         records.append(record)
     return records
 
