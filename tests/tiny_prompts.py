@@ -115,6 +115,6 @@ def _lfm2_vl_image(ids: Any, index: int, generator: Any) -> tuple[list[int], dic
 def _mistral3_image(ids: Any, index: int, generator: Any) -> tuple[list[int], dict[str, Tensor]]:
     height, width = ((32, 48), (48, 32))[index % 2]
     row = [ids("[IMG]")] * (width // 16) + [ids("[IMG_BREAK]")]
-    tokens = (row * (height // 16))[:-1] + [ids("[IMG_END]")]
+    tokens = [*(row * (height // 16))[:-1], ids("[IMG_END]")]
     pixels = torch.tensor(generator.standard_normal((1, 3, height, width)), dtype=torch.float32)
     return tokens, {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}

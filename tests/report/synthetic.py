@@ -49,12 +49,7 @@ def stage2(steps: int, rng: random.Random, *, cooled: bool) -> list[dict[str, An
         }
         if cooled:
             mean = 0.35 - 0.1 * step / steps + rng.gauss(0, 0.02)
-            record |= {
-                "cooling/mean": mean,
-                "cooling/p10": 0.02,
-                "cooling/p50": mean,
-                "cooling/p90": 0.9 + rng.gauss(0, 0.02),
-            }
+            record |= {"cooling/mean": mean, "cooling/p10": 0.02, "cooling/p90": 0.9 + rng.gauss(0, 0.02)}
         records.append(record)
     return records
 
@@ -100,7 +95,7 @@ def write_demo(root: Path, *, steps: int = 120) -> Path:
     """A directory with one run a method (``sft``, ``dpo``, ``cw_dpo``), a table and four pictures."""
     rng = random.Random(0)
     first = stage1(steps, rng)
-    write_lines(root / "sft/metrics.jsonl", [*first, *stage1(steps, rng)[0:0]])
+    write_lines(root / "sft/metrics.jsonl", first)
     for name, cooled in (("dpo", False), ("cw_dpo", True)):
         write_lines(root / name / "metrics.jsonl", [*first, *stage2(steps, rng, cooled=cooled)])
         write_lines(root / name / "probes.jsonl", probes(steps, cooled=cooled))

@@ -1,8 +1,8 @@
 """Prompts that cannot stand in one forward pass without changing each other, taken apart and put together again.
 
-Mllama attends from every token to every image of its row, and gives a prompt without images no such entry at all: filled
-up to another prompt's images it would answer differently. So prompts share a pass only when their per-token entries
-have the same names and shapes; for every other family that is the whole batch.
+Mllama attends from every token to every image of its row, and its processor gives a prompt without images no such entry
+at all: filled up to another prompt's images it would answer differently. So prompts share a pass only when their
+per-token entries have the same names and shapes; for every other family that is the whole batch.
 """
 
 from collections.abc import Callable

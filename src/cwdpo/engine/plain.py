@@ -1,6 +1,7 @@
 """The plain engine: one row an answer. Slow and obvious, it is what every faster engine is held to."""
 
 from collections.abc import Collection
+from typing import Any
 
 from torch import nn
 
@@ -24,6 +25,7 @@ class PlainEngine:
         """
         self.padding_side: PaddingSide = padding_side
         self.images_once = images_once
+        self.report: dict[str, Any] = {"asked": "plain", "choices": []}
         self._forward = Forward()
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
