@@ -1,8 +1,8 @@
 """Families that the engine must know although their own processors cannot be loaded everywhere.
 
 Qwen3.5 and LFM2-VL are hybrids: layers of linear attention or convolution carry state along the row. SmolVLM's
-processor needs num2words, so its checkpoint holds that of Idefics3, which makes the same tensors. LFM2-VL's image processor needs
-torchvision, so its checkpoint holds a tokenizer alone (see ``tiny_prompts`` for its images).
+processor needs num2words, so its checkpoint holds that of Idefics3, which makes the same tensors. LFM2-VL's image
+processor needs torchvision, so its checkpoint holds a tokenizer alone (see ``tiny_prompts`` for its images).
 """
 
 from typing import Any

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Collection
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -40,8 +40,12 @@ class CheckedEngine:
             must_be_tree: raise where the tree is not exact, in place of falling back.
         """
         self._must_be_tree = must_be_tree
-        self._engines = {"tree": TreeEngine(), "images_once": PlainEngine(images_once=True), "plain": PlainEngine()}
-        self._chosen: dict[tuple[Any, ...], Literal["tree", "images_once", "plain"]] = {}
+        self._engines: dict[str, TreeEngine | PlainEngine] = {
+            "tree": TreeEngine(),
+            "images_once": PlainEngine(images_once=True),
+            "plain": PlainEngine(),
+        }
+        self._chosen: dict[tuple[Any, ...], str] = {}
         self.report: dict[str, Any] = {"asked": "tree" if must_be_tree else "auto", "choices": []}
         """What was chosen for which model, and the numbers that decided it."""
 
@@ -57,7 +61,7 @@ class CheckedEngine:
             self._chosen[kind] = self._choose(model, bare, batch)
         return self._engines[self._chosen[kind]].logprobs(model, batch, want=want)
 
-    def _choose(self, model: nn.Module, bare: Any, batch: Batch) -> Any:
+    def _choose(self, model: nn.Module, bare: Any, batch: Batch) -> str:
         # DDP's forward would wait for ranks that check at another time; FSDP's weights are whole only inside its own
         asked = model if isinstance(model, FullyShardedDataParallel) else _without_ddp(model)
         checks: dict[str, Check] = {}

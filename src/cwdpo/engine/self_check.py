@@ -19,8 +19,8 @@ _FLOAT32_GAP = 1e-3
 position shows as 0.1 or more."""
 
 _HALF_MEAN_GAP = 0.1
-"""nats; the largest mean difference in 16-bit types, whose rounding alone gives single tokens more. It is the leak test,
-which is exact in every type, that finds a hybrid there."""
+"""nats; the largest mean difference in 16-bit types, whose rounding alone gives single tokens more. The leak test,
+which is exact in every type, is what finds a hybrid there."""
 
 
 class _Engine(Protocol):
@@ -53,10 +53,10 @@ def make_probe(batch: Batch) -> tuple[Batch, Batch, Tensor]:
     prompts = batch["prompts"]
     index = next((i for i, prompt in enumerate(prompts) if "pixel_values" in prompt), 0)
     one, _ = select_prompts(batch, [index])
-    own = [ids[mask][:_LONGEST] for ids, mask in zip(one["answer_ids"], one["answer_mask"], strict=True)]
-    first = own[0].repeat(-(-_SHORTEST // len(own[0])))
+    own = [_long_enough(ids[mask]) for ids, mask in zip(one["answer_ids"], one["answer_mask"], strict=True)]
+    first = own[0]
     second = own[1] if len(own) > 1 else first.flip(0)
-    pool = torch.cat([batch["answer_ids"][batch["answer_mask"]], one["prompts"][0]["input_ids"][0, -1:]]).unique()
+    pool = torch.cat([batch["answer_ids"][batch["answer_mask"]], one["prompts"][0]["input_ids"][0, -1:]])
     half = len(first) // 2
     other = [int(pool[pool != token][0]) if (pool != token).any() else int(token) for token in first[half:]]
     changed = torch.cat([first[:half], torch.tensor(other, dtype=first.dtype, device=first.device)])
@@ -90,14 +90,25 @@ def check_engine(engine: _Engine, model: nn.Module, batch: Batch, plain: _Engine
     return Check(True, f"log-probs equal those of plain rows to {gap:.2g} nats", leak, gap, mean_gap)
 
 
+def _long_enough(ids: Tensor) -> Tensor:
+    return ids.repeat(-(-_SHORTEST // len(ids)))[:_LONGEST]
+
+
 def _three_answers(one: Batch, answers: list[Tensor]) -> Batch:
     lengths = torch.tensor([len(ids) for ids in answers], device=answers[0].device)
     mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     ids = torch.zeros(mask.shape, dtype=answers[0].dtype, device=lengths.device)
     ids[mask] = torch.cat(answers)
     zeros = one["prompt_index"].new_zeros(len(answers))
-    parts = {"prompt_index": zeros, "roles": zeros, "answer_ids": ids, "answer_mask": mask, "keys": [""] * len(answers)}
-    return Batch(**one | parts)  # type: ignore[typeddict-item]  # mypy does not follow the union of the two
+    return Batch(
+        row_index=one["row_index"],
+        prompts=one["prompts"],
+        prompt_index=zeros,
+        roles=zeros,
+        answer_ids=ids,
+        answer_mask=mask,
+        keys=[""] * len(answers),
+    )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cwdpo.engine.tree_layout import TreePlan
 
@@ -145,7 +146,7 @@ def _eager_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _register() -> None:
-    functions = AttentionInterface()
+    functions: Any = ALL_ATTENTION_FUNCTIONS
     for name, mask in (("sdpa", _sdpa_mask), ("eager", _eager_mask), ("flex_attention", _flex_mask)):
         attention = _eager_attention if name == "eager" else functions[name]
         AttentionInterface.register(_PREFIX + name, attention)
