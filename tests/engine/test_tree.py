@@ -60,7 +60,7 @@ def test_eager_attention(name: str, tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", (*EXACT, *HYBRID))
+@pytest.mark.parametrize("name", [*EXACT, *HYBRID])
 def test_leak(name: str, dtype: torch.dtype, tiny: Tiny) -> None:
     model = load_model(tiny(name), dtype=dtype)
     batch = make_batch([make_prompt(tiny(name), 1)], [[6, 5, 7]])
@@ -109,9 +109,7 @@ def test_lora_with_checkpointing_and_a_frozen_tower(reentrant: bool, tiny: Tiny)
     expected = gradients(model.eval(), weighted_loss(token_logprobs(model, batch)))
     assert expected
     assert all("lora" in name for name in expected)
-    model.base_model.model.activation_checkpointing_enable(
-        activation_checkpointing_kwargs={"use_reentrant": reentrant}
-    )
+    model.base_model.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
     model.enable_input_require_grads()
     model.train()
     found = TreeEngine().logprobs(model, batch)
@@ -152,7 +150,16 @@ def test_layout_by_hand() -> None:
     assert layout.inputs["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
     assert plan.logical.tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 3, 4, 5]]
     where = layout.predicts.nonzero().tolist()
-    assert [where[i] for i in layout.gather.tolist()] == [[0, 2], [0, 3], [0, 4], [0, 2], [0, 2], [0, 5], [1, 1], [1, 2]]
+    assert [where[i] for i in layout.gather.tolist()] == [
+        [0, 2],
+        [0, 3],
+        [0, 4],
+        [0, 2],
+        [0, 2],
+        [0, 5],
+        [1, 1],
+        [1, 2],
+    ]
 
 
 def test_mask_by_hand() -> None:
@@ -176,10 +183,18 @@ def test_implementation_is_put_back(tiny: Tiny) -> None:
     model, batch = load_model(tiny("idefics3")), mixed_batch(tiny("idefics3"))
     _, plan = one_row_a_prompt(batch)
     hooks = len(model.get_decoder()._forward_pre_hooks)
-    with pytest.raises(KeyError, match="broken"), as_tree(model, plan):
-        assert model.config.text_config._attn_implementation == "cwdpo_tree_sdpa"
-        assert model.config.vision_config._attn_implementation == "sdpa"
-        raise KeyError("broken")
+    seen = []
+
+    def broken() -> None:
+        with as_tree(model, plan):
+            seen.append(
+                (model.config.text_config._attn_implementation, model.config.vision_config._attn_implementation)
+            )
+            raise KeyError("broken")
+
+    with pytest.raises(KeyError, match="broken"):
+        broken()
+    assert seen == [("cwdpo_tree_sdpa", "sdpa")]
     assert model.config.text_config._attn_implementation == "sdpa"
     assert len(model.get_decoder()._forward_pre_hooks) == hooks
 
