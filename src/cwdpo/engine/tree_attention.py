@@ -44,8 +44,14 @@ _current: ContextVar[_Use | None] = ContextVar("cwdpo_tree", default=None)
 
 
 @contextmanager
-def as_tree(bare: Any, plan: TreePlan) -> Iterator[None]:
+def as_tree(bare: Any, plan: TreePlan, *, by_flex: bool = False) -> Iterator[None]:
     """While open, the model's forward pass treats its rows as the plan says.
+
+    Args:
+        bare: the transformers model.
+        plan: of the rows that it will be given.
+        by_flex: use block masks and ``flex_attention`` in place of sdpa and a dense mask, also where transformers does
+            not offer it for the model. Not with activation checkpointing, whose recomputation would meet sdpa.
 
     Raises:
         TreeUnsupportedError: the model's attention takes no such mask, or the pass did not use the plan.
@@ -60,7 +66,7 @@ def as_tree(bare: Any, plan: TreePlan) -> Iterator[None]:
     use = _Use(plan)
     token = _current.set(use)
     handle = bare.get_decoder().register_forward_pre_hook(_restart_positions, with_kwargs=True)
-    _set_attention(bare, config, _PREFIX + own)
+    _set_attention(bare, config, _PREFIX + ("flex_attention" if by_flex else own))
     try:
         yield
     finally:
