@@ -4,14 +4,17 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from cwdpo.errors import UserError
+from cwdpo.models import loading
 from cwdpo.models.loading import load_policy
 from cwdpo.models.parts import language_model, part_sizes, vision_tower
 
@@ -114,6 +117,41 @@ def test_surplus_weight_is_told(llava: Path, caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING, "cwdpo"):
         load_policy(llava)
     assert "spare.weight" in caplog.text
+
+
+def test_a_refusal_is_the_only_message(llava: Path) -> None:
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.add_handler(handler)
+    try:
+        edit_weights(llava, lambda weights: weights.pop(KEY))
+        refused(llava, "lacks 1")
+    finally:
+        transformers.utils.logging.remove_handler(handler)
+    assert not records
+    assert transformers.utils.logging.get_verbosity() == before
+
+
+def test_unreachable_hub_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused("nobody/no-such-model", "neither a directory here nor a hub model")
+
+
+def test_quantised_weights_load_onto_the_processs_gpu(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(source: str, **options: Any) -> None:
+        seen.update(options)
+        raise OSError("far enough")
+
+    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", record)
+    settings = BitsAndBytesConfig()
+    with pytest.raises(UserError, match="far enough"):
+        load_policy(tiny("llava"), quantization=settings)
+    assert seen["quantization_config"] is settings
+    assert seen["device_map"] == {"": 0}
 
 
 def test_truncated_weights_are_refused(llava: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints are whole or not there; merged equals adapted; restored equals saved, bit by bit."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -172,6 +173,11 @@ def test_merging_refuses_what_it_cannot_do(saved: Path, tiny: Tiny, tmp_path: Pa
     assert contents(saved) == before
     with pytest.raises(UserError, match="there is no directory"):
         merge_adapter(adapters, tmp_path / "merged", base=tmp_path / "gone")
+    for told, match in (("/gone", "was /gone, which is gone"), (None, "do not name their base")):
+        settings = json.loads((adapters / "adapter_config.json").read_text())
+        (adapters / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": told}))
+        with pytest.raises(UserError, match=match):
+            merge_adapter(adapters, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 

@@ -3,14 +3,14 @@
 import dataclasses
 import difflib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cwdpo.config import located_yaml
 from cwdpo.config.checking import Where, build, check_trainer_keys
 from cwdpo.config.overrides import Override, apply_override, parse_overrides
-from cwdpo.config.recipe import Recipe, Stage1Config
+from cwdpo.config.recipe import CoolingConfig, Recipe, Stage1Config
 from cwdpo.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def read_recipe(
     path: str | Path,
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
-    trainer_names: Collection[str] | None = None,
+    trainer_names: Callable[[], Collection[str]] | None = None,
 ) -> Recipe:
     """Read a recipe and check every key and value.
 
@@ -35,7 +35,8 @@ def read_recipe(
     Args:
         path: the YAML file.
         overrides: settings that replace the file's, by full or unambiguous name, or words of a command line.
-        trainer_names: the names that ``trainer`` sections may hold; None leaves them unchecked.
+        trainer_names: gives the names that ``trainer`` sections may hold, asked once all else is right, as only
+            transformers knows them and takes seconds to import; None leaves those sections unchecked.
 
     Raises:
         ConfigError: one line for each mistake, starting with ``file:line`` or the override's name.
@@ -56,8 +57,9 @@ def read_recipe(
 
     recipe = build(Recipe, values, where)
     if trainer_names is not None:
+        names = trainer_names()
         for section in (("trainer",), ("stage1", "trainer"), ("stage2", "trainer")):
-            _check_trainer(recipe, section, trainer_names, where)
+            _check_trainer(recipe, section, names, where)
     for message in settings_without_effect(recipe):
         logger.warning("%s: %s", name, message)
     return recipe
@@ -76,6 +78,12 @@ def settings_without_effect(recipe: Recipe) -> list[str]:
         for key in _IDLE[recipe.stage1.objective]:
             if getattr(recipe.stage1, key) != defaults[key]:
                 messages.append(f"stage1.{key} has no effect with objective {recipe.stage1.objective}. Take it out.")
+    cooling = recipe.stage2.cooling if recipe.stage2 is not None else None
+    if cooling is not None and cooling.constant is not None:
+        plain = CoolingConfig()
+        for key in ("floor", "temperature", "detach"):
+            if getattr(cooling, key) != getattr(plain, key):
+                messages.append(f"stage2.cooling.{key} has no effect beside cooling.constant. Take one of them out.")
     return messages
 
 
@@ -116,7 +124,7 @@ def _near_files(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
         return f" There is no directory {parent} either."
-    names = sorted(item.name for item in parent.iterdir() if item.suffix in (".yaml", ".yml"))
+    names = sorted(item.name for item in parent.iterdir() if item.suffix in (".yaml", ".yml") and item.name[0] != ".")
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or names[:3]
     return f" Did you mean {' or '.join(str(parent / item) for item in near)}?" if near else ""
 

@@ -107,15 +107,15 @@ class _Checker:
             self._note(
                 row,
                 "split_tokens",
-                "the tokenizer would merge the end of the prompt with the start of an answer. They are tokenised apart, "
-                "as in generation. If the answer's leading white space is not meant, take it out.",
+                "the tokenizer would merge the end of the prompt with the start of an answer. They are tokenised "
+                "apart, as in generation. If the answer's leading white space is not meant, take it out.",
             )
         if any(encoded.unknown):
             self._note(
                 row,
                 "unknown_tokens",
-                f"{max(encoded.unknown)} tokens of an answer are unknown to the tokenizer, so the model learns to write "
-                "its unknown token there. Write the answer with characters that it knows.",
+                f"{max(encoded.unknown)} tokens of an answer are unknown to the tokenizer, so the model learns to "
+                "write its unknown token there. Write the answer with characters that it knows.",
             )
 
     def _compare(self, row: Row) -> None:

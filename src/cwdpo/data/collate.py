@@ -33,7 +33,8 @@ class RowDataset(Dataset[tuple[int, Row]]):
 
         Args:
             rows: anything with a length and an index.
-            image_root: where relative image paths in records start, and what they may not leave; None refuses paths.
+            image_root: where relative image paths in records start, and what they may not leave. None takes
+                absolute paths as they are and refuses relative ones.
             name: what messages call the data set.
 
         Raises:
@@ -44,8 +45,8 @@ class RowDataset(Dataset[tuple[int, Row]]):
                 f"{name} is a {type(rows).__name__}, which has no rows to count. Give one split, loaded whole: "
                 "load_dataset(..., split='train') without streaming."
             )
-        if isinstance(rows, datasets.Dataset) and rows.format["type"] is None:
-            rows = rows.with_format("arrow")  # as plain rows it would decode images itself, past our limits
+        if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
+            rows = rows.with_format("arrow")  # in other formats it would decode images itself, past our limits
         self._rows: Any = rows
         self._root = None if image_root is None else Path(image_root)
         self._name = name

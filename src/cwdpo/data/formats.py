@@ -35,6 +35,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "rlaif-v": ("question", "chosen", "idx"),
     "llava": ("conversations",),
 }
+_OTHER_NAMES_OF_IMAGE = ("img", "imgs", "image_path", "image_paths", "image_file", "picture", "pictures", "photo")
 _EXAMPLE = '{"images": ["a.png"], "prompt": "...", "chosen": "...", "rejected": "..."}'
 
 
@@ -81,7 +82,8 @@ def row_from_record(record: Mapping[str, Any], *, source: str, image_root: Path 
     Args:
         record: a JSON object, or a row of a parquet file or a data set.
         source: ``file:line``, for messages.
-        image_root: where relative image paths start, and what they may not leave. None refuses paths.
+        image_root: where relative image paths start, and what they may not leave. None, for rows in memory, takes
+            absolute paths alone.
 
     Raises:
         DataError: something is missing, of a wrong type, empty or ambiguous.
@@ -121,11 +123,11 @@ def _fields(record: Mapping[str, Any], source: str) -> _Fields:
                 "or write the answer under `chosen`."
             )
         *turns, last = turns
-        answer = {"role": "assistant", "content": "".join(part for part in last.parts if isinstance(part, str))}
-        if len(last.parts) != 1:
-            raise DataError(f"{source}: `{prompt}`: the last turn holds an image, but answers are text.")
+        texts = [part for part in last.parts if isinstance(part, str)]
+        if len(texts) != len(last.parts):
+            raise DataError(f"{source}: the last turn of `{prompt}` holds an image, but answers are text.")
         rejected = "rejected_response" if name == "ms-swift" else "rejected"
-        return _Fields(prompt, turns, read_answer(answer, f"`{prompt}`", source), rejected)
+        return _Fields(prompt, turns, read_answer("".join(texts), f"`{prompt}`", source), rejected)
     if "chosen" not in record:
         raise DataError(f"{source}: the row has no `chosen`. Write the preferred answer there.")
     return _Fields(prompt, turns, read_answer(record["chosen"], "`chosen`", source), "rejected")
@@ -145,8 +147,11 @@ def _check_keys(record: Mapping[str, Any], source: str) -> None:
             f"Write {_EXAMPLE}."
         )
     for key in unread:
-        for near in difflib.get_close_matches(key, ("images", "image", "rejected", "gentle", "negatives"), 1, 0.8):
-            raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near}`? Else give it another name.")
+        near = difflib.get_close_matches(key, ("images", "image", "rejected", "gentle", "negatives"), 1, 0.82)
+        if key in _OTHER_NAMES_OF_IMAGE and "image" not in record and "images" not in record:
+            near = ["image"]
+        if near:
+            raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near[0]}`? Else give it another name.")
 
 
 def _rejected(record: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:

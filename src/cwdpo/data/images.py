@@ -19,7 +19,7 @@ from cwdpo.errors import DataError
 MAX_FILE_BYTES = 256 * 2**20
 """Largest image file that is opened, in bytes. Encoded photographs are a hundred times smaller."""
 
-_URL = re.compile(r"^(data|https?|ftp|file|s3|gs|hf):", re.IGNORECASE)
+_URL = re.compile(r"^(data:|file:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 
 
 def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
@@ -27,7 +27,8 @@ def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
 
     Args:
         name: the path as the row gives it; a relative one starts at the root.
-        root: the directory that images may not leave. None refuses every path.
+        root: the directory that images may not leave. None is for rows that a program holds in memory: it takes
+            absolute paths as they are, and refuses relative ones.
         source: ``file:line`` of the row, for messages.
 
     Raises:
@@ -43,14 +44,16 @@ def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
             "Save the image as a file beside the data and write its path."
         )
     if root is None:
+        if Path(name).is_absolute():
+            return Path(name)
         raise DataError(
-            f"{source}: image {_shown(name)} is a path, but these rows come from memory and have no directory to start "
-            "from. Pass image_root=, or load the data with cwdpo.data.reading.read_rows."
+            f"{source}: image {_shown(name)} is a relative path, but these rows come from memory and have no "
+            "directory to start from. Pass image_root=, or load the data with cwdpo.data.reading.read_rows."
         )
     base = root.resolve()
     try:
         found = (base / name).resolve()
-    except (OSError, RuntimeError) as problem:  # a loop of links, or a name longer than the file system allows
+    except (OSError, RuntimeError) as problem:  # a loop of links
         raise DataError(f"{source}: image path {_shown(name)} cannot be followed: {problem}") from problem
     if not found.is_relative_to(base):
         raise DataError(f"{source}: {_escape(name, found, base)}")
@@ -108,14 +111,10 @@ _SHRINK = "Make the image smaller: no model here looks at so many pixels."
 
 def _encoded(image: Path | bytes, name: str, source: str) -> io.BytesIO:
     """The bytes of an image file, or an error that says why there are none."""
-    if isinstance(image, bytes):
-        size = len(image)
-    else:
-        if not image.exists():
-            raise DataError(f"{source}: {name} does not exist. Correct the path, or give --image-root.")
-        if not image.is_file():
-            raise DataError(f"{source}: {name} is not a file. Write the path of an image file.")
-        size = image.stat().st_size
+    try:
+        size = len(image) if isinstance(image, bytes) else _file_size(image, name, source)
+    except OSError as problem:  # no right to look, or a name longer than the file system allows
+        raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Correct the path.") from problem
     if size == 0:
         raise DataError(f"{source}: {name} is empty (0 bytes). Copy the file again, or take the row out.")
     if size > MAX_FILE_BYTES:
@@ -123,7 +122,16 @@ def _encoded(image: Path | bytes, name: str, source: str) -> io.BytesIO:
     try:
         return io.BytesIO(image if isinstance(image, bytes) else image.read_bytes())
     except OSError as problem:
-        raise DataError(f"{source}: {name} cannot be read: {problem}") from problem
+        raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Copy it again.") from problem
+
+
+def _file_size(path: Path, name: str, source: str) -> int:
+    """Bytes in a file, which must be a plain one: reading a pipe would wait for ever."""
+    if not path.exists():
+        raise DataError(f"{source}: {name} does not exist. Correct the path, or give --image-root.")
+    if not path.is_file():
+        raise DataError(f"{source}: {name} is not a file. Write the path of an image file.")
+    return path.stat().st_size
 
 
 def _check_size(image: Image.Image, name: str, source: str) -> None:

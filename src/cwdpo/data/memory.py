@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 _ACTIVATIONS = 34
-"""Values kept for the backward pass of one token in one transformer layer, in units of the hidden size, counted for
-2-byte types: Korthikanti et al., arXiv 2205.05198, equation 2 without the attention matrix, which sdpa does not keep."""
+"""Bytes kept for the backward pass of one token in one transformer layer, for each unit of the hidden size, in a 2-byte
+type: Korthikanti et al., arXiv 2205.05198, equation 2 without the attention matrix, which sdpa does not keep."""
 
 _HEAD_ROWS = 1024
 """Tokens whose vocabulary logits exist at one time; the head is computed in pieces."""

@@ -66,7 +66,7 @@ def _read_lines(path: Path) -> Parsed:
                 _refuse_bom(line, path)
             if line.strip():
                 source = f"{path}:{number}"
-                yield _parse_line(line, source), source
+                yield _parse_line(line.rstrip(b"\r\n"), source), source
 
 
 def _parse_line(line: bytes, source: str) -> Record | DataError:
@@ -77,7 +77,7 @@ def _parse_line(line: bytes, source: str) -> Record | DataError:
         return DataError(f"{source}: byte {problem.start + 1} of the line is not UTF-8. {_AS_UTF8}")
     except json.JSONDecodeError as problem:
         return DataError(f"{source}: broken JSON at column {problem.colno}: {problem.msg}. Write one object a line.")
-    except (_RepeatedKeyError, RecursionError) as problem:
+    except (ValueError, RecursionError) as problem:
         return DataError(f"{source}: {problem}.")
 
 
@@ -106,7 +106,7 @@ def _read_list(path: Path) -> Parsed:
             f"{path}:{problem.lineno}: broken JSON at column {problem.colno}: {problem.msg}. "
             "Write a list of objects, [{...}, {...}], or name a file with one object a line .jsonl."
         ) from problem
-    except (_RepeatedKeyError, RecursionError) as problem:
+    except (ValueError, RecursionError) as problem:
         raise DataError(f"{path}:{line}: {problem}.") from problem
 
 
@@ -143,17 +143,13 @@ def _named(rows: Iterator[dict[str, Any]], path: Path) -> Parsed:
         yield row, f"{path}:{number}"
 
 
-class _RepeatedKeyError(ValueError):
-    """A JSON object names a key twice, so one of the two values would be lost."""
-
-
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object, refusing a repeated key."""
+    """Build a JSON object, refusing a repeated key: one of its values would be lost."""
     found = dict(pairs)
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise _RepeatedKeyError(f"the key {twice!r} stands twice in one object. Keep one of them")
+        raise ValueError(f"the key {twice!r} stands twice in one object. Keep one of them")
     return found
 
 

@@ -49,7 +49,7 @@ def capture_head_input(head: nn.Module) -> Iterator[HeadInput]:
         device = hidden.device.type
         captured.hidden.append(hidden)
         captured.autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-        return (hidden[:1].detach(), *args[1:])
+        return (hidden[:1], *args[1:])  # not detached: DDP looks for used parameters in the graph of the output
 
     handle = head.register_forward_pre_hook(keep)
     try:

@@ -56,6 +56,13 @@ def with_images_once(layout: Layout, batch: Batch) -> Layout:
     return replace(layout, inputs=layout.inputs | {"pixel_values": pixels["pixel_values"]})
 
 
+def prompts_alone(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One row a prompt, left-padded and without an answer: what ``generate`` takes."""
+    nothing = prompts[0]["input_ids"].new_empty(0)
+    rows = [continue_prompt(prompt, nothing, answer_type=None) for prompt in prompts]
+    return stack_tokens(rows, "left") | merge_images(prompts)
+
+
 def token_names(prompt: dict[str, Tensor]) -> list[str]:
     """The entries that hold one value a token (``input_ids``, ``attention_mask``, token types, ...)."""
     shape = prompt["input_ids"].shape

@@ -4,14 +4,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
+from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from cwdpo.errors import UserError
 from cwdpo.models.parts import freeze_vision_tower
-from cwdpo.models.sources import local_directory, one_line, some
+from cwdpo.models.sources import local_directory, one_line, reported_by_us, some
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +46,12 @@ def load_policy(
             incomplete, or it needs code that may not run.
     """
     source = str(local_directory(name_or_path) or name_or_path)
-    config = _config(source, trust_remote_code=trust_remote_code)
+    config = load_config(source, trust_remote_code=trust_remote_code)
     _silence_dropout_settings(config)
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantization}
+    if quantization is not None:
+        # quantised weights cannot move later, so each process loads them onto its own GPU
+        options["device_map"] = {"": PartialState().local_process_index}
     model = _load_whole(
         source,
         config=config,
@@ -60,7 +65,26 @@ def load_policy(
     return model
 
 
-def _config(source: str, *, trust_remote_code: bool) -> PretrainedConfig:
+def load_outline(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model's layers without their weights (meta tensors): for asking what would train, in no memory and no time.
+
+    Raises:
+        UserError: there is no such checkpoint, it is no vision-language model, or it needs code that may not run.
+    """
+    source = str(local_directory(name_or_path) or name_or_path)
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        auto: Any = AutoModelForImageTextToText
+        outline: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
+    return outline
+
+
+def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a vision-language model.
+
+    Raises:
+        UserError: there is no such checkpoint, it is no vision-language model, or it needs code that may not run.
+    """
     directory = local_directory(source)
     if directory is not None and not (directory / "config.json").is_file():
         if (directory / "adapter_config.json").is_file():
@@ -76,6 +100,10 @@ def _config(source: str, *, trust_remote_code: bool) -> PretrainedConfig:
             raise UserError(
                 f"{source} comes with its own Python code. If you trust it, set `model.trust_remote_code: true`."
             ) from error
+        if directory is None:
+            raise UserError(
+                f"{source} is neither a directory here nor a hub model that can be reached: {one_line(error)}"
+            ) from error
         raise UserError(f"the configuration of {source} cannot be read: {one_line(error)}") from error
     remote = trust_remote_code and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not remote:
@@ -90,9 +118,10 @@ def _load_whole(source: str, **options: Any) -> PreTrainedModel:
     """``from_pretrained``, where any weight that the checkpoint does not give is an error."""
     try:
         # wrong shapes are let through here, so that the message below can name them
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        with reported_by_us():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     except SafetensorError as error:
         raise UserError(
             f"a weight file of {source} is damaged ({one_line(error)}). Copy or download the checkpoint again."

@@ -19,7 +19,7 @@ from cwdpo.errors import UserError
 from cwdpo.models.adapters import load_adapter, load_adapter_weights
 from cwdpo.models.loading import load_policy
 from cwdpo.models.processors import load_processor
-from cwdpo.models.sources import local_directory, one_line, some
+from cwdpo.models.sources import local_directory, one_line, reported_by_us, some
 
 
 def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixin, directory: str | Path) -> Path:
@@ -117,15 +117,22 @@ def merge_adapter(
             f"{source} has no adapter_config.json, so there is nothing to merge. Name the directory that holds the "
             "adapters; a full checkpoint can be used as it is."
         )
-    base = base or PeftConfig.from_pretrained(str(source)).base_model_name_or_path
-    if not base:
-        raise UserError(f"the adapters in {source} do not name their base model. Give it: `--base MODEL`.")
+    base = base or _named_base(source)
     model = load_policy(base, dtype=dtype, freeze_vision=False, trust_remote_code=trust_remote_code)
     adapted: Any = load_adapter(model, source, trainable=False)
     # transformers and PEFT write the tokenizer and the processor with the adapters, if they are given them
     own_processor = any((source / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
     processor = load_processor(source if own_processor else base, trust_remote_code=trust_remote_code)
     return save_checkpoint(adapted.merge_and_unload(), processor, target)
+
+
+def _named_base(source: Path) -> str:
+    base: str | None = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
+    if not base:
+        raise UserError(f"the adapters in {source} do not name their base model. Give it: `--base MODEL`.")
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise UserError(f"the base model of {source} was {base}, which is gone. Say where it is: `--base MODEL`.")
+    return base
 
 
 def restore_weights(model: nn.Module, directory: str | Path) -> None:
@@ -160,9 +167,10 @@ def _fresh_copy(model: Any, path: Path) -> nn.Module:
     floating = [weight.dtype for weight in model.parameters() if weight.is_floating_point()]
     widest = reduce(torch.promote_types, floating)
     try:
-        fresh, report = type(model).from_pretrained(
-            path, config=model.config, dtype=widest, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with reported_by_us():
+            fresh, report = type(model).from_pretrained(
+                path, config=model.config, dtype=widest, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the weights in {path} cannot be read: {one_line(error)}") from error
     problems = (

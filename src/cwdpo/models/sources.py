@@ -1,7 +1,11 @@
 """Tell local checkpoints from hub names, and library errors in one line."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
 
 from cwdpo.errors import UserError
 
@@ -30,6 +34,17 @@ def one_line(error: BaseException) -> str:
     """The first line of a library's message that says something, for messages of our own."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def reported_by_us() -> Iterator[None]:
+    """Silence transformers' own warnings, where everything it would warn of becomes a message of ours."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def some(names: Iterable[str], *, shown: int = 3) -> str:

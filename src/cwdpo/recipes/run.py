@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
 from cwdpo.config.reading import dump_recipe
 from cwdpo.config.recipe import Recipe
@@ -23,6 +23,7 @@ from cwdpo.recipes.stages import stage1_trainer, stage2_trainer, watch
 from cwdpo.records.files import write_json, write_text
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
+from cwdpo.report import write_report
 from cwdpo.trainers import CWDPOTrainer, SmoothSFTTrainer
 from cwdpo.trainers.checkpoints import last_checkpoint
 from cwdpo.trainers.recording import MetricsRecorder, StopOnSignal
@@ -66,6 +67,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
         start = run.stage(stage)
     if is_main:
         write_json(run.summary, _summary(recipe, stages, steps, time.monotonic() - began))
+        write_report([run.root], run.report)
     return run
 
 
@@ -96,6 +98,7 @@ def _run_stage(
     callbacks: Sequence[TrainerCallback],
 ) -> int:
     """Train one stage and save its model. Returns the number of optimiser steps."""
+    set_seed(recipe.seed)  # new adapters begin at random values
     model = load_start(recipe.model, start)
     processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
     make = stage1_trainer if stage == "stage1" else stage2_trainer
@@ -111,8 +114,7 @@ def _run_stage(
         signals.release()
     if signals.received:
         raise Interrupted(
-            f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}. "
-            "Run the same command with --resume to go on."
+            f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}."
         )
     _save(trainer, processor, run, stage)
     return int(trainer.state.global_step)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from cwdpo.report.runs import objects
 
 MOST_ITEMS = 60
 """Pictures shown at most; the notes of the page say how many more there are."""
@@ -50,9 +52,11 @@ class Item:
 
 def read_gallery(directory: Path, summary: Mapping[str, Any], notes: list[str]) -> list[Item]:
     """The ``gallery`` of a ``summary.json``. Image paths resolve against ``directory`` and may not leave it."""
-    entries = [entry for entry in _list(summary.get("gallery")) if isinstance(entry, dict)]
+    entries = objects(summary, "gallery")
     if len(entries) > MOST_ITEMS:
-        notes.append(f"{directory}: {len(entries) - MOST_ITEMS} more pictures are in summary.json than are shown here.")
+        notes.append(
+            f"{directory.name}: {len(entries) - MOST_ITEMS} more pictures are in summary.json than are shown here."
+        )
     return [_item(directory, entry, notes) for entry in entries[:MOST_ITEMS]]
 
 
@@ -61,14 +65,15 @@ def _item(directory: Path, entry: Mapping[str, Any], notes: list[str]) -> Item:
     if name is not None:
         try:
             image, small = _data_uri(directory, str(name))
+        except UnidentifiedImageError:
+            notes.append(f"{directory.name}: the picture {name!r} is no {', '.join(_TYPES)} file.")
         except _UNREADABLE as error:
-            notes.append(f"{directory}: the picture {name!r} cannot be shown: {error}.")
+            notes.append(f"{directory.name}: the picture {name!r} cannot be shown: {error}.")
     answers = [
         Answer(
             str(a.get("name", "?")), str(a.get("text", "")), a["right"] if isinstance(a.get("right"), bool) else None
         )
-        for a in _list(entry.get("answers"))
-        if isinstance(a, dict)
+        for a in objects(entry, "answers")
     ]
     return Item(image, small, str(entry.get("prompt") or ""), str(entry.get("chosen") or ""), answers)
 
@@ -96,7 +101,3 @@ def _data_uri(directory: Path, name: str) -> tuple[str, bool]:
 
 def _uri(kind: str, content: bytes) -> str:
     return f"data:{_TYPES[kind]};base64,{base64.b64encode(content).decode()}"
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

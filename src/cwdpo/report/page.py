@@ -2,8 +2,6 @@
 
 import base64
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -13,7 +11,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cwdpo.errors import UserError
+from cwdpo.records.files import write_text
+from cwdpo.records.run_directory import RunDirectory
 from cwdpo.report.gallery import Item, read_gallery
+from cwdpo.report.lineage import aligned
 from cwdpo.report.panels import metric_panels, probe_panels
 from cwdpo.report.runs import Run, Source, read_sources
 from cwdpo.report.svg import sample
@@ -30,6 +31,7 @@ class Part:
     title: str
     facts: Sequence[tuple[str, str]]
     table: Table | None
+    caption: str
     gallery: Sequence[Item]
 
 
@@ -53,14 +55,15 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     sources = read_sources([Path(run) for run in runs], notes)
     page = _page(sources, notes)
     try:
-        _write(out, page)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, page.encode("utf-8", "replace").decode())  # JSON can hold half characters that no file can
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}. Name a file in a directory you may write to.") from error
     return out
 
 
 def _page(sources: Sequence[Source], notes: list[str]) -> str:
-    shown = _distinctly_named([run for source in sources for run in source.runs])
+    shown, continued = aligned(_distinctly_named([run for source in sources for run in source.runs]))
     parts = [_part(source, notes) for source in sources]
     tables = [part.table for part in parts if part.table is not None]
     style, script = (Markup(_resource(name)) for name in ("page.css", "page.js"))
@@ -70,7 +73,7 @@ def _page(sources: Sequence[Source], notes: list[str]) -> str:
         policy=_policy(style, script),
         style=style,
         script=script,
-        lead=lead(sources, shown, tables),
+        lead=[*lead(sources, shown, tables), *continued],
         parts=parts,
         legend=[(run.name, sample(rank)) for rank, run in enumerate(shown)],
         samples={run.name: sample(rank) for rank, run in enumerate(shown)},
@@ -85,12 +88,13 @@ def _page(sources: Sequence[Source], notes: list[str]) -> str:
 
 
 def _part(source: Source, notes: list[str]) -> Part:
-    return Part(
-        title=str(source.summary.get("title") or source.path.name),
-        facts=facts(source.summary),
-        table=comparison_table(source.summary),
-        gallery=read_gallery(source.path, source.summary, notes),
-    )
+    table, gallery = comparison_table(source.summary), read_gallery(source.path, source.summary, notes)
+    for key, found in (("table", table), ("gallery", gallery)):
+        if source.summary.get(key) and not found:
+            notes.append(f"{source.path.name}: the {key} in summary.json cannot be read and was left out.")
+    title = str(source.summary.get("title") or source.path.name)
+    caption = str(source.summary.get("legend") or "What each model does after training.")
+    return Part(title, facts(source.summary), table, caption, gallery)
 
 
 def _distinctly_named(runs: Sequence[Run]) -> list[Run]:
@@ -103,12 +107,12 @@ def _distinctly_named(runs: Sequence[Run]) -> list[Run]:
 
 
 def _recipe(run: Run, notes: list[str]) -> str:
-    file = run.path / "recipe.yaml"
+    file = RunDirectory(run.path).recipe
     if not file.is_file():
         return ""
     text = file.read_text("utf-8", errors="replace")
     if len(text) > _MOST_RECIPE:
-        notes.append(f"{file}: only its first {_MOST_RECIPE} characters are shown.")
+        notes.append(f"{run.name}: of recipe.yaml only the first {_MOST_RECIPE} characters are shown.")
     return text[:_MOST_RECIPE]
 
 
@@ -125,17 +129,3 @@ def _policy(style: str, script: str) -> str:
 
 def _resource(name: str) -> str:
     return (files("cwdpo.report") / name).read_text("utf-8")
-
-
-def _write(out: Path, page: str) -> None:
-    """Write beside the target, then move: a full disk or an interrupt leaves the old report whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page.encode("utf-8", "replace"))
-        os.chmod(name, 0o644)
-        os.replace(name, out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

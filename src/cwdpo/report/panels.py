@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from cwdpo.report.runs import Run
+from cwdpo.report.runs import Run, counted
 from cwdpo.report.series import Series
 from cwdpo.report.svg import Line, Mark, chart, num_outside, value_range
 
@@ -20,23 +20,16 @@ class Measure:
     range: tuple[float, float] | None = None
     """Axis to use as long as every reading lies within it."""
 
-    scale: str | None = None
-    """Measures with the same word here are drawn on the same axis, so that they can be compared."""
-
     band: tuple[str, str] | None = None
 
 
 METRICS = (
     Measure("loss", "Loss", "Training loss. Each stage has its own loss: compare within a stage."),
     Measure("rewards/margins", "Reward margin", "Reward of the chosen answer less that of the rejected one."),
-    Measure(
-        "rewards/chosen", "Reward of chosen answers", "beta x change of log-prob since the stage began.", scale="r"
-    ),
-    Measure(
-        "rewards/rejected", "Reward of rejected answers", "The same for rejected answers, on the same axis.", scale="r"
-    ),
-    Measure("logps_mean/chosen", "Log-prob of chosen answers", "Nats per token; nearer 0 is likelier.", scale="l"),
-    Measure("logps_mean/rejected", "Log-prob of rejected answers", "Nats per token, on the same axis.", scale="l"),
+    Measure("rewards/chosen", "Reward of chosen answers", "beta x change of log-prob since the stage began."),
+    Measure("rewards/rejected", "Reward of rejected answers", "beta x change of log-prob; mind the axis."),
+    Measure("logps_mean/chosen", "Log-prob of chosen answers", "Nats per token; nearer 0 is likelier."),
+    Measure("logps_mean/rejected", "Log-prob of rejected answers", "Nats per token; mind the axis."),
     Measure(
         "cooling/mean",
         "Cooling weight",
@@ -81,8 +74,7 @@ def probe_panels(runs: Sequence[Run]) -> list[Panel]:
     """Charts of ``probes.jsonl``: each group's change since its stage began, then the chosen group's readings."""
     groups = dict.fromkeys(group for run in runs for group, key in run.probes if key == "delta")
     deltas = [
-        Measure(group, group.replace("_", " ").capitalize(), "Change of log-prob, nats per token.", scale="delta")
-        for group in groups
+        Measure(group, group.replace("_", " ").capitalize(), "Change of log-prob, nats per token.") for group in groups
     ]
     return [
         *_panels(runs, deltas, lambda run, group: run.probes.get((group, "delta"))),
@@ -101,16 +93,10 @@ def number(value: float) -> str:
 
 
 def _panels(runs: Sequence[Run], measures: Sequence[Measure], find: Callable[[Run, str], Series | None]) -> list[Panel]:
-    drawn = {measure: lines for measure in measures if (lines := _lines(runs, measure, find))}
     panels = []
-    for measure, lines in drawn.items():
-        together = [
-            line
-            for other, found in drawn.items()
-            if other == measure or other.scale == measure.scale is not None
-            for line in found
-        ]
-        span = value_range(together, measure.range)
+    for measure in measures:
+        lines = _lines(runs, measure, find)
+        span = value_range(lines, measure.range)
         if span is not None:
             panels.append(_panel(measure, lines, span, runs))
     return panels
@@ -139,7 +125,7 @@ def _panel(measure: Measure, lines: Sequence[Line], span: tuple[float, float], r
         y=span,
         label=f"{measure.title} over steps. Ends: " + ", ".join(f"{name} {end}" for _, name, end in ends) + ".",
     )
-    note = f"{outside} readings lie outside the picture and are drawn at its edge." if outside else ""
+    note = f"Outside the picture, drawn at its edge: {counted(outside, 'reading')}." if outside else ""
     return Panel(measure.title, measure.meaning, picture, ends, note)
 
 
@@ -147,8 +133,8 @@ def _marks(runs: Sequence[Run], ranks: Sequence[int], first: float) -> list[Mark
     """Where stages begin. A boundary that all runs share is one mark; one of a single run has its colour."""
     places: dict[tuple[str, int], list[int]] = {}
     for rank, run in zip(ranks, runs, strict=True):
-        for stage, start in run.stages.items():
-            if start > 0 and start >= first - 1:
+        for stage, start in list(run.stages.items())[1:]:
+            if start >= first - 1:
                 places.setdefault((stage, start), []).append(rank)
     return [
         Mark(float(start), stage_label(stage), None if len(found) > 1 or len(runs) == 1 else found[0])

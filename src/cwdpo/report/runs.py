@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.errors import UserError
+from cwdpo.records.files import read_jsonl
+from cwdpo.records.run_directory import RunDirectory
 from cwdpo.report.series import Point, Segment, Series, finite
 
 Record = dict[str, Any]
@@ -57,10 +59,10 @@ def _read_source(path: Path, notes: list[str]) -> Source:
             f"{path} is not a directory. Give the output_dir of a run, for example `cwdpo report runs/cwdpo`."
         )
     source = Source(path, _read_summary(path, notes))
-    if (path / "metrics.jsonl").is_file():
+    if RunDirectory(path).metrics.is_file():
         directories = [path]
     else:
-        directories = [child for child in sorted(path.iterdir()) if (child / "metrics.jsonl").is_file()]
+        directories = [child for child in sorted(path.iterdir()) if RunDirectory(child).metrics.is_file()]
     rows = _row_names(source.summary)
     order = {_plain(name): i for i, name in enumerate(rows)}
     directories.sort(key=lambda child: order.get(_plain(child.name), len(order)))
@@ -74,15 +76,15 @@ def _read_source(path: Path, notes: list[str]) -> Source:
 
 
 def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
-    metrics = _placed(_read_lines(path / "metrics.jsonl", notes), path / "metrics.jsonl", notes)
-    probes = _placed(_read_lines(path / "probes.jsonl", notes), path / "probes.jsonl", notes)
+    directory = RunDirectory(path)
+    metrics, probes = _read_placed(directory.metrics, notes), _read_placed(directory.probes, notes)
     if not metrics and not probes:
         return None
     summary = _read_summary(path, notes)
     lengths: dict[str, int] = {}
     for record in [*metrics, *probes]:
         stage = str(record["stage"])
-        lengths[stage] = max(lengths.get(stage, 0), record["step"])
+        lengths[stage] = max(lengths.get(stage, _told_steps(summary, stage)), record["step"])
     starts: dict[str, int] = {}
     for stage in lengths:
         starts[stage] = sum(lengths[before] for before in starts)
@@ -99,8 +101,16 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
     return run
 
 
-def _placed(records: Sequence[Record], path: Path, notes: list[str]) -> list[Record]:
-    """The records that say their step, sorted by stage and step; a step told twice keeps its last value of each key."""
+def _told_steps(summary: Mapping[str, Any], stage: str) -> int:
+    """How many steps the summary says the stage took: the last of them need not have been logged."""
+    stages = summary.get("stages")
+    told = stages.get(stage) if isinstance(stages, dict) else None
+    return int(finite(told.get("steps")) or 0) if isinstance(told, dict) else 0
+
+
+def _read_placed(path: Path, notes: list[str]) -> list[Record]:
+    """The lines that say their step, sorted by stage and step; a step told twice keeps its last value of each key."""
+    records = _read_lines(path, notes)
     merged: dict[tuple[str, str, int], Record] = {}
     lost = 0
     for record in records:
@@ -111,7 +121,7 @@ def _placed(records: Sequence[Record], path: Path, notes: list[str]) -> list[Rec
         place = (str(record.get("stage", "run")), str(record.get("group", "")), int(step))
         merged.setdefault(place, {}).update(record, stage=place[0], group=place[1], step=place[2])
     if lost:
-        notes.append(f"{path}: {lost} lines without a step were left out.")
+        notes.append(f"{_short(path)}: {counted(lost, 'line')} without a step left out.")
     order = list(dict.fromkeys(stage for stage, _, _ in merged))
     return sorted(merged.values(), key=lambda record: (order.index(record["stage"]), record["step"]))
 
@@ -140,44 +150,50 @@ def _note_broken(run: Run, notes: list[str]) -> None:
 
 def _read_lines(path: Path, notes: list[str]) -> list[Record]:
     """Every readable object of a JSON-lines file; a missing file has none."""
-    if not path.is_file():
-        return []
-    records, broken = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        else:
-            broken.append(number)
-    if broken:
-        notes.append(f"{path}: {len(broken)} unreadable lines were skipped, the first is line {broken[0]}.")
-    return records
+    found = read_jsonl(path)
+    if found.skipped:
+        notes.append(f"{_short(path)}: {counted(found.skipped, 'line')} could not be read, and the others are shown.")
+    return found.objects
 
 
 def _read_summary(path: Path, notes: list[str]) -> Record:
-    file = path / "summary.json"
+    file = RunDirectory(path).summary
     if not file.is_file():
         return {}
     try:
         summary = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        notes.append(f"{file} is not readable JSON ({error}) and was left out.")
+        notes.append(f"{_short(file)} is not readable JSON ({error}) and was left out.")
         return {}
     if isinstance(summary, dict):
         return summary
-    notes.append(f"{file} holds no JSON object and was left out.")
+    notes.append(f"{_short(file)} holds no JSON object and was left out.")
     return {}
 
 
+def objects(holder: object, key: str) -> list[Record]:
+    """The JSON objects of the list that stands under a key; nothing where there is no such list."""
+    found = holder.get(key) if isinstance(holder, dict) else None
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "line"), counted(2, "line")
+        ('1 line', '2 lines')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _short(path: Path) -> str:
+    """File and directory: pages are passed on, and where the runs lay is nobody else's business."""
+    return f"{path.parent.name}/{path.name}"
+
+
 def _row_names(summary: Mapping[str, Any]) -> list[str]:
-    table = summary.get("table")
-    rows = table.get("rows") if isinstance(table, dict) else None
-    return [str(row["name"]) for row in rows or [] if isinstance(row, dict) and "name" in row]
+    return [str(row["name"]) for row in objects(summary.get("table"), "rows") if "name" in row]
 
 
 def _run_name(path: Path, summary: Mapping[str, Any], rows: Sequence[str]) -> str:

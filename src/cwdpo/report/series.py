@@ -50,6 +50,21 @@ class Segment:
         """Mean of the last tenth of the readings (at least one)."""
         return _mean(self.values[-_tenth(len(self.values)) :])
 
+    @property
+    def moved(self) -> float:
+        """End less start, or 0 where the readings scatter so much that this may be chance.
+
+        The scatter is taken from second differences, which a steady trend leaves at 0; a change counts from twice its
+        standard error, as if readings were independent.
+        """
+        values = self.values
+        if self.start is None or self.end is None:
+            return 0.0
+        bends = [a - 2 * b + c for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+        variance = math.fsum(bend * bend for bend in bends) / (6 * len(bends)) if bends else 0.0
+        change = self.end - self.start
+        return change if abs(change) >= 2 * math.sqrt(2 * variance / _tenth(len(values))) else 0.0
+
 
 @dataclass(frozen=True)
 class Series:

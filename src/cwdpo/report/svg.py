@@ -44,20 +44,20 @@ def style_classes(rank: int | None) -> str:
 
 
 def value_range(lines: Sequence[Line], fixed: tuple[float, float] | None = None) -> tuple[float, float] | None:
-    """Lowest and highest y to draw: all of every smoothed curve, and the inner 98 % of the raw readings."""
-    values: list[float] = []
-    for line in lines:
-        for series in (line.series, *(line.band or ())):
-            raw = sorted(series.values)
-            if raw:
-                cut = len(raw) // 100
-                values += [raw[cut], raw[-1 - cut]]
-            values += [y for s in series.segments for _, y in smoothed(s.points) if y is not None]
-    if not values:
+    """Lowest and highest y to draw; None where there is no finite reading.
+
+    All readings fit, unless a few spikes would flatten the rest: where they stretch the picture to more than three
+    times the inner 98 % of every curve, it shows those alone.
+    """
+    curves = [sorted(s.values) for line in lines for s in (line.series, *(line.band or ())) if s.values]
+    if not curves:
         return None
-    low, high = min(values), max(values)
+    low, high = min(c[0] for c in curves), max(c[-1] for c in curves)
     if fixed and fixed[0] <= low and high <= fixed[1]:
         return fixed
+    inner = min(c[len(c) // 100] for c in curves), max(c[-1 - len(c) // 100] for c in curves)
+    if high - low > 3 * (inner[1] - inner[0]) > 0:
+        low, high = inner
     pad = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
     return low - pad, high + pad
 
@@ -184,7 +184,8 @@ def _curve(frame: _Frame, line: Line) -> Iterator[str]:
         raw = thinned(segment.points, most=_MOST_POINTS)
         if smooth != raw:
             yield f'<path class="raw {style}" d="{frame.path(raw)}"/>'
-        yield f'<path class="line {style}" d="{frame.path(smooth)}"><title>{escape(line.name)}</title></path>'
+        dot = "dot " if len(segment.values) == 1 else ""
+        yield f'<path class="{dot}line {style}" d="{frame.path(smooth)}"><title>{escape(line.name)}</title></path>'
 
 
 def _band(frame: _Frame, low: Segment, high: Segment) -> str:

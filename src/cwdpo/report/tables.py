@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cwdpo.report.panels import METRICS, number
-from cwdpo.report.runs import Run
+from cwdpo.report.runs import Run, objects
 from cwdpo.report.series import finite
 
 _FORMAT = re.compile(r"\+?,?(\.\d)?[dfeg%]")
@@ -43,10 +43,8 @@ class Table:
 def comparison_table(summary: Mapping[str, Any]) -> Table | None:
     """The ``table`` of a ``summary.json``; None where it has none that can be read."""
     table = summary.get("table")
-    if not isinstance(table, dict):
-        return None
-    columns = [_column(entry) for entry in table.get("columns") or [] if isinstance(entry, dict) and "key" in entry]
-    rows = [row for row in table.get("rows") or [] if isinstance(row, dict)]
+    columns = [_column(entry) for entry in objects(table, "columns") if "key" in entry]
+    rows = objects(table, "rows")
     if not columns or not rows:
         return None
     cells = [[_cell(row.get(column.key), column.format) for column in columns] for row in rows]
@@ -56,7 +54,7 @@ def comparison_table(summary: Mapping[str, Any]) -> Table | None:
 
 def ends_table(runs: Sequence[Run]) -> Table:
     """Where the curves of each run ended, for runs side by side; nothing is judged here."""
-    steps = Column("steps", "Steps", None, "d")
+    steps = Column("steps", "Last step", None, "d")
     shown = [measure for measure in METRICS if any(_end(run, measure.key) is not None for run in runs)]
     columns = [steps, *(Column(measure.key, measure.title, None, ".3g") for measure in shown)]
     rows = []

@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cwdpo.report.panels import stage_label
-from cwdpo.report.runs import Run, Source
+from cwdpo.report.runs import Run, Source, counted
 from cwdpo.report.series import Segment, finite
 from cwdpo.report.tables import Table, best_rows
+
+_FEWEST = 5
+"""Readings of a stage that it takes to say where a curve went."""
 
 _DIRECTION = {"up": "higher is better", "down": "lower is better"}
 
@@ -15,14 +18,16 @@ def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]
     """First what is compared and who leads, then a sentence on each fact that shows it."""
     said = [" ".join([_what_is_here(runs, tables), *(text for table in tables if (text := _leaders(table)))])]
     said += [text for table in tables if (text := _first_judged(table))]
-    said += [sentence for run in runs if (sentence := _chosen_fate(run))]
+    fates = [sentence for run in runs if (sentence := _chosen_fate(run))]
+    if fates:
+        said += [*fates, "From and to: means over the first and the last tenth of that stage's readings."]
     if len(tables) == 1 and len(tables[0].rows) > 1 and any(type(s.summary.get("seed")) is int for s in sources):
         said.append("Each row of the table is one run of one seed, so a small difference may be chance.")
     return said
 
 
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Seed, hardware, version and times of a ``summary.json``, as label and text."""
+    """Seed, hardware, version, times and settings of a ``summary.json``, as label and text."""
     found = []
     for key, label in (("seed", "Seed"), ("hardware", "Hardware"), ("cwdpo_version", "cwdpo")):
         if summary.get(key) is not None:
@@ -33,6 +38,9 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     stages = summary.get("stages")
     if isinstance(stages, dict):
         found += [(stage_label(str(stage)).capitalize(), _flat(value)) for stage, value in stages.items()]
+    settings = summary.get("settings")
+    if isinstance(settings, dict):
+        found.append(("Settings", _flat(settings)))
     return found
 
 
@@ -62,7 +70,7 @@ def joined(names: Sequence[str]) -> str:
 def _what_is_here(runs: Sequence[Run], tables: Sequence[Table]) -> str:
     if len(runs) == 1:
         stages = joined([stage_label(stage) for stage in runs[0].stages])
-        return f"{runs[0].name} trained {runs[0].num_steps} steps ({stages})."
+        return f"{runs[0].name} trained {counted(runs[0].num_steps, 'step')} ({stages})."
     names = [run.name for run in runs] or [name for table in tables for name, _ in table.rows]
     return f"Compared here: {joined(names)}."
 
@@ -73,7 +81,7 @@ def _leaders(table: Table) -> str | None:
     for i, column in enumerate(table.columns):
         best = best_rows(table, i)
         if best:
-            wins.setdefault(joined([name for name, _ in best]), []).append(column.label)
+            wins.setdefault(joined([name for name, _ in best]), []).append(f'"{column.label}"')
     if not wins:
         return None
     return f"Best of the table: {'; '.join(f'{name} on {joined(labels)}' for name, labels in wins.items())}."
@@ -84,18 +92,18 @@ def _first_judged(table: Table) -> str | None:
     for i, column in enumerate(table.columns):
         if column.better:
             values = joined([f"{name} {cells[i].text}" for name, cells in table.rows])
-            return f"{column.label} ({_DIRECTION[column.better]}): {values}."
+            return f'"{column.label}" ({_DIRECTION[column.better]}): {values}.'
     return None
 
 
 def _chosen_fate(run: Run) -> str | None:
     """How the chosen answers' log-prob moved over the last stage that logged it, and the margin beside it."""
     chosen = _last_segment(run, "logps_mean/chosen")
-    if chosen is None or chosen.start is None or chosen.end is None or len(chosen.values) < 2:
+    if chosen is None or chosen.start is None or chosen.end is None or len(chosen.values) < _FEWEST:
         return None
     start, end = round(chosen.start, 2), round(chosen.end, 2)
-    verb = "rose" if end > start else "fell" if end < start else "stayed"
-    moved = f"stayed at {end:.2f}" if verb == "stayed" else f"{verb} from {start:.2f} to {end:.2f}"
+    verb = "stayed" if start == end or not chosen.moved else "rose" if end > start else "fell"
+    moved = f"stayed about {end:.2f}" if verb == "stayed" else f"{verb} from {start:.2f} to {end:.2f}"
     where = f"{run.name}, {stage_label(chosen.stage)}"
     text = f"{where}: the chosen answers' log-prob {moved} nats per token"
     margin = _last_segment(run, "rewards/margins")

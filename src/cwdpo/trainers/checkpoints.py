@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 _STATE = "trainer_state.json"
 """Written last by the Trainer, so a checkpoint that has it is whole."""
 
+_TORCH_WRITE_FAILED = ("inline_container.cc", "iostream error", "PytorchStreamWriter failed writing")
+
 
 def last_checkpoint(directory: Path) -> Path | None:
     """The newest whole checkpoint in a Trainer's output directory, or None."""
@@ -34,16 +36,26 @@ def no_partial_checkpoints(directory: Path) -> Iterator[None]:
     _remove_partial(directory)
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         _remove_partial(directory)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not _found_no_room(error):
             raise
         good = last_checkpoint(directory)
         kept = f"{good} is whole" if good else "no checkpoint had been written yet"
         raise UserError(
-            f"{directory}: no room to save a checkpoint ({error.strerror}); {kept}. Free some space and run the same "
-            "command with --resume."
+            f"{directory}: no room to save a checkpoint; {kept}. Free some space and run the same command with "
+            "--resume."
         ) from error
+
+
+def _found_no_room(error: BaseException) -> bool:
+    """Whether a write failed for want of space; Python, safetensors and torch say it in different words."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return (
+        getattr(error, "errno", None) in codes
+        or any(f"(os error {code})" in str(error) for code in codes)
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in _TORCH_WRITE_FAILED))
+    )
 
 
 def _checkpoints(directory: Path) -> list[Path]:

@@ -73,7 +73,6 @@ class OpeningPass:
             collate_fn=self.collator,
             num_workers=trainer.args.dataloader_num_workers,
         )
-        trainer.callback_handler.eval_dataloader = loader
         for number, batch in enumerate(loader, start=1):
             if cache.missing(batch["keys"]):
                 self._measure(model, cache, batch)
@@ -81,7 +80,14 @@ class OpeningPass:
                 negatives.get(Role(role), []).append(key)
             if number % _SAVE_EVERY == 0:
                 cache.save()
-            trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
+            self._tell(number, len(loader))
+
+    def _tell(self, done: int, total: int) -> None:
+        """Report progress to callbacks that have ``on_opening(done, total)``, in batches of this rank."""
+        if self.trainer.is_world_process_zero():
+            for callback in self.trainer.callback_handler.callbacks:
+                if hasattr(callback, "on_opening"):
+                    callback.on_opening(done, total)
 
     def _measure(self, model: nn.Module, cache: ReferenceCache, batch: Batch) -> None:
         with self.trainer.accelerator.autocast():

@@ -1,0 +1,60 @@
+# make help lists what there is. Nothing here needs more than Python 3.11, pip and make.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+SEED ?= 0
+EMOJI_PACKAGES := fonts-noto-color-emoji unicode-data unicode-cldr-core libraqm0 libfribidi0
+EMOJI_DATA := examples/emoji/data
+
+# small models on few cores: more threads for each operation only get in each other's way
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.PHONY: help setup demo test lint docs emoji clean
+
+help:  ## list these targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed  ## make .venv and install cwdpo in it, with the pinned development tools
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "setup: making $(VENV) with $(PYTHON) and installing the versions in constraints.txt (some minutes, once)"
+	@test -n "$(PYTHON)" || { echo "setup: no python3.11 or python3 found; install it, or give PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "setup: the pinned versions need Python 3.11 or newer; give PYTHON=/path/to/python3.11")'
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+	@echo "setup: done; $(BIN)/cwdpo --help"
+
+demo: setup  ## train a tiny vision-language model through both stages; no downloads. OUT=DIR SEED=N
+	$(BIN)/cwdpo demo --out "$(OUT)" --seed $(SEED)
+
+test: lint  ## every check: lint, types, layers, doctests and tests
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2
+
+lint: setup  ## ruff, mypy and the import layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+emoji: setup  ## real images: build the emoji data set from Debian's packages (asks apt for those that are missing)
+	@missing=$$(for name in $(EMOJI_PACKAGES); do dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q 'ok installed' || echo $$name; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "emoji: installing" $$missing; \
+	  if [ "$$(id -u)" -eq 0 ]; then as_root=; else as_root=sudo; fi; \
+	  $$as_root apt-get update; $$as_root apt-get install -y --no-install-recommends $$missing; \
+	fi
+	$(BIN)/python examples/emoji/build.py --out $(EMOJI_DATA)
+
+docs: setup  ## write docs/files.md anew from the files' docstrings
+	$(BIN)/python docs/make_file_map.py
+
+clean:  ## remove .venv and caches, never runs or data
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,112 @@
+"""Answers of a model to prompts: batched generation for rows, for any processor of transformers."""
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from cwdpo.data.encode import Encoder
+from cwdpo.data.rows import Row
+from cwdpo.engine.layout import prompts_alone
+from cwdpo.evaluation.eval_mode import eval_mode
+
+logger = logging.getLogger(__name__)
+
+
+def generate_answers(
+    model: Any,
+    processor: Any,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int = 256,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """Let the model answer every row's prompt.
+
+    Prompts are encoded as in training. Special tokens other than the end token (image placeholders, turn markers) are
+    forbidden: a policy can sample them, and an answer that holds one cannot be scored. What the model's own generation
+    config says beside the sampling settings (a repetition penalty, say) stays in force.
+
+    Args:
+        model: a generative vision-language model, bare or with an adapter; its train and eval modes are put back.
+        processor: the model's processor, which is not changed.
+        rows: only their prompts and images are read. With and without images may be mixed.
+        batch_size: prompts in one call of ``generate``.
+        max_new_tokens: longest answer; how many answers ran into it is logged as a warning.
+        temperature: None decodes greedily; a number > 0 samples from the whole vocabulary (no top-k).
+        top_p: sample only from the smallest set of tokens with this probability; needs a temperature.
+        seed: the samples follow from it; torch's global random state is left as it was.
+
+    Returns:
+        One answer for each row, without special tokens or surrounding space.
+
+    Raises:
+        ValueError: a temperature or top_p that cannot be meant.
+        DataError: a row cannot be encoded.
+    """
+    _check_sampling(temperature, top_p)
+    if not rows:
+        return []
+    encoder = Encoder(processor)
+    config = _generation_config(model, processor.tokenizer, encoder, rows[0])
+    config.update(
+        do_sample=temperature is not None,
+        temperature=temperature or 1.0,
+        top_p=top_p or 1.0,
+        top_k=50 if temperature is None else 0,  # 50 is the default; greedy decoding warns of any other
+        max_new_tokens=max_new_tokens,
+    )
+    answers: list[str] = []
+    cut = 0
+    with eval_mode(model), _own_randomness(seed, model.device):
+        for start in range(0, len(rows), batch_size):
+            inputs = prompts_alone([encoder.encode(row).prompt for row in rows[start : start + batch_size]])
+            inputs = {name: value.to(model.device) for name, value in inputs.items()}
+            ids = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+            ended = torch.isin(ids, torch.tensor(config.eos_token_id, device=ids.device)).any(dim=1)
+            cut += int((~ended).sum())
+            answers += [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
+    if cut:
+        logger.warning("%d of %d answers were cut at max_new_tokens=%d; raise it", cut, len(rows), max_new_tokens)
+    return answers
+
+
+def _check_sampling(temperature: float | None, top_p: float | None) -> None:
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, but must be > 0; for greedy decoding write None")
+    if top_p is not None and (temperature is None or not 0 < top_p <= 1):
+        raise ValueError(
+            f"top_p is {top_p} and temperature {temperature}; top_p needs a temperature and lies in (0, 1]"
+        )
+
+
+def _generation_config(model: Any, tokenizer: Any, encoder: Encoder, row: Row) -> Any:
+    """The model's own, with the end token that training teaches among its ends, and special tokens forbidden."""
+    config = copy.deepcopy(model.generation_config)
+    own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    taught = encoder.encode(row, ["a"]).answers[0][-1]
+    ends = sorted({taught, *(token for token in own if token is not None)})
+    controls = tokenizer.convert_tokens_to_ids(encoder.template.control_tokens)
+    forbidden = sorted(set(controls) - set(ends))
+    pad = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
+    config.update(
+        eos_token_id=ends,
+        pad_token_id=ends[0] if pad is None else pad,
+        suppress_tokens=forbidden or None,
+        max_length=None,
+        use_cache=True,
+    )
+    return config
+
+
+@contextmanager
+def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,190 @@
+"""The command line from outside: exit codes, what is printed where, and what is not imported."""
+
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cwdpo.cli import app
+from cwdpo.cli.failures import explain
+from cwdpo.errors import UserError
+
+Run = Callable[..., tuple[int, str, str]]
+RECIPE = "model: {name_or_path: m}\ndata: {train: rows.jsonl}\nstage2: {}\n"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call ``cwdpo`` in this process; gives exit code, standard output and standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cwdpo", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            app.main()
+        printed = capsys.readouterr()
+        code = left.value.code
+        return (0 if code is None else int(code)), printed.out, printed.err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["check", "--help"], ["merge", "-h"], ["--version"]]
+)
+def test_help_loads_nothing_heavy(words: list[str]) -> None:
+    script = (
+        "import sys\nfrom cwdpo.cli.app import main\n"
+        f"sys.argv = ['cwdpo', *{words}]\n"
+        "try:\n    main()\n"
+        "except SystemExit as left:\n    assert not left.code, left.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cwdpo" in done.stdout
+
+
+def test_module_and_command_are_the_same() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cwdpo", "--version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.startswith("cwdpo 0.")
+
+
+def test_help_lists_the_commands_in_order_of_use(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert out.index("demo ") < out.index("check ") < out.index("train ") < out.index("merge ")
+
+
+def test_a_slip_in_the_recipe_is_one_line_and_exit_2(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(RECIPE.replace("{}", "{coolling: null}"))
+    code, out, err = run("train", recipe)
+    assert (code, out) == (2, "")
+    assert err == f"{recipe}:3: unknown key 'stage2.coolling' - did you mean 'stage2.cooling'?\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--beta", "0"], "--beta: stage2.beta is 0.0, but must be > 0. Try 0.1.\n"),
+        (["--floor", "-2", "--bta=1"], "--bta: unknown setting - did you mean '--beta'?\n"),
+        (["stray"], "'stray' is not a setting. Write settings after the recipe as --key value.\n"),
+    ],
+)
+def test_a_slip_in_a_setting_is_one_line_and_exit_2(run: Run, tmp_path: Path, words: list[str], expected: str) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    assert run("train", tmp_path / "r.yaml", *words) == (2, "", expected)
+
+
+def test_unknown_trainer_settings_are_refused_by_name(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    code, _, err = run("train", tmp_path / "r.yaml", "--trainer.lerning_rate", "1e-6")
+    assert code == 2
+    assert err == (
+        "--trainer.lerning_rate: unknown key 'trainer.lerning_rate' - did you mean 'trainer.learning_rate'?\n"
+    )
+
+
+def test_settings_before_the_recipe_are_explained(run: Run) -> None:
+    code, _, err = run("train", "--beta", "1", "r.yaml")
+    assert code == 2
+    assert err.startswith("expected the recipe before --beta.")
+
+
+def test_settings_reach_the_runner(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    seen: dict[str, Any] = {}
+
+    def record(recipe: Any, *, resume: bool, callbacks: Any) -> None:
+        seen.update(recipe=recipe, resume=resume, callbacks=callbacks)
+        raise UserError("far enough")
+
+    monkeypatch.setattr("cwdpo.recipes.run.run_recipe", record)
+    words = ["--floor", "-2.5", "--trainer.learning_rate", "1e-6", "--resume", "--seed=7"]
+    assert run("train", tmp_path / "r.yaml", *words) == (2, "", "far enough\n")
+    assert seen["recipe"].stage2.cooling.floor == -2.5
+    assert seen["recipe"].trainer == {"learning_rate": 0.000001}
+    assert (seen["recipe"].seed, seen["resume"], len(seen["callbacks"])) == (7, True, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KeyboardInterrupt(), "\nInterrupted.\nContinue with:  cwdpo train r.yaml --beta 1 --resume\n"),
+        (KeyboardInterrupt("Stopped at 3."), "\nStopped at 3.\nContinue with:  cwdpo train r.yaml --beta 1 --resume\n"),
+    ],
+)
+def test_an_interruption_says_how_to_go_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, expected: str
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("cwdpo.cli.train.read_recipe", interrupt)
+    assert run("train", "r.yaml", "--beta", "1") == (130, "", expected)
+
+
+def test_a_full_disk_is_told_in_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/run/model.safetensors")
+
+    monkeypatch.setattr("cwdpo.cli.train.read_recipe", fill)
+    code, _, err = run("train", "r.yaml")
+    assert code == 2
+    assert err.startswith("no space left on the disk at /data/run/model.safetensors.")
+    assert err.count("\n") == 1
+
+
+def test_defects_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr("cwdpo.cli.train.read_recipe", fail)
+    monkeypatch.setattr(sys, "argv", ["cwdpo", "train", "r.yaml"])
+    with pytest.raises(KeyError):
+        app.main()
+
+
+def test_wrong_usage_exits_2(run: Run) -> None:
+    for words in (["tran"], ["merge"], ["check"], ["demo", "--sed", "1"], ["demo", "--seed", "-1"]):
+        code, out, err = run(*words)
+        assert (code, out) == (2, "")
+        assert "Usage" in err
+
+
+def test_errors_of_libraries_are_known_by_their_cause() -> None:
+    inner = OSError(errno.ENOSPC, "No space left on device")
+    outer = RuntimeError("PytorchStreamWriter failed writing file")
+    outer.__context__ = inner
+    assert "no space left" in str(explain(outer))
+    assert "no space left" in str(explain(RuntimeError("I/O error: No space left on device (os error 28)")))
+    assert "no permission at /x" in str(explain(PermissionError(errno.EACCES, "Permission denied", "/x")))
+    assert explain(OSError(errno.EIO, "Input/output error")) is None
+    hidden = ValueError("ours")
+    hidden.__context__, hidden.__suppress_context__ = inner, True
+    assert explain(hidden) is None
+
+
+def test_merge_takes_the_last_stage_of_a_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def merge(source: Path, out: Path, *, base: str | None) -> Path:
+        given.append((source.name, out.name, base))
+        return out
+
+    monkeypatch.setattr("cwdpo.models.saving.merge_adapter", merge)
+    assert run("merge", tmp_path, "--out", "o")[0] == 2
+    for stage in ("stage1", "stage2"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "adapter_config.json").write_text("{}")
+        assert run("merge", tmp_path, "--out", "o")[0] == 0
+    assert run("merge", tmp_path / "stage1", "--out", "o", "--base", "b")[0] == 0
+    assert given == [("stage1", "o", None), ("stage2", "o", None), ("stage1", "o", "b")]
+    assert run("merge", tmp_path / "nowhere", "--out", "o")[2].startswith(f"{tmp_path / 'nowhere'} is no directory.")

@@ -1,0 +1,38 @@
+"""Every recipe that we ship can be read, names only settings that exist, and keeps what its comments promise."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from cwdpo.config.reading import dump_recipe, read_recipe
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("examples/**/*.yaml")])
+NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
+def test_there_are_recipes() -> None:
+    assert {"qwen2_5_vl_3b_lora.yaml", "tiny_full.yaml"} <= {path.name for path in SHIPPED}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_it_reads_without_a_warning(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        recipe = read_recipe(path, trainer_names=lambda: NAMES)
+    assert caplog.text == ""
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
+    assert read_recipe(tmp_path / "again.yaml") == recipe
+
+
+def test_the_gpu_recipe_is_what_its_name_says() -> None:
+    recipe = read_recipe(ROOT / "recipes" / "qwen2_5_vl_3b_lora.yaml")
+    assert recipe.model.dtype == "bfloat16"
+    assert recipe.model.lora is not None
+    assert recipe.model.lora.target_modules == "language"
+    assert recipe.data.stage1_fraction == 0.75
+    assert recipe.trainer["gradient_checkpointing"] is True
+    assert recipe.stage1 is not None
+    assert recipe.stage1.trainer == {"learning_rate": 0.0001}

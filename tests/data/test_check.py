@@ -1,0 +1,132 @@
+"""The preflight goes through a whole file and tells what stops training from what does not."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cwdpo.data.check import check_rows
+from cwdpo.data.encode import Encoder
+from cwdpo.data.reading import read_rows
+from cwdpo.errors import DataError
+
+FLAT = {"image": "a.png", "prompt": "What?", "chosen": "A cat.", "rejected": "A dog."}
+WriteRows = Callable[..., Path]
+
+
+def test_a_good_file(write_rows: WriteRows, encoder_of: Callable[[str], Encoder]) -> None:
+    path = write_rows({**FLAT, "gentle": "A kitten.", "negatives": ["x"]}, {"prompt": "Hi", "chosen": "Yo"})
+    seen: list[int] = []
+    report = check_rows(path, encoder=encoder_of("qwen3_vl"), on_row=seen.append)
+    assert report.ok
+    assert report.notes == []
+    assert seen == [1, 2]
+    encoded = encoder_of("qwen3_vl").encode(read_rows(path)[0], ["A cat.", "A dog.", "x", "A kitten."])
+    counts = [len(ids) for ids in encoded.answers]
+    row = report.rows[0]
+    assert (row.source, row.format, row.num_images, row.num_rejected) == (f"{path}:1", "flat", 1, 2)
+    assert (row.image_tokens, row.chosen_tokens, row.gentle_tokens) == (6, counts[0], counts[3])
+    assert row.rejected_tokens == (counts[1], counts[2])
+    assert row.text_tokens == encoded.prompt_tokens - 6
+    assert row.longest == encoded.prompt_tokens + max(counts)
+    summary = report.summary()
+    assert summary["formats"] == {"flat": 1, "trl": 1}
+    assert (summary["images"], summary["with_images"], summary["with_rejected"], summary["with_gentle"]) == (1, 1, 1, 1)
+    assert summary["tokens"]["max"] == row.longest
+
+
+def test_the_check_goes_on_after_bad_rows(write_rows: WriteRows, tmp_path: Path) -> None:
+    path = write_rows(
+        FLAT,
+        {**FLAT, "chosen": ""},
+        {**FLAT, "image": "none.png"},
+        {**FLAT, "image": "../a.png"},
+        {**FLAT, "image": "text.png"},
+        {"instruction": "x"},
+        {**FLAT, "prompt": "Who?"},
+    )
+    (tmp_path / "text.png").write_text("not an image")
+    with path.open("a") as file:
+        file.write("{broken\n" + json.dumps({**FLAT, "prompt": "Where?"}))
+    report = check_rows(path)
+    assert not report.ok
+    assert (report.num_records, len(report.rows)) == (9, 3)
+    lines = {int(finding.source.rsplit(":", 1)[1]): finding.message for finding in report.findings}
+    assert sorted(lines) == [2, 3, 4, 5, 6, 8]
+    for line, message in {
+        2: "is empty",
+        3: "does not exist",
+        4: "leaves",
+        5: "not an image",
+        6: "format",
+        8: "JSON",
+    }.items():
+        assert lines[line].startswith(f"{path}:{line}: ")
+        assert message in lines[line]
+    assert report.summary()["findings"] == {"unusable_row": 6}
+
+
+def test_long_rows_are_findings_with_their_counts(write_rows: WriteRows, processor_of: Callable[[str], Any]) -> None:
+    path = write_rows(FLAT, {**FLAT, "chosen": "A cat. " * 30, "rejected": "x"})
+    report = check_rows(path, encoder=Encoder(processor_of("llava"), max_length=80))
+    assert [(finding.source, finding.name) for finding in report.findings] == [(f"{path}:2", "too_long")]
+    assert report.rows[1].longest > 80
+    assert f"has {report.rows[1].longest} tokens" in report.findings[0].message
+
+
+def notes(path: Path, **options: Any) -> list[tuple[int, str]]:
+    report = check_rows(path, **options)
+    assert report.ok
+    assert all(note.message.startswith(f"{note.source}: ") for note in report.notes)
+    return [(int(note.source.rsplit(":", 1)[1]), note.name) for note in report.notes]
+
+
+def test_notes(write_rows: WriteRows, tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "b.png")
+    path = write_rows(
+        FLAT,
+        {**FLAT, "image": "b.png"},
+        FLAT,
+        {**FLAT, "prompt": "Same?", "rejected": "A cat. "},
+        {**FLAT, "prompt": "Gentle?", "gentle": "A cat."},
+        {**FLAT, "chosen": "A dog.", "rejected": "A cat."},
+        {**FLAT, "prompt": "Column?", "score": 3},
+        {**FLAT, "prompt": "Again?", "score": 4},
+    )
+    assert notes(path) == [
+        (3, "duplicate"),
+        (4, "identical_answers"),
+        (5, "gentle_is_chosen"),
+        (6, "contradiction"),
+        (7, "unread_column"),
+    ]
+    assert f"the same as {path}:1" in check_rows(path).notes[0].message
+
+
+def test_notes_on_tokens(write_rows: WriteRows, processor_of: Callable[[str], Any]) -> None:
+    processor = copy.copy(processor_of("llava"))
+    processor.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    path = write_rows({"prompt": "a s", "chosen": "quare", "rejected": " circle"})
+    assert notes(path, encoder=Encoder(processor)) == [(1, "split_tokens")]
+
+
+def test_a_file_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
+    report = check_rows(tmp_path / "none.jsonl")
+    assert [finding.name for finding in report.findings] == ["unreadable_file"]
+    with pytest.raises(DataError, match="is not a directory"):
+        check_rows(tmp_path / "none.jsonl", image_root=tmp_path / "none")
+
+
+def test_the_report_is_json(write_rows: WriteRows, encoder_of: Callable[[str], Encoder]) -> None:
+    path = write_rows({**FLAT, "gentle": "A kitten."}, {**FLAT, "chosen": ""}, FLAT, FLAT)
+    found = json.loads(json.dumps(check_rows(path, encoder=encoder_of("llava")).to_json()))
+    assert found["ok"] is False
+    assert found["path"] == str(path)
+    assert [row["source"] for row in found["rows"]] == [f"{path}:{line}" for line in (1, 3, 4)]
+    assert found["findings"][0]["message"].startswith(f"{path}:2: `chosen` is empty")
+    assert found["notes"][0]["name"] == "duplicate"
+    assert found["summary"]["rows"] == 3

@@ -1,0 +1,211 @@
+"""Every known format gives the same row; what is wrong is said in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cwdpo.data.formats import format_of, row_from_record, unread_columns
+from cwdpo.data.rows import ImageSlot, Message, Row
+from cwdpo.errors import DataError
+
+ROOT = Path(__file__).parent.resolve()
+SLOT = ImageSlot()
+PICTURE = Image.new("RGB", (2, 2))
+
+
+def read(record: Any) -> Row:
+    return row_from_record(record, source="rows.jsonl:3", image_root=ROOT)
+
+
+def refused(record: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read(record)
+    message = str(caught.value)
+    assert message.startswith("rows.jsonl:3: ")
+    assert "\n" not in message
+    return message
+
+
+def user(*parts: Any) -> Message:
+    return Message("user", parts)
+
+
+SAME = {
+    "trl": {
+        "images": ["a.png"],
+        "prompt": [{"role": "user", "content": "What is it?"}],
+        "chosen": [{"role": "assistant", "content": "A cat."}],
+        "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "A dog."}]}],
+    },
+    "flat": {"image": "a.png", "prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog."},
+    "llamafactory": {
+        "conversations": [{"from": "human", "value": "<image>What is it?"}],
+        "chosen": {"from": "gpt", "value": "A cat."},
+        "rejected": {"from": "gpt", "value": "A dog."},
+        "images": ["a.png"],
+    },
+    "ms-swift": {
+        "messages": [
+            {"role": "user", "content": "<image>What is it?"},
+            {"role": "assistant", "content": "A cat."},
+        ],
+        "rejected_response": "A dog.",
+        "images": [{"bytes": None, "path": "a.png"}],
+    },
+    "rlaif-v": {
+        "question": "What is it?",
+        "chosen": "A cat.",
+        "rejected": "A dog.",
+        "image": {"path": "a.png", "bytes": None},
+        "image_path": "x",
+        "rejected_len": 3,
+    },
+    "llava": {
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}],
+        "rejected": None,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_all_formats_mean_the_same(name: str) -> None:
+    record = SAME[name]
+    assert format_of(record) == name
+    rejected = () if name == "llava" else ("A dog.",)
+    assert read(record) == Row((user(SLOT, "What is it?"),), "A cat.", rejected, images=(ROOT / "a.png",))
+    assert read(record).source == "rows.jsonl:3"
+    assert unread_columns(record) == (["image_path", "rejected_len"] if name == "rlaif-v" else [])
+
+
+def test_openai_style_ranking() -> None:
+    record = {"messages": [{"role": "user", "content": "Hi"}], "chosen": {"role": "assistant", "content": "a"}}
+    assert format_of(record) == "llamafactory"
+    assert read(record).chosen == "a"
+
+
+def test_optional_keys() -> None:
+    row = read(
+        {**SAME["trl"], "gentle": "A kitten.", "negatives": ["x", {"role": "assistant", "content": "y"}], "id": 4}
+    )
+    assert (row.rejected, row.gentle, row.id, row.kind) == (("A dog.", "x", "y"), "A kitten.", "4", None)
+    row = read({"prompt": "Hi", "chosen": "a", "negatives": ["x"], "kind": "off-topic", "id": "r1"})
+    assert (row.rejected, row.kind, row.id, row.gentle) == (("x",), "off-topic", "r1", None)
+
+
+@pytest.mark.parametrize("images", [{}, {"images": None}, {"images": []}, {"image": None}])
+def test_text_only(images: dict[str, Any]) -> None:
+    row = read({"prompt": "Hi", "chosen": "a", "rejected": "b", **images})
+    assert row == Row((user("Hi"),), "a", ("b",))
+
+
+def test_placeholders_stand_where_the_text_marks_them() -> None:
+    row = read({"prompt": "Is <image> like <image>?", "chosen": "a", "images": ["a.png", "b.png"]})
+    assert row.prompt == (user("Is ", SLOT, " like ", SLOT, "?"),)
+    assert row.images == (ROOT / "a.png", ROOT / "b.png")
+
+
+def test_without_placeholders_images_stand_before_the_first_user_turn() -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "What is it?"},
+    ]
+    row = read({"prompt": turns, "chosen": "a", "images": ["a.png", "b.png"]})
+    assert row.prompt == (
+        Message("system", ("Be brief.",)),
+        user(SLOT, SLOT, "Hi"),
+        Message("assistant", ("Hello",)),
+        user("What is it?"),
+    )
+
+
+def test_structured_content_is_kept_in_order() -> None:
+    content = [{"type": "text", "text": "Look: ", "image": None}, {"type": "image"}, {"type": "text", "text": "?"}]
+    row = read({"prompt": [{"role": "user", "content": content}], "chosen": "a", "images": ["a.png"]})
+    assert row.prompt == (user("Look: ", SLOT, "?"),)
+
+
+def test_earlier_turns_of_a_conversation_are_prompt() -> None:
+    turns = [("human", "<image>\nA?"), ("gpt", "a"), ("human", "B?\n<image>"), ("gpt", "b")]
+    record = {"conversations": [{"from": who, "value": text} for who, text in turns], "image": ["a.png", "b.png"]}
+    row = read(record)
+    assert row.prompt == (user(SLOT, "A?"), Message("assistant", ("a",)), user("B?", SLOT))
+    assert row.chosen == "b"
+
+
+def test_system_key() -> None:
+    record = {**SAME["llamafactory"], "system": "Be brief."}
+    assert read(record).prompt[0] == Message("system", ("Be brief.",))
+    both = [{"from": "system", "value": "x"}, {"from": "human", "value": "y"}]
+    assert "both `system`" in refused({"conversations": both, "chosen": "a", "system": "z"})
+
+
+def test_images_that_are_already_there() -> None:
+    row = read(
+        {"prompt": "Hi", "chosen": "a", "images": [PICTURE, {"bytes": b"raw", "path": "/elsewhere/a.png"}, b"x"]}
+    )
+    assert row.images == (PICTURE, b"raw", b"x")
+
+
+FLAT = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+TURN = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (["x"], "a row is a list"),
+        ({}, "no known format"),
+        ({"promt": "Hi", "chosen": "a"}, "keys are 'promt', 'chosen', which is no known format"),
+        ({**FLAT, "chosen": 3}, "`chosen` is 3 (int), but must be text"),
+        ({**FLAT, "chosen": None}, "no known format"),
+        ({**FLAT, "chosen": ""}, "`chosen` is empty"),
+        ({**FLAT, "rejected": " \n\t"}, "`rejected` is empty"),
+        ({**FLAT, "gentle": ""}, "`gentle` is empty"),
+        ({**FLAT, "negatives": "x"}, "`negatives` must be a list"),
+        ({**FLAT, "negatives": ["x", ""]}, "`negatives`[1] is empty"),
+        ({**FLAT, "rejected": ["x", "y"]}, "list of 2 messages"),
+        ({**FLAT, "chosen": [TURN, {"role": "assistant", "content": "a"}]}, "Move the turns before it into `prompt`"),
+        ({**FLAT, "chosen": [TURN]}, "`chosen` is a user message"),
+        ({**FLAT, "chosen": "see <image>"}, "answers are text"),
+        ({**FLAT, "chosen": {"role": "assistant", "content": [{"type": "image"}]}}, "answers are text"),
+        ({**FLAT, "chosen": "a\ud800"}, "surrogate pair at character 2"),
+        ({**FLAT, "prompt": 5}, "`prompt` is 5 (int)"),
+        ({**FLAT, "prompt": ""}, "`prompt` is empty"),
+        ({**FLAT, "prompt": []}, "holds no turn"),
+        ({**FLAT, "prompt": ["Hi"]}, "`prompt`[0] is 'Hi' (str)"),
+        ({**FLAT, "prompt": [{"role": "user"}]}, "has no `content`"),
+        ({**FLAT, "prompt": [{"content": "x"}]}, "has no `role`"),
+        (
+            {**FLAT, "prompt": [{"role": "tool", "content": "x"}]},
+            "unknown role 'tool'. Write system, user or assistant",
+        ),
+        ({**FLAT, "prompt": [TURN, {"role": "assistant", "content": "x"}]}, "ends with a turn of role 'assistant'"),
+        ({**FLAT, "prompt": [TURN, {"role": "system", "content": "x"}, TURN]}, "Put it first"),
+        ({**FLAT, "prompt": [{"role": "user", "content": [{"type": "video"}]}]}, "type 'video'"),
+        ({**FLAT, "prompt": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]}, "row's `images`"),
+        ({**FLAT, "prompt": [{"role": "user", "content": []}]}, "`prompt`[0] is empty"),
+        ({**FLAT, "prompt": "<image> and <image>", "image": "a.png"}, "marks 2 images, but the row has 1"),
+        ({**FLAT, "prompt": "<image> what?"}, "marks 1 image, but the row has 0"),
+        ({**FLAT, "images": 3}, "`images` is of type int"),
+        ({**FLAT, "images": [None]}, "`images`[0] is of type NoneType"),
+        ({**FLAT, "images": ["a.png"], "image": "a.png"}, "both `image` and `images`"),
+        ({**FLAT, "image": "../a.png"}, "leaves the image root"),
+        ({**FLAT, "gentel": "x"}, "unknown key `gentel`. Did you mean `gentle`?"),
+        ({**FLAT, "image1": "a.png"}, "Did you mean `image`?"),
+        ({**FLAT, "img": "a.png"}, "Did you mean `image`?"),
+        ({**FLAT, "videos": ["a.mp4"]}, "`videos`, which is not supported"),
+        ({**FLAT, "id": 1.5}, "`id` is a float"),
+        ({**FLAT, "kind": True}, "`kind` is a bool"),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "must end with the assistant's turn"),
+        ({"conversations": [{"from": "human", "value": "x"}], "rejected": "b"}, "no `chosen`"),
+        ({"messages": [TURN, {"role": "assistant", "content": "<image>"}]}, "answers are text"),
+        ({"messages": [], "rejected_response": "x"}, "must end with the assistant's turn"),
+    ],
+)
+def test_what_is_wrong_is_said(record: Any, message: str) -> None:
+    assert message in refused(record)

@@ -1,0 +1,152 @@
+"""Images are found inside their root and opened as RGB, or one line says what is wrong."""
+
+import io
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cwdpo.data import images
+from cwdpo.data.images import open_image, resolve_image
+from cwdpo.errors import DataError
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def refused(image: Path | bytes | Image.Image) -> str:
+    with pytest.raises(DataError) as caught:
+        open_image(image, source="rows.jsonl:7")
+    message = str(caught.value)
+    assert message.startswith("rows.jsonl:7: ")
+    assert "\n" not in message
+    return message
+
+
+def escaped(name: str, root: Path | None) -> str:
+    with pytest.raises(DataError) as caught:
+        resolve_image(name, root, source="rows.jsonl:7")
+    return str(caught.value)
+
+
+def test_relative_paths_start_at_the_root_and_not_at_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    assert resolve_image("sub/../a.png", tmp_path, source="") == tmp_path.resolve() / "a.png"
+    assert resolve_image(str(tmp_path / "a.png"), tmp_path, source="") == tmp_path.resolve() / "a.png"
+
+
+def test_paths_that_leave_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    (tmp_path / "secret.png").write_bytes(encoded(Image.new("RGB", (2, 2))))
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "up").symlink_to(tmp_path)
+    (root / "loop").symlink_to(root / "loop")
+    assert "leaves the image root" in escaped("../secret.png", root)
+    assert "absolute path outside" in escaped(str(tmp_path / "secret.png"), root)
+    assert "a link that leads out" in escaped("link.png", root)
+    assert "a link that leads out" in escaped("up/secret.png", root)
+    assert "--image-root" in escaped("link.png", root)
+    assert resolve_image("data/link.png", tmp_path, source="") == tmp_path.resolve() / "secret.png"
+
+
+def test_a_sibling_directory_with_the_same_beginning_is_outside(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data2").mkdir()
+    assert "outside" in escaped(str(tmp_path / "data2" / "a.png"), tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://x.org/a.png", "data:image/png;base64," + "A" * 9999, "FILE:///etc/passwd", "zip://a.png::b.zip"]
+)
+def test_urls_are_refused(url: str, tmp_path: Path) -> None:
+    message = escaped(url, tmp_path)
+    assert "is a URL" in message
+    assert len(message) < 400
+
+
+def test_empty_names_and_rows_without_a_directory(tmp_path: Path) -> None:
+    assert "the image path is ''" in escaped("", tmp_path)
+    assert "image path" in escaped("a\0b", tmp_path)
+    assert "Pass image_root=" in escaped("a.png", None)
+    assert resolve_image("/x/a.png", None, source="") == Path("/x/a.png")
+
+
+def test_missing_empty_and_special_files(tmp_path: Path) -> None:
+    assert "does not exist" in refused(tmp_path / "none.png")
+    (tmp_path / "empty.png").touch()
+    assert "is empty (0 bytes)" in refused(tmp_path / "empty.png")
+    assert "is empty" in refused(b"")
+    assert "not a file" in refused(tmp_path)
+    assert "File name too long" in refused(tmp_path / ("a" * 5000))
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "not a file" in refused(tmp_path / "pipe.png")
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"):
+        whole = encoded(noise, kind)
+        path = tmp_path / f"cut.{kind}"
+        path.write_bytes(whole[: len(whole) // 2])
+        assert re.search(r"damaged or cut short|not an image", refused(path)), kind
+        assert path.name in refused(path)
+    assert "not an image" in refused(b"<html>404</html>")
+
+
+def test_bombs_in_both_of_pillows_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = encoded(Image.new("1", (40, 30)))
+    assert open_image(bomb, source="").size == (40, 30)
+    for limit in (1199, 700, 500):  # a warning, a warning and an error of Pillow
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert "too large" in refused(bomb)
+    assert "40 x 30 pixels, more than the 500 allowed" in refused(Image.new("RGB", (40, 30)))
+
+
+def test_a_real_bomb_is_refused_before_it_is_decoded() -> None:
+    assert "too large" in refused(encoded(Image.new("1", (10_000, 9_000))))
+
+
+def test_files_with_too_many_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(Image.new("RGB", (9, 9))))
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 20)
+    assert "more than the 20 allowed" in refused(tmp_path / "a.png")
+
+
+def test_orientation_is_applied() -> None:
+    picture = Image.new("RGB", (8, 4))
+    picture.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate a quarter clockwise to see it upright
+    upright = open_image(encoded(picture, exif=exif), source="")
+    assert upright.size == (4, 8)
+    assert upright.getpixel((3, 0)) == (255, 255, 255)
+
+
+def test_modes_become_rgb() -> None:
+    def seen(image: Image.Image, kind: str = "PNG") -> tuple[int, ...]:
+        opened = open_image(encoded(image, kind), source="")
+        assert opened.mode == "RGB"
+        return opened.getpixel((0, 0))
+
+    assert seen(Image.new("RGBA", (2, 2), (255, 0, 0, 0))) == (255, 255, 255)
+    assert seen(Image.new("RGBA", (2, 2), (0, 0, 0, 128))) == (127, 127, 127)
+    assert seen(Image.new("LA", (2, 2), (0, 255))) == (0, 0, 0)
+    assert seen(Image.fromarray(np.full((2, 2), 257 * 99, dtype=np.uint16))) == (99, 99, 99)
+    assert seen(Image.new("CMYK", (2, 2), (0, 255, 255, 0)), "TIFF") == (255, 0, 0)
+    palette = Image.new("P", (2, 2))
+    palette.putpalette([1, 2, 3])
+    assert seen(palette) == (1, 2, 3)
+    assert seen(Image.new("1", (2, 2), 1)) == (255, 255, 255)
+
+
+def test_32_bit_pixels_are_refused() -> None:
+    assert "32 bits a pixel" in refused(encoded(Image.new("F", (2, 2)), "TIFF"))

@@ -1,0 +1,44 @@
+"""What the documents name exists."""
+
+import ast
+import re
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
+
+
+def named(pattern: str) -> list[tuple[str, str]]:
+    return [(page.name, match) for page in PAGES for match in sorted(set(re.findall(pattern, page.read_text())))]
+
+
+@pytest.mark.parametrize(("page", "name"), named(r"`(tests/[\w/]+\.py::\w+)`"))
+def test_named_tests_exist(page: str, name: str) -> None:
+    path, function = name.split("::")
+    tree = ast.parse((ROOT / path).read_text())
+    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{page}: {name}"
+
+
+@pytest.mark.parametrize(("page", "name"), named(r"`(cwdpo(?:\.\w+)+)`"))
+def test_named_functions_exist(page: str, name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(import_module(module), attribute) or import_module(name), f"{page}: {name}"
+
+
+def test_file_map_is_current() -> None:
+    """`make docs` writes it."""
+    spec = spec_from_file_location("make_file_map", ROOT / "docs" / "make_file_map.py")
+    assert spec is not None
+    assert spec.loader is not None
+    maker = module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert (ROOT / "docs" / "files.md").read_text() == maker.render()
+
+
+@pytest.mark.parametrize(("page", "target"), named(r"\]\((?!https?://|#)([^)]+)\)"))
+def test_links_to_files_exist(page: str, target: str) -> None:
+    assert any((base / target.split("#")[0]).exists() for base in (ROOT, ROOT / "docs")), f"{page}: {target}"

@@ -1,0 +1,120 @@
+"""Generation on every tested class: what must not matter does not, and nothing is left behind."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from cwdpo.data.rows import ImageSlot, Message, Row
+from cwdpo.evaluation.generate import generate_answers
+from cwdpo.models.loading import load_policy
+from cwdpo.models.processors import load_processor
+
+CLASSES = ["llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3"]
+
+
+def row(text: str, *colours: str) -> Row:
+    images = tuple(Image.new("RGB", (32, 32), colour) for colour in colours)
+    return Row(prompt=(Message("user", (*(ImageSlot() for _ in images), text)),), chosen="yes", images=images)
+
+
+ROWS = [row("what is it", "red"), row("say something long about nothing"), row("and what is this thing here", "blue")]
+
+
+@pytest.fixture
+def llava(tiny: Callable[[str], Path]) -> tuple[Any, Any]:
+    path = tiny("llava")
+    return load_policy(path, dtype="float32"), load_processor(path)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_batching_does_not_change_greedy_answers(tiny: Callable[[str], Path], name: str) -> None:
+    model, processor = load_policy(tiny(name), dtype="float32"), load_processor(tiny(name))
+    rows = [ROWS[0], ROWS[2], row("what", "green")]
+    together = generate_answers(model, processor, rows, max_new_tokens=6)
+    alone = generate_answers(model, processor, rows, max_new_tokens=6, batch_size=1)
+    assert together == alone
+    assert all(together)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_rows_with_and_without_images_mix(tiny: Callable[[str], Path], name: str) -> None:
+    model, processor = load_policy(tiny(name), dtype="float32"), load_processor(tiny(name))
+    alone = [generate_answers(model, processor, [one], max_new_tokens=6)[0] for one in ROWS]
+    assert generate_answers(model, processor, ROWS, max_new_tokens=6) == alone
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_special_tokens_are_never_sampled(
+    tiny: Callable[[str], Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = load_policy(tiny(name), dtype="float32"), load_processor(tiny(name))
+    drawn: list[int] = []
+    generate = model.generate
+
+    def spy(**inputs: Any) -> torch.Tensor:
+        ids = generate(**inputs)
+        drawn.extend(ids[:, inputs["input_ids"].shape[1] :].flatten().tolist())
+        return ids
+
+    monkeypatch.setattr(model, "generate", spy)
+    generate_answers(model, processor, ROWS[:1] * 64, max_new_tokens=20, temperature=1e4)  # as good as uniform
+    tokenizer = processor.tokenizer
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id, *(own if isinstance(own, list) else [own])}
+    assert len(set(drawn)) > 40
+    assert set(drawn) & special <= ends
+
+
+def test_samples_follow_from_the_seed_alone(llava: tuple[Any, Any]) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = generate_answers(*llava, ROWS, max_new_tokens=8, temperature=1.0, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert generate_answers(*llava, ROWS, max_new_tokens=8, temperature=1.0, seed=5) == first
+    assert generate_answers(*llava, ROWS, max_new_tokens=8, temperature=1.0, seed=6) != first
+
+
+def test_a_tiny_nucleus_is_greedy(llava: tuple[Any, Any]) -> None:
+    greedy = generate_answers(*llava, ROWS, max_new_tokens=8)
+    assert generate_answers(*llava, ROWS, max_new_tokens=8, temperature=1.0, top_p=1e-6) == greedy
+
+
+def test_model_and_processor_are_left_as_they_were(llava: tuple[Any, Any]) -> None:
+    model, processor = llava
+    model.train()
+    model.model.vision_tower.eval()
+    processor.tokenizer.padding_side = "right"
+    before = [module.training for module in model.modules()], model.generation_config.to_dict()
+    generate_answers(model, processor, ROWS, max_new_tokens=2, temperature=0.5)
+    assert ([module.training for module in model.modules()], model.generation_config.to_dict()) == before
+    assert processor.tokenizer.padding_side == "right"
+
+
+def test_cut_answers_are_told(llava: tuple[Any, Any], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        generate_answers(*llava, ROWS, max_new_tokens=1)
+    assert "3 of 3 answers were cut at max_new_tokens=1" in caplog.text
+
+
+def test_no_rows_no_answers(llava: tuple[Any, Any]) -> None:
+    assert generate_answers(*llava, []) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"temperature": 0.0}, "write None"),
+        ({"top_p": 0.9}, "needs a temperature"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p"),
+    ],
+)
+def test_settings_that_cannot_be_meant(llava: tuple[Any, Any], settings: dict[str, float], advice: str) -> None:
+    with pytest.raises(ValueError, match=advice):
+        generate_answers(*llava, ROWS, **settings)

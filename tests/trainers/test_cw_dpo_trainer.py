@@ -1,0 +1,204 @@
+"""Stage 2: what a batch costs, what the reference is, and what must not matter."""
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from cwdpo.data.rows import Row
+from cwdpo.errors import DataError
+from cwdpo.models.adapters import load_adapter
+from cwdpo.models.loading import load_policy
+
+Make = Callable[..., Any]
+
+
+def lines(trainer: Any) -> list[dict[str, float]]:
+    return [line for line in trainer.state.log_history if "loss" in line]
+
+
+def weights(trainer: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def assert_same_weights(first: Any, second: Any, tolerance: float) -> None:
+    one, other = weights(first), weights(second)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("reference", ["cached", "live"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_every_reward_is_zero_at_step_zero(make_trainer: Make, lora: bool, reference: str) -> None:
+    trainer = make_trainer(2, "qwen2_5_vl", lora=lora, reference=reference)
+    metrics = trainer.evaluate(trainer.train_dataset)
+    assert metrics["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    for name in ("chosen", "rejected", "margins"):
+        assert metrics[f"eval_rewards/{name}"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_cached_and_live_reference_train_alike(make_trainer: Make, lora: bool) -> None:
+    runs = [make_trainer(2, lora=lora, out=r, reference=r, max_steps=4) for r in ("cached", "live")]
+    for trainer in runs:
+        trainer.train()
+    for cached, live in zip(lines(runs[0]), lines(runs[1]), strict=True):
+        assert cached["loss"] == pytest.approx(live["loss"], abs=2e-6)
+        assert cached["rewards/margins"] == pytest.approx(live["rewards/margins"], abs=1e-5)
+    assert lines(runs[0])[-1]["rewards/margins"] > 0.01  # it moved, so equality means something
+    assert_same_weights(*runs, tolerance=1e-5)
+
+
+def test_stage_two_on_a_trained_adapter_starts_at_zero_and_keeps_its_reference(make_trainer: Make, tiny: Any) -> None:
+    """The live reference of a trained adapter is that adapter, not the base without it."""
+    first = make_trainer(1, lora=True, out="stage1", max_steps=4, learning_rate=1e-2)
+    first.train()
+    first.save_model()
+
+    def second(reference: str) -> Any:
+        model = load_adapter(load_policy(tiny("llava"), dtype="float32"), first.args.output_dir)
+        return make_trainer(2, model=model, out=reference, reference=reference, max_steps=4)
+
+    live, cached = second("live"), second("cached")
+    assert live.evaluate(live.train_dataset)["eval_rewards/chosen"] == pytest.approx(0, abs=1e-5)
+    for trainer in (live, cached):
+        trainer.train()
+    assert_same_weights(live, cached, tolerance=1e-5)
+    assert lines(live)[-1]["rewards/margins"] > 0.001
+
+
+def test_one_batch_of_four_trains_like_two_accumulated_batches_of_two(make_trainer: Make) -> None:
+    whole = make_trainer(2, out="whole", max_steps=3, cooling_floor=-5.5)
+    split = make_trainer(
+        2, out="split", max_steps=3, cooling_floor=-5.5, per_device_train_batch_size=2, gradient_accumulation_steps=2
+    )
+    whole.train()
+    split.train()
+    assert_same_weights(whole, split, tolerance=1e-5)
+    for one, other in zip(lines(whole), lines(split), strict=True):
+        for name in ("loss", "rewards/margins", "cooling/p50", "entropy", "num_tokens", "logps_mean/rejected"):
+            assert one[name] == pytest.approx(other[name], abs=1e-5), name
+    start = load_policy(whole.model.config.name_or_path, dtype="float32").state_dict()
+    moved = max((p - start[n]).abs().max().item() for n, p in weights(whole).items() if n in start)
+    assert moved > 1e-3
+
+
+def by_hand(trainer: Any, batch: Any, beta: float, weight: Callable[[float], float]) -> float:
+    """The loss in Python floats, from the engine's log-probs (which have tests of their own)."""
+    with torch.no_grad():
+        logprobs = trainer.engine.logprobs(trainer.model, batch)
+    start = trainer._reference.totals(batch).tolist()
+    total, mean = logprobs.total.tolist(), logprobs.mean.tolist()
+    prompts: dict[int, dict[int, list[int]]] = {}
+    for answer, (prompt, role) in enumerate(zip(batch["prompt_index"].tolist(), batch["roles"].tolist(), strict=True)):
+        prompts.setdefault(prompt, {0: [], 1: []})[role].append(answer)
+    losses = []
+    for roles in prompts.values():
+        (w,) = roles[0]
+        pairs = []
+        for r in roles[1]:
+            z = beta * ((total[w] - start[w]) - weight(mean[r]) * (total[r] - start[r]))
+            pairs.append(math.log1p(math.exp(-z)))
+        losses.append(statistics.fmean(pairs))
+    return statistics.fmean(losses)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize(
+    ("settings", "weight"),
+    [
+        ({"cooling_floor": -5.7, "cooling_temperature": 0.4}, lambda mean: sigmoid((mean + 5.7) / 0.4)),
+        ({"cooling": False}, lambda mean: 1.0),
+        ({"cooling_constant": 0.2}, lambda mean: 0.2),
+    ],
+)
+def test_the_loss_of_a_batch_by_hand(make_trainer: Make, rows: list[Row], settings: Any, weight: Any) -> None:
+    """After a few steps, with one, two and three negatives a prompt: each prompt counts once."""
+    several = [replace(row, rejected=(row.rejected * 3)[: 1 + i % 3]) for i, row in enumerate(rows)]
+    several = [replace(r, rejected=tuple(f"{text} {n}" for n, text in enumerate(r.rejected))) for r in several]
+    trainer = make_trainer(2, train_rows=several, max_steps=3, beta=0.3, **settings)
+    trainer.train()
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
+    loss, seen = trainer.batch_loss(trainer.model, batch)
+    assert loss.item() == pytest.approx(by_hand(trainer, batch, 0.3, weight), abs=2e-6)
+    assert loss.item() < math.log(2) - 0.01
+    assert len(seen["rewards/rejected"]) == 12
+    assert len(seen["rewards/chosen"]) == 6
+
+
+def test_row_order_and_batch_split_do_not_change_losses(make_trainer: Make) -> None:
+    trainer = make_trainer(2, "qwen2_vl", max_steps=2)
+    trainer.train()
+    items = [trainer.train_dataset[i] for i in range(8)]
+
+    def loss(some: list[Any]) -> float:
+        return trainer.batch_loss(trainer.model, trainer.data_collator(some))[0].item()
+
+    whole = loss(items)
+    assert loss(items[::-1]) == pytest.approx(whole, abs=1e-6)
+    assert statistics.fmean([loss(items[:4]), loss(items[4:])]) == pytest.approx(whole, abs=1e-6)
+    assert statistics.fmean([loss([item]) for item in items]) == pytest.approx(whole, abs=1e-6)
+
+
+def test_detached_weight_has_no_gradient_and_flowing_weight_has(make_trainer: Make) -> None:
+    """Flowing, dL/dlbar gains beta * sigmoid(-z) * Delta_l * w (1 - w) / tau; at Delta_l = 0 both agree."""
+
+    def gradient(detach: bool, shift: float) -> torch.Tensor:
+        trainer = make_trainer(2, out=f"{detach}{shift}", cooling_floor=-5.8, cooling_detach=detach)
+        trainer.open()
+        trainer._reference._entries = {k: (t - shift, n) for k, (t, n) in trainer._reference._entries.items()}
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+        trainer.batch_loss(trainer.model, batch)[0].backward()
+        return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+    torch.testing.assert_close(gradient(True, 0.0), gradient(False, 0.0), atol=1e-6, rtol=1e-5)
+    apart = (gradient(True, 3.0) - gradient(False, 3.0)).norm() / gradient(True, 3.0).norm()
+    assert apart > 0.01
+
+
+def test_floor_is_measured_at_the_start_and_frozen(make_trainer: Make) -> None:
+    trainer = make_trainer(2, max_steps=4)
+    trainer.open()
+    with torch.no_grad():
+        means = [
+            -sum(_token_nlls(trainer, row, row.gentle)) / len(_token_nlls(trainer, row, row.gentle))
+            for _, row in (trainer.train_dataset[i] for i in range(16))
+        ]
+    measured = trainer.floor
+    assert measured == pytest.approx(statistics.fmean(means), abs=1e-5)
+    trainer.train()
+    assert trainer.floor == measured
+
+
+def _token_nlls(trainer: Any, row: Row, answer: str) -> list[float]:
+    """Token NLLs of an answer by the model's own full logits."""
+    encoded = trainer.encoder.encode(row, [answer])
+    ids, prompt = encoded.answers[0], dict(encoded.prompt)
+    joined = torch.cat([prompt.pop("input_ids"), torch.tensor([ids])], dim=1)
+    prompt.pop("attention_mask")
+    images = {k: v for k, v in prompt.items() if k == "pixel_values"}
+    logprobs = trainer.model(input_ids=joined, **images).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
+    return [-logprobs[i, token].item() for i, token in enumerate(ids)]
+
+
+def test_a_row_without_rejected_is_named(make_trainer: Make, rows: list[Row]) -> None:
+    bad = [*rows[:3], replace(rows[3], rejected=(), source="train.jsonl:4")]
+    with pytest.raises(DataError, match=r"train\.jsonl:4.*rejected"):
+        make_trainer(2, train_rows=bad, max_steps=1, dataloader_num_workers=0).train()
+
+
+def test_another_models_reference_cache_is_refused(make_trainer: Make, tiny: Any) -> None:
+    make_trainer(2, out="shared").open()
+    other = load_policy(tiny("llava"), dtype="float32", freeze_vision=False)
+    with torch.no_grad():
+        other.lm_head.weight[0, 0] += 1e-3
+    with pytest.raises(ValueError, match="another model"):
+        make_trainer(2, model=other, out="shared").open()

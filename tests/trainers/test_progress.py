@@ -1,0 +1,104 @@
+"""The bar and the plain lines, driven by hand and by a real Trainer."""
+
+import io
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from cwdpo.trainers.progress import StageProgress
+
+
+def state(step: int, *, total: int = 4, rank: int = 0) -> Any:
+    return SimpleNamespace(global_step=step, max_steps=total, is_world_process_zero=rank == 0)
+
+
+def test_lines_hold_the_numbers_and_the_time_left() -> None:
+    out = io.StringIO()
+    now = [0.0]
+    shown = StageProgress("stage2", console=Console(file=out), clock=lambda: now[0])
+    shown.on_train_begin(None, state(10, total=20), None)  # resumed at step 10
+    now[0] = 2.0
+    shown.on_log(None, state(11, total=20), None, {"loss": 0.5, "rewards/margins": 1.25, "cooling/mean": 0.5, "x": 3})
+    shown.on_step_end(None, state(11, total=20), None)
+    now[0] = 6.9
+    shown.on_step_end(None, state(12, total=20), None)  # less than 5 s after the last line
+    now[0] = 8.0
+    shown.on_step_end(None, state(14, total=20), None)
+    assert out.getvalue().splitlines() == [
+        "stage2  step 11/20  loss 0.500  margin 1.250  w_c 0.500  0:00:18 left",  # 9 steps of 2 s
+        "stage2  step 14/20  loss 0.500  margin 1.250  w_c 0.500  0:00:12 left",  # 6 steps of 2 s
+    ]
+
+
+def test_other_ranks_are_silent() -> None:
+    out = io.StringIO()
+    shown = StageProgress("stage1", console=Console(file=out, force_terminal=True))
+    for hook in (shown.on_train_begin, shown.on_step_end, shown.on_log, shown.on_train_end):
+        hook(None, state(4, rank=1), None)
+    assert out.getvalue() == ""
+
+
+def test_a_terminal_gets_a_bar_that_gives_it_back() -> None:
+    out = io.StringIO()
+    shown = StageProgress("stage1", console=Console(file=out, force_terminal=True, width=120))
+    shown.on_train_begin(None, state(0), None)
+    shown.on_prediction_step(None, state(1), None)
+    shown.on_evaluate(None, state(1), None)
+    shown.on_log(None, state(2), None, {"loss": 0.25})
+    shown.on_step_end(None, state(2), None)
+    shown.close()
+    shown.close()
+    last = out.getvalue()
+    assert "2/4" in last
+    assert "loss 0.250" in last
+    assert last.count("\x1b[?25l") == last.count("\x1b[?25h") == 1  # the cursor is hidden, and shown again
+
+
+class _Doubling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.weight * x).pow(2).mean()}
+
+
+def trainer(folder: Path, **settings: Any) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=2, logging_steps=1, disable_tqdm=True, report_to=[], use_cpu=True, **settings
+    )
+    rows: Any = [{"x": torch.ones(1)}] * 4
+    made = Trainer(_Doubling(), arguments, train_dataset=rows, eval_dataset=rows)
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def test_a_real_trainer_prints_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = io.StringIO()
+    worker = trainer(tmp_path / "stage1", eval_strategy="steps", eval_steps=1)
+    worker.add_callback(StageProgress(console=Console(file=out)))
+    worker.train()
+    assert out.getvalue().splitlines()[-1].startswith("stage1  step 2/2  loss ")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_broken_off_training_gives_the_terminal_back(tmp_path: Path) -> None:
+    out = io.StringIO()
+    worker = trainer(tmp_path)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    worker.compute_loss = broken
+    progress = StageProgress(console=Console(file=out, force_terminal=True))
+    worker.add_callback(progress)
+    with pytest.raises(KeyboardInterrupt), closing(progress):
+        worker.train()
+    assert out.getvalue().count("\x1b[?25h") == 1

@@ -1,0 +1,164 @@
+"""An interrupted run that is resumed equals one that was not, weight for weight."""
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from cwdpo.errors import UserError
+from cwdpo.records.files import read_jsonl
+from cwdpo.records.run_directory import RunDirectory
+from cwdpo.trainers.checkpoints import last_checkpoint, no_partial_checkpoints
+from cwdpo.trainers.recording import MetricsRecorder, StopOnSignal
+
+Make = Callable[..., Any]
+SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 3}
+
+
+class StopAfter(TrainerCallback):
+    """Breaks a run off as a crash would: with an exception, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise RuntimeError("power cut")
+
+
+def weights(trainer: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def history(trainer: Any) -> list[dict[str, float]]:
+    keys = ("loss", "grad_norm", "rewards/margins", "logps_mean/chosen", "num_tokens")
+    return [{k: line[k] for k in keys if k in line} for line in trainer.state.log_history if "loss" in line]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava", "idefics3"])
+def test_resumed_equals_uninterrupted(make_trainer: Make, name: str, lora: bool, stage: int) -> None:
+    """qwen2_5_vl and llava are the classes whose weights a plain Trainer would lose here (transformers 43701)."""
+    straight = make_trainer(stage, name, lora=lora, out="straight", **SAVING)
+    straight.train()
+    with pytest.raises(RuntimeError, match="power cut"):
+        make_trainer(stage, name, lora=lora, out="broken", callbacks=[StopAfter(5)], **SAVING).train()
+    resumed = make_trainer(stage, name, lora=lora, out="broken", **SAVING)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    assert history(resumed) == history(straight)
+    for parameter, value in weights(straight).items():
+        assert torch.equal(value, weights(resumed)[parameter]), parameter
+
+
+def test_best_model_is_loaded_whole(make_trainer: Make, rows: Any) -> None:
+    """With a rate that ruins the model after step 2, the best checkpoint is the first, and its weights come back."""
+    trainer = make_trainer(
+        2,
+        "qwen2_5_vl",
+        **SAVING | {"learning_rate": 0.3},
+        eval_rows=rows,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="logps_mean/chosen",
+        greater_is_better=True,
+    )
+    trainer.train()
+    best = trainer.state.best_metric
+    assert trainer.evaluate()["eval_logps_mean/chosen"] == pytest.approx(best, abs=1e-6)
+    readings = [line["eval_logps_mean/chosen"] for line in trainer.state.log_history if "eval_loss" in line]
+    assert min(readings) < best - 0.1  # the last state was worse, so something had to be loaded
+
+
+def test_partial_checkpoints_are_removed_and_whole_ones_kept(tmp_path: Path) -> None:
+    whole, partial, other = (tmp_path / name for name in ("checkpoint-2", "checkpoint-4", "checkpoint-notes"))
+    for directory in (whole, partial, other):
+        directory.mkdir()
+    (whole / "trainer_state.json").write_text(json.dumps({"global_step": 2}))
+    (partial / "trainer_state.json").write_text('{"global_st')
+    with no_partial_checkpoints(tmp_path):
+        assert last_checkpoint(tmp_path) == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-notes"]
+
+
+def train_with_small_files(make_trainer: Make, largest: int, result: Any) -> None:
+    """In a process of its own: no file may grow beyond ``largest`` bytes, as on a disk that fills up."""
+    trainer = make_trainer(2, out="full", **SAVING, callbacks=[LimitFiles(largest)])
+    try:
+        trainer.train()
+    except UserError as error:
+        result.put(str(error))
+
+
+class LimitFiles(TrainerCallback):
+    """From step 3 on, large files cannot be written."""
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.largest, self.largest))
+
+
+@pytest.mark.parametrize("largest", [50_000, 600_000])  # cuts off the model's weights; the optimiser's state
+def test_full_disk_keeps_the_last_good_checkpoint(make_trainer: Make, tmp_path: Path, largest: int) -> None:
+    context = get_context("fork")
+    result = context.SimpleQueue()
+    child = context.Process(target=train_with_small_files, args=(make_trainer, largest, result))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 0
+    assert not result.empty()
+    message = result.get()
+    assert "checkpoint-2 is whole" in message
+    assert "--resume" in message
+    assert "\n" not in message
+    assert [path.name for path in (tmp_path / "full").glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = make_trainer(2, out="full", **SAVING)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C in the middle of a step."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_ends_the_run_with_a_checkpoint_and_resuming_is_exact(make_trainer: Make, tmp_path: Path) -> None:
+    settings = SAVING | {"save_steps": 100}
+    run = RunDirectory(tmp_path / "run")
+    run.root.mkdir()
+    stopped = make_trainer(2, out="stopped", callbacks=[Interrupt()], **settings)
+    signals, before = StopOnSignal(), signal.getsignal(signal.SIGINT)
+    stopped.add_callback(signals)
+    stopped.add_callback(MetricsRecorder(run, "stage2"))
+    stopped.train()
+    assert signals.received == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is before
+    assert stopped.state.global_step == 3
+    run.append_metrics({"stage": "stage2", "step": 4, "loss": 9.0})  # written by a run that went on and was lost
+    resumed = make_trainer(2, out="stopped", **settings)
+    resumed.add_callback(MetricsRecorder(run, "stage2"))
+    resumed.train(resume_from_checkpoint=True)
+    straight = make_trainer(2, out="straight", **settings)
+    straight.train()
+    for parameter, value in weights(straight).items():
+        assert torch.equal(value, weights(resumed)[parameter]), parameter
+    recorded = [line for line in read_jsonl(run.metrics).objects if "loss" in line]
+    assert [line["step"] for line in recorded] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in recorded] == [line["loss"] for line in history(straight)]
