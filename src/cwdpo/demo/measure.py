@@ -9,8 +9,8 @@ from cwdpo.data.rows import Row
 from cwdpo.demo.checker import Verdict, check_caption, win_rate
 from cwdpo.demo.scenes import Scene
 from cwdpo.engine import make_engine
-from cwdpo.evaluation.generate import generate_answers
 from cwdpo.evaluation.held_out import evaluate_rows
+from cwdpo.generation import generate_answers
 from cwdpo.models.loading import load_policy
 from cwdpo.models.processors import load_processor
 from cwdpo.reference import FrozenCopy

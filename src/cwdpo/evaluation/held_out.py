@@ -13,9 +13,9 @@ from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine
+from cwdpo.eval_mode import eval_mode
 from cwdpo.evaluation.calibration import token_ece
 from cwdpo.evaluation.drift import jensen_shannon, total_variation
-from cwdpo.evaluation.eval_mode import eval_mode
 
 _WANT: tuple[Detail, ...] = ("entropy", "confidence", "hit", "distribution")
 
