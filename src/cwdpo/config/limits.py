@@ -3,9 +3,12 @@
 from collections.abc import Sized
 from typing import TypeVar
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ConfigDict
 
 from cwdpo.errors import ConfigError
+
+# strict: a quoted "16" or a `yes` where a number belongs is a slip of the pen, not a number
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 _Value = TypeVar("_Value", bound=Sized)
 
@@ -71,7 +74,7 @@ def checked_floor(floor: float | str) -> float | str:
         'quantile:0.5'
     """
     if isinstance(floor, str):
-        if floor in ("gentle", "mean") or _is_quantile(floor):
+        if floor in ("gentle", "mean") or is_quantile(floor):
             return floor
         raise ConfigError(
             f"cooling.floor is {floor!r}. Write gentle, mean, quantile:q with 0 < q < 1 (such as quantile:0.5), "
@@ -82,7 +85,8 @@ def checked_floor(floor: float | str) -> float | str:
     return floor
 
 
-def _is_quantile(rule: str) -> bool:
+def is_quantile(rule: str) -> bool:
+    """Whether a rule reads ``quantile:q`` with 0 < q < 1."""
     name, _, number = rule.partition(":")
     try:
         return name == "quantile" and 0 < float(number) < 1

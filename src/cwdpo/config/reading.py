@@ -84,6 +84,8 @@ def settings_without_effect(recipe: Recipe) -> list[str]:
         for key in ("floor", "temperature", "detach"):
             if getattr(cooling, key) != getattr(plain, key):
                 messages.append(f"stage2.cooling.{key} has no effect beside cooling.constant. Take one of them out.")
+    if recipe.negatives is not None and recipe.stage2 is None:
+        messages.append("negatives has no effect without stage2. Take it out, or add `stage2: {}`.")
     return messages
 
 

@@ -3,17 +3,15 @@
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
-from cwdpo.config.limits import checked_floor, limit, not_empty
+from cwdpo.config.limits import STRICT, checked_floor, limit, not_empty
+from cwdpo.config.negatives import NegativesConfig
 from cwdpo.errors import ConfigError
 
-# strict: a quoted "16" or a `yes` where a number belongs is a slip of the pen, not a number
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoraConfig:
     """Low-rank adapters; ``lora: null`` trains all weights."""
 
@@ -30,7 +28,7 @@ class LoraConfig:
     """``language`` (every linear layer of the language model), ``all-linear``, a regular expression or names."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class QuantizationConfig:
     """Load the frozen base in 4 or 8 bits (QLoRA); needs ``lora`` and a GPU."""
 
@@ -40,7 +38,7 @@ class QuantizationConfig:
     """Quantise the quantisation constants too."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
     """Which model is trained, and which part of it."""
 
@@ -69,7 +67,7 @@ class ModelConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
     """Which rows are trained on."""
 
@@ -91,7 +89,7 @@ class DataConfig:
     """Most tokens in prompt and answer together; a longer row stops the run. Null takes the model's own limit."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CoolingConfig:
     """How much easy negatives are held back (the paper's w_c). ``cooling: null`` means plain DPO."""
 
@@ -112,7 +110,7 @@ class CoolingConfig:
     """One weight for every negative in place of the paper's (DPO-Shift, arXiv 2502.07599), for ablations."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Stage1Config:
     """Smooth supervised fine-tuning with gentle negatives."""
 
@@ -134,7 +132,7 @@ class Stage1Config:
     """Overrides the recipe's ``trainer`` for this stage."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Stage2Config:
     """Cooling-weighted DPO against the model that stage 1 left."""
 
@@ -150,7 +148,7 @@ class Stage2Config:
     """Overrides the recipe's ``trainer`` for this stage."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """A whole run. Leave out a stage to skip it."""
 
@@ -158,6 +156,9 @@ class Recipe:
     data: DataConfig
     stage1: Stage1Config | None = None
     stage2: Stage2Config | None = None
+    negatives: NegativesConfig | None = None
+    """Negatives that stage 2 samples from the policy while it trains; null takes those of the rows alone."""
+
     engine: Literal["auto", "tree", "plain"] = "auto"
     trainer: dict[str, Any] = field(default_factory=dict)
     """Passed to ``TrainingArguments`` as it is."""

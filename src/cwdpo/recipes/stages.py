@@ -60,6 +60,8 @@ def stage2_trainer(
         cooling=cooling is not None,
         reference=settings.reference,
         reference_dir=str(run.reference),
+        on_policy=None if recipe.negatives is None else asdict(recipe.negatives),
+        on_policy_dir=str(run.negatives),
         **weights,
         **_shared(recipe, run, "stage2", settings, has_eval=bool(eval_rows)),
     )

@@ -79,6 +79,11 @@ class RunDirectory:
         """Cached log-probs of the reference; internal."""
         return self.root / "reference"
 
+    @property
+    def negatives(self) -> Path:
+        """What was sampled from the policy, a file a refresh; see docs/on_policy.md."""
+        return self.root / "negatives"
+
     def stage(self, stage: Stage) -> Path:
         """The model that a stage left: loads with ``from_pretrained``, or is a PEFT adapter directory."""
         return self.root / stage

@@ -62,11 +62,17 @@ class ReferenceCache:
         """Whether any of the keys is not here."""
         return any(key not in self._entries for key in keys)
 
-    def add(self, keys: Sequence[str], totals: Sequence[float], num_tokens: Sequence[int]) -> None:
-        """Remember log pi_ref(y|x) and the token count of some answers. Nothing is on disk before :meth:`save`."""
+    def add(
+        self, keys: Sequence[str], totals: Sequence[float], num_tokens: Sequence[int], *, keep: bool = True
+    ) -> None:
+        """Remember log pi_ref(y|x) and the token count of some answers.
+
+        Nothing is on disk before :meth:`save`, and what ``keep`` is False for never is: another file holds it.
+        """
         new = dict(zip(keys, zip(totals, num_tokens, strict=True), strict=True))
         self._entries |= new
-        self._unsaved |= new
+        if keep:
+            self._unsaved |= new
 
     def save(self) -> None:
         """Write what was added since the last save as one more part."""

@@ -1,10 +1,12 @@
 """Training arguments of both stages: ``TrainingArguments`` and the few settings that the method adds."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
+from cwdpo.config.checking import build
+from cwdpo.config.negatives import NegativesConfig
 from cwdpo.errors import ConfigError
 
 
@@ -62,3 +64,17 @@ class CWDPOConfig(AnswerArguments):
     cooling_constant: float | None = field(default=None, metadata={"help": "One weight for every negative."})
     reference: Literal["cached", "live"] = "cached"
     reference_dir: str | None = field(default=None, metadata={"help": "Default: output_dir/reference."})
+    on_policy: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Settings of cwdpo.config.negatives.NegativesConfig; None: the rows' alone."}
+    )
+    on_policy_dir: str | None = field(default=None, metadata={"help": "Default: output_dir/negatives."})
+
+    def negatives(self) -> NegativesConfig | None:
+        """``on_policy``, checked.
+
+        Raises:
+            ConfigError: one line for each setting that is unknown or wrong.
+        """
+        if self.on_policy is None:
+            return None
+        return build(NegativesConfig, self.on_policy, lambda path: ".".join(("on_policy", *map(str, path))))
