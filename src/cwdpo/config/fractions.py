@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from cwdpo.errors import ConfigError
 
@@ -16,7 +16,7 @@ def check_fraction(value: Fraction, name: str = "on_policy_fraction") -> None:
     Raises:
         ConfigError: a share outside [0, 1], or points that are not in the order of progress.
     """
-    points = [(0.0, value)] if _is_number(value) else value
+    points: Any = [(0.0, value)] if _is_number(value) else value
     told = f"{name} is {value!r}"
     if isinstance(points, str) or not isinstance(points, Sequence) or not points:
         raise ConfigError(f"{told}, but must be a share such as 0.5, or points such as [[0, 0], [1, 0.8]].")
@@ -29,7 +29,7 @@ def check_fraction(value: Fraction, name: str = "on_policy_fraction") -> None:
             raise ConfigError(f"{told}, but progress and share go from 0 to 1. Correct {point!r}.")
         if progress <= last:
             raise ConfigError(f"{told}, but its points are not in the order of progress. Sort them, each once.")
-        last = progress  # type: ignore[assignment]
+        last = progress
 
 
 def _is_number(value: object) -> bool:
