@@ -16,7 +16,6 @@ _SINGULAR_LATER = frozenset(
     {"is", "was", "has", "does", "it", "its", "itself", "he", "his", "him", "she", "her", "himself", "herself", "that"}
     | {"who", "which", "one", "other", "another", "each"}
 )
-_BEFORE_ARTICLE = frozenset({"is", "was", "as", "such", "half", "quite", "what", "like", "into", "rather", "many", "be"})
 _ADJECTIVES = ("colour", "size", "material", "age", "state")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)")
 _MOST_TARGETS = 4
@@ -134,10 +133,15 @@ def _agreeing(end: int, phrase: Phrase, head: str, reading: Reading) -> tuple[in
 
 
 def _may_be_many(index: int, reading: Reading) -> bool:
-    before = reading.neighbour(index, -1)
-    if before is not None and reading.tokens[before].lower in _BEFORE_ARTICLE:
+    """Whether several things would do where one is: at the start, or in a list; not "on two couches"."""
+    if reading.shape != "normal":
         return False
-    return reading.shape == "normal"
+    if reading.tokens[index].lower == "one":
+        return True
+    if reading.starts_sentence(reading.tokens[index].start):
+        return not any(reading.in_class(later, "one_each") for later in range(index, len(reading.tokens)))
+    earlier = [token.lower for token in reading.tokens[:index]]  # "there is a dog and two cats" agrees with neither
+    return not {"is", "was"} & {*earlier} and reading.in_class(reading.neighbour(index, -1), "counted_at")
 
 
 def _noun_after(index: int, reading: Reading) -> tuple[Phrase, Sense] | None:
@@ -152,6 +156,8 @@ def _noun_after(index: int, reading: Reading) -> tuple[Phrase, Sense] | None:
         return None
     senses = [s for s in phrase.senses if s.form == "singular" and is_certain(s, phrase, reading)]
     after = reading.neighbour(phrase.last - 1, 1)
+    if reading.in_class(phrase.last - 1, "worn"):
+        return None
     if not senses or not (after is None or _may_follow(after, reading)):
         return None
     return (phrase, senses[0]) if _nothing_singular_later(phrase, reading) else None

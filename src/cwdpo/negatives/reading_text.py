@@ -23,7 +23,7 @@ NUMBER_WORDS = (
 )
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?![^\W_])|[^\W_]+(?:[-'’./][^\W_]+)*")
 _SENTENCE_END = re.compile(r"(?:^|[.!?:]|\n)[\s\"'“‘(\[*#-]*$")
-_REACH = 3
+_REACH = 4
 _EDGE = re.compile(r"[^\s\"'“”‘’]")
 
 
