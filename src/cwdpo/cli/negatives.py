@@ -148,7 +148,9 @@ def _fraction(text: str) -> "Fraction":
             return float(text)
         return [[float(number) for number in point.split(":")] for point in text.split(",")]
     except ValueError:
-        raise UserError(f"--fraction is {text!r}, but must be a share such as 0.5, or points such as 0:0,1:0.8.") from None
+        raise UserError(
+            f"--fraction is {text!r}, but must be a share such as 0.5, or points such as 0:0,1:0.8."
+        ) from None
 
 
 def _tell_image_root(data: Path, out: Path, image_root: Path | None) -> None:
@@ -157,4 +159,6 @@ def _tell_image_root(data: Path, out: Path, image_root: Path | None) -> None:
 
     root = resolve_root(data, image_root).resolve()
     if root != out.parent.resolve():
-        print(f"note: image paths in {out} start at {root}. Give --image-root (data.image_root) {root}.", file=sys.stderr)
+        print(
+            f"note: image paths in {out} start at {root}. Give --image-root (data.image_root) {root}.", file=sys.stderr
+        )

@@ -3,20 +3,21 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cwdpo.data.formats import row_from_record
+from cwdpo.data.formats import format_of, row_from_record
 from cwdpo.data.messages import read_answer
 from cwdpo.data.parsing import read_records
 from cwdpo.data.reading import resolve_root
 from cwdpo.data.rows import Row
 from cwdpo.errors import DataError, UserError
-from cwdpo.negatives.gentle import checked_kinds, edits_by_kind, gentle_negative
+from cwdpo.negatives.filtering import normalised
+from cwdpo.negatives.gentle import GentleNegative, checked_kinds, edits_by_kind, gentle_negative
 from cwdpo.negatives.lexicon import Lexicon
-from cwdpo.negatives.mixing import Fraction, fraction_at, hashed, mix_negatives
+from cwdpo.negatives.mixing import Fraction, MixedNegative, fraction_at, hashed, mix_negatives
 from cwdpo.negatives.reading_text import Reading
 from cwdpo.records.files import write_text
 
@@ -34,6 +35,15 @@ class Coverage:
 
     without: list[str] = field(default_factory=list)
     """``file:line`` of rows that no edit was found for; they are kept, without ``gentle``."""
+
+    def count(self, row: Row, made: GentleNegative | None, possible: Iterable[str]) -> None:
+        """Take one row into account."""
+        self.rows += 1
+        self.possible.update(list(possible))
+        if made is None:
+            self.without.append(row.source)
+        else:
+            self.made[made.kind] += 1
 
     def to_json(self) -> dict[str, Any]:
         """Numbers for programs."""
@@ -56,6 +66,12 @@ class Mixed:
     unused_ids: tuple[str, ...] = ()
     """Ids of samples that no row has."""
 
+    def count(self, chosen: Sequence[MixedNegative], sampled: Sequence[str]) -> None:
+        """Take one row into account."""
+        self.rows += 1
+        self.sources.update(negative.source for negative in chosen)
+        self.without_samples += not sampled
+
 
 def write_gentle(
     data: Path,
@@ -70,7 +86,7 @@ def write_gentle(
 ) -> Coverage:
     """Give every row of a file a gentle negative of its answer, as far as the lexicon can.
 
-    A row that gets one has it under ``gentle``, with its kind and spans under ``gentle_edit``; an older one is replaced.
+    A row that gets one has it under ``gentle``, with its kind and spans under ``gentle_edit``; an older one goes.
     What a row gets depends on the seed, its place in the file and its text, not on the rows before it.
 
     Args:
@@ -81,29 +97,20 @@ def write_gentle(
         kinds: kinds of edits to choose from.
         column: where the right answer stands; ``chosen`` is the preferred answer in every format.
         positives: a column with a list of further right answers, which no negative may equal.
-        image_root: as in :func:`cwdpo.data.reading.read_rows`.
 
     Raises:
         DataError: a row that cannot be read, or a column that is missing.
     """
     refuse_existing(out)
-    checked_kinds(kinds)
+    asked = checked_kinds(kinds)
     coverage, lines = Coverage(), []
     for number, (record, row) in enumerate(_rows(data, image_root)):
         answer, others = _answers(record, row, column, positives)
         rng = random.Random(hashed(seed, "gentle", number, answer))
         prompt = "\n".join(part for turn in row.prompt for part in turn.parts if isinstance(part, str))
-        made = gentle_negative(answer, lexicon=lexicon, rng=rng, kinds=kinds, avoid=others, prompt=prompt)
-        coverage.rows += 1
-        coverage.possible.update(edits_by_kind(Reading(answer, lexicon), prompt).keys())
-        kept = {key: value for key, value in record.items() if key not in ("gentle", "gentle_edit")}
-        if made is None:
-            coverage.without.append(row.source)
-        else:
-            coverage.made[made.kind] += 1
-            edit = {"kind": made.kind, "before": list(made.before), "after": list(made.after)}
-            kept |= {"gentle": made.text, "gentle_edit": edit}
-        lines.append(_line(kept, row.source))
+        made = gentle_negative(answer, lexicon=lexicon, rng=rng, kinds=asked, avoid=others, prompt=prompt)
+        coverage.count(row, made, edits_by_kind(Reading(answer, lexicon), prompt))
+        lines.append(_line(_with_gentle(record, made), row.source))
     write_text(out, "".join(lines))
     return coverage
 
@@ -128,8 +135,7 @@ def write_mixed(
     Args:
         data: rows with ids, or else named by their number in the file, from 0.
         on_policy: JSON lines of ``{"id": ..., "negatives": [...]}``; an id may come more than once.
-        fraction, seed, round, count: as there.
-        progress: where in the run a schedule is read, from 0 to 1.
+        progress: where in the run a schedule is read, from 0 to 1; the others are as there.
 
     Raises:
         DataError: a row or a sample that cannot be read, or a row that ends up without a negative.
@@ -140,20 +146,14 @@ def write_mixed(
     for number, (record, row) in enumerate(_rows(data, image_root)):
         row_id = row.id or str(number)
         used.add(row_id)
-        sampled = [text for text in samples.get(row_id, []) if text != row.chosen]
-        mixed.without_samples += not sampled
+        sampled = [text for text in samples.get(row_id, []) if normalised(text) != normalised(row.chosen)]
         chosen = mix_negatives(
             row.rejected, sampled, fraction=share, seed=seed, row_id=row_id, round=round, count=count
         )
         if not chosen:
             raise DataError(f"{row.source}: the row has no negative of either kind. Add `rejected`, or samples.")
-        texts = [negative.text for negative in chosen]
-        kept = {key: value for key, value in record.items() if key not in ("rejected", "rejected_response", "negatives")}
-        name = "rejected_response" if "rejected_response" in record else "rejected"
-        kept |= {name: texts[0], "negatives": texts[1:], "negative_sources": [item.source for item in chosen]}
-        mixed.rows += 1
-        mixed.sources.update(item.source for item in chosen)
-        lines.append(_line({key: value for key, value in kept.items() if value != []}, row.source))
+        mixed.count(chosen, sampled)
+        lines.append(_line(_with_negatives(record, chosen), row.source))
     mixed.unused_ids = tuple(row_id for row_id in samples if row_id not in used)
     write_text(out, "".join(lines))
     return mixed
@@ -177,6 +177,25 @@ def _rows(data: Path, image_root: Path | None) -> Iterator[tuple[Mapping[str, An
         if isinstance(record, DataError):
             raise record
         yield record, row_from_record(record, source=source, image_root=root)
+
+
+def _with_negatives(record: Mapping[str, Any], chosen: Sequence[MixedNegative]) -> dict[str, Any]:
+    """The record with these negatives in the place of its own."""
+    kept = {key: value for key, value in record.items() if key not in ("rejected", "rejected_response", "negatives")}
+    kept["negative_sources"] = [negative.source for negative in chosen]
+    texts = [negative.text for negative in chosen]
+    if format_of(record) != "llava":  # there a rejected answer would make it another format
+        kept["rejected_response" if format_of(record) == "ms-swift" else "rejected"] = texts.pop(0)
+    return kept | ({"negatives": texts} if texts else {})
+
+
+def _with_gentle(record: Mapping[str, Any], made: GentleNegative | None) -> dict[str, Any]:
+    """The record with this negative, or with none, in the place of an older one."""
+    kept = {key: value for key, value in record.items() if key not in ("gentle", "gentle_edit")}
+    if made is not None:
+        edit = {"kind": made.kind, "before": list(made.before), "after": list(made.after)}
+        kept |= {"gentle": made.text, "gentle_edit": edit}
+    return kept
 
 
 def _answers(record: Mapping[str, Any], row: Row, column: str, positives: str | None) -> tuple[str, list[str]]:

@@ -7,7 +7,7 @@ interruption, in any order of the rows, and under any number of workers and rank
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import xxhash
 
@@ -50,7 +50,7 @@ def check_fraction(value: Fraction, name: str = "on_policy_fraction") -> None:
     Raises:
         ConfigError: a share outside [0, 1], or points that are not in the order of progress.
     """
-    points = [(0.0, value)] if _is_number(value) else value
+    points: Any = [(0.0, value)] if _is_number(value) else value
     told = f"{name} is {value!r}"
     if isinstance(points, str) or not isinstance(points, Sequence) or not points:
         raise ConfigError(f"{told}, but must be a share such as 0.5, or points such as [[0, 0], [1, 0.8]].")
@@ -58,12 +58,12 @@ def check_fraction(value: Fraction, name: str = "on_policy_fraction") -> None:
     for point in points:
         if not isinstance(point, Sequence) or len(point) != 2 or not all(map(_is_number, point)):
             raise ConfigError(f"{told}, but {point!r} is no point. Write [progress, share], as [0.5, 0.8].")
-        progress, share = point
-        if not (0 <= progress <= 1 and 0 <= share <= 1):  # type: ignore[operator]  # both are numbers by now
+        progress, share = map(float, point)
+        if not (0 <= progress <= 1 and 0 <= share <= 1):
             raise ConfigError(f"{told}, but progress and share go from 0 to 1. Correct {point!r}.")
-        if progress <= last:  # type: ignore[operator]
+        if progress <= last:
             raise ConfigError(f"{told}, but its points are not in the order of progress. Sort them, each once.")
-        last = progress  # type: ignore[assignment]
+        last = progress
 
 
 def fraction_at(value: Fraction, progress: float) -> float:
@@ -106,7 +106,6 @@ def mix_negatives(
         dataset: negatives of the data set.
         on_policy: answers sampled from the policy.
         fraction: share from the policy, from 0 to 1; see :func:`fraction_at`.
-        seed: of the run.
         row_id: names the row; two rows of one id are chosen for alike.
         round: the epoch, step or refresh; another round chooses anew.
         count: how many to choose; by default as many as the data set has, or one where it has none.

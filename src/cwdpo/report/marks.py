@@ -8,9 +8,9 @@ from typing import TypeAlias
 Marked: TypeAlias = list[tuple[str, bool]]
 """A text in pieces, each with whether it differs from the other text."""
 
-_PIECES = re.compile(r"\s+|\w+(?:[-'’]\w+)*|[^\w\s]")
+_PIECES = re.compile(r"\s+|\w+(?:[-'\u2019]\w+)*|[^\w\s]")
 _MOST_PIECES = 600
-_LEAST_ALIKE = 0.5
+_LEAST_ALIKE = 0.6
 
 
 def marked(right: str, wrong: str) -> tuple[Marked, Marked]:
