@@ -189,6 +189,7 @@ def test_edits_by_example(text: str, kind: str, expected: str) -> None:
         ("a red car and a blue car", "order"),
         ("A man is walking his dog and it is happy.", "count"),
         ("sheep in fields", "count"),
+        ("A man in shorts runs along the river.", "count"),
     ],
 )
 def test_traps_are_left_alone(text: str, kind: str) -> None:
@@ -214,8 +215,8 @@ def test_no_negative_says_what_is_there_already() -> None:
 
 
 def test_pronouns_and_people_go_together() -> None:
-    assert all_of("A woman with her dog", "object") & {"A man with her dog", "A boy with her dog"} == set()
-    assert "A girl with her dog" in all_of("A woman with her dog", "object")
+    assert "A man with a dog" in all_of("A woman with a dog", "object")
+    assert "A man with her dog" not in all_of("A woman with her dog", "object")
 
 
 def test_other_right_answers_are_avoided() -> None:
