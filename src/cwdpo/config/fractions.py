@@ -24,7 +24,7 @@ def check_fraction(value: Fraction, name: str = "on_policy_fraction") -> None:
     for point in points:
         if not isinstance(point, Sequence) or len(point) != 2 or not all(map(_is_number, point)):
             raise ConfigError(f"{told}, but {point!r} is no point. Write [progress, share], as [0.5, 0.8].")
-        progress, share = point
+        progress, share = map(float, point)
         if not (0 <= progress <= 1 and 0 <= share <= 1):
             raise ConfigError(f"{told}, but progress and share go from 0 to 1. Correct {point!r}.")
         if progress <= last:

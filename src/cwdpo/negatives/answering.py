@@ -11,8 +11,12 @@ _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _BARE = re.compile(r"\s*[\"'(]?(yes|no|true|false)[\"')]?[.!]?\s*", re.IGNORECASE)
 _CLAUSE = re.compile(r"(yes|no)(,\s+)([^.!?;\n]+)([.!]?)\s*$", re.IGNORECASE)
 _AUXILIARY = r"(?:is|are|was|were|can|could|will|would|has|have|does|do|did|should)"
-_NEGATED = re.compile(rf"\b{_AUXILIARY}( not\b|n['’]t\b)|\bcan(not)\b|\bthere (?:is|are|was|were)( no)\b", re.IGNORECASE)
-_ANY_NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|nobody|neither|nor|without|cannot)\b|n['’]t\b", re.IGNORECASE)
+_NEGATED = re.compile(
+    rf"\b{_AUXILIARY}( not\b|n['\u2019]t\b)|\bcan(not)\b|\bthere (?:is|are|was|were)( no)\b", re.IGNORECASE
+)
+_ANY_NEGATION = re.compile(
+    r"\b(?:no|not|never|none|nothing|nobody|neither|nor|without|cannot)\b|n['\u2019]t\b", re.IGNORECASE
+)
 _POSITIVE = re.compile(rf"\b{_AUXILIARY}\b", re.IGNORECASE)
 _SECOND_CLAUSE = re.compile(r"\b(?:but|because|since|although|so|that|which|who|if|and)\b|,", re.IGNORECASE)
 _LETTER = re.compile(
@@ -48,10 +52,12 @@ def _turned_clause(clause: re.Match[str]) -> Iterator[Edit]:
             yield Edit("yes_no", (first, Part(end, end, " NOT" if clause[3].isupper() else " not")))
     elif word.lower() == "no" and len(negations) == 1:
         negated = _NEGATED.search(clause[3])
-        if negated and not re.search(r"\b(?:won|can)['’]t\b", clause[3], re.IGNORECASE):
+        if negated and not re.search(r"\b(?:won|can)['\u2019]t\b", clause[3], re.IGNORECASE):
             group = next(number for number in (1, 2, 3) if negated[number])
             if group == 3 and not re.search(r"\b(?:any|a|an)\b", clause[3]):
-                yield Edit("yes_no", (first, Part(offset + negated.start(3), offset + negated.end(3), _some(negated, clause))))
+                yield Edit(
+                    "yes_no", (first, Part(offset + negated.start(3), offset + negated.end(3), _some(negated, clause)))
+                )
             elif group != 3 and not re.search(r"\bany\b", clause[3]):
                 yield Edit("yes_no", (first, Part(offset + negated.start(group), offset + negated.end(group), "")))
 

@@ -10,13 +10,14 @@ from cwdpo.negatives.reading_text import NUMBER_WORDS, Phrase, Reading
 from cwdpo.negatives.substitution import is_certain, span_text
 
 _NOT_COUNTS = frozenset({"hundred", "thousand", "million", "dozen", "thirds", "percent", "half", "by", "or", "to"})
-_NOT_BEFORE = frozenset({"or", "to", "between", "number", "than", "point", "hundred", "twenty", "thirty", "times", "and"})
+_NOT_BEFORE = frozenset(
+    {"or", "to", "between", "number", "than", "point", "hundred", "twenty", "thirty", "times", "and"}
+)
 _AGREEMENT = {"is": "are", "was": "were", "has": "have"}
 _SINGULAR_LATER = frozenset(
     {"is", "was", "has", "does", "it", "its", "itself", "he", "his", "him", "she", "her", "himself", "herself", "that"}
     | {"who", "which", "one", "other", "another", "each"}
 )
-_BEFORE_ARTICLE = frozenset({"is", "was", "as", "such", "half", "quite", "what", "like", "into", "rather", "many", "be"})
 _ADJECTIVES = ("colour", "size", "material", "age", "state")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)")
 _MOST_TARGETS = 4
@@ -34,7 +35,7 @@ def numbers(reading: Reading) -> Iterator[Edit]:
     for index, token in enumerate(reading.tokens):
         after = reading.neighbour(index, 1)
         hour, dash, rest = token.lower.partition("-")
-        is_hour = after is not None and reading.tokens[after].lower in ("o'clock", "o’clock")
+        is_hour = after is not None and reading.tokens[after].lower in ("o'clock", "o\u2019clock")
         if hour in NUMBER_WORDS and (is_hour or (dash and rest == "thirty")):
             for other in NUMBER_WORDS:
                 if other != hour:
@@ -48,7 +49,7 @@ def _number_words(reading: Reading) -> Iterator[Edit]:
         before, after = reading.neighbour(index, -1), reading.neighbour(index, 1)
         next_word = "" if after is None else reading.tokens[after].lower
         previous = "" if before is None else reading.tokens[before].lower
-        if previous in _NOT_BEFORE or next_word in _NOT_COUNTS or next_word in ("o'clock", "o’clock", "and", "-"):
+        if previous in _NOT_BEFORE or next_word in _NOT_COUNTS or next_word in ("o'clock", "o\u2019clock", "and", "-"):
             continue
         for number in _near(NUMBER_WORDS.index(token.lower) + 1):
             if number <= len(NUMBER_WORDS):
@@ -68,7 +69,12 @@ def _digits(reading: Reading, *, counting: bool) -> Iterator[Edit]:
             continue
         after = reading.neighbour(index, 1)
         plain = token.text.isdecimal() and token.text.isascii() and not token.text.startswith("0")
-        sign = text[token.start - 1 : token.start] in ("$", "€", "£", "#") or text[token.end : token.end + 1] in ("%", "°")
+        sign = text[token.start - 1 : token.start] in ("$", "\u20ac", "\u00a3", "#") or text[
+            token.end : token.end + 1
+        ] in (
+            "%",
+            "\u00b0",
+        )
         is_unit = after is not None and reading.fits("<number>", after, "") is False and _is_unit(after, reading)
         is_count = plain and not sign and 2 <= int(token.text) < 1000 and after is not None
         is_count = is_count and after is not None and reading.tokens[after].lower.endswith("s") and not is_unit
@@ -134,10 +140,15 @@ def _agreeing(end: int, phrase: Phrase, head: str, reading: Reading) -> tuple[in
 
 
 def _may_be_many(index: int, reading: Reading) -> bool:
-    before = reading.neighbour(index, -1)
-    if before is not None and reading.tokens[before].lower in _BEFORE_ARTICLE:
+    """Whether several things would do where one is: at the start, or in a list; not "on two couches"."""
+    if reading.shape != "normal":
         return False
-    return reading.shape == "normal"
+    if reading.tokens[index].lower == "one":
+        return True
+    if reading.starts_sentence(reading.tokens[index].start):
+        return not any(reading.in_class(later, "one_each") for later in range(index, len(reading.tokens)))
+    earlier = [token.lower for token in reading.tokens[:index]]  # "there is a dog and two cats" agrees with neither
+    return not {"is", "was"} & {*earlier} and reading.in_class(reading.neighbour(index, -1), "counted_at")
 
 
 def _noun_after(index: int, reading: Reading) -> tuple[Phrase, Sense] | None:
@@ -152,6 +163,8 @@ def _noun_after(index: int, reading: Reading) -> tuple[Phrase, Sense] | None:
         return None
     senses = [s for s in phrase.senses if s.form == "singular" and is_certain(s, phrase, reading)]
     after = reading.neighbour(phrase.last - 1, 1)
+    if reading.in_class(phrase.last - 1, "worn"):
+        return None
     if not senses or not (after is None or _may_follow(after, reading)):
         return None
     return (phrase, senses[0]) if _nothing_singular_later(phrase, reading) else None
@@ -172,7 +185,7 @@ def _nothing_singular_later(phrase: Phrase, reading: Reading) -> bool:
     first = phrase.last + (after is not None and reading.tokens[after].lower in _AGREEMENT)
     for index in range(first, len(reading.tokens)):
         lower = reading.tokens[index].lower
-        if lower in _SINGULAR_LATER or lower.endswith(("'s", "’s")):
+        if lower in _SINGULAR_LATER or lower.endswith(("'s", "\u2019s")):
             return False
         is_finite = lower.endswith("s") and not reading.is_noun(index) and not reading.in_class(index, "preposition")
         if is_finite and reading.is_noun(index - 1):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cwdpo.negatives.inflection import indefinite_article
 from cwdpo.negatives.reading_text import Reading
 
-_ARTICLE = re.compile(r"(?<![\w'’.-])(an?)(?=\s+$)", re.IGNORECASE)
+_ARTICLE = re.compile(r"(?<![\w'\u2019.-])(an?)(?=\s+$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

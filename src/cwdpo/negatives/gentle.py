@@ -41,8 +41,7 @@ def gentle_negative(
 ) -> GentleNegative | None:
     """Make one error in an answer.
 
-    First a kind is drawn among those that the answer allows, then a place, so that a kind with many places (objects)
-    does not drown the others.
+    First a kind is drawn among those that the answer allows, then a place, so that no kind drowns the others.
 
     Args:
         text: a right answer.

@@ -67,7 +67,7 @@ class Sense:
     @property
     def is_noun(self) -> bool:
         """Whether it names a thing."""
-        return self.group.form in ("noun", "mass")
+        return self.group.kind == "object"
 
 
 @dataclass(frozen=True)

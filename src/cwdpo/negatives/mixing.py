@@ -80,7 +80,6 @@ def mix_negatives(
         dataset: negatives of the data set.
         on_policy: answers sampled from the policy.
         fraction: share from the policy, from 0 to 1; see :func:`fraction_at`.
-        seed: of the run.
         row_id: names the row; two rows of one id are chosen for alike.
         round: the epoch, step or refresh; another round chooses anew.
         count: how many to choose; by default as many as the data set has, or one where it has none.

@@ -1,7 +1,7 @@
 """A text as the lexicon sees it: words, phrases, their neighbours and their readings."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,10 +21,11 @@ NUMBER_WORDS = (
     "eleven",
     "twelve",
 )
-_WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?![^\W_])|[^\W_]+(?:[-'’./][^\W_]+)*")
-_SENTENCE_END = re.compile(r"(?:^|[.!?:]|\n)[\s\"'“‘(\[*#-]*$")
-_REACH = 3
-_EDGE = re.compile(r"[^\s\"'“”‘’]")
+_WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?![^\W_])|[^\W_]+(?:[-'\u2019./][^\W_]+)*")
+_SENTENCE_END = re.compile(r"(?:^|[.!?:]|\n)[\s\"'\u201c\u2018(\[*#-]*$")
+_ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|mt|no|vs|prof|[a-z])\.\s*$", re.IGNORECASE)
+_REACH = 4
+_EDGE = re.compile(r"[^\s\"'\u201c\u201d\u2018\u2019]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ class Reading:
 
     def starts_sentence(self, start: int) -> bool:
         """Whether a sentence begins at this character."""
-        return _SENTENCE_END.search(self.text[:start]) is not None
+        before = self.text[:start]
+        return _SENTENCE_END.search(before) is not None and _ABBREVIATION.search(before) is None
 
     def is_noun(self, index: int | None) -> bool:
         """Whether a token belongs to a thing that the lexicon knows."""
@@ -132,7 +134,7 @@ class Reading:
     def allows(self, conditions: Conditions, phrase: Phrase) -> bool:
         """Whether a phrase stands where its conditions want it."""
         before, after = phrase.first, phrase.last - 1
-        places = {
+        places: dict[str, tuple[Sequence[int | None], str]] = {
             "prev": ([self.neighbour(before, -1)], "<start>"),
             "next": ([self.neighbour(after, 1)], "<end>"),
             "after": (self.around(before, -1), "<start>"),

@@ -76,7 +76,11 @@ def _thing_before(relation: Phrase, reading: Reading) -> tuple[Phrase, Sense] | 
         index = reading.neighbour(index, -1)
     if index is None or not reading.is_noun(index):
         return None
-    return _simple_thing(reading.at[index], reading)
+    found = _simple_thing(reading.at[index], reading)
+    article = reading.neighbour(reading.at[index].first, -1)
+    before = None if article is None else reading.neighbour(article, -1)
+    # "sitting on the lawn in front of a house": the lawn is not what stands in front
+    return None if before is not None and reading.is_content(before) is False else found
 
 
 def _thing_after(relation: Phrase, reading: Reading) -> tuple[Phrase, Sense] | None:
