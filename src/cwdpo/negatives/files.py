@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cwdpo.config.fractions import Fraction
 from cwdpo.data.formats import format_of, row_from_record
 from cwdpo.data.messages import read_answer
 from cwdpo.data.parsing import read_records
@@ -17,7 +18,7 @@ from cwdpo.errors import DataError, UserError
 from cwdpo.negatives.filtering import normalised
 from cwdpo.negatives.gentle import GentleNegative, checked_kinds, edits_by_kind, gentle_negative
 from cwdpo.negatives.lexicon import Lexicon
-from cwdpo.negatives.mixing import Fraction, MixedNegative, fraction_at, hashed, mix_negatives
+from cwdpo.negatives.mixing import MixedNegative, fraction_at, hashed, mix_negatives
 from cwdpo.negatives.reading_text import Reading
 from cwdpo.records.files import write_text
 

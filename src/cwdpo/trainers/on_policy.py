@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from cwdpo.batch import Batch
 from cwdpo.config.negatives import NegativesConfig
 from cwdpo.errors import ConfigError, UserError
+from cwdpo.negatives.endpoint import Endpoint
 from cwdpo.negatives.filtering import Rules
 from cwdpo.negatives.mixing import fraction_at
 from cwdpo.negatives.refreshes import Refresh, read_refreshes, remove_after, write_refresh
@@ -23,6 +24,7 @@ from cwdpo.negatives.verify import Judge, load_judge
 from cwdpo.reference import Reference, ReferenceCache
 from cwdpo.trainers.pool import NegativePool
 from cwdpo.trainers.refreshing import Refresher, RefreshError
+from cwdpo.trainers.served import ServedPolicy
 from cwdpo.trainers.staleness import Staleness
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class OnPolicy(TrainerCallback):
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
         )
-        self._sampler = sampler or LocalSampler(trainer.model, trainer.processing_class, sampling)
+        self._sampler = sampler or _sampler(trainer, settings, sampling, directory)
         self._refresher = Refresher(
             trainer,
             sampling,
@@ -138,6 +140,8 @@ class OnPolicy(TrainerCallback):
         number = self._latest.number + 1 if self._latest else 1
         began, candidates, error = time.monotonic(), [], None
         try:
+            if isinstance(self._sampler, ServedPolicy):
+                self._sampler.hand_over(number, is_main=state.is_world_process_zero)
             candidates = self._refresher.run(number, share=self._largest_share(state), sampler=self._sampler)
         except RefreshError as problem:
             error = str(problem)
@@ -201,7 +205,14 @@ class OnPolicy(TrainerCallback):
             "k": self.settings.k,
             "max_new_tokens": self.settings.max_new_tokens,
             "judge": self.settings.judge,
+            "endpoint": self.settings.endpoint,
         }
+
+
+def _sampler(trainer: "CWDPOTrainer", settings: NegativesConfig, sampling: Sampling, directory: Path) -> Sampler:
+    if settings.endpoint is None:
+        return LocalSampler(trainer.model, trainer.processing_class, sampling)
+    return ServedPolicy(trainer.model, Endpoint(settings.endpoint), sampling, directory)
 
 
 def _epoch(state: TrainerState) -> int:
