@@ -58,6 +58,7 @@ def test_seeds_and_kinds(tmp_path: Path) -> None:
         write_gentle(data, tmp_path / name, lexicon=LEXICON, seed=seed, kinds=["colour"])
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
     assert {row["gentle_edit"]["kind"] for row in read(tmp_path / "a")} == {"colour"}
+    assert len({row["gentle"] for row in read(tmp_path / "a")}) > 5
 
 
 def test_another_column_and_further_right_answers(tmp_path: Path) -> None:

@@ -89,3 +89,11 @@ def test_every_mistake_is_told_at_once() -> None:
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         read_lexicon(tmp_path / "nothing.yaml")
+
+
+def test_synonyms_of_one_group_are_not_exchanged_by_another() -> None:
+    text = (
+        "groups:\n  a: {kind: object, members: [couch|sofa, chair]}\n  b: {kind: object, turns: {couch: [sofa, bed]}}\n"
+    )
+    targets = [target[0] for sense in parse_lexicon(text, "mine.yaml").senses["couch"] for target in sense.targets]
+    assert targets == ["chair", "bed"]

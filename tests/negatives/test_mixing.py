@@ -68,6 +68,10 @@ def test_rounds_rows_and_seeds_choose_anew() -> None:
     assert len({tuple(texts) for texts in base}) > 10
 
 
+def test_a_round_chooses_anew_within_one_source() -> None:
+    assert {chosen("a", 0.0, round=number, count=1)[0] for number in range(30)} == set(DATASET)
+
+
 def test_one_source_fills_in_for_the_other() -> None:
     assert [item.text for item in mix_negatives(["d"], [], fraction=1.0, seed=0, row_id="r")] == ["d"]
     assert [item.text for item in mix_negatives([], ["s"], fraction=0.0, seed=0, row_id="r")] == ["s"]
