@@ -69,6 +69,7 @@ def generate(
     temperature: float | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    encoder: Encoder | None = None,
 ) -> list[Generated]:
     """Let the model answer every row's prompt.
 
@@ -86,6 +87,7 @@ def generate(
         temperature: None decodes greedily; a number > 0 samples from the whole vocabulary (no top-k).
         top_p: sample only from the smallest set of tokens with this probability; needs a temperature.
         seed: the samples follow from it; torch's global random state is left as it was.
+        encoder: of this processor, where one is at hand.
 
     Returns:
         One answer for each row.
@@ -97,7 +99,7 @@ def generate(
     _check_sampling(temperature, top_p)
     if not rows:
         return []
-    encoder = Encoder(processor)
+    encoder = encoder or Encoder(processor)
     config = _generation_config(model, processor.tokenizer, encoder, rows[0])
     config.update(
         do_sample=temperature is not None,

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cwdpo.cli.negatives_models import Concurrency, Prices, ServedModel, Url, ask_gentle_file, filter_, sample
 from cwdpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from cwdpo.negatives.files import Coverage
 
 app = typer.Typer(no_args_is_help=True, help="Make, mix and look at negatives, as files.")
+
+app.command("sample")(sample)
+app.command("filter")(filter_)
 
 _Data = Annotated[Path, typer.Argument(metavar="DATA", help="A file or directory of rows.", show_default=False)]
 _Out = Annotated[Path, typer.Option("--out", help="The new file; never one that exists.", show_default=False)]
@@ -41,11 +45,32 @@ def gentle(
     ] = None,
     image_root: _Root = None,
     as_json: Annotated[bool, typer.Option("--json", help="Coverage as one JSON object on standard output.")] = False,
+    endpoint: Url = None,
+    served_model: ServedModel = None,
+    concurrency: Concurrency = 8,
+    prices: Prices = None,
 ) -> None:
-    """Make one minor error in each answer; no model is needed.
+    """Make one minor error in each answer; no model is needed, but with --endpoint a server makes it.
 
     Rows that the lexicon has no edit for are kept, without `gentle`, and counted.
     """
+    if endpoint is not None:
+        if kinds or lexicon or positives or as_json or column != "chosen":
+            raise UserError("--kinds, --lexicon, --column, --positives and --json have no effect with --endpoint.")
+        ask_gentle_file(
+            data,
+            out,
+            endpoint=endpoint,
+            served_model=served_model,
+            concurrency=concurrency,
+            prices=prices,
+            seed=seed,
+            image_root=image_root,
+        )
+        _tell_image_root(data, out, image_root)
+        return
+    if served_model or prices:
+        raise UserError("--served-model and --prices need --endpoint.")
     from cwdpo.negatives.files import write_gentle
     from cwdpo.negatives.lexicon_reading import read_lexicon
 

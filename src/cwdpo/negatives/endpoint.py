@@ -201,6 +201,8 @@ class Endpoint:
                     answer = None if read is None else read(response.json())
                     self._failures = 0
                     return answer
+            except EndpointError:
+                raise
             except httpx2.RequestError as error:
                 problem = f"{type(error).__name__} {error}".strip()
             except (ValueError, KeyError, TypeError, IndexError) as error:

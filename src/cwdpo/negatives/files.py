@@ -105,13 +105,13 @@ def write_gentle(
     refuse_existing(out)
     asked = checked_kinds(kinds)
     coverage, lines = Coverage(), []
-    for number, (record, row) in enumerate(_rows(data, image_root)):
+    for number, (record, row) in enumerate(rows_with_records(data, image_root)):
         answer, others = _answers(record, row, column, positives)
         rng = random.Random(hashed(seed, "gentle", number, answer))
         prompt = "\n".join(part for turn in row.prompt for part in turn.parts if isinstance(part, str))
         made = gentle_negative(answer, lexicon=lexicon, rng=rng, kinds=asked, avoid=others, prompt=prompt)
         coverage.count(row, made, edits_by_kind(Reading(answer, lexicon), prompt))
-        lines.append(_line(_with_gentle(record, made), row.source))
+        lines.append(json_line(with_gentle(record, made), row.source))
     write_text(out, "".join(lines))
     return coverage
 
@@ -144,7 +144,7 @@ def write_mixed(
     refuse_existing(out)
     share, samples, mixed, lines = fraction_at(fraction, progress), _read_samples(on_policy), Mixed(), []
     used = set()
-    for number, (record, row) in enumerate(_rows(data, image_root)):
+    for number, (record, row) in enumerate(rows_with_records(data, image_root)):
         row_id = row.id or str(number)
         used.add(row_id)
         sampled = [text for text in samples.get(row_id, []) if normalised(text) != normalised(row.chosen)]
@@ -154,7 +154,9 @@ def write_mixed(
         if not chosen:
             raise DataError(f"{row.source}: the row has no negative of either kind. Add `rejected`, or samples.")
         mixed.count(chosen, sampled)
-        lines.append(_line(_with_negatives(record, chosen), row.source))
+        sources = {"negative_sources": [negative.source for negative in chosen]}
+        with_new = with_negatives(record, [negative.text for negative in chosen])
+        lines.append(json_line(with_new | sources, row.source))
     mixed.unused_ids = tuple(row_id for row_id in samples if row_id not in used)
     write_text(out, "".join(lines))
     return mixed
@@ -172,7 +174,12 @@ def refuse_existing(out: Path) -> None:
         raise UserError(f"{out.parent} is not a directory. Make it first, or name a file in one that is there.")
 
 
-def _rows(data: Path, image_root: Path | None) -> Iterator[tuple[Mapping[str, Any], Row]]:
+def rows_with_records(data: Path, image_root: Path | None) -> Iterator[tuple[Mapping[str, Any], Row]]:
+    """Every row of a file as it is written there and as it is read.
+
+    Raises:
+        DataError: a row that cannot be read.
+    """
     root = resolve_root(data, image_root)
     for record, source in read_records(data):
         if isinstance(record, DataError):
@@ -180,17 +187,16 @@ def _rows(data: Path, image_root: Path | None) -> Iterator[tuple[Mapping[str, An
         yield record, row_from_record(record, source=source, image_root=root)
 
 
-def _with_negatives(record: Mapping[str, Any], chosen: Sequence[MixedNegative]) -> dict[str, Any]:
-    """The record with these negatives in the place of its own."""
+def with_negatives(record: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    """The record with these negatives, one at least, in the place of its own."""
     kept = {key: value for key, value in record.items() if key not in ("rejected", "rejected_response", "negatives")}
-    kept["negative_sources"] = [negative.source for negative in chosen]
-    texts = [negative.text for negative in chosen]
+    texts = list(texts)
     if format_of(record) != "llava":  # there a rejected answer would make it another format
         kept["rejected_response" if format_of(record) == "ms-swift" else "rejected"] = texts.pop(0)
     return kept | ({"negatives": texts} if texts else {})
 
 
-def _with_gentle(record: Mapping[str, Any], made: GentleNegative | None) -> dict[str, Any]:
+def with_gentle(record: Mapping[str, Any], made: GentleNegative | None) -> dict[str, Any]:
     """The record with this negative, or with none, in the place of an older one."""
     kept = {key: value for key, value in record.items() if key not in ("gentle", "gentle_edit")}
     if made is not None:
@@ -224,7 +230,12 @@ def _read_samples(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def _line(record: Mapping[str, Any], source: str) -> str:
+def json_line(record: Mapping[str, Any], source: str) -> str:
+    """A record as a line of JSON.
+
+    Raises:
+        DataError: it holds what JSON cannot, such as the bytes of an image.
+    """
     try:
         return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as problem:

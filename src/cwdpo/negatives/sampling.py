@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
 from cwdpo.generation import Generated, generate
 
@@ -33,8 +34,9 @@ class Sampler(Protocol):
 class LocalSampler:
     """Draws from a model in memory, with torch's random state left as it was."""
 
-    def __init__(self, model: Any, processor: Any, sampling: Sampling) -> None:
+    def __init__(self, model: Any, processor: Any, sampling: Sampling, *, encoder: Encoder | None = None) -> None:
         self.model, self.processor, self.sampling = model, processor, sampling
+        self.encoder = encoder or Encoder(processor)
 
     def sample(self, rows: Sequence[Row], *, seed: int) -> list[list[Generated]]:
         """See :class:`Sampler`."""
@@ -48,6 +50,7 @@ class LocalSampler:
             temperature=how.temperature,
             top_p=how.top_p,
             seed=seed,
+            encoder=self.encoder,
         )
         return [found[start : start + how.k] for start in range(0, len(found), how.k)]
 

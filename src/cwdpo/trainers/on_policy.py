@@ -72,7 +72,6 @@ class OnPolicy(TrainerCallback):
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
         )
-        self._sampler = sampler or _sampler(trainer, settings, sampling, directory)
         self._refresher = Refresher(
             trainer,
             sampling,
@@ -81,6 +80,7 @@ class OnPolicy(TrainerCallback):
             drop_easier_than=settings.drop_easier_than,
             per_prompt=settings.per_prompt,
         )
+        self._sampler = sampler or self._default_sampler(sampling)
 
     def measure_with(self, reference: Reference) -> None:
         """Have the reference's log-probs of new negatives computed once, on arrival."""
@@ -185,6 +185,12 @@ class OnPolicy(TrainerCallback):
             if isinstance(self.trainer.reference, ReferenceCache):
                 self._pool.add_to(self.trainer.reference)
 
+    def _default_sampler(self, sampling: Sampling) -> Sampler:
+        model, endpoint = self.trainer.model, self.settings.endpoint
+        if endpoint is not None:
+            return ServedPolicy(model, Endpoint(endpoint), sampling, self.directory)
+        return LocalSampler(model, self.trainer.processing_class, sampling, encoder=self._refresher.encoder)
+
     def _share(self, state: TrainerState) -> float:
         return fraction_at(self.settings.on_policy_fraction, state.global_step / state.max_steps)
 
@@ -207,12 +213,6 @@ class OnPolicy(TrainerCallback):
             "judge": self.settings.judge,
             "endpoint": self.settings.endpoint,
         }
-
-
-def _sampler(trainer: "CWDPOTrainer", settings: NegativesConfig, sampling: Sampling, directory: Path) -> Sampler:
-    if settings.endpoint is None:
-        return LocalSampler(trainer.model, trainer.processing_class, sampling)
-    return ServedPolicy(trainer.model, Endpoint(settings.endpoint), sampling, directory)
 
 
 def _epoch(state: TrainerState) -> int:

@@ -53,7 +53,8 @@ class Refresher:
         self.reference: Reference | None = None
         """Asked once for each new negative; None where the reference runs at every step anyway."""
 
-        self._collator = AnswerCollator(_without_limit(trainer.encoder), roles=(Role.REJECTED,))
+        self.encoder = _without_limit(trainer.encoder)
+        self._collator = AnswerCollator(self.encoder, roles=(Role.REJECTED,))
         self._limit = trainer.encoder.limit
         self._right_answers: RightAnswers | None = None
 
@@ -97,7 +98,8 @@ class Refresher:
         for place, portion in enumerate(portions):
             if share_all or place % accelerator.num_processes == accelerator.process_index:
                 seed = sampling_seed(self.trainer.args.seed, number, place)
-                found.append((place, self._portion(portion, [rows[i][1] for i in portion], sampler, seed)))
+                with self.encoder.remembering():
+                    found.append((place, self._portion(portion, [rows[i][1] for i in portion], sampler, seed)))
         return found
 
     def _wants(self, index: int, row: Row, number: int, share: float) -> bool:
