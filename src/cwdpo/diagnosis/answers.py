@@ -91,7 +91,9 @@ def _of_metrics(stage: StageHistory, side: str, prefix: str) -> Movement | None:
         level = (means if length else sums) or None
         return Movement(ratio, 0.0 if starts_at_zero else None, bool(length), _nll(level and level.start), rows)
     curve = means or sums
-    return curve and Movement(curve, None, means is not None, _nll(curve.start), rows)
+    if curve is None:
+        return None
+    return Movement(curve, None, means is not None, _nll(curve.start), rows)
 
 
 def _nll(logprob: float | None) -> float | None:

@@ -19,6 +19,9 @@ class Change:
 
     start: float
     end: float
+    held: float
+    """The end that is judged: of few readings, the one of the last two that moved less; else the same as the end."""
+
     doubt: float
     """A change of this size may be noise."""
 
@@ -29,11 +32,11 @@ class Change:
 
     def rose(self, by: float) -> bool:
         """By at least so much, and not by chance."""
-        return self.amount >= by and self.amount > self.doubt
+        return self.held - self.start >= by and self.held - self.start > self.doubt
 
     def fell(self, by: float) -> bool:
         """By at least so much (a positive number), and not by chance."""
-        return -self.amount >= by and -self.amount > self.doubt
+        return self.start - self.held >= by and self.start - self.held > self.doubt
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ class Curve:
         """
         opening = 1 if self._few else self._opening
         error = _MEDIAN * self.noise * math.sqrt((1 / opening if base is None else 0) + 1 / self._window)
-        return Change(self.start if base is None else base, self.end_from(base), sigmas * error)
+        start = self.start if base is None else base
+        held = min(self.values[-2:], key=lambda value: abs(value - start)) if self._few else self.end
+        return Change(start, self.end, held, sigmas * error)
 
     @cached_property
     def start(self) -> float:
@@ -80,15 +85,8 @@ class Curve:
 
     @cached_property
     def end(self) -> float:
-        """Median of the last fifth of the readings; where there are few, see :meth:`end_from`."""
-        return self.end_from(None)
-
-    def end_from(self, base: float | None) -> float:
-        """The end as seen from a start: of few readings, the one of the last two that moved less."""
-        if not self._few:
-            return median(self.values[-self._window :])
-        start = self.values[0] if base is None else base
-        return min(self.values[-2:], key=lambda value: abs(value - start))
+        """Median of the last fifth of the readings; the last one where there are few."""
+        return median(self.values[-self._window :])
 
     @cached_property
     def lowest(self) -> tuple[float, int]:
@@ -115,8 +113,8 @@ class Curve:
 
     @property
     def _opening(self) -> int:
-        # short, because what happens in the first twentieth of a run is part of what happened
-        return max(3, min(10, len(self) // 20))
+        # short, because what happens in the first tenth of a run is part of what happened
+        return max(3, min(20, len(self) // 10))
 
     @property
     def _window(self) -> int:

@@ -52,7 +52,8 @@ def reward_at_start(stage: StageHistory) -> Finding | None:
         "reward_at_start",
         f"the rewards are not 0 before the first update: {told}. The reference is not the model that is trained",
         "Take the reference from the model that this stage starts with (leave `ref_model` out), set "
-        "`model.lora.dropout` to 0 or expect its noise here, compute both in one precision, and remove a cached reference of another model.",
+        "`model.lora.dropout` to 0 or expect its noise here, compute both in one precision, and remove a cached "
+        "reference of another model.",
         step=seen["chosen"].steps[0] if seen["chosen"] is not None else None,
     )
 
@@ -129,7 +130,7 @@ def _rising_loss(stage: StageHistory) -> Finding | None:
 
 def _spikes(norms: Curve, ratio: float) -> list[tuple[int, float, float]]:
     """(step, norm, norm over the median of its neighbourhood) of the readings that stand out."""
-    width = max(stretch for stretch in (5, min(51, len(norms) // 5)))
+    width = max(5, min(51, len(norms) // 5))
     logs = [math.log(value) if value > 0 else None for value in norms.values]
     found = []
     for begin in range(0, len(norms), width):
