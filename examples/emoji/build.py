@@ -11,13 +11,14 @@ import json
 import random
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emoji_glyphs import Emoji, draw_emoji, read_emoji, require_packages, square
 from emoji_names import Reading, minimal_pairs, read_name
+from PIL import Image
 
 from cwdpo.errors import UserError
 
@@ -92,70 +93,64 @@ def split_names(world: World, rng: random.Random) -> dict[str, list[str]]:
     return splits
 
 
-def pretraining_row(emoji: Emoji, world: World, rng: random.Random) -> dict[str, Any]:
+def pretraining_row(name: str, world: World, rng: random.Random) -> dict[str, Any]:
     """A picture and its name."""
-    return {"prompt": rng.choice(PROMPTS), "chosen": emoji.name}
+    return {"prompt": rng.choice(PROMPTS), "chosen": name}
 
 
-def preference_row(emoji: Emoji, world: World, rng: random.Random) -> dict[str, Any]:
+def preference_row(name: str, world: World, rng: random.Random) -> dict[str, Any]:
     """The right name, a gentle negative, and a rejected answer that is mostly easy."""
-    near = sorted(world.pairs[emoji.name])
+    near = sorted(world.pairs[name])
     gentle = rng.choice(near)
-    kind, rejected = world.easy(emoji.name, rng)
+    kind, rejected = world.easy(name, rng)
     if rng.random() > EASY_SHARE:
         kind, rejected = "gentle", rng.choice([name for name in near if name != gentle] or near)
     return {
         "prompt": rng.choice(PROMPTS),
-        "chosen": emoji.name,
+        "chosen": name,
         "rejected": rejected,
         "gentle": gentle,
         "kind": kind,
     }
 
 
-def held_out_row(emoji: Emoji, world: World, rng: random.Random) -> dict[str, Any]:
+def held_out_row(name: str, world: World, rng: random.Random) -> dict[str, Any]:
     """The right name, a gentle negative, and a rejected answer that is always easy."""
-    kind, rejected = world.easy(emoji.name, rng)
-    gentle = rng.choice(sorted(world.pairs[emoji.name]))
-    return {"prompt": PROMPTS[0], "chosen": emoji.name, "rejected": rejected, "gentle": gentle, "kind": kind}
+    kind, rejected = world.easy(name, rng)
+    gentle = rng.choice(sorted(world.pairs[name]))
+    return {"prompt": PROMPTS[0], "chosen": name, "rejected": rejected, "gentle": gentle, "kind": kind}
 
 
-def build(out: Path, *, size: int = 64, rows_per_image: int = 3, seed: int = 0) -> dict[str, int]:
+def write_data(
+    out: Path, drawn: Iterable[tuple[Emoji, Image.Image]], *, size: int = 64, rows_per_image: int = 3, seed: int = 0
+) -> dict[str, int]:
     """Write images and rows.
 
     Args:
         out: directory, made if missing; files of the same name are replaced.
+        drawn: each emoji with its picture; names must differ.
         size: side of the images in pixels; 136 keeps the font's own pixels.
         rows_per_image: preference rows of each training image, with different negatives.
         seed: of the splits, the prompts and the negatives.
 
     Returns:
         Counts of images, minimal pairs and rows.
-
-    Raises:
-        UserError: a Debian package is missing.
     """
-    require_packages()
-    emoji = {one.name: (one, image) for one, image in draw_emoji(read_emoji())}
-    readings = {name: read_name(name, one.group) for name, (one, _) in emoji.items()}
-    world = World(readings, minimal_pairs(readings))
     (out / "images").mkdir(parents=True, exist_ok=True)
-    for one, image in emoji.values():
+    emoji = {}
+    for one, image in drawn:
         square(image, size).save(out / "images" / one.file_name)
-    makers: dict[str, tuple[Callable[[Emoji, World, random.Random], dict[str, Any]], int]] = {
-        "pretrain": (pretraining_row, 1),
-        "train": (preference_row, rows_per_image),
-        "eval": (held_out_row, 1),
-    }
+        emoji[one.name] = one
+    readings = {name: read_name(name, one.group) for name, one in emoji.items()}
+    world = World(readings, minimal_pairs(readings))
     counts = {"images": len(emoji), "minimal pairs": sum(map(len, world.pairs.values())) // 2}
+    makers = {"pretrain": pretraining_row, "train": preference_row, "eval": held_out_row}
     for split, names in split_names(world, random.Random(seed)).items():
-        make, repeats = makers[split]
         rng = random.Random(f"{seed} {split}")
-        rows = []
-        for name in names * repeats:
-            one = emoji[name][0]
-            row = {"id": f"{split}-{len(rows):04d}", "images": [f"images/{one.file_name}"]}
-            rows.append(row | make(one, world, rng))
+        rows: list[dict[str, Any]] = []
+        for name in names * (rows_per_image if split == "train" else 1):
+            row = {"id": f"{split}-{len(rows):04d}", "images": [f"images/{emoji[name].file_name}"]}
+            rows.append(row | makers[split](name, world, rng))
         rng.shuffle(rows)
         write_rows(out / f"{split}.jsonl", rows)
         counts[f"{split} rows"] = len(rows)
@@ -178,7 +173,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
-        counts = build(args.out, size=args.size, rows_per_image=args.rows_per_image, seed=args.seed)
+        require_packages()
+        settings = {"size": args.size, "rows_per_image": args.rows_per_image, "seed": args.seed}
+        counts = write_data(args.out, draw_emoji(read_emoji()), **settings)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
