@@ -32,7 +32,7 @@ def rank(number: int, port: int, result: Any) -> None:
 
 
 def test_ranks_stop_together() -> None:
-    context = get_context("spawn")
+    context = get_context("fork")
     result = context.SimpleQueue()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -41,6 +41,6 @@ def test_ranks_stop_together() -> None:
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(120)
         assert child.exitcode == 0
     assert {result.get(), result.get()} == {(0, 2), (1, 2)}

@@ -43,7 +43,7 @@ class StopOnSignal(TrainerCallback):
             self._before[number] = signal.signal(number, self._receive)
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop after this step, if a signal came to any rank; early enough for every ``on_step_end`` to see."""
+        """Save and stop after this step, if a signal came to any rank; in time for every ``on_step_end``."""
         if _on_any_rank(bool(self.received), args.device):
             self.received = self.received or signal.SIGTERM
             control.should_save = control.should_training_stop = True
