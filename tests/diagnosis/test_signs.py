@@ -265,6 +265,8 @@ def test_cooled_and_unsolved_is_not_stale() -> None:
 
 def test_a_cooled_loss_near_log_2_that_learns_is_not_stalled() -> None:
     assert diagnose(run(loss=flat(LOG2), rewards__accuracies=flat(0.7)), beta=0.1) == []
+    small = run(loss=flat(LOG2), rewards__chosen=flat(0), rewards__rejected=flat(0), rewards__accuracies=flat(0.7))
+    assert diagnose(small, beta=0.1) == []
 
 
 def test_answers_that_only_became_less_likely_are_not_overconfident() -> None:
