@@ -8,7 +8,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+<<<<<<< HEAD
 from cwdpo.cli import check, demo, diagnose, merge, train
+=======
+from cwdpo.cli import check, demo, merge, negatives, train
+>>>>>>> gentle
 from cwdpo.cli.failures import explain
 from cwdpo.version import __version__
 
@@ -46,6 +50,7 @@ app.command("check")(check.check)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
 app.command("diagnose")(diagnose.diagnose)
 app.command("merge")(merge.merge)
+app.add_typer(negatives.app, name="negatives")
 
 
 def _print_version(wanted: bool) -> None:
