@@ -15,7 +15,7 @@ EMOJI_DATA := examples/emoji/data
 # small models on few cores: more threads for each operation only get in each other's way
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: help setup demo test lint emoji clean
+.PHONY: help setup demo test lint docs emoji clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ emoji: setup  ## real images: build the emoji data set from Debian's packages (a
 	  $$as_root apt-get update; $$as_root apt-get install -y --no-install-recommends $$missing; \
 	fi
 	$(BIN)/python examples/emoji/build.py --out $(EMOJI_DATA)
+
+docs: setup  ## write docs/files.md anew from the files' docstrings
+	$(BIN)/python docs/make_file_map.py
 
 clean:  ## remove .venv and caches, never runs or data
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from tiny_awkward import AWKWARD_SPECS
 from tiny_more import MORE_SPECS
 from tiny_specs import SPECS, TEXT, Spec
 from tiny_tokenizers import build_tokenizer
@@ -22,18 +23,22 @@ NAMES = tuple(SPECS)
 MORE_NAMES = tuple(MORE_SPECS)
 """Further families that :func:`build` knows."""
 
+AWKWARD_NAMES = tuple(AWKWARD_SPECS)
+"""Families that :func:`build` knows too, but without a processor of their own; see ``tiny_awkward``."""
+
 
 def build(name: str, directory: Path, *, seed: int = 0) -> Path:
     """Write a random checkpoint of one family into ``directory`` and return it.
 
     The global random state is left as it was; the same name and seed give the same weights.
     """
-    spec = (SPECS | MORE_SPECS)[name]
+    spec = (SPECS | MORE_SPECS | AWKWARD_SPECS)[name]
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(spec.family)
     _save_model(spec, tokenizer, directory, seed)
     tokenizer.save_pretrained(directory)
-    _save_processor(spec, directory)
+    if spec.processor_class:
+        _save_processor(spec, directory)
     return directory
 
 

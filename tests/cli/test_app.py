@@ -117,8 +117,8 @@ def test_settings_reach_the_runner(run: Run, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (KeyboardInterrupt(), "\nInterrupted. Continue with:  cwdpo train r.yaml --beta 1 --resume\n"),
-        (KeyboardInterrupt("Stopped at 3."), "\nStopped at 3. Continue with:  cwdpo train r.yaml --beta 1 --resume\n"),
+        (KeyboardInterrupt(), "\nInterrupted.\nContinue with:  cwdpo train r.yaml --beta 1 --resume\n"),
+        (KeyboardInterrupt("Stopped at 3."), "\nStopped at 3.\nContinue with:  cwdpo train r.yaml --beta 1 --resume\n"),
     ],
 )
 def test_an_interruption_says_how_to_go_on(

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import cwdpo.data.encode
 from cwdpo.batch import Role
-from cwdpo.data.collate import AnswerCollator, RowDataset
+from cwdpo.data.collate import AnswerCollator, RowDataset, prompt_digest
 from cwdpo.data.encode import Encoder
 from cwdpo.data.images import open_image
 from cwdpo.data.rows import ImageSlot, Message, Row
@@ -90,6 +90,21 @@ def test_keys_are_equal_exactly_for_equal_content(encoder_of: Callable[[str], En
     assert collate([(0, changed)])["keys"] != keys[:1]
     turned = Row((Message("user", (ImageSlot(), "What")),), "A cat.", images=(IMAGE,), source="f:9")
     assert collate([(0, turned)])["keys"] != keys[:1]
+
+
+def test_prompt_digest_reads_names_types_and_shapes() -> None:
+    zeros = torch.zeros(2, 2, dtype=torch.float32)
+    same = [
+        {"a": zeros},
+        {"b": zeros},
+        {"a": zeros.view(4)},
+        {"a": zeros.int()},
+        {"a": zeros.T + 1},
+        {"a": zeros, "b": zeros},
+    ]
+    assert len({prompt_digest(prompt) for prompt in same}) == len(same)
+    two = {"a": torch.tensor(1.5, dtype=torch.bfloat16), "b": torch.arange(6).view(2, 3).T}
+    assert prompt_digest(two) == prompt_digest({"b": two["b"].contiguous(), "a": two["a"]})
 
 
 def test_workers_see_the_same(encoder_of: Callable[[str], Encoder]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import torch
 from PIL import Image
+from tokenizers import pre_tokenizers
 
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import ImageSlot, Message, Row
@@ -135,6 +136,29 @@ def test_lost_images_are_noticed(processor_of: Callable[[str], Any]) -> None:
         processor.chat_template = processor_of("qwen2_vl").chat_template.replace("<|image_pad|>", "")
         with pytest.raises(DataError, match=r"^f:1: "):
             Encoder(processor).encode(PROMPTS["image"], ["x"])
+
+
+def test_a_processor_that_cuts_the_prompt_is_noticed(processor_of: Callable[[str], Any]) -> None:
+    processor = copy.copy(processor_of("llava"))
+
+    class Cutting(type(processor)):
+        def __call__(self, **options: Any) -> Any:
+            found = super().__call__(**options)
+            return {**found, "input_ids": found["input_ids"][:, :4]}
+
+    processor.__class__ = Cutting
+    assert Encoder(processor).encode(PROMPTS["text"]).prompt_tokens == 4
+    with pytest.raises(DataError, match="f:1: the row has 2 images, but its prompt has 0 image tokens"):
+        Encoder(processor).encode(PROMPTS["two"])
+
+
+def test_a_tokenizer_that_begins_every_text_with_a_space(processor_of: Callable[[str], Any]) -> None:
+    processor = copy.deepcopy(processor_of("llava"))
+    processor.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    processor.chat_template = processor_of("qwen3_vl").chat_template.replace("<|im_end|>", "</s>")
+    assert processor.tokenizer.decode(processor.tokenizer("A.", add_special_tokens=False)["input_ids"]) == " A."
+    encoded = Encoder(processor).encode(PROMPTS["text"], ["A."])
+    assert processor.tokenizer.decode(encoded.answers[0]) == "A.</s>"
 
 
 def test_what_the_processor_refuses_names_the_row(encoder_of: Callable[[str], Encoder]) -> None:

@@ -197,6 +197,7 @@ def test_split_is_disjoint_complete_and_repeatable() -> None:
 
 
 def test_split_at_its_ends() -> None:
+    assert [len(split_rows(rows(5), fraction, seed=0)[0]) for fraction in (0.25, 0.45, 0.5)] == [1, 2, 3]
     assert split_rows(rows(3), 1.0, seed=0) == (rows(3), [])
     assert split_rows(rows(3), 0.0, seed=0) == ([], rows(3))
     with pytest.raises(ConfigError, match="there are only 1"):

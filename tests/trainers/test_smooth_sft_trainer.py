@@ -87,6 +87,20 @@ def test_smoothed_loss_of_a_batch_by_hand(make_trainer: Make) -> None:
     assert loss.item() == pytest.approx(-statistics.fmean(chosen) + 0.3 * statistics.fmean(smoothed), abs=1e-5)
 
 
+def test_negatives_on_other_ranks_decide_about_the_hinge_too(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the mean NLL is below C, and the hinge open; with another rank's NLLs of 1,000 it is above, and shut."""
+    trainer = make_trainer(1, objective="constrained", penalty=0.3, ceiling=50.0)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    alone = trainer.batch_loss(trainer.model, batch)[0].item()
+    others = torch.tensor([4000.0, 4.0])  # sum and count
+    monkeypatch.setattr(trainer.accelerator, "reduce", lambda parts, reduction: parts + others)
+    together = trainer.batch_loss(trainer.model, batch)[0].item()
+    assert together == pytest.approx(-statistics.fmean(logprobs(trainer, batch, 0)[0]), abs=1e-5)
+    assert alone > together + 10
+
+
 def test_plain_objective_does_not_even_encode_gentle_negatives(make_trainer: Make) -> None:
     trainer = make_trainer(1, objective="plain")
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])

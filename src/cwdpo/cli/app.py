@@ -71,7 +71,7 @@ def main() -> None:
     try:
         app()
     except _InterruptedError as interruption:
-        print(f"\n{str(interruption) or 'Interrupted.'} {_how_to_continue(sys.argv[1:])}", file=sys.stderr)
+        print(f"\n{str(interruption) or 'Interrupted.'}\n{_how_to_continue(sys.argv[1:])}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         message = explain(error)

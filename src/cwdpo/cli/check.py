@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from cwdpo.cli.check_tables import show
+from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def check(
     encoder: Encoder | None = None
     facts: dict[str, Any] | None = None
     if model is not None:
+        quiet_libraries()
         from cwdpo.cli.model_facts import encoder_and_facts
 
         encoder, facts = encoder_and_facts(model, target_modules, trust_remote_code=trust_remote_code)

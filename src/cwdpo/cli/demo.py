@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cwdpo.cli.quiet import quiet_libraries
+
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="The run directory.")] = Path("runs/demo"),
@@ -19,6 +21,7 @@ def demo(
 
     Runs on a CPU in minutes; nothing is downloaded.
     """
+    quiet_libraries()
     from cwdpo.demo.run import run_demo
     from cwdpo.trainers.progress import StageProgress
 

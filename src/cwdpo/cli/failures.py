@@ -37,7 +37,7 @@ def _from_worker(message: str) -> str:
     """The message alone, of an error that a data loader's worker process wrapped in its traceback.
 
     Example:
-        >>> _from_worker("Caught DataError in DataLoader worker process 0.\\nOriginal Traceback ...\\n  a.DataError: x:1: no")
+        >>> _from_worker("Caught DataError in DataLoader worker process 0.\\nTraceback ...\\n  a.DataError: x:1: no")
         'x:1: no'
     """
     if not message.startswith("Caught "):

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import UserError
 from cwdpo.records.run_directory import RunDirectory
 
@@ -19,6 +20,7 @@ def merge(
     """Merge adapters into a plain checkpoint that from_pretrained and vLLM load."""
     source = adapter_directory(run)
 
+    quiet_libraries()
     from cwdpo.models.saving import merge_adapter
 
     merged = merge_adapter(source, out, base=base)

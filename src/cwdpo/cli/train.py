@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.config.reading import read_recipe
 from cwdpo.errors import ConfigError
 
@@ -29,13 +30,14 @@ def train(
         raise ConfigError(f"expected the recipe before {recipe}. Write: cwdpo train RECIPE {recipe} ...")
     settings = read_recipe(recipe, context.args, trainer_names=_trainer_names)
 
+    quiet_libraries()
     from cwdpo.recipes.run import run_recipe
     from cwdpo.trainers.progress import StageProgress
 
     with closing(StageProgress()) as progress:
         run = run_recipe(settings, resume=resume, callbacks=[progress])
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"done: {run.root}")
+        print(f"done: {run.root}  (models in stage1/ and stage2/, curves in report.html)")
 
 
 def _trainer_names() -> Collection[str]:

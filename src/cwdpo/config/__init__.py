@@ -1,1 +1,1 @@
-
+"""Settings of a run: frozen dataclasses, and YAML read with file and line in every message. No torch."""

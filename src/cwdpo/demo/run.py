@@ -4,7 +4,8 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,15 @@ def run_demo(
     Raises:
         UserError: ``out`` is in use.
     """
-    began = time.monotonic()
     _check_new(out)
-    settings = DemoSettings.small() if small else DemoSettings()
+    with _one_thread():
+        return _run(out, seed, DemoSettings.small() if small else DemoSettings(), say, callbacks)
+
+
+def _run(
+    out: Path, seed: int, settings: DemoSettings, say: Callable[[str], None], callbacks: Sequence[TrainerCallback]
+) -> DemoResult:
+    began = time.monotonic()
     say(f"Drawing {settings.train_rows} scenes to train on and {settings.eval_rows} to test on")
     world = write_world(out / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
     stage2_rows = _write_stage2_rows(world, settings, seed)
@@ -79,7 +86,7 @@ def run_demo(
     summary = {
         "title": "Drawn scenes: SFT, DPO and CW-DPO",
         "seed": seed,
-        "hardware": f"{torch.get_num_threads()} CPU threads, {platform.machine()}",
+        "hardware": f"1 CPU thread, {platform.machine()}",
         "cwdpo_version": __version__,
         "wall_seconds": round(time.monotonic() - began, 1),
         "settings": asdict(settings),
@@ -90,6 +97,17 @@ def run_demo(
     write_json(out / "summary.json", summary)
     report = write_report([out], out / "report.html")
     return DemoResult(table=f"{format_table(rows)}\n\n{LEGEND}", summary=out / "summary.json", report=report)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """On a model this small, threads wait for each other longer than they compute, above all when others run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_new(out: Path) -> None:

@@ -1,17 +1,20 @@
 """The engine answers one question: the log-probs of these answers to these prompts."""
 
 from collections.abc import Collection
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
+from cwdpo.engine.choice import CheckedEngine
 from cwdpo.engine.plain import PlainEngine
-from cwdpo.errors import ConfigError
 
 
 class Engine(Protocol):
     """How a batch is laid out in rows is the engine's business alone; the numbers are the same for every engine."""
+
+    report: dict[str, Any]
+    """What the engine decided, and on which numbers, for a run's records. JSON types only."""
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
         """Log-probs of every answer in the batch under the model.
@@ -25,11 +28,5 @@ class Engine(Protocol):
 
 
 def make_engine(name: Literal["auto", "plain", "tree"] = "auto") -> Engine:
-    """The engine of that name; ``auto`` is the fastest that gives exact numbers.
-
-    Raises:
-        ConfigError: the engine is not there yet.
-    """
-    if name == "tree":
-        raise ConfigError("engine `tree` is not built yet. Write `engine: auto` or `engine: plain`.")
-    return PlainEngine()
+    """The engine of that name; ``auto`` is the fastest that gives exact numbers, ``tree`` the fastest or an error."""
+    return PlainEngine() if name == "plain" else CheckedEngine(must_be_tree=name == "tree")

@@ -7,13 +7,16 @@ of them exists at a time, and none is kept for the backward pass unless all of t
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cwdpo.batch import Detail
+
+LogitTransform: TypeAlias = Callable[[Tensor], Tensor]
+"""From the head's output to the model's logits in float32."""
 
 _CHUNK_ELEMENTS = 2**25
 """Logits per chunk (128 MB in fp32)."""
@@ -46,7 +49,7 @@ def capture_head_input(head: nn.Module) -> Iterator[HeadInput]:
         device = hidden.device.type
         captured.hidden.append(hidden)
         captured.autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-        return (hidden[:1].detach(), *args[1:])
+        return (hidden[:1], *args[1:])  # not detached: DDP looks for used parameters in the graph of the output
 
     handle = head.register_forward_pre_hook(keep)
     try:
@@ -55,8 +58,40 @@ def capture_head_input(head: nn.Module) -> Iterator[HeadInput]:
         handle.remove()
 
 
-def logit_transform(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What the model does to its head's output: Cohere's scale, Granite's divisor, Gemma's soft cap (in that order)."""
+def find_logit_transform(model: nn.Module, captured: HeadInput, head: nn.Module, logits: Tensor) -> LogitTransform:
+    """What this model does to its head's output, decided by its own logits of one position.
+
+    The text config alone does not say: Gemma3's multimodal class ignores the soft cap that its language model obeys.
+
+    Args:
+        model: the model, whose text config names what may be done.
+        captured: from :func:`capture_head_input`.
+        head: the output embeddings.
+        logits: what the model returned in that pass, for the first captured hidden state.
+
+    Raises:
+        RuntimeError: the model does something that is not known here.
+    """
+    (hidden,), (enabled, dtype) = captured.hidden, captured.autocast
+    with torch.no_grad():
+        theirs = logits.reshape(-1, logits.shape[-1])[0].float().log_softmax(dim=-1)
+        with torch.autocast(hidden.device.type, dtype=dtype, enabled=enabled):
+            plain = head(hidden[:1])[0]
+        gaps = [
+            ((transform(plain).log_softmax(dim=-1) - theirs).abs().max().item(), i, transform)
+            for i, transform in enumerate((configured_transform(model), torch.Tensor.float))
+        ]
+    gap, _, transform = min(gaps)
+    if not gap <= (1e-4 if logits.dtype == torch.float32 else 0.1):
+        raise RuntimeError(
+            f"the model changes its logits in a way that is not known here (log-probs differ by {gap:.3g} nats). "
+            "Known are final_logit_softcapping, logit_scale and logits_scaling of the text config."
+        )
+    return transform
+
+
+def configured_transform(model: nn.Module) -> LogitTransform:
+    """What the text config says: Cohere's scale, Granite's divisor, Gemma's soft cap (in that order), in float32."""
     unwrapped: Any = model
     config = unwrapped.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
@@ -73,7 +108,7 @@ def read_tokens(
     captured: HeadInput,
     targets: Tensor,
     head: nn.Module,
-    transform: Callable[[Tensor], Tensor],
+    transform: LogitTransform,
     *,
     want: Collection[Detail],
 ) -> dict[str, Tensor]:
@@ -83,7 +118,7 @@ def read_tokens(
         captured: ``n`` hidden states from :func:`capture_head_input`.
         targets: ``(n,)`` token ids.
         head: the output embeddings.
-        transform: from :func:`logit_transform`.
+        transform: from :func:`find_logit_transform`.
         want: details to compute.
 
     Returns:

@@ -1,7 +1,7 @@
-"""How prompts and answers become rows of token ids: the plain way, one row an answer."""
+"""How prompts and answers become rows of token ids: what both layouts share, and the plain one, one row an answer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,6 +12,9 @@ from cwdpo.batch import Batch
 
 PaddingSide = Literal["left", "right"]
 
+_NOT_INPUTS = ("labels",)
+"""What some processors (PaliGemma's) return for a loss of the model's own, which is never asked for."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -21,34 +24,49 @@ class Layout:
     """Keyword arguments of the model's forward."""
 
     predicts: Tensor
-    """``(rows, length)`` True at each position whose next token belongs to an answer, in the batch's answer order."""
+    """``(rows, length)`` True at each position whose next token belongs to an answer."""
+
+    gather: Tensor | None = None
+    """``(n,)`` for each answer token in the batch's answer order, which True entry of ``predicts`` predicts it; None
+    where that is the order of the entries already."""
 
 
-def one_row_an_answer(batch: Batch, *, padding_side: PaddingSide = "right") -> Layout:
+def one_row_an_answer(batch: Batch, *, padding_side: PaddingSide = "right", answer_type: int | None = None) -> Layout:
     """``[prompt | answer]`` for every answer; the prompt's tokens and images are repeated for each of its answers.
 
-    The last token of an answer predicts nothing that is asked for, so it is left out of the row.
+    Args:
+        batch: see :class:`cwdpo.batch.Batch`.
+        padding_side: where shorter rows are filled.
+        answer_type: see :func:`continue_prompt`.
     """
     prompts = [batch["prompts"][i] for i in batch["prompt_index"].tolist()]
     lengths = batch["answer_mask"].sum(dim=-1).tolist()
     rows = [
-        _continue_prompt(prompt, ids[: length - 1])
+        # the last token of an answer predicts nothing that is asked for, so it is left out of the row
+        continue_prompt(prompt, ids[: length - 1], answer_type=answer_type)
         for prompt, ids, length in zip(prompts, batch["answer_ids"], lengths, strict=True)
     ]
-    inputs = _stack_tokens(rows, padding_side) | merge_images(prompts)
+    inputs = stack_tokens(rows, padding_side) | merge_images(prompts)
     return Layout(inputs, _answer_positions(inputs["attention_mask"], lengths, padding_side))
+
+
+def with_images_once(layout: Layout, batch: Batch) -> Layout:
+    """The same rows with the pixels of each prompt only once; what else describes the images stays with the rows."""
+    pixels = merge_images(batch["prompts"])
+    return replace(layout, inputs=layout.inputs | {"pixel_values": pixels["pixel_values"]})
 
 
 def prompts_alone(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """One row a prompt, left-padded and without an answer: what ``generate`` takes."""
     nothing = prompts[0]["input_ids"].new_empty(0)
-    return _stack_tokens([_continue_prompt(prompt, nothing) for prompt in prompts], "left") | merge_images(prompts)
+    rows = [continue_prompt(prompt, nothing, answer_type=None) for prompt in prompts]
+    return stack_tokens(rows, "left") | merge_images(prompts)
 
 
 def token_names(prompt: dict[str, Tensor]) -> list[str]:
     """The entries that hold one value a token (``input_ids``, ``attention_mask``, token types, ...)."""
     shape = prompt["input_ids"].shape
-    return [name for name, value in prompt.items() if value.shape[:2] == shape]
+    return [name for name, value in prompt.items() if value.shape[:2] == shape and name not in _NOT_INPUTS]
 
 
 def merge_images(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -61,24 +79,34 @@ def merge_images(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     for prompt in prompts:
         tokens = token_names(prompt)
         for name, value in prompt.items():
-            if name not in tokens:
+            if name not in tokens and name not in _NOT_INPUTS:
                 merged.setdefault(name, []).append(value)
     return {name: torch.cat(_pad_to_largest(values)) for name, values in merged.items()}
 
 
-def _continue_prompt(prompt: dict[str, Tensor], answer_ids: Tensor) -> dict[str, Tensor]:
-    """Append answer tokens; every other per-token entry goes on as at the prompt's last token, which is text."""
-    extra = len(answer_ids)
+def continue_prompt(prompt: dict[str, Tensor], extra_ids: Tensor, *, answer_type: int | None) -> dict[str, Tensor]:
+    """Append tokens; every other per-token entry goes on as at the prompt's last token, which is text.
+
+    Args:
+        prompt: entries of shape ``(1, length, ...)`` and images, which are left out.
+        extra_ids: ``(n,)`` token ids.
+        answer_type: ``token_type_ids`` of the appended tokens, for models that tell answers from prompts by it.
+    """
+    extra = len(extra_ids)
     row = {}
     for name in token_names(prompt):
         value = prompt[name]
-        row[name] = torch.cat([value, value[:, -1:].expand(-1, extra, *value.shape[2:])], dim=1)
-    row["input_ids"] = torch.cat([prompt["input_ids"], answer_ids[None]], dim=1)
+        tail = value[:, -1:].expand(-1, extra, *value.shape[2:])
+        if name == "token_type_ids" and answer_type is not None:
+            tail = torch.full_like(tail, answer_type)
+        row[name] = torch.cat([value, tail], dim=1)
+    row["input_ids"] = torch.cat([prompt["input_ids"], extra_ids[None]], dim=1)
     row.setdefault("attention_mask", torch.ones_like(row["input_ids"]))
     return row
 
 
-def _stack_tokens(rows: Sequence[dict[str, Tensor]], padding_side: PaddingSide) -> dict[str, Tensor]:
+def stack_tokens(rows: Sequence[dict[str, Tensor]], padding_side: PaddingSide) -> dict[str, Tensor]:
+    """Rows of unequal length as ``(rows, length, ...)`` tensors; the attention mask is 0 on the padding."""
     longest = max(row["input_ids"].shape[1] for row in rows)
     return {
         name: torch.cat([_pad_tokens(row[name], longest, padding_side, zero=name == "attention_mask") for row in rows])

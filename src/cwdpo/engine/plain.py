@@ -1,64 +1,42 @@
 """The plain engine: one row an answer. Slow and obvious, it is what every faster engine is held to."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
-from weakref import WeakSet
 
-import torch
-from accelerate.utils import extract_model_from_parallel
-from torch import Tensor, nn
+from torch import nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
-from cwdpo.engine.head import HeadInput, capture_head_input, logit_transform, read_tokens
-from cwdpo.engine.layout import Layout, PaddingSide, one_row_an_answer
+from cwdpo.engine.forward import Forward, answer_type, bare_model
+from cwdpo.engine.grouping import in_groups
+from cwdpo.engine.layout import PaddingSide, one_row_an_answer, with_images_once
+from cwdpo.engine.vision import share_images
 
 
 class PlainEngine:
     """Log-probs by ``[prompt | answer]`` rows, without (row, length, vocabulary) logits."""
 
-    def __init__(self, *, padding_side: PaddingSide = "right") -> None:
+    def __init__(self, *, padding_side: PaddingSide = "right", images_once: bool = False) -> None:
+        """Choose the rows.
+
+        Args:
+            padding_side: where shorter rows are filled.
+            images_once: encode each prompt's images once and share the features among its rows; for models that
+                :func:`cwdpo.engine.vision.can_share_images`.
+        """
         self.padding_side: PaddingSide = padding_side
-        self._verified: WeakSet[nn.Module] = WeakSet()
+        self.images_once = images_once
+        self.report: dict[str, Any] = {"asked": "plain", "choices": []}
+        self._forward = Forward()
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
         """See :meth:`cwdpo.engine.Engine.logprobs`."""
-        mask = batch["answer_mask"]
-        layout = one_row_an_answer(batch, padding_side=self.padding_side)
-        read = self._read(model, layout, batch["answer_ids"][mask], want)
-        return AnswerLogprobs(
-            mask=mask,
-            **{name: _spread(values, mask) for name, values in read.items()},
+        return in_groups(batch, lambda part: self._logprobs(model, part, want))
+
+    def _logprobs(self, model: nn.Module, batch: Batch, want: Collection[Detail]) -> AnswerLogprobs:
+        bare = bare_model(model)
+        layout = one_row_an_answer(batch, padding_side=self.padding_side, answer_type=answer_type(bare))
+        if not (self.images_once and "pixel_values" in layout.inputs):
+            return self._forward(model, batch, layout, want=want)
+        return self._forward(
+            model, batch, with_images_once(layout, batch), want=want, context=share_images(bare, batch)
         )
-
-    def _read(self, model: nn.Module, layout: Layout, targets: Tensor, want: Collection[Detail]) -> dict[str, Tensor]:
-        bare: Any = extract_model_from_parallel(model)
-        head = bare.get_output_embeddings()
-        with capture_head_input(head) as captured:
-            output = model(**layout.inputs, use_cache=False, logits_to_keep=layout.predicts)
-        transform = logit_transform(bare)
-        if bare not in self._verified:
-            _verify_head(output.logits, captured, head, transform)
-            self._verified.add(bare)
-        return read_tokens(captured, targets, head, transform, want=want)
-
-
-@torch.no_grad()
-def _verify_head(logits: Tensor, captured: HeadInput, head: nn.Module, transform: Callable[[Tensor], Tensor]) -> None:
-    """Compare the model's own logits of one position with ours, once a model, so that no unknown transform passes."""
-    (hidden,), autocast = captured.hidden, captured.autocast
-    theirs = logits.reshape(-1, logits.shape[-1])[0].float().log_softmax(dim=-1)
-    with torch.autocast(hidden.device.type, dtype=autocast[1], enabled=autocast[0]):
-        ours = transform(head(hidden[:1]))[0].log_softmax(dim=-1)
-    gap = (ours - theirs).abs().max().item()
-    tolerance = 1e-4 if logits.dtype == torch.float32 else 0.1
-    if not gap <= tolerance:
-        raise RuntimeError(
-            f"the model changes its logits in a way that is not known here (log-probs differ by {gap:.3g} nats). "
-            "Known are final_logit_softcapping, logit_scale and logits_scaling of the text config."
-        )
-
-
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """``(n, ...)`` values of the True entries, back in their places of an ``(A, T, ...)`` tensor of zeros."""
-    spread = values.new_zeros(*mask.shape, *values.shape[1:])
-    return spread.index_put((mask,), values)

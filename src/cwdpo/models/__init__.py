@@ -1,1 +1,1 @@
-
+"""Checkpoints, processors and adapters: loaded whole, saved whole, restored exactly."""

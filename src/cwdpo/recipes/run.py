@@ -23,6 +23,7 @@ from cwdpo.recipes.stages import stage1_trainer, stage2_trainer, watch
 from cwdpo.records.files import write_json, write_text
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
+from cwdpo.report import write_report
 from cwdpo.trainers import CWDPOTrainer, SmoothSFTTrainer
 from cwdpo.trainers.checkpoints import last_checkpoint
 from cwdpo.trainers.recording import MetricsRecorder, StopOnSignal
@@ -59,13 +60,13 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
             write_text(run.recipe, dump_recipe(recipe))
     stages = _rows_of_stages(recipe, rows)
     start: Path | None = None
-    steps: dict[Stage, int] = {}
     for stage, stage_rows in stages.items():
         if not run.is_finished(stage):
-            steps[stage] = _run_stage(recipe, run, stage, start, stage_rows, eval_rows, callbacks)
+            _run_stage(recipe, run, stage, start, stage_rows, eval_rows, callbacks)
         start = run.stage(stage)
     if is_main:
-        write_json(run.summary, _summary(recipe, stages, steps, time.monotonic() - began))
+        write_json(run.summary, _summary(recipe, run, stages, time.monotonic() - began))
+        write_report([run.root], run.report)
     return run
 
 
@@ -94,8 +95,8 @@ def _run_stage(
     rows: Sequence[Row],
     eval_rows: Sequence[Row] | None,
     callbacks: Sequence[TrainerCallback],
-) -> int:
-    """Train one stage and save its model. Returns the number of optimiser steps."""
+) -> None:
+    """Train one stage and save its model."""
     set_seed(recipe.seed)  # new adapters begin at random values
     model = load_start(recipe.model, start)
     processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
@@ -112,11 +113,9 @@ def _run_stage(
         signals.release()
     if signals.received:
         raise Interrupted(
-            f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}. "
-            "Run the same command with --resume to go on."
+            f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}."
         )
     _save(trainer, processor, run, stage)
-    return int(trainer.state.global_step)
 
 
 def _checkpoint(run: RunDirectory, stage: Stage) -> str | None:
@@ -141,11 +140,11 @@ def _save(trainer: SmoothSFTTrainer | CWDPOTrainer, processor: Any, run: RunDire
     elif trainer.is_world_process_zero():
         save_checkpoint(trainer.model, processor, run.stage(stage))  # type: ignore[arg-type]
     if trainer.is_world_process_zero():
-        run.mark_finished(stage, {"steps": trainer.state.global_step})
+        run.mark_finished(stage, {"steps": trainer.state.global_step, "engine": trainer.engine.report})
     trainer.accelerator.wait_for_everyone()
 
 
-def _summary(recipe: Recipe, stages: dict[Stage, list[Row]], steps: dict[Stage, int], seconds: float) -> dict[str, Any]:
+def _summary(recipe: Recipe, run: RunDirectory, stages: dict[Stage, list[Row]], seconds: float) -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     return {
         "title": Path(recipe.output_dir).name,
@@ -154,5 +153,5 @@ def _summary(recipe: Recipe, stages: dict[Stage, list[Row]], steps: dict[Stage, 
         "hardware": f"{device}, {platform.machine()}",
         "cwdpo_version": __version__,
         "wall_seconds": round(seconds, 1),
-        "stages": {stage: {"rows": len(rows), "steps": steps.get(stage)} for stage, rows in stages.items()},
+        "stages": {stage: {"rows": len(rows), **run.note(stage)} for stage, rows in stages.items()},
     }

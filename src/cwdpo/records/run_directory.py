@@ -97,6 +97,11 @@ class RunDirectory:
         done.parent.mkdir(parents=True, exist_ok=True)
         write_text(done, json.dumps(dict(note or {})) + "\n")
 
+    def note(self, stage: Stage) -> dict[str, Any]:
+        """What :meth:`mark_finished` was told of a stage; empty if it is not finished."""
+        done = self.root / "checkpoints" / f"{stage}.done"
+        return dict(json.loads(done.read_text(encoding="utf-8"))) if done.is_file() else {}
+
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one logged step."""
         append_jsonl(self.metrics, [line])

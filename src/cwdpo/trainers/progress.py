@@ -57,7 +57,7 @@ class StageProgress(TrainerCallback):
         self._stage = self._given or Path(args.output_dir).name
         self._latest = ""
         self._begun_at, self._begun_step = self._clock(), state.global_step
-        self._line_at = self._begun_at - _SECONDS_BETWEEN_LINES
+        self._line_at = self._begun_at
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -72,19 +72,22 @@ class StageProgress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Remember the newest numbers."""
+        first = not self._latest
         found = [(word, (logs or {}).get(name)) for name, word in _SHOWN.items()]
         if any(value is not None for _, value in found):
             self._latest = "  ".join(f"{word} {value:.3f}" for word, value in found if value is not None)
         if self._bar is not None:
             self._bar.update(self._task, values=self._latest)
-        elif state.is_world_process_zero and state.global_step >= state.max_steps and "loss" in (logs or {}):
-            self._write_line(state)  # the last numbers come after the last step
+            return
+        due = first or self._is_due() or state.global_step >= state.max_steps
+        if due and state.is_world_process_zero and "loss" in (logs or {}):
+            self._write_line(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar, or write a line every few seconds."""
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step, description=self._stage)
-        elif state.is_world_process_zero and self._clock() - self._line_at >= _SECONDS_BETWEEN_LINES:
+        elif state.is_world_process_zero and self._is_due():
             self._write_line(state)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -106,6 +109,9 @@ class StageProgress(TrainerCallback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _is_due(self) -> bool:
+        return self._clock() - self._line_at >= _SECONDS_BETWEEN_LINES
 
     def _write_line(self, state: Any) -> None:
         self._line_at = self._clock()

@@ -1,0 +1,16 @@
+"""Keep what libraries say to their own developers away from the user's terminal."""
+
+import sys
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Hide deprecation notices inside transformers, and its loading bars where they would fill a log file.
+
+    Imports transformers, so it is called by commands that need it anyway.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers(\.|$)")
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # type: ignore[no-untyped-call]

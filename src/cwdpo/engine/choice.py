@@ -1,0 +1,134 @@
+"""The fastest engine that tells the truth about a model: tree, else plain rows with images once, else plain rows."""
+
+import logging
+from collections.abc import Collection
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from cwdpo.batch import AnswerLogprobs, Batch, Detail
+from cwdpo.engine.forward import bare_model
+from cwdpo.engine.plain import PlainEngine
+from cwdpo.engine.self_check import Check, check_engine
+from cwdpo.engine.tree import TreeEngine
+from cwdpo.engine.tree_attention import TreeUnsupportedError
+from cwdpo.engine.vision import can_share_images
+from cwdpo.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_ORDER = ("tree", "images_once", "plain")
+_WORDS = {"tree": "one row a prompt", "images_once": "one row an answer, images once", "plain": "one row an answer"}
+_CANNOT = (TreeUnsupportedError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+"""What a model raises that does not go along. Running out of memory is no such answer and passes through."""
+
+
+class CheckedEngine:
+    """Checks the engines on the first batch of each kind of model, and keeps to the first that is exact.
+
+    A kind is the model's class, attention implementation and type, with or without images. Where several processes
+    train together, each checks on its very first batch, and all take what the slowest of them must.
+    """
+
+    def __init__(self, *, must_be_tree: bool = False) -> None:
+        """Set up; nothing runs before the first batch.
+
+        Args:
+            must_be_tree: raise where the tree is not exact, in place of falling back.
+        """
+        self._must_be_tree = must_be_tree
+        self._engines: dict[str, TreeEngine | PlainEngine] = {
+            "tree": TreeEngine(),
+            "images_once": PlainEngine(images_once=True),
+            "plain": PlainEngine(),
+        }
+        self._chosen: dict[tuple[Any, ...], str] = {}
+        self.report: dict[str, Any] = {"asked": "tree" if must_be_tree else "auto", "choices": []}
+        """What was chosen for which model, and the numbers that decided it."""
+
+    def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
+        """See :meth:`cwdpo.engine.Engine.logprobs`.
+
+        Raises:
+            ConfigError: the tree must be used, but is not exact for this model.
+        """
+        bare = bare_model(model)
+        kind = _kind(bare, batch)
+        if kind not in self._chosen:
+            self._chosen[kind] = self._choose(model, bare, batch)
+        return self._engines[self._chosen[kind]].logprobs(model, batch, want=want)
+
+    def _choose(self, model: nn.Module, bare: Any, batch: Batch) -> str:
+        # DDP's forward would wait for ranks that check at another time; FSDP's weights are whole only inside its own
+        asked = model if isinstance(model, FullyShardedDataParallel) else _without_ddp(model)
+        checks: dict[str, Check] = {}
+        for name in _ORDER:
+            checks[name] = self._check(name, asked, bare, batch)
+            if checks[name].ok:
+                break
+        chosen = _ORDER[_agree(_ORDER.index(name), batch["answer_ids"].device)]
+        self._tell(chosen, bare, checks)
+        return chosen
+
+    def _check(self, name: str, model: nn.Module, bare: Any, batch: Batch) -> Check:
+        if name == "images_once":
+            if not can_share_images(bare):
+                return Check(False, "the model takes no image features in place of pixels")
+            if not _has_images(batch):
+                return Check(False, "the first batch has no images to check it with")
+        try:
+            return check_engine(self._engines[name], model, batch, self._engines["plain"])
+        except torch.OutOfMemoryError:
+            raise
+        except _CANNOT as error:
+            if name == "plain":
+                raise
+            return Check(False, f"{type(error).__name__}: {error}")
+
+    def _tell(self, chosen: str, bare: Any, checks: dict[str, Check]) -> None:
+        model = type(bare).__name__
+        self.report["choices"].append(
+            {"model": model, "engine": chosen, "checks": {name: asdict(check) for name, check in checks.items()}}
+        )
+        failed = {name: check for name, check in checks.items() if not check.ok}
+        reasons = "; ".join(f"{_WORDS[name]}: {check.reason}" for name, check in failed.items())
+        if "plain" in failed:
+            raise RuntimeError(
+                f"{model} cannot be trained here: even with one row an answer, {failed['plain'].reason}. Its inputs "
+                "need something for answers that is not known here, such as token types of their own."
+            )
+        if chosen != "tree" and self._must_be_tree:
+            raise ConfigError(f"engine `tree` does not work for {model} ({reasons}). Write `engine: auto`.")
+        if failed:
+            logger.warning("%s is computed with %s (%s)", model, _WORDS[chosen], reasons)
+        else:
+            logger.info("%s is computed with %s (%s)", model, _WORDS[chosen], checks[chosen].reason)
+
+
+def _kind(bare: Any, batch: Batch) -> tuple[Any, ...]:
+    text = bare.config.get_text_config()
+    images = _has_images(batch) and not _several_processes()  # ranks must not check at different times
+    return type(bare), text._attn_implementation, bare.dtype, images
+
+
+def _has_images(batch: Batch) -> bool:
+    return any("pixel_values" in prompt for prompt in batch["prompts"])
+
+
+def _without_ddp(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _several_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _agree(level: int, device: torch.device) -> int:
+    if not _several_processes():
+        return level
+    worst = torch.tensor(level, device=device)
+    distributed.all_reduce(worst, op=distributed.ReduceOp.MAX)
+    return int(worst)

@@ -1,0 +1,56 @@
+"""Prompts that cannot stand in one forward pass without changing each other, taken apart and put together again.
+
+Mllama attends from every token to every image of its row, and its processor gives a prompt without images no such entry
+at all: filled up to another prompt's images it would answer differently. So prompts share a pass only when their
+per-token entries have the same names and shapes; for every other family that is the whole batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from cwdpo.batch import AnswerLogprobs, Batch
+from cwdpo.engine.layout import token_names
+
+
+def in_groups(batch: Batch, compute: Callable[[Batch], AnswerLogprobs]) -> AnswerLogprobs:
+    """``compute`` of each group of prompts that may share a forward pass, joined in the batch's answer order."""
+    kinds = [_kind(prompt) for prompt in batch["prompts"]]
+    if len(set(kinds)) == 1:
+        return compute(batch)
+    parts, answers = [], []
+    for kind in dict.fromkeys(kinds):
+        part, index = select_prompts(batch, [i for i, other in enumerate(kinds) if other == kind])
+        parts.append(compute(part))
+        answers.append(index)
+    return _join(parts, torch.cat(answers), batch["answer_mask"])
+
+
+def select_prompts(batch: Batch, prompts: list[int]) -> tuple[Batch, Tensor]:
+    """Some of a batch's prompts with all their answers, as a batch; and ``(n,)`` which answers those are."""
+    wanted = torch.tensor(prompts, device=batch["prompt_index"].device)
+    found = batch["prompt_index"][:, None] == wanted
+    answers = found.any(dim=1).nonzero()[:, 0]
+    part = Batch(
+        row_index=batch["row_index"][wanted],
+        prompts=[batch["prompts"][i] for i in prompts],
+        prompt_index=found[answers].long().argmax(dim=1),
+        roles=batch["roles"][answers],
+        answer_ids=batch["answer_ids"][answers],
+        answer_mask=batch["answer_mask"][answers],
+        keys=[batch["keys"][i] for i in answers.tolist()],
+    )
+    return part, answers
+
+
+def _kind(prompt: dict[str, Tensor]) -> tuple[tuple[str, torch.Size], ...]:
+    return tuple(sorted((name, prompt[name].shape[2:]) for name in token_names(prompt)))
+
+
+def _join(parts: list[AnswerLogprobs], answers: Tensor, mask: Tensor) -> AnswerLogprobs:
+    back = torch.argsort(answers)
+    names = [field.name for field in fields(AnswerLogprobs) if getattr(parts[0], field.name) is not None]
+    joined = {name: torch.cat([getattr(part, name) for part in parts])[back] for name in names}
+    return AnswerLogprobs(**joined | {"mask": mask})

@@ -1,0 +1,51 @@
+"""The tree engine: one row a prompt, with all its answers behind it. The image and the prompt are paid for once."""
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+
+from cwdpo.batch import AnswerLogprobs, Batch, Detail
+from cwdpo.engine.forward import Forward, answer_type, bare_model
+from cwdpo.engine.grouping import in_groups
+from cwdpo.engine.tree_attention import as_tree
+from cwdpo.engine.tree_layout import TreePlan, one_row_a_prompt
+
+
+class TreeEngine:
+    """Log-probs by ``[prompt | answer 1 | ... | answer K]`` rows.
+
+    Exact for decoders whose only tie between tokens is attention. It does not find out by itself whether a model is
+    one of those: :class:`cwdpo.engine.choice.CheckedEngine` does, before it is used.
+    """
+
+    def __init__(self, *, flex_from: int | None = None) -> None:
+        """Choose the attention kernel.
+
+        Args:
+            flex_from: rows of at least this many tokens run by ``flex_attention``, whose block masks skip what no
+                query may see; None leaves every row to the model's own implementation. A model under activation
+                checkpointing keeps its own in any case.
+        """
+        self.flex_from = flex_from
+        self._forward = Forward()
+
+    def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
+        """See :meth:`cwdpo.engine.Engine.logprobs`.
+
+        Raises:
+            TreeUnsupportedError: the model's forward pass cannot be made to follow the rows' plan.
+        """
+        return in_groups(batch, lambda part: self._logprobs(model, part, want))
+
+    def _logprobs(self, model: nn.Module, batch: Batch, want: Collection[Detail]) -> AnswerLogprobs:
+        bare = bare_model(model)
+        layout, plan = one_row_a_prompt(batch, answer_type=answer_type(bare))
+        return self._forward(
+            model, batch, layout, want=want, context=as_tree(bare, plan, by_flex=self._by_flex(bare, plan))
+        )
+
+    def _by_flex(self, bare: Any, plan: TreePlan) -> bool:
+        if self.flex_from is None or plan.branch.shape[1] < self.flex_from:
+            return False
+        return not (bare.training and bare.is_activation_checkpointing)

@@ -1,0 +1,162 @@
+"""How a model is made to treat a row as a tree, through transformers' own registries and module hooks.
+
+The text decoder runs under an attention implementation of ours, which is the model's own attention with a mask builder
+of ours before it. The builder is handed the model's *own* mask function (causal, sliding window, bidirectional among
+image tokens or a prefix) and evaluates it at each token's place in ``[prompt | its own answer]``; a ready-made 4-D mask
+could not know those. Masks are built before the decoder's layers and passed to them, so layers that are recomputed
+in the backward pass see the same mask; by then the config names the model's own attention again, which is the same.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from cwdpo.engine.tree_layout import TreePlan
+
+_PREFIX = "cwdpo_tree_"
+SUPPORTED = ("sdpa", "eager", "flex_attention")
+"""Attention implementations that take any mask. FlashAttention does not."""
+
+
+class TreeUnsupportedError(Exception):
+    """The model cannot run a row as a tree; the message says why."""
+
+
+@dataclass
+class _Use:
+    """What one forward pass did with its plan."""
+
+    plan: TreePlan
+    masks: int = 0
+    positions: int = 0
+
+
+_current: ContextVar[_Use | None] = ContextVar("cwdpo_tree", default=None)
+
+
+@contextmanager
+def as_tree(bare: Any, plan: TreePlan, *, by_flex: bool = False) -> Iterator[None]:
+    """While open, the model's forward pass treats its rows as the plan says.
+
+    Args:
+        bare: the transformers model.
+        plan: of the rows that it will be given.
+        by_flex: use block masks and ``flex_attention`` in place of sdpa and a dense mask, also where transformers does
+            not offer it for the model. Not with activation checkpointing, whose recomputation would meet sdpa.
+
+    Raises:
+        TreeUnsupportedError: the model's attention takes no such mask, or the pass did not use the plan.
+    """
+    config = bare.config.get_text_config()
+    own = config._attn_implementation  # the property has no public name; setting it below has
+    if own not in SUPPORTED:
+        raise TreeUnsupportedError(
+            f"its attention implementation `{own}` takes no tree mask; load the model with "
+            "`attn_implementation: sdpa`, `eager` or `flex_attention`"
+        )
+    use = _Use(plan)
+    token = _current.set(use)
+    handle = bare.get_decoder().register_forward_pre_hook(_restart_positions, with_kwargs=True)
+    _set_attention(bare, config, _PREFIX + ("flex_attention" if by_flex else own))
+    try:
+        yield
+    finally:
+        _set_attention(bare, config, own)
+        handle.remove()
+        _current.reset(token)
+    if not (use.masks and use.positions):
+        raise TreeUnsupportedError(
+            f"its forward pass asked for {use.masks} masks and {use.positions} positions where at least one of each "
+            "was expected, so it does not build its masks through transformers' interface"
+        )
+
+
+def _set_attention(bare: Any, config: Any, name: str) -> None:
+    keys = [key for key in bare.config.sub_configs if getattr(bare.config, key, None) is config]
+    bare.set_attn_implementation({keys[0]: name} if keys else name)
+
+
+def _restart_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Each answer's positions go on from its prompt, in whatever form the model counts them."""
+    use = _current.get()
+    assert use is not None
+    use.positions += 1
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        positions = torch.arange(use.plan.shift.shape[1], device=use.plan.shift.device)[None]
+    return args, kwargs | {"position_ids": positions - use.plan.shift.to(positions.device)}
+
+
+def _mask(q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: Any) -> Tensor:
+    """``(rows, 1, length, length)`` True where a query may attend to a key."""
+    use = _current.get()
+    assert use is not None
+    rows, length = use.plan.branch.shape
+    if (q_length, kv_length) != (length, length):
+        raise TreeUnsupportedError(f"it asks for a mask of {q_length} x {kv_length} on rows of {length} tokens")
+    use.masks += 1
+    row = torch.arange(rows, device=device)[:, None, None, None]
+    index = torch.arange(length, device=device)
+    query, key = index[None, None, :, None], index[None, None, None, :]
+    logical = use.plan.logical
+    own = mask_function(row, row.new_zeros(()), logical[:, None, :, None], logical[:, None, None, :])
+    return use.plan.allow(own, row, query, key)
+
+
+def _sdpa_mask(
+    q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: Any = "cpu", **_: Any
+) -> Tensor:
+    return _mask(q_length, kv_length, mask_function, device)
+
+
+def _eager_mask(
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Tensor],
+    device: Any = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **_: Any,
+) -> Tensor:
+    allowed = _mask(q_length, kv_length, mask_function, device)
+    return torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, torch.finfo(dtype).min)
+
+
+def _flex_mask(
+    q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: Any = "cpu", **_: Any
+) -> Any:
+    use = _current.get()
+    assert use is not None
+    use.masks += 1
+    plan, logical = use.plan, use.plan.logical
+
+    def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = mask_function(row, head, logical[row, query], logical[row, key])
+        return plan.allow(own, row, query, key)
+
+    rows = plan.branch.shape[0]
+    return create_block_mask(allowed, rows, None, q_length, kv_length, device=device)
+
+
+def _eager_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The eager attention of the module's own modelling file, where transformers looks for it too."""
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+
+
+def _register() -> None:
+    functions: Any = ALL_ATTENTION_FUNCTIONS
+    for name, mask in (("sdpa", _sdpa_mask), ("eager", _eager_mask), ("flex_attention", _flex_mask)):
+        attention = _eager_attention if name == "eager" else functions[name]
+        AttentionInterface.register(_PREFIX + name, attention)
+        AttentionMaskInterface.register(_PREFIX + name, mask)
+
+
+_register()

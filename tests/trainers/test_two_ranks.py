@@ -1,0 +1,53 @@
+"""Two ranks with batches of 2 train like one with batches of 4: losses, hinge, floor, reference and records."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import little_data
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cwdpo.records.files import read_jsonl
+
+RECIPE = """
+model: {{name_or_path: {model}, freeze_vision: true, lora: {lora}}}
+data: {{train: {data}, stage1_fraction: 0.5}}
+stage1: {{objective: constrained, ceiling: 50.0, penalty: 0.3}}
+stage2: {{beta: 0.3}}
+trainer: {{max_steps: 2, learning_rate: 1e-3, logging_steps: 1, use_cpu: true, optim: sgd, max_grad_norm: 0}}
+"""
+
+
+@pytest.mark.parametrize("lora", ["null", "{r: 4, alpha: 8}"])
+def test_two_ranks_train_like_one(lora: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    data = little_data.write(tmp_path / "data", little_data.records(16))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(model=tiny("llava"), data=data, lora=lora))
+
+    def run(ranks: int) -> Path:
+        out = tmp_path / f"ranks{ranks}"
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        script = [str(Path(__file__).with_name("ranks_script.py")), str(recipe), str(ranks)]
+        settings = [f"--output_dir={out}", f"--trainer.per_device_train_batch_size={4 // ranks}"]
+        done = subprocess.run([*launch, *script, *settings], check=False, timeout=240, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return out
+
+    one, two = run(1), run(2)
+    weights = "model.safetensors" if lora == "null" else "adapter_model.safetensors"
+    for stage in ("stage1", "stage2"):
+        first, second = load_file(one / stage / weights), load_file(two / stage / weights)
+        for name, value in first.items():
+            torch.testing.assert_close(value, second[name], atol=1e-6, rtol=1e-5)
+    lines = [read_jsonl(out / "metrics.jsonl").objects for out in (one, two)]
+    assert len(lines[0]) == len(lines[1]) == 4
+    for our, their in zip(*lines, strict=True):
+        for key in ("loss", "num_tokens", "logps_mean/chosen", "rewards/margins", "cooling/p50", "logps_mean/gentle"):
+            assert our.get(key) == pytest.approx(their.get(key), abs=1e-5), (key, our["step"])
+    assert (one / "recipe.yaml").read_text().split("floor:")[1][:8] == (two / "recipe.yaml").read_text().split(
+        "floor:"
+    )[1][:8]
+    assert len(list((two / "reference").glob("part-*.npz"))) == 2  # each rank wrote its own
