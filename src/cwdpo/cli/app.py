@@ -8,11 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-<<<<<<< HEAD
-from cwdpo.cli import check, demo, diagnose, merge, train
-=======
-from cwdpo.cli import check, demo, merge, negatives, train
->>>>>>> gentle
+from cwdpo.cli import check, demo, diagnose, merge, negatives, train
 from cwdpo.cli.failures import explain
 from cwdpo.version import __version__
 
