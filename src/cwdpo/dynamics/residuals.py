@@ -84,7 +84,7 @@ def loser_push(
     mean_logprob: Tensor,
     weight: Tensor,
     *,
-    start: float,
+    start: Tensor | float,
     length: int,
     beta: float,
     chosen_logratio: float = 0.0,
@@ -96,14 +96,15 @@ def loser_push(
     The rest of each token's distribution is taken to sit on one other token, the most that a push can be:
     ||pi - onehot||^2 = 2 (1 - p)^2 with p = exp(lbar). Spread thinly over a large vocabulary it would be half of that.
 
-    Plain DPO damps an easy loser only through 1 - a, which closes slowly: between the lbar where the loser is already
-    improbable and the one where 1 - a has closed, pushes are large and teach nothing. This is the region that arXiv
-    2510.11978 calls vulnerable; w_c closes it.
+    Plain DPO damps an easy loser only through 1 - a, which knows how far the loser has fallen and not how improbable it
+    is: one that the reference finds improbable too is pushed at full strength, and one that falls is pushed on until
+    1 - a has closed. Pushes there are large and teach nothing: the region that arXiv 2510.11978 calls vulnerable, as we
+    read it. w_c closes it.
 
     Args:
         mean_logprob: ``(n,)`` lbar(y_l|x), nats per token.
         weight: ``(n,)`` w_c, 1 for DPO.
-        start: lbar of the loser under the reference.
+        start: lbar of the loser under the reference, ``()`` or ``(n,)``; equal to ``mean_logprob`` at the first step.
         length: L, tokens.
         beta: inverse temperature of the implicit reward.
         chosen_logratio: Delta_w, nats.
@@ -115,8 +116,8 @@ def loser_push(
         >>> loser_push(torch.tensor([-50.0]), torch.ones(1), start=-50.0, length=1, beta=2.0)
         tensor([2.0000])
     """
-    if length < 1 or start > 0:
-        raise ValueError(f"expected a length >= 1 and a log-prob <= 0, got length {length} and start {start}.")
+    if length < 1:
+        raise ValueError(f"an answer has at least its end token, got length {length}.")
     rejected_logratio = length * (mean_logprob - start)
     chosen = torch.full_like(rejected_logratio, chosen_logratio)
     _, pull = cw_dpo_pulls(chosen, rejected_logratio, weight, beta=beta)
