@@ -37,12 +37,8 @@ def simulated(logits: torch.Tensor, target: int, step: float) -> torch.Tensor:
 
 
 @settings(deadline=None)
-@given(
-    masses=st.lists(st.floats(0.001, 1), min_size=2, max_size=6), step=st.floats(0.01, 5), target=st.integers(0, 5)
-)
-def test_closed_form_is_arithmetic_by_hand_and_a_simulated_step(
-    masses: list[float], step: float, target: int
-) -> None:
+@given(masses=st.lists(st.floats(0.001, 1), min_size=2, max_size=6), step=st.floats(0.01, 5), target=st.integers(0, 5))
+def test_closed_form_is_arithmetic_by_hand_and_a_simulated_step(masses: list[float], step: float, target: int) -> None:
     assume(target < len(masses))
     probs = [mass / sum(masses) for mass in masses]
     found = after(probs, target, step)

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
-import torch.autograd.forward_ad as forward_mode
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cwdpo.batch import Batch
@@ -67,6 +67,7 @@ class AnswerLogits(nn.Module):
         Returns:
             ``(n, V)`` logits and ``(n, V)`` rates.
         """
+        forward_mode: Any = forward_ad  # torch leaves its functions without types
         with forward_mode.dual_level():
             dual = {
                 f"model.{name}": forward_mode.make_dual(value.detach(), direction[name].to(value.dtype))

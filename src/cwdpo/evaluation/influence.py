@@ -231,7 +231,7 @@ def correlation(influences: Sequence[Influence]) -> float:
 
 
 def slope(influences: Sequence[Influence]) -> float:
-    """Least-squares slope through the origin of measured on predicted changes: 1 where the first order is all there is."""
+    """Least-squares slope, through the origin, of measured on predicted changes: 1 where the first order is all."""
     return _divide(sum(i.predicted * i.measured for i in influences), sum(i.predicted**2 for i in influences))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cwdpo.batch import Batch
-from cwdpo.evaluation.answer_logits import AnswerLogits
+from cwdpo.evaluation.answer_logits import AnswerLogits, Direction, answer_of_token
 
 _MOST_ELEMENTS = 2**28
 """Values of one Jacobian, or of one kernel (1 GB in fp32)."""
@@ -43,16 +43,24 @@ def exact_kernel(logits: AnswerLogits, observed: Batch, trained: Batch) -> Tenso
 
 @dataclass(frozen=True)
 class MeanKernel:
-    """The kernel between tokens, averaged over the vocabulary: how much what moves one token's logits moves another's.
+    """The kernel between answers, averaged over their tokens and the vocabulary.
 
-    K averaged is tr(K_ts) / V, the mean over v of K[t, v, s, v].
+        k_ou = mean over t, s, v of K[t, v, s, v]
+
+    How much what moves one answer's logits moves another's in the same direction.
     """
 
     mean: Tensor
-    """``(n, n)`` estimates, float64."""
+    """``(A, A)`` estimates, float64."""
 
     error: Tensor
-    """``(n, n)`` their standard errors, from the scatter over the random directions."""
+    """``(A, A)`` their standard errors, from the scatter over the random directions."""
+
+    @property
+    def cosine(self) -> Tensor:
+        """``(A, A)`` each kernel over the geometric mean of the two answers' own: 1 for an answer with itself."""
+        own = self.mean.diagonal().sqrt()
+        return self.mean / (own[:, None] * own)
 
 
 def projected_kernel(
@@ -61,37 +69,44 @@ def projected_kernel(
     *,
     num_directions: int,
     seed: int = 0,
-    on_direction: Callable[[], None] = lambda: None,
+    on_direction: Callable[[int], None] = lambda done: None,
 ) -> MeanKernel:
-    r"""Estimate the kernel between all tokens of some batches, by forward passes along random directions.
+    r"""Estimate the kernel between all answers of some batches, by forward passes along random directions.
 
-        tr(K_ts) / V = E_r [ (1/V) sum_v (J r)_tv (J r)_sv ],    r_i = +1 or -1, each half of the time
+        k_ou = E_r [ (1/V) sum_v (mean_t (J r)_tv) (mean_s (J r)_sv) ],    r_i = +1 or -1, each half of the time
 
-    Without bias, at any size of vocabulary and model. One direction's estimate scatters about as much as the geometric
-    mean of the two tokens' own kernels divided by the root of how many directions of the parameters matter; the
-    standard error falls with the root of ``num_directions`` and is returned. Good for asking which examples are near;
-    the products A K G need no estimate, see :mod:`cwdpo.evaluation.influence`.
+    Without bias, at any size of vocabulary and model; the standard error falls with the root of ``num_directions`` and
+    is returned. Good for asking which answers are near each other; the products A K G need no estimate, see
+    :mod:`cwdpo.evaluation.influence`.
 
     Args:
         logits: the model.
-        batches: their answer tokens, one batch after the other, are the kernel's rows and columns.
+        batches: their answers, one batch after the other, are the kernel's rows and columns.
         num_directions: random directions, at least 2.
         seed: they follow from it.
-        on_direction: called after each.
+        on_direction: told how many are done.
     """
     if num_directions < 2:
         raise ValueError(f"num_directions must be at least 2 for an error to be told, got {num_directions}. Use 64.")
     generator = torch.Generator().manual_seed(seed)
-    total = squares = torch.zeros(())
-    for _ in range(num_directions):
+    total = squares = torch.zeros((), dtype=torch.float64)
+    for done in range(1, num_directions + 1):
         direction = {name: _signs(value, generator) for name, value in logits.trainable().items()}
-        rates = torch.cat([logits.push_forward(batch, direction)[1] for batch in batches]).double()
+        rates = torch.cat([_mean_rates(logits, batch, direction) for batch in batches]).cpu()
         found = rates @ rates.T / rates.shape[1]
         total, squares = total + found, squares + found**2
-        on_direction()
+        on_direction(done)
     mean = total / num_directions
-    variance = (squares / num_directions - mean**2).clamp(min=0) * num_directions / (num_directions - 1)
-    return MeanKernel(mean, (variance / num_directions).sqrt())
+    variance = (squares / num_directions - mean**2).clamp(min=0) / (num_directions - 1)
+    return MeanKernel(mean, variance.sqrt())
+
+
+def _mean_rates(logits: AnswerLogits, batch: Batch, direction: Direction) -> Tensor:
+    """``(A, V)`` rates of the logits along the direction, averaged over each answer's tokens."""
+    _, rates = logits.push_forward(batch, direction)
+    lengths = batch["answer_mask"].sum(dim=-1)
+    sums = rates.new_zeros(len(lengths), rates.shape[1], dtype=torch.float64)
+    return sums.index_add(0, answer_of_token(batch), rates.double()) / lengths[:, None]
 
 
 def _jacobian(logits: AnswerLogits, z: Tensor) -> Iterator[Tensor]:

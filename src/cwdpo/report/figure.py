@@ -151,7 +151,8 @@ def _dots(figure: Figure, dots: Dots) -> str:
 
 
 def _legend(figure: Figure) -> Iterator[str]:
-    for i, item in enumerate([*figure.curves, *figure.dots]):
+    items: list[Curve | Dots] = [*figure.curves, *figure.dots]
+    for i, item in enumerate(items):
         left, top = _LEFT + (i % 2) * (_RIGHT - _LEFT) / 2, _LEGEND_TOP + (i // 2) * _LEGEND_ROW
         if isinstance(item, Curve):
             yield f'<path class="line {_look(item)}" d="M{left:.0f} {top}h26"/>'
