@@ -18,7 +18,7 @@ from cwdpo.records.files import write_json, write_text
 from cwdpo.report.figure import Curve, Dots, Figure, draw_figure
 
 _SHOWN = 20
-_PUSHES = 200
+_PUSHES = 60
 _PUSH_SIZE = 0.5
 
 
@@ -101,7 +101,7 @@ def vulnerable_region(floor: float, temperature: float, beta: float, length: int
         length: tokens of the loser.
     """
     lowest = min(-8.0, 2 * floor)
-    lbar = torch.linspace(lowest, -0.001, 400, dtype=torch.float64)
+    lbar = torch.linspace(lowest, -0.001, 160, dtype=torch.float64)
     one, weight = torch.ones_like(lbar), cooling_weight(lbar, floor, temperature=temperature)
     start = torch.maximum(lbar, torch.tensor(floor, dtype=torch.float64))  # a loser that fell from the floor
 
@@ -205,10 +205,11 @@ def _summary(analysis: Analysis, eta: float) -> dict[str, Any]:
 def _sentences(analysis: Analysis) -> Iterator[str]:
     for eta in analysis.settings.etas:
         of = _summary(analysis, eta)
+        others = of["correlation_other_rows"]
+        apart = f" ({others:.4f} without the rows trained on)" if math.isfinite(others) else ""
         yield (
-            f"eta {eta:g}: correlation {of['correlation']:.4f} over {of['n']} answers "
-            f"({of['correlation_other_rows']:.4f} without the rows trained on), slope {of['slope']:.3f}, "
-            f"largest change {of['largest_change']:.2g} nats/token"
+            f"eta {eta:g}: correlation {of['correlation']:.4f} over {of['n']} answers{apart}, "
+            f"slope {of['slope']:.3f}, largest change {of['largest_change']:.2g} nats/token"
         )
     yield f"A K G and plain autograd differ by {worst_check(analysis):.1e} of the most it could be."
 

@@ -222,18 +222,15 @@ def correlation(influences: Sequence[Influence]) -> float:
         >>> correlation([one])
         nan
     """
-    pairs = torch.tensor([[one.predicted, one.measured] for one in influences], dtype=torch.float64).T
-    if pairs.numel() < 4:
+    predicted = torch.tensor([one.predicted for one in influences], dtype=torch.float64)
+    measured = torch.tensor([one.measured for one in influences], dtype=torch.float64)
+    if len(influences) < 2:
         return float("nan")
-    centred = pairs - pairs.mean(dim=1, keepdim=True)
-    norms = centred.norm(dim=1)
-    return float((centred[0] @ centred[1]) / (norms[0] * norms[1]))
+    predicted, measured = predicted - predicted.mean(), measured - measured.mean()
+    return float((predicted @ measured) / (predicted.norm() * measured.norm()))
 
 
 def slope(influences: Sequence[Influence]) -> float:
     """Least-squares slope, through the origin, of measured on predicted changes: 1 where the first order is all."""
-    return _divide(sum(i.predicted * i.measured for i in influences), sum(i.predicted**2 for i in influences))
-
-
-def _divide(above: float, below: float) -> float:
-    return above / below if below else float("nan")
+    squares = sum(one.predicted**2 for one in influences)
+    return sum(one.predicted * one.measured for one in influences) / squares if squares else float("nan")
