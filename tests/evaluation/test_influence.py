@@ -43,7 +43,7 @@ def setup(tiny: Callable[[str], Path], tmp_path: Path) -> Setup:
     """``setup("llava", short=..., lora=...)``: a model, and batches of one row each."""
 
     def make(name: str, *, short: bool = False, lora: bool = False, number: int = 3) -> tuple[Any, list[Batch]]:
-        records = little_data.records(number, text_only_every=3)
+        records = little_data.records(number, text_only_every=1 if short else 3)
         if short:
             for record, (chosen, rejected) in zip(records, [("A", "no"), ("b", "2")], strict=False):
                 record |= {"chosen": chosen, "rejected": rejected, "prompt": "hi"}
@@ -110,16 +110,16 @@ def test_random_directions_estimate_the_kernel_and_their_error(setup: Setup) -> 
     logits = AnswerLogits(model.eval())
     with differentiable_attention():
         exact = torch.einsum("tvsv->ts", exact_kernel(logits, one, other)).double() / 357
-        guess = projected_kernel(logits, [one, other], num_directions=80)
-        few, again = (projected_kernel(logits, [one, other], num_directions=20) for _ in range(2))
+        guess = projected_kernel(logits, [one, other], num_directions=48)
+        few, again = (projected_kernel(logits, [one, other], num_directions=12) for _ in range(2))
     of_one, of_other = answer_of_token(one), answer_of_token(other)
     expected = torch.tensor(
         [[exact[of_one == i][:, of_other == j].mean().item() for j in range(2)] for i in range(2)]
     ).double()
     off = (guess.mean[:2, 2:] - expected).abs()
     assert (off < 4 * guess.error[:2, 2:]).all()
-    assert (guess.error[:2, 2:] < 0.3 * expected.abs()).all()
-    assert 1.4 < (few.error / guess.error).mean() < 2.8  # the root of four
+    assert (guess.error[:2, 2:] < 0.4 * expected.abs()).all()
+    assert 1.2 < (few.error / guess.error).mean() < 3.3  # the root of four, itself uncertain
     assert torch.equal(few.mean, again.mean)
     assert guess.cosine.diagonal().tolist() == pytest.approx([1.0] * 4)
 
