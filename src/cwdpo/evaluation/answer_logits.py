@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cwdpo.batch import Batch
-from cwdpo.engine.head import capture_head_input, logit_transform
+from cwdpo.engine.head import LogitTransform, capture_head_input, find_logit_transform
 from cwdpo.engine.layout import one_row_an_answer
 
 Direction: TypeAlias = Mapping[str, Tensor]
@@ -28,6 +28,7 @@ class AnswerLogits(nn.Module):
         """Wrap a bare model or one with adapters, in place."""
         super().__init__()
         self.model = model
+        self._transform: LogitTransform | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """``(n, V)`` logits of the batch's answer tokens, in the order of ``answer_ids[answer_mask]``."""
@@ -35,9 +36,11 @@ class AnswerLogits(nn.Module):
         layout = one_row_an_answer(batch)
         head = model.get_output_embeddings()
         with capture_head_input(head) as captured:
-            model(**layout.inputs, use_cache=False, logits_to_keep=layout.predicts)
+            output = model(**layout.inputs, use_cache=False, logits_to_keep=layout.predicts)
+        if self._transform is None:
+            self._transform = find_logit_transform(model, captured, head, output.logits)
         (hidden,) = captured.hidden
-        return logit_transform(model)(head(hidden))
+        return self._transform(head(hidden))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that a training step would change, by name; tied ones once."""
