@@ -154,6 +154,7 @@ def test_pulls_of_a_row_with_two_negatives(setup: Setup, detach: bool) -> None:
         "prompt_index": torch.zeros(3, dtype=torch.long),
         "answer_ids": batch["answer_ids"][[0, 1, 1]].clone(),
         "answer_mask": batch["answer_mask"][[0, 1, 1]],
+        "keys": [*batch["keys"][:2], "another"],
     }
     two["answer_ids"][2, 0] += 1
     now = make_engine().logprobs(model.eval(), two)  # type: ignore[arg-type]
