@@ -47,6 +47,9 @@ def test_files_and_correlation(run: Run, data: Path, tiny: Callable[[str], Path]
     assert found["check"]["worst_relative_error"] < 1e-5
     assert f"correlation {found['by_eta'][0]['correlation']:.4f}" in printed
     assert "The 20 largest of 27" in printed
+    same = [i for i in found["influences"] if i["eta"] == 1e-3 and i["trained"] == i["observed"]]
+    chosen = [i["measured_top"] for i in same if i["role"] == "chosen"]
+    assert found["by_eta"][0]["means"]["same_row"]["chosen"]["argmax"] == pytest.approx(sum(chosen) / 3)
     assert found["rows"] == ["0", "2", "4"]  # spread over the six
     names = {"predicted_measured.svg", "learning_rate.svg", "loser_push.svg", "squeezing.svg", "analysis.json"}
     assert {path.name for path in out.iterdir()} == names
