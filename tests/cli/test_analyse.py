@@ -12,6 +12,8 @@ import torch
 
 from cwdpo.cli import app
 from cwdpo.cli.analysis_output import vulnerable_region
+from cwdpo.models.adapters import add_lora
+from cwdpo.models.loading import load_policy
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -74,6 +76,19 @@ def test_adapters_reference_and_sft_without_negatives(
     assert "no `rejected`" in err
     code, out, _ = run(llava, "--data", data, "--loss", "dpo", "--pairs", 1, "--directions", 0, "--reference", llava)
     assert code == 0
+
+
+def test_saved_adapters_train_alone(run: Run, data: Path, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    adapted = add_lora(load_policy(tiny("llava"), dtype="float32"), r=2, alpha=4)
+    adapted.save_pretrained(str(tmp_path / "adapters"))
+    expected = sum(value.numel() for name, value in adapted.named_parameters() if "lora_" in name)
+    words = ("--data", data, "--pairs", 1, "--directions", 0)
+    code, _, _ = run(tmp_path / "adapters", *words, "--out", tmp_path / "out")
+    assert code == 0
+    assert json.loads((tmp_path / "out" / "analysis.json").read_text())["num_parameters"] == expected
+    code, _, err = run(tmp_path / "adapters", *words, "--lora", 2)
+    assert code == 2
+    assert "has adapters already" in err
 
 
 @pytest.mark.parametrize(
