@@ -12,6 +12,8 @@ import torch
 
 from cwdpo.cli import app
 from cwdpo.cli.analysis_output import vulnerable_region
+from cwdpo.models.adapters import add_lora
+from cwdpo.models.loading import load_policy
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -47,6 +49,9 @@ def test_files_and_correlation(run: Run, data: Path, tiny: Callable[[str], Path]
     assert found["check"]["worst_relative_error"] < 1e-5
     assert f"correlation {found['by_eta'][0]['correlation']:.4f}" in printed
     assert "The 20 largest of 27" in printed
+    same = [i for i in found["influences"] if i["eta"] == 1e-3 and i["trained"] == i["observed"]]
+    chosen = [i["measured_top"] for i in same if i["role"] == "chosen"]
+    assert found["by_eta"][0]["means"]["same_row"]["chosen"]["argmax"] == pytest.approx(sum(chosen) / 3)
     assert found["rows"] == ["0", "2", "4"]  # spread over the six
     names = {"predicted_measured.svg", "learning_rate.svg", "loser_push.svg", "squeezing.svg", "analysis.json"}
     assert {path.name for path in out.iterdir()} == names
@@ -71,6 +76,19 @@ def test_adapters_reference_and_sft_without_negatives(
     assert "no `rejected`" in err
     code, out, _ = run(llava, "--data", data, "--loss", "dpo", "--pairs", 1, "--directions", 0, "--reference", llava)
     assert code == 0
+
+
+def test_saved_adapters_train_alone(run: Run, data: Path, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    adapted = add_lora(load_policy(tiny("llava"), dtype="float32"), r=2, alpha=4)
+    adapted.save_pretrained(str(tmp_path / "adapters"))
+    expected = sum(value.numel() for name, value in adapted.named_parameters() if "lora_" in name)
+    words = ("--data", data, "--pairs", 1, "--directions", 0)
+    code, _, _ = run(tmp_path / "adapters", *words, "--out", tmp_path / "out")
+    assert code == 0
+    assert json.loads((tmp_path / "out" / "analysis.json").read_text())["num_parameters"] == expected
+    code, _, err = run(tmp_path / "adapters", *words, "--lora", 2)
+    assert code == 2
+    assert "has adapters already" in err
 
 
 @pytest.mark.parametrize(

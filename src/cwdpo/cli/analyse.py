@@ -10,8 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cwdpo.errors import ConfigError, UserError
 
-_FILE = "analysis.json"
-
 
 def analyse(
     model: Annotated[

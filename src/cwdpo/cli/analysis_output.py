@@ -1,7 +1,7 @@
 """What ``cwdpo analyse`` shows and writes: a table, JSON and pictures."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,21 @@ def _summary(analysis: Analysis, eta: float) -> dict[str, Any]:
         "correlation_other_rows": correlation(others),
         "slope": slope(found),
         "largest_change": max(abs(one.measured) for one in found),
+        "means": {"same_row": _means(found, same=True), "other_rows": _means(found, same=False)},
     }
+
+
+def _means(influences: Sequence[Influence], *, same: bool) -> dict[str, dict[str, float]]:
+    """Mean measured change of lbar and of the argmax by role, on the row trained on or on the others."""
+    found: dict[str, dict[str, float]] = {}
+    for role in dict.fromkeys(one.role for one in influences):
+        of = [one for one in influences if one.role == role and (one.trained == one.observed) == same]
+        if of:
+            found[role] = {
+                "lbar": sum(one.measured for one in of) / len(of),
+                "argmax": sum(one.measured_top for one in of) / len(of),
+            }
+    return found
 
 
 def _sentences(analysis: Analysis) -> Iterator[str]:
@@ -211,6 +225,10 @@ def _sentences(analysis: Analysis) -> Iterator[str]:
             f"eta {eta:g}: correlation {of['correlation']:.4f} over {of['n']} answers{apart}, "
             f"slope {of['slope']:.3f}, largest change {of['largest_change']:.2g} nats/token"
         )
+    for where, roles in _summary(analysis, analysis.settings.etas[0])["means"].items():
+        words = [f"{role} {of['lbar']:+.1e} (argmax {of['argmax']:+.1e})" for role, of in roles.items()]
+        if words:
+            yield f"mean change, {where.replace('_', ' ')}: {', '.join(words)}"
     yield f"A K G and plain autograd differ by {worst_check(analysis):.1e} of the most it could be."
 
 
