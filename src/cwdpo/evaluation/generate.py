@@ -11,7 +11,7 @@ import torch
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine.layout import prompts_alone
-from cwdpo.evaluation.eval_mode import eval_mode
+from cwdpo.eval_mode import eval_mode
 
 logger = logging.getLogger(__name__)
 
