@@ -41,9 +41,10 @@ class Reading:
         """All ranks' numbers as one reading; rows that several measured count once."""
         whole = Reading()
         for reading in [self, *others]:
-            for mine, theirs in ((whole.answers, reading.answers), (whole.tokens, reading.tokens)):
-                for name, rows in theirs.items():
-                    mine[name] |= rows  # type: ignore[operator]
+            for group, means in reading.answers.items():
+                whole.answers[group] |= means
+            for name, values in reading.tokens.items():
+                whole.tokens[name] |= values
         return whole
 
     def means(self) -> dict[str, float]:

@@ -154,13 +154,13 @@ def _collate(prompts: Sequence[_Prompt], keep: Callable[[str], bool]) -> ProbeBa
                 rows.append(prompt.row)
                 groups.append(group)
                 keys.append(key)
-    ids, mask = pad_answers(answers)
+    answer_ids, mask = pad_answers(answers)
     batch = Batch(
         row_index=torch.tensor([prompt.row for prompt in prompts]),
         prompts=[prompt.tensors for prompt in prompts],
         prompt_index=torch.tensor(owners),
         roles=torch.tensor([int(_ROLES.get(group, Role.PROBE)) for group in groups]),
-        answer_ids=ids,
+        answer_ids=answer_ids,
         answer_mask=mask,
         keys=keys,
     )

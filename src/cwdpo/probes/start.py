@@ -9,6 +9,7 @@ of the two rests. Where the whole vocabulary fits the budget, nothing is left ou
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ class StartDistributions:
             distribution: ``(T, V)`` log-probs now.
         """
         tokens, before = (tensor.to(distribution.device) for tensor in self._rows[row])
-        now = distribution.double().gather(-1, tokens.long())
+        now = distribution.gather(-1, tokens.long()).double()
         whole = tokens.shape[-1] == distribution.shape[-1]
         p, q = (kept if whole else _with_rest(kept) for kept in (now, before.double()))
         return Moved(
@@ -92,7 +93,7 @@ class StartDistributions:
 
     def save(self, path: Path) -> None:
         """Write all rows into one ``.npz``, whole or not at all."""
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for row, (tokens, logprobs) in self._rows.items():
             arrays |= {f"{row}.tokens": tokens.numpy(), f"{row}.logprobs": logprobs.numpy()}
         written = path.with_suffix(".partial")
