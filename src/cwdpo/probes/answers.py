@@ -122,7 +122,7 @@ def _blank(row: Row) -> list[ProbeAnswer]:
     if not row.images:
         return []
     sizes = map(partial(_size, source=row.source), row.images)
-    return [ProbeAnswer("blank_image", row.chosen, tuple(grey_image(width, height) for width, height in sizes))]
+    return [ProbeAnswer("blank", row.chosen, tuple(grey_image(width, height) for width, height in sizes))]
 
 
 def grey_image(width: int, height: int) -> bytes:

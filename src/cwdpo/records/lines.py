@@ -41,7 +41,7 @@ PROBE_GROUPS = (
     "shuffled",
     "other_answer",
     "other_image",
-    "blank_image",
+    "blank",
 )
 """Groups of answers that probes measure, in the order of a reading's lines."""
 
