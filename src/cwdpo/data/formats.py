@@ -10,8 +10,8 @@
 ========================  ==========================================================================================
 
 In every format ``gentle``, ``negatives``, ``longer``, ``shorter`` (paraphrases of the chosen answer, for probes),
-``kind`` and ``id`` may be added, ``image`` may stand for ``images``, and a value of null is as good as none. Of a conversation only the last assistant turn is an answer to learn from; the earlier
-ones are part of the prompt.
+``kind`` and ``id`` may be added, ``image`` may stand for ``images``, and a value of null is as good as none. Of a
+conversation only the last assistant turn is an answer to learn from; the earlier ones are part of the prompt.
 """
 
 import difflib

@@ -1,6 +1,5 @@
 """One reading: what a model says of every answer of a probe set, summed up a line a group."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from cwdpo.batch import AnswerLogprobs, Detail
 from cwdpo.calibration import token_ece
 from cwdpo.engine import Engine
 from cwdpo.eval_mode import eval_mode
+from cwdpo.probes.distributions import StartDistributions
 from cwdpo.probes.probe_set import ProbeBatch, ProbeSet
-from cwdpo.probes.start import StartDistributions
 from cwdpo.records.lines import PROBE_GROUPS
 
 _WIDE_VOCABULARY = 2**14
@@ -30,10 +29,10 @@ _STILL = 1e-6
 class Reading:
     """Numbers of one reading, before they are summed up; those of several ranks can be joined."""
 
-    answers: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
+    answers: dict[str, dict[int, float]] = field(default_factory=dict)
     """Group -> row -> lbar, nats per token."""
 
-    tokens: dict[str, dict[int, list[float]]] = field(default_factory=lambda: defaultdict(dict))
+    tokens: dict[str, dict[int, list[float]]] = field(default_factory=dict)
     """Over the tokens of chosen answers: ``entropy``, ``confidence``, ``hit``, ``tv``, ``js``, ``to_argmax`` ->
     row -> values."""
 
@@ -42,18 +41,14 @@ class Reading:
         whole = Reading()
         for reading in [self, *others]:
             for group, means in reading.answers.items():
-                whole.answers[group] |= means
+                whole.answers.setdefault(group, {}).update(means)
             for name, values in reading.tokens.items():
-                whole.tokens[name] |= values
+                whole.tokens.setdefault(name, {}).update(values)
         return whole
 
     def means(self) -> dict[str, float]:
         """Mean lbar of each group, in the order of :data:`cwdpo.records.lines.PROBE_GROUPS`."""
-        return {
-            group: torch.tensor(list(self.answers[group].values()), dtype=torch.float64).mean().item()
-            for group in PROBE_GROUPS
-            if self.answers.get(group)
-        }
+        return {group: self._of_group(group).mean().item() for group in PROBE_GROUPS if group in self.answers}
 
     def lines(self, start: Mapping[str, float] | None) -> list[dict[str, Any]]:
         """A line a group, without stage and step.
@@ -63,13 +58,17 @@ class Reading:
         """
         lines = []
         for group, mean in self.means().items():
-            values = torch.tensor(list(self.answers[group].values()), dtype=torch.float64)
+            values = self._of_group(group)
             quantiles = {f"p{q}": torch.quantile(values, q / 100).item() for q in (10, 50, 90)}
             line: dict[str, Any] = {"group": group, "n": len(values), "mean_logprob": mean, **quantiles}
             if start is not None and group in start:
                 line["delta"] = mean - start[group]
             lines.append(line | (self._of_chosen() if group == "chosen" else {}))
         return lines
+
+    def _of_group(self, group: str) -> Tensor:
+        """``(n,)`` lbar of a group's answers, in the order of the rows however many ranks measured them."""
+        return torch.tensor([mean for _, mean in sorted(self.answers[group].items())], dtype=torch.float64)
 
     def _of_chosen(self) -> dict[str, float]:
         """Means over the tokens of all chosen answers."""
@@ -127,10 +126,10 @@ def measure(
 def _take(reading: Reading, found: ProbeBatch, said: AnswerLogprobs, start: StartDistributions | None) -> None:
     means = said.mean.double().tolist()
     for i, (row, group) in enumerate(zip(found.rows, found.groups, strict=True)):
-        reading.answers[group][row] = means[i]
+        reading.answers.setdefault(group, {})[row] = means[i]
         if group == "chosen":
             for name, values in _of_tokens(said, i, row, start).items():
-                reading.tokens[name][row] = values.double().tolist()
+                reading.tokens.setdefault(name, {})[row] = values.double().tolist()
 
 
 def _of_tokens(said: AnswerLogprobs, answer: int, row: int, start: StartDistributions | None) -> dict[str, Tensor]:
