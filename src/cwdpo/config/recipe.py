@@ -187,7 +187,7 @@ SIGNS = (
 class ProbesConfig:
     """Held-out answers that are measured while the model learns. ``probes: null`` measures none."""
 
-    rows: Annotated[int, limit("probes.rows", at_least=1, advice="To read nothing write `probes: null`.")] = 64
+    rows: Annotated[int, limit("probes.rows", at_least=1, advice="To read nothing write `probes: null`.")] = 32
     """Rows in the probe set: of ``data.eval`` where there is one, else of the training rows."""
 
     every: Annotated[int | str, AfterValidator(checked_every)] = "auto"

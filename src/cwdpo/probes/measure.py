@@ -123,6 +123,15 @@ def measure(
     return reading
 
 
+@torch.no_grad()
+def warm_up(model: nn.Module, probes: ProbeSet, engine: Engine) -> None:
+    """Do once what only a first reading has to do: encode the prompts, and let the engine get to know the model."""
+    probes.encode()
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eval_mode(model):
+        engine.logprobs(model, send_to_device(next(probes.batches()).batch, device), want=_DETAILS)
+
+
 def _take(reading: Reading, found: ProbeBatch, said: AnswerLogprobs, start: StartDistributions | None) -> None:
     means = said.mean.double().tolist()
     for i, (row, group) in enumerate(zip(found.rows, found.groups, strict=True)):

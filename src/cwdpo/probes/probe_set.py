@@ -78,6 +78,13 @@ class ProbeSet:
         """Whether another rank already measures the row that this one does, so that it does not count here."""
         return self._idle
 
+    def encode(self) -> None:
+        """Encode what is kept between readings, so that the first one costs no more than any other."""
+        for row in self._mine:
+            self._prompts(row)
+            if row.index not in self._kept:
+                break
+
     def batches(self, *, chosen_apart: bool = False) -> Iterator[ProbeBatch]:
         """All answers of this rank's rows, in batches of whole rows.
 

@@ -1,8 +1,12 @@
 """When to read: at fixed steps, or as often as a tenth of the run's time allows."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import torch
+from accelerate.utils import broadcast_object_list
 
 SHARE = 0.1
 """Most that readings may add to the time of the steps between them."""
@@ -116,3 +120,17 @@ class Schedule:
             spent=self.spent,
         )
         self._next = self._agree(planned)
+
+
+def idle_clock() -> float:
+    """Seconds, once the GPU has done all that it was given: a reading does not pay for the steps before it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def from_first_rank(step: int) -> int:
+    """The first rank's step, on all ranks."""
+    found = [step]
+    broadcast_object_list(found)
+    return found[0]

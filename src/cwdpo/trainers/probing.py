@@ -1,13 +1,11 @@
 """Probes while training: readings at the right steps, the best model kept, and an end before harm is done."""
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -17,8 +15,8 @@ from cwdpo.errors import ConfigError
 from cwdpo.probes import GROUPS, ProbeSet, Reading, StartDistributions, measure, probe_rows
 from cwdpo.probes.files import StageFiles
 from cwdpo.probes.keeping import BestKeeper
-from cwdpo.probes.measure import flat
-from cwdpo.probes.schedule import Schedule
+from cwdpo.probes.measure import flat, warm_up
+from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
 from cwdpo.records.files import read_jsonl
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
@@ -84,7 +82,7 @@ class Probing(TrainerCallback):
         self._trainer, self._rows, self._run, self._stage = trainer, list(rows), run, stage
         self._settings, self._write_greedy, self._interrupted = settings, write_greedy, interrupted
         self._files = StageFiles(run.probe_files(stage))
-        self._schedule = Schedule(settings.every, clock=clock or _clock, agree=_from_first_rank)
+        self._schedule = Schedule(settings.every, clock=clock or idle_clock, agree=from_first_rank)
         self._engine = make_engine(trainer.args.engine)  # its own: what it learns of the model changes no training
         self._best = BestKeeper(
             self._files, tolerance=settings.tolerance, keep=settings.keep_best, is_main=self._is_main
@@ -174,6 +172,7 @@ class Probing(TrainerCallback):
         with self._schedule.preparing():
             greedy = self._greedy()
             rows = self._ask(greedy)
+            warm_up(self._model, rows, self._engine)
         self._read(0)
         if self._is_main:
             self._files.write_answers(rows.rows)
@@ -245,15 +244,3 @@ class Probing(TrainerCallback):
     @property
     def _beta(self) -> float | None:
         return getattr(self._trainer.args, "beta", None)
-
-
-def _clock() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()  # or a reading would pay for the steps before it
-    return time.perf_counter()
-
-
-def _from_first_rank(step: int) -> int:
-    found = [step]
-    broadcast_object_list(found)
-    return found[0]

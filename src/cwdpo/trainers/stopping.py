@@ -55,7 +55,8 @@ class StoppingRule:
         """Count again what an interrupted run had counted, from its readings."""
         steps = sorted({line["step"] for line in history if "group" in line and line["step"] > 0})
         for step in steps[-self._patience :]:
-            self.update([line for line in history if line["step"] <= step], beta=beta)
+            # a step's own metrics are logged after its reading
+            self.update([line for line in history if line["step"] < step + ("group" in line)], beta=beta)
         self.reason = None
 
     def told(self) -> str:
