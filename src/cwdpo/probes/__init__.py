@@ -2,7 +2,7 @@
 
 from cwdpo.probes.answers import GROUPS, ProbeRow, choose_rows, probe_rows
 from cwdpo.probes.distributions import StartDistributions
-from cwdpo.probes.measure import Reading, measure
 from cwdpo.probes.probe_set import ProbeSet
+from cwdpo.probes.reading import Reading, measure
 
 __all__ = ["GROUPS", "ProbeRow", "ProbeSet", "Reading", "StartDistributions", "choose_rows", "measure", "probe_rows"]

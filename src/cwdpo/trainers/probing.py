@@ -15,7 +15,7 @@ from cwdpo.errors import ConfigError
 from cwdpo.probes import GROUPS, ProbeSet, Reading, StartDistributions, measure, probe_rows
 from cwdpo.probes.files import StageFiles
 from cwdpo.probes.keeping import BestKeeper
-from cwdpo.probes.measure import flat, warm_up
+from cwdpo.probes.reading import flat, warm_up
 from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
 from cwdpo.records.files import read_jsonl
 from cwdpo.records.lines import Stage
