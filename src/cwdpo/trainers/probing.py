@@ -220,7 +220,10 @@ class Probing(TrainerCallback):
         self._lines += lines
         if self._is_main:
             self._run.append_probes(lines)
+        control = self._trainer.control
+        should_log = control.should_log  # which any logging takes for done
         self._trainer.log(flat(lines))
+        control.should_log = should_log
 
     def _measure(self) -> Reading:
         assert self._probes is not None
