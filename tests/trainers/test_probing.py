@@ -141,12 +141,12 @@ def test_a_resumed_stage_without_its_start_says_so(make_trainer: Make, rows: lis
         again.train(resume_from_checkpoint=True)
 
 
-@pytest.mark.parametrize("ruin", [1, 4])
+@pytest.mark.parametrize("ruin", [3, 4])
 @pytest.mark.parametrize("crash", [None, 3])
 def test_the_best_readings_model_is_kept(
     make_trainer: Make, rows: list[Row], tmp_path: Path, crash: int | None, ruin: int
 ) -> None:
-    """Of a model that is ruined at once, or later; also where the best reading came before an interruption."""
+    """Of a model that is ruined at a step; also where the best reading came before an interruption."""
     settings = SAVING | {"learning_rate": 3e-3}
     if crash is not None:
         broken = make_trainer(2, callbacks=[Ruin(ruin), Crash(crash)], **settings)
@@ -166,7 +166,7 @@ def test_the_best_readings_model_is_kept(
         readings.setdefault(line["step"], []).append(line)
     assert sorted(readings) == list(range(7))
     assert note["kept_step"] == best_by_hand(readings)
-    assert note["kept_step"] == 0 if ruin == 1 else 0 < note["kept_step"] < 4
+    assert 0 < note["kept_step"] < ruin
     if note["kept_step"] in kept.at:
         assert_same(weights(trainer), kept.at[note["kept_step"]])
     assert note["probes"]["readings"] == 7
