@@ -20,8 +20,8 @@ from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine
 from cwdpo.errors import ConfigError, DataError
+from cwdpo.eval_mode import eval_mode
 from cwdpo.evaluation.answer_logits import AnswerLogits, differentiable_attention
-from cwdpo.evaluation.eval_mode import eval_mode
 from cwdpo.evaluation.influence import InfluenceReport, measure_influence
 from cwdpo.evaluation.row_objective import LossName, Objective
 from cwdpo.evaluation.token_kernel import MeanKernel, projected_kernel

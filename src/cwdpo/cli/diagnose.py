@@ -31,7 +31,6 @@ def diagnose(
     Reads histories of other trainers too. Needs no GPU, no model and no torch.
     """
     from cwdpo.diagnosis import examine, read_recording
-    from cwdpo.records.files import write_json
 
     if beta is not None and not 0 < beta < float("inf"):
         raise ConfigError(f"--beta is {beta}, but must be > 0. Write the beta that the run was trained with.")
@@ -47,7 +46,7 @@ def diagnose(
     else:
         _show(diagnosis, Console())
     if recording.run is not None:
-        write_json(recording.run.findings, diagnosis.to_json())
+        recording.run.write_findings(diagnosis.to_json())
 
 
 def _show(diagnosis: "Diagnosis", console: Console) -> None:

@@ -111,7 +111,7 @@ class AnswerCollator:
             answers += encoded.answers
             roles += [int(role) for role, _ in chosen]
             keys += [answer_key(digest, ids) for ids in encoded.answers]
-        ids, mask = _pad(answers)
+        ids, mask = pad_answers(answers)
         return Batch(
             row_index=torch.tensor([index for index, _ in items]),
             prompts=prompts,
@@ -152,7 +152,7 @@ def answer_key(prompt: bytes, ids: Sequence[int]) -> str:
     return xxhash.xxh3_128_hexdigest(prompt + torch.tensor(ids, dtype=torch.int64).numpy().tobytes())
 
 
-def _pad(answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def pad_answers(answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Right-pad token ids with 0; the mask says where tokens are, so the padding's value means nothing.
 
     Returns:

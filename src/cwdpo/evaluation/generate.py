@@ -11,7 +11,7 @@ import torch
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine.layout import prompts_alone
-from cwdpo.evaluation.eval_mode import eval_mode
+from cwdpo.eval_mode import eval_mode
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ def generate_answers(
     temperature: float | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    warn_of_cut: bool = True,
 ) -> list[str]:
     """Let the model answer every row's prompt.
 
@@ -38,10 +39,11 @@ def generate_answers(
         processor: the model's processor, which is not changed.
         rows: only their prompts and images are read. With and without images may be mixed.
         batch_size: prompts in one call of ``generate``.
-        max_new_tokens: longest answer; how many answers ran into it is logged as a warning.
+        max_new_tokens: longest answer.
         temperature: None decodes greedily; a number > 0 samples from the whole vocabulary (no top-k).
         top_p: sample only from the smallest set of tokens with this probability; needs a temperature.
         seed: the samples follow from it; torch's global random state is left as it was.
+        warn_of_cut: log how many answers ran into ``max_new_tokens``.
 
     Returns:
         One answer for each row, without special tokens or surrounding space.
@@ -72,7 +74,7 @@ def generate_answers(
             ended = torch.isin(ids, torch.tensor(config.eos_token_id, device=ids.device)).any(dim=1)
             cut += int((~ended).sum())
             answers += [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
-    if cut:
+    if cut and warn_of_cut:
         logger.warning("%d of %d answers were cut at max_new_tokens=%d; raise it", cut, len(rows), max_new_tokens)
     return answers
 

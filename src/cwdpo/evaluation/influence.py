@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from cwdpo.batch import Batch, Role
 from cwdpo.dynamics import apply_belief_geometry, token_residual
 from cwdpo.engine import Engine
+from cwdpo.eval_mode import eval_mode
 from cwdpo.evaluation.answer_logits import AnswerLogits, Direction, answer_of_token, differentiable_attention, inner
-from cwdpo.evaluation.eval_mode import eval_mode
 from cwdpo.evaluation.row_objective import Objective
 
 

@@ -23,8 +23,9 @@ class MetricsRecorder(TrainerCallback):
             self.run.truncate_after(self.stage, state.global_step)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        """Write a line, except the Trainer's closing one, which repeats the run's means."""
-        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+        """Write a line; not the Trainer's closing one, which repeats means, nor probes, which have their own file."""
+        elsewhere = any(name == "train_runtime" or name.startswith("probes/") for name in logs or {})
+        if state.is_world_process_zero and logs and not elsewhere:
             self.run.append_metrics({"stage": self.stage, "step": state.global_step, **logs})
 
 
