@@ -144,7 +144,12 @@ def test_a_resumed_stage_without_its_start_says_so(make_trainer: Make, rows: lis
 @pytest.mark.parametrize("ruin", [3, 4])
 @pytest.mark.parametrize("crash", [None, 3])
 def test_the_best_readings_model_is_kept(
-    make_trainer: Make, rows: list[Row], tmp_path: Path, crash: int | None, ruin: int
+    make_trainer: Make,
+    rows: list[Row],
+    tmp_path: Path,
+    crash: int | None,
+    ruin: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Of a model that is ruined at a step; also where the best reading came before an interruption."""
     settings = SAVING | {"learning_rate": 3e-3}
@@ -167,6 +172,7 @@ def test_the_best_readings_model_is_kept(
     assert sorted(readings) == list(range(7))
     assert note["kept_step"] == best_by_hand(readings)
     assert 0 < note["kept_step"] < ruin
+    assert "are gone" not in caplog.text  # what was the best at the checkpoint is still there
     if note["kept_step"] in kept.at:
         assert_same(weights(trainer), kept.at[note["kept_step"]])
     assert note["probes"]["readings"] == 7
