@@ -18,6 +18,8 @@ class Role(IntEnum):
     CHOSEN = 0
     REJECTED = 1
     GENTLE = 2
+    PROBE = 3
+    """Only looked at: shuffled words, another row's answer, the chosen answer under another image, ..."""
 
 
 Detail: TypeAlias = Literal["uniform", "entropy", "confidence", "hit", "distribution"]

@@ -38,10 +38,11 @@ def generate_answers(
     temperature: float | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    warn_of_cut: bool = True,
 ) -> list[str]:
     """Let the model answer every row's prompt; see :func:`generate`, whose texts these are.
 
-    How many answers ran into ``max_new_tokens`` is logged as a warning.
+    How many answers ran into ``max_new_tokens`` is logged as a warning, unless ``warn_of_cut`` is False.
     """
     found = generate(
         model,
@@ -54,7 +55,7 @@ def generate_answers(
         seed=seed,
     )
     cut = sum(not answer.ended for answer in found)
-    if cut:
+    if cut and warn_of_cut:
         logger.warning("%d of %d answers were cut at max_new_tokens=%d; raise it", cut, len(rows), max_new_tokens)
     return [answer.text for answer in found]
 

@@ -173,19 +173,9 @@ def _load(model: str) -> tuple[Any, Any]:
     from cwdpo.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    import torch
+    from cwdpo.recipes.checkpoints import load_checkpoint
 
-    from cwdpo.models.adapters import load_adapter
-    from cwdpo.models.loading import load_policy
-    from cwdpo.models.processors import load_processor
-    from cwdpo.models.saving import named_base
-
-    path = adapter_directory(Path(model)) if Path(model).is_dir() else model
-    if isinstance(path, Path) and (path / "adapter_config.json").is_file():
-        policy: Any = load_adapter(load_policy(named_base(path)), path, trainable=False)
-    else:
-        policy = load_policy(path)
-    return policy.to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(path)
+    return load_checkpoint(str(adapter_directory(Path(model))) if Path(model).is_dir() else model)
 
 
 def _rule(text: str | None, option: str) -> float | str | None:

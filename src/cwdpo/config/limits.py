@@ -1,6 +1,7 @@
 """What a setting's value may be, said beside the field that holds it: ``Annotated[float, limit(...)]``."""
 
-from collections.abc import Sized
+import difflib
+from collections.abc import Sequence, Sized
 from typing import TypeVar
 
 from pydantic import AfterValidator, ConfigDict
@@ -61,6 +62,44 @@ def not_empty(name: str, *, advice: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def names_among(name: str, known: Sequence[str], *, what: str) -> AfterValidator:
+    """Validator of a list of names, each known and none twice; other values pass.
+
+    Args:
+        name: the setting as messages call it.
+        known: the names that there are.
+        what: one of them as messages call it, such as ``an answer group``.
+    """
+
+    def check(value: _Value) -> _Value:
+        if not isinstance(value, list):
+            return value
+        for item in value:
+            if item not in known:
+                near = difflib.get_close_matches(item, known, n=1)
+                advice = f"Did you mean {near[0]}?" if near else f"Write some of: {', '.join(known)}."
+                raise ConfigError(f"{name} holds {item!r}, which is not {what}. {advice}")
+        if len(set(value)) < len(value):
+            raise ConfigError(f"{name} holds a name twice: {', '.join(value)}. Write each once.")
+        return value
+
+    return AfterValidator(check)
+
+
+def checked_every(every: int | str) -> int | str:
+    """``auto``, or steps of at least 1; as given.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if every == "auto" or (isinstance(every, int) and every >= 1):
+        return every
+    raise ConfigError(
+        f"probes.every is {every!r}. Write auto, or the number of steps between two readings. To read nothing write "
+        "`probes: null`."
+    )
 
 
 def checked_floor(floor: float | str) -> float | str:

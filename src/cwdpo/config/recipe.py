@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
-from cwdpo.config.limits import STRICT, checked_floor, limit, not_empty
+from cwdpo.config.limits import STRICT, checked_every, checked_floor, limit, names_among, not_empty
 from cwdpo.config.negatives import NegativesConfig
 from cwdpo.errors import ConfigError
 
@@ -148,6 +148,68 @@ class Stage2Config:
     """Overrides the recipe's ``trainer`` for this stage."""
 
 
+PROBE_GROUPS = (
+    "chosen",
+    "rejected",
+    "gentle",
+    "longer",
+    "shorter",
+    "greedy",
+    "shuffled",
+    "other_answer",
+    "other_image",
+    "blank",
+)
+"""Answer groups that probes know (``cwdpo.records.lines.PROBE_GROUPS``; neither module may import the other)."""
+
+SIGNS = (
+    "non_finite_loss",
+    "reward_at_start",
+    "squeezing",
+    "likelihood_displacement",
+    "false_negatives",
+    "overconfidence",
+    "reference_drift",
+    "image_blindness",
+    "length_shortcut",
+    "easy_negative_saturation",
+    "over_cooling",
+    "stale_contrast",
+    "gradient_spikes",
+    "stalled_learning",
+)
+"""What a diagnosis can find (``cwdpo.diagnosis.signs.SIGNS``, which is a layer above)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ProbesConfig:
+    """Held-out answers that are measured while the model learns. ``probes: null`` measures none."""
+
+    rows: Annotated[int, limit("probes.rows", at_least=1, advice="To read nothing write `probes: null`.")] = 32
+    """Rows in the probe set: of ``data.eval`` where there is one, else of the training rows."""
+
+    every: Annotated[int | str, AfterValidator(checked_every)] = "auto"
+    """Steps between readings. ``auto`` measures what one costs, and reads as often as adds a tenth to the run's time.
+    The first and the last step always have a reading."""
+
+    groups: Annotated[
+        list[str] | Literal["all"], names_among("probes.groups", PROBE_GROUPS, what="an answer group")
+    ] = "all"
+    """Answers that are measured. ``chosen`` always is."""
+
+    stop_on: Annotated[list[str], names_among("probes.stop_on", SIGNS, what="a finding")] = field(default_factory=list)
+    """End a stage early when the diagnosis finds one of these."""
+
+    patience: Annotated[int, limit("probes.patience", at_least=1, advice="Try 2.")] = 2
+    """Readings in a row that must show the same finding before the stage ends."""
+
+    tolerance: Annotated[float, limit("probes.tolerance", at_least=0, advice="Try 0.02 nats per token.")] = 0.02
+    """Nats per token that the chosen answers may lose: a smaller fall stops nothing, and is no bar to the best."""
+
+    keep_best: bool = False
+    """Let the stage leave the model of its best reading, not of its last step."""
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """A whole run. Leave out a stage to skip it."""
@@ -159,6 +221,7 @@ class Recipe:
     negatives: NegativesConfig | None = None
     """Negatives that stage 2 samples from the policy while it trains; null takes those of the rows alone."""
 
+    probes: ProbesConfig | None = field(default_factory=ProbesConfig)
     engine: Literal["auto", "tree", "plain"] = "auto"
     trainer: dict[str, Any] = field(default_factory=dict)
     """Passed to ``TrainingArguments`` as it is."""

@@ -76,7 +76,13 @@ def _run(
     world = write_world(out / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
     stage2_rows = _write_stage2_rows(world, settings, seed)
     plans = make_plans(
-        out, base=base_checkpoint(), train=world.train, stage2_rows=stage2_rows, settings=settings, seed=seed
+        out,
+        base=base_checkpoint(),
+        train=world.train,
+        held_out=world.eval,
+        stage2_rows=stage2_rows,
+        settings=settings,
+        seed=seed,
     )
     for plan in plans:
         say(f"Training {plan.method}")

@@ -12,7 +12,8 @@ from cwdpo.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_FIXED = ("model.", "data.", "seed", "stage1.objective", "stage2.beta", "stage2.cooling", "negatives")
+_PROBE_SET = ("probes.rows", "probes.groups")
+_FIXED = ("model.", "data.", "seed", "stage1.objective", "stage2.beta", "stage2.cooling", "negatives", *_PROBE_SET)
 """Settings that make a run what it is. Others (steps, logging, saving) may change on the way, with a warning."""
 
 _FREE = ("stage2.cooling.floor", "output_dir", "negatives.on_error", "negatives.endpoint")

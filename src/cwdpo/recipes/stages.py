@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from cwdpo.config.recipe import Recipe, Stage1Config, Stage2Config
 from cwdpo.data.rows import Row
@@ -37,7 +37,9 @@ def stage1_trainer(
         epsilon=settings.epsilon,
         **_shared(recipe, run, "stage1", settings, has_eval=bool(eval_rows)),
     )
-    return SmoothSFTTrainer(model, args, train_dataset=list(rows), eval_dataset=eval_rows, processing_class=processor)
+    return SmoothSFTTrainer(
+        model, args, train_dataset=list(rows), eval_dataset=_evaluated(args, eval_rows), processing_class=processor
+    )
 
 
 def stage2_trainer(
@@ -65,7 +67,14 @@ def stage2_trainer(
         **weights,
         **_shared(recipe, run, "stage2", settings, has_eval=bool(eval_rows)),
     )
-    return CWDPOTrainer(model, args=args, train_dataset=list(rows), eval_dataset=eval_rows, processing_class=processor)
+    return CWDPOTrainer(
+        model, args=args, train_dataset=list(rows), eval_dataset=_evaluated(args, eval_rows), processing_class=processor
+    )
+
+
+def _evaluated(args: TrainingArguments, rows: Sequence[Row] | None) -> Sequence[Row] | None:
+    """Rows to evaluate on: none where the recipe wants no evaluation, and has ``data.eval`` for its probes."""
+    return None if args.eval_strategy == "no" else rows
 
 
 def watch(trainer: SmoothSFTTrainer | CWDPOTrainer, callbacks: Sequence[TrainerCallback]) -> None:

@@ -1,7 +1,7 @@
 """What both trainers share: rows in, an engine for log-probs, metrics out, and a resume that loses nothing."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,8 @@ class AnswerTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.probe_metrics: Callable[[], dict[str, float]] | None = None
+        """Readings of probes that an evaluation reports too; set by :class:`cwdpo.trainers.probing.Probing`."""
         self._tokens = TokenCount()
         self.add_callback(self._tokens)
 
@@ -118,7 +120,7 @@ class AnswerTrainer(Trainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
-        seen = self._observed["eval"].summary()
+        seen = self._observed["eval"].summary() | (self.probe_metrics() if self.probe_metrics else {})
         metrics = (output.metrics or {}) | {f"{metric_key_prefix}_{name}": value for name, value in seen.items()}
         return output._replace(metrics=metrics)
 
