@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cwdpo.errors import ConfigError
+from cwdpo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cwdpo.diagnosis import Diagnosis
@@ -36,6 +36,11 @@ def diagnose(
         raise ConfigError(f"--beta is {beta}, but must be > 0. Write the beta that the run was trained with.")
     recording = read_recording(source)
     diagnosis = examine(recording.readings, beta=recording.beta if beta is None else beta, notes=recording.notes)
+    if not diagnosis.looked_at:
+        raise DataError(
+            f"{source}: no line holds a reading that diagnosis knows. It looks for `loss`, `grad_norm`, "
+            "`logps/chosen`, `logps/rejected`, `rewards/*` and the like, or for probe lines with a `group`."
+        )
     if as_json:
         print(json.dumps(diagnosis.to_json(), ensure_ascii=False))
     else:
@@ -54,7 +59,8 @@ def _show(diagnosis: "Diagnosis", console: Console) -> None:
         console.print(Text(f"  {finding.advice}"), soft_wrap=True)
     console.print()
     if not diagnosis.findings:
-        verdict = "No problem found." if diagnosis.clear else "Nothing could be judged."
+        found = "No problem found in what could be judged." if diagnosis.not_judged else "No problem found."
+        verdict = found if diagnosis.clear else "Nothing could be judged."
         console.print(Text(verdict, style="bold green" if diagnosis.clear else "bold"))
     if diagnosis.clear:
         clear = ", ".join(_title(name).lower() for name in diagnosis.clear)

@@ -63,13 +63,12 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
     stages = _rows_of_stages(recipe, rows)
     probed = probe_set_rows(recipe, rows, eval_rows)
     start: Path | None = None
-    steps: dict[Stage, int] = {}
     for stage, stage_rows in stages.items():
         if not run.is_finished(stage):
-            steps[stage] = _run_stage(recipe, run, stage, start, _Rows(stage_rows, eval_rows, probed), callbacks)
+            _run_stage(recipe, run, stage, start, _Rows(stage_rows, eval_rows, probed), callbacks)
         start = run.stage(stage)
     if is_main:
-        write_json(run.summary, _summary(recipe, stages, steps, time.monotonic() - began))
+        write_json(run.summary, _summary(recipe, run, stages, time.monotonic() - began))
         _write_findings(run)
         write_report([run.root], run.report)
     return run
@@ -107,8 +106,8 @@ def _run_stage(
     start: Path | None,
     rows: _Rows,
     callbacks: Sequence[TrainerCallback],
-) -> int:
-    """Train one stage and save its model. Returns the number of optimiser steps."""
+) -> None:
+    """Train one stage and save its model."""
     set_seed(recipe.seed)  # new adapters begin at random values
     model = load_start(recipe.model, start)
     processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
@@ -134,7 +133,6 @@ def _run_stage(
     _save(trainer, processor, run, stage, note)
     if probing is not None:
         probing.clean_up()
-    return int(trainer.state.global_step)
 
 
 def _checkpoint(run: RunDirectory, stage: Stage) -> str | None:
@@ -161,7 +159,7 @@ def _save(
     elif trainer.is_world_process_zero():
         save_checkpoint(trainer.model, processor, run.stage(stage))  # type: ignore[arg-type]
     if trainer.is_world_process_zero():
-        run.mark_finished(stage, {"steps": trainer.state.global_step, **note})
+        run.mark_finished(stage, {"steps": trainer.state.global_step, "engine": trainer.engine.report, **note})
     trainer.accelerator.wait_for_everyone()
 
 
@@ -172,7 +170,7 @@ def _write_findings(run: RunDirectory) -> None:
         run.write_findings(examine(recording.readings, beta=recording.beta, notes=recording.notes).to_json())
 
 
-def _summary(recipe: Recipe, stages: dict[Stage, list[Row]], steps: dict[Stage, int], seconds: float) -> dict[str, Any]:
+def _summary(recipe: Recipe, run: RunDirectory, stages: dict[Stage, list[Row]], seconds: float) -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     return {
         "title": Path(recipe.output_dir).name,
@@ -181,5 +179,5 @@ def _summary(recipe: Recipe, stages: dict[Stage, list[Row]], steps: dict[Stage, 
         "hardware": f"{device}, {platform.machine()}",
         "cwdpo_version": __version__,
         "wall_seconds": round(seconds, 1),
-        "stages": {stage: {"rows": len(rows), "steps": steps.get(stage)} for stage, rows in stages.items()},
+        "stages": {stage: {"rows": len(rows), **run.note(stage)} for stage, rows in stages.items()},
     }

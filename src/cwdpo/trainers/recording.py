@@ -3,6 +3,8 @@
 import signal
 from typing import Any
 
+import torch
+from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cwdpo.records.lines import Stage
@@ -41,9 +43,10 @@ class StopOnSignal(TrainerCallback):
         for number in self._SIGNALS:
             self._before[number] = signal.signal(number, self._receive)
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop, if a signal came."""
-        if self.received:
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop after this step, if a signal came to any rank; in time for every ``on_step_end``."""
+        if _on_any_rank(bool(self.received), args.device):
+            self.received = self.received or signal.SIGTERM
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -58,3 +61,12 @@ class StopOnSignal(TrainerCallback):
     def _receive(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number)
         self.release()
+
+
+def _on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Signals reach ranks at different times; ranks that stop at different steps would wait for each other for ever."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return flag
+    found = torch.tensor(int(flag), device=device)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return bool(found.item())

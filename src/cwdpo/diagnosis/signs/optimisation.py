@@ -11,12 +11,14 @@ from cwdpo.diagnosis.history import StageHistory
 
 def non_finite_loss(stage: StageHistory) -> Finding | None:
     """A loss that is no number, or gradients that are none again and again."""
-    if not stage.num_metrics:
-        raise MissingReadingsError("`loss`")
     limits, gradients = stage.limits, stage.broken.get("grad_norm", ())
     names = [name for name in stage.broken if name not in ("grad_norm", "entropy") and not name.startswith("eval_")]
     if len(gradients) >= limits.bad_gradients or stage.last_step in gradients:
         names.append("grad_norm")
+    if not names and stage.num_metrics < limits.min_metric_readings:
+        raise MissingReadingsError(
+            f"`loss` and the like, {limits.min_metric_readings} readings or more ({stage.num_metrics} found)"
+        )
     if not names:
         return None
     first = min(stage.broken[name][0] for name in names)
