@@ -127,10 +127,10 @@ def merge_adapter(
 
 
 def named_base(source: Path) -> str:
-    """The base model that adapters were trained on, as they name it.
+    """The base model that saved adapters were trained on, as they name it.
 
     Raises:
-        UserError: they name none, or one that is gone.
+        UserError: they name none, or it is gone.
     """
     base: str | None = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
     if not base:

@@ -1,0 +1,140 @@
+"""Mixing: how many of a row's negatives are sampled from the policy, and which.
+
+Every choice is a hash of the seed, the row's id and the round, with no state to carry. So it is the same after an
+interruption, in any order of the rows, and under any number of workers and ranks.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import xxhash
+
+from cwdpo.errors import ConfigError
+
+Fraction: TypeAlias = float | Sequence[Sequence[float]]
+"""A share, or points ``[progress, share]`` with straight lines between them; progress goes from 0 to 1 over the run."""
+
+Source: TypeAlias = Literal["dataset", "on_policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class MixedNegative:
+    """A chosen negative, with where it came from and its place there."""
+
+    text: str
+    source: Source
+    index: int
+
+
+def uniform(seed: int, *parts: object) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments, on any machine.
+
+    Example:
+        >>> uniform(0, "row-1", 2) == uniform(0, "row-1", 2) != uniform(0, "row-1", 3)
+        True
+    """
+    return (hashed(seed, *parts) >> 11) / 2**53
+
+
+def hashed(seed: int, *parts: object) -> int:
+    """A 64-bit number that depends on nothing but its arguments; each is kept apart from its neighbours."""
+    text = "".join(f"{len(str(part))}:{part}|" for part in (seed, *parts))
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def check_fraction(value: Fraction, name: str = "on_policy_fraction") -> None:
+    """Refuse what is neither a share nor a schedule.
+
+    Raises:
+        ConfigError: a share outside [0, 1], or points that are not in the order of progress.
+    """
+    points: Any = [(0.0, value)] if _is_number(value) else value
+    told = f"{name} is {value!r}"
+    if isinstance(points, str) or not isinstance(points, Sequence) or not points:
+        raise ConfigError(f"{told}, but must be a share such as 0.5, or points such as [[0, 0], [1, 0.8]].")
+    last = -math.inf
+    for point in points:
+        if not isinstance(point, Sequence) or len(point) != 2 or not all(map(_is_number, point)):
+            raise ConfigError(f"{told}, but {point!r} is no point. Write [progress, share], as [0.5, 0.8].")
+        progress, share = map(float, point)
+        if not (0 <= progress <= 1 and 0 <= share <= 1):
+            raise ConfigError(f"{told}, but progress and share go from 0 to 1. Correct {point!r}.")
+        if progress <= last:
+            raise ConfigError(f"{told}, but its points are not in the order of progress. Sort them, each once.")
+        last = progress
+
+
+def fraction_at(value: Fraction, progress: float) -> float:
+    """The share at a point of the run; before the first point and after the last it stays as it is there.
+
+    Example:
+        >>> fraction_at([[0, 0.0], [0.5, 1.0]], 0.25), fraction_at([[0, 0.0], [0.5, 1.0]], 0.9), fraction_at(0.3, 0.5)
+        (0.5, 1.0, 0.3)
+    """
+    check_fraction(value)
+    if isinstance(value, int | float):
+        return float(value)
+    before = value[0]
+    for point in value:
+        if progress < point[0]:
+            if point is before:
+                break
+            along = (progress - before[0]) / (point[0] - before[0])
+            return float(before[1] + along * (point[1] - before[1]))
+        before = point
+    return float(before[1])
+
+
+def mix_negatives(
+    dataset: Sequence[str],
+    on_policy: Sequence[str],
+    *,
+    fraction: float,
+    seed: int,
+    row_id: str,
+    round: int = 0,
+    count: int | None = None,
+) -> list[MixedNegative]:
+    """Choose a row's negatives.
+
+    Each place is filled from the policy's samples with probability ``fraction``; where one source has run out, the
+    other fills in, so that a row without samples keeps all its negatives. No text is taken twice.
+
+    Args:
+        dataset: negatives of the data set.
+        on_policy: answers sampled from the policy.
+        fraction: share from the policy, from 0 to 1; see :func:`fraction_at`.
+        row_id: names the row; two rows of one id are chosen for alike.
+        round: the epoch, step or refresh; another round chooses anew.
+        count: how many to choose; by default as many as the data set has, or one where it has none.
+
+    Returns:
+        At most ``count``, fewer only where both sources together hold fewer different texts.
+    """
+    check_fraction(fraction)
+    pools = {
+        "dataset": _shuffled("dataset", dataset, seed, row_id, round),
+        "on_policy": _shuffled("on_policy", on_policy, seed, row_id, round),
+    }
+    wanted = (len(dataset) or 1) if count is None else count
+    chosen: list[MixedNegative] = []
+    while len(chosen) < wanted and any(pools.values()):
+        from_policy = uniform(seed, row_id, round, "source", len(chosen)) < fraction
+        first, second = ("on_policy", "dataset") if from_policy else ("dataset", "on_policy")
+        negative = (pools[first] or pools[second]).pop(0)
+        chosen.append(negative)
+        for name, pool in pools.items():
+            pools[name] = [other for other in pool if other.text != negative.text]
+    return chosen
+
+
+def _shuffled(source: Source, texts: Iterable[str], seed: int, row_id: str, round: int) -> list[MixedNegative]:
+    """One source in the order in which this round would take from it."""
+    found = [MixedNegative(text, source, index) for index, text in enumerate(texts)]
+    return sorted(found, key=lambda item: (hashed(seed, row_id, round, source, item.index), item.index))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
