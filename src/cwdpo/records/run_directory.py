@@ -79,6 +79,11 @@ class RunDirectory:
         """Cached log-probs of the reference; internal."""
         return self.root / "reference"
 
+    @property
+    def features(self) -> Path:
+        """Kept features of a frozen vision tower; internal."""
+        return self.root / "features"
+
     def stage(self, stage: Stage) -> Path:
         """The model that a stage left: loads with ``from_pretrained``, or is a PEFT adapter directory."""
         return self.root / stage

@@ -18,6 +18,7 @@ from cwdpo.models.fingerprint import fingerprint
 from cwdpo.reference import FrozenCopy, Reference, ReferenceCache, StartingAdapter
 from cwdpo.trainers.arguments import CWDPOConfig
 from cwdpo.trainers.base import AnswerTrainer
+from cwdpo.trainers.batching import share
 from cwdpo.trainers.opening import MeanLogprobs, OpeningPass
 
 
@@ -93,7 +94,9 @@ class CWDPOTrainer(AnswerTrainer):
             gentle, rejected = means[Role.GENTLE], means[Role.REJECTED]
             self.floor = measure_floor(self.args.cooling_floor, rejected=rejected, gentle=gentle)
 
-    def batch_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch_loss(
+        self, model: nn.Module, batch: Batch, *, of_step: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`AnswerTrainer.batch_loss`."""
         assert self._reference is not None, "open() comes first"
         start = self._reference.totals(batch)
@@ -117,7 +120,8 @@ class CWDPOTrainer(AnswerTrainer):
             "cooling": weight,
             "entropy": masked_mean(now.entropy, now.mask)[once],
         }
-        return _mean_over_prompts(losses, of_prompt), seen
+        # a prompt has one chosen answer, so these count the prompts
+        return share(batch, Role.CHOSEN, of_step) * _mean_over_prompts(losses, of_prompt), seen
 
     @property
     def _policy(self) -> nn.Module:
