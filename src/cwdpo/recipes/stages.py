@@ -85,7 +85,7 @@ def stage2_trainer(
 
 
 def run_engine(recipe: Recipe, run: RunDirectory) -> Engine:
-    """The engine of a run: both stages, their evaluation and the reference share it, what it checked and what it keeps."""
+    """The engine of a run. Stages, evaluation and reference share it, with its checks and the features it keeps."""
     kept = recipe.features
     features = None
     if kept is not None:
