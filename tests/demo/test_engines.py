@@ -5,15 +5,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from cwdpo.demo.base_model import base_checkpoint
 from cwdpo.demo.methods import DemoSettings, make_plans
 from cwdpo.demo.world import write_world
 from cwdpo.recipes import run_recipe
 from cwdpo.records.files import read_jsonl
 
-SETTINGS = DemoSettings(train_rows=96, eval_rows=1, batch_size=8, stage1_fraction=0.5, stage1_steps=6, stage2_steps=6)
+SETTINGS = DemoSettings(
+    train_rows=96,
+    eval_rows=1,
+    batch_size=8,
+    stage1_fraction=0.5,
+    stage1_steps=6,
+    stage2_steps=6,
+    stage2_learning_rate=3e-3,
+)
 
 
 def whole_run(out: Path, engine: Any, world: Path, settings: DemoSettings) -> list[dict[str, Any]]:
