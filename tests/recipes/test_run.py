@@ -1,5 +1,6 @@
 """Whole recipes on tiny checkpoints of real classes: train, save, reload, generate, resume."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -15,7 +16,16 @@ from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from cwdpo.config.negatives import NegativesConfig
 from cwdpo.config.reading import read_recipe
-from cwdpo.config.recipe import CoolingConfig, DataConfig, LoraConfig, ModelConfig, Recipe, Stage1Config, Stage2Config
+from cwdpo.config.recipe import (
+    CoolingConfig,
+    DataConfig,
+    FeaturesConfig,
+    LoraConfig,
+    ModelConfig,
+    Recipe,
+    Stage1Config,
+    Stage2Config,
+)
 from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import merge_adapter
@@ -115,6 +125,23 @@ class Crash(TrainerCallback):
         self.left -= 1
         if self.left == 0:
             raise RuntimeError("power cut")
+
+
+def test_one_engine_serves_a_run(tiny: Tiny, data: Path, tmp_path: Path) -> None:
+    """It is checked once, and every image is encoded once: for both stages, all epochs, evaluation and reference."""
+    settings = recipe(tiny("qwen3_vl"), data, tmp_path / "run", lora=True, max_steps=6, eval_strategy="epoch")
+    run = run_recipe(replace(settings, data=replace(settings.data, eval=str(data)), features=FeaturesConfig(disk_mb=5)))
+    noted = json.loads(run.summary.read_text())["stages"]["stage2"]["engine"]
+    assert [choice["engine"] for choice in noted["choices"]] == ["tree"]
+    kinds = len({path.stem for path in run.features.glob("*/*.safetensors")})
+    assert noted["features"]["computed"] == kinds
+    assert kinds == 6  # discs of six colours
+    assert noted["features"]["found"] > 50
+    again = recipe(tiny("qwen3_vl"), data, tmp_path / "again", lora=True, max_steps=6, eval_strategy="epoch")
+    without = run_recipe(replace(again, data=replace(again.data, eval=str(data)), features=None))
+    for line, other in zip(*(read_jsonl(each.metrics).objects for each in (run, without)), strict=True):
+        for name in {"loss", "eval_loss"} & line.keys():
+            assert line[name] == pytest.approx(other[name], abs=1e-5)
 
 
 @pytest.mark.parametrize("step", [3, 7])  # the third of stage 1; the third of stage 2

@@ -144,6 +144,11 @@ class Stage2Config:
     reference: Literal["cached", "live"] = "cached"
     """``cached`` computes the reference once and keeps it on disk; ``live`` runs it beside the policy at every step."""
 
+    reference_batch_size: Annotated[
+        int | None, limit("stage2.reference_batch_size", at_least=1, advice="Write null for the evaluation batch size.")
+    ] = None
+    """Rows at a time while the reference is computed, which needs no gradients; null: the evaluation batch size."""
+
     trainer: dict[str, Any] = field(default_factory=dict)
     """Overrides the recipe's ``trainer`` for this stage."""
 
@@ -211,6 +216,22 @@ class ProbesConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FeaturesConfig:
+    """Where a frozen vision tower's features are kept, so that each image is encoded once a run.
+
+    Used with the engines ``auto`` and ``tree`` where neither the tower nor its projector trains; the run's summary says
+    whether it was. ``features: null`` encodes every image at every step.
+    """
+
+    memory_mb: Annotated[int, limit("features.memory_mb", at_least=0, advice="Write `features: null` for none.")] = 1024
+    """Most megabytes of main memory in each process; the longest unused go first. An image has its number of tokens
+    times the language model's hidden size values: 4 MB for 1,024 tokens of a 3B model in bfloat16."""
+
+    disk_mb: Annotated[int, limit("features.disk_mb", at_least=0, advice="Write 0 to keep none on disk.")] = 0
+    """Most megabytes in the run directory's ``features/``, for what memory does not hold and for ``--resume``."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """A whole run. Leave out a stage to skip it."""
 
@@ -223,6 +244,7 @@ class Recipe:
 
     probes: ProbesConfig | None = field(default_factory=ProbesConfig)
     engine: Literal["auto", "tree", "plain"] = "auto"
+    features: FeaturesConfig | None = field(default_factory=FeaturesConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     """Passed to ``TrainingArguments`` as it is."""
 

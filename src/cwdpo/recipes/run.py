@@ -16,12 +16,13 @@ from cwdpo.config.recipe import Recipe
 from cwdpo.data.reading import read_rows, split_rows
 from cwdpo.data.rows import Row
 from cwdpo.diagnosis import examine, read_recording
+from cwdpo.engine import Engine
 from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import save_checkpoint
 from cwdpo.recipes.policy import load_start
 from cwdpo.recipes.probing import probe_set_rows, watch_with_probes
 from cwdpo.recipes.resuming import check_same_run
-from cwdpo.recipes.stages import stage1_trainer, stage2_trainer, watch
+from cwdpo.recipes.stages import run_engine, stage1_trainer, stage2_trainer, watch
 from cwdpo.records.files import read_jsonl, write_json, write_text
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
@@ -62,10 +63,11 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
             write_text(run.recipe, dump_recipe(recipe))
     stages = _rows_of_stages(recipe, rows)
     probed = probe_set_rows(recipe, rows, eval_rows)
+    engine = run_engine(recipe, run)
     start: Path | None = None
     for stage, stage_rows in stages.items():
         if not run.is_finished(stage):
-            _run_stage(recipe, run, stage, start, _Rows(stage_rows, eval_rows, probed), callbacks)
+            _run_stage(recipe, run, stage, start, _Rows(stage_rows, eval_rows, probed), callbacks, engine)
         start = run.stage(stage)
     if is_main:
         write_json(run.summary, _summary(recipe, run, stages, time.monotonic() - began))
@@ -106,13 +108,14 @@ def _run_stage(
     start: Path | None,
     rows: _Rows,
     callbacks: Sequence[TrainerCallback],
+    engine: Engine,
 ) -> None:
     """Train one stage and save its model."""
     set_seed(recipe.seed)  # new adapters begin at random values
     model = load_start(recipe.model, start)
     processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
     make = stage1_trainer if stage == "stage1" else stage2_trainer
-    trainer: Any = make(recipe, run, model, processor, rows.train, rows.eval)
+    trainer: Any = make(recipe, run, model, processor, rows.train, rows.eval, engine=engine)
     signals = StopOnSignal()
     watch(trainer, [MetricsRecorder(run, stage), signals, *callbacks])
     probing = watch_with_probes(

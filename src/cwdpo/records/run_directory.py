@@ -84,6 +84,11 @@ class RunDirectory:
         """What was sampled from the policy, a file a refresh; see docs/on_policy.md."""
         return self.root / "negatives"
 
+    @property
+    def features(self) -> Path:
+        """Kept features of a frozen vision tower; internal."""
+        return self.root / "features"
+
     def stage(self, stage: Stage) -> Path:
         """The model that a stage left: loads with ``from_pretrained``, or is a PEFT adapter directory."""
         return self.root / stage

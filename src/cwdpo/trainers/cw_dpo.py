@@ -20,6 +20,7 @@ from cwdpo.negatives.verify import Judge
 from cwdpo.reference import FrozenCopy, Reference, ReferenceCache, StartingAdapter
 from cwdpo.trainers.arguments import CWDPOConfig
 from cwdpo.trainers.base import AnswerTrainer
+from cwdpo.trainers.batching import share
 from cwdpo.trainers.on_policy import OnPolicy
 from cwdpo.trainers.opening import MeanLogprobs, OpeningPass
 
@@ -115,7 +116,9 @@ class CWDPOTrainer(AnswerTrainer):
             inputs = self.on_policy.mixed(inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def batch_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch_loss(
+        self, model: nn.Module, batch: Batch, *, of_step: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`AnswerTrainer.batch_loss`."""
         assert self.reference is not None, "open() comes first"
         start = self.reference.totals(batch)
@@ -141,7 +144,8 @@ class CWDPOTrainer(AnswerTrainer):
         }
         if self.on_policy is not None and model.training:
             seen["negatives/on_policy"] = self.on_policy.observe(batch, rejected, weight)
-        return _mean_over_prompts(losses, of_prompt), seen
+        # a prompt has one chosen answer, so these count the prompts
+        return share(batch, Role.CHOSEN, of_step) * _mean_over_prompts(losses, of_prompt), seen
 
     @property
     def _policy(self) -> nn.Module:
