@@ -22,7 +22,6 @@ class LittleServer:
         self.answer, self.script, self.pause = answer, list[Any](), 1.0
         self.requests: list[tuple[str, Any]] = []
         self.headers: list[Any] = []
-        self.at_once, self.most_at_once = 0, 0
         self.lock = threading.Lock()
         self.url = ""
 
@@ -45,14 +44,8 @@ class _Handler(BaseHTTPRequestHandler):
         with state.lock:
             state.requests.append((self.path, body))
             state.headers.append(dict(self.headers))
-            state.at_once += 1
-            state.most_at_once = max(state.most_at_once, state.at_once)
             now = state.script.pop(0) if state.script else "ok"
-        try:
-            self._answer(state, now, body)
-        finally:
-            with state.lock:
-                state.at_once -= 1
+        self._answer(state, now, body)
 
     def _answer(self, state: LittleServer, now: Any, body: Any) -> None:
         if isinstance(now, int):

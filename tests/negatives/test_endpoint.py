@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,9 +92,20 @@ def test_a_schema_is_passed_on_and_so_is_the_key(server: LittleServer) -> None:
 
 def test_no_more_requests_at_one_time_than_asked_for(server: LittleServer) -> None:
     endpoint, _ = client(server, model="tiny", concurrency=3)
-    found = dict(endpoint.map(lambda number: endpoint.chat(ASK, seed=number)[0].text, range(20)))
-    assert found == {number: "answer 0" for number in range(20)}
-    assert server.most_at_once == 3
+    lock, running, most = threading.Lock(), 0, 0
+
+    def ask(number: int) -> str:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        text = endpoint.chat(ASK, seed=number)[0].text
+        with lock:
+            running -= 1
+        return text
+
+    assert dict(endpoint.map(ask, range(20))) == {number: "answer 0" for number in range(20)}
+    assert most == 3
 
 
 def test_one_failure_is_told_and_the_others_go_on(server: LittleServer, caplog: pytest.LogCaptureFixture) -> None:
