@@ -63,7 +63,7 @@ def between_the_parts(trainer: Any) -> float:
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(trainer.train_dataset))])
     with torch.no_grad():
         nll = -trainer.engine.logprobs(trainer.model, batch).mean[batch["roles"] == 2]
-    return float(nll.mean()) + 0.02
+    return float(nll.mean()) + 0.001
 
 
 @pytest.mark.parametrize(("stage", "settings"), OBJECTIVES)
@@ -130,6 +130,18 @@ def test_buckets_resume_exactly(workers: int, make_trainer: Make, uneven: list[R
     weights = dict(resumed.model.named_parameters())
     for name, value in straight.model.named_parameters():
         assert torch.equal(value, weights[name]), name
+
+
+def test_buckets_are_told_the_epoch_they_resume_in(make_trainer: Make, uneven: list[Row]) -> None:
+    """Accelerate reaches a sampler under a skipped, sharded batch sampler only with our help."""
+    trainer = make_trainer(2, train_rows=uneven, length_buckets=True)
+    sampler = trainer.get_train_dataloader().batch_sampler.sampler
+    first = list(sampler)
+    trainer.state.epoch = 1.5
+    trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+    resumed = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) == resumed != first
 
 
 def test_buckets_use_the_counts_of_the_opening_pass(make_trainer: Make, uneven: list[Row]) -> None:

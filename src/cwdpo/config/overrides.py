@@ -96,7 +96,7 @@ def _full_path(name: str) -> Path:
         choices = ", ".join("--" + ".".join(path) for path in matches)
         raise ConfigError(f"--{name} could be any of {choices}. Write the full name.")
     by_name = {".".join(path): None for path in known} | {path[-1]: None for path in known}
-    near = difflib.get_close_matches(name, list(by_name), n=1)
+    near = difflib.get_close_matches(name, list(by_name), n=1, cutoff=0.75)  # else `..._batch_size` is near to another
     advice = f" - did you mean '--{near[0]}'?" if near else f". A setting of the Trainer is --trainer.{name}."
     raise ConfigError(f"--{name}: unknown setting{advice}")
 
