@@ -23,7 +23,15 @@ SETTINGS = DemoSettings(
 
 
 def whole_run(out: Path, engine: Any, world: Path, settings: DemoSettings) -> list[dict[str, Any]]:
-    plans = make_plans(out / engine, base=base_checkpoint(), train=world, stage2_rows=world, settings=settings, seed=0)
+    plans = make_plans(
+        out / engine,
+        base=base_checkpoint(),
+        train=world,
+        held_out=world,
+        stage2_rows=world,
+        settings=settings,
+        seed=0,
+    )
     recipe = next(plan.recipe for plan in plans if plan.method == "CW-DPO")
     recipe = dataclasses.replace(recipe, engine=engine, trainer={**recipe.trainer, "logging_steps": 1})
     run = run_recipe(recipe)

@@ -43,10 +43,10 @@ class Record(TrainerCallback):
     def watch(self, trainer: Any) -> Any:
         inner = trainer.batch_loss
 
-        def spy(model: Any, batch: Any) -> Any:
+        def spy(model: Any, batch: Any, **kwargs: Any) -> Any:
             if model.training:
                 self.batches.append((trainer.state.global_step, batch))
-            return inner(model, batch)
+            return inner(model, batch, **kwargs)
 
         trainer.batch_loss = spy
         return trainer

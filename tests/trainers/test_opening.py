@@ -37,7 +37,7 @@ def opened(make_trainer: Make, **settings: Any) -> Any:
 
 
 def entries(trainer: Any) -> dict[str, tuple[float, int]]:
-    return dict(trainer._reference._entries)
+    return dict(trainer.reference._entries)
 
 
 def parts(trainer: Any) -> list[Path]:

@@ -57,6 +57,7 @@ def ches(chosen: Tensor, rejected: Tensor) -> Tensor:
         ``()``.
 
     Example:
+        >>> import torch
         >>> ches(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [2.0, 0.0]]))  # 3 - 5
         tensor(-2.)
     """
