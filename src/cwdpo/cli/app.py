@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cwdpo.cli import check, demo, merge, train
+from cwdpo.cli import bench, check, demo, merge, train
 from cwdpo.cli.failures import explain
 from cwdpo.version import __version__
 
@@ -45,6 +45,7 @@ app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
 app.command("merge")(merge.merge)
+app.command("bench")(bench.bench)
 
 
 def _print_version(wanted: bool) -> None:
