@@ -1,4 +1,4 @@
-"""The closed form against torch's counter, and against sums done by hand."""
+"""The closed form against torch's counter."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from cwdpo.bench.contestants import Contestant, Task, cw_dpo, trl_dpo
 from cwdpo.bench.counting import count_flops, without_products
-from cwdpo.bench.flop_model import METHODS, Method, reference_flops, step_flops
+from cwdpo.bench.flop_model import METHODS, Method, reference_flops, row_lengths, step_flops
 from cwdpo.bench.model import build_model, build_processor, make_rows
 from cwdpo.bench.sizes import SETTINGS, SIZES, ModelSize, Setting, VisionSize
 
@@ -23,25 +23,24 @@ WIDE = ModelSize(
 )
 
 
-def contestant(task: Task, method: Method) -> Contestant:
+def make_contestant(task: Task, method: Method) -> Contestant:
     if method.rows == "trl":
         return trl_dpo(task, compact_head=True)
-    return cw_dpo(task, engine=method.rows, reference=method.reference)
+    contestant = cw_dpo(task, engine=method.rows, reference=method.reference)
+    contestant.step()  # engines check themselves in their first step
+    return contestant
 
 
 @pytest.mark.parametrize(
     ("size", "setting", "lora", "checkpointing"),
     [
-        (SIZES["small"], SETTINGS["ii"], False, False),
-        (SIZES["small"], SETTINGS["ii"], True, True),
-        (SIZES["small"], SETTINGS["i256"], True, False),
-        (SIZES["small"], SETTINGS["i256"], False, True),
+        (SIZES["tiny"], SETTINGS["ii"], False, False),
+        (SIZES["tiny"], SETTINGS["i256"], True, True),
         (WIDE, SETTINGS["ii"], True, False),
-        (WIDE, SETTINGS["i256"], True, True),
         (WIDE, replace(SETTINGS["i256"], image_side=4, shortest=3, longest=90), False, True),
     ],
 )
-def test_closed_form_is_within_ten_percent_of_the_counter(
+def test_closed_form_is_within_three_percent_of_the_counter(
     size: ModelSize, setting: Setting, lora: bool, checkpointing: bool, tmp_path: Path
 ) -> None:
     processor = build_processor(size.vision)
@@ -53,21 +52,25 @@ def test_closed_form_is_within_ten_percent_of_the_counter(
         checkpointing=checkpointing,
         directory=tmp_path,
     )
+    shape = {"prompt": setting.prompt, "image_tokens": setting.image_tokens}
     for name, method in METHODS.items():
         if method.features == "cached":
             continue
         with without_products():
-            given = contestant(task, method)
-            given.step()
-            counted = count_flops(given.step)
+            contestant = make_contestant(task, method)
+            counted = count_flops(contestant.step)
         if name == "TRL":
-            lengths = given.batch["completion_mask"].sum(dim=1).view(2, -1).T.tolist()
-        pairs = [(chosen, rejected) for chosen, rejected in lengths]
-        shape = {"prompt": setting.prompt, "image_tokens": setting.image_tokens}
+            pairs = contestant.batch["completion_mask"].sum(dim=1).view(2, -1).T.tolist()
         formula = step_flops(size, method, pairs, **shape, lora=lora, checkpointing=checkpointing)
-        print(name, formula / counted)
-        assert formula == pytest.approx(counted, rel=0.1), name
-        if name == "tree, cached reference":
+        assert formula == pytest.approx(counted, rel=0.03), name
+        if method.reference == "cached":
             with without_products():
-                once = count_flops(given.reference_pass)
-            assert reference_flops(size, method, pairs, **shape) == pytest.approx(once, rel=0.1)
+                once = count_flops(contestant.reference_pass)
+            assert reference_flops(size, method, pairs, **shape, adapters=lora) == pytest.approx(once, rel=0.03)
+
+
+def test_rows_of_each_layout() -> None:
+    pairs = [(20, 30), (25, 12)]
+    assert row_lengths(METHODS["TRL"], pairs, 100) == [130] * 4
+    assert row_lengths(METHODS["plain"], pairs, 100) == [129] * 4
+    assert row_lengths(METHODS["tree"], pairs, 100) == [148] * 2

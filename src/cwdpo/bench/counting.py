@@ -104,8 +104,9 @@ def saved_activations(weights: Callable[[], Iterator[Tensor]]) -> Iterator[Calla
     kept: list[weakref.ref[Tensor]] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.append(weakref.ref(tensor))
-        return tensor
+        alias = tensor.detach()  # a node that kept its own result would keep itself alive
+        kept.append(weakref.ref(alias))
+        return alias
 
     def count() -> int:
         own = {tensor.untyped_storage().data_ptr() for tensor in weights()}

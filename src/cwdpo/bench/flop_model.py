@@ -89,18 +89,30 @@ def step_flops(
     if checkpointing:
         total += decoder.again + (tower.again if tower.backward else 0.0)
     if method.reference == "live":
-        total += reference_flops(size, method, pairs, prompt=prompt, image_tokens=image_tokens)
+        total += reference_flops(size, method, pairs, prompt=prompt, image_tokens=image_tokens, adapters=False)
     return total
 
 
-def reference_flops(size: ModelSize, method: Method, pairs: Pairs, *, prompt: int, image_tokens: int) -> float:
-    """FLOPs of a batch's forward pass under the reference, adapters switched off; see :func:`step_flops`."""
+def reference_flops(
+    size: ModelSize, method: Method, pairs: Pairs, *, prompt: int, image_tokens: int, adapters: bool
+) -> float:
+    """FLOPs of a batch's forward pass under the reference; see :func:`step_flops`.
+
+    Args:
+        size: the model.
+        method: how rows are laid out.
+        pairs: the batch.
+        prompt: tokens of each prompt, image included.
+        image_tokens: of each prompt's one image.
+        adapters: whether they are on, as in the pass that fills the cache; beside a policy they are switched off.
+    """
     rows = row_lengths(method, pairs, prompt)
     images = 0 if method.features == "cached" else len(rows)
     tower = vision_cost(size, image_tokens, weights=False, inputs=False)
+    decoder = decoder_cost(size, rows, rank=size.lora_rank if adapters else None)
     answers = sum(chosen + rejected for chosen, rejected in pairs)
     head = head_cost(size, answers, weights=False, recompute=False)
-    return images * tower.forward + decoder_cost(size, rows, rank=None).forward + head.forward
+    return images * tower.forward + decoder.forward + head.forward
 
 
 def row_lengths(method: Method, pairs: Pairs, prompt: int) -> list[int]:
