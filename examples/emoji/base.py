@@ -80,9 +80,12 @@ def moved(pixels: Tensor, generator: torch.Generator, *, most: int = 3) -> Tenso
     return padded[:, down : down + pixels.shape[1], right : right + pixels.shape[2]]
 
 
-def descend(what: str, losses: Iterator[Tensor], weights: list[Tensor], steps: int, learning_rate: float) -> None:
-    """AdamW over the losses: the learning rate warms up for 5 % of the steps and then falls as a cosine."""
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+def descend(what: str, losses: Iterator[Tensor], groups: list[tuple[list[Tensor], float]], steps: int) -> None:
+    """AdamW over the losses: each group's learning rate warms up for 5 % of the steps and then falls as a cosine."""
+    optimizer = torch.optim.AdamW(
+        [{"params": weights, "lr": rate} for weights, rate in groups], betas=(0.9, 0.98), weight_decay=0.05
+    )
+    weights = [weight for group, _ in groups for weight in group]
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     began = time.monotonic()
     for step, loss in enumerate(losses, start=1):
@@ -109,7 +112,18 @@ def train_vision(model: LlavaForConditionalGeneration, pictures: Pictures, steps
             logits = head(tower(pixel_values=pixels).last_hidden_state[:, 1:].mean(dim=1))
             yield F.binary_cross_entropy_with_logits(logits, targets[chosen], reduction="sum") / BATCH
 
-    descend("vision", losses(), [*tower.parameters(), *head.parameters()], steps, rate)
+    descend("vision", losses(), [([*tower.parameters(), *head.parameters()], rate)], steps)
+
+
+def train_naming(model: LlavaForConditionalGeneration, pictures: Pictures, steps: int, rate: float) -> None:
+    """Teach the whole model to name pictures; the vision tower, which knows its part already, moves slowly."""
+    seeing = {id(weight) for weight in model.model.vision_tower.parameters()}
+    groups = [
+        ([weight for weight in model.parameters() if id(weight) not in seeing], rate),
+        ([weight for weight in model.parameters() if id(weight) in seeing], rate / 10),
+    ]
+    losses = (model(**pictures.inputs(*drawn)).loss for drawn in pictures.draw(steps, BATCH))
+    descend("naming", losses, groups, steps)
 
 
 def pretrain(data: Path, out: Path, *, vision_steps: int, steps: int, learning_rate: float, seed: int) -> None:
@@ -134,8 +148,7 @@ def pretrain(data: Path, out: Path, *, vision_steps: int, steps: int, learning_r
     pictures, model = Pictures(data, names, files, processor, seed), build_model(processor)
     print(f"{model.num_parameters():,} parameters, {len(names)} pictures, {len(processor.tokenizer)} tokens")
     train_vision(model, pictures, vision_steps, learning_rate)
-    losses = (model(**pictures.inputs(*drawn)).loss for drawn in pictures.draw(steps, BATCH))
-    descend("naming", losses, list(model.parameters()), steps, learning_rate)
+    train_naming(model, pictures, steps, learning_rate)
     model.eval()
     model.save_pretrained(out)
     processor.save_pretrained(out)

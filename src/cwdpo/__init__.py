@@ -9,9 +9,18 @@ from typing import Any
 from cwdpo.version import __version__
 
 _TRAINERS = ("CWDPOConfig", "CWDPOTrainer", "SmoothSFTConfig", "SmoothSFTTrainer")
-_MODULES = ("cooling", "losses")
+_MODULES = ("cooling", "diagnosis", "losses")
 
-__all__ = ["CWDPOConfig", "CWDPOTrainer", "SmoothSFTConfig", "SmoothSFTTrainer", "__version__", "cooling", "losses"]
+__all__ = [
+    "CWDPOConfig",
+    "CWDPOTrainer",
+    "SmoothSFTConfig",
+    "SmoothSFTTrainer",
+    "__version__",
+    "cooling",
+    "diagnosis",
+    "losses",
+]
 
 
 def __getattr__(name: str) -> Any:

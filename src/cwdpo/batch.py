@@ -4,12 +4,19 @@ Chosen, rejected, gentle and probe answers are all *answers to a prompt*. The co
 turns it into :class:`AnswerLogprobs`, and losses and probes pick the answers they want by :class:`Role`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import NotRequired
+
+from cwdpo.tensor_hash import hash_tensors
+
+_NOT_INPUTS = ("labels",)
+"""What some processors (PaliGemma's) return for a loss of the model's own, which is never asked for."""
 
 
 class Role(IntEnum):
@@ -18,6 +25,8 @@ class Role(IntEnum):
     CHOSEN = 0
     REJECTED = 1
     GENTLE = 2
+    PROBE = 3
+    """Only looked at: shuffled words, another row's answer, the chosen answer under another image, ..."""
 
 
 Detail: TypeAlias = Literal["uniform", "entropy", "confidence", "hit", "distribution"]
@@ -50,6 +59,9 @@ class Batch(TypedDict):
 
     keys: list[str]
     """``A`` content keys: equal exactly when the model would see the same prompt, images and answer tokens."""
+
+    image_keys: NotRequired[list[str]]
+    """``P`` content keys of each prompt's images, see :func:`image_key`; made where the tensors are on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,24 @@ class AnswerLogprobs:
     def mean(self) -> Tensor:
         """``(A,)`` lbar(y|x) = (1/L) sum_t log pi(y_t | x, y_<t), nats per token."""
         return masked_mean(self.token, self.mask)
+
+
+def token_names(prompt: Mapping[str, Tensor]) -> list[str]:
+    """The entries that hold one value a token (``input_ids``, ``attention_mask``, token types, ...)."""
+    shape = prompt["input_ids"].shape
+    return [name for name, value in prompt.items() if value.shape[:2] == shape and name not in _NOT_INPUTS]
+
+
+def image_entries(prompt: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries that describe a prompt's images: all that are not per token."""
+    per_token = token_names(prompt)
+    return {name: value for name, value in prompt.items() if name not in per_token and name not in _NOT_INPUTS}
+
+
+def image_key(prompt: Mapping[str, Tensor]) -> str:
+    """Equal exactly when the model would see the same images; empty for a prompt without any."""
+    entries = image_entries(prompt)
+    return hash_tensors(sorted(entries.items())).hexdigest() if entries else ""
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -49,6 +49,16 @@ def test_tree_with_cached_reference(
     assert 0.1 < round(ratio, 2) <= limit, ratio
 
 
+def test_tree_with_cached_reference_and_features(tmp_path: Path) -> None:
+    task = make_task("i1024", tmp_path, lora=True, checkpointing=False)
+    with without_products():
+        ours = cw_dpo(task, engine="tree", reference="cached", features=True)
+        ours.step()
+        theirs = trl_dpo(task, compact_head=True)
+        ratio = count_flops(ours.step) / count_flops(theirs.step)
+    assert 0.1 < round(ratio, 2) <= 0.20, ratio
+
+
 def test_counting_without_products_counts_the_same(tmp_path: Path) -> None:
     task = make_task("ii", tmp_path, lora=True, checkpointing=True)
     for contestant in (

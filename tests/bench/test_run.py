@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cwdpo.bench import run
-from cwdpo.bench.run import BEST, SHIPPED, STRICT, Options, Result, run_bench
+from cwdpo.bench.run import BEST, FEATURES, SHIPPED, STRICT, Options, Result, run_bench
 from cwdpo.bench.sizes import SIZES, ModelSize, Setting, VisionSize
 from cwdpo.bench.table import closed_form_table, measured_table
 from cwdpo.cli import bench as command
@@ -40,7 +40,8 @@ def measure(**options: Any) -> Result:
 def test_every_contestant_has_the_same_loss_and_the_tree_the_least_to_do(lora: bool) -> None:
     result = measure(lora=lora, steps=2)
     measured = result.measurements
-    assert list(measured) == [SHIPPED, STRICT, "plain", "plain, cached reference", "tree", BEST]
+    kept = [FEATURES] if lora else []
+    assert list(measured) == [SHIPPED, STRICT, "plain", "plain, cached reference", "tree", BEST, *kept]
     loss = measured[SHIPPED].loss
     assert abs(loss - 0.6931472) > 1e-4  # of a policy that differs from its reference
     for one in measured.values():
@@ -62,7 +63,7 @@ def test_the_measurement_for_gpus_on_a_stand_in_in_bfloat16(monkeypatch: pytest.
     built = run.build_model
     monkeypatch.setattr(run, "build_model", lambda *args, **options: built(*args, **options | {"device": "cpu"}))
     result = measure(device="cuda", dtype="bfloat16", steps=1, checkpointing=True)
-    assert list(result.measurements) == [SHIPPED, "plain", "plain, cached reference", "tree", BEST]
+    assert list(result.measurements) == [SHIPPED, "plain", "plain, cached reference", "tree", BEST, FEATURES]
     assert result.baseline == SHIPPED
     losses = [one.loss for one in result.measurements.values()]
     assert max(losses) - min(losses) < 0.05  # bfloat16 has three digits

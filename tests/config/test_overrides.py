@@ -84,7 +84,10 @@ def test_a_section_may_be_switched_on_and_then_changed(tmp_path: Path) -> None:
             ["--penalty", "1"],
             "--penalty has no effect: the recipe has no stage1. To switch it on, put --stage1 {} before it",
         ),
-        (["--cooling", "null", "--temperature", "1"], "--temperature has no effect: the recipe has no stage2.cooling."),
+        (
+            ["--cooling", "null", "--stage2.cooling.temperature", "1"],
+            "--stage2.cooling.temperature has no effect: the recipe has no stage2.cooling.",
+        ),
         (["--seed.x", "1"], "--seed.x: unknown setting"),
         (["--beta", "["], "--beta: this is not valid YAML"),
         (["--trainer", "3", "--trainer.max_steps", "1"], "--trainer.max_steps cannot be set: trainer is 3"),

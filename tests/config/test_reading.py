@@ -236,3 +236,32 @@ def test_plain_yaml_readers_understand_what_is_written() -> None:
 def test_no_text_breaks_the_reader(text: str) -> None:
     with contextlib.suppress(ConfigError):
         located_yaml.load(text, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("probes", "message"),
+    [
+        ("{groups: [chosen, blind]}", r"probes\.groups holds 'blind', which is not an answer group\. .*blank"),
+        ("{groups: [chosen, chosen]}", "twice"),
+        ("{stop_on: [displacement]}", "Did you mean likelihood_displacement"),
+        ("{every: sometimes}", r"probes\.every is 'sometimes'\. Write auto"),
+        ("{every: 0}", r"probes\.every is 0"),
+        ("{rows: 0}", "probes: null"),
+        ("{tolerance: -1}", "must be >= 0"),
+    ],
+)
+def test_probes_are_checked(tmp_path: Path, probes: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: {{name_or_path: m}}\ndata: {{train: t}}\nstage2: {{}}\nprobes: {probes}\n")
+    with pytest.raises(ConfigError, match=rf"recipe\.yaml:4: .*{message}"):
+        read_recipe(path)
+
+
+def test_probes_null_is_off_and_all_is_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {name_or_path: m}\ndata: {train: t}\nstage2: {}\nprobes: null\n")
+    assert read_recipe(path).probes is None
+    path.write_text("model: {name_or_path: m}\ndata: {train: t}\nstage2: {}\nprobes: {every: 5}\n")
+    found = read_recipe(path).probes
+    assert found is not None
+    assert (found.every, found.rows, found.groups, found.stop_on) == (5, 32, "all", [])

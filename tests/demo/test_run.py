@@ -62,7 +62,13 @@ def test_nothing_is_overwritten(demo: tuple[Path, list[str]]) -> None:
 
 def test_methods_differ_only_where_they_must() -> None:
     plans = make_plans(
-        Path("o"), base=base_checkpoint(), train=Path("t"), stage2_rows=Path("s"), settings=DemoSettings(), seed=1
+        Path("o"),
+        base=base_checkpoint(),
+        train=Path("t"),
+        held_out=Path("h"),
+        stage2_rows=Path("s"),
+        settings=DemoSettings(),
+        seed=1,
     )
     dpo, sft, cooled = (plan.recipe for plan in plans)
     assert dpo.model == cooled.model

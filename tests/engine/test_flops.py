@@ -1,5 +1,6 @@
 """What the tree saves, counted by torch, at 1,024 image tokens."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
 from cwdpo.batch import Batch
+from cwdpo.engine import FeatureCache
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.tree import TreeEngine
 
@@ -59,6 +61,17 @@ def test_tree_against_plain_rows(answers: int, backward: bool, limit: float, mod
         flops(warm(engine, model, batch), model, batch, backward=backward) for engine in (TreeEngine(), PlainEngine())
     )
     assert 1 / answers < tree / plain <= limit
+
+
+def test_kept_features_spare_the_tower_and_nothing_else(model: Any) -> None:
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    frozen.get_decoder().requires_grad_(True)
+    batch = batch_of(frozen, 2)
+    engines = (TreeEngine(features=FeatureCache()), TreeEngine())
+    kept, encoded = (flops(warm(engine, frozen, batch), frozen, batch, backward=True) for engine in engines)
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter, torch.no_grad():
+        frozen.get_image_features(pixel_values=batch["prompts"][0]["pixel_values"])
+    assert encoded - kept == counter.get_total_flops() > 0.1 * encoded
 
 
 def test_attention_is_counted(model: Any) -> None:

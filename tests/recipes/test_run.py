@@ -1,5 +1,6 @@
 """Whole recipes on tiny checkpoints of real classes: train, save, reload, generate, resume."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -13,11 +14,22 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
+from cwdpo.config.negatives import NegativesConfig
 from cwdpo.config.reading import read_recipe
-from cwdpo.config.recipe import CoolingConfig, DataConfig, LoraConfig, ModelConfig, Recipe, Stage1Config, Stage2Config
+from cwdpo.config.recipe import (
+    CoolingConfig,
+    DataConfig,
+    FeaturesConfig,
+    LoraConfig,
+    ModelConfig,
+    Recipe,
+    Stage1Config,
+    Stage2Config,
+)
 from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import merge_adapter
+from cwdpo.negatives.sampling import LocalSampler
 from cwdpo.recipes import Interrupted, run_recipe
 from cwdpo.records.files import read_jsonl
 from cwdpo.trainers.recording import StopOnSignal
@@ -113,6 +125,23 @@ class Crash(TrainerCallback):
         self.left -= 1
         if self.left == 0:
             raise RuntimeError("power cut")
+
+
+def test_one_engine_serves_a_run(tiny: Tiny, data: Path, tmp_path: Path) -> None:
+    """It is checked once, and every image is encoded once: for both stages, all epochs, evaluation and reference."""
+    settings = recipe(tiny("qwen3_vl"), data, tmp_path / "run", lora=True, max_steps=6, eval_strategy="epoch")
+    run = run_recipe(replace(settings, data=replace(settings.data, eval=str(data)), features=FeaturesConfig(disk_mb=5)))
+    noted = json.loads(run.summary.read_text())["stages"]["stage2"]["engine"]
+    assert [choice["engine"] for choice in noted["choices"]] == ["tree"]
+    kinds = len({path.stem for path in run.features.glob("*/*.safetensors")})
+    assert noted["features"]["computed"] == kinds
+    assert kinds == 6  # discs of six colours
+    assert noted["features"]["found"] > 50
+    again = recipe(tiny("qwen3_vl"), data, tmp_path / "again", lora=True, max_steps=6, eval_strategy="epoch")
+    without = run_recipe(replace(again, data=replace(again.data, eval=str(data)), features=None))
+    for line, other in zip(*(read_jsonl(each.metrics).objects for each in (run, without)), strict=True):
+        for name in {"loss", "eval_loss"} & line.keys():
+            assert line[name] == pytest.approx(other[name], abs=1e-5)
 
 
 @pytest.mark.parametrize("step", [3, 7])  # the third of stage 1; the third of stage 2
@@ -214,3 +243,30 @@ def test_the_gpu_recipe_runs_on_a_tiny_checkpoint_of_its_class(tiny: Tiny, data:
     lines = [line for line in read_jsonl(run.metrics).objects if line["stage"] == "stage2" and "loss" in line]
     # in bfloat16 the cached reference, computed in batches of another size, rounds otherwise
     assert lines[0]["rewards/margins"] == pytest.approx(0, abs=1e-3)
+
+
+def test_sampled_negatives_are_part_of_an_exact_resume(
+    tiny: Tiny, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = LocalSampler.sample
+    monkeypatch.setattr(  # a random model never ends its answers
+        LocalSampler,
+        "sample",
+        lambda self, rows, *, seed: [[replace(a, ended=True) for a in of] for of in sample(self, rows, seed=seed)],
+    )
+    negatives = NegativesConfig(refresh=1, max_new_tokens=6, on_policy_fraction=0.8)
+    settings: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    runs = []
+    for name in ("straight", "broken"):
+        one = replace(recipe(tiny("llava"), data, tmp_path / name, **settings), stage1=None, negatives=negatives)
+        if name == "broken":
+            with pytest.raises(RuntimeError, match="power cut"):
+                run_recipe(one, callbacks=[Crash(3)])
+        runs.append(run_recipe(one, resume=name == "broken"))
+    keys = ("step", "loss", "negatives/on_policy")
+    histories = [[[line[k] for k in keys] for line in read_jsonl(run.metrics).objects] for run in runs]
+    assert histories[0] == histories[1]
+    assert all(share > 0 for *_, share in histories[0])
+    files = [sorted(path.name for path in run.negatives.iterdir()) for run in runs]
+    assert files == [["refresh-00001.jsonl", "refresh-00002.jsonl", "refresh-00003.jsonl"]] * 2
+    assert read_recipe(runs[0].recipe).negatives == negatives

@@ -49,6 +49,7 @@ def make_trainer(tiny: Callable[[str], Path], rows: list[Row], tmp_path: Path) -
         train_rows: list[Row] | None = None,
         eval_rows: list[Row] | None = None,
         callbacks: Any = None,
+        judge: Any = None,
         **arguments: Any,
     ) -> Any:
         trainer_class: Any = SmoothSFTTrainer if stage == 1 else CWDPOTrainer
@@ -64,6 +65,7 @@ def make_trainer(tiny: Callable[[str], Path], rows: list[Row], tmp_path: Path) -
             processing_class=load_processor(tiny(name)),
             eval_dataset=eval_rows,
             callbacks=callbacks,
+            **({} if judge is None else {"judge": judge}),
         )
 
     return make

@@ -92,7 +92,7 @@ def by_hand(trainer: Any, batch: Any, beta: float, weight: Callable[[float], flo
     """The loss in Python floats, from the engine's log-probs (which have tests of their own)."""
     with torch.no_grad():
         logprobs = trainer.engine.logprobs(trainer.model, batch)
-    start = trainer._reference.totals(batch).tolist()
+    start = trainer.reference.totals(batch).tolist()
     total, mean = logprobs.total.tolist(), logprobs.mean.tolist()
     prompts: dict[int, dict[int, list[int]]] = {}
     for answer, (prompt, role) in enumerate(zip(batch["prompt_index"].tolist(), batch["roles"].tolist(), strict=True)):
@@ -154,7 +154,7 @@ def test_detached_weight_has_no_gradient_and_flowing_weight_has(make_trainer: Ma
     def gradient(shift: float, **cooling: Any) -> tuple[torch.Tensor, float]:
         trainer = make_trainer(2, out=f"{cooling}{shift}", **cooling)
         trainer.open()
-        trainer._reference._entries = {k: (t - shift, n) for k, (t, n) in trainer._reference._entries.items()}
+        trainer.reference._entries = {k: (t - shift, n) for k, (t, n) in trainer.reference._entries.items()}
         loss, seen = trainer.batch_loss(trainer.model, trainer.data_collator([trainer.train_dataset[1]]))
         loss.backward()
         flat = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])

@@ -16,6 +16,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import set_seed
 
+from cwdpo.engine import FeatureCache, make_engine
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import lora_targets
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer
@@ -134,8 +135,21 @@ def trl_dpo(task: Task, *, compact_head: bool) -> Contestant:
     return Contestant(trainer, dict(batch), forced if compact_head else nullcontext)
 
 
-def cw_dpo(task: Task, *, engine: Literal["tree", "plain"], reference: Literal["cached", "live"]) -> Contestant:
-    """This package's stage 2 without cooling, which is DPO."""
+def cw_dpo(
+    task: Task,
+    *,
+    engine: Literal["tree", "plain"],
+    reference: Literal["cached", "live"],
+    features: bool = False,
+) -> Contestant:
+    """This package's stage 2 without cooling, which is DPO.
+
+    Args:
+        task: what to train on.
+        engine: how rows are laid out.
+        reference: computed once, or in every step.
+        features: keep image features from step to step; for a frozen tower.
+    """
     set_seed(_SEED)  # of the adapters' first values
     model = copy.deepcopy(task.model)
     trainer = CWDPOTrainer(
@@ -144,6 +158,7 @@ def cw_dpo(task: Task, *, engine: Literal["tree", "plain"], reference: Literal["
         train_dataset=task.rows,
         processing_class=task.processor,
         peft_config=_lora(model, task.lora_rank),
+        engine=make_engine(engine, features=FeatureCache() if features else None),
     )
     trainer.open()
     rows: Any = trainer.train_dataset

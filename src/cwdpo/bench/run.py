@@ -20,6 +20,7 @@ from cwdpo.version import __version__
 STRICT = "TRL, answer tokens only"
 SHIPPED = "TRL"
 BEST = "tree, cached reference"
+FEATURES = "tree, cached reference and features"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,8 @@ def _contestants(options: Options) -> dict[str, Callable[[Task], Contestant]]:
     if options.engine != "plain":
         found["tree"] = lambda task: cw_dpo(task, engine="tree", reference="live")
         found[BEST] = lambda task: cw_dpo(task, engine="tree", reference="cached")
+        if options.lora:  # otherwise the tower trains
+            found[FEATURES] = lambda task: cw_dpo(task, engine="tree", reference="cached", features=True)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cwdpo.cli import bench, check, demo, merge, train
+from cwdpo.cli import analyse, bench, check, demo, diagnose, merge, negatives, probe, train
 from cwdpo.cli.failures import explain
 from cwdpo.version import __version__
 
@@ -44,8 +44,12 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
+app.command("probe")(probe.probe)
+app.command("diagnose")(diagnose.diagnose)
+app.command("analyse")(analyse.analyse)
 app.command("merge")(merge.merge)
 app.command("bench")(bench.bench)
+app.add_typer(negatives.app, name="negatives")
 
 
 def _print_version(wanted: bool) -> None:

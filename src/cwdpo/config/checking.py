@@ -150,7 +150,7 @@ def _describe_one(part: Any) -> str:
     if get_origin(part) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(part))
     if get_origin(part) is list:
-        return "a list of texts"
+        return "a list of texts" if get_args(part)[0] is str else "a list of points [progress, share]"
     if get_origin(part) is dict:
         return "a section of keys and values"
     if is_dataclass(part):

@@ -1,11 +1,15 @@
 """What a setting's value may be, said beside the field that holds it: ``Annotated[float, limit(...)]``."""
 
-from collections.abc import Sized
+import difflib
+from collections.abc import Sequence, Sized
 from typing import TypeVar
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ConfigDict
 
 from cwdpo.errors import ConfigError
+
+# strict: a quoted "16" or a `yes` where a number belongs is a slip of the pen, not a number
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 _Value = TypeVar("_Value", bound=Sized)
 
@@ -60,6 +64,44 @@ def not_empty(name: str, *, advice: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def names_among(name: str, known: Sequence[str], *, what: str) -> AfterValidator:
+    """Validator of a list of names, each known and none twice; other values pass.
+
+    Args:
+        name: the setting as messages call it.
+        known: the names that there are.
+        what: one of them as messages call it, such as ``an answer group``.
+    """
+
+    def check(value: _Value) -> _Value:
+        if not isinstance(value, list):
+            return value
+        for item in value:
+            if item not in known:
+                near = difflib.get_close_matches(item, known, n=1)
+                advice = f"Did you mean {near[0]}?" if near else f"Write some of: {', '.join(known)}."
+                raise ConfigError(f"{name} holds {item!r}, which is not {what}. {advice}")
+        if len(set(value)) < len(value):
+            raise ConfigError(f"{name} holds a name twice: {', '.join(value)}. Write each once.")
+        return value
+
+    return AfterValidator(check)
+
+
+def checked_every(every: int | str) -> int | str:
+    """``auto``, or steps of at least 1; as given.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if every == "auto" or (isinstance(every, int) and every >= 1):
+        return every
+    raise ConfigError(
+        f"probes.every is {every!r}. Write auto, or the number of steps between two readings. To read nothing write "
+        "`probes: null`."
+    )
+
+
 def checked_floor(floor: float | str) -> float | str:
     """``gentle``, ``mean``, ``quantile:q`` with 0 < q < 1, or nats per token at most 0; as given.
 
@@ -71,7 +113,7 @@ def checked_floor(floor: float | str) -> float | str:
         'quantile:0.5'
     """
     if isinstance(floor, str):
-        if floor in ("gentle", "mean") or _is_quantile(floor):
+        if floor in ("gentle", "mean") or is_quantile(floor):
             return floor
         raise ConfigError(
             f"cooling.floor is {floor!r}. Write gentle, mean, quantile:q with 0 < q < 1 (such as quantile:0.5), "
@@ -82,7 +124,8 @@ def checked_floor(floor: float | str) -> float | str:
     return floor
 
 
-def _is_quantile(rule: str) -> bool:
+def is_quantile(rule: str) -> bool:
+    """Whether a rule reads ``quantile:q`` with 0 < q < 1."""
     name, _, number = rule.partition(":")
     try:
         return name == "quantile" and 0 < float(number) < 1

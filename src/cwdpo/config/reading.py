@@ -10,7 +10,7 @@ from typing import Any
 from cwdpo.config import located_yaml
 from cwdpo.config.checking import Where, build, check_trainer_keys
 from cwdpo.config.overrides import Override, apply_override, parse_overrides
-from cwdpo.config.recipe import CoolingConfig, Recipe, Stage1Config
+from cwdpo.config.recipe import CoolingConfig, ProbesConfig, Recipe, Stage1Config
 from cwdpo.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -78,12 +78,17 @@ def settings_without_effect(recipe: Recipe) -> list[str]:
         for key in _IDLE[recipe.stage1.objective]:
             if getattr(recipe.stage1, key) != defaults[key]:
                 messages.append(f"stage1.{key} has no effect with objective {recipe.stage1.objective}. Take it out.")
+    probes = recipe.probes
+    if probes is not None and not probes.stop_on and probes.patience != ProbesConfig().patience:
+        messages.append("probes.patience has no effect without probes.stop_on. Name findings there, or take it out.")
     cooling = recipe.stage2.cooling if recipe.stage2 is not None else None
     if cooling is not None and cooling.constant is not None:
         plain = CoolingConfig()
         for key in ("floor", "temperature", "detach"):
             if getattr(cooling, key) != getattr(plain, key):
                 messages.append(f"stage2.cooling.{key} has no effect beside cooling.constant. Take one of them out.")
+    if recipe.negatives is not None and recipe.stage2 is None:
+        messages.append("negatives has no effect without stage2. Take it out, or add `stage2: {}`.")
     return messages
 
 

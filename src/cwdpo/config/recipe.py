@@ -3,17 +3,15 @@
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
-from cwdpo.config.limits import checked_floor, limit, not_empty
+from cwdpo.config.limits import STRICT, checked_every, checked_floor, limit, names_among, not_empty
+from cwdpo.config.negatives import NegativesConfig
 from cwdpo.errors import ConfigError
 
-# strict: a quoted "16" or a `yes` where a number belongs is a slip of the pen, not a number
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoraConfig:
     """Low-rank adapters; ``lora: null`` trains all weights."""
 
@@ -30,7 +28,7 @@ class LoraConfig:
     """``language`` (every linear layer of the language model), ``all-linear``, a regular expression or names."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class QuantizationConfig:
     """Load the frozen base in 4 or 8 bits (QLoRA); needs ``lora`` and a GPU."""
 
@@ -40,7 +38,7 @@ class QuantizationConfig:
     """Quantise the quantisation constants too."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
     """Which model is trained, and which part of it."""
 
@@ -69,7 +67,7 @@ class ModelConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
     """Which rows are trained on."""
 
@@ -91,7 +89,7 @@ class DataConfig:
     """Most tokens in prompt and answer together; a longer row stops the run. Null takes the model's own limit."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CoolingConfig:
     """How much easy negatives are held back (the paper's w_c). ``cooling: null`` means plain DPO."""
 
@@ -112,7 +110,7 @@ class CoolingConfig:
     """One weight for every negative in place of the paper's (DPO-Shift, arXiv 2502.07599), for ablations."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Stage1Config:
     """Smooth supervised fine-tuning with gentle negatives."""
 
@@ -134,7 +132,7 @@ class Stage1Config:
     """Overrides the recipe's ``trainer`` for this stage."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Stage2Config:
     """Cooling-weighted DPO against the model that stage 1 left."""
 
@@ -146,11 +144,94 @@ class Stage2Config:
     reference: Literal["cached", "live"] = "cached"
     """``cached`` computes the reference once and keeps it on disk; ``live`` runs it beside the policy at every step."""
 
+    reference_batch_size: Annotated[
+        int | None, limit("stage2.reference_batch_size", at_least=1, advice="Write null for the evaluation batch size.")
+    ] = None
+    """Rows at a time while the reference is computed, which needs no gradients; null: the evaluation batch size."""
+
     trainer: dict[str, Any] = field(default_factory=dict)
     """Overrides the recipe's ``trainer`` for this stage."""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+PROBE_GROUPS = (
+    "chosen",
+    "rejected",
+    "gentle",
+    "longer",
+    "shorter",
+    "greedy",
+    "shuffled",
+    "other_answer",
+    "other_image",
+    "blank",
+)
+"""Answer groups that probes know (``cwdpo.records.lines.PROBE_GROUPS``; neither module may import the other)."""
+
+SIGNS = (
+    "non_finite_loss",
+    "reward_at_start",
+    "squeezing",
+    "likelihood_displacement",
+    "false_negatives",
+    "overconfidence",
+    "reference_drift",
+    "image_blindness",
+    "length_shortcut",
+    "easy_negative_saturation",
+    "over_cooling",
+    "stale_contrast",
+    "gradient_spikes",
+    "stalled_learning",
+)
+"""What a diagnosis can find (``cwdpo.diagnosis.signs.SIGNS``, which is a layer above)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ProbesConfig:
+    """Held-out answers that are measured while the model learns. ``probes: null`` measures none."""
+
+    rows: Annotated[int, limit("probes.rows", at_least=1, advice="To read nothing write `probes: null`.")] = 32
+    """Rows in the probe set: of ``data.eval`` where there is one, else of the training rows."""
+
+    every: Annotated[int | str, AfterValidator(checked_every)] = "auto"
+    """Steps between readings. ``auto`` measures what one costs, and reads as often as adds a tenth to the run's time.
+    The first and the last step always have a reading."""
+
+    groups: Annotated[
+        list[str] | Literal["all"], names_among("probes.groups", PROBE_GROUPS, what="an answer group")
+    ] = "all"
+    """Answers that are measured. ``chosen`` always is."""
+
+    stop_on: Annotated[list[str], names_among("probes.stop_on", SIGNS, what="a finding")] = field(default_factory=list)
+    """End a stage early when the diagnosis finds one of these."""
+
+    patience: Annotated[int, limit("probes.patience", at_least=1, advice="Try 2.")] = 2
+    """Readings in a row that must show the same finding before the stage ends."""
+
+    tolerance: Annotated[float, limit("probes.tolerance", at_least=0, advice="Try 0.02 nats per token.")] = 0.02
+    """Nats per token that the chosen answers may lose: a smaller fall stops nothing, and is no bar to the best."""
+
+    keep_best: bool = False
+    """Let the stage leave the model of its best reading, not of its last step."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FeaturesConfig:
+    """Where a frozen vision tower's features are kept, so that each image is encoded once a run.
+
+    Used with the engines ``auto`` and ``tree`` where neither the tower nor its projector trains; the run's summary says
+    whether it was. ``features: null`` encodes every image at every step.
+    """
+
+    memory_mb: Annotated[int, limit("features.memory_mb", at_least=0, advice="Write `features: null` for none.")] = 1024
+    """Most megabytes of main memory in each process; the longest unused go first. An image has its number of tokens
+    times the language model's hidden size values: 4 MB for 1,024 tokens of a 3B model in bfloat16."""
+
+    disk_mb: Annotated[int, limit("features.disk_mb", at_least=0, advice="Write 0 to keep none on disk.")] = 0
+    """Most megabytes in the run directory's ``features/``, for what memory does not hold and for ``--resume``."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """A whole run. Leave out a stage to skip it."""
 
@@ -158,7 +239,12 @@ class Recipe:
     data: DataConfig
     stage1: Stage1Config | None = None
     stage2: Stage2Config | None = None
+    negatives: NegativesConfig | None = None
+    """Negatives that stage 2 samples from the policy while it trains; null takes those of the rows alone."""
+
+    probes: ProbesConfig | None = field(default_factory=ProbesConfig)
     engine: Literal["auto", "tree", "plain"] = "auto"
+    features: FeaturesConfig | None = field(default_factory=FeaturesConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     """Passed to ``TrainingArguments`` as it is."""
 

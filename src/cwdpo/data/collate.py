@@ -10,11 +10,12 @@ import xxhash
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cwdpo.batch import Batch, Role
+from cwdpo.batch import Batch, Role, image_key
 from cwdpo.data.encode import Encoder
 from cwdpo.data.formats import row_from_record
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, DataError
+from cwdpo.tensor_hash import hash_tensors
 
 _KEYS = {Role.CHOSEN: "chosen", Role.REJECTED: "rejected", Role.GENTLE: "gentle"}
 
@@ -111,7 +112,7 @@ class AnswerCollator:
             answers += encoded.answers
             roles += [int(role) for role, _ in chosen]
             keys += [answer_key(digest, ids) for ids in encoded.answers]
-        ids, mask = _pad(answers)
+        ids, mask = pad_answers(answers)
         return Batch(
             row_index=torch.tensor([index for index, _ in items]),
             prompts=prompts,
@@ -120,6 +121,7 @@ class AnswerCollator:
             answer_ids=ids,
             answer_mask=mask,
             keys=keys,
+            image_keys=[image_key(prompt) for prompt in prompts],
         )
 
     def _answers(self, row: Row) -> list[tuple[Role, str]]:
@@ -139,12 +141,7 @@ class AnswerCollator:
 
 def prompt_digest(prompt: Mapping[str, Tensor]) -> bytes:
     """Hash of everything the model is given of a prompt: names, types, shapes and content of its tensors."""
-    digest = xxhash.xxh3_128()
-    for name in sorted(prompt):
-        tensor = prompt[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.digest()
+    return hash_tensors(sorted(prompt.items())).digest()
 
 
 def answer_key(prompt: bytes, ids: Sequence[int]) -> str:
@@ -152,7 +149,7 @@ def answer_key(prompt: bytes, ids: Sequence[int]) -> str:
     return xxhash.xxh3_128_hexdigest(prompt + torch.tensor(ids, dtype=torch.int64).numpy().tobytes())
 
 
-def _pad(answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def pad_answers(answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Right-pad token ids with 0; the mask says where tokens are, so the padding's value means nothing.
 
     Returns:

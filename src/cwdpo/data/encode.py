@@ -1,6 +1,7 @@
 """Turn a row into what a model reads: the processor's tensors of its prompt, and the token ids of its answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,7 @@ class Encoder:
         self.limit = max_length if max_length is not None else model_max_length
         """Most tokens in prompt and answer together, or None."""
 
+        self._memory: dict[tuple[Any, ...], dict[str, Tensor]] | None = None
         _check_no_suffix(self._tokenizer)
 
     def encode(self, row: Row, answers: Sequence[str] = ()) -> EncodedRow:
@@ -92,10 +94,19 @@ class Encoder:
         self.check_length(row, answers, encoded)
         return encoded
 
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """While open, prompts are encoded once; for a few rows that are asked about several times in a row."""
+        self._memory = {}
+        try:
+            yield
+        finally:
+            self._memory = None
+
     def measure(self, row: Row, answers: Sequence[str] = ()) -> EncodedRow:
         """As :meth:`encode`, without the limit on the length."""
         frame = self.template.frame(row)
-        prompt = self._prompt(row, frame.prompt)
+        prompt = self._remembered(row, frame.prompt)
         image_tokens = int(torch.isin(prompt["input_ids"], self._image_ids).sum())
         if image_tokens < len(row.images) or (image_tokens and not row.images):
             raise DataError(
@@ -129,6 +140,14 @@ class Encoder:
                 f"{count} answer), more than the {self.limit} allowed. Nothing is "
                 "truncated: raise data.max_length, shorten the row, make its images smaller, or take it out."
             )
+
+    def _remembered(self, row: Row, text: str) -> dict[str, Tensor]:
+        if self._memory is None:
+            return self._prompt(row, text)
+        key = (text, *map(id, row.images))
+        if key not in self._memory:
+            self._memory[key] = self._prompt(row, text)
+        return self._memory[key]
 
     def _prompt(self, row: Row, text: str) -> dict[str, Tensor]:
         """Call the processor on one prompt and its images."""

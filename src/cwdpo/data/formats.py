@@ -9,9 +9,9 @@
 ``llava``                 ``conversations`` with the chosen answer last; no rejected answer, so for stage 1
 ========================  ==========================================================================================
 
-In every format ``gentle``, ``negatives``, ``kind`` and ``id`` may be added, ``image`` may stand for ``images``, and a
-value of null is as good as none. Of a conversation only the last assistant turn is an answer to learn from; the earlier
-ones are part of the prompt.
+In every format ``gentle``, ``negatives``, ``longer``, ``shorter`` (paraphrases of the chosen answer, for probes),
+``kind`` and ``id`` may be added, ``image`` may stand for ``images``, and a value of null is as good as none. Of a
+conversation only the last assistant turn is an answer to learn from; the earlier ones are part of the prompt.
 """
 
 import difflib
@@ -26,7 +26,7 @@ from cwdpo.data.messages import check_prompt, place_images, read_answer, read_te
 from cwdpo.data.rows import ImageSource, Message, Row
 from cwdpo.errors import DataError
 
-_OPTIONAL = ("images", "image", "rejected", "gentle", "negatives", "kind", "id", "system")
+_OPTIONAL = ("images", "image", "rejected", "gentle", "negatives", "longer", "shorter", "kind", "id", "system")
 _KEYS: dict[str, tuple[str, ...]] = {
     "trl": ("prompt", "chosen"),
     "flat": ("prompt", "chosen"),
@@ -99,7 +99,9 @@ def row_from_record(record: Mapping[str, Any], *, source: str, image_root: Path 
         prompt=place_images(fields.turns, len(images), f"`{fields.prompt}`", source),
         chosen=fields.chosen,
         rejected=_rejected(record, fields.rejected, source),
-        gentle=read_answer(record["gentle"], "`gentle`", source) if "gentle" in record else None,
+        gentle=_one_answer(record, "gentle", source),
+        longer=_one_answer(record, "longer", source),
+        shorter=_one_answer(record, "shorter", source),
         images=images,
         kind=_label(record, "kind", source),
         id=_label(record, "id", source) or _label(record, "idx", source) or "",
@@ -152,6 +154,10 @@ def _check_keys(record: Mapping[str, Any], source: str) -> None:
             near = ["image"]
         if near:
             raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near[0]}`? Else give it another name.")
+
+
+def _one_answer(record: Mapping[str, Any], key: str, source: str) -> str | None:
+    return read_answer(record[key], f"`{key}`", source) if key in record else None
 
 
 def _rejected(record: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:

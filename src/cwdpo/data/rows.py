@@ -41,6 +41,12 @@ class Row:
     gentle: str | None = None
     """An answer with one minor error, for stage 1 and for the cooling floor."""
 
+    longer: str | None = None
+    """A longer paraphrase of the chosen answer, for probes alone."""
+
+    shorter: str | None = None
+    """A shorter one."""
+
     images: tuple[ImageSource, ...] = ()
     kind: str | None = None
     """What sort of negative the row holds, as the data set says it."""

@@ -8,9 +8,9 @@ from statistics import fmean
 from cwdpo.data.rows import Row
 from cwdpo.demo.checker import Verdict, check_caption, win_rate
 from cwdpo.demo.scenes import Scene
-from cwdpo.engine import make_engine
-from cwdpo.evaluation.generate import generate_answers
+from cwdpo.engine import Engine
 from cwdpo.evaluation.held_out import evaluate_rows
+from cwdpo.generation import generate_answers
 from cwdpo.models.loading import load_policy
 from cwdpo.models.processors import load_processor
 from cwdpo.reference import FrozenCopy
@@ -69,13 +69,12 @@ def judge_captions(captions: Captions, rival: Captions, held_out: HeldOut) -> di
     }
 
 
-def compare_likelihoods(checkpoint: Path, start: Path, held_out: HeldOut) -> Mapping[str, float]:
+def compare_likelihoods(checkpoint: Path, start: Path, held_out: HeldOut, engine: Engine) -> Mapping[str, float]:
     """Likelihoods of the held-out answers beside those of the model that the last phase started from.
 
     Returns:
         As :func:`cwdpo.evaluation.held_out.evaluate_answers`.
     """
-    engine = make_engine()
     model, reference = (load_policy(path, dtype="float32") for path in (checkpoint, start))
     return evaluate_rows(model, FrozenCopy(reference, engine), load_processor(checkpoint), held_out.rows, engine)
 

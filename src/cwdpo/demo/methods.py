@@ -15,6 +15,7 @@ _OPTIMISER: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "logging_steps": 5,
     "save_strategy": "no",
+    "eval_strategy": "no",  # the held-out rows are for the probes, and for the comparison at the end
     "dataloader_num_workers": 0,
 }
 
@@ -55,7 +56,7 @@ class Plan:
 
 
 def make_plans(
-    out: Path, *, base: Path, train: Path, stage2_rows: Path, settings: DemoSettings, seed: int
+    out: Path, *, base: Path, train: Path, held_out: Path, stage2_rows: Path, settings: DemoSettings, seed: int
 ) -> Sequence[Plan]:
     """Recipes of the three methods, in the order in which they must run.
 
@@ -65,6 +66,7 @@ def make_plans(
         out: each method's run directory is made in here.
         base: checkpoint that all begin with.
         train: rows of both stages.
+        held_out: rows that probes ask about.
         stage2_rows: those of them that stage 2 sees.
         settings: how large.
         seed: of every run.
@@ -73,7 +75,7 @@ def make_plans(
     def recipe(name: str, model: Path, data: Path, stage1: Stage1Config | None, stage2: Stage2Config | None) -> Recipe:
         return Recipe(
             model=ModelConfig(name_or_path=str(model), dtype="float32", freeze_vision=False),
-            data=DataConfig(train=str(data), stage1_fraction=settings.stage1_fraction),
+            data=DataConfig(train=str(data), eval=str(held_out), stage1_fraction=settings.stage1_fraction),
             stage1=stage1,
             stage2=stage2,
             trainer={"per_device_train_batch_size": settings.batch_size, "use_cpu": True, **_OPTIMISER},

@@ -26,7 +26,7 @@ from cwdpo.demo.captions import sample_style, write_caption
 from cwdpo.demo.checker import check_caption
 from cwdpo.demo.scenes import Scene, draw_scene, sample_scene
 from cwdpo.demo.world import PROMPT
-from cwdpo.evaluation.generate import generate_answers
+from cwdpo.generation import generate_answers
 
 logger = logging.getLogger(__name__)
 

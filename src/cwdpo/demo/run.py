@@ -19,6 +19,7 @@ from cwdpo.demo.comparison import COLUMNS, LEGEND, format_table, make_gallery
 from cwdpo.demo.measure import Captions, HeldOut, compare_likelihoods, judge_captions, write_captions
 from cwdpo.demo.methods import DemoSettings, Plan, make_plans
 from cwdpo.demo.world import WorldPaths, read_scenes, write_world
+from cwdpo.engine import make_engine
 from cwdpo.errors import UserError
 from cwdpo.recipes import run_recipe
 from cwdpo.records.files import write_json, write_text
@@ -76,7 +77,13 @@ def _run(
     world = write_world(out / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
     stage2_rows = _write_stage2_rows(world, settings, seed)
     plans = make_plans(
-        out, base=base_checkpoint(), train=world.train, stage2_rows=stage2_rows, settings=settings, seed=seed
+        out,
+        base=base_checkpoint(),
+        train=world.train,
+        held_out=world.eval,
+        stage2_rows=stage2_rows,
+        settings=settings,
+        seed=seed,
     )
     for plan in plans:
         say(f"Training {plan.method}")
@@ -136,10 +143,11 @@ def _measure(
     checkpoints = {_BASE: base_checkpoint(), _START: start, **{name: plan_of[name].result for name in _ORDER}}
     captions = {name: write_captions(path, held_out, seed=seed) for name, path in checkpoints.items()}
     steps = {_BASE: 0, _START: settings.stage1_steps}
+    engine = make_engine()
     table = []
     for name, path in checkpoints.items():
         reference = plan_of[name].start if name in _ORDER else path
-        likelihoods = compare_likelihoods(path, reference, held_out)
+        likelihoods = compare_likelihoods(path, reference, held_out, engine)
         found = _table_row(captions[name], captions[_START], held_out, likelihoods, moved=name in _ORDER)
         total = steps.get(name, settings.stage1_steps + settings.stage2_steps)
         table.append({"name": name, **found, "steps": total})

@@ -7,7 +7,10 @@ from torch import nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
 from cwdpo.engine.choice import CheckedEngine
+from cwdpo.engine.features import FeatureCache
 from cwdpo.engine.plain import PlainEngine
+
+__all__ = ["Engine", "FeatureCache", "make_engine"]
 
 
 class Engine(Protocol):
@@ -27,6 +30,17 @@ class Engine(Protocol):
         ...
 
 
-def make_engine(name: Literal["auto", "plain", "tree"] = "auto") -> Engine:
-    """The engine of that name; ``auto`` is the fastest that gives exact numbers, ``tree`` the fastest or an error."""
-    return PlainEngine() if name == "plain" else CheckedEngine(must_be_tree=name == "tree")
+def make_engine(name: Literal["auto", "plain", "tree"] = "auto", *, features: FeatureCache | None = None) -> Engine:
+    """The engine of that name; ``auto`` is the fastest that gives exact numbers, ``tree`` the fastest or an error.
+
+    Args:
+        name: the engine.
+        features: where the image features of frozen towers are kept; ``plain``, to which the others are held, keeps
+            none.
+    """
+    if name != "plain":
+        return CheckedEngine(must_be_tree=name == "tree", features=features)
+    engine = PlainEngine()
+    if features is not None:
+        engine.report["features"] = "not kept by engine `plain`"
+    return engine

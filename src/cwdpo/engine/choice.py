@@ -10,6 +10,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
+from cwdpo.engine.features import FeatureCache
 from cwdpo.engine.forward import bare_model
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.self_check import Check, check_engine
@@ -33,21 +34,25 @@ class CheckedEngine:
     train together, each checks on its very first batch, and all take what the slowest of them must.
     """
 
-    def __init__(self, *, must_be_tree: bool = False) -> None:
+    def __init__(self, *, must_be_tree: bool = False, features: FeatureCache | None = None) -> None:
         """Set up; nothing runs before the first batch.
 
         Args:
             must_be_tree: raise where the tree is not exact, in place of falling back.
+            features: where the image features of frozen towers are kept.
         """
         self._must_be_tree = must_be_tree
+        self._features = features
         self._engines: dict[str, TreeEngine | PlainEngine] = {
-            "tree": TreeEngine(),
-            "images_once": PlainEngine(images_once=True),
+            "tree": TreeEngine(features=features),
+            "images_once": PlainEngine(images_once=True, features=features),
             "plain": PlainEngine(),
         }
         self._chosen: dict[tuple[Any, ...], str] = {}
         self.report: dict[str, Any] = {"asked": "tree" if must_be_tree else "auto", "choices": []}
         """What was chosen for which model, and the numbers that decided it."""
+        if features is not None:
+            self.report["features"] = features.report
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
         """See :meth:`cwdpo.engine.Engine.logprobs`.
@@ -66,12 +71,24 @@ class CheckedEngine:
         asked = model if isinstance(model, FullyShardedDataParallel) else _without_ddp(model)
         checks: dict[str, Check] = {}
         for name in _ORDER:
-            checks[name] = self._check(name, asked, bare, batch)
+            checks[name] = self._check_with_features(name, asked, bare, batch)
             if checks[name].ok:
                 break
         chosen = _ORDER[_agree(_ORDER.index(name), batch["answer_ids"].device)]
         self._tell(chosen, bare, checks)
         return chosen
+
+    def _check_with_features(self, name: str, model: nn.Module, bare: Any, batch: Batch) -> Check:
+        """As the engine will be used; where kept features alone are at fault, without them from now on."""
+        check = self._check(name, model, bare, batch)
+        if check.ok or name == "plain" or self._features is None or not self._features.used_for(model, bare):
+            return check
+        with self._features.off():
+            without = self._check(name, model, bare, batch)
+        if without.ok:
+            logger.warning("image features of %s are not kept: %s", type(bare).__name__, check.reason)
+            self._features.refuse(check.reason)
+        return without
 
     def _check(self, name: str, model: nn.Module, bare: Any, batch: Batch) -> Check:
         if name == "images_once":

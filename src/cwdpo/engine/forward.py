@@ -1,7 +1,7 @@
 """One forward pass over a layout, and what is read from it: the part that every engine shares."""
 
-from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -43,7 +43,7 @@ class Forward:
         layout: Layout,
         *,
         want: Collection[Detail],
-        context: AbstractContextManager[Any] | None = None,
+        contexts: Sequence[AbstractContextManager[Any]] = (),
     ) -> AnswerLogprobs:
         """Log-probs of the batch's answers, whose rows are laid out.
 
@@ -52,15 +52,15 @@ class Forward:
             batch: the answers to read.
             layout: the rows.
             want: optional details.
-            context: open during the forward pass alone.
+            contexts: open during the forward pass alone.
         """
         bare = bare_model(model)
         head = bare.get_output_embeddings()
-        with (
-            context or nullcontext(),
-            encode_frozen_without_grad(bare),
-            capture_head_input(head) as captured,
-        ):
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context)
+            stack.enter_context(encode_frozen_without_grad(bare))
+            captured = stack.enter_context(capture_head_input(head))
             output = model(**layout.inputs, use_cache=False, logits_to_keep=layout.predicts)
         if bare not in self._transforms:
             self._transforms[bare] = find_logit_transform(bare, captured, head, output.logits)

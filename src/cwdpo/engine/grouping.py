@@ -11,8 +11,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from cwdpo.batch import AnswerLogprobs, Batch
-from cwdpo.engine.layout import token_names
+from cwdpo.batch import AnswerLogprobs, Batch, token_names
 
 
 def in_groups(batch: Batch, compute: Callable[[Batch], AnswerLogprobs]) -> AnswerLogprobs:
@@ -31,18 +30,26 @@ def in_groups(batch: Batch, compute: Callable[[Batch], AnswerLogprobs]) -> Answe
 def select_prompts(batch: Batch, prompts: list[int]) -> tuple[Batch, Tensor]:
     """Some of a batch's prompts with all their answers, as a batch; and ``(n,)`` which answers those are."""
     wanted = torch.tensor(prompts, device=batch["prompt_index"].device)
-    found = batch["prompt_index"][:, None] == wanted
-    answers = found.any(dim=1).nonzero()[:, 0]
+    answers = torch.isin(batch["prompt_index"], wanted).nonzero()[:, 0]
+    return select_answers(batch, answers), answers
+
+
+def select_answers(batch: Batch, answers: Tensor) -> Batch:
+    """``(n,)`` of a batch's answers, in their order, and their prompts, as a batch."""
+    owners, prompt_index = torch.unique(batch["prompt_index"][answers], return_inverse=True)
+    prompts, places = owners.tolist(), answers.tolist()
     part = Batch(
-        row_index=batch["row_index"][wanted],
+        row_index=batch["row_index"][owners],
         prompts=[batch["prompts"][i] for i in prompts],
-        prompt_index=found[answers].long().argmax(dim=1),
+        prompt_index=prompt_index,
         roles=batch["roles"][answers],
         answer_ids=batch["answer_ids"][answers],
         answer_mask=batch["answer_mask"][answers],
-        keys=[batch["keys"][i] for i in answers.tolist()],
+        keys=[batch["keys"][i] for i in places],
     )
-    return part, answers
+    if "image_keys" in batch:
+        part["image_keys"] = [batch["image_keys"][i] for i in prompts]
+    return part
 
 
 def _kind(prompt: dict[str, Tensor]) -> tuple[tuple[str, torch.Size], ...]:

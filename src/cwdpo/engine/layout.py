@@ -8,12 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from cwdpo.batch import Batch
+from cwdpo.batch import Batch, image_entries, token_names
 
 PaddingSide = Literal["left", "right"]
-
-_NOT_INPUTS = ("labels",)
-"""What some processors (PaliGemma's) return for a loss of the model's own, which is never asked for."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +60,6 @@ def prompts_alone(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return stack_tokens(rows, "left") | merge_images(prompts)
 
 
-def token_names(prompt: dict[str, Tensor]) -> list[str]:
-    """The entries that hold one value a token (``input_ids``, ``attention_mask``, token types, ...)."""
-    shape = prompt["input_ids"].shape
-    return [name for name, value in prompt.items() if value.shape[:2] == shape and name not in _NOT_INPUTS]
-
-
 def merge_images(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Everything that is not per token, joined along the first dimension, other dimensions padded with zeros.
 
@@ -77,10 +68,8 @@ def merge_images(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """
     merged: dict[str, list[Tensor]] = {}
     for prompt in prompts:
-        tokens = token_names(prompt)
-        for name, value in prompt.items():
-            if name not in tokens and name not in _NOT_INPUTS:
-                merged.setdefault(name, []).append(value)
+        for name, value in image_entries(prompt).items():
+            merged.setdefault(name, []).append(value)
     return {name: torch.cat(_pad_to_largest(values)) for name, values in merged.items()}
 
 

@@ -1,7 +1,5 @@
 """Whether an engine tells the truth about a model: a leak test, and a comparison with plain rows."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 
 from cwdpo.batch import AnswerLogprobs, Batch
 from cwdpo.engine.grouping import select_prompts
+from cwdpo.eval_mode import eval_mode
 
 _LONGEST, _SHORTEST = 16, 4
 """Tokens of a probe's answers: enough for every layer to show itself, few enough to cost next to nothing."""
@@ -76,7 +75,7 @@ def check_engine(engine: _Engine, model: nn.Module, batch: Batch, plain: _Engine
         plain: what it is held to.
     """
     before, after, blind = make_probe(batch)
-    with torch.no_grad(), _in_eval_mode(model):
+    with torch.no_grad(), eval_mode(model):
         found, changed = engine.logprobs(model, before), engine.logprobs(model, after)
         leak = (found.token - changed.token)[blind].abs().max().item()
         gaps = (found.token - plain.logprobs(model, before).token)[before["answer_mask"]].abs()
@@ -109,14 +108,3 @@ def _three_answers(one: Batch, answers: list[Tensor]) -> Batch:
         answer_mask=mask,
         keys=[""] * len(answers),
     )
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

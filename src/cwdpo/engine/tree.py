@@ -6,10 +6,12 @@ from typing import Any
 from torch import nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
+from cwdpo.engine.features import FeatureCache
 from cwdpo.engine.forward import Forward, answer_type, bare_model
 from cwdpo.engine.grouping import in_groups
 from cwdpo.engine.tree_attention import as_tree
 from cwdpo.engine.tree_layout import TreePlan, one_row_a_prompt
+from cwdpo.engine.vision import share_images
 
 
 class TreeEngine:
@@ -19,15 +21,17 @@ class TreeEngine:
     one of those: :class:`cwdpo.engine.choice.CheckedEngine` does, before it is used.
     """
 
-    def __init__(self, *, flex_from: int | None = None) -> None:
+    def __init__(self, *, flex_from: int | None = None, features: FeatureCache | None = None) -> None:
         """Choose the attention kernel.
 
         Args:
             flex_from: rows of at least this many tokens run by ``flex_attention``, whose block masks skip what no
                 query may see; None leaves every row to the model's own implementation. A model under activation
                 checkpointing keeps its own in any case.
+            features: where the image features of frozen towers are kept; None encodes images at every step.
         """
         self.flex_from = flex_from
+        self._features = features
         self._forward = Forward()
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
@@ -41,9 +45,11 @@ class TreeEngine:
     def _logprobs(self, model: nn.Module, batch: Batch, want: Collection[Detail]) -> AnswerLogprobs:
         bare = bare_model(model)
         layout, plan = one_row_a_prompt(batch, answer_type=answer_type(bare))
-        return self._forward(
-            model, batch, layout, want=want, context=as_tree(bare, plan, by_flex=self._by_flex(bare, plan))
-        )
+        contexts = [as_tree(bare, plan, by_flex=self._by_flex(bare, plan))]
+        lookup = self._features.lookup(model, bare, batch) if self._features else None
+        if lookup is not None and "pixel_values" in layout.inputs:
+            contexts.append(share_images(bare, batch, range(len(batch["prompts"])), lookup=lookup))
+        return self._forward(model, batch, layout, want=want, contexts=contexts)
 
     def _by_flex(self, bare: Any, plan: TreePlan) -> bool:
         if self.flex_from is None or plan.branch.shape[1] < self.flex_from:

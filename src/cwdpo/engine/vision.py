@@ -1,12 +1,14 @@
 """Images: encoded once for all answers of a prompt, and without gradient where nothing there trains."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
 
 from cwdpo.batch import Batch
 from cwdpo.engine.layout import merge_images
@@ -65,24 +67,79 @@ def can_share_images(bare: Any) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What one prompt's images are to the language model, one vector an image token, in reading order."""
+
+    pooled: Tensor
+    """``(n, hidden)`` what takes the place of the image tokens."""
+
+    deep: tuple[Tensor, ...] = ()
+    """``(n, hidden)`` each: what Qwen3-VL adds at the first layers of its language model."""
+
+    stacked: bool = False
+    """Whether the model hands ``pooled`` on as one tensor; else as a list of tensors."""
+
+    listed: tuple[bool, ...] = ()
+    """The same of each of ``deep``: whether it is handed on as a list."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, ``pooled`` first."""
+        return [self.pooled, *self.deep]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+
+    def to(self, device: torch.device | str) -> "ImageFeatures":
+        """The same on a device, apart from any graph."""
+        pooled, *deep = (tensor.detach().to(device) for tensor in self.tensors)
+        return replace(self, pooled=pooled, deep=tuple(deep))
+
+
+Lookup: TypeAlias = Callable[[Sequence[int], Callable[[int], ImageFeatures]], list[ImageFeatures]]
+"""Given prompts that have images and a way to encode one of them, the features of each."""
+
+
+@dataclass
+class _Encoded(ModelOutput):
+    """The two fields of a tower's output that the models read."""
+
+    pooler_output: Any = None
+    deepstack_features: Any = None
+
+
 @contextmanager
-def share_images(bare: Any, batch: Batch) -> Iterator[None]:
-    """While open, a forward pass over one row an answer encodes the pixels of each prompt once for all its rows.
+def share_images(bare: Any, batch: Batch, owners: Sequence[int], *, lookup: Lookup | None = None) -> Iterator[None]:
+    """While open, a forward pass encodes the pixels of each prompt once for all its rows, or has them looked up.
 
     The pixels go through the model's wrappers as ever and are exchanged for features inside, so DDP, FSDP and mixed
     precision do their work. The pass must be given each prompt's ``pixel_values`` once
     (:func:`cwdpo.engine.layout.with_images_once`).
+
+    Args:
+        bare: the transformers model.
+        batch: prompts with images and without.
+        owners: the prompt of each row of the pass.
+        lookup: a cache; it has prompts encoded one at a time, so that a prompt's features do not depend, in their last
+            bit, on the batch they were first met in.
     """
-    unique = merge_images(batch["prompts"])
-    accepted = inspect.signature(bare.base_model.get_image_features).parameters
-    counts = [int((prompt["input_ids"] == bare.config.image_token_id).sum()) for prompt in batch["prompts"]]
-    owners = batch["prompt_index"].tolist()
+    prompts = batch["prompts"]
+    pictured = [i for i, prompt in enumerate(prompts) if "pixel_values" in prompt]
+    places = {i: place for place, i in enumerate(pictured)}
 
     def exchange(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        pixels = {name: value for name, value in unique.items() if name in accepted}
-        pixels["pixel_values"] = kwargs.pop("pixel_values")
-        features = bare.base_model.get_image_features(**pixels, return_dict=True)
-        return args, kwargs | {"mm_encoder_outputs": {"image": _repeat(features, counts, owners)}}
+        pixels = kwargs.pop("pixel_values")
+        if lookup is None:
+            features = _encode(bare, [prompts[i] for i in pictured], pixels)
+        else:
+            features = lookup(
+                pictured, lambda i: _encode(bare, [prompts[i]], prompts[i]["pixel_values"].to(pixels.dtype))[0]
+            )
+        rows = [features[places[owner]] for owner in owners if owner in places]
+        return args, kwargs | {"mm_encoder_outputs": {"image": _put_together(rows)}}
 
     handle = bare.register_forward_pre_hook(exchange, with_kwargs=True)
     try:
@@ -91,25 +148,31 @@ def share_images(bare: Any, batch: Batch) -> Iterator[None]:
         handle.remove()
 
 
-def _repeat(features: Any, counts: Sequence[int], owners: Sequence[int]) -> Any:
-    """Image features of the prompts, as features of the rows.
+def _encode(bare: Any, prompts: Sequence[dict[str, Tensor]], pixels: Tensor) -> list[ImageFeatures]:
+    """Features of the images of some prompts, whose ``pixel_values`` together are ``pixels``."""
+    accepted = inspect.signature(bare.base_model.get_image_features).parameters
+    described = {name: value for name, value in merge_images(prompts).items() if name in accepted}
+    features = bare.base_model.get_image_features(**described | {"pixel_values": pixels}, return_dict=True)
+    counts = [int((prompt["input_ids"] == bare.config.image_token_id).sum()) for prompt in prompts]
+    deep = features.get("deepstack_features") or ()
+    pieces = [torch.split(_flat(values), counts) for values in (features.pooler_output, *deep)]
+    stacked = isinstance(features.pooler_output, Tensor)
+    listed = tuple(isinstance(level, list | tuple) for level in deep)
+    return [ImageFeatures(pooled, tuple(levels), stacked, listed) for pooled, *levels in zip(*pieces, strict=True)]
 
-    Args:
-        features: the model's own output, its pooled (and deepstack) features in reading order.
-        counts: image tokens of each prompt.
-        owners: the prompt of each row.
-    """
 
-    def repeat(values: Any) -> Any:
-        flat = torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
-        pieces = torch.split(flat, list(counts))
-        rows = torch.cat([pieces[owner] for owner in owners])
-        return rows[None] if isinstance(values, Tensor) else [rows]
+def _flat(values: Any) -> Tensor:
+    """``(n, hidden)`` from a tensor with any leading dimensions, or from a list of such tensors."""
+    if isinstance(values, Tensor):
+        return values.reshape(-1, values.shape[-1])
+    return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
 
-    repeated = {"pooler_output": repeat(features.pooler_output)}
-    deep = features.get("deepstack_features")
-    if deep is not None:
-        repeated["deepstack_features"] = [
-            repeat(level) if isinstance(level, list | tuple) else repeat([level])[0] for level in deep
-        ]
-    return type(features)(**repeated)
+
+def _put_together(rows: Sequence[ImageFeatures]) -> _Encoded:
+    """The features of a pass's rows in the form that the model's own encoder gives."""
+    first = rows[0]
+    pooled, *deep = (torch.cat(values) for values in zip(*(row.tensors for row in rows), strict=True))
+    return _Encoded(
+        pooler_output=pooled[None] if first.stacked else [pooled],
+        deepstack_features=[[level] if listed else level for level, listed in zip(deep, first.listed, strict=True)],
+    )

@@ -9,13 +9,13 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role
+from cwdpo.calibration import token_ece
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
+from cwdpo.drift import jensen_shannon, total_variation
 from cwdpo.engine import Engine
-from cwdpo.evaluation.calibration import token_ece
-from cwdpo.evaluation.drift import jensen_shannon, total_variation
-from cwdpo.evaluation.eval_mode import eval_mode
+from cwdpo.eval_mode import eval_mode
 
 _WANT: tuple[Detail, ...] = ("entropy", "confidence", "hit", "distribution")
 

@@ -12,6 +12,8 @@ def constrained_sft_loss(
     penalty: float,
     ceiling: float,
     batch_negative_nll: Tensor | None = None,
+    chosen_share: Tensor | float = 1.0,
+    negative_share: Tensor | float = 1.0,
 ) -> Tensor:
     r"""Constrained SFT: imitate the chosen answers and keep the gentle negatives from becoming likely.
 
@@ -27,6 +29,9 @@ def constrained_sft_loss(
         penalty: lambda >= 0.
         ceiling: C, nats per token.
         batch_negative_nll: ``()`` mean NLL over the whole batch, detached; by default the mean of ``negative_nll``.
+        chosen_share: where a step is computed in parts, the share of its chosen answers that are in this one; the
+            losses of the parts then add up to the step's.
+        negative_share: the same of the negatives.
 
     Returns:
         ``()`` loss.
@@ -38,12 +43,12 @@ def constrained_sft_loss(
     """
     if penalty < 0:
         raise ValueError(f"penalty must be >= 0, got {penalty}. Write `objective: plain` for SFT without negatives.")
-    loss = chosen_nll.mean()
+    loss = chosen_share * chosen_nll.mean()
     if not len(negative_nll):
         return loss
     here = negative_nll.mean()
     gate = here.detach() if batch_negative_nll is None else batch_negative_nll.detach()
-    return loss + penalty * (ceiling - here) * (gate < ceiling)
+    return loss + negative_share * penalty * (ceiling - here) * (gate < ceiling)
 
 
 def smoothed_nll(token: Tensor, uniform: Tensor, mask: Tensor, *, epsilon: float) -> Tensor:
@@ -74,7 +79,14 @@ def smoothed_nll(token: Tensor, uniform: Tensor, mask: Tensor, *, epsilon: float
     return -masked_mean((1 - epsilon) * token + epsilon * uniform, mask)
 
 
-def smoothed_sft_loss(chosen_nll: Tensor, negative_smoothed_nll: Tensor, *, penalty: float) -> Tensor:
+def smoothed_sft_loss(
+    chosen_nll: Tensor,
+    negative_smoothed_nll: Tensor,
+    *,
+    penalty: float,
+    chosen_share: Tensor | float = 1.0,
+    negative_share: Tensor | float = 1.0,
+) -> Tensor:
     r"""Low-weight smoothed supervision on gentle negatives, without a constraint.
 
         loss = E[NLL(y+)] + lambda * E[CE_eps(y-)]        stage 1, abstract of arXiv 2510.11978
@@ -83,6 +95,8 @@ def smoothed_sft_loss(chosen_nll: Tensor, negative_smoothed_nll: Tensor, *, pena
         chosen_nll: ``(n,)`` NLL of the chosen answers.
         negative_smoothed_nll: ``(m,)`` from :func:`smoothed_nll`; may be empty.
         penalty: lambda >= 0, low (the gentle negative is wrong in one place and right in all others).
+        chosen_share: see :func:`constrained_sft_loss`.
+        negative_share: see :func:`constrained_sft_loss`.
 
     Returns:
         ``()`` loss.
@@ -94,5 +108,7 @@ def smoothed_sft_loss(chosen_nll: Tensor, negative_smoothed_nll: Tensor, *, pena
     """
     if penalty < 0:
         raise ValueError(f"penalty must be >= 0, got {penalty}. Write `objective: plain` for SFT without negatives.")
-    loss = chosen_nll.mean()
-    return loss + penalty * negative_smoothed_nll.mean() if len(negative_smoothed_nll) else loss
+    loss = chosen_share * chosen_nll.mean()
+    if not len(negative_smoothed_nll):
+        return loss
+    return loss + negative_share * penalty * negative_smoothed_nll.mean()

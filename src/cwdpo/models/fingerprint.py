@@ -1,8 +1,8 @@
 """A model's fingerprint: equal exactly when the weights are."""
 
-import torch
-import xxhash
 from torch import nn
+
+from cwdpo.tensor_hash import hash_tensors
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -17,10 +17,8 @@ def fingerprint(model: nn.Module) -> str:
     Raises:
         ValueError: a weight is on the meta device, so it has no bytes.
     """
-    digest = xxhash.xxh3_128()
-    for name, tensor in sorted(model.state_dict().items()):
+    state = sorted(model.state_dict().items())
+    for name, tensor in state:
         if tensor.is_meta:
             raise ValueError(f"{name} is on the meta device and has no values. Load the weights before hashing them.")
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return hash_tensors(state).hexdigest()

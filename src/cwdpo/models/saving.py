@@ -117,7 +117,7 @@ def merge_adapter(
             f"{source} has no adapter_config.json, so there is nothing to merge. Name the directory that holds the "
             "adapters; a full checkpoint can be used as it is."
         )
-    base = base or _named_base(source)
+    base = base or named_base(source)
     model = load_policy(base, dtype=dtype, freeze_vision=False, trust_remote_code=trust_remote_code)
     adapted: Any = load_adapter(model, source, trainable=False)
     # transformers and PEFT write the tokenizer and the processor with the adapters, if they are given them
@@ -126,7 +126,12 @@ def merge_adapter(
     return save_checkpoint(adapted.merge_and_unload(), processor, target)
 
 
-def _named_base(source: Path) -> str:
+def named_base(source: Path) -> str:
+    """The base model that saved adapters were trained on, as they name it.
+
+    Raises:
+        UserError: they name none, or it is gone.
+    """
     base: str | None = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
     if not base:
         raise UserError(f"the adapters in {source} do not name their base model. Give it: `--base MODEL`.")

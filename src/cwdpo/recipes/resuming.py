@@ -12,10 +12,12 @@ from cwdpo.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_FIXED = ("model.", "data.", "seed", "stage1.objective", "stage2.beta", "stage2.cooling")
+_PROBE_SET = ("probes.rows", "probes.groups")
+_FIXED = ("model.", "data.", "seed", "stage1.objective", "stage2.beta", "stage2.cooling", "negatives", *_PROBE_SET)
 """Settings that make a run what it is. Others (steps, logging, saving) may change on the way, with a warning."""
 
-_MEASURED = "stage2.cooling.floor"
+_FREE = ("stage2.cooling.floor", "output_dir", "negatives.on_error", "negatives.endpoint")
+"""Settings that may: the floor is measured, and how to go on after an error is what an error makes one think about."""
 
 
 def check_same_run(saved: Path, recipe: Recipe) -> None:
@@ -27,7 +29,7 @@ def check_same_run(saved: Path, recipe: Recipe) -> None:
     before = dict(_flat(dataclasses.asdict(read_recipe(saved))))
     now = dict(_flat(dataclasses.asdict(recipe)))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    changed = [key for key in changed if key not in (_MEASURED, "output_dir")]
+    changed = [key for key in changed if key not in _FREE]
     refused = [key for key in changed if key.startswith(_FIXED)]
     if refused:
         key = refused[0]

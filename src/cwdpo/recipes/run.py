@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainerCallback, set_seed
@@ -15,12 +15,15 @@ from cwdpo.config.reading import dump_recipe
 from cwdpo.config.recipe import Recipe
 from cwdpo.data.reading import read_rows, split_rows
 from cwdpo.data.rows import Row
+from cwdpo.diagnosis import examine, read_recording
+from cwdpo.engine import Engine
 from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import save_checkpoint
 from cwdpo.recipes.policy import load_start
+from cwdpo.recipes.probing import probe_set_rows, watch_with_probes
 from cwdpo.recipes.resuming import check_same_run
-from cwdpo.recipes.stages import stage1_trainer, stage2_trainer, watch
-from cwdpo.records.files import write_json, write_text
+from cwdpo.recipes.stages import run_engine, stage1_trainer, stage2_trainer, watch
+from cwdpo.records.files import read_jsonl, write_json, write_text
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
 from cwdpo.report import write_report
@@ -59,13 +62,16 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
         else:
             write_text(run.recipe, dump_recipe(recipe))
     stages = _rows_of_stages(recipe, rows)
+    probed = probe_set_rows(recipe, rows, eval_rows)
+    engine = run_engine(recipe, run)
     start: Path | None = None
     for stage, stage_rows in stages.items():
         if not run.is_finished(stage):
-            _run_stage(recipe, run, stage, start, stage_rows, eval_rows, callbacks)
+            _run_stage(recipe, run, stage, start, _Rows(stage_rows, eval_rows, probed), callbacks, engine)
         start = run.stage(stage)
     if is_main:
         write_json(run.summary, _summary(recipe, run, stages, time.monotonic() - began))
+        _write_findings(run)
         write_report([run.root], run.report)
     return run
 
@@ -87,23 +93,34 @@ def _rows_of_stages(recipe: Recipe, rows: list[Row]) -> dict[Stage, list[Row]]:
     return {"stage1": first, "stage2": second}
 
 
+class _Rows(NamedTuple):
+    """What a stage reads."""
+
+    train: Sequence[Row]
+    eval: Sequence[Row] | None
+    probed: Sequence[Row]
+
+
 def _run_stage(
     recipe: Recipe,
     run: RunDirectory,
     stage: Stage,
     start: Path | None,
-    rows: Sequence[Row],
-    eval_rows: Sequence[Row] | None,
+    rows: _Rows,
     callbacks: Sequence[TrainerCallback],
+    engine: Engine,
 ) -> None:
     """Train one stage and save its model."""
     set_seed(recipe.seed)  # new adapters begin at random values
     model = load_start(recipe.model, start)
     processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
     make = stage1_trainer if stage == "stage1" else stage2_trainer
-    trainer: Any = make(recipe, run, model, processor, rows, eval_rows)
+    trainer: Any = make(recipe, run, model, processor, rows.train, rows.eval, engine=engine)
     signals = StopOnSignal()
     watch(trainer, [MetricsRecorder(run, stage), signals, *callbacks])
+    probing = watch_with_probes(
+        recipe, run, stage, trainer, processor, rows.probed, interrupted=lambda: signals.received is not None
+    )
     if isinstance(trainer, CWDPOTrainer):
         trainer.open()
         _record_floor(recipe, run, trainer)
@@ -115,7 +132,10 @@ def _run_stage(
         raise Interrupted(
             f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}."
         )
-    _save(trainer, processor, run, stage)
+    note = probing.finish() if probing is not None else {}
+    _save(trainer, processor, run, stage, note)
+    if probing is not None:
+        probing.clean_up()
 
 
 def _checkpoint(run: RunDirectory, stage: Stage) -> str | None:
@@ -134,14 +154,23 @@ def _record_floor(recipe: Recipe, run: RunDirectory, trainer: CWDPOTrainer) -> N
     write_text(run.recipe, dump_recipe(resolved))
 
 
-def _save(trainer: SmoothSFTTrainer | CWDPOTrainer, processor: Any, run: RunDirectory, stage: Stage) -> None:
+def _save(
+    trainer: SmoothSFTTrainer | CWDPOTrainer, processor: Any, run: RunDirectory, stage: Stage, note: dict[str, Any]
+) -> None:
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         trainer.save_model(str(run.stage(stage)))  # gathers the shards; every rank takes part
     elif trainer.is_world_process_zero():
         save_checkpoint(trainer.model, processor, run.stage(stage))  # type: ignore[arg-type]
     if trainer.is_world_process_zero():
-        run.mark_finished(stage, {"steps": trainer.state.global_step, "engine": trainer.engine.report})
+        run.mark_finished(stage, {"steps": trainer.state.global_step, "engine": trainer.engine.report, **note})
     trainer.accelerator.wait_for_everyone()
+
+
+def _write_findings(run: RunDirectory) -> None:
+    """Diagnose the run and say what ended its stages early."""
+    if read_jsonl(run.metrics).objects or read_jsonl(run.probes).objects:
+        recording = read_recording(run.root)
+        run.write_findings(examine(recording.readings, beta=recording.beta, notes=recording.notes).to_json())
 
 
 def _summary(recipe: Recipe, run: RunDirectory, stages: dict[Stage, list[Row]], seconds: float) -> dict[str, Any]:

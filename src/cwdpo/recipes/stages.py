@@ -5,10 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from cwdpo.config.recipe import Recipe, Stage1Config, Stage2Config
 from cwdpo.data.rows import Row
+from cwdpo.engine import Engine, FeatureCache, make_engine
 from cwdpo.errors import ConfigError, DataError
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
@@ -16,7 +17,14 @@ from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFT
 
 
 def stage1_trainer(
-    recipe: Recipe, run: RunDirectory, model: Any, processor: Any, rows: Sequence[Row], eval_rows: Sequence[Row] | None
+    recipe: Recipe,
+    run: RunDirectory,
+    model: Any,
+    processor: Any,
+    rows: Sequence[Row],
+    eval_rows: Sequence[Row] | None,
+    *,
+    engine: Engine | None = None,
 ) -> SmoothSFTTrainer:
     """The trainer of stage 1.
 
@@ -37,11 +45,19 @@ def stage1_trainer(
         epsilon=settings.epsilon,
         **_shared(recipe, run, "stage1", settings, has_eval=bool(eval_rows)),
     )
-    return SmoothSFTTrainer(model, args, train_dataset=list(rows), eval_dataset=eval_rows, processing_class=processor)
+    data = {"train_dataset": list(rows), "eval_dataset": _evaluated(args, eval_rows), "processing_class": processor}
+    return SmoothSFTTrainer(model, args, engine=engine, **data)
 
 
 def stage2_trainer(
-    recipe: Recipe, run: RunDirectory, model: Any, processor: Any, rows: Sequence[Row], eval_rows: Sequence[Row] | None
+    recipe: Recipe,
+    run: RunDirectory,
+    model: Any,
+    processor: Any,
+    rows: Sequence[Row],
+    eval_rows: Sequence[Row] | None,
+    *,
+    engine: Engine | None = None,
 ) -> CWDPOTrainer:
     """The trainer of stage 2.
 
@@ -60,10 +76,29 @@ def stage2_trainer(
         cooling=cooling is not None,
         reference=settings.reference,
         reference_dir=str(run.reference),
+        on_policy=None if recipe.negatives is None else asdict(recipe.negatives),
+        on_policy_dir=str(run.negatives),
+        reference_batch_size=settings.reference_batch_size,
         **weights,
         **_shared(recipe, run, "stage2", settings, has_eval=bool(eval_rows)),
     )
-    return CWDPOTrainer(model, args=args, train_dataset=list(rows), eval_dataset=eval_rows, processing_class=processor)
+    data = {"train_dataset": list(rows), "eval_dataset": _evaluated(args, eval_rows), "processing_class": processor}
+    return CWDPOTrainer(model, args=args, engine=engine, **data)
+
+
+def _evaluated(args: TrainingArguments, rows: Sequence[Row] | None) -> Sequence[Row] | None:
+    """Rows to evaluate on: none where the recipe wants no evaluation, and has ``data.eval`` for its probes."""
+    return None if args.eval_strategy == "no" else rows
+
+
+def run_engine(recipe: Recipe, run: RunDirectory) -> Engine:
+    """The engine of a run. Stages, evaluation and reference share it, with its checks and the features it keeps."""
+    kept = recipe.features
+    features = None
+    if kept is not None:
+        directory = run.features if kept.disk_mb else None
+        features = FeatureCache(memory_mb=kept.memory_mb, directory=directory, disk_mb=kept.disk_mb)
+    return make_engine(recipe.engine, features=features)
 
 
 def watch(trainer: SmoothSFTTrainer | CWDPOTrainer, callbacks: Sequence[TrainerCallback]) -> None:

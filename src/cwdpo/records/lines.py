@@ -31,13 +31,28 @@ MetricsLine = TypedDict(
 """One logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens, in nats."""
 
 
+PROBE_GROUPS = (
+    "chosen",
+    "rejected",
+    "gentle",
+    "longer",
+    "shorter",
+    "greedy",
+    "shuffled",
+    "other_answer",
+    "other_image",
+    "blank",
+)
+"""Groups of answers that probes measure, in the order of a reading's lines."""
+
+
 class ProbeLine(TypedDict, total=False):
-    """One group of answers in one probe reading; the last six stand on the ``chosen`` group only."""
+    """One group of answers in one probe reading; from ``entropy`` on they stand on the ``chosen`` group only."""
 
     stage: Stage
     step: int
     group: str
-    """``chosen``, ``rejected``, ``gentle``, ``on_policy``, ``shuffled``, ``other_image``, ``greedy``."""
+    """One of :data:`PROBE_GROUPS`."""
 
     n: int
     mean_logprob: float
@@ -46,9 +61,19 @@ class ProbeLine(TypedDict, total=False):
     delta: float
     """Change of ``mean_logprob`` since the stage began, nats per token."""
 
+    p10: float
+    p50: float
+    p90: float
+    """Quantiles of lbar over the group's answers, nats per token."""
+
     entropy: float
     top1: float
     argmax_mass: float
     ece: float
     tv: float
     js: float
+    moved_to_argmax: float
+    """Of the probability that moved since the stage began, the share that went to the then likeliest token."""
+
+    seconds: float
+    """What the reading cost."""

@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cwdpo.errors import UserError
-from cwdpo.records.files import append_jsonl, read_jsonl, write_text
+from cwdpo.records.files import append_jsonl, read_jsonl, write_json, write_text
 from cwdpo.records.lines import Stage
 
 
@@ -79,6 +79,16 @@ class RunDirectory:
         """Cached log-probs of the reference; internal."""
         return self.root / "reference"
 
+    @property
+    def negatives(self) -> Path:
+        """What was sampled from the policy, a file a refresh; see docs/on_policy.md."""
+        return self.root / "negatives"
+
+    @property
+    def features(self) -> Path:
+        """Kept features of a frozen vision tower; internal."""
+        return self.root / "features"
+
     def stage(self, stage: Stage) -> Path:
         """The model that a stage left: loads with ``from_pretrained``, or is a PEFT adapter directory."""
         return self.root / stage
@@ -86,6 +96,10 @@ class RunDirectory:
     def checkpoints(self, stage: Stage) -> Path:
         """Where the Trainer keeps a stage's checkpoints; internal."""
         return self.root / "checkpoints" / stage
+
+    def probe_files(self, stage: Stage) -> Path:
+        """What a stage's probes are measured from: their answers and the first reading; internal."""
+        return self.root / "probes" / stage
 
     def is_finished(self, stage: Stage) -> bool:
         """Whether a stage's model has been saved whole; see :meth:`mark_finished`."""
@@ -98,9 +112,17 @@ class RunDirectory:
         write_text(done, json.dumps(dict(note or {})) + "\n")
 
     def note(self, stage: Stage) -> dict[str, Any]:
-        """What :meth:`mark_finished` was told of a stage; empty if it is not finished."""
-        done = self.root / "checkpoints" / f"{stage}.done"
-        return dict(json.loads(done.read_text(encoding="utf-8"))) if done.is_file() else {}
+        """What was said when the stage was finished; empty if it is not."""
+        try:
+            found = json.loads((self.root / "checkpoints" / f"{stage}.done").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write_findings(self, found: Mapping[str, Any]) -> None:
+        """Write ``findings.json``: a diagnosis, and under ``stopped`` what ended stages before their last step."""
+        notes = [self.note(stage) for stage in get_args(Stage)]
+        write_json(self.findings, {**found, "stopped": [note["stopped"] for note in notes if "stopped" in note]})
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one logged step."""
@@ -117,7 +139,8 @@ class RunDirectory:
 
         Args:
             stage: the stage being resumed; lines of a stage after it are dropped as well.
-            step: the last step that the checkpoint holds; 0 drops the whole stage.
+            step: the last step that the checkpoint holds; -1 drops the whole stage, 0 all but a reading before its
+                first step.
 
         Returns:
             How many lines were dropped.

@@ -58,21 +58,28 @@ class ReferenceCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def missing(self, keys: Sequence[str]) -> bool:
-        """Whether any of the keys is not here."""
-        return any(key not in self._entries for key in keys)
+    def missing(self, keys: Sequence[str]) -> list[int]:
+        """The positions of the keys that are not here."""
+        return [i for i, key in enumerate(keys) if key not in self._entries]
 
-    def add(self, keys: Sequence[str], totals: Sequence[float], num_tokens: Sequence[int]) -> None:
-        """Remember log pi_ref(y|x) and the token count of some answers. Nothing is on disk before :meth:`save`."""
+    def add(
+        self, keys: Sequence[str], totals: Sequence[float], num_tokens: Sequence[int], *, keep: bool = True
+    ) -> None:
+        """Remember log pi_ref(y|x) and the token count of some answers.
+
+        Nothing is on disk before :meth:`save`, and what ``keep`` is False for never is: another file holds it.
+        """
         new = dict(zip(keys, zip(totals, num_tokens, strict=True), strict=True))
         self._entries |= new
-        self._unsaved |= new
+        if keep:
+            self._unsaved |= new
 
     def save(self) -> None:
         """Write what was added since the last save as one more part."""
         if not self._unsaved or self.directory is None:
             return
-        number = len(list(self.directory.glob(f"part-{self.rank:03d}-*.npz")))
+        parts = self.directory.glob(f"part-{self.rank:03d}-*.npz")  # a damaged one may have left a gap
+        number = max((int(part.stem.rsplit("-", 1)[1]) for part in parts), default=-1) + 1
         part = self.directory / f"part-{self.rank:03d}-{number:05d}.npz"
         written = part.with_suffix(".partial")
         with written.open("wb") as file:
@@ -126,8 +133,8 @@ def _read_part(part: Path) -> dict[str, tuple[float, int]]:
     try:
         with np.load(part) as arrays:  # the zip container checks each array's CRC
             keys, totals, counts = arrays["keys"], arrays["totals"], arrays["num_tokens"]
-    except (zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+    except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
         logger.warning("%s is damaged (%s); its answers are computed again", part, error)
-        part.unlink()
+        part.unlink(missing_ok=True)  # another rank may have been faster
         return {}
     return {k.decode(): (t, n) for k, t, n in zip(keys, totals.tolist(), counts.tolist(), strict=True)}

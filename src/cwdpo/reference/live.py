@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cwdpo.batch import AnswerLogprobs, Batch
 from cwdpo.engine import Engine
+from cwdpo.eval_mode import eval_mode
 
 
 class Reference(Protocol):
@@ -53,7 +54,7 @@ class StartingAdapter:
     def logprobs(self, batch: Batch, **details: Any) -> AnswerLogprobs:
         """Everything the engine says of the batch under the starting adapter."""
         adapted: Any = self.model
-        with _in_eval_mode(self.model), adapted.disable_adapter() if self._is_new else self._set_back():
+        with eval_mode(self.model), adapted.disable_adapter() if self._is_new else self._set_back():
             return self.engine.logprobs(self.model, batch, **details)
 
     def totals(self, batch: Batch) -> Tensor:
@@ -71,13 +72,3 @@ class StartingAdapter:
         finally:
             for name, p in self._trainable.items():
                 p.data = now[name]
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

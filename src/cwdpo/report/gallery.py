@@ -17,7 +17,7 @@ MOST_ITEMS = 60
 
 _MOST_BYTES = 40_000
 _SIDE = 320
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     ValueError,
     SyntaxError,  # Pillow's word for a broken PNG chunk
@@ -67,7 +67,7 @@ def _item(directory: Path, entry: Mapping[str, Any], notes: list[str]) -> Item:
             image, small = _data_uri(directory, str(name))
         except UnidentifiedImageError:
             notes.append(f"{directory.name}: the picture {name!r} is no {', '.join(_TYPES)} file.")
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             notes.append(f"{directory.name}: the picture {name!r} cannot be shown: {error}.")
     answers = [
         Answer(
@@ -79,20 +79,30 @@ def _item(directory: Path, entry: Mapping[str, Any], notes: list[str]) -> Item:
 
 
 def _data_uri(directory: Path, name: str) -> tuple[str, bool]:
-    """The picture as it is when it is small, else as a thumbnail, and whether it has few pixels."""
     path = (directory / name).resolve()
     if not path.is_relative_to(directory.resolve()):
         raise ValueError("its path leaves the run directory")
     if not path.is_file():
         raise ValueError("there is no such file")
+    return picture_uri(path)
+
+
+def picture_uri(source: Path | bytes) -> tuple[str, bool]:
+    """A picture as a ``data:`` URI, as it is when it is small, else as a thumbnail, and whether it has few pixels.
+
+    Raises:
+        UNREADABLE: not a picture that can be shown.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=list(_TYPES)) as picture:
+        with Image.open(file, formats=list(_TYPES)) as picture:
             kind = str(picture.format)
             small = max(picture.size) <= _SIDE // 2
-            if path.stat().st_size <= _MOST_BYTES and max(picture.size) <= 2 * _SIDE:
+            length = len(source) if isinstance(source, bytes) else source.stat().st_size
+            if length <= _MOST_BYTES and max(picture.size) <= 2 * _SIDE:
                 picture.load()
-                return _uri(kind, path.read_bytes()), small
+                return _uri(kind, source if isinstance(source, bytes) else source.read_bytes()), small
             picture.thumbnail((_SIDE, _SIDE))
             buffer = io.BytesIO()
             picture.convert("RGB").save(buffer, "JPEG", quality=85)

@@ -66,11 +66,11 @@ def _page(sources: Sequence[Source], notes: list[str]) -> str:
     shown, continued = aligned(_distinctly_named([run for source in sources for run in source.runs]))
     parts = [_part(source, notes) for source in sources]
     tables = [part.table for part in parts if part.table is not None]
-    style, script = (Markup(_resource(name)) for name in ("page.css", "page.js"))
+    style, script = (Markup(resource(name)) for name in ("page.css", "page.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_resource("page.html.j2")).render(
+    return environment.from_string(resource("page.html.j2")).render(
         title=parts[0].title if len(parts) == 1 else "Training runs compared",
-        policy=_policy(style, script),
+        policy=content_policy(style, script),
         style=style,
         script=script,
         lead=[*lead(sources, shown, tables), *continued],
@@ -116,7 +116,7 @@ def _recipe(run: Run, notes: list[str]) -> str:
     return text[:_MOST_RECIPE]
 
 
-def _policy(style: str, script: str) -> str:
+def content_policy(style: str, script: str) -> str:
     """Content-Security-Policy that allows this page's own style and script, data: pictures, and nothing else."""
     style_hash, script_hash = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)
@@ -127,5 +127,6 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """Text of a file beside this module."""
     return (files("cwdpo.report") / name).read_text("utf-8")

@@ -1,7 +1,7 @@
 """What both trainers share: rows in, an engine for log-probs, metrics out, and a resume that loses nothing."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,33 +9,31 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from cwdpo.batch import Batch, Role
 from cwdpo.data.collate import AnswerCollator, RowDataset
 from cwdpo.data.encode import Encoder
-from cwdpo.engine import make_engine
+from cwdpo.engine import Engine, make_engine
 from cwdpo.models.loading import load_policy
 from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import restore_weights
 from cwdpo.trainers.arguments import AnswerArguments
 from cwdpo.trainers.checkpoints import last_checkpoint, no_partial_checkpoints
 from cwdpo.trainers.observations import Observations
+from cwdpo.trainers.steps import StepTrainer
 from cwdpo.trainers.token_count import TokenCount
 
 
-class AnswerTrainer(Trainer):
+class AnswerTrainer(StepTrainer):
     """A Trainer whose batch is prompts with answers. Not used itself: the two stages subclass it."""
 
-    loss_is_scaled_for_ga = False  # the losses are batch means, so the Trainer must divide when it accumulates
     roles: Sequence[Role]
     """The answers of a row that take part in a step, in this order."""
 
     required: Sequence[Role]
     """Those of them that every row must have."""
-
-    args: AnswerArguments
 
     def __init__(
         self,
@@ -48,7 +46,9 @@ class AnswerTrainer(Trainer):
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        engine: Engine | None = None,
     ) -> None:
+        """Arguments are the Trainer's; an ``engine`` that others use too is checked once for all of them."""
         if isinstance(model, str):
             processing_class = processing_class or load_processor(model)
             model = load_policy(model)
@@ -57,7 +57,7 @@ class AnswerTrainer(Trainer):
             raise ValueError("pass processing_class=AutoProcessor.from_pretrained(...): it turns rows into tensors.")
         if peft_config is not None:
             policy = get_peft_model(policy, peft_config)
-        self.engine = make_engine(args.engine)
+        self.engine = engine or make_engine(args.engine)
         self.encoder = Encoder(
             processing_class,
             max_length=args.max_length,
@@ -75,11 +75,22 @@ class AnswerTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.probe_metrics: Callable[[], dict[str, float]] | None = None
+        """Readings of probes that an evaluation reports too; set by :class:`cwdpo.trainers.probing.Probing`."""
         self._tokens = TokenCount()
         self.add_callback(self._tokens)
 
-    def batch_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, ``()``, and per-answer values to log, ``(n,)`` each."""
+    def batch_loss(
+        self, model: nn.Module, batch: Batch, *, of_step: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, ``()``, and per-answer values to log, ``(n,)`` each.
+
+        Args:
+            model: the policy, in its wrappers.
+            batch: what is computed at once.
+            of_step: ``(roles,)`` answers by role in the whole step: every mean in the loss is weighted with
+                :func:`cwdpo.trainers.batching.share`. None means that the batch is the whole step.
+        """
         raise NotImplementedError
 
     def compute_loss(
@@ -89,8 +100,9 @@ class AnswerTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """See ``Trainer.compute_loss``. ``num_items_in_batch`` is not used: losses are means over answers."""
-        loss, seen = self.batch_loss(model, inputs)
+        """See ``Trainer.compute_loss``. ``num_items_in_batch`` is the step's number of answers by role."""
+        of_step = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else None
+        loss, seen = self.batch_loss(model, inputs, of_step=of_step)
         self._observed["train" if model.training else "eval"].add(seen)
         if model.training:
             self._tokens.add(count_tokens(inputs))
@@ -118,7 +130,7 @@ class AnswerTrainer(Trainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
-        seen = self._observed["eval"].summary()
+        seen = self._observed["eval"].summary() | (self.probe_metrics() if self.probe_metrics else {})
         metrics = (output.metrics or {}) | {f"{metric_key_prefix}_{name}": value for name, value in seen.items()}
         return output._replace(metrics=metrics)
 

@@ -13,11 +13,15 @@ from transformers.trainer_utils import TrainOutput
 
 from cwdpo.batch import Batch, Role, masked_mean
 from cwdpo.cooling import cooling_weight, measure_floor
+from cwdpo.errors import UserError
 from cwdpo.losses import cw_dpo_loss
 from cwdpo.models.fingerprint import fingerprint
+from cwdpo.negatives.verify import Judge
 from cwdpo.reference import FrozenCopy, Reference, ReferenceCache, StartingAdapter
 from cwdpo.trainers.arguments import CWDPOConfig
 from cwdpo.trainers.base import AnswerTrainer
+from cwdpo.trainers.batching import share
+from cwdpo.trainers.on_policy import OnPolicy
 from cwdpo.trainers.opening import MeanLogprobs, OpeningPass
 
 
@@ -42,9 +46,10 @@ class CWDPOTrainer(AnswerTrainer):
         eval_dataset: Any = None,
         processing_class: ProcessorMixin | None = None,
         peft_config: PeftConfig | None = None,
+        judge: Judge | None = None,
         **trainer: Any,
     ) -> None:
-        """Arguments are named as TRL's ``DPOTrainer`` names them."""
+        """Arguments are named as TRL's ``DPOTrainer`` names them; ``judge`` verifies on-policy negatives."""
         super().__init__(
             model,
             args or CWDPOConfig(output_dir="cw-dpo"),
@@ -57,7 +62,14 @@ class CWDPOTrainer(AnswerTrainer):
         self.ref_model: nn.Module | None = ref_model and nn.Module.to(ref_model, self.args.device)
         self.floor: float | None = None
         """l_floor in nats per token, once it is measured."""
-        self._reference: Reference | None = None
+        self.reference: Reference | None = None
+        """What the policy is measured against, once it is open."""
+        self.on_policy: OnPolicy | None = None
+        negatives = self.args.negatives()
+        if negatives is not None:
+            directory = Path(self.args.on_policy_dir or f"{self.args.output_dir}/negatives")
+            self.on_policy = OnPolicy(self, negatives, directory, judge=judge)
+            self.add_callback(self.on_policy)
 
     def train(
         self,
@@ -67,7 +79,10 @@ class CWDPOTrainer(AnswerTrainer):
     ) -> TrainOutput:
         """See :meth:`AnswerTrainer.train`. Measures the floor and the reference before the first step."""
         self.open()  # before a checkpoint is loaded: both belong to the model that stage 2 starts from
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        if self.on_policy is not None and self.on_policy.failure is not None:
+            raise UserError(self.on_policy.failure)
+        return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """See ``Trainer.evaluate``."""
@@ -76,27 +91,37 @@ class CWDPOTrainer(AnswerTrainer):
 
     def open(self) -> None:
         """Fix what stage 2 is measured against: the reference's log-probs and the cooling floor. Done once."""
-        if self._reference is not None:
+        if self.reference is not None:
             return
-        measures_floor = self._cools and isinstance(self.args.cooling_floor, str)
+        measures_floor = self.cools and isinstance(self.args.cooling_floor, str)
         source = self.ref_model or self._policy
         means: MeanLogprobs = {Role.REJECTED: torch.empty(0), Role.GENTLE: torch.empty(0)}
         if self.args.reference == "cached":
             cache = self._cache(source)
             means = OpeningPass(self).run(source, cache)
-            self._reference = cache
+            self.reference = cache
+            if self.on_policy is not None:
+                self.on_policy.measure_with(self._live_reference())
         else:
-            self._reference = self._live_reference()
+            self.reference = self._live_reference()
         if measures_floor and (self.args.reference == "live" or self.ref_model is not None):
             means = OpeningPass(self).run(self._policy, ReferenceCache.in_memory())  # the floor is always the policy's
-        if self._cools:
+        if self.cools:
             gentle, rejected = means[Role.GENTLE], means[Role.REJECTED]
             self.floor = measure_floor(self.args.cooling_floor, rejected=rejected, gentle=gentle)
 
-    def batch_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """See :meth:`AnswerTrainer.compute_loss`. Training sees on-policy negatives, evaluation the rows' own."""
+        if self.on_policy is not None and model.training:
+            inputs = self.on_policy.mixed(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def batch_loss(
+        self, model: nn.Module, batch: Batch, *, of_step: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`AnswerTrainer.batch_loss`."""
-        assert self._reference is not None, "open() comes first"
-        start = self._reference.totals(batch)
+        assert self.reference is not None, "open() comes first"
+        start = self.reference.totals(batch)
         now = self.engine.logprobs(model, batch, want=["entropy"])
         chosen, rejected, of_prompt = _pairs(batch)
         logratio = now.total - start
@@ -117,7 +142,10 @@ class CWDPOTrainer(AnswerTrainer):
             "cooling": weight,
             "entropy": masked_mean(now.entropy, now.mask)[once],
         }
-        return _mean_over_prompts(losses, of_prompt), seen
+        if self.on_policy is not None and model.training:
+            seen["negatives/on_policy"] = self.on_policy.observe(batch, rejected, weight)
+        # a prompt has one chosen answer, so these count the prompts
+        return share(batch, Role.CHOSEN, of_step) * _mean_over_prompts(losses, of_prompt), seen
 
     @property
     def _policy(self) -> nn.Module:
@@ -125,11 +153,12 @@ class CWDPOTrainer(AnswerTrainer):
         return self.model
 
     @property
-    def _cools(self) -> bool:
+    def cools(self) -> bool:
+        """Whether w_c is the paper's, and not switched off or a constant."""
         return self.args.cooling and self.args.cooling_constant is None
 
     def _weight(self, rejected_mean: Tensor) -> Tensor:
-        if not self._cools:
+        if not self.cools:
             constant = self.args.cooling_constant if self.args.cooling else None
             return torch.full_like(rejected_mean, 1.0 if constant is None else constant)
         assert self.floor is not None
@@ -140,13 +169,18 @@ class CWDPOTrainer(AnswerTrainer):
     def _live_reference(self) -> Reference:
         if self.ref_model is None and isinstance(self.model, PeftModel):
             return StartingAdapter(self.model, self.engine)
-        return FrozenCopy(self.ref_model or copy.deepcopy(self._policy), self.engine)
+        return FrozenCopy(self.ref_model or _copy(self._policy), self.engine)
 
     def _cache(self, model: nn.Module) -> ReferenceCache:
         directory = self.args.reference_dir or f"{self.args.output_dir}/reference"
         return ReferenceCache(
             Path(directory), model_fingerprint=fingerprint(model), rank=self.accelerator.process_index
         )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy that shares what does not train, such as a frozen vision tower."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
 
 
 def _pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,8 @@
 import signal
 from typing import Any
 
+import torch
+from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cwdpo.records.lines import Stage
@@ -21,8 +23,9 @@ class MetricsRecorder(TrainerCallback):
             self.run.truncate_after(self.stage, state.global_step)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        """Write a line, except the Trainer's closing one, which repeats the run's means."""
-        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+        """Write a line; not the Trainer's closing one, which repeats means, nor probes, which have their own file."""
+        elsewhere = any(name == "train_runtime" or name.startswith("probes/") for name in logs or {})
+        if state.is_world_process_zero and logs and not elsewhere:
             self.run.append_metrics({"stage": self.stage, "step": state.global_step, **logs})
 
 
@@ -40,9 +43,10 @@ class StopOnSignal(TrainerCallback):
         for number in self._SIGNALS:
             self._before[number] = signal.signal(number, self._receive)
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop, if a signal came."""
-        if self.received:
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop after this step, if a signal came to any rank; in time for every ``on_step_end``."""
+        if _on_any_rank(bool(self.received), args.device):
+            self.received = self.received or signal.SIGTERM
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -57,3 +61,12 @@ class StopOnSignal(TrainerCallback):
     def _receive(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number)
         self.release()
+
+
+def _on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Signals reach ranks at different times; ranks that stop at different steps would wait for each other for ever."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return flag
+    found = torch.tensor(int(flag), device=device)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return bool(found.item())

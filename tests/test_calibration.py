@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from cwdpo.evaluation.calibration import token_ece
+from cwdpo.calibration import token_ece
 
 
 def by_hand(confidence: list[float], hit: list[bool], num_bins: int) -> float:

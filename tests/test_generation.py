@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cwdpo.data.rows import ImageSlot, Message, Row
-from cwdpo.evaluation.generate import generate_answers
+from cwdpo.generation import generate_answers
 from cwdpo.models.loading import load_policy
 from cwdpo.models.processors import load_processor
 

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +12,20 @@ import torch
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine.layout import prompts_alone
-from cwdpo.evaluation.eval_mode import eval_mode
+from cwdpo.eval_mode import eval_mode
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One answer as a model gave it."""
+
+    text: str
+    """Without special tokens or surrounding space."""
+
+    ended: bool
+    """False where it ran into ``max_new_tokens``, so that it is the beginning of an answer only."""
 
 
 def generate_answers(
@@ -26,7 +38,40 @@ def generate_answers(
     temperature: float | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    warn_of_cut: bool = True,
 ) -> list[str]:
+    """Let the model answer every row's prompt; see :func:`generate`, whose texts these are.
+
+    How many answers ran into ``max_new_tokens`` is logged as a warning, unless ``warn_of_cut`` is False.
+    """
+    found = generate(
+        model,
+        processor,
+        rows,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
+    cut = sum(not answer.ended for answer in found)
+    if cut and warn_of_cut:
+        logger.warning("%d of %d answers were cut at max_new_tokens=%d; raise it", cut, len(rows), max_new_tokens)
+    return [answer.text for answer in found]
+
+
+def generate(
+    model: Any,
+    processor: Any,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int = 256,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    encoder: Encoder | None = None,
+) -> list[Generated]:
     """Let the model answer every row's prompt.
 
     Prompts are encoded as in training. Special tokens other than the end token (image placeholders, turn markers) are
@@ -36,15 +81,17 @@ def generate_answers(
     Args:
         model: a generative vision-language model, bare or with an adapter; its train and eval modes are put back.
         processor: the model's processor, which is not changed.
-        rows: only their prompts and images are read. With and without images may be mixed.
+        rows: only their prompts and images are read. With and without images may be mixed. A row that stands several
+            times in a row is encoded once.
         batch_size: prompts in one call of ``generate``.
-        max_new_tokens: longest answer; how many answers ran into it is logged as a warning.
+        max_new_tokens: longest answer.
         temperature: None decodes greedily; a number > 0 samples from the whole vocabulary (no top-k).
         top_p: sample only from the smallest set of tokens with this probability; needs a temperature.
         seed: the samples follow from it; torch's global random state is left as it was.
+        encoder: of this processor, where one is at hand.
 
     Returns:
-        One answer for each row, without special tokens or surrounding space.
+        One answer for each row.
 
     Raises:
         ValueError: a temperature or top_p that cannot be meant.
@@ -53,7 +100,7 @@ def generate_answers(
     _check_sampling(temperature, top_p)
     if not rows:
         return []
-    encoder = Encoder(processor)
+    encoder = encoder or Encoder(processor)
     config = _generation_config(model, processor.tokenizer, encoder, rows[0])
     config.update(
         do_sample=temperature is not None,
@@ -62,19 +109,26 @@ def generate_answers(
         top_k=50 if temperature is None else 0,  # 50 is the default; greedy decoding warns of any other
         max_new_tokens=max_new_tokens,
     )
-    answers: list[str] = []
-    cut = 0
+    answers: list[Generated] = []
+    ends = torch.tensor(config.eos_token_id, device=model.device)
     with eval_mode(model), _own_randomness(seed, model.device):
         for start in range(0, len(rows), batch_size):
-            inputs = prompts_alone([encoder.encode(row).prompt for row in rows[start : start + batch_size]])
+            inputs = prompts_alone(_prompts(encoder, rows[start : start + batch_size]))
             inputs = {name: value.to(model.device) for name, value in inputs.items()}
             ids = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
-            ended = torch.isin(ids, torch.tensor(config.eos_token_id, device=ids.device)).any(dim=1)
-            cut += int((~ended).sum())
-            answers += [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
-    if cut:
-        logger.warning("%d of %d answers were cut at max_new_tokens=%d; raise it", cut, len(rows), max_new_tokens)
+            ended = torch.isin(ids, ends).any(dim=1).tolist()
+            texts = processor.batch_decode(ids, skip_special_tokens=True)
+            answers += [Generated(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
     return answers
+
+
+def _prompts(encoder: Encoder, rows: Sequence[Row]) -> list[dict[str, torch.Tensor]]:
+    """The rows' prompts as tensors; neighbours that are the same row share theirs."""
+    prompts: list[dict[str, torch.Tensor]] = []
+    for position, row in enumerate(rows):
+        same = position > 0 and row is rows[position - 1]
+        prompts.append(prompts[-1] if same else encoder.encode(row).prompt)
+    return prompts
 
 
 def _check_sampling(temperature: float | None, top_p: float | None) -> None:

@@ -1,0 +1,84 @@
+"""``cwdpo analyse``: what one step on one row does to the others, predicted and measured."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cwdpo.errors import ConfigError, UserError
+
+
+def analyse(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint, adapters, a run, or a hub name.", show_default=False)
+    ],
+    data: Annotated[Path, typer.Option("--data", help="Rows to train on and to look at.", show_default=False)],
+    loss: Annotated[Literal["sft", "dpo", "cw_dpo"], typer.Option("--loss", help="What a step minimises.")] = "cw_dpo",
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of a trained row and an observed one.")] = 64,
+    eta: Annotated[list[float] | None, typer.Option("--eta", help="SGD learning rate; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A new directory for JSON and pictures.")] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="pi_ref.  [default: MODEL, as at the first step of stage 2]")
+    ] = None,
+    beta: Annotated[float, typer.Option("--beta", help="As stage2.beta.")] = 0.1,
+    floor: Annotated[
+        str, typer.Option("--floor", help="As stage2.cooling.floor; measured on the rows used.")
+    ] = "gentle",
+    temperature: Annotated[float, typer.Option("--temperature", help="As stage2.cooling.temperature.")] = 0.3,
+    lora: Annotated[int | None, typer.Option("--lora", min=1, help="Train fresh adapters of this rank.")] = None,
+    directions: Annotated[
+        int, typer.Option("--directions", min=0, help="Random directions for the kernel's estimate; 0 leaves it out.")
+    ] = 64,
+    image_root: Annotated[Path | None, typer.Option("--image-root", help="Where relative image paths start.")] = None,
+) -> None:
+    """Take real SGD steps and compare each answer's change of log-prob with -eta A K G, the first-order prediction.
+
+    Weights are put back after every step; nothing is trained, and MODEL is not changed.
+    """
+    etas = tuple(eta or [1e-3])
+    _check_settings(etas, beta, temperature, directions)
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already, and nothing is overwritten. Give another --out, or remove it first.")
+
+    from cwdpo.cli.analysis import Settings, analyse_model
+    from cwdpo.cli.analysis_output import show_analysis, write_analysis
+
+    settings = Settings(
+        model=model,
+        data=data,
+        image_root=image_root,
+        loss=loss,
+        pairs=pairs,
+        etas=etas,
+        reference=reference,
+        beta=beta,
+        floor=floor,
+        temperature=temperature,
+        lora=lora,
+        directions=directions,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        tasks: dict[str, object] = {}
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            task = tasks.setdefault(what, bars.add_task(what, total=total)) if what not in tasks else tasks[what]
+            bars.update(task, completed=done)  # type: ignore[arg-type]  # rich's TaskID is an int by another name
+
+        analysis = analyse_model(settings, on_progress)
+    show_analysis(analysis, Console())
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in write_analysis(analysis, out):
+            print(f"written: {path}")
+
+
+def _check_settings(etas: tuple[float, ...], beta: float, temperature: float, directions: int) -> None:
+    for name, value in (*(("--eta", eta) for eta in etas), ("--beta", beta), ("--temperature", temperature)):
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{name} is {value}, but must be a number > 0. Write for example {name} 1e-3.")
+    if directions == 1:
+        raise ConfigError("--directions 1 gives no error estimate. Write 64, or 0 to leave the kernel out.")

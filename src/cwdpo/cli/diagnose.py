@@ -1,0 +1,86 @@
+"""``cwdpo diagnose``: what went wrong in a run, by name, with evidence and advice."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from cwdpo.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from cwdpo.diagnosis import Diagnosis
+
+
+def diagnose(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run directory, a trainer_state.json or a JSONL of logs.", show_default=False
+        ),
+    ],
+    beta: Annotated[
+        float | None, typer.Option("--beta", help="Of the preference loss.  [default: the run's recipe, else 0.1]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")] = False,
+) -> None:
+    """Name what went wrong in a run, from its readings alone, and write findings.json into it.
+
+    Reads histories of other trainers too. Needs no GPU, no model and no torch.
+    """
+    from cwdpo.diagnosis import examine, read_recording
+
+    if beta is not None and not 0 < beta < float("inf"):
+        raise ConfigError(f"--beta is {beta}, but must be > 0. Write the beta that the run was trained with.")
+    recording = read_recording(source)
+    diagnosis = examine(recording.readings, beta=recording.beta if beta is None else beta, notes=recording.notes)
+    if not diagnosis.looked_at:
+        raise DataError(
+            f"{source}: no line holds a reading that diagnosis knows. It looks for `loss`, `grad_norm`, "
+            "`logps/chosen`, `logps/rejected`, `rewards/*` and the like, or for probe lines with a `group`."
+        )
+    if as_json:
+        print(json.dumps(diagnosis.to_json(), ensure_ascii=False))
+    else:
+        _show(diagnosis, Console())
+    if recording.run is not None:
+        recording.run.write_findings(diagnosis.to_json())
+
+
+def _show(diagnosis: "Diagnosis", console: Console) -> None:
+    for line in diagnosis.looked_at:
+        console.print(Text(line, style="dim"), soft_wrap=True)
+    for finding in diagnosis.findings:
+        console.print()
+        console.print(Text(_title(finding.name), style="bold red"))
+        console.print(Text(f"  {finding.evidence}"), soft_wrap=True)
+        console.print(Text(f"  {finding.advice}"), soft_wrap=True)
+    console.print()
+    if not diagnosis.findings:
+        found = "No problem found in what could be judged." if diagnosis.not_judged else "No problem found."
+        verdict = found if diagnosis.clear else "Nothing could be judged."
+        console.print(Text(verdict, style="bold green" if diagnosis.clear else "bold"))
+    if diagnosis.clear:
+        clear = ", ".join(_title(name).lower() for name in diagnosis.clear)
+        console.print(Text(f"Looked for and not found: {clear}."), soft_wrap=True)
+    if diagnosis.not_judged:
+        console.print(Text("Could not be judged, for want of readings:"))
+        stages: dict[tuple[str, str], list[str]] = {}
+        for missing in diagnosis.not_judged:
+            stages.setdefault((missing.name, missing.needs), []).append(missing.stage)
+        for (name, needs), where in stages.items():
+            console.print(Text(f"  {_title(name).lower()} ({', '.join(where)}): {needs}"), soft_wrap=True)
+    for note in diagnosis.notes:
+        console.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
+
+
+def _title(name: str) -> str:
+    """Words of a name.
+
+    Example:
+        >>> _title("easy_negative_saturation")
+        'Easy negative saturation'
+    """
+    return name.replace("_", " ").capitalize()

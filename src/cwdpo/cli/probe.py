@@ -1,0 +1,68 @@
+"""``cwdpo probe``: measure a probe set on any checkpoint."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cwdpo.cli.merge import adapter_directory
+from cwdpo.cli.quiet import quiet_libraries
+from cwdpo.errors import ConfigError
+
+_COLUMNS = ("mean_logprob", "p10", "p50", "p90", "delta")
+_OF_CHOSEN = ("entropy", "top1", "argmax_mass", "ece", "tv", "js", "moved_to_argmax")
+
+
+def probe(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_RUN", help="A checkpoint, a run, or a hub name.", show_default=False)
+    ],
+    data: Annotated[Path, typer.Option("--data", help="A file or directory of rows.", show_default=False)],
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Compare with this checkpoint, run or hub name.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", help="Rows to ask about.")] = 32,
+    seed: Annotated[int, typer.Option("--seed", help="Of the sample of rows, and of what is made of them.")] = 0,
+    image_root: Annotated[
+        Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: DATA's directory]")
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy/--no-greedy", help="Ask about the model's own answers too.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")] = False,
+) -> None:
+    """Ask a model about many answers to each prompt: right, wrong, shuffled, under another image or none.
+
+    With --reference also what changed since: for each group, and for the predictions of the right answers.
+    """
+    if rows < 1:
+        raise ConfigError(f"--rows is {rows}, but must be at least 1. Try 32.")
+    names = [str(adapter_directory(Path(name))) if Path(name).is_dir() else name for name in (reference, model) if name]
+    quiet_libraries()
+    from cwdpo.recipes.checkpoints import probe_checkpoints
+
+    lines = probe_checkpoints(
+        names[-1],
+        data,
+        reference=names[0] if reference else None,
+        num_rows=rows,
+        seed=seed,
+        image_root=image_root,
+        greedy=greedy,
+    )
+    if as_json:
+        print(json.dumps({"model": model, "reference": reference, "data": str(data), "groups": lines}))
+    else:
+        _show(lines, Console())
+
+
+def _show(lines: Sequence[Mapping[str, Any]], console: Console) -> None:
+    shown = [name for name in _COLUMNS if name in lines[0]]
+    table = Table("group", "n", *shown, caption="Mean log-probs of answers, nats per token.", caption_justify="left")
+    for line in lines:
+        table.add_row(line["group"], str(line["n"]), *(f"{line[name]:.4f}" for name in shown))
+    console.print(table)
+    facts = [f"{name} {lines[0][name]:.4f}" for name in _OF_CHOSEN if name in lines[0]]
+    console.print("Tokens of chosen answers: " + ", ".join(facts), soft_wrap=True, highlight=False)

@@ -1,0 +1,121 @@
+"""One reading over time, and what can be said about it in spite of noise."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from operator import sub
+from statistics import median
+
+from cwdpo.diagnosis.finding import MissingReadingsError
+
+_FEW = 10  # readings: fewer are read one by one, more by medians over windows
+_MEDIAN = 1.2533  # standard error of a median over that of a mean, for normal noise: sqrt(pi / 2)
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far a curve went."""
+
+    start: float
+    end: float
+    held: float
+    """The end that is judged: of few readings, the one of the last two that moved less; else the same as the end."""
+
+    doubt: float
+    """A change of this size may be noise."""
+
+    @property
+    def amount(self) -> float:
+        """End minus start."""
+        return self.end - self.start
+
+    def rose(self, by: float) -> bool:
+        """By at least so much, and not by chance."""
+        return self.held - self.start >= by and self.held - self.start > self.doubt
+
+    def fell(self, by: float) -> bool:
+        """By at least so much (a positive number), and not by chance."""
+        return self.start - self.held >= by and self.start - self.held > self.doubt
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Finite readings, oldest first."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def scaled(self, factor: float) -> "Curve":
+        """The curve with every value times a factor."""
+        return Curve(self.steps, tuple(value * factor for value in self.values))
+
+    def against(self, other: "Curve", combine: Callable[[float, float], float]) -> "Curve":
+        """Both curves' values combined, at the steps that both have."""
+        at = dict(zip(other.steps, other.values, strict=True))
+        points = [(s, combine(v, at[s])) for s, v in zip(self.steps, self.values, strict=True) if s in at]
+        if not points:
+            raise MissingReadingsError("readings of different kinds at the same steps")
+        return Curve(tuple(step for step, _ in points), tuple(value for _, value in points))
+
+    def minus(self, other: "Curve") -> "Curve":
+        """The difference, at the steps that both have."""
+        return self.against(other, sub)
+
+    def change(self, sigmas: float, *, base: float | None = None) -> Change:
+        """From the start to the end.
+
+        Args:
+            sigmas: standard errors up to which a change may be noise.
+            base: value at the start where it is known without noise (a log-ratio to the start is 0 there).
+        """
+        opening = 1 if self._few else self._opening
+        error = _MEDIAN * self.noise * math.sqrt((1 / opening if base is None else 0) + 1 / self._window)
+        start = self.start if base is None else base
+        held = min(self.values[-2:], key=lambda value: abs(value - start)) if self._few else self.end
+        return Change(start, self.end, held, sigmas * error)
+
+    @cached_property
+    def start(self) -> float:
+        """Median of the first readings; the first one where there are few."""
+        return self.values[0] if self._few else median(self.values[: self._opening])
+
+    @cached_property
+    def end(self) -> float:
+        """Median of the last fifth of the readings; the last one where there are few."""
+        return median(self.values[-self._window :])
+
+    @cached_property
+    def lowest(self) -> tuple[float, int]:
+        """Lowest level that lasted, and the step in its middle."""
+        if self._few:
+            pairs = list(zip(self.values, self.values[1:], self.steps[1:], strict=False))
+            return min(((max(a, b), step) for a, b, step in pairs), default=(self.values[-1], self.steps[-1]))
+        width, blocks = self._window, []
+        for last in range(len(self), width - 1, -width):
+            blocks.append((median(self.values[last - width : last]), self.steps[last - 1 - width // 2]))
+        return min(blocks)
+
+    @cached_property
+    def noise(self) -> float:
+        """Standard deviation of one reading about the trend, from second differences; 0 where too few can tell."""
+        if len(self) < 5:
+            return 0.0
+        bends = [abs(a - 2 * b + c) for a, b, c in zip(self.values, self.values[1:], self.values[2:], strict=False)]
+        return median(bends) / (0.6745 * math.sqrt(6))
+
+    @property
+    def _few(self) -> bool:
+        return len(self) < _FEW
+
+    @property
+    def _opening(self) -> int:
+        # short, because what happens in the first tenth of a run is part of what happened
+        return max(3, min(20, len(self) // 10))
+
+    @property
+    def _window(self) -> int:
+        return 1 if self._few else len(self) // 5

@@ -1,0 +1,99 @@
+"""What the model has become: too sure of itself, or far from where it started."""
+
+from cwdpo.diagnosis.answers import movements
+from cwdpo.diagnosis.cooling_mode import hold_negatives_back
+from cwdpo.diagnosis.finding import Finding, MissingReadingsError
+from cwdpo.diagnosis.history import StageHistory
+
+
+def overconfidence(stage: StageHistory) -> Finding | None:
+    """The model grows surer than it is right."""
+    said = _calibration(stage) or _surprise(stage) or _collapse(stage)
+    if said is None:
+        return None
+    remedy = hold_negatives_back(stage) if stage.prefers else "Train for fewer steps, or on more rows"
+    rate = "stage2" if stage.prefers else "stage1"
+    smoother = "" if stage.prefers else " `stage1.objective: smoothed` keeps some doubt."
+    advice = f"{remedy}. Else lower `{rate}.trainer.learning_rate`, and choose an earlier checkpoint.{smoother}"
+    return stage.finding("overconfidence", said, advice)
+
+
+def reference_drift(stage: StageHistory) -> Finding | None:
+    """The policy is no longer near the model that it is held to."""
+    said = _moved_mass(stage) or _moved_answers(stage)
+    if said is None:
+        return None
+    return stage.finding(
+        "reference_drift",
+        said,
+        "Raise `stage2.beta`, which is what holds the policy to the reference, or lower "
+        f"`stage2.trainer.learning_rate` or its steps. {hold_negatives_back(stage)}.",
+    )
+
+
+def _calibration(stage: StageHistory) -> str | None:
+    ece = stage.find_probe("chosen", "ece")
+    if ece is None:
+        return None
+    change = ece.change(stage.limits.sigmas)
+    if not change.rose(stage.limits.ece_rise) or change.end < stage.limits.ece_ratio * change.start:
+        return None
+    return f"the calibration error (`ece`) of chosen tokens went from {change.start:.3f} to {change.end:.3f}"
+
+
+def _surprise(stage: StageHistory) -> str | None:
+    """A calibrated model's NLL is its entropy, so the two grow apart where it is surer than right."""
+    for where, entropy, level in (
+        ("probes", stage.find_probe("chosen", "entropy"), stage.find_probe("chosen", "mean_logprob")),
+        ("training rows", stage.find_metric("entropy"), stage.find_metric("logps_mean/chosen")),
+    ):
+        if entropy is None or level is None:
+            continue
+        ratio = level.against(entropy, _nll_over_entropy)
+        wanted = stage.limits.surprise_ratio
+        change, down = ratio.change(stage.limits.sigmas), entropy.change(stage.limits.sigmas)
+        if change.start > 0 and change.rose((wanted - 1) * change.start) and down.fell(0.0):
+            return (
+                f"chosen tokens' entropy fell from {down.start:.3g} to {down.end:.3g} nats while their NLL over it "
+                f"rose from {change.start:.3g} to {change.end:.3g} (in {where}): surer, and no better"
+            )
+    return None
+
+
+def _collapse(stage: StageHistory) -> str | None:
+    """Where NLLs per token are missing, entropy alone; learning itself lowers it in a supervised stage."""
+    entropy = stage.find_probe("chosen", "entropy") or stage.find_metric("entropy")
+    if entropy is None:
+        raise MissingReadingsError("`entropy` of the metrics, or `ece` of probe group `chosen`")
+    if not stage.prefers or "logps_mean/chosen" in stage.metrics:
+        return None
+    change = entropy.change(stage.limits.sigmas)
+    if not change.fell(stage.limits.entropy_collapse * abs(change.start)):
+        return None
+    return f"the entropy of the answers collapsed from {change.start:.3g} to {change.end:.3g} nats"
+
+
+def _moved_mass(stage: StageHistory) -> str | None:
+    for name, limit, words in (
+        ("tv", stage.limits.drift_tv, "total variation"),
+        ("js", stage.limits.drift_js, "Jensen-Shannon divergence in nats"),
+    ):
+        curve = stage.find_probe("chosen", name)
+        if curve is not None and curve.change(stage.limits.sigmas, base=0.0).rose(limit):
+            return f"the distance to the reference on chosen tokens (`{name}`, {words}) is {curve.end:.3g}"
+    return None
+
+
+def _moved_answers(stage: StageHistory) -> str | None:
+    limits = stage.limits
+    for side, per_token in (("chosen", limits.drift_chosen), ("rejected", limits.drift_rejected)):
+        for movement in movements(stage, side):
+            change = movement.change(limits.sigmas)
+            least = per_token if movement.per_token else limits.drift_answer
+            if change.rose(least) or change.fell(least):
+                return f"{side} answers moved {change.amount:+.3g} {movement.unit} in {movement.source}"
+    return None
+
+
+def _nll_over_entropy(logprob: float, entropy: float) -> float:
+    return -logprob / max(entropy, 1e-6)

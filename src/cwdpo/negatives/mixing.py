@@ -1,0 +1,117 @@
+"""Mixing: how many of a row's negatives are sampled from the policy, and which.
+
+Every choice is a hash of the seed, the row's id and the round, with no state to carry. So it is the same after an
+interruption, in any order of the rows, and under any number of workers and ranks.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import xxhash
+
+from cwdpo.config.fractions import Fraction, check_fraction
+
+Source: TypeAlias = Literal["dataset", "on_policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class MixedNegative:
+    """A chosen negative, with where it came from and its place there."""
+
+    text: str
+    source: Source
+    index: int
+
+
+def uniform(seed: int, *parts: object) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments, on any machine.
+
+    Example:
+        >>> uniform(0, "row-1", 2) == uniform(0, "row-1", 2) != uniform(0, "row-1", 3)
+        True
+    """
+    return (hashed(seed, *parts) >> 11) / 2**53
+
+
+def hashed(seed: int, *parts: object) -> int:
+    """A 64-bit number that depends on nothing but its arguments; each is kept apart from its neighbours."""
+    text = "".join(f"{len(str(part))}:{part}|" for part in (seed, *parts))
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def fraction_at(value: Fraction, progress: float) -> float:
+    """The share at a point of the run; before the first point and after the last it stays as it is there.
+
+    Example:
+        >>> fraction_at([[0, 0.0], [0.5, 1.0]], 0.25), fraction_at([[0, 0.0], [0.5, 1.0]], 0.9), fraction_at(0.3, 0.5)
+        (0.5, 1.0, 0.3)
+    """
+    check_fraction(value)
+    if isinstance(value, int | float):
+        return float(value)
+    before = value[0]
+    for point in value:
+        if progress < point[0]:
+            if point is before:
+                break
+            along = (progress - before[0]) / (point[0] - before[0])
+            return float(before[1] + along * (point[1] - before[1]))
+        before = point
+    return float(before[1])
+
+
+def mix_negatives(
+    dataset: Sequence[str],
+    on_policy: Sequence[str],
+    *,
+    fraction: float,
+    seed: int,
+    row_id: str,
+    round: int = 0,
+    count: int | None = None,
+) -> list[MixedNegative]:
+    """Choose a row's negatives.
+
+    Each place is filled from the policy's samples with probability ``fraction``; where one source has run out, the
+    other fills in, so that a row without samples keeps all its negatives. No text is taken twice.
+
+    Args:
+        dataset: negatives of the data set.
+        on_policy: answers sampled from the policy.
+        fraction: share from the policy, from 0 to 1; see :func:`fraction_at`.
+        row_id: names the row; two rows of one id are chosen for alike.
+        round: the epoch, step or refresh; another round chooses anew.
+        count: how many to choose; by default as many as the data set has, or one where it has none.
+
+    Returns:
+        At most ``count``, fewer only where both sources together hold fewer different texts.
+    """
+    check_fraction(fraction)
+    pools = {
+        "dataset": _shuffled("dataset", dataset, seed, row_id, round),
+        "on_policy": _shuffled("on_policy", on_policy, seed, row_id, round),
+    }
+    wanted = (len(dataset) or 1) if count is None else count
+    chosen: list[MixedNegative] = []
+    while len(chosen) < wanted and any(pools.values()):
+        from_policy = uniform(seed, row_id, round, "source", len(chosen)) < fraction
+        first, second = ("on_policy", "dataset") if from_policy else ("dataset", "on_policy")
+        negative = (pools[first] or pools[second]).pop(0)
+        chosen.append(negative)
+        for name, pool in pools.items():
+            pools[name] = [other for other in pool if other.text != negative.text]
+    return chosen
+
+
+def wants_samples(*, fraction: float, seed: int, row_id: str, round: int, num_dataset: int, count: int | None) -> bool:
+    """Whether :func:`mix_negatives` would take a sample for this row if there were one; else none need be drawn."""
+    wanted = (num_dataset or 1) if count is None else count
+    drawn = any(uniform(seed, row_id, round, "source", place) < fraction for place in range(wanted))
+    return drawn or (fraction > 0 and wanted > num_dataset)
+
+
+def _shuffled(source: Source, texts: Iterable[str], seed: int, row_id: str, round: int) -> list[MixedNegative]:
+    """One source in the order in which this round would take from it."""
+    found = [MixedNegative(text, source, index) for index, text in enumerate(texts)]
+    return sorted(found, key=lambda item: (hashed(seed, row_id, round, source, item.index), item.index))

@@ -1,0 +1,173 @@
+"""A text as the lexicon sees it: words, phrases, their neighbours and their readings."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from cwdpo.negatives.lexicon import KINDS, Conditions, Lexicon, Sense
+
+NUMBER_WORDS = (
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
+_WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?![^\W_])|[^\W_]+(?:[-'\u2019./][^\W_]+)*")
+_SENTENCE_END = re.compile(r"(?:^|[.!?:]|\n)[\s\"'\u201c\u2018(\[*#-]*$")
+_ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|mt|no|vs|prof|[a-z])\.\s*$", re.IGNORECASE)
+_REACH = 4
+_EDGE = re.compile(r"[^\s\"'\u201c\u201d\u2018\u2019]")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One word with its place in the text."""
+
+    start: int
+    end: int
+    text: str
+    lower: str
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """Tokens ``first`` to ``last`` (exclusive) that the lexicon knows together."""
+
+    first: int
+    last: int
+    senses: tuple[Sense, ...]
+    kept: bool = False
+    relation: bool = False
+
+
+class Reading:
+    """A text taken apart once, for all kinds of edits."""
+
+    def __init__(self, text: str, lexicon: Lexicon) -> None:
+        self.text = text
+        self.lexicon = lexicon
+        self.tokens = [Token(m.start(), m.end(), m.group(), m.group().lower()) for m in _WORD.finditer(text)]
+        self.phrases = list(self._phrases())
+        self.at = {index: phrase for phrase in self.phrases for index in range(phrase.first, phrase.last)}
+        self.words = frozenset(token.lower for token in self.tokens)
+
+    @cached_property
+    def shape(self) -> str:
+        """``upper`` for a text in capitals, ``title`` for One In Title Case, else ``normal``."""
+        letters = [character for character in self.text if character.isalpha()]
+        if len(letters) > 1 and not any(character.islower() for character in letters):
+            return "upper"
+        long = [token.text for token in self.tokens if len(token.text) > 3 and token.text[0].isalpha()]
+        capital = sum(word[0].isupper() for word in long)
+        return "title" if len(long) > 1 and capital == len(long) else "normal"
+
+    def neighbour(self, index: int, step: int) -> int | None:
+        """The token before (-1) or after (1) a token in the same clause; None at the clause's edge."""
+        other = index + step
+        if not 0 <= other < len(self.tokens):
+            return None
+        left, right = sorted((index, other))
+        gap = self.text[self.tokens[left].end : self.tokens[right].start]
+        return None if _EDGE.search(gap) else other
+
+    def around(self, index: int, step: int, reach: int = _REACH) -> list[int]:
+        """Up to ``reach`` tokens on one side of a token, nearest first, in the same clause."""
+        found: list[int] = []
+        here = self.neighbour(index, step)
+        while here is not None and len(found) < reach:
+            found.append(here)
+            here = self.neighbour(here, step)
+        return found
+
+    def starts_sentence(self, start: int) -> bool:
+        """Whether a sentence begins at this character."""
+        before = self.text[:start]
+        return _SENTENCE_END.search(before) is not None and _ABBREVIATION.search(before) is None
+
+    def is_noun(self, index: int | None) -> bool:
+        """Whether a token belongs to a thing that the lexicon knows."""
+        return index in self.at and any(sense.is_noun for sense in self.at[index].senses)
+
+    def is_plural(self, index: int | None) -> bool:
+        """Whether a token belongs to a plural noun."""
+        return index in self.at and any(sense.form == "plural" for sense in self.at[index].senses)
+
+    def is_content(self, index: int) -> bool:
+        """Whether a token is a word with a meaning of its own."""
+        lower = self.tokens[index].lower
+        return lower[0].isalpha() and lower not in self.lexicon.classes.get("function", frozenset())
+
+    def is_number(self, index: int) -> bool:
+        """Whether a token is a number in digits or a small one in words."""
+        lower = self.tokens[index].lower
+        return lower[0].isdigit() or lower in NUMBER_WORDS
+
+    def in_class(self, index: int | None, name: str) -> bool:
+        """Whether a token is in one of the lexicon's classes."""
+        return index is not None and self.tokens[index].lower in self.lexicon.classes.get(name, frozenset())
+
+    def fits(self, item: str, index: int | None, edge: str) -> bool:
+        """Whether a token, or the clause's edge, is what a condition names."""
+        if index is None:
+            return item == edge
+        lower = self.tokens[index].lower
+        if item.startswith("*"):
+            return lower.endswith(item[1:])
+        if not item.startswith("<"):
+            return lower == item
+        name = item[1:-1]
+        if name in ("noun", "content", "number"):
+            return {"noun": self.is_noun, "content": self.is_content, "number": self.is_number}[name](index)
+        if name in KINDS:
+            return index in self.at and any(sense.group.kind == name for sense in self.at[index].senses)
+        return self.in_class(index, name)
+
+    def allows(self, conditions: Conditions, phrase: Phrase) -> bool:
+        """Whether a phrase stands where its conditions want it."""
+        before, after = phrase.first, phrase.last - 1
+        places: dict[str, tuple[Sequence[int | None], str]] = {
+            "prev": ([self.neighbour(before, -1)], "<start>"),
+            "next": ([self.neighbour(after, 1)], "<end>"),
+            "after": (self.around(before, -1), "<start>"),
+            "near": (self.around(after, 1), "<end>"),
+        }
+        for name, items in conditions.items():
+            where, edge = places[name.removeprefix("not_")]
+            hit = any(self.fits(item, index, edge) for item in items for index in where)
+            if hit == name.startswith("not_"):
+                return False
+        return True
+
+    def _phrases(self) -> Iterator[Phrase]:
+        """The longest known phrases from left to right."""
+        index = 0
+        while index < len(self.tokens):
+            found = self._longest_at(index)
+            if found is not None:
+                yield found
+            index = found.last if found else index + 1
+
+    def _longest_at(self, first: int) -> Phrase | None:
+        last, best = first, None
+        words, exact = "", ""
+        while last < len(self.tokens) and last - first < self.lexicon.longest:
+            if last > first:
+                if self.text[self.tokens[last - 1].end : self.tokens[last].start] != " ":
+                    break
+                words, exact = words + " ", exact + " "
+            words, exact = words + self.tokens[last].lower, exact + self.tokens[last].text
+            last += 1
+            senses = self.lexicon.senses.get(exact, ()) or self.lexicon.senses.get(words, ())
+            kept, relation = words in self.lexicon.keep, words in self.lexicon.asymmetric
+            if senses or kept or relation:
+                best = Phrase(first, last, () if kept else senses, kept, relation)
+        return best

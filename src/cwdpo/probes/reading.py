@@ -1,0 +1,173 @@
+"""One reading: what a model says of every answer of a probe set, summed up a line a group."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from cwdpo.batch import AnswerLogprobs, Detail
+from cwdpo.calibration import token_ece
+from cwdpo.engine import Engine
+from cwdpo.eval_mode import eval_mode
+from cwdpo.probes.distributions import StartDistributions
+from cwdpo.probes.probe_set import ProbeBatch, ProbeSet
+from cwdpo.records.lines import PROBE_GROUPS
+
+_WIDE_VOCABULARY = 2**14
+"""Above this many tokens the distributions of all answers would be too large to hold: the chosen ones go apart."""
+
+_DETAILS: tuple[Detail, ...] = ("entropy", "confidence", "hit")
+_STILL = 1e-6
+"""Mean total variation below which nothing has moved but rounding."""
+
+
+@dataclass
+class Reading:
+    """Numbers of one reading, before they are summed up; those of several ranks can be joined."""
+
+    answers: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Group -> row -> lbar, nats per token."""
+
+    tokens: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    """Over the tokens of chosen answers: ``entropy``, ``confidence``, ``hit``, ``tv``, ``js``, ``to_argmax`` ->
+    row -> values."""
+
+    def joined(self, others: Iterable["Reading"]) -> "Reading":
+        """All ranks' numbers as one reading; rows that several measured count once."""
+        whole = Reading()
+        for reading in [self, *others]:
+            for group, means in reading.answers.items():
+                whole.answers.setdefault(group, {}).update(means)
+            for name, values in reading.tokens.items():
+                whole.tokens.setdefault(name, {}).update(values)
+        return whole
+
+    def means(self) -> dict[str, float]:
+        """Mean lbar of each group, in the order of :data:`cwdpo.records.lines.PROBE_GROUPS`."""
+        return {group: self._of_group(group).mean().item() for group in PROBE_GROUPS if group in self.answers}
+
+    def lines(self, start: Mapping[str, float] | None) -> list[dict[str, Any]]:
+        """A line a group, without stage and step.
+
+        Args:
+            start: mean lbar of each group when the stage began, or None if there is nothing to compare with.
+        """
+        lines = []
+        for group, mean in self.means().items():
+            values = self._of_group(group)
+            quantiles = {f"p{q}": torch.quantile(values, q / 100).item() for q in (10, 50, 90)}
+            line: dict[str, Any] = {"group": group, "n": len(values), "mean_logprob": mean, **quantiles}
+            if start is not None and group in start:
+                line["delta"] = mean - start[group]
+            lines.append(line | (self._of_chosen() if group == "chosen" else {}))
+        return lines
+
+    def _of_group(self, group: str) -> Tensor:
+        """``(n,)`` lbar of a group's answers, in the order of the rows however many ranks measured them."""
+        return torch.tensor([mean for _, mean in sorted(self.answers[group].items())], dtype=torch.float64)
+
+    def _of_chosen(self) -> dict[str, float]:
+        """Means over the tokens of all chosen answers."""
+        values = {
+            name: torch.tensor([value for row in sorted(rows) for value in rows[row]], dtype=torch.float64)
+            for name, rows in self.tokens.items()
+        }
+        found = {
+            "entropy": values["entropy"].mean().item(),
+            "top1": values["hit"].mean().item(),
+            "argmax_mass": values["confidence"].mean().item(),
+            "ece": token_ece(values["confidence"], values["hit"] > 0).item(),
+        }
+        if "tv" in values:
+            moved = values["tv"].mean().item()
+            gained = values["to_argmax"].mean().item()
+            found |= {"tv": moved, "js": values["js"].mean().item()}
+            found["moved_to_argmax"] = gained / moved if moved > _STILL else 0.0
+        return found
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    probes: ProbeSet,
+    engine: Engine,
+    *,
+    start: StartDistributions | None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Reading:
+    """Let a model score all answers of a probe set. Leaves no trace: modes and random states are put back.
+
+    Args:
+        model: scored in eval mode.
+        probes: this rank's share.
+        engine: computes the log-probs, all answers of a prompt in one pass.
+        start: what the chosen answers' predictions are compared with; rows that it lacks are recorded in it first.
+            None leaves out TV, JS and the mass that moved.
+        autocast: mixed precision as in training.
+    """
+    reading = Reading()
+    device = next(model.parameters()).device
+    apart = start is not None and _vocabulary(model) > _WIDE_VOCABULARY
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), eval_mode(model), autocast():
+        for found in probes.batches(chosen_apart=apart):
+            has_chosen = "chosen" in found.groups
+            wide = ("distribution",) if start is not None and has_chosen else ()
+            said = engine.logprobs(model, send_to_device(found.batch, device), want=(*_DETAILS, *wide))
+            if not probes.is_idle:
+                _take(reading, found, said, start)
+    return reading
+
+
+@torch.no_grad()
+def warm_up(model: nn.Module, probes: ProbeSet, engine: Engine) -> None:
+    """Do once what only a first reading has to do: encode the prompts, and let the engine get to know the model."""
+    probes.encode()
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eval_mode(model):
+        engine.logprobs(model, send_to_device(next(probes.batches()).batch, device), want=_DETAILS)
+
+
+def _take(reading: Reading, found: ProbeBatch, said: AnswerLogprobs, start: StartDistributions | None) -> None:
+    means = said.mean.double().tolist()
+    for i, (row, group) in enumerate(zip(found.rows, found.groups, strict=True)):
+        reading.answers.setdefault(group, {})[row] = means[i]
+        if group == "chosen":
+            for name, values in _of_tokens(said, i, row, start).items():
+                reading.tokens.setdefault(name, {})[row] = values.double().tolist()
+
+
+def _of_tokens(said: AnswerLogprobs, answer: int, row: int, start: StartDistributions | None) -> dict[str, Tensor]:
+    """``(T,)`` values of one chosen answer's tokens."""
+    mask = said.mask[answer]
+    assert said.entropy is not None
+    assert said.confidence is not None
+    assert said.hit is not None
+    values = {"entropy": said.entropy, "confidence": said.confidence, "hit": said.hit}
+    found = {name: value[answer][mask] for name, value in values.items()}
+    if start is None:
+        return found
+    assert said.distribution is not None
+    distribution = said.distribution[answer][mask]
+    if row not in start:
+        start.record(row, distribution)
+    moved = start.compare(row, distribution)
+    return found | {"tv": moved.tv, "js": moved.js, "to_argmax": moved.to_argmax}
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def flat(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """A reading as scalars for loggers and best-model choice: ``probes/delta/chosen``, ``probes/ece/chosen``, ..."""
+    return {
+        f"probes/{name}/{line['group']}": float(value)
+        for line in lines
+        for name, value in line.items()
+        if name not in ("group", "stage", "step", "n")
+    }

@@ -1,0 +1,243 @@
+"""On-policy negatives inside training: when they are sampled anew, and which of them a batch gets.
+
+They are put into a batch after it was collated, in the process that trains. So they reach every batch at once: it does
+not matter how many workers collate, whether these persist, and how far they run ahead.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from cwdpo.batch import Batch
+from cwdpo.config.negatives import NegativesConfig
+from cwdpo.errors import ConfigError, UserError
+from cwdpo.negatives.endpoint import Endpoint
+from cwdpo.negatives.filtering import Rules
+from cwdpo.negatives.mixing import fraction_at
+from cwdpo.negatives.refreshes import Refresh, read_refreshes, remove_after, write_refresh
+from cwdpo.negatives.sampling import LocalSampler, Sampler, Sampling
+from cwdpo.negatives.verify import Judge, load_judge
+from cwdpo.reference import Reference, ReferenceCache
+from cwdpo.trainers.pool import NegativePool
+from cwdpo.trainers.refreshing import Refresher, RefreshError
+from cwdpo.trainers.served import ServedPolicy
+from cwdpo.trainers.staleness import Staleness
+
+if TYPE_CHECKING:
+    from cwdpo.trainers.cw_dpo import CWDPOTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class OnPolicy(TrainerCallback):
+    """Keeps a stage-2 trainer's on-policy negatives. A callback that the trainer also asks about every batch."""
+
+    def __init__(
+        self,
+        trainer: "CWDPOTrainer",
+        settings: NegativesConfig,
+        directory: Path,
+        *,
+        judge: Judge | None = None,
+        sampler: Sampler | None = None,
+    ) -> None:
+        """Set up; nothing is sampled before training begins.
+
+        Args:
+            trainer: whose policy is sampled.
+            settings: the recipe's ``negatives``.
+            directory: of the refreshes' files.
+            judge: in place of the one that the settings name.
+            sampler: in place of the policy itself.
+
+        Raises:
+            ConfigError: the settings do not fit each other or the trainer.
+        """
+        self.trainer, self.settings, self.directory = trainer, settings, directory
+        self.failure: str | None = None
+        """Why training was stopped, where it was."""
+
+        self._staleness = Staleness()
+        self._latest: Refresh | None = None
+        self._pool = NegativePool()
+        _check(trainer, settings)
+        sampling = Sampling(
+            k=settings.k,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+        )
+        self._refresher = Refresher(
+            trainer,
+            sampling,
+            rules=Rules(overlap=settings.max_overlap),
+            judge=judge or (load_judge(settings.judge) if settings.judge else None),
+            drop_easier_than=settings.drop_easier_than,
+            per_prompt=settings.per_prompt,
+        )
+        self._sampler = sampler or self._default_sampler(sampling)
+
+    def measure_with(self, reference: Reference) -> None:
+        """Have the reference's log-probs of new negatives computed once, on arrival."""
+        self._refresher.reference = reference
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Read back what was sampled before the checkpoint, or sample for the first time.
+
+        Raises:
+            UserError: the first sampling failed, and training is not to begin without.
+        """
+        self.failure = None
+        if state.is_world_process_zero:
+            remove_after(self.directory, state.global_step if state.global_step else -1)
+        self.trainer.accelerator.wait_for_everyone()
+        self._latest, self._pool = None, NegativePool()
+        for refresh in read_refreshes(self.directory):
+            self._use(refresh)
+        self._staleness = Staleness.restored(state) if state.global_step else Staleness()
+        self._refresh_if_due(state)
+        if self.failure is not None:
+            raise UserError(self.failure)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Sample anew where it is time, before a checkpoint of this step is written."""
+        if self.settings.refresh == "auto":
+            self._staleness.end_step(self.trainer.accelerator)
+        if state.global_step < state.max_steps and not control.should_training_stop:
+            self._refresh_if_due(state)
+        self._staleness.save(state)
+        if self.failure is not None:
+            control.should_save = control.should_training_stop = True
+
+    def mixed(self, batch: Batch) -> Batch:
+        """The batch with the negatives that its prompts have at this step."""
+        return self._pool.mixed(batch, share=self._share(self.trainer.state), count=self.settings.per_prompt)
+
+    def observe(self, batch: Batch, rejected: Tensor, weight: Tensor) -> Tensor:
+        """See what a step made of its negatives.
+
+        Args:
+            batch: as :meth:`mixed` gave it.
+            rejected: ``(pairs,)`` positions of rejected answers.
+            weight: ``(pairs,)`` w_c of each.
+
+        Returns:
+            ``(pairs,)`` 1 where the negative was sampled from the policy, else 0.
+        """
+        is_sampled = self._pool.is_sampled(batch, rejected)
+        if self.settings.refresh == "auto":
+            self._staleness.add(weight[is_sampled])
+        return is_sampled.float()
+
+    def _refresh_if_due(self, state: TrainerState) -> None:
+        if not self._is_due(state):
+            return
+        number = self._latest.number + 1 if self._latest else 1
+        began, candidates, error = time.monotonic(), [], None
+        try:
+            if isinstance(self._sampler, ServedPolicy):
+                self._sampler.hand_over(number, is_main=state.is_world_process_zero)
+            candidates = self._refresher.run(number, share=self._largest_share(state), sampler=self._sampler)
+        except RefreshError as problem:
+            error = str(problem)
+        if error is not None and self.settings.on_error == "stop":
+            self.failure = (
+                f"sampling negatives failed at step {state.global_step} ({error}). Training stopped with a checkpoint; "
+                "mend the cause and resume, or write `negatives: {on_error: continue}` to go on without."
+            )
+            return
+        refresh = Refresh(
+            number=number,
+            step=state.global_step,
+            epoch=_epoch(state),
+            seed=self.trainer.args.seed,
+            details=self._details(time.monotonic() - began),
+            error=error,
+            candidates=candidates,
+        )
+        if state.is_world_process_zero:
+            write_refresh(self.directory, refresh)
+            _tell(refresh)
+        self._use(refresh)
+        self._staleness = Staleness()
+
+    def _is_due(self, state: TrainerState) -> bool:
+        if not self._share(state):
+            return False  # nothing would use them yet
+        if self._latest is None:
+            return True
+        if self.settings.refresh == "epoch":
+            return _epoch(state) > self._latest.epoch
+        if self.settings.refresh == "auto":
+            return self._staleness.is_stale()
+        return state.global_step - self._latest.step >= self.settings.refresh
+
+    def _use(self, refresh: Refresh) -> None:
+        """Train on a refresh from now on; a failed one leaves the one before in place."""
+        self._latest = refresh
+        if refresh.error is None:
+            self._pool = NegativePool(refresh, seed=self.trainer.args.seed)
+            if isinstance(self.trainer.reference, ReferenceCache):
+                self._pool.add_to(self.trainer.reference)
+
+    def _default_sampler(self, sampling: Sampling) -> Sampler:
+        model, endpoint = self.trainer.model, self.settings.endpoint
+        if endpoint is not None:
+            return ServedPolicy(model, Endpoint(endpoint), sampling, self.directory)
+        return LocalSampler(model, self.trainer.processing_class, sampling, encoder=self._refresher.encoder)
+
+    def _share(self, state: TrainerState) -> float:
+        return fraction_at(self.settings.on_policy_fraction, state.global_step / state.max_steps)
+
+    def _largest_share(self, state: TrainerState) -> float:
+        """The most that a step from now on can ask for: a schedule's largest point ahead, or where it stands."""
+        points = self.settings.on_policy_fraction
+        progress = state.global_step / state.max_steps
+        ahead = [] if isinstance(points, int | float) else [share for at, share in points if at >= progress]
+        return max([self._share(state), *ahead])
+
+    def _details(self, seconds: float) -> dict[str, Any]:
+        return {
+            "model": str(self.trainer.model.config.name_or_path),  # type: ignore[union-attr]
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(seconds, 3),
+            "temperature": self.settings.temperature,
+            "top_p": self.settings.top_p,
+            "k": self.settings.k,
+            "max_new_tokens": self.settings.max_new_tokens,
+            "judge": self.settings.judge,
+            "endpoint": self.settings.endpoint,
+        }
+
+
+def _epoch(state: TrainerState) -> int:
+    return int((state.epoch or 0.0) + 1e-6)
+
+
+def _check(trainer: "CWDPOTrainer", settings: NegativesConfig) -> None:
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            "negatives are sampled from whole weights, which FSDP and DeepSpeed divide among the GPUs. Train with DDP "
+            "(torchrun alone), or sample beforehand with `cwdpo negatives sample` and leave `negatives` out."
+        )
+    if settings.refresh == "auto" and not trainer.cools:
+        raise ConfigError(
+            "negatives.refresh is auto, which watches the cooling weight, but cooling is off or constant. "
+            "Write `refresh: epoch` or a number of steps."
+        )
+
+
+def _tell(refresh: Refresh) -> None:
+    if refresh.error is not None:
+        logger.warning("sampling negatives failed (%s); training goes on with what it has", refresh.error)
+        return
+    counts = refresh.counts()
+    dropped = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items()) if reason != "kept")
+    logger.info("step %d: %d new negatives (dropped: %s)", refresh.step, counts.get("kept", 0), dropped or "none")
+    if not counts.get("kept"):
+        logger.warning("step %d: no sampled answer may be a negative (%s)", refresh.step, dropped or "none sampled")

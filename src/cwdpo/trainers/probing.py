@@ -1,0 +1,249 @@
+"""Probes while training: readings at the right steps, the best model kept, and an end before harm is done."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from cwdpo.data.rows import Row
+from cwdpo.engine import make_engine
+from cwdpo.errors import ConfigError
+from cwdpo.probes import GROUPS, ProbeSet, Reading, StartDistributions, measure, probe_rows
+from cwdpo.probes.files import StageFiles
+from cwdpo.probes.keeping import BestKeeper
+from cwdpo.probes.reading import flat, warm_up
+from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
+from cwdpo.records.files import read_jsonl
+from cwdpo.records.lines import Stage
+from cwdpo.records.run_directory import RunDirectory
+from cwdpo.trainers.stopping import StoppingRule
+
+if TYPE_CHECKING:
+    from cwdpo.trainers.base import AnswerTrainer
+
+logger = logging.getLogger(__name__)
+
+Write: TypeAlias = Callable[[nn.Module, Sequence[Row]], list[str]]
+"""A model's own answers to rows, by greedy decoding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """What is measured and what follows from it; see :class:`cwdpo.config.recipe.ProbesConfig`."""
+
+    every: int | None = None
+    groups: Sequence[str] = GROUPS
+    stop_on: Sequence[str] = ()
+    patience: int = 2
+    tolerance: float = 0.02
+    keep_best: bool = False
+    seed: int = 0
+
+
+class Probing(TrainerCallback):
+    """Measures a probe set during one stage. Training itself is the same, to the last bit, with it and without."""
+
+    def __init__(
+        self,
+        trainer: "AnswerTrainer",
+        rows: Sequence[Row],
+        run: RunDirectory,
+        stage: Stage,
+        settings: ProbeSettings,
+        *,
+        write_greedy: Write | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """Watch a trainer; add the result to its callbacks.
+
+        Args:
+            trainer: of the stage.
+            rows: the probe set.
+            run: where readings are written.
+            stage: which stage this is.
+            settings: what to measure, and when to end.
+            write_greedy: lets the starting model answer; None leaves the group ``greedy`` out.
+            interrupted: whether the user ends the run, which then needs no last reading.
+            clock: seconds.
+
+        Raises:
+            ConfigError: both the Trainer and the probes are to choose the best model.
+        """
+        if settings.keep_best and trainer.args.load_best_model_at_end:
+            raise ConfigError(
+                "probes.keep_best and trainer.load_best_model_at_end would each choose the model that is kept. "
+                "Take one of them out."
+            )
+        self._trainer, self._rows, self._run, self._stage = trainer, list(rows), run, stage
+        self._settings, self._write_greedy, self._interrupted = settings, write_greedy, interrupted
+        self._files = StageFiles(run.probe_files(stage))
+        self._schedule = Schedule(settings.every, clock=clock or idle_clock, agree=from_first_rank)
+        self._engine = make_engine(trainer.args.engine)  # its own: what it learns of the model changes no training
+        self._best = BestKeeper(
+            self._files, tolerance=settings.tolerance, keep=settings.keep_best, is_main=self._is_main
+        )
+        self._stopping = StoppingRule(settings.stop_on, patience=settings.patience, tolerance=settings.tolerance)
+        self._lines: list[dict[str, Any]] = []
+        self._probes: ProbeSet | None = None
+        self._means: Mapping[str, float] = {}
+        self._distributions = StartDistributions(len(rows))
+        trainer.probe_metrics = self.metrics
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take the first reading, or take up an interrupted stage."""
+        self._schedule.begin(state.global_step, state.max_steps)
+        if state.global_step == 0:
+            self._begin()
+        else:
+            self._go_on(state)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take a reading if one is due, and end the stage if it shows what must not go on."""
+        if self._schedule.is_due(state.global_step):
+            self._read(state.global_step)
+            self._stop_if_needed(state, control)
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take the last reading of a stage that something else ends early."""
+        if control.should_training_stop and not self._interrupted() and self._read_at != state.global_step:
+            self._read(state.global_step)
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """From now on a resumed run begins here, so that earlier best models are not needed again."""
+        self._best.checkpointed()
+
+    def finish(self) -> dict[str, Any]:
+        """After training: put the best reading's weights back if they are to be kept.
+
+        Returns:
+            What to note of the stage: ``readings``, ``seconds`` and ``share`` of the time; ``stopped`` if a finding
+            ended it, ``kept_step`` if another model than the last is kept.
+        """
+        count = len({line["step"] for line in self._lines})
+        seconds, share = self._schedule.spent, self._schedule.share
+        note: dict[str, Any] = {
+            "probes": {"readings": count, "seconds": round(seconds, 2), "share_of_time": round(share, 4)}
+        }
+        logger.info("%s: probes took %.1f s, %.1f %% of the rest of the stage", self._stage, seconds, 100 * share)
+        if self._stopping.reason is not None:
+            note["stopped"] = self._stopping.reason
+        if self._settings.keep_best and self._best.step is not None:
+            note["kept_step"] = self._best.step
+            self._trainer.accelerator.wait_for_everyone()  # until the first rank has written them
+            if self._best.step != self._trainer.state.global_step:
+                self._best.restore(self._model)
+                logger.warning("%s: keeps the model of step %d, its best reading", self._stage, self._best.step)
+        return note
+
+    def clean_up(self) -> None:
+        """After the stage's model is saved."""
+        self._best.clear()
+
+    def metrics(self) -> dict[str, float]:
+        """The reading of this step as scalars, for an evaluation; taken now if it chooses the best model."""
+        step = self._trainer.state.global_step
+        wanted = str(self._trainer.args.metric_for_best_model).removeprefix("eval_").startswith("probes/")
+        if self._probes is not None and wanted and self._read_at != step:
+            self._read(step)
+        return flat([line for line in self._lines if line["step"] == step])
+
+    @property
+    def _read_at(self) -> int | None:
+        return self._lines[-1]["step"] if self._lines else None
+
+    @property
+    def _model(self) -> nn.Module:
+        assert self._trainer.model is not None
+        return self._trainer.model
+
+    @property
+    def _is_main(self) -> bool:
+        return self._trainer.is_world_process_zero()
+
+    def _begin(self) -> None:
+        if self._is_main:
+            self._files.clear()
+            self._run.truncate_after(self._stage, -1)
+        with self._schedule.preparing():
+            greedy = self._greedy()
+            rows = self._ask(greedy)
+            warm_up(self._model, rows, self._engine)
+        self._read(0)
+        if self._is_main:
+            self._files.write_answers(rows.rows)
+            self._files.write_start(self._means, greedy, self._distributions)
+
+    def _go_on(self, state: TrainerState) -> None:
+        self._means, greedy, self._distributions = self._files.read_start(len(self._rows))
+        self._ask(greedy)
+        lines = read_jsonl(self._run.probes).objects
+        self._lines = [line for line in lines if line["stage"] == self._stage and line["step"] <= state.global_step]
+        self._best.recall(self._lines)
+        self._stopping.recall(self._history(state), beta=self._beta)
+
+    def _greedy(self) -> list[str] | None:
+        """The starting model's own answer to each row."""
+        if self._write_greedy is None or "greedy" not in self._settings.groups:
+            return None
+        rank, ranks = self._trainer.accelerator.process_index, self._trainer.accelerator.num_processes
+        mine = self._write_greedy(self._model, self._rows[rank::ranks])
+        parts: list[list[str]] = gather_object([mine])
+        return [parts[i % ranks][i // ranks] for i in range(len(self._rows))]
+
+    def _ask(self, greedy: Sequence[str] | None) -> ProbeSet:
+        groups = {"chosen", *self._settings.groups}
+        self._probes = ProbeSet(
+            probe_rows(self._rows, groups=groups, seed=self._settings.seed, greedy=greedy),
+            self._trainer.encoder,
+            answers_in_a_pass=3 * self._trainer.args.per_device_eval_batch_size,  # as many as its rows have
+            rank=self._trainer.accelerator.process_index,
+            ranks=self._trainer.accelerator.num_processes,
+        )
+        return self._probes
+
+    def _read(self, step: int) -> None:
+        with self._schedule.reading(step):
+            reading = self._measure()
+            is_first = not self._means
+            self._means = self._means or reading.means()
+            lines = [{"stage": self._stage, "step": step, **line} for line in reading.lines(self._means)]
+            if is_first:
+                for rows in gather_object([self._distributions]):
+                    self._distributions.update(rows)
+            self._best.update(step, lines, self._model)
+        lines[0]["seconds"] = round(self._schedule.last_seconds, 4)
+        self._lines += lines
+        if self._is_main:
+            self._run.append_probes(lines)
+        control = self._trainer.control
+        should_log = control.should_log  # which any logging takes for done
+        self._trainer.log(flat(lines))
+        control.should_log = should_log
+
+    def _measure(self) -> Reading:
+        assert self._probes is not None
+        autocast = self._trainer.accelerator.autocast
+        here = measure(self._model, self._probes, self._engine, start=self._distributions, autocast=autocast)
+        return Reading().joined(gather_object([here]))
+
+    def _stop_if_needed(self, state: TrainerState, control: TrainerControl) -> None:
+        if state.global_step >= state.max_steps:
+            return
+        reason = self._stopping.update(self._history(state), beta=self._beta)
+        if reason is not None:
+            control.should_training_stop = True
+            logger.warning("%s ends at step %d: %s", self._stage, state.global_step, self._stopping.told())
+
+    def _history(self, state: TrainerState) -> list[dict[str, Any]]:
+        """Everything read of this stage so far, as its files say it."""
+        logged = [{"stage": self._stage, **line} for line in state.log_history if "loss" in line]
+        return [*logged, *self._lines]
+
+    @property
+    def _beta(self) -> float | None:
+        return getattr(self._trainer.args, "beta", None)

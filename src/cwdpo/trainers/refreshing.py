@@ -1,0 +1,173 @@
+"""One refresh: sample the prompts that will want it, verify, measure, and share the result among all ranks."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object, send_to_device
+
+from cwdpo.batch import Batch, Role
+from cwdpo.data.collate import AnswerCollator
+from cwdpo.data.encode import Encoder
+from cwdpo.data.rows import Row
+from cwdpo.errors import UserError
+from cwdpo.eval_mode import eval_mode
+from cwdpo.negatives.filtering import Rules
+from cwdpo.negatives.hardness import drop_easy
+from cwdpo.negatives.mixing import hashed, wants_samples
+from cwdpo.negatives.refreshes import Candidate
+from cwdpo.negatives.sampling import Sampler, Sampling, chunks
+from cwdpo.negatives.verify import Judge, RightAnswers, verify
+from cwdpo.reference import Reference
+
+if TYPE_CHECKING:
+    from cwdpo.trainers.base import AnswerTrainer
+
+
+class RefreshError(Exception):
+    """A refresh failed, on this rank or another."""
+
+
+def sampling_seed(seed: int, refresh: int, chunk: int) -> int:
+    """Seed of one portion of one refresh."""
+    return hashed(seed, "sampling", refresh, chunk) % 2**63
+
+
+class Refresher:
+    """Makes refreshes for a trainer."""
+
+    def __init__(
+        self,
+        trainer: "AnswerTrainer",
+        sampling: Sampling,
+        *,
+        rules: Rules,
+        judge: Judge | None,
+        drop_easier_than: float | str | None,
+        per_prompt: int | None,
+    ) -> None:
+        self.trainer, self.sampling, self.rules, self.judge = trainer, sampling, rules, judge
+        self.drop_easier_than, self.per_prompt = drop_easier_than, per_prompt
+        self.reference: Reference | None = None
+        """Asked once for each new negative; None where the reference runs at every step anyway."""
+
+        self.encoder = _without_limit(trainer.encoder)
+        self._collator = AnswerCollator(self.encoder, roles=(Role.REJECTED,))
+        self._limit = trainer.encoder.limit
+        self._right_answers: RightAnswers | None = None
+
+    def run(self, number: int, *, share: float, sampler: Sampler) -> list[Candidate]:
+        """Sample and verify, on all ranks together.
+
+        Args:
+            number: of the refresh.
+            share: the largest on-policy fraction that the refresh may have to serve.
+            sampler: where the answers come from.
+
+        Raises:
+            RefreshError: something went wrong on any rank; every rank raises it.
+        """
+        found: list[tuple[int, list[Candidate]]] = []
+        error: str | None = None
+        try:
+            found = self._own_part(number, share, sampler)
+        except Exception as problem:  # whatever it is, the other ranks wait for an answer and training can go on
+            error = _told(problem)
+        gathered = gather_object([(found, error)])
+        errors = [told for _, told in gathered if told is not None]
+        if errors:
+            raise RefreshError(errors[0])
+        parts = dict(part for rank, _ in gathered for part in rank)
+        candidates = [candidate for place in sorted(parts) for candidate in parts[place]]
+        if self.drop_easier_than is not None:
+            drop_easy(candidates, self.drop_easier_than)
+        return candidates
+
+    def _own_part(self, number: int, share: float, sampler: Sampler) -> list[tuple[int, list[Candidate]]]:
+        """This rank's portions, by the portion's number."""
+        rows: Any = self.trainer.train_dataset
+        if self._right_answers is None:
+            self._right_answers = RightAnswers(rows[index][1] for index in range(len(rows)))
+        accelerator = self.trainer.accelerator
+        wanted = [index for index in range(len(rows)) if self._wants(index, rows[index][1], number, share)]
+        found, portions = [], chunks(wanted, self.sampling)
+        # no rank may be left without one: an engine's first batch is where all ranks agree on how to compute
+        share_all = len(portions) < accelerator.num_processes
+        for place, portion in enumerate(portions):
+            if share_all or place % accelerator.num_processes == accelerator.process_index:
+                seed = sampling_seed(self.trainer.args.seed, number, place)
+                with self.encoder.remembering():
+                    found.append((place, self._portion(portion, [rows[i][1] for i in portion], sampler, seed)))
+        return found
+
+    def _wants(self, index: int, row: Row, number: int, share: float) -> bool:
+        return wants_samples(
+            fraction=share,
+            seed=self.trainer.args.seed,
+            row_id=str(index),
+            round=number,
+            num_dataset=len(row.rejected),
+            count=self.per_prompt,
+        )
+
+    def _portion(self, indices: Sequence[int], rows: Sequence[Row], sampler: Sampler, seed: int) -> list[Candidate]:
+        assert self._right_answers is not None
+        with self.trainer.accelerator.autocast():
+            answers = sampler.sample(rows, seed=seed)
+        reasons = verify(rows, answers, right_answers=self._right_answers, rules=self.rules, judge=self.judge)
+        candidates = [
+            [Candidate(index, row.id, answer.text, why) for answer, why in zip(of_row, whys, strict=True)]
+            for index, row, of_row, whys in zip(indices, rows, answers, reasons, strict=True)
+        ]
+        self._measure(rows, candidates)
+        return [candidate for of_row in candidates for candidate in of_row]
+
+    @torch.no_grad()
+    def _measure(self, rows: Sequence[Row], candidates: Sequence[Sequence[Candidate]]) -> None:
+        """Tokens, keys and log-probs of those that passed."""
+        kept = [[c for c in of_row if c.reason is None] for of_row in candidates]
+        items = [
+            (of_row[0].row, replace(row, rejected=tuple(c.text for c in of_row)))
+            for row, of_row in zip(rows, kept, strict=True)
+            if of_row
+        ]
+        if not items:
+            return
+        batch = self._collator(items)
+        flat = [candidate for of_row in kept for candidate in of_row]
+        lengths = batch["answer_mask"].sum(dim=-1).tolist()
+        for place, candidate in enumerate(flat):
+            candidate.ids = batch["answer_ids"][place][: lengths[place]].tolist()
+            candidate.key = batch["keys"][place]
+            prompt = batch["prompts"][int(batch["prompt_index"][place])]["input_ids"].shape[-1]
+            if self._limit is not None and prompt + lengths[place] > self._limit:
+                candidate.reason = "too_long"
+        if any(candidate.reason for candidate in flat):
+            self._measure(rows, candidates)  # once more without them: the model has no positions for such
+        else:
+            self._score(send_to_device(batch, self.trainer.args.device), flat)
+
+    def _score(self, batch: Batch, candidates: Sequence[Candidate]) -> None:
+        trainer: Any = self.trainer
+        with trainer.accelerator.autocast():
+            if self.reference is not None:
+                for candidate, total in zip(candidates, self.reference.totals(batch).tolist(), strict=True):
+                    candidate.reference_logprob = total
+            if self.drop_easier_than is not None:
+                with eval_mode(trainer.model):
+                    means = trainer.engine.logprobs(trainer.model, batch).mean.tolist()
+                for candidate, mean in zip(candidates, means, strict=True):
+                    candidate.lbar = mean
+
+
+def _without_limit(encoder: Encoder) -> Encoder:
+    """The same encoder, for answers whose length is looked at afterwards."""
+    free = copy.copy(encoder)
+    free.limit = None
+    return free
+
+
+def _told(problem: Exception) -> str:
+    return str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"

@@ -1,0 +1,141 @@
+"""The Trainer's step, taken in parts that fit in memory, each counting by its share of the step's answers."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+
+from cwdpo.batch import Batch
+from cwdpo.data.lengths import estimate_lengths
+from cwdpo.errors import ConfigError
+from cwdpo.trainers.arguments import AnswerArguments
+from cwdpo.trainers.batching import (
+    LengthBuckets,
+    count_roles,
+    cut_further,
+    parts_by_tokens,
+    row_tokens,
+    select_parts,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class StepTrainer(Trainer):
+    """Length buckets, a token budget, and a step's mean that does not feel how its rows were divided."""
+
+    loss_is_scaled_for_ga = True  # get_batch_samples counts the step's answers, and each loss is a share of their mean
+
+    args: AnswerArguments
+
+    def __init__(self, **trainer: Any) -> None:
+        super().__init__(**trainer)
+        self.known_lengths: list[int] | None = None
+        """Tokens of each training row with its answers, where something has counted them."""
+        self._warned_of_long_row = False
+        if self.args.max_tokens_per_batch is not None and self.is_deepspeed_enabled:
+            raise ConfigError(
+                "max_tokens_per_batch takes several backward passes a step, and DeepSpeed would update the weights "
+                "after each. Take it out, and lower per_device_train_batch_size."
+            )
+
+    def prepare_parts(self, model: nn.Module, parts: Sequence[Batch]) -> None:
+        """Called before a batch is computed in parts; for a loss that needs to know something of all of them."""
+
+    def row_lengths(self) -> list[int]:
+        """Tokens of each training row with its answers; estimates, where nothing has counted them."""
+        if self.known_lengths is None:
+            rows: Any = self.train_dataset
+            self.known_lengths = estimate_lengths([rows[i][1] for i in range(len(rows))], self.count_row)
+        return self.known_lengths
+
+    def count_row(self, row: Any) -> int:
+        """Tokens of a row with the answers that take part in a step."""
+        return row_tokens(self.data_collator([(0, row)]))[0]  # type: ignore[arg-type, list-item]
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """See ``Trainer.get_train_dataloader``; ``length_buckets`` puts rows of like length in one step."""
+        if not self.args.length_buckets:
+            return super().get_train_dataloader()
+        args, rows = self.args, self.train_dataset
+        if rows is None:
+            raise ValueError("training needs a train_dataset.")
+        buckets = LengthBuckets(
+            self.row_lengths(),
+            step_rows=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+        self.add_callback(_SetEpoch(buckets))
+        loader: DataLoader[Any] = DataLoader(
+            rows,
+            batch_size=args.train_batch_size,
+            sampler=buckets,
+            collate_fn=self.data_collator,
+            drop_last=args.dataloader_drop_last,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """See ``Trainer.get_batch_samples``; the items of a step are its answers by role, the mean over ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        counts: Tensor = self.accelerator.reduce(count_roles(batches).to(device), reduction="mean")
+        return batches, counts
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """See ``Trainer.training_step``; one backward pass for each part that ``max_tokens_per_batch`` allows."""
+        parts = self._parts(inputs)
+        if len(parts) == 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if num_items_in_batch is None:
+            num_items_in_batch = count_roles([inputs])
+        self.prepare_parts(model, parts)
+        losses = []
+        for part in parts:
+            # ranks meet once a batch, after the last part
+            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))  # type: ignore[arg-type]
+        return torch.stack(losses).sum()
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        budget = self.args.max_tokens_per_batch
+        if budget is None:
+            return [batch]
+        tokens = row_tokens(batch)
+        if max(tokens) > budget and not self._warned_of_long_row:
+            self._warned_of_long_row = True
+            row = batch["row_index"][tokens.index(max(tokens))].item()
+            logger.warning(
+                "row %d has %d tokens, more than max_tokens_per_batch (%d): such rows run alone",
+                row,
+                max(tokens),
+                budget,
+            )
+        parts = parts_by_tokens(tokens, budget)
+        if self.args.world_size > 1:  # wrappers and losses wait for each other in every pass
+            number = torch.tensor(len(parts), device=self.args.device)
+            parts = cut_further(parts, int(self.accelerator.gather(number).max()))
+        return select_parts(batch, parts)
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the sampler its epoch: accelerate does not reach it in a resumed epoch on several ranks."""
+
+    def __init__(self, buckets: LengthBuckets) -> None:
+        self.buckets = buckets
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.buckets.set_epoch(int(state.epoch or 0))

@@ -1,0 +1,85 @@
+"""``cwdpo negatives`` from the command line."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cwdpo.cli import app
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cwdpo", "negatives", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            app.main()
+        printed = capsys.readouterr()
+        return int(left.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [
+        {"id": "a", "prompt": "What?", "chosen": "A red car.", "rejected": "No."},
+        {"id": "b", "prompt": "What?", "chosen": "Whatever.", "rejected": "No."},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_gentle_says_what_it_did_and_what_it_could_not(run: Run, data: Path, tmp_path: Path) -> None:
+    code, out, err = run("gentle", data, "--out", tmp_path / "out.jsonl", "--kinds", "colour")
+    assert (code, out) == (0, f"wrote {tmp_path}/out.jsonl\n")
+    assert "1 of 2 rows have a gentle negative." in err
+    assert f"1 rows are kept without one, such as {data}:2." in err
+    assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["gentle_edit"]["kind"] == "colour"
+
+
+def test_coverage_as_json(run: Run, data: Path, tmp_path: Path) -> None:
+    _, out, _ = run("gentle", data, "--out", tmp_path / "out.jsonl", "--json")
+    found = json.loads(out)
+    assert (found["rows"], found["without_gentle"]) == (2, 1)
+    assert found["possible"] == {"object": 1, "colour": 1, "count": 1}
+
+
+def test_mistakes_exit_with_2(run: Run, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    assert run("gentle", data, "--out", out, "--kinds", "color")[::2] == (
+        2,
+        "'color' is no kind of edit. Write one or more of object, colour, size, material, age, state, count, relation, "
+        "action, order, yes_no, choice, number.\n",
+    )
+    assert run("mix", data, "--on-policy", data, "--out", out, "--fraction", "half")[0] == 2
+    assert run("mix", data, "--on-policy", data, "--out", out, "--fraction", "0:0,0:1")[0] == 2
+    assert not out.exists()
+
+
+def test_an_output_elsewhere_tells_where_the_pictures_are(run: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    _, _, err = run("gentle", data, "--out", tmp_path / "new" / "out.jsonl")
+    assert f"image paths in {tmp_path}/new/out.jsonl start at {tmp_path}." in err
+
+
+def test_mix(run: Run, data: Path, tmp_path: Path) -> None:
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text('{"id": "a", "negatives": ["Blue."]}\n{"id": "z", "negatives": ["Blue."]}\n')
+    code, _, err = run(
+        "mix", data, "--on-policy", samples, "--out", tmp_path / "out.jsonl", "--fraction", "0:0,1:1", "--progress", 1
+    )
+    assert code == 0
+    assert "2 rows: 1 dataset, 1 on_policy; 1 rows had no sample." in err
+    assert "1 ids of the samples are no row's, such as z." in err
+
+
+def test_show(run: Run, data: Path, tmp_path: Path) -> None:
+    code, out, _ = run("show", data, "--out", tmp_path / "page.html")
+    assert (code, out) == (0, f"wrote {tmp_path}/page.html\n")
+    assert "Whatever." in (tmp_path / "page.html").read_text()

@@ -1,0 +1,61 @@
+"""The recipe's ``negatives`` section."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cwdpo.config.reading import dump_recipe, read_recipe
+from cwdpo.errors import ConfigError
+
+RECIPE = """\
+model: {name_or_path: m}
+data: {train: rows.jsonl}
+stage2: {}
+"""
+
+
+def read(tmp_path: Path, negatives: str, text: str = RECIPE) -> Any:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{text}negatives: {negatives}\n")
+    return read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["null", "{}", "{refresh: 50}", "{refresh: auto, k: 4, judge: 'a.b:c'}", "{drop_easier_than: 'quantile:0.1'}",
+     "{on_policy_fraction: [[0, 0.0], [0.5, 1]]}", "{on_policy_fraction: 0, drop_easier_than: -3}"],
+)  # fmt: skip
+def test_what_is_written_is_read_back(tmp_path: Path, text: str) -> None:
+    recipe = read(tmp_path, text)
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
+    assert read_recipe(tmp_path / "again.yaml") == recipe
+    assert (recipe.negatives is None) == (text == "null")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{on_policy_fraction: 1.5}", "negatives.on_policy_fraction is 1.5"),
+        ("{on_policy_fraction: [[0.5, 0], [0.2, 1]]}", "not in the order of progress"),
+        ("{refresh: 0}", "negatives.refresh is 0, but counts steps"),
+        ("{refresh: epochs}", "must be a whole number or one of epoch, auto. Did you mean epoch?"),
+        ("{judge: my_rules}", "must have one colon"),
+        ("{judge: 'my rules:f'}", "`module:function`"),
+        ("{drop_easier_than: 2}", "Did you mean -2"),
+        ("{drop_easier_than: mean}", "quantile:0.1"),
+        ("{temperature: 0}", "negatives.temperature is 0"),
+        ("{top_p: 0}", "negatives.top_p is 0"),
+        ("{on_eror: stop}", "unknown key 'negatives.on_eror' - did you mean 'negatives.on_error'?"),
+    ],
+)
+def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    assert message in str(caught.value)
+    assert "recipe.yaml:4: " in str(caught.value)
+
+
+def test_without_stage2_it_is_told_to_do_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read(tmp_path, "{}", RECIPE.replace("stage2", "stage1"))
+    assert "negatives has no effect without stage2" in caplog.text

@@ -1,0 +1,101 @@
+"""A small OpenAI-compatible server on this machine, which can be told to misbehave."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = Callable[[dict[str, Any]], list[str]]
+
+
+class LittleServer:
+    """Answers with what ``answer`` says, after the misbehaviour in ``script`` is used up, one item a request.
+
+    Items: a status code, ``"slow"`` (seconds in ``pause``), ``"broken"`` (half an answer), ``"empty"`` (no choices),
+    ``"hangup"`` or ``"ok"``.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer, self.script, self.pause = answer, list[Any](), 1.0
+        self.requests: list[tuple[str, Any]] = []
+        self.headers: list[Any] = []
+        self.at_once, self.most_at_once = 0, 0
+        self.lock = threading.Lock()
+        self.url = ""
+
+    def chats(self) -> list[Any]:
+        return [body for path, body in self.requests if path.endswith("/chat/completions")]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Any
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._send(200, json.dumps({"data": [{"id": "tiny"}]}))
+
+    def do_POST(self) -> None:
+        state: LittleServer = self.server.state
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with state.lock:
+            state.requests.append((self.path, body))
+            state.headers.append(dict(self.headers))
+            state.at_once += 1
+            state.most_at_once = max(state.most_at_once, state.at_once)
+            now = state.script.pop(0) if state.script else "ok"
+        try:
+            self._answer(state, now, body)
+        finally:
+            with state.lock:
+                state.at_once -= 1
+
+    def _answer(self, state: LittleServer, now: Any, body: Any) -> None:
+        if isinstance(now, int):
+            self._send(now, '{"error": "as told"}')
+        elif now == "slow":
+            time.sleep(state.pause)
+            self.close_connection = True
+        elif now == "hangup":
+            self.connection.close()
+            self.close_connection = True
+        elif now == "broken":
+            self._send(200, '{"choices": [{"mess')
+        elif now == "empty":
+            self._send(200, '{"choices": []}')
+        elif "chat" in self.path:
+            time.sleep(0.005)
+            choices = [{"message": {"content": text}, "finish_reason": "stop"} for text in state.answer(body)]
+            self._send(200, json.dumps({"choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 3}}))
+        else:
+            self._send(200, "Success")
+
+    def _send(self, status: int, text: str) -> None:
+        content = text.encode()
+        self.send_response(status)
+        if status == 429:
+            self.send_header("Retry-After", "7")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[LittleServer]:
+    """A server while the block runs."""
+    state = LittleServer(answer)
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.state, server.daemon_threads = state, True
+    state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,140 @@
+"""Probes in a recipe: on by default, from held-out rows, told in findings.json, the same on two ranks."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import little_data
+import pytest
+
+from cwdpo.config.recipe import DataConfig, LoraConfig, ModelConfig, ProbesConfig, Recipe, Stage1Config, Stage2Config
+from cwdpo.data.reading import read_rows
+from cwdpo.diagnosis import Finding
+from cwdpo.errors import ConfigError
+from cwdpo.recipes import run_recipe
+from cwdpo.recipes.checkpoints import probe_checkpoints
+from cwdpo.recipes.probing import probe_set_rows
+from cwdpo.records.files import read_jsonl
+
+Tiny = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return little_data.write(tmp_path_factory.mktemp("data"), little_data.records(16, text_only_every=5))
+
+
+def recipe(tiny: Tiny, data: Path, out: Path, *, lora: bool = False, **probes: Any) -> Recipe:
+    return Recipe(
+        model=ModelConfig(name_or_path=str(tiny("llava")), lora=LoraConfig(r=4, alpha=8) if lora else None),
+        data=DataConfig(train=str(data), stage1_fraction=0.5),
+        stage1=Stage1Config(),
+        stage2=Stage2Config(),
+        probes=ProbesConfig(**probes),
+        trainer={
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "use_cpu": True,
+        },
+        output_dir=str(out),
+    )
+
+
+def test_both_stages_have_readings_and_the_report_draws_them(tiny: Tiny, data: Path, tmp_path: Path) -> None:
+    run = run_recipe(recipe(tiny, data, tmp_path / "run", rows=4))
+    lines = read_jsonl(run.probes).objects
+    ends = {("stage1", 0), ("stage1", 4), ("stage2", 0), ("stage2", 4)}
+    assert ends <= {(line["stage"], line["step"]) for line in lines}
+    groups = {line["group"] for line in lines}
+    assert groups == {"chosen", "rejected", "gentle", "greedy", "shuffled", "other_answer", "other_image", "blank"}
+    last = [line for line in lines if line["stage"] == "stage1"][-8:]
+    first = [line for line in lines if line["stage"] == "stage2"][:8]
+    assert {line["delta"] for line in first} == {0.0}  # each stage counts from its own start
+    levels = [{x["group"]: x["mean_logprob"] for x in some if x["group"] != "greedy"} for some in (last, first)]
+    assert levels[0] == pytest.approx(levels[1], abs=1e-4)
+    assert "Probes: fixed held-out answers" in run.report.read_text()
+    assert json.loads(run.findings.read_text())["stopped"] == []
+
+
+def test_probes_change_no_model(tiny: Tiny, data: Path, tmp_path: Path) -> None:
+    with_probes = recipe(tiny, data, tmp_path / "with", rows=3, every=1)
+    without = replace(with_probes, probes=None, output_dir=str(tmp_path / "without"))
+    runs = [run_recipe(with_probes), run_recipe(without)]
+    for stage in ("stage1", "stage2"):
+        one, other = ((run.stage(stage) / "model.safetensors").read_bytes() for run in runs)  # type: ignore[arg-type]
+        assert one == other
+    assert not runs[1].probes.exists()
+    lines = [read_jsonl(run.metrics).objects for run in runs]
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+
+
+def test_what_ended_a_stage_stands_in_findings(
+    tiny: Tiny, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Finding("squeezing", "It fell.", "Cool it.", "stage2", 2)]
+    monkeypatch.setattr(
+        "cwdpo.trainers.stopping.diagnose", lambda history, **_: found if history[0]["stage"] == "stage2" else []
+    )
+    run = run_recipe(
+        recipe(tiny, data, tmp_path / "run", lora=True, rows=3, every=1, stop_on=["squeezing"], keep_best=True)
+    )
+    (stopped,) = json.loads(run.findings.read_text())["stopped"]
+    assert (stopped["finding"], stopped["stage"], stopped["step"], stopped["evidence"]) == (
+        "squeezing",
+        "stage2",
+        2,
+        "It fell.",
+    )
+    assert [run.note(stage)["steps"] for stage in ("stage1", "stage2")] == [4, 2]  # type: ignore[arg-type]
+    assert 0 <= run.note("stage2")["kept_step"] <= 2
+    assert not list(run.root.glob("probes/*/best-*"))
+    kept = next(
+        line["mean_logprob"]
+        for line in read_jsonl(run.probes).objects
+        if (line["stage"], line["step"], line["group"]) == ("stage2", run.note("stage2")["kept_step"], "chosen")
+    )
+    again = probe_checkpoints(str(run.stage("stage2")), data, num_rows=3, greedy=False)
+    assert again[0]["mean_logprob"] == pytest.approx(kept, abs=1e-4)
+
+
+def test_resuming_with_another_probe_set_is_refused(tiny: Tiny, data: Path, tmp_path: Path) -> None:
+    first = recipe(tiny, data, tmp_path / "run", rows=3)
+    run_recipe(first)
+    with pytest.raises(ConfigError, match=r"probes\.rows = 3, not 4"):
+        run_recipe(replace(first, probes=ProbesConfig(rows=4)), resume=True)
+
+
+def test_held_out_rows_come_first_and_training_rows_are_told(
+    tiny: Tiny, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = read_rows(data)
+    asks = recipe(tiny, data, tmp_path / "run", rows=3)
+    with caplog.at_level(logging.WARNING):
+        assert probe_set_rows(asks, rows, rows[:2]) == rows[:2]
+    assert caplog.text == ""
+    with caplog.at_level(logging.WARNING):
+        assert len(probe_set_rows(asks, rows, None)) == 3
+    assert "3 of the training rows" in caplog.text
+    assert probe_set_rows(replace(asks, probes=None), rows, None) == []
+
+
+def test_a_checkpoint_beside_another(tiny: Tiny, data: Path, tmp_path: Path) -> None:
+    run = run_recipe(recipe(tiny, data, tmp_path / "run", rows=3))
+    lines = probe_checkpoints(str(run.stage("stage2")), data, reference=str(tiny("llava")), num_rows=6)
+    itself = probe_checkpoints(str(tiny("llava")), data, reference=str(tiny("llava")), num_rows=6)
+    alone = probe_checkpoints(str(run.stage("stage2")), data, num_rows=6, greedy=False)
+    means = [{line["group"]: line["mean_logprob"] for line in some} for some in (lines, itself, alone)]
+    assert {line["group"]: line["delta"] for line in lines} == pytest.approx(
+        {group: means[0][group] - means[1][group] for group in means[0]}, abs=1e-6
+    )
+    assert {line["delta"] for line in itself} == {0.0}
+    assert itself[0]["tv"] == 0.0
+    assert lines[0]["tv"] > 0.01
+    assert "greedy" in means[0]
+    assert "greedy" not in means[2]
+    assert "delta" not in alone[0]

@@ -1,0 +1,104 @@
+"""Rows in steps by length, and steps in parts by tokens."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_prompts import make_batch
+
+from cwdpo.batch import Role
+from cwdpo.trainers.batching import (
+    LengthBuckets,
+    count_roles,
+    cut_further,
+    parts_by_tokens,
+    row_tokens,
+    select_parts,
+    share,
+)
+
+
+def mixed_lengths(number: int) -> list[int]:
+    """Short questions, longer ones, and pictures of several sizes, log-uniform from 40 to 2,000 tokens."""
+    generator = random.Random(0)
+    return [int(40 * 50 ** generator.random()) for _ in range(number)]
+
+
+def padded(steps: list[list[int]], lengths: list[int]) -> int:
+    """Tokens of the steps' rows when each is filled up to its step's longest."""
+    return sum(len(step) * max(lengths[row] for row in step) for step in steps)
+
+
+def steps_of(order: list[int], size: int) -> list[list[int]]:
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def test_buckets_pad_little_where_random_steps_pad_much() -> None:
+    lengths = mixed_lengths(4096)
+    shuffled = random.Random(1).sample(range(4096), 4096)
+    buckets = list(LengthBuckets(lengths, step_rows=16, seed=0))
+    random_ratio, bucket_ratio = (padded(steps_of(rows, 16), lengths) / sum(lengths) for rows in (shuffled, buckets))
+    assert random_ratio > 2.5
+    assert bucket_ratio < 1.1
+
+
+def test_parts_of_a_large_random_step_pad_little() -> None:
+    lengths = mixed_lengths(4096)
+    shuffled = random.Random(1).sample(range(4096), 4096)
+    found = 0
+    for step in steps_of(shuffled, 64):
+        parts = parts_by_tokens([lengths[row] for row in step], 8192)
+        found += padded([[step[i] for i in part] for part in parts], lengths)
+    assert found / sum(lengths) < 1.35
+
+
+def test_every_row_once_an_epoch_and_a_short_step_last() -> None:
+    lengths = mixed_lengths(103)
+    sampler = LengthBuckets(lengths, step_rows=8, seed=3)
+    orders = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert sorted(order) == list(range(103))
+        assert order == list(sampler)
+        steps = steps_of(order, 8)
+        assert max(lengths) in [lengths[row] for row in steps[0]]
+        orders.append(order)
+    assert len({tuple(order) for order in orders}) == 3
+    assert list(LengthBuckets(lengths, step_rows=8, seed=4)) != orders[0]
+
+
+def test_fewer_rows_than_a_step() -> None:
+    assert sorted(LengthBuckets([5, 3, 9], step_rows=8, seed=0)) == [0, 1, 2]
+
+
+@given(tokens=st.lists(st.integers(1, 500), min_size=1, max_size=40), budget=st.integers(1, 2000))
+def test_parts_keep_to_the_budget_and_hold_every_row(tokens: list[int], budget: int) -> None:
+    parts = parts_by_tokens(tokens, budget)
+    assert sorted(row for part in parts for row in part) == list(range(len(tokens)))
+    for part in parts:
+        assert len(part) == 1 or len(part) * max(tokens[row] for row in part) <= budget
+    more = cut_further(parts, len(tokens))
+    assert sorted(row for part in more for row in part) == list(range(len(tokens)))
+    assert len(more) == len(tokens)
+
+
+def test_row_tokens_by_hand() -> None:
+    prompts = [{"input_ids": torch.ones(1, n, dtype=torch.long)} for n in (7, 3)]
+    assert row_tokens(make_batch(prompts, [[2, 5], [4]])) == [7 + 2 + 5, 3 + 4]
+
+
+def test_shares_of_the_parts_are_a_whole() -> None:
+    prompts = [{"input_ids": torch.ones(1, n, dtype=torch.long)} for n in (7, 3, 4)]
+    batch: Any = make_batch(prompts, [[2, 5], [4], [3, 3]])
+    batch["roles"] = torch.tensor([Role.CHOSEN, Role.GENTLE, Role.CHOSEN, Role.CHOSEN, Role.GENTLE])
+    parts = select_parts(batch, [[2, 0], [1]])
+    assert [part["row_index"].tolist() for part in parts] == [[0, 2], [1]]
+    counts = count_roles(parts)
+    assert counts.tolist()[:3] == [3, 0, 2]
+    found = [[float(share(part, role, counts)) for part in parts] for role in (Role.CHOSEN, Role.GENTLE, Role.REJECTED)]
+    assert found == [[pytest.approx(2 / 3), pytest.approx(1 / 3)], [1.0, 0.0], [0.0, 0.0]]
+    assert share(parts[0], Role.CHOSEN, None) == 1.0

@@ -1,0 +1,318 @@
+"""Probes beside training: they change nothing, survive interruptions, keep the best model and end a stage."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from cwdpo.data.rows import Row
+from cwdpo.diagnosis import Finding
+from cwdpo.errors import ConfigError, UserError
+from cwdpo.probes.best import margin
+from cwdpo.records.files import read_jsonl
+from cwdpo.records.run_directory import RunDirectory
+from cwdpo.trainers.probing import ProbeSettings, Probing
+from cwdpo.trainers.recording import MetricsRecorder
+
+Make = Callable[..., Any]
+STEPS: dict[str, Any] = {"max_steps": 6, "per_device_train_batch_size": 3}
+SAVING = STEPS | {"save_strategy": "steps", "save_steps": 2}
+
+
+class Crash(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise RuntimeError("power cut")
+
+
+class KeepWeights(TrainerCallback):
+    """The weights after each step."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.at[state.global_step] = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+class Ruin(TrainerCallback):
+    """Turns every prediction into its opposite, from a step on."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            with torch.no_grad():
+                model.get_output_embeddings().weight.mul_(-4)
+
+
+def watch(
+    trainer: Any, rows: Sequence[Row], root: Path, *, stage: str = "stage2", greedy: bool = True, **settings: Any
+) -> Probing:
+    root.mkdir(exist_ok=True)
+    run = RunDirectory(root)
+
+    def write(model: Any, some: Sequence[Row]) -> list[str]:
+        return [f"model says {len(row.chosen)}" for row in some]
+
+    probing = Probing(
+        trainer,
+        rows[:5],
+        run,
+        stage,  # type: ignore[arg-type]
+        ProbeSettings(**{"every": 2, **settings}),
+        write_greedy=write if greedy else None,
+    )
+    trainer.add_callback(MetricsRecorder(run, stage))  # type: ignore[arg-type]
+    trainer.add_callback(probing)
+    return probing
+
+
+def weights(trainer: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def lines(root: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_jsonl(root / "probes.jsonl").objects]
+
+
+@pytest.mark.parametrize(("name", "stage"), [("qwen2_5_vl", 1), ("llava", 2), ("idefics3", 2)])
+@pytest.mark.parametrize("lora", [False, True])
+def test_training_is_the_same_with_probes_and_without(
+    make_trainer: Make, rows: list[Row], tmp_path: Path, name: str, stage: int, lora: bool
+) -> None:
+    plain = make_trainer(stage, name, lora=lora, out="plain", **STEPS)
+    plain.train()
+    probed = make_trainer(stage, name, lora=lora, out="probed", **STEPS)
+    watch(probed, rows, tmp_path / "run", stage=f"stage{stage}", every=1, keep_best=True)
+    probed.train()
+    assert_same(weights(plain), weights(probed))
+    found = lines(tmp_path / "run")
+    assert sorted({line["step"] for line in found}) == [0, 1, 2, 3, 4, 5, 6]
+    assert found[-1]["delta"] != 0
+    metrics = read_jsonl(tmp_path / "run/metrics.jsonl").objects
+    assert [line["step"] for line in metrics if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert not [name for line in metrics for name in line if name.startswith("probes")]
+    logged = [entry for entry in probed.state.log_history if "probes/delta/chosen" in entry]
+    assert [entry["step"] for entry in logged] == [0, 1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("crash", [1, 3, 5])
+def test_resumed_readings_equal_uninterrupted_ones(
+    make_trainer: Make, rows: list[Row], tmp_path: Path, crash: int
+) -> None:
+    """Broken off before the first checkpoint, and after readings that the checkpoint does not hold."""
+    straight = make_trainer(2, out="straight", **SAVING)
+    watch(straight, rows, tmp_path / "one", every=1)
+    straight.train()
+    broken = make_trainer(2, out="broken", callbacks=[Crash(crash)], **SAVING)
+    watch(broken, rows, tmp_path / "two", every=1)
+    with pytest.raises(RuntimeError, match="power cut"):
+        broken.train()
+    resumed = make_trainer(2, out="broken", **SAVING)
+    watch(resumed, rows, tmp_path / "two", every=1, greedy=crash < 2)  # later it is read, not written again
+    resumed.train(resume_from_checkpoint=crash > 1)
+    assert lines(tmp_path / "two") == lines(tmp_path / "one")
+    assert_same(weights(straight), weights(resumed))
+
+
+def test_a_resumed_stage_without_its_start_says_so(make_trainer: Make, rows: list[Row], tmp_path: Path) -> None:
+    first = make_trainer(2, **SAVING)
+    watch(first, rows, tmp_path / "run")
+    first.train()
+    (tmp_path / "run/probes/stage2/start.json").unlink()
+    again = make_trainer(2, **SAVING | {"max_steps": 8})
+    watch(again, rows, tmp_path / "run")
+    with pytest.raises(UserError, match="cannot be read"):
+        again.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("ruin", [3, 4])
+@pytest.mark.parametrize("crash", [None, 3])
+def test_the_best_readings_model_is_kept(
+    make_trainer: Make,
+    rows: list[Row],
+    tmp_path: Path,
+    crash: int | None,
+    ruin: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of a model that is ruined at a step; also where the best reading came before an interruption."""
+    settings = SAVING | {"learning_rate": 3e-3}
+    if crash is not None:
+        broken = make_trainer(2, callbacks=[Ruin(ruin), Crash(crash)], **settings)
+        watch(broken, rows, tmp_path / "run", keep_best=True, every=1)
+        with pytest.raises(RuntimeError, match="power cut"):
+            broken.train()
+    kept = KeepWeights()
+    trainer = make_trainer(2, callbacks=[Ruin(ruin), kept], **settings)
+    kept.at[0] = weights(trainer)
+    probing = watch(trainer, rows, tmp_path / "run", keep_best=True, every=1)
+    trainer.train(resume_from_checkpoint=crash is not None)
+    files = list((tmp_path / "run/probes/stage2").glob("best-*"))
+    assert 1 <= len(files) <= 2
+    note = probing.finish()
+    readings: dict[int, list[Any]] = {}
+    for line in lines(tmp_path / "run"):
+        readings.setdefault(line["step"], []).append(line)
+    assert sorted(readings) == list(range(7))
+    assert note["kept_step"] == best_by_hand(readings)
+    assert 0 < note["kept_step"] < ruin
+    assert "are gone" not in caplog.text  # what was the best at the checkpoint is still there
+    if note["kept_step"] in kept.at:
+        assert_same(weights(trainer), kept.at[note["kept_step"]])
+    assert note["probes"]["readings"] == 7
+    probing.clean_up()
+    assert not list((tmp_path / "run/probes/stage2").glob("best-*"))
+
+
+def best_by_hand(readings: dict[int, list[Any]]) -> int:
+    """The rule of docs/probes.md, read again from the start for every reading."""
+    chosen = {step: reading[0]["mean_logprob"] for step, reading in readings.items()}
+    best = -1
+    for step in readings:
+        floor = max(level for s, level in chosen.items() if s <= step) - 0.02
+        replaces = best < 0 or chosen[best] < floor or margin(readings[step]) > margin(readings[best])
+        if chosen[step] >= floor and replaces:
+            best = step
+    return best
+
+
+def found_at(*steps: int) -> Callable[..., list[Finding]]:
+    """A diagnosis that finds squeezing at these steps, and something else always."""
+
+    def diagnose(history: Sequence[Any], **options: Any) -> list[Finding]:
+        step = max(line["step"] for line in history if "group" in line)
+        other = Finding("stale_contrast", "e", "a", "stage2", step)
+        return [Finding("squeezing", "It fell.", "Cool it.", "stage2", step), other] if step in steps else [other]
+
+    return diagnose
+
+
+def test_a_finding_ends_the_stage_after_its_patience(
+    make_trainer: Make,
+    rows: list[Row],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("cwdpo.trainers.stopping.diagnose", found_at(1, 3, 4, 5, 6))
+    trainer = make_trainer(2, **STEPS | {"max_steps": 9})
+    probing = watch(trainer, rows, tmp_path / "run", every=1, stop_on=["squeezing"], patience=2)
+    trainer.train()
+    assert trainer.state.global_step == 4  # step 1 was alone
+    stopped = probing.finish()["stopped"]
+    assert stopped == {
+        "finding": "squeezing",
+        "stage": "stage2",
+        "step": 4,
+        "readings": 2,
+        "evidence": "It fell.",
+        "advice": "Cool it.",
+    }
+    assert "stage2 ends at step 4: squeezing in 2 readings in a row. It fell. Cool it." in caplog.text
+
+
+@pytest.mark.parametrize("stop_on", [[], ["overconfidence"]])
+def test_other_findings_end_nothing(
+    make_trainer: Make, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_on: list[str]
+) -> None:
+    monkeypatch.setattr("cwdpo.trainers.stopping.diagnose", found_at(1, 2, 3, 4, 5, 6))
+    trainer = make_trainer(2, **STEPS)
+    probing = watch(trainer, rows, tmp_path / "run", every=1, stop_on=stop_on)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert "stopped" not in probing.finish()
+
+
+def test_patience_goes_on_after_an_interruption(
+    make_trainer: Make, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cwdpo.trainers.stopping.diagnose", found_at(3, 4, 5, 6, 7))
+    settings = {"every": 1, "stop_on": ["squeezing"], "patience": 3}
+    broken = make_trainer(2, callbacks=[Crash(4)], **SAVING | {"max_steps": 9})
+    watch(broken, rows, tmp_path / "run", **settings)
+    with pytest.raises(RuntimeError, match="power cut"):
+        broken.train()
+    resumed = make_trainer(2, **SAVING | {"max_steps": 9})
+    watch(resumed, rows, tmp_path / "run", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 5
+
+
+def test_probes_reach_evaluations_and_choose_the_best_model(
+    make_trainer: Make, rows: list[Row], tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        2,
+        **SAVING | {"learning_rate": 0.3},
+        eval_rows=rows[:3],
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="probes/delta/chosen",
+        greater_is_better=True,
+    )
+    watch(trainer, rows, tmp_path / "run", every=3)
+    trainer.train()
+    found = [entry for entry in trainer.state.log_history if "eval_probes/delta/chosen" in entry]
+    assert [entry["step"] for entry in found] == [2, 4, 6]
+    values = {entry["step"]: entry["eval_probes/delta/chosen"] for entry in found}
+    assert values == {
+        line["step"]: line["delta"]
+        for line in lines(tmp_path / "run")
+        if line["group"] == "chosen" and line["step"] in (2, 4, 6)
+    }
+    assert trainer.state.best_metric == max(values.values())
+    assert {line["step"] for line in lines(tmp_path / "run")} == {0, 2, 3, 4, 6}
+
+
+def test_a_stage_that_something_else_ends_has_a_last_reading(
+    make_trainer: Make, rows: list[Row], tmp_path: Path
+) -> None:
+    class StopAt(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 3
+
+    for interrupted, steps in ((False, {0, 3}), (True, {0})):
+        trainer = make_trainer(2, **STEPS)
+        trainer.add_callback(StopAt())
+        probing = watch(trainer, rows, tmp_path / "run", every=5)
+        probing._interrupted = lambda interrupted=interrupted: interrupted
+        trainer.train()
+        assert {line["step"] for line in lines(tmp_path / "run")} == steps
+
+
+def test_one_of_two_ways_to_choose_the_best_model(make_trainer: Make, rows: list[Row], tmp_path: Path) -> None:
+    trainer = make_trainer(
+        2, **SAVING, eval_rows=rows, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True
+    )
+    with pytest.raises(ConfigError, match="Take one of them out"):
+        watch(trainer, rows, tmp_path / "run", keep_best=True)
+
+
+def test_what_is_asked_is_written_down(make_trainer: Make, rows: list[Row], tmp_path: Path) -> None:
+    trainer = make_trainer(2, **STEPS | {"max_steps": 1})
+    watch(trainer, rows, tmp_path / "run", groups=["gentle", "greedy"])
+    trainer.train()
+    answers = read_jsonl(tmp_path / "run/probes/stage2/answers.jsonl").objects
+    assert {answer["group"] for answer in answers} == {"chosen", "gentle", "greedy"}
+    assert {"row": 0, "source": rows[0].source, "group": "gentle", "text": rows[0].gentle} in answers
+    start = json.loads((tmp_path / "run/probes/stage2/start.json").read_text())
+    assert start["greedy"] == [f"model says {len(row.chosen)}" for row in rows[:5]]
+    first = {line["group"]: line["mean_logprob"] for line in lines(tmp_path / "run") if line["step"] == 0}
+    assert start["means"] == first
