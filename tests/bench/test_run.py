@@ -1,16 +1,14 @@
 """The whole bench on a model of nothing, and what it says."""
 
-from pathlib import Path
+import sys
 from typing import Any
 
 import pytest
-import torch
 
 from cwdpo.bench import run
 from cwdpo.bench.run import BEST, FEATURES, SHIPPED, STRICT, Options, Result, run_bench
 from cwdpo.bench.sizes import SIZES, ModelSize, Setting, VisionSize
 from cwdpo.bench.table import closed_form_table, measured_table
-from cwdpo.cli import bench as command
 from cwdpo.errors import UserError
 
 STAND_IN = ModelSize(
@@ -77,13 +75,10 @@ def test_one_engine_alone(engine: Any) -> None:
     assert {name.split(",")[0] for name in names[2:]} == {engine}
 
 
-def test_cuda_without_a_gpu_and_an_existing_file_are_refused(tmp_path: Path) -> None:
-    if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="sees no GPU"):
-            command.bench(device=command._Device.CUDA)
-    (tmp_path / "out.json").write_text("{}")
-    with pytest.raises(UserError, match="nothing is overwritten"):
-        command.bench(out=tmp_path / "out.json")
+def test_without_trl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(UserError, match="pip install trl"):
+        measure()
 
 
 def test_closed_form_table_names_every_size() -> None:

@@ -100,6 +100,22 @@ class Contestant:
         yield from model.buffers()
 
 
+def require_trl() -> Any:
+    """The ``trl`` package, which is a development dependency.
+
+    Raises:
+        UserError: it is not installed, or chooses what it scores in a way that is not known here.
+    """
+    try:
+        import trl.trainer.utils
+    except ImportError as error:
+        raise UserError("`cwdpo bench` measures TRL too, which is not installed. Run `pip install trl`.") from error
+    package: Any = trl
+    if not hasattr(package.trainer.utils, "_use_triton"):
+        raise UserError("this version of TRL is not known here. Run `pip install trl==1.16.0`.")
+    return package
+
+
 def trl_dpo(task: Task, *, compact_head: bool) -> Contestant:
     """TRL's ``DPOTrainer``.
 
@@ -108,15 +124,9 @@ def trl_dpo(task: Task, *, compact_head: bool) -> Contestant:
         compact_head: score answer tokens alone, as TRL does on CUDA; on a CPU it scores every position.
 
     Raises:
-        UserError: TRL is not installed, or chooses what it scores in a way that is not known here.
+        UserError: see :func:`require_trl`.
     """
-    try:
-        import trl.trainer.utils
-    except ImportError as error:
-        raise UserError("`cwdpo bench` measures TRL too, which is not installed. Run `pip install trl`.") from error
-    theirs: Any = trl
-    if not hasattr(theirs.trainer.utils, "_use_triton"):
-        raise UserError("this version of TRL is not known here. Run `pip install trl==1.16.0`.")
+    theirs = require_trl()
 
     def forced() -> AbstractContextManager[Any]:
         return mock.patch.object(theirs.trainer.utils, "_use_triton", return_value=True)

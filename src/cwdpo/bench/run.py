@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 import transformers
 
-from cwdpo.bench.contestants import Contestant, Task, cw_dpo, trl_dpo
+from cwdpo.bench.contestants import Contestant, Task, cw_dpo, require_trl, trl_dpo
 from cwdpo.bench.counting import clock, count_flops, peak_memory, saved_activations
 from cwdpo.bench.model import build_model, build_processor, make_rows
 from cwdpo.bench.sizes import SETTINGS, SIZES
@@ -82,6 +82,7 @@ def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
     Raises:
         UserError: TRL is missing or not known.
     """
+    require_trl()
     size, setting = SIZES[options.size], SETTINGS[options.setting]
     processor = build_processor(size.vision)
     with tempfile.TemporaryDirectory() as directory:
