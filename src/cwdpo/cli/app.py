@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cwdpo.cli import analyse, check, demo, diagnose, merge, negatives, probe, train
+from cwdpo.cli import analyse, bench, check, demo, diagnose, merge, negatives, probe, train
 from cwdpo.cli.failures import explain
 from cwdpo.version import __version__
 
@@ -48,6 +48,7 @@ app.command("probe")(probe.probe)
 app.command("diagnose")(diagnose.diagnose)
 app.command("analyse")(analyse.analyse)
 app.command("merge")(merge.merge)
+app.command("bench")(bench.bench)
 app.add_typer(negatives.app, name="negatives")
 
 

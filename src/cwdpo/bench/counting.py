@@ -1,0 +1,164 @@
+"""What a step costs: FLOPs, activations kept for the backward pass, peak memory, time."""
+
+import json
+import os
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+_ATEN = torch.ops.aten
+_CPU_ATTENTION = _ATEN._scaled_dot_product_flash_attention_for_cpu
+_CPU_ATTENTION_BACKWARD = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _added_product(total: Any, left: Any, right: Any, *_: Any, **__: Any) -> int:
+    return int(2 * left[0] * left[1] * right[1])
+
+
+# torch counts CUDA's attention kernels only, and no product that is added in place
+_MISSING = {
+    _CPU_ATTENTION: _attention,
+    _CPU_ATTENTION_BACKWARD: _attention_backward,
+    _ATEN.addmm_: _added_product,
+}
+
+_SKIPPED = (
+    _ATEN.mm,
+    _ATEN.addmm,
+    _ATEN.addmm_,
+    _ATEN.bmm,
+    _ATEN.baddbmm,
+    _ATEN.convolution,
+    _ATEN.convolution_backward,
+    _CPU_ATTENTION,
+    _CPU_ATTENTION_BACKWARD,
+)
+
+
+def count_flops(step: Callable[[], Any]) -> int:
+    """FLOPs of matrix products, convolutions and attention in a step; a multiplication and an addition count as two.
+
+    Attention counts every pair of a query and a key, masked or not, because the dense kernels compute them all. Inside
+    :func:`without_products` the count is the same and takes a fraction of the time.
+    """
+    with FlopCounterMode(display=False, custom_mapping=_MISSING) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
+def without_products() -> AbstractContextManager[Any]:
+    """While open, every operation whose FLOPs are counted gives zeros of the right shape, at once.
+
+    For counting alone: all other numbers mean nothing.
+    """
+    return _WithoutProducts()  # type: ignore[no-untyped-call]
+
+
+class _WithoutProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._overloadpacket not in _SKIPPED:
+            return func(*args, **kwargs)
+        if func._overloadpacket is _ATEN.addmm_:
+            return args[0]
+        if "out" in kwargs:
+            return kwargs["out"].zero_()
+        shapes = func(*tree_map_only(Tensor, _on_meta, args), **tree_map_only(Tensor, _on_meta, kwargs))
+        device = next(value for value in args if isinstance(value, Tensor)).device
+        return tree_map_only(Tensor, lambda shape: torch.zeros_like(shape, device=device), shapes)
+
+
+def _on_meta(value: Tensor) -> Tensor:
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+@contextmanager
+def saved_activations(weights: Callable[[], Iterator[Tensor]]) -> Iterator[Callable[[], int]]:
+    """Watch what autograd keeps; yields a function that gives the bytes kept at the time it is called.
+
+    Each storage counts once, and the model's own weights do not count.
+
+    Args:
+        weights: gives the tensors that are kept anyway.
+    """
+    kept: list[weakref.ref[Tensor]] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        alias = tensor.detach()  # a node that kept its own result would keep itself alive
+        kept.append(weakref.ref(alias))
+        return alias
+
+    def count() -> int:
+        own = {tensor.untyped_storage().data_ptr() for tensor in weights()}
+        alive = [tensor for tensor in (reference() for reference in kept) if tensor is not None]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}
+        return sum(size for address, size in storages.items() if address not in own)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield count
+
+
+def peak_memory(step: Callable[[], Any], device: torch.device) -> int:
+    """Bytes that a step holds at its peak beyond what was held before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with _native_stderr_muted(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+@contextmanager
+def _native_stderr_muted() -> Iterator[None]:
+    """Torch's profiler writes lines of its own past ``sys.stderr``."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds: the process's own time on a CPU, which other processes do not lengthen; wall time, when its work is
+    done, on a GPU."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()

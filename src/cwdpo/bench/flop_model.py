@@ -1,0 +1,168 @@
+"""FLOPs of a step in closed form, for models too large to run here. No torch; held to torch's counter by the tests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from cwdpo.bench.sizes import ModelSize
+
+ATTENTION_BACKWARD = 2.5
+"""An attention kernel that keeps no scores computes five products going backward, where it computed two forward."""
+
+_CHANNELS, _FRAMES = 3, 2
+"""Of a patch: colours, and the frames that a still image is repeated over."""
+
+_KEEP_LOGITS = 2**23
+"""Logits above which our head computes them again going backward, see :mod:`cwdpo.engine.head`."""
+
+Pairs: TypeAlias = Sequence[tuple[int, int]]
+"""A batch: tokens of the chosen and of the rejected answer of each pair, end tokens included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How a step is computed."""
+
+    rows: Literal["trl", "plain", "tree"]
+    """One row an answer as TRL lays it out, as this package does, or one row a prompt."""
+
+    reference: Literal["live", "cached"] = "live"
+    features: Literal["computed", "cached"] = "computed"
+    """Whether the vision tower runs at all; cached features are for a frozen tower."""
+
+
+METHODS = {
+    "TRL": Method(rows="trl"),
+    "plain": Method(rows="plain"),
+    "tree": Method(rows="tree"),
+    "tree, cached reference": Method(rows="tree", reference="cached"),
+    "tree, cached reference and features": Method(rows="tree", reference="cached", features="cached"),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs; a multiplication and an addition count as two."""
+
+    forward: float
+    backward: float
+    again: float = 0.0
+    """What activation checkpointing computes a second time: layers up to the last product whose input is needed."""
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.forward + other.forward, self.backward + other.backward, self.again + other.again)
+
+    def __rmul__(self, times: float) -> "Cost":
+        return Cost(times * self.forward, times * self.backward, times * self.again)
+
+
+def step_flops(
+    size: ModelSize, method: Method, pairs: Pairs, *, prompt: int, image_tokens: int, lora: bool, checkpointing: bool
+) -> float:
+    """FLOPs of one step over a batch.
+
+    A layer's backward pass costs its forward pass once for the gradient of its input, and once more for that of its
+    weights where they train.
+
+    Args:
+        size: the model.
+        method: how the step is computed.
+        pairs: the batch.
+        prompt: tokens of each prompt, image included.
+        image_tokens: of each prompt's one image.
+        lora: train adapters on the language model; False trains everything, the vision tower too.
+        checkpointing: of activations.
+    """
+    rows = row_lengths(method, pairs, prompt)
+    images = 0 if method.features == "cached" else len(rows)
+    answer_tokens = sum(chosen + rejected for chosen, rejected in pairs)
+    theirs = method.rows == "trl"
+    recompute_logits = theirs or answer_tokens * size.vocabulary > _KEEP_LOGITS
+    # TRL makes the embedded prompt require a gradient, which goes on into the tower although nothing there trains
+    into_tower = theirs and checkpointing
+    tower = vision_cost(size, image_tokens, weights=not lora, inputs=not lora or into_tower)
+    tower = images * tower
+    decoder = decoder_cost(size, rows, rank=size.lora_rank if lora else None)
+    head = head_cost(size, answer_tokens, weights=not lora, recompute=recompute_logits)
+    policy = tower + decoder + head
+    total = policy.forward + policy.backward
+    if checkpointing:
+        total += decoder.again + (tower.again if tower.backward else 0.0)
+    if method.reference == "live":
+        total += reference_flops(size, method, pairs, prompt=prompt, image_tokens=image_tokens, adapters=False)
+    return total
+
+
+def reference_flops(
+    size: ModelSize, method: Method, pairs: Pairs, *, prompt: int, image_tokens: int, adapters: bool
+) -> float:
+    """FLOPs of a batch's forward pass under the reference; see :func:`step_flops`.
+
+    Args:
+        size: the model.
+        method: how rows are laid out.
+        pairs: the batch.
+        prompt: tokens of each prompt, image included.
+        image_tokens: of each prompt's one image.
+        adapters: whether they are on, as in the pass that fills the cache; beside a policy they are switched off.
+    """
+    rows = row_lengths(method, pairs, prompt)
+    images = 0 if method.features == "cached" else len(rows)
+    tower = vision_cost(size, image_tokens, weights=False, inputs=False)
+    decoder = decoder_cost(size, rows, rank=size.lora_rank if adapters else None)
+    answers = sum(chosen + rejected for chosen, rejected in pairs)
+    head = head_cost(size, answers, weights=False, recompute=False)
+    return images * tower.forward + decoder.forward + head.forward
+
+
+def row_lengths(method: Method, pairs: Pairs, prompt: int) -> list[int]:
+    """Tokens of each row of a batch, padding included. This package leaves out each answer's last token, which
+    predicts nothing."""
+    answers = [length for pair in pairs for length in pair]
+    if method.rows == "tree":
+        return [prompt + max(chosen + rejected - 2 for chosen, rejected in pairs)] * len(pairs)
+    return [prompt + max(answers) - (method.rows == "plain")] * len(answers)
+
+
+def vision_cost(size: ModelSize, image_tokens: int, *, weights: bool, inputs: bool) -> Cost:
+    """The tower and its merger on one image.
+
+    Args:
+        size: the model.
+        image_tokens: what the image becomes.
+        weights: whether the tower's weights train.
+        inputs: whether a gradient goes back through it.
+    """
+    vision = size.vision
+    patches = image_tokens * vision.merge**2
+    in_window = min(patches, (vision.window // vision.patch) ** 2)
+    seen = sum(patches if i in vision.full_attention else in_window for i in range(vision.depth))
+    embed = 2 * patches * vision.width * _CHANNELS * _FRAMES * vision.patch**2
+    layers = 2 * patches * vision.depth * (4 * vision.width**2 + 3 * vision.width * vision.mlp_width)
+    merged = vision.width * vision.merge**2
+    merger = 2 * image_tokens * merged * (merged + size.width)
+    attention = 4 * patches * seen * vision.width
+    back = (layers + merger) * (inputs + weights) + embed * weights + ATTENTION_BACKWARD * attention * inputs
+    down = 2 * patches * vision.depth * vision.width * vision.mlp_width
+    return Cost(embed + layers + merger + attention, back, layers - down + attention)
+
+
+def decoder_cost(size: ModelSize, rows: Sequence[int], *, rank: int | None) -> Cost:
+    """The language model without its head, on rows of these lengths, with adapters of that rank or trained whole."""
+    layer = size.width * (2 * size.width + 2 * size.kv_width + 3 * size.mlp_width)
+    linear = 2 * sum(rows) * size.depth * layer
+    attention = 4 * sum(length**2 for length in rows) * size.depth * size.width
+    if rank is None:
+        down = 2 * sum(rows) * size.depth * size.width * size.mlp_width
+        return Cost(linear + attention, 2 * linear + ATTENTION_BACKWARD * attention, linear - down + attention)
+    # in and out of q, k, v, o, gate, up, down
+    ends = 2 * size.width + 2 * (size.width + size.kv_width) + 2 * size.width + 3 * (size.width + size.mlp_width)
+    adapters = 2 * sum(rows) * size.depth * rank * ends
+    forward = linear + adapters + attention
+    return Cost(forward, linear + 2 * adapters + ATTENTION_BACKWARD * attention, forward)
+
+
+def head_cost(size: ModelSize, tokens: int, *, weights: bool, recompute: bool) -> Cost:
+    """The output embeddings on so many tokens."""
+    logits = 2 * tokens * size.width * size.vocabulary
+    return Cost(logits, logits * (1 + weights + recompute))

@@ -1,0 +1,178 @@
+"""Measure all contestants on one batch: FLOPs and memory once, time in alternation."""
+
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+
+from cwdpo.bench.contestants import Contestant, Task, cw_dpo, require_trl, trl_dpo
+from cwdpo.bench.counting import clock, count_flops, peak_memory, saved_activations
+from cwdpo.bench.model import build_model, build_processor, make_rows
+from cwdpo.bench.sizes import SETTINGS, SIZES
+from cwdpo.version import __version__
+
+STRICT = "TRL, answer tokens only"
+SHIPPED = "TRL"
+BEST = "tree, cached reference"
+FEATURES = "tree, cached reference and features"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured."""
+
+    setting: str = "i256"
+    size: str = "small"
+    lora: bool = True
+    checkpointing: bool = False
+    engine: Literal["tree", "plain"] | None = None
+    """Only this engine of ours; None measures both."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    steps: int = 5
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """One contestant. FLOPs and bytes are of one step on the whole batch."""
+
+    loss: float
+    flops: int
+    saved_bytes: int
+    """Kept by autograd between forward and backward pass, weights apart."""
+
+    peak_bytes: int
+    """Held at the step's peak beyond what was held before it."""
+
+    seconds: list[float] = field(default_factory=list)
+    """Of every timed step; CPU time on a CPU."""
+
+
+@dataclass(kw_only=True)
+class Result:
+    """Everything that was measured, and on what."""
+
+    options: Options
+    hardware: str
+    versions: dict[str, str]
+    threads: int
+    baseline: str
+    """The contestant that ratios are to."""
+
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    reference_pass: Measurement | None = None
+    """The pass that fills the reference cache, over the same batch; it has no backward pass and no loss."""
+
+
+def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
+    """Build the model and the contestants, measure each, then time them in turn.
+
+    Args:
+        options: what to measure.
+        say: told what is going on.
+
+    Raises:
+        UserError: TRL is missing or not known.
+    """
+    require_trl()
+    size, setting = SIZES[options.size], SETTINGS[options.setting]
+    processor = build_processor(size.vision)
+    with tempfile.TemporaryDirectory() as directory:
+        task = Task(
+            model=build_model(size, processor, device=options.device, dtype=options.dtype, seed=options.seed),
+            processor=processor,
+            rows=make_rows(setting, size.vision, seed=options.seed),
+            lora_rank=size.lora_rank if options.lora else None,
+            checkpointing=options.checkpointing,
+            directory=Path(directory),
+        )
+        contestants = _contestants(options)
+        result = Result(
+            options=options,
+            hardware=_hardware(task.device),
+            versions=_versions(),
+            threads=torch.get_num_threads(),
+            baseline=STRICT if STRICT in contestants else SHIPPED,
+        )
+        ready: dict[str, Contestant] = {}
+        for name, make in contestants.items():
+            say(f"measuring {name}")
+            ready[name] = make(task)
+            result.measurements[name] = _measure(ready[name])
+        if BEST in ready:
+            result.reference_pass = _measure_reference_pass(ready[BEST])
+        _time_in_turn(ready, result, say)
+    return result
+
+
+def _contestants(options: Options) -> dict[str, Callable[[Task], Contestant]]:
+    found: dict[str, Callable[[Task], Contestant]] = {SHIPPED: lambda task: trl_dpo(task, compact_head=False)}
+    if options.device != "cuda":  # there TRL scores answer tokens only by itself
+        found[STRICT] = lambda task: trl_dpo(task, compact_head=True)
+    if options.engine != "tree":
+        found["plain"] = lambda task: cw_dpo(task, engine="plain", reference="live")
+        found["plain, cached reference"] = lambda task: cw_dpo(task, engine="plain", reference="cached")
+    if options.engine != "plain":
+        found["tree"] = lambda task: cw_dpo(task, engine="tree", reference="live")
+        found[BEST] = lambda task: cw_dpo(task, engine="tree", reference="cached")
+        if options.lora:  # otherwise the tower trains
+            found[FEATURES] = lambda task: cw_dpo(task, engine="tree", reference="cached", features=True)
+    return found
+
+
+def _measure(contestant: Contestant) -> Measurement:
+    loss = contestant.step()  # engines check themselves in their first step
+    flops = count_flops(contestant.step)
+    with saved_activations(contestant.weights) as saved:
+        graph = contestant.loss()
+        saved_bytes = saved()
+    del graph
+    peak = peak_memory(contestant.step, contestant.device)
+    return Measurement(loss=loss, flops=flops, saved_bytes=saved_bytes, peak_bytes=peak)
+
+
+def _measure_reference_pass(contestant: Contestant) -> Measurement:
+    flops = count_flops(contestant.reference_pass)
+    peak = peak_memory(contestant.reference_pass, contestant.device)
+    return Measurement(loss=0.0, flops=flops, saved_bytes=0, peak_bytes=peak)
+
+
+def _time_in_turn(ready: dict[str, Contestant], result: Result, say: Callable[[str], None]) -> None:
+    for number in range(result.options.steps):
+        say(f"timing step {number + 1} of {result.options.steps}")
+        for name, contestant in ready.items():
+            result.measurements[name].seconds.append(_seconds(contestant.step, contestant.device))
+        if result.reference_pass is not None:
+            best = ready[BEST]
+            result.reference_pass.seconds.append(_seconds(best.reference_pass, best.device))
+
+
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
+    start = clock(device)
+    step()
+    return clock(device) - start
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "cwdpo": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "trl": version("trl"),
+    }
