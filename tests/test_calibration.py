@@ -1,11 +1,12 @@
-"""token_ece against bins counted by hand."""
+"""token_ece against bins counted by hand, and against torchmetrics."""
 
 import random
 
 import pytest
 import torch
+from torchmetrics.functional.classification import binary_calibration_error
 
-from cwdpo.calibration import token_ece
+from cwdpo.calibration import reliability, token_ece
 
 
 def by_hand(confidence: list[float], hit: list[bool], num_bins: int) -> float:
@@ -52,3 +53,46 @@ def test_log_probabilities_are_refused_with_advice() -> None:
 def test_unselected_tokens_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"confidence\[mask\]"):
         token_ece(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
+
+
+def test_equals_torchmetrics() -> None:
+    torch.manual_seed(2)
+    confidence, hit = torch.rand(400).double(), torch.rand(400) < 0.6  # none is exactly 1, which is a bin of its own there
+    theirs = binary_calibration_error(confidence, hit.long(), n_bins=15, norm="l1")
+    assert token_ece(confidence, hit).item() == pytest.approx(theirs.item(), abs=1e-7)
+
+
+def bins_by_hand(confidence: list[float], hit: list[bool], num_bins: int) -> list[list[float]]:
+    found: list[list[float]] = []
+    for b in range(num_bins):
+        upper = 2 if b == num_bins - 1 else (b + 1) / num_bins
+        inside = [i for i, c in enumerate(confidence) if b / num_bins <= c < upper]
+        n = len(inside)
+        mean = sum(confidence[i] for i in inside) / n if n else 0.0
+        found.append([n, mean, sum(hit[i] for i in inside) / n if n else 0.0])
+    return found
+
+
+@pytest.mark.parametrize("num_bins", [1, 4, 15])
+def test_bins_are_those_counted_by_hand_and_give_the_error(num_bins: int) -> None:
+    rng = random.Random(5)
+    confidence = [*(rng.random() ** 0.3 for _ in range(300)), *[1.0] * 40, 0.0, 0.5]
+    hit = [rng.random() < c**2 for c in confidence]
+    tensors = torch.tensor(confidence, dtype=torch.float64), torch.tensor(hit)
+    found = reliability(*tensors, num_bins=num_bins).tolist()
+    for ours, theirs in zip(found, bins_by_hand(confidence, hit, num_bins), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-12)
+    error = sum(n * abs(sure - right) for n, sure, right in found) / len(confidence)
+    assert token_ece(*tensors, num_bins=num_bins).item() == pytest.approx(error, abs=1e-7)
+    assert by_hand(confidence, hit, num_bins) == pytest.approx(error, rel=1e-9)
+
+
+def test_certainty_shares_the_last_bin() -> None:
+    # 0.96 and 1.0 stand together: 0.98 sure, half right
+    ours = token_ece(torch.tensor([0.96, 1.0]), torch.tensor([True, False]))
+    assert ours.item() == pytest.approx(0.48)
+
+
+def test_bins_refuse_what_the_error_refuses() -> None:
+    with pytest.raises(ValueError, match=r"take \.exp\(\)"):
+        reliability(torch.tensor([-0.1]), torch.tensor([True]))

@@ -1,7 +1,7 @@
 """Calibration: does the model know when its next token is right?"""
 
+import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_calibration_error
 
 
 def token_ece(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
@@ -25,6 +25,42 @@ def token_ece(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
         >>> token_ece(torch.tensor([0.9, 0.9]), torch.tensor([True, False]))  # 0.9 sure, half right
         tensor(0.4000)
     """
+    count, sure, right = reliability(confidence, hit, num_bins=num_bins).unbind(dim=1)
+    return (count / count.sum() * (sure - right).abs()).sum().float()
+
+
+def reliability(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
+    r"""The bins of :func:`token_ece`: how sure the model was, and how often it was right.
+
+        ECE = sum_b (n_b / n) |confidence_b - accuracy_b|
+
+    Args:
+        confidence: ``(tokens,)`` probability of the likeliest token.
+        hit: ``(tokens,)`` True where the likeliest token was the right one.
+        num_bins: number of bins of equal width on [0, 1]; only the last has both its ends.
+
+    Returns:
+        ``(num_bins, 3)`` tokens in the bin, their mean confidence, and the share of hits; zeros where it is empty.
+
+    Raises:
+        ValueError: as :func:`token_ece`.
+
+    Example:
+        >>> reliability(torch.tensor([0.25, 0.75, 1.0]), torch.tensor([False, True, False]), num_bins=2)
+        tensor([[1.0000, 0.2500, 0.0000],
+                [2.0000, 0.8750, 0.5000]], dtype=torch.float64)
+    """
+    probability = _checked(confidence, hit)
+    edges = torch.linspace(0, 1, num_bins + 1, dtype=probability.dtype, device=probability.device)
+    bins = (torch.bucketize(probability, edges, right=True) - 1).clamp(max=num_bins - 1)
+    sums = torch.stack([torch.ones_like(probability), probability, hit.double()], dim=1)
+    found = sums.new_zeros(num_bins, 3).index_add(0, bins, sums)
+    found[:, 1:] /= found[:, :1].clamp(min=1)
+    return found
+
+
+def _checked(confidence: Tensor, hit: Tensor) -> Tensor:
+    """``(tokens,)`` the confidences in double precision, if they are that."""
     if confidence.shape != hit.shape or confidence.ndim != 1 or not len(confidence):
         raise ValueError(
             f"expected two (tokens,) tensors with at least one token, got confidence {tuple(confidence.shape)}, "
@@ -36,6 +72,4 @@ def token_ece(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
             f"confidence runs from {lowest:.3g} to {highest:.3g}, but probabilities lie in [0, 1]. "
             "If these are log-probabilities, take .exp() first."
         )
-    probability = confidence.double().clamp(max=1.0)
-    error: Tensor = binary_calibration_error(probability, hit.long(), n_bins=num_bins, norm="l1")
-    return error.float()
+    return confidence.double().clamp(max=1.0)

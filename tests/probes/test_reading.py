@@ -15,6 +15,7 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import make_engine
 from cwdpo.errors import DataError
 from cwdpo.probes import ProbeSet, Reading, StartDistributions, measure, probe_rows
+from cwdpo.probes.reading import flat
 from cwdpo.records.lines import PROBE_GROUPS
 
 Load = Callable[..., tuple[Any, Any]]
@@ -70,7 +71,12 @@ def test_a_reading_by_hand(
         assert lines[group]["p50"] == pytest.approx(statistics.median(values), abs=1e-4)
         assert lines[group]["delta"] == pytest.approx(statistics.fmean(values) - first.means()[group], abs=1e-4)
     expected = of_chosen(model, processor, probes, before)
+    bins = lines["chosen"]["reliability"]
     assert {name: lines["chosen"][name] for name in expected} == pytest.approx(expected, abs=2e-4)
+    count = sum(n for n, *_ in bins)
+    assert count == sum(len(p) for p in before.values())
+    assert sum(n * abs(sure - right) for n, sure, right in bins) / count == pytest.approx(expected["ece"], abs=2e-4)
+    assert not [name for name in flat(list(lines.values())) if "reliability" in name]
     assert lines["chosen"]["tv"] > 0.05  # it moved, so equality means something
     assert 0 < lines["chosen"]["moved_to_argmax"] < 1
 
@@ -129,7 +135,11 @@ def test_ranks_and_batches_do_not_change_a_reading(loaded: Load, rows: list[Row]
     joined = Reading().joined(parts)
     assert joined.means() == pytest.approx(whole.means(), abs=1e-5)
     assert [line["n"] for line in joined.lines(None)] == [line["n"] for line in whole.lines(None)]
-    assert joined.lines(None)[0] == pytest.approx(whole.lines(None)[0], abs=1e-5)
+    ours, theirs = joined.lines(None)[0], whole.lines(None)[0]
+    bins = [value for each in (ours, theirs) for value in each.pop("reliability")]
+    for our, their in zip(bins[:15], bins[15:], strict=True):
+        assert our == pytest.approx(their, abs=1e-5)
+    assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 def test_measuring_leaves_no_trace(loaded: Load, probe_set: Make) -> None:

@@ -10,7 +10,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from cwdpo.batch import AnswerLogprobs, Detail
-from cwdpo.calibration import token_ece
+from cwdpo.calibration import reliability, token_ece
 from cwdpo.engine import Engine
 from cwdpo.eval_mode import eval_mode
 from cwdpo.probes.distributions import StartDistributions
@@ -70,17 +70,20 @@ class Reading:
         """``(n,)`` lbar of a group's answers, in the order of the rows however many ranks measured them."""
         return torch.tensor([mean for _, mean in sorted(self.answers[group].items())], dtype=torch.float64)
 
-    def _of_chosen(self) -> dict[str, float]:
+    def _of_chosen(self) -> dict[str, Any]:
         """Means over the tokens of all chosen answers."""
         values = {
             name: torch.tensor([value for row in sorted(rows) for value in rows[row]], dtype=torch.float64)
             for name, rows in self.tokens.items()
         }
-        found = {
+        hit = values["hit"] > 0
+        bins = reliability(values["confidence"], hit).tolist()
+        found: dict[str, Any] = {
             "entropy": values["entropy"].mean().item(),
             "top1": values["hit"].mean().item(),
             "argmax_mass": values["confidence"].mean().item(),
-            "ece": token_ece(values["confidence"], values["hit"] > 0).item(),
+            "ece": token_ece(values["confidence"], hit).item(),
+            "reliability": [[int(count), sure, right] for count, sure, right in bins],
         }
         if "tv" in values:
             moved = values["tv"].mean().item()
@@ -169,5 +172,5 @@ def flat(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         f"probes/{name}/{line['group']}": float(value)
         for line in lines
         for name, value in line.items()
-        if name not in ("group", "stage", "step", "n")
+        if name not in ("group", "stage", "step", "n", "reliability")
     }

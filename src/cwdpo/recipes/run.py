@@ -117,7 +117,7 @@ def _run_stage(
     make = stage1_trainer if stage == "stage1" else stage2_trainer
     trainer: Any = make(recipe, run, model, processor, rows.train, rows.eval, engine=engine)
     signals = StopOnSignal()
-    watch(trainer, [MetricsRecorder(run, stage), signals, *callbacks])
+    watch(trainer, [MetricsRecorder(run, stage, histograms=lambda: trainer.histograms), signals, *callbacks])
     probing = watch_with_probes(
         recipe, run, stage, trainer, processor, rows.probed, interrupted=lambda: signals.received is not None
     )

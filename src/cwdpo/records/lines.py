@@ -22,13 +22,15 @@ MetricsLine = TypedDict(
         "cooling/p10": float,
         "cooling/p50": float,
         "cooling/p90": float,
+        "cooling/histogram": list[int],
         "grad_norm": float,
         "entropy": float,
         "num_tokens": float,
     },
     total=False,
 )
-"""One logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens, in nats."""
+"""One logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens, in nats.
+``cooling/histogram`` counts the w_c since the line before in ten equal bins of [0, 1]; loggers do not get it."""
 
 
 PROBE_GROUPS = (
@@ -70,6 +72,9 @@ class ProbeLine(TypedDict, total=False):
     top1: float
     argmax_mass: float
     ece: float
+    reliability: list[tuple[int, float, float]]
+    """``ece`` by bin: tokens, their mean confidence, and the share of them that was right."""
+
     tv: float
     js: float
     moved_to_argmax: float

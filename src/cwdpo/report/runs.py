@@ -131,7 +131,7 @@ def _curves(records: Sequence[Record], starts: Mapping[str, int]) -> dict[tuple[
     for record in records:
         x = float(starts[record["stage"]] + record["step"])
         for key, value in record.items():
-            if key not in _PLACE:
+            if key not in _PLACE and not isinstance(value, list):  # a histogram is no curve
                 curve = points.setdefault((record["group"], key), {})
                 curve.setdefault(record["stage"], []).append((x, finite(value)))
     return {

@@ -140,6 +140,11 @@ class AnswerTrainer(StepTrainer):
             logs = {**logs, **self._observed["train"].summary(), "num_tokens": float(self._tokens.total())}
         super().log(logs, start_time)
 
+    @property
+    def histograms(self) -> dict[str, list[int]]:
+        """What the newest line of training does not say in scalars, for records that hold more than scalars."""
+        return self._observed["train"].histograms
+
     def floating_point_ops(self, inputs: Any) -> int:
         """The usual 6 * tokens * parameters; an estimate, for the Trainer's own log."""
         if not hasattr(self, "_num_parameters"):

@@ -8,13 +8,17 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 _QUANTILES = {"cooling": {"cooling/p10": 0.1, "cooling/p50": 0.5, "cooling/p90": 0.9}}
+_HISTOGRAMS = {"cooling": "cooling/histogram"}
+_BINS = 10
 
 
 class Observations:
-    """Per-answer values by name. Names in ``_QUANTILES`` are also summed up by quantiles."""
+    """Per-answer values by name. Names in ``_QUANTILES`` are also summed up by quantiles, and counted in bins."""
 
     def __init__(self) -> None:
         self._values: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self.histograms: dict[str, list[int]] = {}
+        """Counts of the values in the newest summary; apart from it, as loggers take scalars only."""
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Remember ``(n,)`` values; they stay on their device, so that a step never waits for them."""
@@ -30,10 +34,13 @@ class Observations:
             for name, values in rank.items():
                 merged[name].append(values)
         summary: dict[str, float] = {}
+        self.histograms = {}
         for name, parts in merged.items():
             values = torch.cat(parts).double()
             if len(values):
                 summary |= _summarise(name, values)
+                if name in _HISTOGRAMS:
+                    self.histograms[_HISTOGRAMS[name]] = histogram(values)
         return summary
 
 
@@ -41,3 +48,19 @@ def _summarise(name: str, values: Tensor) -> dict[str, float]:
     quantiles = _QUANTILES.get(name, {})
     summary = {f"{name}/mean" if quantiles else name: values.mean().item()}
     return summary | {key: torch.quantile(values, q).item() for key, q in quantiles.items()}
+
+
+def histogram(values: Tensor) -> list[int]:
+    """How many values lie in each tenth of [0, 1]; the last tenth has both its ends. What is no number is in none.
+
+    Args:
+        values: ``(n,)`` in [0, 1].
+
+    Example:
+        >>> histogram(torch.tensor([0.0, 0.05, 0.1, 0.95, 1.0]))
+        [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
+    """
+    numbers = values[~values.isnan()].float()  # rounded to that precision, 0.7 stands in the bin that begins there
+    bins = (numbers * _BINS).floor().clamp(0, _BINS - 1).long()
+    counts: list[int] = torch.bincount(bins, minlength=_BINS).tolist()
+    return counts

@@ -1,6 +1,7 @@
 """Callbacks that write a run's metrics and end it politely."""
 
 import signal
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,8 +15,17 @@ from cwdpo.records.run_directory import RunDirectory
 class MetricsRecorder(TrainerCallback):
     """Writes each log line of a stage to ``metrics.jsonl``; a resumed stage replaces what it repeats."""
 
-    def __init__(self, run: RunDirectory, stage: Stage) -> None:
-        self.run, self.stage = run, stage
+    def __init__(
+        self, run: RunDirectory, stage: Stage, *, histograms: Callable[[], Mapping[str, list[int]]] = dict
+    ) -> None:
+        """Set up.
+
+        Args:
+            run: whose file is written.
+            stage: that is trained.
+            histograms: what a line of training holds beside the scalars that the Trainer logs.
+        """
+        self.run, self.stage, self._histograms = run, stage, histograms
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Drop lines that were written after the checkpoint that the stage resumes from."""
@@ -26,7 +36,8 @@ class MetricsRecorder(TrainerCallback):
         """Write a line; not the Trainer's closing one, which repeats means, nor probes, which have their own file."""
         elsewhere = any(name == "train_runtime" or name.startswith("probes/") for name in logs or {})
         if state.is_world_process_zero and logs and not elsewhere:
-            self.run.append_metrics({"stage": self.stage, "step": state.global_step, **logs})
+            more = self._histograms() if "loss" in logs else {}
+            self.run.append_metrics({"stage": self.stage, "step": state.global_step, **logs, **more})
 
 
 class StopOnSignal(TrainerCallback):
