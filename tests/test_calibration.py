@@ -57,7 +57,7 @@ def test_unselected_tokens_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_equals_torchmetrics() -> None:
     torch.manual_seed(2)
-    confidence, hit = torch.rand(400).double(), torch.rand(400) < 0.6  # none is exactly 1, which is a bin of its own there
+    confidence, hit = torch.rand(400).double(), torch.rand(400) < 0.6  # none is exactly 1: that is its own bin there
     theirs = binary_calibration_error(confidence, hit.long(), n_bins=15, norm="l1")
     assert token_ece(confidence, hit).item() == pytest.approx(theirs.item(), abs=1e-7)
 

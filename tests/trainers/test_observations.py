@@ -75,7 +75,7 @@ def test_lines_of_training_count_every_negative(
     trainer.train()
     lines = read_jsonl(run.metrics).objects
     found = [line["cooling/histogram"] for line in lines if "loss" in line]
-    assert found == [by_hand(sum(weights[:4], [])), by_hand(sum(weights[4:], []))]
+    assert found == [by_hand([w for step in half for w in step]) for half in (weights[:4], weights[4:])]
     assert [sum(counts) for counts in found] == [8, 8]
     assert not [line for line in lines if "eval_loss" in line and "cooling/histogram" in line]
     assert all(isinstance(value, int | float) for entry in trainer.state.log_history for value in entry.values())

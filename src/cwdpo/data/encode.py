@@ -67,10 +67,10 @@ class Encoder:
         """
         self.template = ChatTemplate(processor)
         self._processor: Any = processor
-        self._tokenizer: Any = self._processor.tokenizer
+        self.tokenizer: Any = self._processor.tokenizer
         self._add_special_tokens = add_special_tokens
         self._image_ids = torch.tensor(_image_ids(processor))
-        if self._tokenizer.eos_token_id is None:
+        if self.tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer has no end token. Set `eos_token` in its tokenizer_config.json.")
         if max_length is not None and model_max_length is not None and max_length > model_max_length:
             raise ConfigError(
@@ -81,7 +81,7 @@ class Encoder:
         """Most tokens in prompt and answer together, or None."""
 
         self._memory: dict[tuple[Any, ...], dict[str, Tensor]] | None = None
-        _check_no_suffix(self._tokenizer)
+        _check_no_suffix(self.tokenizer)
 
     def encode(self, row: Row, answers: Sequence[str] = ()) -> EncodedRow:
         """Encode a row's prompt, opening its images once, and some answers to it.
@@ -114,7 +114,7 @@ class Encoder:
                 "after processing. Use the chat template and the processor that the model was published with."
             )
         pairs = [self._answer(frame.prompt, *self.template.answer(row, frame, text)) for text in answers]
-        unknown = self._tokenizer.unk_token_id
+        unknown = self.tokenizer.unk_token_id
         return EncodedRow(
             prompt=prompt,
             answers=[ids for ids, _ in pairs],
@@ -152,7 +152,7 @@ class Encoder:
     def _prompt(self, row: Row, text: str) -> dict[str, Tensor]:
         """Call the processor on one prompt and its images."""
         images = [open_image(image, source=row.source) for image in row.images]
-        bos = self._tokenizer.bos_token
+        bos = self.tokenizer.bos_token
         special = self._add_special_tokens
         if special is None:
             special = not (bos and text.startswith(bos))
@@ -180,10 +180,10 @@ class Encoder:
         before, whole = self._ids(prompt), self._ids(prompt + text)
         joined = whole[: len(before)] == before
         ids = whole[len(before) :] if joined else self._ids(text)
-        return ids if ended else [*ids, self._tokenizer.eos_token_id], joined
+        return ids if ended else [*ids, self.tokenizer.eos_token_id], joined
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
         return ids
 
 

@@ -2,19 +2,42 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
 from cwdpo.probes.answers import ProbeRow
 from cwdpo.probes.distributions import StartDistributions
-from cwdpo.records.files import append_jsonl, write_json
+from cwdpo.probes.thumbnails import write_thumbnails
+from cwdpo.records.files import append_jsonl, write_json, write_jsonl
+
+_PICTURES = "pictures"
+
+
+class Start(NamedTuple):
+    """What a stage's readings and examples are compared with."""
+
+    means: dict[str, float]
+    """Mean lbar of each group, nats per token."""
+
+    greedy: list[str] | None
+    """What the model itself said to each row."""
+
+    examples: dict[str, Any] | None
+    """Log-probs of the examples' tokens, see :data:`cwdpo.probes.examples.Numbers`; None in runs of old versions."""
+
+    end_seconds: float
+    """What the examples will cost when the stage ends."""
+
+    distributions: StartDistributions
 
 
 @dataclass(frozen=True)
@@ -39,15 +62,15 @@ class StageFiles:
             ),
         )
 
-    def write_start(
-        self, means: Mapping[str, float], greedy: Sequence[str] | None, distributions: StartDistributions
-    ) -> None:
-        """Keep the first reading; ``start.json`` comes last, so that with it all is there."""
-        distributions.save(self.directory / "start.npz")
-        write_json(self.directory / "start.json", {"means": dict(means), "greedy": greedy})
+    def write_start(self, start: Start) -> None:
+        """Keep what the stage began with; ``start.json`` comes last, so that with it all is there."""
+        start.distributions.save(self.directory / "start.npz")
+        kept = start._asdict()
+        del kept["distributions"]
+        write_json(self.directory / "start.json", kept)
 
-    def read_start(self, num_rows: int) -> tuple[dict[str, float], list[str] | None, StartDistributions]:
-        """The first reading's means, the greedy answers and the predictions.
+    def read_start(self, num_rows: int) -> Start:
+        """What :meth:`write_start` kept.
 
         Raises:
             UserError: they are gone or damaged.
@@ -55,12 +78,31 @@ class StageFiles:
         try:
             found = json.loads((self.directory / "start.json").read_text(encoding="utf-8"))
             means, greedy = dict(found["means"]), found["greedy"]
+            examples, seconds = found.get("examples"), float(found.get("end_seconds", 0.0))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.directory}: what the stage's probes began with cannot be read ({error}). Begin the run anew "
                 "in another --output_dir."
             ) from error
-        return means, greedy, StartDistributions.load(self.directory / "start.npz", num_rows)
+        distributions = StartDistributions.load(self.directory / "start.npz", num_rows)
+        return Start(means, greedy, examples, seconds, distributions)
+
+    @property
+    def examples(self) -> Path:
+        """Some answers token by token, one row a line; pictures are named relative to the file's directory."""
+        return self.directory / "examples.jsonl"
+
+    def write_examples(
+        self, rows: Sequence[Row], lines: Callable[[Sequence[Sequence[str]]], Iterable[Mapping[str, Any]]]
+    ) -> None:
+        """Write the examples whole, after their pictures.
+
+        Args:
+            rows: whose pictures are copied.
+            lines: the lines, given the names of each row's pictures.
+        """
+        names = write_thumbnails(rows, self.directory / _PICTURES)
+        write_jsonl(self.examples, lines([[f"{_PICTURES}/{name}" for name in of_row] for of_row in names]))
 
     def best(self, step: int) -> Path:
         """Weights of the best reading, if it was at this step."""

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -29,7 +30,7 @@ def next_reading(
         first_step: where the stage began, or went on after an interruption.
         step_seconds: time of a step without readings.
         reading_seconds: what the next reading will cost.
-        spent: seconds that readings have cost so far, all included.
+        spent: seconds that readings have cost so far, all included, and what is owed after the last one.
 
     Example:
         >>> next_reading(0, 100, first_step=0, step_seconds=1.0, reading_seconds=1.0, spent=1.0)
@@ -41,6 +42,13 @@ def next_reading(
         return last_step
     left = last_step - step
     return min(last_step, step + max(math.ceil(left / payable), math.ceil((last_step - first_step) / _MOST)))
+
+
+@dataclass
+class Taken:
+    """How long something took."""
+
+    seconds: float = 0.0
 
 
 class Schedule:
@@ -63,6 +71,9 @@ class Schedule:
         self.last_seconds = 0.0
         """Seconds of the newest reading."""
 
+        self.owed = 0.0
+        """Seconds that the probes will take after the last reading."""
+
         self._first = self._last = 0
         self._began = 0.0
         self._next: int | None = None
@@ -70,16 +81,17 @@ class Schedule:
     def begin(self, step: int, last_step: int) -> None:
         """The stage begins, or goes on, at this step."""
         self._first, self._last, self._next = step, last_step, None
-        self._began, self.spent = self._clock(), 0.0
+        self._began, self.spent, self.owed = self._clock(), 0.0, 0.0
 
     @contextmanager
-    def preparing(self) -> Iterator[None]:
-        """Inside, time counts as the probes'."""
-        began = self._clock()
+    def preparing(self) -> Iterator[Taken]:
+        """Inside, time counts as the probes'. How much it was is known afterwards."""
+        began, taken = self._clock(), Taken()
         try:
-            yield
+            yield taken
         finally:
-            self.spent += self._clock() - began
+            taken.seconds = self._clock() - began
+            self.spent += taken.seconds
 
     @contextmanager
     def reading(self, step: int) -> Iterator[None]:
@@ -117,7 +129,7 @@ class Schedule:
             first_step=self._first,
             step_seconds=seconds,
             reading_seconds=self.last_seconds,
-            spent=self.spent,
+            spent=self.spent + self.owed,
         )
         self._next = self._agree(planned)
 

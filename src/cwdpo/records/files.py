@@ -19,6 +19,11 @@ class JsonLines(NamedTuple):
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file whole, or leave what was there untouched; see :func:`write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole, or leave what was there untouched.
 
     Raises:
@@ -26,8 +31,8 @@ def write_text(path: Path, text: str) -> None:
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
@@ -43,12 +48,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_jsonl(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+    """Write objects, one a line, as a whole file or not at all; numbers that are not finite become null."""
+    write_text(path, _lines(objects))
+
+
 def append_jsonl(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
     """Append objects, one a line; numbers that are not finite become null.
 
     A half-written last line, left by a run that was killed, is closed first, so that it spoils no good line.
     """
-    lines = "".join(json.dumps(_finite(item), ensure_ascii=False, allow_nan=False) + "\n" for item in objects)
+    lines = _lines(objects)
     with path.open("ab+") as file:
         if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)
@@ -66,6 +76,10 @@ def read_jsonl(path: Path) -> JsonLines:
     lines = [line for line in content.split(b"\n") if line.strip()]
     objects = [item for item in map(_object, lines) if item is not None]
     return JsonLines(objects, len(lines) - len(objects))
+
+
+def _lines(objects: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(_finite(item), ensure_ascii=False, allow_nan=False) + "\n" for item in objects)
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

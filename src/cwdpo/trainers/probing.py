@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 from torch import nn
@@ -13,22 +13,20 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import make_engine
 from cwdpo.errors import ConfigError
 from cwdpo.probes import GROUPS, ProbeSet, Reading, StartDistributions, measure, probe_rows
-from cwdpo.probes.files import StageFiles
+from cwdpo.probes.files import StageFiles, Start
 from cwdpo.probes.keeping import BestKeeper
 from cwdpo.probes.reading import flat, warm_up
 from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
 from cwdpo.records.files import read_jsonl
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
+from cwdpo.trainers.examples import Examples, Write, shared
 from cwdpo.trainers.stopping import StoppingRule
 
 if TYPE_CHECKING:
     from cwdpo.trainers.base import AnswerTrainer
 
 logger = logging.getLogger(__name__)
-
-Write: TypeAlias = Callable[[nn.Module, Sequence[Row]], list[str]]
-"""A model's own answers to rows, by greedy decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ class Probing(TrainerCallback):
             run: where readings are written.
             stage: which stage this is.
             settings: what to measure, and when to end.
-            write_greedy: lets the starting model answer; None leaves the group ``greedy`` out.
+            write_greedy: lets the model answer as the stage begins and ends; None leaves the group ``greedy`` out.
             interrupted: whether the user ends the run, which then needs no last reading.
             clock: seconds.
 
@@ -80,10 +78,12 @@ class Probing(TrainerCallback):
                 "Take one of them out."
             )
         self._trainer, self._rows, self._run, self._stage = trainer, list(rows), run, stage
-        self._settings, self._write_greedy, self._interrupted = settings, write_greedy, interrupted
+        self._settings, self._interrupted = settings, interrupted
+        self._write_greedy = write_greedy if "greedy" in settings.groups else None
         self._files = StageFiles(run.probe_files(stage))
         self._schedule = Schedule(settings.every, clock=clock or idle_clock, agree=from_first_rank)
         self._engine = make_engine(trainer.args.engine)  # its own: what it learns of the model changes no training
+        self._examples = Examples(trainer, self._files, self._engine, write_greedy=self._write_greedy)
         self._best = BestKeeper(
             self._files, tolerance=settings.tolerance, keep=settings.keep_best, is_main=self._is_main
         )
@@ -118,18 +118,13 @@ class Probing(TrainerCallback):
         self._best.checkpointed()
 
     def finish(self) -> dict[str, Any]:
-        """After training: put the best reading's weights back if they are to be kept.
+        """After training: put the best reading's weights back if they are to be kept, and write the examples.
 
         Returns:
             What to note of the stage: ``readings``, ``seconds`` and ``share`` of the time; ``stopped`` if a finding
             ended it, ``kept_step`` if another model than the last is kept.
         """
-        count = len({line["step"] for line in self._lines})
-        seconds, share = self._schedule.spent, self._schedule.share
-        note: dict[str, Any] = {
-            "probes": {"readings": count, "seconds": round(seconds, 2), "share_of_time": round(share, 4)}
-        }
-        logger.info("%s: probes took %.1f s, %.1f %% of the rest of the stage", self._stage, seconds, 100 * share)
+        note: dict[str, Any] = {}
         if self._stopping.reason is not None:
             note["stopped"] = self._stopping.reason
         if self._settings.keep_best and self._best.step is not None:
@@ -138,7 +133,12 @@ class Probing(TrainerCallback):
             if self._best.step != self._trainer.state.global_step:
                 self._best.restore(self._model)
                 logger.warning("%s: keeps the model of step %d, its best reading", self._stage, self._best.step)
-        return note
+        with self._schedule.preparing():
+            self._examples.end()
+        count = len({line["step"] for line in self._lines})
+        seconds, share = self._schedule.spent, self._schedule.share
+        logger.info("%s: probes took %.1f s, %.1f %% of the rest of the stage", self._stage, seconds, 100 * share)
+        return {"probes": {"readings": count, "seconds": round(seconds, 2), "share_of_time": round(share, 4)}, **note}
 
     def clean_up(self) -> None:
         """After the stage's model is saved."""
@@ -169,31 +169,28 @@ class Probing(TrainerCallback):
         if self._is_main:
             self._files.clear()
             self._run.truncate_after(self._stage, -1)
+        with self._schedule.preparing() as answering:
+            greedy = shared(self._trainer, self._write_greedy, self._rows) if self._write_greedy is not None else None
         with self._schedule.preparing():
-            greedy = self._greedy()
             rows = self._ask(greedy)
             warm_up(self._model, rows, self._engine)
         self._read(0)
+        with self._schedule.preparing() as measuring:
+            self._examples.begin(rows.rows)
+        self._schedule.owed = answering.seconds + measuring.seconds
         if self._is_main:
             self._files.write_answers(rows.rows)
-            self._files.write_start(self._means, greedy, self._distributions)
+            examples, owed = self._examples.start, self._schedule.owed
+            self._files.write_start(Start(dict(self._means), greedy, examples, owed, self._distributions))
 
     def _go_on(self, state: TrainerState) -> None:
-        self._means, greedy, self._distributions = self._files.read_start(len(self._rows))
-        self._ask(greedy)
+        start = self._files.read_start(len(self._rows))
+        self._means, self._distributions, self._schedule.owed = start.means, start.distributions, start.end_seconds
+        self._examples.go_on(self._ask(start.greedy).rows, start.examples)
         lines = read_jsonl(self._run.probes).objects
         self._lines = [line for line in lines if line["stage"] == self._stage and line["step"] <= state.global_step]
         self._best.recall(self._lines)
         self._stopping.recall(self._history(state), beta=self._beta)
-
-    def _greedy(self) -> list[str] | None:
-        """The starting model's own answer to each row."""
-        if self._write_greedy is None or "greedy" not in self._settings.groups:
-            return None
-        rank, ranks = self._trainer.accelerator.process_index, self._trainer.accelerator.num_processes
-        mine = self._write_greedy(self._model, self._rows[rank::ranks])
-        parts: list[list[str]] = gather_object([mine])
-        return [parts[i % ranks][i // ranks] for i in range(len(self._rows))]
 
     def _ask(self, greedy: Sequence[str] | None) -> ProbeSet:
         groups = {"chosen", *self._settings.groups}
@@ -222,7 +219,8 @@ class Probing(TrainerCallback):
             self._run.append_probes(lines)
         control = self._trainer.control
         should_log = control.should_log  # which any logging takes for done
-        self._trainer.log(flat(lines))
+        with self._schedule.preparing():
+            self._trainer.log(flat(lines))
         control.should_log = should_log
 
     def _measure(self) -> Reading:
