@@ -55,3 +55,18 @@ def test_two_ranks_train_like_one(lora: str, more: list[str], tiny: Callable[[st
         "floor:"
     )[1][:8]
     assert len(list((two / "reference").glob("part-*.npz"))) == 2  # each rank wrote its own
+    check_examples(one, two)
+
+
+def check_examples(one: Path, two: Path) -> None:
+    """Ranks divide the rows, and one of them writes what one alone would."""
+    for stage in ("stage1", "stage2"):
+        both = [read_jsonl(out / "probes" / stage / "examples.jsonl").objects for out in (one, two)]
+        assert len(both[0]) == len(both[1]) == 12
+        for our, their in zip(*both, strict=True):
+            assert (our["row"], our["pictures"], our["prompt"]) == (their["row"], their["pictures"], their["prompt"])
+            answers = [{answer["group"]: answer for answer in line["answers"]} for line in (our, their)]
+            assert answers[0].keys() == answers[1].keys()
+            for group in ("chosen", "rejected", "gentle"):
+                for key in ("start", "end"):
+                    assert answers[0][group][key] == pytest.approx(answers[1][group][key], abs=1e-4)
