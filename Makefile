@@ -15,7 +15,19 @@ EMOJI_DATA := examples/emoji/data
 # small models on few cores: more threads for each operation only get in each other's way
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: help setup demo test lint docs emoji clean
+TEST_PACKAGES := chromium chromium-driver $(EMOJI_PACKAGES)
+
+# install those Debian packages of a list that are missing
+define APT
+	@missing=$$(for name in $(1); do dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q 'ok installed' || echo $$name; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "$@: installing" $$missing; \
+	  if [ "$$(id -u)" -eq 0 ]; then as_root=; else as_root=sudo; fi; \
+	  $$as_root apt-get update -qq; DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	fi
+endef
+
+.PHONY: help setup demo test packages lint docs emoji clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -38,6 +50,9 @@ demo: setup  ## train a tiny vision-language model through both stages; no downl
 test: lint  ## every check: lint, types, layers, doctests and tests
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2
 
+packages:  ## Debian packages for the tests that look at pages in a browser and at real emoji; without them these are skipped
+	$(call APT,$(TEST_PACKAGES))
+
 lint: setup  ## ruff, mypy and the import layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -45,12 +60,7 @@ lint: setup  ## ruff, mypy and the import layers
 	$(BIN)/lint-imports
 
 emoji: setup  ## real images: build the emoji data set from Debian's packages (asks apt for those that are missing)
-	@missing=$$(for name in $(EMOJI_PACKAGES); do dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q 'ok installed' || echo $$name; done); \
-	if [ -n "$$missing" ]; then \
-	  echo "emoji: installing" $$missing; \
-	  if [ "$$(id -u)" -eq 0 ]; then as_root=; else as_root=sudo; fi; \
-	  $$as_root apt-get update; $$as_root apt-get install -y --no-install-recommends $$missing; \
-	fi
+	$(call APT,$(EMOJI_PACKAGES))
 	$(BIN)/python examples/emoji/build.py --out $(EMOJI_DATA)
 
 docs: setup  ## write docs/files.md anew from the files' docstrings

@@ -150,10 +150,28 @@ def test_bad_input_is_told(tmp_path: Path, name: str, content: str | None, messa
 
 def test_recipes_that_tell_no_beta(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps(RUNS[0][0]))
-    for recipe, noted in (("stage1: {}", False), ("- a", False), ("a: [", True), ("stage2: {beta: x}", True)):
+    wrong = [(f"stage2: {{beta: {beta}}}", True) for beta in ("x", "0", "-1", ".inf", ".nan")]
+    for recipe, noted in [("stage1: {}", False), ("- a", False), ("a: [", True), *wrong]:
         (tmp_path / "recipe.yaml").write_text(recipe)
         recording = read_recording(tmp_path)
         assert (recording.beta, bool(recording.notes)) == (None, noted)
+
+
+def test_the_newest_checkpoint_of_a_trainers_output_directory_is_read(tmp_path: Path) -> None:
+    for number in (9, 10):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        state = {"log_history": RUNS[0][:number]}
+        (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text(json.dumps(state))
+    (tmp_path / "checkpoint-best").mkdir()
+    assert len(read_recording(tmp_path).readings) == 10
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lines_are_lines_whatever_the_file_is_called(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "log.json"
+    path.write_text(mark + "".join(json.dumps(item) + "\n" for item in RUNS[0]), encoding="utf-8")
+    recording = read_recording(path)
+    assert (len(recording.readings), recording.notes) == (len(RUNS[0]), [])
 
 
 def test_time_grows_no_faster_than_length() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cwdpo.diagnosis.signs import SIGNS
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
 
@@ -37,6 +39,12 @@ def test_file_map_is_current() -> None:
     maker = module_from_spec(spec)
     spec.loader.exec_module(maker)
     assert (ROOT / "docs" / "files.md").read_text() == maker.render()
+
+
+@pytest.mark.parametrize("name", [sign.name for sign in SIGNS])
+def test_every_sign_has_its_section(name: str) -> None:
+    section = (ROOT / "docs" / "diagnosis.md").read_text().partition(f"\n### {name}\n")[2].partition("\n##")[0]
+    assert all(f"**{word}" in section for word in ("Means", "See", "Do")), section
 
 
 @pytest.mark.parametrize(("page", "target"), named(r"\]\((?!https?://|#)([^)]+)\)"))

@@ -1,9 +1,8 @@
 """A signal that reaches one of two ranks stops both at the same step."""
 
-import os
 import signal
-import socket
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +13,8 @@ from transformers import TrainerControl, TrainerState
 from cwdpo.trainers.recording import StopOnSignal
 
 
-def rank(number: int, port: int, result: Any) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=number, world_size=2)
+def rank(number: int, store: Path, result: Any) -> None:
+    distributed.init_process_group("gloo", init_method=store.as_uri(), rank=number, world_size=2)
     signals, args = StopOnSignal(), SimpleNamespace(device=torch.device("cpu"))
     stopped_at = None
     for step in range(4):
@@ -31,13 +29,11 @@ def rank(number: int, port: int, result: Any) -> None:
     distributed.destroy_process_group()
 
 
-def test_ranks_stop_together() -> None:
+def test_ranks_stop_together(tmp_path: Path) -> None:
     context = get_context("fork")
     result = context.SimpleQueue()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = [context.Process(target=rank, args=(n, port, result)) for n in range(2)]
+    # they meet in a file: a port that was free a moment ago may be taken by now
+    children = [context.Process(target=rank, args=(n, tmp_path / "store", result)) for n in range(2)]
     for child in children:
         child.start()
     for child in children:

@@ -75,7 +75,7 @@ def _run(
     began = time.monotonic()
     say(f"Drawing {settings.train_rows} scenes to train on and {settings.eval_rows} to test on")
     world = write_world(out / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
-    stage2_rows = _write_stage2_rows(world, settings, seed)
+    stage2_rows = write_stage2_rows(world, settings, seed)
     plans = make_plans(
         out,
         base=base_checkpoint(),
@@ -122,7 +122,7 @@ def _check_new(out: Path) -> None:
         raise UserError(f"{out} exists already, and nothing is overwritten. Give another --out, or remove it first.")
 
 
-def _write_stage2_rows(world: WorldPaths, settings: DemoSettings, seed: int) -> Path:
+def write_stage2_rows(world: WorldPaths, settings: DemoSettings, seed: int) -> Path:
     """The rows that stage 2 of a two-stage recipe sees, as a file of their own for a method with no stage 2."""
     _, second = split_rows(read_rows(world.train), settings.stage1_fraction, seed)
     ids = {row.id for row in second}

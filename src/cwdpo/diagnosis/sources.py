@@ -1,6 +1,7 @@
 """Where histories come from: run directories, TRL's ``trainer_state.json``, and any file of JSON lines."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Recording:
 
 
 def read_recording(path: Path) -> Recording:
-    """Read a run directory, a ``trainer_state.json`` (or a directory with one), or a file of JSON lines.
+    """Read a run directory, a ``trainer_state.json`` (or a directory that holds checkpoints), or a file of JSON lines.
 
     Raises:
         DataError: it is none of these, or holds nothing that can be read.
@@ -41,7 +42,7 @@ def read_recording(path: Path) -> Recording:
         recording = _read_directory(path)
     elif not path.exists():
         raise DataError(f"{path} does not exist. Give a run directory, a {_STATE} or a file of JSON lines.")
-    elif path.suffix == ".json":
+    elif path.suffix == ".json" and not _is_lines(path):
         recording = _read_state(path)
     else:
         recording = Recording([])
@@ -54,8 +55,9 @@ def read_recording(path: Path) -> Recording:
 def _read_directory(path: Path) -> Recording:
     run = RunDirectory(path)
     if not run.metrics.is_file() and not run.probes.is_file():
-        if (path / _STATE).is_file():
-            return _read_state(path / _STATE)
+        state = _newest_state(path)
+        if state is not None:
+            return _read_state(state)
         runs = [child.name for child in sorted(path.iterdir()) if RunDirectory(child).metrics.is_file()]
         holds = f"It holds the runs {', '.join(runs)}: give one of them." if runs else "Give the output_dir of a run."
         raise DataError(f"{path} is no run: neither metrics.jsonl, probes.jsonl nor {_STATE} is in it. {holds}")
@@ -63,6 +65,25 @@ def _read_directory(path: Path) -> Recording:
     recording.readings = [*_read_lines(run.metrics, recording.notes), *_read_lines(run.probes, recording.notes)]
     recording.beta = _beta_of(run.recipe, recording.notes)
     return recording
+
+
+def _newest_state(path: Path) -> Path | None:
+    """The directory's own state, else that of its newest checkpoint, where the Trainer keeps it."""
+    if (path / _STATE).is_file():
+        return path / _STATE
+    states = {
+        int(number): state
+        for state in path.glob(f"checkpoint-*/{_STATE}")
+        if (number := state.parent.name.removeprefix("checkpoint-")).isdecimal()
+    }
+    return states[max(states)] if states else None
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether a file holds several JSON objects, one a line, whatever its name ends in."""
+    with path.open("rb") as file:
+        first, second = file.readline().strip(), file.readline().strip()
+    return first.endswith(b"}") and second.startswith(b"{")
 
 
 def _read_lines(path: Path, notes: list[str]) -> list[Any]:
@@ -90,9 +111,13 @@ def _beta_of(recipe: Path, notes: list[str]) -> float | None:
         return None
     try:
         content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-        return float(content["stage2"]["beta"]) or None
+        beta = float(content["stage2"]["beta"])
     except (KeyError, TypeError):
         return None  # a run without stage 2
     except (ValueError, yaml.YAMLError):
         notes.append(f"{recipe.name} could not be read.")
         return None
+    if not 0 < beta < math.inf:
+        notes.append(f"{recipe.name} has stage2.beta {beta}, which is no inverse temperature: it was not used.")
+        return None
+    return beta

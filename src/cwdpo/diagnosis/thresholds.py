@@ -1,4 +1,7 @@
-"""Every number that decides whether something is a finding, with its unit and its reason. Nowhere else is one."""
+"""Every limit that decides whether something is a finding, with its unit and its reason. Nowhere else is one.
+
+How a curve's start, end and noise are read off it is :mod:`cwdpo.diagnosis.curves`' business.
+"""
 
 from dataclasses import dataclass
 
@@ -42,8 +45,11 @@ class Thresholds:
     margin_rise: float = 1.0
     """Nats an answer (reward margin / beta), or 0.1 per token: less is no growth of the margin."""
 
-    entropy_shift: float = 0.05
-    """Share of the starting entropy: a rise by this much contradicts squeezing, half of it downwards supports it."""
+    entropy_rise: float = 0.05
+    """Share of the starting entropy: a rise by this much contradicts squeezing."""
+
+    entropy_fall: float = 0.025
+    """Share of the starting entropy: a fall by this much supports squeezing; half, as falls are the usual thing."""
 
     mass_shift: float = 0.01
     """Probability: the same for ``argmax_mass`` and ``top1``."""
@@ -166,8 +172,14 @@ class Thresholds:
     spike_ratio: float = 8.0
     """Gradient norm over the median of its neighbours."""
 
+    spike_scatter: float = 4.0
+    """... and above it by this many times the scatter of the neighbours, on a logarithmic scale."""
+
     spike_readings: float = 0.02
-    """Share of readings that are spikes, and at least two; fewer are ordinary bad luck."""
+    """Share of readings that are spikes; fewer are ordinary bad luck."""
+
+    spike_least: int = 2
+    """... and at least so many."""
 
     spike_huge: float = 50.0
     """One of these is a finding by itself."""

@@ -1,5 +1,6 @@
 """Writing that never leaves half a file behind, and reading that survives half a line."""
 
+import codecs
 import contextlib
 import json
 import math
@@ -73,7 +74,7 @@ def read_jsonl(path: Path) -> JsonLines:
         content = path.read_bytes()
     except FileNotFoundError:
         return JsonLines([], 0)
-    lines = [line for line in content.split(b"\n") if line.strip()]
+    lines = [line for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
     objects = [item for item in map(_object, lines) if item is not None]
     return JsonLines(objects, len(lines) - len(objects))
 

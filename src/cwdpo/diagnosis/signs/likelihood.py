@@ -98,8 +98,8 @@ def _concentration(stage: StageHistory) -> tuple[bool | None, str]:
             return verdict > 0, _from_to(f"`{name}`", mass)
     entropy = stage.find_probe("chosen", "entropy") or stage.find_metric("entropy")
     if entropy is not None:
-        shift = limits.entropy_shift * abs(entropy.start)
-        if verdict := _moved(entropy.change(limits.sigmas), shift, shift / 2):
+        up, down = (share * abs(entropy.start) for share in (limits.entropy_rise, limits.entropy_fall))
+        if verdict := _moved(entropy.change(limits.sigmas), up, down):
             return verdict < 0, _from_to("entropy", entropy)
     greedy = stage.find_probe("greedy", "delta")
     if greedy is not None and greedy.end > 0:

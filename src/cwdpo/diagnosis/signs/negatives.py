@@ -13,7 +13,7 @@ def easy_negative_saturation(stage: StageHistory) -> Finding | None:
         f"{hold_negatives_back(stage)}. Better negatives teach more: answers with one mistake (`gentle`), or the "
         "model's own wrong ones."
     )
-    for group in ("shuffled", "off_topic", "other_answer"):
+    for group in ("shuffled", "other_answer"):
         delta = stage.find_probe(group, "delta")
         if delta is not None and delta.change(limits.sigmas, base=0.0).fell(limits.free_fall):
             said = f"answers of probe group `{group}` fell by {-delta.end:.3g} nats/token, though nobody would say them"

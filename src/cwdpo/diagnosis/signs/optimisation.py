@@ -68,9 +68,9 @@ def stalled_learning(stage: StageHistory) -> Finding | None:
 def gradient_spikes(stage: StageHistory) -> Finding | None:
     """Gradient norms far above their neighbours', more than once."""
     limits, norms = stage.limits, stage.metric("grad_norm")
-    spikes = _spikes(norms, limits.spike_ratio)
+    spikes = _spikes(norms, limits.spike_ratio, limits.spike_scatter)
     huge = [spike for spike in spikes if spike[2] >= limits.spike_huge]
-    if not huge and len(spikes) < max(2, math.ceil(limits.spike_readings * len(norms))):
+    if not huge and len(spikes) < max(limits.spike_least, math.ceil(limits.spike_readings * len(norms))):
         return None
     step, value, ratio = max(spikes, key=lambda spike: spike[2])
     part = "stage2" if stage.prefers else "stage1"
@@ -130,7 +130,7 @@ def _rising_loss(stage: StageHistory) -> Finding | None:
     )
 
 
-def _spikes(norms: Curve, ratio: float) -> list[tuple[int, float, float]]:
+def _spikes(norms: Curve, ratio: float, scatters: float) -> list[tuple[int, float, float]]:
     """(step, norm, norm over the median of its neighbourhood) of the readings that stand out."""
     width = max(5, min(51, len(norms) // 5))
     logs = [math.log(value) if value > 0 else None for value in norms.values]
@@ -143,6 +143,6 @@ def _spikes(norms: Curve, ratio: float) -> list[tuple[int, float, float]]:
         scatter = 1.4826 * median(abs(log - level) for log in near)
         for i in range(begin, min(begin + width, len(norms))):
             log = logs[i]
-            if log is not None and log - level > max(math.log(ratio), 4 * scatter):
+            if log is not None and log - level > max(math.log(ratio), scatters * scatter):
                 found.append((norms.steps[i], norms.values[i], math.exp(log - level)))
     return found
