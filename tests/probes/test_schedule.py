@@ -86,6 +86,29 @@ def test_preparation_is_paid_for_too() -> None:
     assert schedule.share == pytest.approx(0.1)
 
 
+def test_what_is_owed_at_the_end_is_paid_for_too() -> None:
+    """Readings of 0.5 s and 5 s after the last one, out of a tenth of 200 s: (20 - 5) / 0.5 = 30 readings at most."""
+    clock = Clock()
+    schedule = Schedule(None, clock=clock)
+    schedule.begin(0, 200)
+    with schedule.reading(0):
+        clock.now += 0.5
+    schedule.owed = 5.0
+    taken = 1
+    for step in range(1, 201):
+        clock.now += 1.0
+        if schedule.is_due(step):
+            taken += 1
+            with schedule.reading(step):
+                clock.now += 0.5
+    with schedule.preparing() as end:
+        clock.now += 5.0
+    assert end.seconds == pytest.approx(5.0)
+    assert schedule.spent == pytest.approx(taken * 0.5 + 5.0)
+    assert 20 <= taken <= 30
+    assert schedule.share <= SHARE + 1e-9
+
+
 def test_given_steps_are_kept() -> None:
     taken, schedule = simulate(23, 0.1, 10.0, every=5)
     assert taken == [0, 5, 10, 15, 20, 23]

@@ -19,10 +19,11 @@ from cwdpo.diagnosis import examine, read_recording
 from cwdpo.engine import Engine
 from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import save_checkpoint
+from cwdpo.recipes.loggers import check_loggers
 from cwdpo.recipes.policy import load_start
 from cwdpo.recipes.probing import probe_set_rows, watch_with_probes
 from cwdpo.recipes.resuming import check_same_run
-from cwdpo.recipes.stages import run_engine, stage1_trainer, stage2_trainer, watch
+from cwdpo.recipes.stages import run_engine, stage1_trainer, stage2_trainer, tensorboard, watch
 from cwdpo.records.files import read_jsonl, write_json, write_text
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
@@ -52,6 +53,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
         Interrupted: a signal ended the run, after a checkpoint.
     """
     began = time.monotonic()
+    check_loggers(recipe)
     is_main = int(os.environ.get("RANK", "0")) == 0
     run = RunDirectory(Path(recipe.output_dir))
     rows, eval_rows = read_data(recipe)
@@ -116,8 +118,9 @@ def _run_stage(
     processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
     make = stage1_trainer if stage == "stage1" else stage2_trainer
     trainer: Any = make(recipe, run, model, processor, rows.train, rows.eval, engine=engine)
-    signals = StopOnSignal()
-    watch(trainer, [MetricsRecorder(run, stage, histograms=lambda: trainer.histograms), signals, *callbacks])
+    signals, boards = StopOnSignal(), tensorboard(recipe, run, stage)
+    recorder = MetricsRecorder(run, stage, histograms=lambda: trainer.histograms)
+    watch(trainer, [recorder, *boards, signals, *callbacks])
     probing = watch_with_probes(
         recipe, run, stage, trainer, processor, rows.probed, interrupted=lambda: signals.received is not None
     )
@@ -128,6 +131,8 @@ def _run_stage(
         trainer.train(resume_from_checkpoint=_checkpoint(run, stage))
     finally:
         signals.release()
+        for board in boards:
+            board.close()
     if signals.received:
         raise Interrupted(
             f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}."

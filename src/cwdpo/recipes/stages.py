@@ -11,9 +11,11 @@ from cwdpo.config.recipe import Recipe, Stage1Config, Stage2Config
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, FeatureCache, make_engine
 from cwdpo.errors import ConfigError, DataError
+from cwdpo.recipes.loggers import TENSORBOARD, wanted_loggers
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
+from cwdpo.trainers.tensorboard import TensorBoardRecorder
 
 
 def stage1_trainer(
@@ -101,6 +103,14 @@ def run_engine(recipe: Recipe, run: RunDirectory) -> Engine:
     return make_engine(recipe.engine, features=features)
 
 
+def tensorboard(recipe: Recipe, run: RunDirectory, stage: Stage) -> list[TensorBoardRecorder]:
+    """What writes a stage's TensorBoard files, if the recipe wants any."""
+    settings = recipe.stage1 if stage == "stage1" else recipe.stage2
+    assert settings is not None
+    wanted = TENSORBOARD in wanted_loggers(recipe.trainer | settings.trainer)
+    return [TensorBoardRecorder(run.tensorboard(stage))] if wanted else []
+
+
 def watch(trainer: SmoothSFTTrainer | CWDPOTrainer, callbacks: Sequence[TrainerCallback]) -> None:
     """Let our own callbacks report in place of the Trainer's printed dictionaries."""
     trainer.remove_callback(PrinterCallback)
@@ -117,14 +127,15 @@ def _shared(
         "logging_first_step": True,
         "save_total_limit": 2,
         "eval_strategy": "epoch" if has_eval else "no",
-        "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
+    given = recipe.trainer | settings.trainer
     fixed = {
+        "report_to": [name for name in wanted_loggers(given) if name != TENSORBOARD] or "none",  # that one is ours
         "output_dir": str(run.checkpoints(stage)),
         "seed": recipe.seed,
         "engine": recipe.engine,
         "max_length": recipe.data.max_length,
     }
-    return defaults | recipe.trainer | settings.trainer | fixed
+    return defaults | given | fixed

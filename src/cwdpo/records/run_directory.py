@@ -98,8 +98,12 @@ class RunDirectory:
         return self.root / "checkpoints" / stage
 
     def probe_files(self, stage: Stage) -> Path:
-        """What a stage's probes are measured from: their answers and the first reading; internal."""
+        """What a stage's probes are measured from, which is internal, and ``examples.jsonl`` with its pictures."""
         return self.root / "probes" / stage
+
+    def tensorboard(self, stage: Stage) -> Path:
+        """A stage's scalars for TensorBoard: ``tensorboard --logdir RUN/tensorboard``."""
+        return self.root / "tensorboard" / stage
 
     def is_finished(self, stage: Stage) -> bool:
         """Whether a stage's model has been saved whole; see :meth:`mark_finished`."""
