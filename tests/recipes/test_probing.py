@@ -20,6 +20,7 @@ from cwdpo.recipes.probing import probe_set_rows
 from cwdpo.records.files import read_jsonl
 
 Tiny = Callable[[str], Path]
+END = ("stage2", 4, "chosen")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,14 @@ def test_both_stages_have_readings_and_the_report_draws_them(tiny: Tiny, data: P
     levels = [{x["group"]: x["mean_logprob"] for x in some if x["group"] != "greedy"} for some in (last, first)]
     assert levels[0] == pytest.approx(levels[1], abs=1e-4)
     assert "Probes: fixed held-out answers" in run.report.read_text()
+    assert "not finite" not in run.report.read_text()  # histograms are no broken curves
+    shown = read_jsonl(run.probe_files("stage2") / "examples.jsonl").objects
+    assert [[answer["group"] for answer in line["answers"]] for line in shown] == [
+        ["chosen", "rejected", "gentle", "greedy", "greedy_end"]
+    ] * 4
+    ends = [line["mean_logprob"] for line in lines if (line["stage"], line["step"], line["group"]) == END]
+    means = [sum(line["answers"][0]["end"]) / len(line["answers"][0]["end"]) for line in shown]
+    assert sum(means) / len(means) == pytest.approx(ends[0], abs=1e-4)
     assert json.loads(run.findings.read_text())["stopped"] == []
 
 
