@@ -1,4 +1,4 @@
-"""Engines under a Trainer's mixed precision: accelerate opens autocast inside the forward, where nobody outside sees it."""
+"""Engines under mixed precision: accelerate opens autocast inside the forward pass, where nobody outside sees it."""
 
 from collections.abc import Callable
 from typing import Any
