@@ -72,6 +72,12 @@ def test_marks_tell_falls_from_rises() -> None:
     assert [style for style, _ in change_labels()] == ["f4", "f3", "f2", "f1", "r0", "r1", "r2", "r3", "r4"]
 
 
+def test_the_change_of_a_token_is_end_less_start() -> None:
+    found = read_tokens({"tokens": ["a", "\n"], "start": [-1.0, -2.5], "end": [-3.0, -0.5]})
+    assert found == [Token("a", -3.0, -2.0), Token("↵\n", -0.5, 2.0)]
+    assert [token.classes for token in found] == ["s7 f3", "s3 r3"]  # e^-3 is under 5 %, e^-0.5 is 61 %
+
+
 def test_a_token_says_its_numbers() -> None:
     assert Token("a", math.log(0.5), -0.25).title == "log-prob -0.69 (50 %), -0.25 since the stage began"
     assert Token("a", -10.0, None).title == "log-prob -10.00 (0.005 %)"

@@ -10,7 +10,7 @@ from typing import Any
 from cwdpo.report.series import finite
 
 PROBABILITIES = (0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01)
-"""Below each of these a token has the next darker shade."""
+"""Below each of these a token has the next stronger shade."""
 
 CHANGES = (0.05, 0.25, 1.0, 3.0)
 """Nats; a change of so much or more has the next stronger mark."""
