@@ -53,7 +53,7 @@ CHOSEN_PROBES = (
     Measure(
         "moved_to_argmax",
         "Drift: moved to the argmax",
-        "Share of what moved that went to the then likeliest token: squeezing.",
+        "Share of what moved that went to what was likeliest at the start; read it beside the chosen log-prob.",
         range=(0.0, 1.0),
     ),
 )
