@@ -89,6 +89,9 @@ class AnswerLogprobs:
     distribution: Tensor | None = None
     """``(A, T, V)`` log-probs over the vocabulary, without gradient. Large: for evaluation on small batches only."""
 
+    precision: torch.dtype = torch.float32
+    """What the model computed in, by its weights or by autocast: how far two exact ways may differ by rounding."""
+
     @property
     def total(self) -> Tensor:
         """``(A,)`` log pi(y|x), summed over the answer's tokens."""

@@ -33,7 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["check", "--help"], ["merge", "-h"], ["--version"]]
+    "words", [["--help"], ["train", "--help"], ["check", "--help"], ["merge", "-h"], ["report", "-h"], ["--version"]]
 )
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     script = (

@@ -61,12 +61,13 @@ def test_mllama_without_a_tree_falls_back_to_plain(tiny: Tiny) -> None:
 class Fake:
     """Log-probs that are a function of the token ids."""
 
-    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.change = change
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor], precision: torch.dtype = torch.float32) -> None:
+        self.change, self.precision = change, precision
 
     def logprobs(self, model: Any, batch: Batch, **_: Any) -> Any:
         ids = batch["answer_ids"].float()
-        return choice.AnswerLogprobs(token=self.change(-ids / 100), mask=batch["answer_mask"])
+        token = self.change(-ids / 100)
+        return choice.AnswerLogprobs(token=token, mask=batch["answer_mask"], precision=self.precision)
 
 
 def test_checked_once_a_kind_and_again_with_the_first_images(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +78,16 @@ def test_checked_once_a_kind_and_again_with_the_first_images(tiny: Tiny, monkeyp
         for batch in (text, text, image_batch(tiny("llava")), text, image_batch(tiny("llava"))):
             engine.logprobs(model, batch)
     assert len(seen) == len(engine.report["choices"]) == 2
+
+
+@pytest.mark.parametrize(("precision", "ok"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_rounding_is_forgiven_where_it_is_at_work(precision: torch.dtype, ok: bool, tiny: Tiny) -> None:
+    batch = image_batch(tiny("llava"))
+    off = Fake(lambda token: token + 0.004, precision)  # as bf16 rounds, and four times what float32 may
+    with torch.no_grad():
+        check = check_engine(off, load_model(tiny("llava")), batch, Fake(lambda token: token, precision))
+    assert (check.ok, check.leak) == (ok, 0.0)
+    assert check.gap == pytest.approx(0.004, rel=1e-3)
 
 
 def test_tree_for_a_hybrid_is_an_error(tiny: Tiny) -> None:

@@ -32,14 +32,14 @@ def stage2(steps: int, rng: random.Random, *, cooled: bool) -> list[dict[str, An
     """A cooled run keeps its chosen answers at -0.5 nats per token; the other loses one nat a hundred steps."""
     records = []
     for step in range(1, steps + 1):
-        fall = 0.0 if cooled else step / 100
-        margin = step / (80 if cooled else 20)
+        fall = 0.0 if cooled else (step - 1) / 100
+        margin = (step - 1) / (80 if cooled else 20)
         record = {
             "stage": "stage2",
             "step": step,
             "loss": math.log1p(math.exp(-margin)) + rng.gauss(0, 0.02),
-            "rewards/chosen": -fall + rng.gauss(0, 0.05),
-            "rewards/rejected": -fall - margin + rng.gauss(0, 0.1),
+            "rewards/chosen": -fall + min(step / 40, 1) * rng.gauss(0, 0.02),
+            "rewards/rejected": -fall - margin + min(step / 40, 1) * rng.gauss(0, 0.05),
             "rewards/margins": margin + rng.gauss(0, 0.08),
             "rewards/accuracies": min(1.0, 0.5 + margin / 4),
             "logps_mean/chosen": -0.5 - fall + rng.gauss(0, 0.03),
@@ -50,6 +50,8 @@ def stage2(steps: int, rng: random.Random, *, cooled: bool) -> list[dict[str, An
         if cooled:
             mean = 0.35 - 0.1 * step / steps + rng.gauss(0, 0.02)
             record |= {"cooling/mean": mean, "cooling/p10": 0.02, "cooling/p90": 0.9 + rng.gauss(0, 0.02)}
+            easy = 20 + 30 * step // steps
+            record["cooling/histogram"] = [easy, 9, 5, 4, 3, 3, 3, 4, 8, 60 - easy]
         records.append(record)
     return records
 
@@ -57,15 +59,50 @@ def stage2(steps: int, rng: random.Random, *, cooled: bool) -> list[dict[str, An
 def probes(steps: int, *, cooled: bool) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for step in range(0, steps + 1, 20):
-        fall = step / steps * (0.05 if cooled else 1.5)
+        fall = step / steps * (0.005 if cooled else 1.5)
         for group, factor in (("chosen", 1.0), ("rejected", 3.0), ("gentle", 1.6), ("shuffled", 5.0)):
-            reading = {"stage": "stage2", "step": step, "group": group, "n": 64}
-            reading |= {"mean_logprob": -0.5 - factor * fall, "delta": -factor * fall}
+            mean = -0.5 - factor * fall
+            reading = {"stage": "stage2", "step": step, "group": group, "n": 64, "mean_logprob": mean}
+            reading |= {"delta": -factor * fall, "p10": mean - 0.4 - fall, "p50": mean + 0.05, "p90": mean + 0.3}
             if group == "chosen":
                 reading |= {"entropy": 0.3 - 0.05 * fall, "top1": 0.9 - 0.1 * fall, "argmax_mass": 0.8 + 0.1 * fall}
                 reading |= {"ece": 0.02 + 0.05 * fall, "tv": 0.08 * fall, "js": 0.02 * fall}
+                reading |= {"moved_to_argmax": 0.3 if cooled else 0.8, "reliability": reliability(fall)}
             records.append(reading)
     return records
+
+
+def reliability(fall: float) -> list[list[float]]:
+    """15 bins, the two lowest of them empty; the more ``fall``, the surer than right."""
+    middles = [(i + 0.5) / 15 for i in range(15)]
+    return [[8 * i * i, m, m - 0.1 * min(fall, 1) * m] if i > 1 else [0, 0.0, 0.0] for i, m in enumerate(middles)]
+
+
+def example(row: str, picture: str, colour: str, ends: dict[str, float]) -> dict[str, Any]:
+    """A line of examples.jsonl whose chosen, gentle and rejected answers end at these log-probs a token."""
+    answers = []
+    for group, word in (("chosen", colour), ("gentle", "purple"), ("rejected", "nothing"), ("greedy", colour)):
+        tokens = ["a", " large", f" {word}", " disc", "<end>"]
+        end = [ends.get(group, -0.2) + shift for shift in (0.15, -0.05, -0.1, 0.0, 0.0)]
+        start = [value + 0.3 if group == "rejected" else value - 0.2 for value in end]
+        answers.append({"group": group, "text": f"a large {word} disc", "tokens": tokens, "start": start, "end": end})
+    said = {"group": "greedy_end", "text": "a small disc", "tokens": ["a", " small", " disc", "<end>"]}
+    answers.append({**said, "end": [-0.01, -0.8, -2.5, -6.0]})
+    pictures = [picture] if picture else []
+    return {"row": row, "pictures": pictures, "prompt": "Describe the picture.", "answers": answers}
+
+
+def write_examples(run: Path) -> None:
+    """Three rows of stage 2: the chosen log-probs fall from row to row, the margins do not; one has no picture."""
+    folder = run / "probes/stage2"
+    draw_scene(folder / "pictures/00.png", "red")
+    draw_scene(folder / "pictures/01.png", "blue")
+    rows = [
+        example("red", "pictures/00.png", "red", {"chosen": -0.3, "gentle": -0.5, "rejected": -4.0}),
+        example("blue", "pictures/01.png", "blue", {"chosen": -0.9, "gentle": -3.0, "rejected": -4.0}),
+        example("text", "", "green", {"chosen": -1.5, "gentle": -1.4, "rejected": -7.0}),
+    ]
+    write_lines(folder / "examples.jsonl", rows)
 
 
 def draw_scene(path: Path, colour: str) -> None:
@@ -99,6 +136,7 @@ def write_demo(root: Path, *, steps: int = 120) -> Path:
     for name, cooled in (("dpo", False), ("cw_dpo", True)):
         write_lines(root / name / "metrics.jsonl", [*first, *stage2(steps, rng, cooled=cooled)])
         write_lines(root / name / "probes.jsonl", probes(steps, cooled=cooled))
+        write_examples(root / name)
         (root / name / "recipe.yaml").write_text(f"stage2:\n  cooling: {'{floor: -1.9}' if cooled else 'null'}\n")
     gallery = []
     for colour in ("red", "blue", "green", "orange"):

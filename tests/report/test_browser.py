@@ -1,87 +1,48 @@
-"""The page in a real browser, where Debian's chromium and chromium-driver are installed."""
+"""The page in a real browser."""
 
-import json
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
+from report.chromium import Command, needs_chromium, open_browser, run
 from report.synthetic import write_demo
 
 from cwdpo.report import write_report
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("chromedriver") is None, reason="needs Debian's chromium and chromium-driver"
-)
-_FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-Command = Callable[..., Any]
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """Send a WebDriver command to a browser with a window 360 px wide, which has the page open."""
     root = tmp_path_factory.mktemp("browser")
-    page = write_report([write_demo(root / "demo", steps=30)], root / "report.html")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL)
-    try:
-        session = _open_session(port, root / "profile")
-        command = _commander(f"http://127.0.0.1:{port}/session/{session}")
+    page = write_report([write_demo(root / "demo", steps=40)], root / "report.html")
+    with open_browser(root / "profile") as command:
         command("/url", url=page.as_uri())
         yield command
-        command("", method="DELETE")
-    finally:
-        driver.terminate()
-        driver.wait(timeout=10)
-
-
-def _open_session(port: int, profile: Path) -> str:
-    root = _commander(f"http://127.0.0.1:{port}")
-    for _ in range(100):
-        try:
-            root("/status", method="GET")
-            break
-        except OSError:
-            time.sleep(0.1)
-    options = {
-        "args": [*_FLAGS.split(), f"--user-data-dir={profile}"],
-        "mobileEmulation": {"deviceMetrics": {"width": 360, "height": 800, "pixelRatio": 1}},
-    }
-    wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-    return str(root("/session", capabilities={"alwaysMatch": wanted})["sessionId"])
-
-
-def _commander(base: str) -> Command:
-    def command(path: str, *, method: str = "POST", **body: Any) -> Any:
-        data = json.dumps(body).encode() if method == "POST" else None
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(base + path, method=method, data=data, headers=headers)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
-            return json.load(answer)["value"]
-
-    return command
-
-
-def run(browser: Command, script: str) -> Any:
-    return browser("/execute/sync", script=script, args=[])
 
 
 def column(browser: Command, table: int, position: int) -> list[str]:
     """Click a column's head, then read the names of the rows."""
-    find = f"const table = document.querySelectorAll('table')[{table}];"
+    find = f"const table = document.querySelectorAll('table.sortable')[{table}];"
     run(browser, f"{find} table.tHead.rows[0].cells[{position}].querySelector('button').click()")
     names = run(browser, f"{find} return [...table.tBodies[0].rows].map((row) => row.cells[0].textContent.trim())")
     return [str(name) for name in names]
+
+
+def choose(browser: Command, field: str, value: str) -> None:
+    code = f"const f = document.getElementById('{field}'); f.value = '{value}'; f.checked = '{value}' === 'on';"
+    run(browser, f"{code} f.dispatchEvent(new Event('change'))")
+
+
+def rows(browser: Command) -> list[str]:
+    """The rows of the first set of examples, as they stand."""
+    cards = "document.querySelector('.examples').children"
+    found = run(browser, f"return [...{cards}].map((card) => card.querySelector('bdi').textContent)")
+    return [str(row) for row in found]
+
+
+def background(browser: Command, style: str) -> str:
+    token = f"document.querySelector('.tokens .{style}')"
+    return str(run(browser, f"return getComputedStyle({token}).backgroundColor"))
 
 
 def test_console_is_silent(browser: Command) -> None:
@@ -99,8 +60,34 @@ def test_tables_are_sorted_both_ways(browser: Command) -> None:
 
 
 def test_rows_without_a_value_come_last(browser: Command) -> None:
-    assert column(browser, 1, 3) == ["CW-DPO", "DPO", "SFT"]
-    assert column(browser, 1, 3) == ["DPO", "CW-DPO", "SFT"]
+    assert column(browser, 1, 4) == ["CW-DPO", "DPO", "SFT"]
+    assert column(browser, 1, 4) == ["DPO", "CW-DPO", "SFT"]
+
+
+def test_examples_are_sorted(browser: Command) -> None:
+    assert rows(browser) == ["red", "blue", "text"]
+    choose(browser, "example-sort", "chosen")  # -0.3, -0.9, -1.5
+    assert rows(browser) == ["text", "blue", "red"]
+    choose(browser, "example-sort", "margin")  # 0.2, 2.1, -0.1
+    assert rows(browser) == ["text", "red", "blue"]
+    choose(browser, "example-reverse", "on")
+    assert rows(browser) == ["blue", "red", "text"]
+    choose(browser, "example-reverse", "off")
+    choose(browser, "example-sort", "place")
+    assert rows(browser) == ["red", "blue", "text"]
+
+
+def test_shade_is_of_now_or_of_the_change(browser: Command) -> None:
+    clear = "rgba(0, 0, 0, 0)"
+    assert background(browser, "s7") != clear
+    assert run(browser, "return getComputedStyle(document.querySelector('.shades.change')).display") == "none"
+    choose(browser, "example-shade", "change")
+    assert background(browser, "s7.f2") != clear  # the rejected answer fell
+    assert background(browser, "s8:not(.f2)") == clear  # the model's last answer has no start
+    assert run(browser, "return getComputedStyle(document.querySelector('.shades.now')).display") == "none"
+    line = "getComputedStyle(document.querySelector('.tokens .f2')).textDecorationLine"
+    assert run(browser, f"return {line}") == "underline"  # not by colour alone
+    choose(browser, "example-shade", "now")
 
 
 def test_policy_blocks_a_script_that_is_not_ours(browser: Command) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from report.synthetic import write_lines
 
-from cwdpo.report.panels import Panel, metric_panels, probe_panels
+from cwdpo.report.panels import Panel, change_panels, level_panels, metric_panels, prediction_panels
 from cwdpo.report.runs import Run, read_sources
 
 
@@ -63,33 +63,39 @@ def test_ends_are_told_with_the_curve(tmp_path: Path) -> None:
     assert 'aria-label="Loss over steps. Ends: a 0.5, b 0.5."' in loss.svg
 
 
-def test_every_probe_group_is_drawn(tmp_path: Path) -> None:
+def test_every_probe_group_is_drawn_with_its_band_and_its_change(tmp_path: Path) -> None:
     write_lines(
         tmp_path / "metrics.jsonl",
         [{"stage": "stage1", "step": 100, "loss": 1.0}, {"stage": "stage2", "step": 50, "loss": 1.0}],
     )
     lines = [
-        {
-            "stage": "stage2",
-            "step": step,
-            "group": group,
-            "n": 8,
-            "mean_logprob": -1.0,
-            "delta": factor * step,
-            "ece": 0.1,
-        }
+        {"stage": "stage2", "step": step, "group": group, "n": 8, "mean_logprob": -1.0 + factor * step}
+        | {"delta": factor * step, "p10": -3.0, "p90": 0.0, "ece": 0.1, "moved_to_argmax": 0.5}
         for step in (0, 50)
-        for group, factor in (("chosen", -0.01), ("other_image", -0.2))
+        for group, factor in (("other_image", -0.2), ("mine", 0.0), ("chosen", -0.01))
     ]
     write_lines(tmp_path / "probes.jsonl", lines)
-    panels = {panel.title: panel for panel in probe_panels(read(tmp_path))}
-    assert list(panels) == ["Chosen", "Other image", "Calibration error (ECE)"]
-    assert re.findall(r'class="xtick"[^>]*>([^<]*)<', panels["Chosen"].svg) == [
-        "100",
-        "110",
-        "120",
-        "130",
-        "140",
-        "150",
+    runs = read(tmp_path)
+    levels = {panel.title: panel for panel in level_panels(runs)}
+    assert list(levels) == ["Chosen", "Other image", "Mine"]  # the order of a reading, then what we do not know
+    assert levels["Other image"].ends[0][2] == "-11"
+    (band,) = re.findall(r'class="band c0 d0" d="([^"]*)"', levels["Chosen"].svg)
+    # from 0 to -3 with a twentieth of that on either side, the picture's 14 to 162
+    assert band == "M44.0 20.7L330.0 20.7L330.0 155.3L44.0 155.3Z"
+    changes = {panel.title: panel for panel in change_panels(runs)}
+    assert list(changes) == ["Chosen: change", "Other image: change", "Mine: change"]
+    assert changes["Other image: change"].ends[0][2] == "-10"
+    across = re.findall(r'class="xtick"[^>]*>([^<]*)<', changes["Chosen: change"].svg)
+    assert across == ["100", "110", "120", "130", "140", "150"]
+    assert [panel.title for panel in prediction_panels(runs)] == [
+        "Calibration error (ECE)",
+        "Drift: moved to the argmax",
     ]
-    assert panels["Other image"].ends[0][2] == "-10"
+
+
+def test_a_list_among_the_readings_is_no_curve(tmp_path: Path) -> None:
+    write_lines(
+        tmp_path / "metrics.jsonl", [{"stage": "stage2", "step": 1, "loss": 1.0, "cooling/histogram": [1] * 10}]
+    )
+    (run,) = read(tmp_path)
+    assert list(run.metrics) == ["loss"]

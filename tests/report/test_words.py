@@ -78,3 +78,10 @@ def test_a_change_within_the_scatter_is_no_change(tmp_path: Path) -> None:
 def test_four_readings_are_too_few_to_say_where_a_curve_went(tmp_path: Path) -> None:
     run(tmp_path / "dpo", [-0.5, -1.0, -1.5, -2.0], [0.0] * 4)
     assert "log-prob fell" not in prose(tmp_path)
+
+
+def test_a_stage_is_told_briefly(tmp_path: Path) -> None:
+    engine = {"asked": "auto", "choices": [{"engine": "tree", "checks": {"gap": 9.5e-07}}, {"engine": "tree"}, 3]}
+    stage = {"rows": 240, "steps": 6, "engine": engine, "probes": {"readings": 2, "more": {"deep": 1}}, "list": [1]}
+    text = prose(tmp_path, {"stages": {"stage2": stage}, "table": comparison()})
+    assert "Stage 2 rows 240, steps 6, probes readings 2, engine tree Results" in text

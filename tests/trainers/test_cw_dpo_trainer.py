@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cwdpo.data.rows import Row
-from cwdpo.errors import DataError
+from cwdpo.errors import DataError, UserError
 from cwdpo.models.adapters import load_adapter
 from cwdpo.models.loading import load_policy
 
@@ -207,3 +207,23 @@ def test_another_models_reference_cache_is_refused(make_trainer: Make, tiny: Any
         other.lm_head.weight[0, 0] += 1e-3
     with pytest.raises(ValueError, match="another model"):
         make_trainer(2, model=other, out="shared").open()
+
+
+def test_a_reference_of_another_precision_is_refused(make_trainer: Make) -> None:
+    make_trainer(2, out="shared").open()
+    with pytest.raises(ValueError, match="computed in no mixed precision on cpu, and this run computes in bf16"):
+        make_trainer(2, out="shared", bf16=True).open()
+
+
+def test_a_reference_that_is_no_number_is_refused(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(2)
+    ask = trainer.engine.logprobs
+
+    def spoiled(model: Any, batch: Any, **want: Any) -> Any:
+        found = ask(model, batch, **want)
+        of_row = batch["row_index"][batch["prompt_index"]]
+        return replace(found, token=torch.where((of_row == 3)[:, None], math.nan, found.token))
+
+    monkeypatch.setattr(trainer.engine, "logprobs", spoiled)
+    with pytest.raises(UserError, match="row 3 a log-prob of nan"):
+        trainer.open()

@@ -70,3 +70,14 @@ def check_examples(one: Path, two: Path) -> None:
             for group in ("chosen", "rejected", "gentle"):
                 for key in ("start", "end"):
                     assert answers[0][group][key] == pytest.approx(answers[1][group][key], abs=1e-4)
+
+
+def test_ranks_that_miss_different_parts_of_the_reference_do_not_wait_for_each_other(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    data = little_data.write(tmp_path / "data", little_data.records(8, text_only_every=2))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = [str(Path(__file__).with_name("lost_part_script.py")), str(tiny("llava")), str(data), str(tmp_path)]
+    done = subprocess.run([*launch, *script], check=False, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("the same floor and reference") == 2

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cwdpo.cli import analyse, bench, check, demo, diagnose, merge, negatives, probe, train
+from cwdpo.cli import analyse, bench, check, demo, diagnose, merge, negatives, probe, report, train
 from cwdpo.cli.failures import explain
 from cwdpo.version import __version__
 
@@ -46,6 +46,7 @@ app.command("check")(check.check)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
 app.command("probe")(probe.probe)
 app.command("diagnose")(diagnose.diagnose)
+app.command("report")(report.report)
 app.command("analyse")(analyse.analyse)
 app.command("merge")(merge.merge)
 app.command("bench")(bench.bench)

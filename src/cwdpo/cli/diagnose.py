@@ -50,11 +50,13 @@ def diagnose(
 
 
 def _show(diagnosis: "Diagnosis", console: Console) -> None:
+    from cwdpo.diagnosis import title_of
+
     for line in diagnosis.looked_at:
         console.print(Text(line, style="dim"), soft_wrap=True)
     for finding in diagnosis.findings:
         console.print()
-        console.print(Text(_title(finding.name), style="bold red"))
+        console.print(Text(title_of(finding.name), style="bold red"))
         console.print(Text(f"  {finding.evidence}"), soft_wrap=True)
         console.print(Text(f"  {finding.advice}"), soft_wrap=True)
     console.print()
@@ -63,24 +65,11 @@ def _show(diagnosis: "Diagnosis", console: Console) -> None:
         verdict = found if diagnosis.clear else "Nothing could be judged."
         console.print(Text(verdict, style="bold green" if diagnosis.clear else "bold"))
     if diagnosis.clear:
-        clear = ", ".join(_title(name).lower() for name in diagnosis.clear)
+        clear = ", ".join(title_of(name).lower() for name in diagnosis.clear)
         console.print(Text(f"Looked for and not found: {clear}."), soft_wrap=True)
     if diagnosis.not_judged:
         console.print(Text("Could not be judged, for want of readings:"))
-        stages: dict[tuple[str, str], list[str]] = {}
-        for missing in diagnosis.not_judged:
-            stages.setdefault((missing.name, missing.needs), []).append(missing.stage)
-        for (name, needs), where in stages.items():
-            console.print(Text(f"  {_title(name).lower()} ({', '.join(where)}): {needs}"), soft_wrap=True)
+        for name, where, needs in diagnosis.missing():
+            console.print(Text(f"  {title_of(name).lower()} ({', '.join(where)}): {needs}"), soft_wrap=True)
     for note in diagnosis.notes:
         console.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
-
-
-def _title(name: str) -> str:
-    """Words of a name.
-
-    Example:
-        >>> _title("easy_negative_saturation")
-        'Easy negative saturation'
-    """
-    return name.replace("_", " ").capitalize()

@@ -49,6 +49,13 @@ class Diagnosis:
     notes: Sequence[str]
     """What was skipped, and what was taken for granted."""
 
+    def missing(self) -> list[tuple[str, Sequence[str], str]]:
+        """What could not be judged, each told once: the sign, the stages, and the readings it wanted."""
+        stages: dict[tuple[str, str], list[str]] = {}
+        for one in self.not_judged:
+            stages.setdefault((one.name, one.needs), []).append(one.stage)
+        return [(name, where, needs) for (name, needs), where in stages.items()]
+
     def to_json(self) -> dict[str, Any]:
         """The content of ``findings.json``."""
         return {
@@ -58,6 +65,16 @@ class Diagnosis:
             "not_judged": [vars(missing) for missing in self.not_judged],
             "notes": list(self.notes),
         }
+
+
+def title_of(name: str) -> str:
+    """Words of a sign's name.
+
+    Example:
+        >>> title_of("easy_negative_saturation")
+        'Easy negative saturation'
+    """
+    return name.replace("_", " ").capitalize()
 
 
 class MissingReadingsError(Exception):

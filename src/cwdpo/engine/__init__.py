@@ -1,6 +1,6 @@
 """The engine answers one question: the log-probs of these answers to these prompts."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Literal, Protocol
 
 from torch import nn
@@ -30,16 +30,22 @@ class Engine(Protocol):
         ...
 
 
-def make_engine(name: Literal["auto", "plain", "tree"] = "auto", *, features: FeatureCache | None = None) -> Engine:
+def make_engine(
+    name: Literal["auto", "plain", "tree"] = "auto",
+    *,
+    features: FeatureCache | None = None,
+    tell: Callable[[dict[str, Any]], None] | None = None,
+) -> Engine:
     """The engine of that name; ``auto`` is the fastest that gives exact numbers, ``tree`` the fastest or an error.
 
     Args:
         name: the engine.
         features: where the image features of frozen towers are kept; ``plain``, to which the others are held, keeps
             none.
+        tell: called with the engine's report as soon as it has chosen; ``plain`` has nothing to choose.
     """
     if name != "plain":
-        return CheckedEngine(must_be_tree=name == "tree", features=features)
+        return CheckedEngine(must_be_tree=name == "tree", features=features, tell=tell)
     engine = PlainEngine()
     if features is not None:
         engine.report["features"] = "not kept by engine `plain`"

@@ -1,13 +1,12 @@
 """The fastest engine that tells the truth about a model: tree, else plain rows with images once, else plain rows."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
 from cwdpo.engine.features import FeatureCache
@@ -34,14 +33,21 @@ class CheckedEngine:
     train together, each checks on its very first batch, and all take what the slowest of them must.
     """
 
-    def __init__(self, *, must_be_tree: bool = False, features: FeatureCache | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        must_be_tree: bool = False,
+        features: FeatureCache | None = None,
+        tell: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         """Set up; nothing runs before the first batch.
 
         Args:
             must_be_tree: raise where the tree is not exact, in place of falling back.
             features: where the image features of frozen towers are kept.
+            tell: called with the report after each choice.
         """
-        self._must_be_tree = must_be_tree
+        self._must_be_tree, self._tell_others = must_be_tree, tell
         self._features = features
         self._engines: dict[str, TreeEngine | PlainEngine] = {
             "tree": TreeEngine(features=features),
@@ -67,16 +73,14 @@ class CheckedEngine:
         return self._engines[self._chosen[kind]].logprobs(model, batch, want=want)
 
     def _choose(self, model: nn.Module, bare: Any, batch: Batch) -> str:
-        # DDP's forward would wait for ranks that check at another time; FSDP's weights are whole only inside its own
-        asked = model if isinstance(model, FullyShardedDataParallel) else _without_ddp(model)
+        asked = _without_ddp(model)  # whose forward would wait for ranks that check at another time
         checks: dict[str, Check] = {}
         for name in _ORDER:
             checks[name] = self._check_with_features(name, asked, bare, batch)
-            if checks[name].ok:
+            if _ok_everywhere(checks[name].ok, batch["answer_ids"].device):
                 break
-        chosen = _ORDER[_agree(_ORDER.index(name), batch["answer_ids"].device)]
-        self._tell(chosen, bare, checks)
-        return chosen
+        self._tell(name, bare, checks)
+        return name
 
     def _check_with_features(self, name: str, model: nn.Module, bare: Any, batch: Batch) -> Check:
         """As the engine will be used; where kept features alone are at fault, without them from now on."""
@@ -110,6 +114,8 @@ class CheckedEngine:
         self.report["choices"].append(
             {"model": model, "engine": chosen, "checks": {name: asdict(check) for name, check in checks.items()}}
         )
+        if self._tell_others is not None:
+            self._tell_others(self.report)
         failed = {name: check for name, check in checks.items() if not check.ok}
         reasons = "; ".join(f"{_WORDS[name]}: {check.reason}" for name, check in failed.items())
         if "plain" in failed:
@@ -143,9 +149,10 @@ def _several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def _agree(level: int, device: torch.device) -> int:
+def _ok_everywhere(ok: bool, device: torch.device) -> bool:
+    """Asked after each candidate: sharded weights need all ranks in every pass."""
     if not _several_processes():
-        return level
-    worst = torch.tensor(level, device=device)
-    distributed.all_reduce(worst, op=distributed.ReduceOp.MAX)
-    return int(worst)
+        return ok
+    least = torch.tensor(int(ok), device=device)
+    distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
+    return bool(least)

@@ -16,7 +16,6 @@ from weakref import WeakKeyDictionary
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from cwdpo.batch import Batch, image_key
@@ -108,7 +107,7 @@ def why_not_cacheable(model: nn.Module, bare: Any) -> str | None:
     if not can_share_images(bare):
         return "the model takes no image features in place of pixels"
     outside = _outside_language(bare)
-    if isinstance(model, FullyShardedDataParallel) or any(_is_sharded(weight) for _, weight in outside):
+    if any(_is_sharded(weight) for _, weight in outside):
         return "the weights are divided among processes, which must all encode at the same time"
     trains = next((name for name, weight in outside if weight.requires_grad), None)
     if trains is not None:

@@ -68,7 +68,8 @@ class Forward:
             captured.hidden = [hidden[layout.gather] for hidden in captured.hidden]
         mask = batch["answer_mask"]
         read = read_tokens(captured, batch["answer_ids"][mask], head, self._transforms[bare], want=want)
-        return AnswerLogprobs(mask=mask, **{name: _spread(values, mask) for name, values in read.items()})
+        details = {name: _spread(values, mask) for name, values in read.items()}
+        return AnswerLogprobs(mask=mask, **details, precision=captured.precision)
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

@@ -58,6 +58,6 @@ def _kind(prompt: dict[str, Tensor]) -> tuple[tuple[str, torch.Size], ...]:
 
 def _join(parts: list[AnswerLogprobs], answers: Tensor, mask: Tensor) -> AnswerLogprobs:
     back = torch.argsort(answers)
-    names = [field.name for field in fields(AnswerLogprobs) if getattr(parts[0], field.name) is not None]
+    names = [field.name for field in fields(AnswerLogprobs) if isinstance(getattr(parts[0], field.name), Tensor)]
     joined = {name: torch.cat([getattr(part, name) for part in parts])[back] for name in names}
-    return AnswerLogprobs(**joined | {"mask": mask})
+    return AnswerLogprobs(**joined | {"mask": mask}, precision=parts[0].precision)

@@ -34,6 +34,12 @@ class HeadInput:
 
     autocast: tuple[bool, torch.dtype] = (False, torch.float32)
 
+    @property
+    def precision(self) -> torch.dtype:
+        """Type of the products: autocast's where it was on, else that of the hidden states."""
+        enabled, dtype = self.autocast
+        return dtype if enabled else self.hidden[0].dtype
+
 
 @contextmanager
 def capture_head_input(head: nn.Module) -> Iterator[HeadInput]:
@@ -82,7 +88,7 @@ def find_logit_transform(model: nn.Module, captured: HeadInput, head: nn.Module,
             for i, transform in enumerate((configured_transform(model), torch.Tensor.float))
         ]
     gap, _, transform = min(gaps)
-    if not gap <= (1e-4 if logits.dtype == torch.float32 else 0.1):
+    if not gap <= (1e-4 if captured.precision == torch.float32 else 0.1):
         raise RuntimeError(
             f"the model changes its logits in a way that is not known here (log-probs differ by {gap:.3g} nats). "
             "Known are final_logit_softcapping, logit_scale and logits_scaling of the text config."

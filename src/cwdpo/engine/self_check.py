@@ -79,9 +79,8 @@ def check_engine(engine: _Engine, model: nn.Module, batch: Batch, plain: _Engine
         found, changed = engine.logprobs(model, before), engine.logprobs(model, after)
         leak = (found.token - changed.token)[blind].abs().max().item()
         gaps = (found.token - plain.logprobs(model, before).token)[before["answer_mask"]].abs()
-        exact = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(blind.device.type)
     gap, mean_gap = gaps.max().item(), gaps.mean().item()
-    close = gap <= _FLOAT32_GAP if exact else mean_gap <= _HALF_MEAN_GAP
+    close = gap <= _FLOAT32_GAP if found.precision == torch.float32 else mean_gap <= _HALF_MEAN_GAP
     if leak != 0.0:  # NaN too
         return Check(False, f"answers see what they must not: log-probs change by {leak:.3g} nats", leak, gap, mean_gap)
     if not close:

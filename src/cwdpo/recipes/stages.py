@@ -1,7 +1,9 @@
 """One stage of a recipe: its trainer, from settings, rows and a starting model."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, FeatureCache, make_engine
 from cwdpo.errors import ConfigError, DataError
 from cwdpo.recipes.loggers import TENSORBOARD, wanted_loggers
+from cwdpo.records.files import write_json
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
@@ -94,13 +97,17 @@ def _evaluated(args: TrainingArguments, rows: Sequence[Row] | None) -> Sequence[
 
 
 def run_engine(recipe: Recipe, run: RunDirectory) -> Engine:
-    """The engine of a run. Stages, evaluation and reference share it, with its checks and the features it keeps."""
+    """The engine of a run. Stages, evaluation and reference share it, with its checks and the features it keeps.
+
+    What it chooses, and why, stands in ``engine.json`` as soon as it is known.
+    """
     kept = recipe.features
     features = None
     if kept is not None:
         directory = run.features if kept.disk_mb else None
         features = FeatureCache(memory_mb=kept.memory_mb, directory=directory, disk_mb=kept.disk_mb)
-    return make_engine(recipe.engine, features=features)
+    tell = partial(write_json, run.engine) if int(os.environ.get("RANK", "0")) == 0 else None
+    return make_engine(recipe.engine, features=features, tell=tell)
 
 
 def tensorboard(recipe: Recipe, run: RunDirectory, stage: Stage) -> list[TensorBoardRecorder]:

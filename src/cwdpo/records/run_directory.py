@@ -60,6 +60,11 @@ class RunDirectory:
         return self.root / "probes.jsonl"
 
     @property
+    def engine(self) -> Path:
+        """How log-probs are computed, and on which numbers that was decided."""
+        return self.root / "engine.json"
+
+    @property
     def findings(self) -> Path:
         """What went wrong, by name."""
         return self.root / "findings.json"

@@ -8,8 +8,9 @@ the fingerprint of the model that computed it, and refuses to serve any other.
 import json
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,29 +21,31 @@ from cwdpo.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class ReferenceCache:
     """``key -> (log pi_ref, number of tokens)``, in part files that are written whole or not at all."""
 
-    def __init__(self, directory: Path | None, *, model_fingerprint: str, rank: int = 0) -> None:
+    def __init__(self, directory: Path | None, *, model_fingerprint: str, computed_in: str = "", rank: int = 0) -> None:
         """Open the cache of a directory, or begin one.
 
         Args:
             directory: where the parts lie; None keeps everything in memory.
             model_fingerprint: of the model whose log-probs these are (see :func:`cwdpo.models.saving.fingerprint`).
+            computed_in: precision and device; other roundings would make the rewards of step 0 differ from 0.
             rank: this process; each writes parts of its own.
 
         Raises:
-            UserError: the directory holds another model's log-probs.
+            UserError: the directory holds another model's log-probs, or such as were computed otherwise.
         """
         self.directory, self.rank = directory, rank
         self._entries: dict[str, tuple[float, int]] = {}
         self._unsaved: dict[str, tuple[float, int]] = {}
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
-            _check_model(directory, model_fingerprint)
+            header = {"format": _FORMAT, "model": model_fingerprint, "computed_in": computed_in}
+            _check_header(directory, header, rank)
             self.reload()
 
     @classmethod
@@ -111,22 +114,25 @@ class ReferenceCache:
         return torch.tensor([total / n for total, n in entries], dtype=torch.float64)
 
 
-def _check_model(directory: Path, fingerprint: str) -> None:
+def _check_header(directory: Path, header: Mapping[str, Any], rank: int) -> None:
     path = directory / "cache.json"
-    header = {"format": _FORMAT, "model": fingerprint}
     if not path.exists():
-        written = path.with_suffix(".partial")
+        written = path.with_suffix(f".partial{rank}")
         written.write_text(json.dumps(header) + "\n")
         written.replace(path)
     try:
         found = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
         found = None
-    if found != header:
-        raise UserError(
-            f"{directory}: these reference log-probs belong to another model than the one stage 2 starts from now, so "
-            "they cannot be used. Delete that directory to compute them anew, or write `stage2: {reference: live}`."
-        )
+    if found == header:
+        return
+    why = "belong to another model than the one stage 2 starts from now"
+    if isinstance(found, dict) and found.get("model") == header["model"]:
+        why = f"were computed in {found.get('computed_in')}, and this run computes in {header['computed_in']}"
+    raise UserError(
+        f"{directory}: these reference log-probs {why}, so they cannot be used. Delete that directory to compute them "
+        "anew, or write `stage2: {reference: live}`."
+    )
 
 
 def _read_part(part: Path) -> dict[str, tuple[float, int]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import escape
 
-from cwdpo.report.svg import tick_label, ticks
+from cwdpo.report.axes import tick_label, ticks
 
 _WIDTH, _HEIGHT = 560, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 544, 34, 246

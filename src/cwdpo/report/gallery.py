@@ -64,7 +64,7 @@ def _item(directory: Path, entry: Mapping[str, Any], notes: list[str]) -> Item:
     image, small, name = None, False, entry.get("image")
     if name is not None:
         try:
-            image, small = _data_uri(directory, str(name))
+            image, small = data_uri(directory, str(name))
         except UnidentifiedImageError:
             notes.append(f"{directory.name}: the picture {name!r} is no {', '.join(_TYPES)} file.")
         except UNREADABLE as error:
@@ -78,7 +78,8 @@ def _item(directory: Path, entry: Mapping[str, Any], notes: list[str]) -> Item:
     return Item(image, small, str(entry.get("prompt") or ""), str(entry.get("chosen") or ""), answers)
 
 
-def _data_uri(directory: Path, name: str) -> tuple[str, bool]:
+def data_uri(directory: Path, name: str) -> tuple[str, bool]:
+    """A picture by its path relative to ``directory``, which it may not leave; see :func:`picture_uri`."""
     path = (directory / name).resolve()
     if not path.is_relative_to(directory.resolve()):
         raise ValueError("its path leaves the run directory")

@@ -58,4 +58,5 @@ def _shifted(run: Run, by: int) -> Run:
         num_steps=run.num_steps + by,
         metrics={key: moved(series) for key, series in run.metrics.items()},
         probes={key: moved(series) for key, series in run.probes.items()},
+        histograms=[replace(h, begin=h.begin + by, end=h.end + by) for h in run.histograms],
     )

@@ -2,26 +2,47 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from cwdpo.errors import UserError
 from cwdpo.records.files import write_text
 from cwdpo.records.run_directory import RunDirectory
+from cwdpo.report import heat, tokens
+from cwdpo.report.examples import example_sets
 from cwdpo.report.gallery import Item, read_gallery
 from cwdpo.report.lineage import aligned
-from cwdpo.report.panels import metric_panels, probe_panels
+from cwdpo.report.panels import change_panels, level_panels, metric_panels, prediction_panels
+from cwdpo.report.reliability import diagrams
 from cwdpo.report.runs import Run, Source, read_sources
 from cwdpo.report.svg import sample
-from cwdpo.report.tables import Table, comparison_table, ends_table
+from cwdpo.report.tables import Table, comparison_table, ends_table, probes_table
+from cwdpo.report.verdicts import coded, findings_table, verdicts
 from cwdpo.report.words import facts, lead
 
+GENERATOR = "cwdpo report"
+"""What the head of every page says of its maker, so that nothing else is overwritten."""
+
 _MOST_RECIPE = 20_000
+_STYLES = ("page.css", "parts.css", "examples.css")
+_SCRIPTS = ("page.js", "examples.js")
+_HOW_TRAINING = (
+    "Across: training steps, all stages of a run counted on. Thick: moving average; faint: every reading (long runs: "
+    "the highest and lowest of each stretch). Upright lines: a new stage begins. Under each chart: mean of the last "
+    "tenth of the readings."
+)
+_HOW_LEVELS = (
+    "The same held-out answers at every reading. Line: mean log-prob per token of the group's answers; band: where the "
+    "middle 80 % of them lie (p10 to p90); a band that opens downwards is a tail being given up. Mind the axes."
+)
+_HOW_CHANGES = "The means above, less what they were when the stage began."
+_HOW_PREDICTIONS = "How the tokens of the held-out chosen answers were predicted, each token weighing the same."
 
 
 @dataclass(frozen=True)
@@ -51,40 +72,107 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """
     if out.is_dir():
         raise UserError(f"{out} is a directory. Name the file to write, for example {out / 'report.html'}.")
-    notes: list[str] = []
-    sources = read_sources([Path(run) for run in runs], notes)
-    page = _page(sources, notes)
+    page = render_report(runs)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, page.encode("utf-8", "replace").decode())  # JSON can hold half characters that no file can
+        write_text(out, page)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}. Name a file in a directory you may write to.") from error
     return out
 
 
-def _page(sources: Sequence[Source], notes: list[str]) -> str:
+def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
+    """The page's text.
+
+    Args:
+        runs: as for :func:`write_report`.
+        following: version of a page that is served while its runs go on: it asks its server for a newer one, and waits
+            for runs that have logged nothing yet.
+
+    Raises:
+        UserError: a path is no run directory, or holds nothing to show and is not waited for.
+    """
+    notes: list[str] = []
+    sources = read_sources([Path(run) for run in runs], notes, wait=following is not None)
+    style = Markup("".join(resource(name) for name in (*_STYLES, *(["follow.css"] if following else []))))
+    script = Markup("".join(resource(name) for name in (*_SCRIPTS, *(["follow.js"] if following else []))))
+    environment = Environment(
+        loader=FunctionLoader(resource),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["coded"] = coded
+    content = _content(sources, notes)
+    page = environment.get_template("page.html.j2").render(
+        policy=content_policy(style, script, connects=following is not None),
+        generator=GENERATOR,
+        style=style,
+        script=script,
+        following=following,
+        sections=list(_sections(content)),
+        **content,
+    )
+    return page.encode("utf-8", "replace").decode()  # JSON can hold half characters that no file can
+
+
+def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
+    """Everything that the page tells of the runs."""
     shown, continued = aligned(_distinctly_named([run for source in sources for run in source.runs]))
     parts = [_part(source, notes) for source in sources]
     tables = [part.table for part in parts if part.table is not None]
-    style, script = (Markup(resource(name)) for name in ("page.css", "page.js"))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(resource("page.html.j2")).render(
-        title=parts[0].title if len(parts) == 1 else "Training runs compared",
-        policy=content_policy(style, script),
-        style=style,
-        script=script,
-        lead=[*lead(sources, shown, tables), *continued],
-        parts=parts,
-        legend=[(run.name, sample(rank)) for rank, run in enumerate(shown)],
-        samples={run.name: sample(rank) for rank, run in enumerate(shown)},
-        charts=[
-            ("Training", "training", metric_panels(shown)),
-            ("Probes: fixed held-out answers", "probes", probe_panels(shown)),
+    judged = verdicts(shown)
+    return {
+        "title": parts[0].title if len(parts) == 1 else "Training runs compared",
+        "waiting": [
+            source.path.name for source in sources if not source.runs and comparison_table(source.summary) is None
         ],
-        ends=ends_table(shown) if shown else None,
-        recipes=[(run.name, text) for run in shown if (text := _recipe(run, notes))],
-        notes=notes,
-    )
+        "verdicts": judged,
+        "findings_table": findings_table(judged),
+        "lead": [*lead(sources, shown, tables), *continued] if shown or tables else [],
+        "parts": parts,
+        "legend": [(run.name, sample(rank)) for rank, run in enumerate(shown)],
+        "samples": {run.name: sample(rank) for rank, run in enumerate(shown)} if len(shown) > 1 else {},
+        "charts": [
+            ("Training", "training", _HOW_TRAINING, metric_panels(shown)),
+            ("Probes: how likely held-out answers are", "levels", _HOW_LEVELS, level_panels(shown)),
+            ("Probes: what changed since the stage began", "changes", _HOW_CHANGES, change_panels(shown)),
+            ("Probes: certainty, calibration and drift", "predictions", _HOW_PREDICTIONS, prediction_panels(shown)),
+        ],
+        "heat_maps": heat.heat_maps(shown),
+        "heat_shades": heat.shade_labels(),
+        "diagrams": diagrams(shown),
+        "ends": ends_table(shown, [len(verdict.findings) for verdict in judged]) if shown else None,
+        "probe_ends": probes_table(shown),
+        "example_sets": example_sets(shown, notes),
+        "token_shades": tokens.shade_labels(),
+        "token_changes": tokens.change_labels(),
+        "recipes": [(run.name, text) for run in shown if (text := _recipe(run, notes))],
+        "notes": notes,
+    }
+
+
+def _sections(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Id and label of the parts that the page has, in their order."""
+    parts = list(enumerate(content["parts"], start=1))
+    panels = {name: bool(found) for _, name, _, found in content["charts"]}
+    wanted = [
+        ("findings", "Findings", content["verdicts"]),
+        ("summary", "In numbers", content["lead"]),
+        *((f"results-{i}", "Results", part.table) for i, part in parts),
+        ("training", "Training", panels["training"]),
+        ("cooling", "Cooling", content["heat_maps"]),
+        ("levels", "Probes", panels["levels"]),
+        ("changes", "Changes", panels["changes"]),
+        ("predictions", "Certainty and drift", panels["predictions"]),
+        ("reliability", "Calibration", content["diagrams"]),
+        ("ends", "Ends", content["ends"]),
+        ("examples", "Token by token", content["example_sets"]),
+        *((f"pictures-{i}", "Pictures", part.gallery) for i, part in parts),
+        ("recipes", "Recipes", content["recipes"]),
+    ]
+    return ((name, label) for name, label, there in wanted if there)
 
 
 def _part(source: Source, notes: list[str]) -> Part:
@@ -116,14 +204,20 @@ def _recipe(run: Run, notes: list[str]) -> str:
     return text[:_MOST_RECIPE]
 
 
-def content_policy(style: str, script: str) -> str:
-    """Content-Security-Policy that allows this page's own style and script, data: pictures, and nothing else."""
+def content_policy(style: str, script: str, *, connects: bool = False) -> str:
+    """Content-Security-Policy that allows this page's own style and script, data: pictures, and nothing else.
+
+    Args:
+        style: the text of the page's style element.
+        script: of its script element.
+        connects: whether the script may ask the page's own server.
+    """
     style_hash, script_hash = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)
     )
     return (
         f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
+        "img-src data:; base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if connects else "")
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from cwdpo.records.lines import PROBE_GROUPS
 from cwdpo.report.runs import Run, counted
 from cwdpo.report.series import Series
 from cwdpo.report.svg import Line, Mark, chart, num_outside, value_range
@@ -47,9 +48,28 @@ CHOSEN_PROBES = (
     Measure("top1", "Top-1 accuracy", "Share of tokens where the likeliest is the right one.", range=(0.0, 1.0)),
     Measure("argmax_mass", "Mass on the likeliest token", "Mean probability of the likeliest token.", range=(0.0, 1.0)),
     Measure("ece", "Calibration error (ECE)", "Gap between confidence and accuracy, by token; 0 is calibrated."),
-    Measure("tv", "Drift from the reference (TV)", "Total-variation distance, 0 to 1, by token."),
-    Measure("js", "Drift from the reference (JS)", "Jensen-Shannon divergence, by token."),
+    Measure("tv", "Drift: total variation", "Share of the probability that moved since the stage began."),
+    Measure("js", "Drift: Jensen-Shannon", "Nats, at most 0.69; the distance to the stage's start, by token."),
+    Measure(
+        "moved_to_argmax",
+        "Drift: moved to the argmax",
+        "Share of what moved that went to what was likeliest at the start; read it beside the chosen log-prob.",
+        range=(0.0, 1.0),
+    ),
 )
+
+_GROUPS = {
+    "chosen": "The preferred answer; it should not fall",
+    "rejected": "The rejected answer",
+    "gentle": "The answer with one small error",
+    "longer": "A longer paraphrase of the preferred answer",
+    "shorter": "A shorter paraphrase of the preferred answer",
+    "greedy": "What the model said when the stage began",
+    "shuffled": "The preferred answer's words shuffled",
+    "other_answer": "Another row's preferred answer",
+    "other_image": "The preferred answer under another picture",
+    "blank": "The preferred answer under a grey picture",
+}
 
 
 @dataclass(frozen=True)
@@ -70,16 +90,45 @@ def metric_panels(runs: Sequence[Run]) -> list[Panel]:
     return _panels(runs, METRICS, lambda run, key: run.metrics.get(key))
 
 
-def probe_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Charts of ``probes.jsonl``: each group's change since its stage began, then the chosen group's readings."""
-    groups = dict.fromkeys(group for run in runs for group, key in run.probes if key == "delta")
-    deltas = [
-        Measure(group, group.replace("_", " ").capitalize(), "Change of log-prob, nats per token.") for group in groups
+def level_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Charts of ``probes.jsonl``: how likely each group's answers are, with the middle 80 % of them."""
+    measures = [
+        Measure(
+            group,
+            group_title(group),
+            f"{_GROUPS.get(group, 'Log-prob of these answers')}. Nats per token.",
+            band=(f"{group} p10", f"{group} p90"),
+        )
+        for group in probe_groups(runs)
     ]
-    return [
-        *_panels(runs, deltas, lambda run, group: run.probes.get((group, "delta"))),
-        *_panels(runs, CHOSEN_PROBES, lambda run, key: run.probes.get(("chosen", key))),
+
+    def find(run: Run, key: str) -> Series | None:
+        for end in (" p10", " p90"):
+            if key.endswith(end):
+                return run.probes.get((key.removesuffix(end), end.strip()))
+        return run.probes.get((key, "mean_logprob"))
+
+    return _panels(runs, measures, find)
+
+
+def change_panels(runs: Sequence[Run]) -> list[Panel]:
+    """How far each group moved since its stage began."""
+    measures = [
+        Measure(group, f"{group_title(group)}: change", "Since the stage began, nats per token.")
+        for group in probe_groups(runs)
     ]
+    return _panels(runs, measures, lambda run, group: run.probes.get((group, "delta")))
+
+
+def prediction_panels(runs: Sequence[Run]) -> list[Panel]:
+    """How the chosen answers' tokens were predicted: certainty, calibration, and drift from the stage's start."""
+    return _panels(runs, CHOSEN_PROBES, lambda run, key: run.probes.get(("chosen", key)))
+
+
+def probe_groups(runs: Sequence[Run]) -> list[str]:
+    """Groups that any run measured, in the order of a reading's lines, then those that we do not know."""
+    found = dict.fromkeys(group for run in runs for group, _ in run.probes)
+    return [group for group in PROBE_GROUPS if group in found] + [g for g in found if g not in PROBE_GROUPS]
 
 
 def number(value: float) -> str:
@@ -140,6 +189,11 @@ def _marks(runs: Sequence[Run], ranks: Sequence[int], first: float) -> list[Mark
         Mark(float(start), stage_label(stage), None if len(found) > 1 or len(runs) == 1 else found[0])
         for (stage, start), found in places.items()
     ]
+
+
+def group_title(group: str) -> str:
+    """A probe group's name as people write it."""
+    return group.replace("_", " ").capitalize()
 
 
 def stage_label(stage: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from cwdpo.errors import UserError
 from cwdpo.records.files import read_jsonl
 from cwdpo.records.run_directory import RunDirectory
+from cwdpo.report.lists import HISTOGRAM, RELIABILITY, Histogram, Reliability, read_histograms, read_reliability
 from cwdpo.report.series import Point, Segment, Series, finite
 
 Record = dict[str, Any]
@@ -31,6 +32,12 @@ class Run:
     probes: Mapping[tuple[str, str], Series]
     """(answer group, reading) -> curve."""
 
+    histograms: Sequence[Histogram] = ()
+    """Negatives by cooling weight, oldest first."""
+
+    reliability: Sequence[Reliability] = ()
+    """Of the chosen group, oldest first."""
+
 
 @dataclass
 class Source:
@@ -41,8 +48,13 @@ class Source:
     runs: list[Run] = field(default_factory=list)
 
 
-def read_sources(paths: Sequence[Path], notes: list[str]) -> list[Source]:
+def read_sources(paths: Sequence[Path], notes: list[str], *, wait: bool = False) -> list[Source]:
     """Read every path; what had to be skipped is told in ``notes``.
+
+    Args:
+        paths: run directories, or directories of them.
+        notes: is added to.
+        wait: a directory that holds nothing yet is read as a source without runs.
 
     Raises:
         UserError: a path is not a directory, or holds nothing that can be shown.
@@ -50,10 +62,10 @@ def read_sources(paths: Sequence[Path], notes: list[str]) -> list[Source]:
     if not paths:
         raise UserError("no run to report on. Give at least one run directory: `cwdpo report RUN`.")
     distinct = list(dict.fromkeys(path.resolve() for path in paths))
-    return [_read_source(path, notes) for path in distinct]
+    return [_read_source(path, notes, wait=wait) for path in distinct]
 
 
-def _read_source(path: Path, notes: list[str]) -> Source:
+def _read_source(path: Path, notes: list[str], *, wait: bool) -> Source:
     if not path.is_dir():
         raise UserError(
             f"{path} is not a directory. Give the output_dir of a run, for example `cwdpo report runs/cwdpo`."
@@ -67,7 +79,7 @@ def _read_source(path: Path, notes: list[str]) -> Source:
     order = {_plain(name): i for i, name in enumerate(rows)}
     directories.sort(key=lambda child: order.get(_plain(child.name), len(order)))
     source.runs = [run for run in (_read_run(child, rows, notes) for child in directories) if run is not None]
-    if not source.runs and not rows:
+    if not source.runs and not rows and not wait:
         raise UserError(
             f"{path} holds no run to show: neither it nor a directory in it has a metrics.jsonl with a readable line. "
             "Give the output_dir of a run that has logged at least one step."
@@ -81,13 +93,12 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
     if not metrics and not probes:
         return None
     summary = _read_summary(path, notes)
-    lengths: dict[str, int] = {}
-    for record in [*metrics, *probes]:
-        stage = str(record["stage"])
-        lengths[stage] = max(lengths.get(stage, _told_steps(summary, stage)), record["step"])
+    lengths = _lengths([*metrics, *probes], summary)
     starts: dict[str, int] = {}
     for stage in lengths:
         starts[stage] = sum(lengths[before] for before in starts)
+    histograms, broken_histograms = read_histograms(metrics, starts)
+    reliability, broken_reliability = read_reliability([r for r in probes if r["group"] == "chosen"])
     run = Run(
         name=_run_name(path, summary, rows),
         path=path,
@@ -96,9 +107,23 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
         num_steps=sum(lengths.values()),
         metrics={key: curve for (_, key), curve in _curves(metrics, starts).items()},
         probes=_curves(probes, starts),
+        histograms=histograms,
+        reliability=reliability,
     )
     _note_broken(run, notes)
+    for key, count in ((HISTOGRAM, broken_histograms), (RELIABILITY, broken_reliability)):
+        if count:
+            notes.append(f"{run.name}: {key} could not be read in {counted(count, 'line')}.")
     return run
+
+
+def _lengths(records: Sequence[Record], summary: Mapping[str, Any]) -> dict[str, int]:
+    """Stage -> how many steps it took, in the order of training."""
+    lengths: dict[str, int] = {}
+    for record in records:
+        stage = str(record["stage"])
+        lengths[stage] = max(lengths.get(stage, _told_steps(summary, stage)), record["step"])
+    return lengths
 
 
 def _told_steps(summary: Mapping[str, Any], stage: str) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cwdpo.report.panels import METRICS, number
+from cwdpo.report.panels import CHOSEN_PROBES, METRICS, group_title, number, probe_groups
 from cwdpo.report.runs import Run, objects
 from cwdpo.report.series import finite
 
@@ -52,17 +52,36 @@ def comparison_table(summary: Mapping[str, Any]) -> Table | None:
     return Table(columns, [(str(row.get("name", "?")), line) for row, line in zip(rows, marked, strict=True)])
 
 
-def ends_table(runs: Sequence[Run]) -> Table:
+def ends_table(runs: Sequence[Run], num_findings: Sequence[int]) -> Table:
     """Where the curves of each run ended, for runs side by side; nothing is judged here."""
-    steps = Column("steps", "Last step", None, "d")
     shown = [measure for measure in METRICS if any(_end(run, measure.key) is not None for run in runs)]
-    columns = [steps, *(Column(measure.key, measure.title, None, ".3g") for measure in shown)]
+    columns = [
+        Column("steps", "Last step", None, "d"),
+        Column("findings", "Findings", None, "d"),
+        *(Column(measure.key, measure.title, None, ".3g") for measure in shown),
+    ]
     rows = []
-    for run in runs:
-        ends = [_end(run, measure.key) for measure in shown]
-        cells = [Cell(end, "-" if end is None else number(end)) for end in ends]
-        rows.append((run.name, [Cell(float(run.num_steps), str(run.num_steps)), *cells]))
+    for run, count in zip(runs, num_findings, strict=True):
+        ends = [_number_cell(_end(run, measure.key)) for measure in shown]
+        rows.append((run.name, [Cell(float(run.num_steps), str(run.num_steps)), Cell(float(count), str(count)), *ends]))
     return Table(columns, rows)
+
+
+def probes_table(runs: Sequence[Run]) -> Table | None:
+    """The last probe reading of each run: every group's log-prob and its change, then the chosen answers' measures."""
+    groups = probe_groups(runs)
+    wanted = [
+        *((group, "mean_logprob", f"{group_title(group)}, log-prob") for group in groups),
+        *((group, "delta", f"{group_title(group)}, change") for group in groups),
+        *(("chosen", measure.key, measure.title) for measure in CHOSEN_PROBES),
+    ]
+    shown = [
+        (group, key, label) for group, key, label in wanted if any(_last(run, group, key) is not None for run in runs)
+    ]
+    columns = [Column(f"{group} {key}", label, None, ".3g") for group, key, label in shown]
+    measured = [run for run in runs if run.probes]
+    rows = [(run.name, [_number_cell(_last(run, group, key)) for group, key, _ in shown]) for run in measured]
+    return Table(columns, rows) if columns else None
 
 
 def best_rows(table: Table, position: int) -> list[tuple[str, Cell]]:
@@ -72,6 +91,16 @@ def best_rows(table: Table, position: int) -> list[tuple[str, Cell]]:
 
 def _end(run: Run, key: str) -> float | None:
     return run.metrics[key].end if key in run.metrics else None
+
+
+def _last(run: Run, group: str, key: str) -> float | None:
+    """The last finite reading of a probe; probes are few and exact, so none is averaged away."""
+    series = run.probes.get((group, key))
+    return series.values[-1] if series and series.values else None
+
+
+def _number_cell(value: float | None) -> Cell:
+    return Cell(value, "-" if value is None else number(value))
 
 
 def _column(entry: Mapping[str, Any]) -> Column:

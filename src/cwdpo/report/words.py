@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cwdpo.report.panels import stage_label
-from cwdpo.report.runs import Run, Source, counted
+from cwdpo.report.runs import Run, Source, counted, objects
 from cwdpo.report.series import Segment, finite
 from cwdpo.report.tables import Table, best_rows
 
@@ -37,7 +37,7 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("Time", duration(seconds)))
     stages = summary.get("stages")
     if isinstance(stages, dict):
-        found += [(stage_label(str(stage)).capitalize(), _flat(value)) for stage, value in stages.items()]
+        found += [(stage_label(str(stage)).capitalize(), _stage_facts(value)) for stage, value in stages.items()]
     settings = summary.get("settings")
     if isinstance(settings, dict):
         found.append(("Settings", _flat(settings)))
@@ -119,8 +119,23 @@ def _last_segment(run: Run, key: str) -> Segment | None:
     return next((s for s in reversed(series.segments) if s.values), None) if series else None
 
 
-def _flat(value: object) -> str:
+def _stage_facts(told: object) -> str:
+    """What a summary says of a stage, with its engines by name; how they were checked is left out."""
+    if not isinstance(told, dict):
+        return _flat(told)
+    engines = [str(choice["engine"]) for choice in objects(told.get("engine"), "choices") if "engine" in choice]
+    rest = _flat({key: value for key, value in told.items() if key != "engine"})
+    named = f"engine {joined(list(dict.fromkeys(engines)))}" if engines else ""
+    return ", ".join(part for part in (rest, named) if part)
+
+
+def _flat(value: object, *, depth: int = 2) -> str:
+    """Names and values of a mapping; what lies deeper, and lists, are left out."""
     if isinstance(value, dict):
-        return ", ".join(f"{str(key).replace('_', ' ')} {_flat(inner)}" for key, inner in value.items())
+        too_deep = list if depth > 1 else (list, dict)
+        shown = {key: inner for key, inner in value.items() if not isinstance(inner, too_deep)}
+        return ", ".join(
+            f"{str(key).replace('_', ' ')} {_flat(inner, depth=depth - 1)}" for key, inner in shown.items()
+        )
     number = finite(value)
     return str(value) if number is None else f"{number:.4g}" if isinstance(value, float) else str(value)

@@ -25,6 +25,10 @@ class AnswerArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be off: rows are read whole."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off, so that a NaN loss is seen."})
+    ddp_broadcast_buffers: bool | None = field(
+        default=False,
+        metadata={"help": "Off: ranks may make unequal numbers of passes, and buffers are constant."},
+    )
 
     def __post_init__(self) -> None:
         """Refuse what would silently do nothing here.

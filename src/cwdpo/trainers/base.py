@@ -22,6 +22,7 @@ from cwdpo.models.saving import restore_weights
 from cwdpo.trainers.arguments import AnswerArguments
 from cwdpo.trainers.checkpoints import last_checkpoint, no_partial_checkpoints
 from cwdpo.trainers.observations import Observations
+from cwdpo.trainers.ranks import check_sharding, meet
 from cwdpo.trainers.steps import StepTrainer
 from cwdpo.trainers.token_count import TokenCount
 
@@ -165,6 +166,8 @@ class AnswerTrainer(StepTrainer):
         (transformers issue 43701). So the weights are restored here, by the model's own name mapping, before and after.
         """
         output_dir = Path(str(self.args.output_dir))
+        check_sharding(self)
+        meet(self)
         with no_partial_checkpoints(output_dir):
             checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
             if checkpoint is not None:

@@ -174,7 +174,10 @@ class CWDPOTrainer(AnswerTrainer):
     def _cache(self, model: nn.Module) -> ReferenceCache:
         directory = self.args.reference_dir or f"{self.args.output_dir}/reference"
         return ReferenceCache(
-            Path(directory), model_fingerprint=fingerprint(model), rank=self.accelerator.process_index
+            Path(directory),
+            model_fingerprint=fingerprint(model),
+            computed_in=f"{self.accelerator.mixed_precision} mixed precision on {self.args.device.type}",
+            rank=self.accelerator.process_index,
         )
 
 

@@ -6,6 +6,7 @@ like length go together, the longest first.
 """
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -17,8 +18,11 @@ from cwdpo.batch import Batch, Role
 from cwdpo.data.collate import AnswerCollator, RowDataset
 from cwdpo.data.lengths import estimate_lengths
 from cwdpo.engine.grouping import select_answers
+from cwdpo.errors import UserError
+from cwdpo.eval_mode import eval_mode
 from cwdpo.reference import ReferenceCache
 from cwdpo.trainers.batching import row_tokens
+from cwdpo.trainers.ranks import meet, on_device
 
 if TYPE_CHECKING:
     from cwdpo.trainers.cw_dpo import CWDPOTrainer
@@ -43,14 +47,13 @@ class OpeningPass:
     def run(self, model: nn.Module, cache: ReferenceCache) -> MeanLogprobs:
         """Measure the model on every answer; returns the mean log-probs of the training rows' negatives."""
         negatives: dict[Role, list[str]] = {Role.REJECTED: [], Role.GENTLE: []}
-        was_training = model.training
-        model.eval()
         train_rows: Any = self.trainer.train_dataset
-        for rows in self._evaluation_rows():
-            self._fill(model, cache, rows, {})
-        self._lengths = {}
-        self._fill(model, cache, train_rows, negatives)
-        model.train(was_training)
+        meet(self.trainer, model)
+        with on_device(model, self.trainer.args.device), eval_mode(model):
+            for rows in self._evaluation_rows():
+                self._fill(model, cache, rows, {})
+            self._lengths = {}
+            self._fill(model, cache, train_rows, negatives)
         cache.save()
         self.trainer.accelerator.wait_for_everyone()
         means = {int(role): cache.means(keys).tolist() for role, keys in negatives.items()}
@@ -120,4 +123,13 @@ class OpeningPass:
     def _measure(self, model: nn.Module, cache: ReferenceCache, batch: Batch) -> None:
         with self.trainer.accelerator.autocast():
             logprobs = self.trainer.engine.logprobs(model, send_to_device(batch, self.trainer.args.device))
-        cache.add(batch["keys"], logprobs.total.tolist(), logprobs.mask.sum(dim=-1).tolist())
+        totals = logprobs.total.tolist()
+        for place, total in enumerate(totals):
+            if not math.isfinite(total):
+                row = batch["row_index"][batch["prompt_index"][place]].item()
+                raise UserError(
+                    f"the model that stage 2 starts from gives an answer of row {row} a log-prob of {total}, so there "
+                    "is nothing to compare with. Start from a checkpoint whose weights are finite; in float16, write "
+                    "`model.dtype: bfloat16` or float32."
+                )
+        cache.add(batch["keys"], totals, logprobs.mask.sum(dim=-1).tolist())

@@ -1,0 +1,155 @@
+"""The report of a run that goes on, served to the browsers of this machine alone."""
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from cwdpo.errors import ConfigError, UserError
+from cwdpo.records.run_directory import RunDirectory
+from cwdpo.report.examples import example_files
+from cwdpo.report.page import render_report
+
+ADDRESS = "127.0.0.1"
+DEFAULT_PORT = 8765
+_PORTS_TO_TRY = 50
+_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+
+class LivePage:
+    """The page about some runs, drawn anew when their files have changed."""
+
+    def __init__(self, runs: Sequence[Path]) -> None:
+        self._runs = tuple(runs)
+        self._lock = threading.Lock()
+        self._drawn: tuple[str, bytes] | None = None
+
+    @property
+    def version(self) -> str:
+        """Another text whenever a file that the page tells of is another one."""
+        digest = hashlib.sha256()
+        for path in _told_files(self._runs):
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                digest.update(f"{path}\0{found.st_mtime_ns}\0{found.st_size}\0".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
+    def content(self) -> bytes:
+        """The page as it is now.
+
+        Raises:
+            UserError: a run has been taken away, and no page was drawn before.
+        """
+        with self._lock:
+            version = self.version  # before reading: what changes while it is drawn is a newer version
+            if self._drawn is None or self._drawn[0] != version:
+                try:
+                    self._drawn = version, render_report(self._runs, following=version).encode()
+                except (OSError, UserError):
+                    if self._drawn is None:
+                        raise
+            return self._drawn[1]
+
+
+class PageServer(ThreadingHTTPServer):
+    """Serves one page and its version, nothing else."""
+
+    daemon_threads = True
+    allow_reuse_address = os.name != "nt"
+
+    def __init__(self, port: int, page: LivePage) -> None:
+        self.page = page
+        super().__init__((ADDRESS, port), _Handler)
+
+    @property
+    def url(self) -> str:
+        """Where a browser of this machine finds the page."""
+        return f"http://{ADDRESS}:{self.server_address[1]}/"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Browsers leave while they are being answered; that is nobody's concern."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: PageServer
+    server_version, sys_version = "cwdpo", ""
+    timeout = 10
+
+    def do_GET(self) -> None:
+        """Answer a browser."""
+        if not is_local(self.headers.get_all("Host") or []):
+            self._send(HTTPStatus.FORBIDDEN, b"This page is served to this machine alone.\n", "text/plain")
+        elif self.path == "/version":
+            self._send(HTTPStatus.OK, self.server.page.version.encode(), "text/plain")
+        elif self.path == "/":
+            try:
+                self._send(HTTPStatus.OK, self.server.page.content(), "text/html")
+            except (OSError, UserError) as error:
+                self._send(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n".encode(errors="replace"), "text/plain")
+        else:
+            self._send(HTTPStatus.NOT_FOUND, b"There is nothing here but the report at /.\n", "text/plain")
+
+    def _send(self, status: HTTPStatus, content: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Frame-Options", "DENY")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: the terminal belongs to the user."""
+
+
+def open_server(runs: Sequence[Path], port: int | None) -> PageServer:
+    """Make the server of a live page; ``serve_forever`` starts it.
+
+    Args:
+        runs: run directories, which may be empty as yet.
+        port: None takes the first free one from :data:`DEFAULT_PORT` on.
+
+    Raises:
+        UserError: a run is no directory, or holds something that cannot be shown.
+        ConfigError: the port is taken, or no port is free.
+    """
+    page = LivePage(runs)
+    page.content()
+    for candidate in range(DEFAULT_PORT, DEFAULT_PORT + _PORTS_TO_TRY) if port is None else (port,):
+        with contextlib.suppress(OSError):
+            return PageServer(candidate, page)
+    if port is None:
+        raise ConfigError(
+            f"none of the ports {DEFAULT_PORT} to {DEFAULT_PORT + _PORTS_TO_TRY - 1} is free. Give one with --port."
+        )
+    raise ConfigError(f"port {port} cannot be opened. Give another --port, or leave it out to take a free one.")
+
+
+def is_local(hosts: Sequence[str]) -> bool:
+    """Whether a request names this machine, once: another name that leads here is a trick (DNS rebinding).
+
+    Example:
+        >>> is_local(["localhost:8765"]), is_local(["[::1]"]), is_local(["evil.example:8765"]), is_local([])
+        (True, True, False, False)
+    """
+    if len(hosts) != 1:
+        return False
+    name, colon, port = hosts[0].rpartition(":") if not hosts[0].endswith("]") else (hosts[0], "", "")
+    return (name.lower() if colon else hosts[0].lower()) in _NAMES and (not colon or port.isdigit())
+
+
+def _told_files(runs: Sequence[Path]) -> Iterator[Path]:
+    """Every file that the page of these runs is drawn from, pictures excepted."""
+    for root in runs:
+        children: list[Path] = []
+        with contextlib.suppress(OSError):
+            children = [child for child in sorted(root.iterdir()) if child.is_dir()]
+        for run in map(RunDirectory, (root, *children)):
+            yield from (run.metrics, run.probes, run.findings, run.summary, run.recipe)
+            yield from example_files(run.root)
