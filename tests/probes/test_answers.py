@@ -17,7 +17,7 @@ from cwdpo.records.lines import PROBE_GROUPS
 
 
 def of(rows: list[Row], index: int, **options: object) -> dict[str, ProbeAnswer]:
-    answers = probe_rows(rows, seed=3, greedy=["g"] * len(rows), **options)[index].answers  # type: ignore[arg-type]
+    answers = probe_rows(rows, seed=3, greedy=["g"] * len(rows), on_policy=["p"] * len(rows), **options)[index].answers  # type: ignore[arg-type]
     assert len({answer.group for answer in answers}) == len(answers)
     return {answer.group: answer for answer in answers}
 
@@ -25,13 +25,16 @@ def of(rows: list[Row], index: int, **options: object) -> dict[str, ProbeAnswer]
 def test_every_group_of_a_full_row(rows: list[Row]) -> None:
     found, row = of(rows, 1), rows[1]
     assert set(found) == set(GROUPS)
-    assert {name: found[name].text for name in ("chosen", "rejected", "gentle", "longer", "shorter", "greedy")} == {
+    assert {
+        name: found[name].text for name in ("chosen", "rejected", "gentle", "longer", "shorter", "greedy", "on_policy")
+    } == {
         "chosen": row.chosen,
         "rejected": row.rejected[0],
         "gentle": row.gentle,
         "longer": "In the picture there is a green disc on grey.",
         "shorter": "A green disc.",
         "greedy": "g",
+        "on_policy": "p",
     }
     assert found["shuffled"].text != row.chosen
     assert sorted(found["shuffled"].text.split()) == sorted(row.chosen.split())

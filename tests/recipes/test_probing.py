@@ -52,11 +52,24 @@ def test_both_stages_have_readings_and_the_report_draws_them(tiny: Tiny, data: P
     ends = {("stage1", 0), ("stage1", 4), ("stage2", 0), ("stage2", 4)}
     assert ends <= {(line["stage"], line["step"]) for line in lines}
     groups = {line["group"] for line in lines}
-    assert groups == {"chosen", "rejected", "gentle", "greedy", "shuffled", "other_answer", "other_image", "blank"}
+    assert groups == {
+        "on_policy",
+        "chosen",
+        "rejected",
+        "gentle",
+        "greedy",
+        "shuffled",
+        "other_answer",
+        "other_image",
+        "blank",
+    }
     last = [line for line in lines if line["stage"] == "stage1"][-8:]
     first = [line for line in lines if line["stage"] == "stage2"][:8]
     assert {line["delta"] for line in first} == {0.0}  # each stage counts from its own start
-    levels = [{x["group"]: x["mean_logprob"] for x in some if x["group"] != "greedy"} for some in (last, first)]
+    levels = [
+        {x["group"]: x["mean_logprob"] for x in some if x["group"] not in ("greedy", "on_policy")}
+        for some in (last, first)
+    ]
     assert levels[0] == pytest.approx(levels[1], abs=1e-4)
     assert "Probes: fixed held-out answers" in run.report.read_text()
     assert "not finite" not in run.report.read_text()  # histograms are no broken curves
@@ -101,13 +114,13 @@ def test_what_ended_a_stage_stands_in_findings(
     )
     assert [run.note(stage)["steps"] for stage in ("stage1", "stage2")] == [4, 2]  # type: ignore[arg-type]
     assert 0 <= run.note("stage2")["kept_step"] <= 2
-    assert not list(run.root.glob("probes/*/best-*"))
+    assert not list(run.root.glob("probes/*/weights-*"))
     kept = next(
         line["mean_logprob"]
         for line in read_jsonl(run.probes).objects
         if (line["stage"], line["step"], line["group"]) == ("stage2", run.note("stage2")["kept_step"], "chosen")
     )
-    again = probe_checkpoints(str(run.stage("stage2")), data, num_rows=3, greedy=False)
+    again = probe_checkpoints(str(run.stage("stage2")), data, num_rows=3, own_answers=False)
     assert again[0]["mean_logprob"] == pytest.approx(kept, abs=1e-4)
 
 
@@ -136,7 +149,7 @@ def test_a_checkpoint_beside_another(tiny: Tiny, data: Path, tmp_path: Path) -> 
     run = run_recipe(recipe(tiny, data, tmp_path / "run", rows=3))
     lines = probe_checkpoints(str(run.stage("stage2")), data, reference=str(tiny("llava")), num_rows=6)
     itself = probe_checkpoints(str(tiny("llava")), data, reference=str(tiny("llava")), num_rows=6)
-    alone = probe_checkpoints(str(run.stage("stage2")), data, num_rows=6, greedy=False)
+    alone = probe_checkpoints(str(run.stage("stage2")), data, num_rows=6, own_answers=False)
     means = [{line["group"]: line["mean_logprob"] for line in some} for some in (lines, itself, alone)]
     assert {line["group"]: line["delta"] for line in lines} == pytest.approx(
         {group: means[0][group] - means[1][group] for group in means[0]}, abs=1e-6

@@ -14,7 +14,8 @@ from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.rows import Row
 from cwdpo.records.files import read_jsonl
 from cwdpo.records.run_directory import RunDirectory
-from cwdpo.trainers.probing import ProbeSettings, Probing
+from cwdpo.trainers.probe_settings import ProbeSettings
+from cwdpo.trainers.probing import Probing
 
 Make = Callable[..., Any]
 STEPS: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}

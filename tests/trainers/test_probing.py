@@ -15,12 +15,14 @@ from cwdpo.errors import ConfigError, UserError
 from cwdpo.probes.best import margin
 from cwdpo.records.files import read_jsonl
 from cwdpo.records.run_directory import RunDirectory
-from cwdpo.trainers.probing import ProbeSettings, Probing
+from cwdpo.trainers.probe_settings import ProbeSettings
+from cwdpo.trainers.probing import Probing
 from cwdpo.trainers.recording import MetricsRecorder
 
 Make = Callable[..., Any]
 STEPS: dict[str, Any] = {"max_steps": 6, "per_device_train_batch_size": 3}
 SAVING = STEPS | {"save_strategy": "steps", "save_steps": 2}
+SAMPLED: Any = None  # how the model answers by chance; a test may set it
 
 
 class Crash(TrainerCallback):
@@ -70,6 +72,7 @@ def watch(
         stage,  # type: ignore[arg-type]
         ProbeSettings(**{"every": 2, **settings}),
         write_greedy=write if greedy else None,
+        write_sampled=SAMPLED,
     )
     trainer.add_callback(MetricsRecorder(run, stage))  # type: ignore[arg-type]
     trainer.add_callback(probing)
@@ -163,7 +166,7 @@ def test_the_best_readings_model_is_kept(
     kept.at[0] = weights(trainer)
     probing = watch(trainer, rows, tmp_path / "run", keep_best=True, every=1)
     trainer.train(resume_from_checkpoint=crash is not None)
-    files = list((tmp_path / "run/probes/stage2").glob("best-*"))
+    files = list((tmp_path / "run/probes/stage2").glob("weights-*"))
     assert 1 <= len(files) <= 2
     note = probing.finish()
     readings: dict[int, list[Any]] = {}
@@ -177,7 +180,7 @@ def test_the_best_readings_model_is_kept(
         assert_same(weights(trainer), kept.at[note["kept_step"]])
     assert note["probes"]["readings"] == 7
     probing.clean_up()
-    assert not list((tmp_path / "run/probes/stage2").glob("best-*"))
+    assert not list((tmp_path / "run/probes/stage2").glob("weights-*"))
 
 
 def best_by_hand(readings: dict[int, list[Any]]) -> int:

@@ -50,7 +50,7 @@ def probe(
         num_rows=rows,
         seed=seed,
         image_root=image_root,
-        greedy=greedy,
+        own_answers=greedy,
     )
     if as_json:
         print(json.dumps({"model": model, "reference": reference, "data": str(data), "groups": lines}))

@@ -50,7 +50,12 @@ def choose_rows(rows: Sequence[Row], number: int, seed: int) -> list[Row]:
 
 
 def probe_rows(
-    rows: Sequence[Row], *, groups: Collection[str] = GROUPS, seed: int = 0, greedy: Sequence[str] | None = None
+    rows: Sequence[Row],
+    *,
+    groups: Collection[str] = GROUPS,
+    seed: int = 0,
+    greedy: Sequence[str] | None = None,
+    on_policy: Sequence[str] | None = None,
 ) -> list[ProbeRow]:
     """Make the answers of each row. The same rows, groups and seed always give the same answers.
 
@@ -61,6 +66,7 @@ def probe_rows(
         groups: the wanted ones of :data:`GROUPS`.
         seed: of the shuffled words and of which other row is taken.
         greedy: the starting model's own answer to each row, or None if there are none.
+        on_policy: the same, sampled.
     """
     found = []
     for index, row in enumerate(rows):
@@ -71,6 +77,7 @@ def probe_rows(
             *_given("longer", row.longer),
             *_given("shorter", row.shorter),
             *_given("greedy", greedy[index] if greedy is not None else None),
+            *_given("on_policy", on_policy[index] if on_policy is not None else None),
             *_given("shuffled", shuffled_words(row.chosen, random.Random(f"{seed}:{index}"))),
             *_others(rows, index, seed),
             *_blank(row),

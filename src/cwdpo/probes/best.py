@@ -1,5 +1,6 @@
 """Which reading of a stage had the best model."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,39 @@ def margin(reading: Sequence[Mapping[str, Any]]) -> float:
     Args:
         reading: lines of one reading.
     """
-    means = {line["group"]: float(line["mean_logprob"]) for line in reading}
+    means = {line["group"]: _level(line) for line in reading}
     negatives = [means[group] for group in _HARDEST_FIRST if group in means]
     return means["chosen"] - negatives[0] if negatives else means["chosen"]
+
+
+def chosen_level(reading: Sequence[Mapping[str, Any]]) -> float:
+    """Mean lbar of the chosen answers, nats per token; NaN where it was no number."""
+    return next((_level(line) for line in reading if line["group"] == "chosen"), math.nan)
+
+
+def _level(line: Mapping[str, Any]) -> float:
+    found = line["mean_logprob"]
+    return math.nan if found is None else float(found)  # files have null for what was no number
+
+
+@dataclass
+class SafestReading:
+    """The reading whose chosen answers were likeliest, the first of them where several were: the last before any harm.
+
+    A stage that was ended because its right answers lose probability is best left as it was when they had most of it.
+    """
+
+    step: int | None = None
+    chosen: float = float("-inf")
+    """Mean lbar of the chosen answers at that reading, nats per token."""
+
+    def update(self, step: int, reading: Sequence[Mapping[str, Any]]) -> bool:
+        """Take in a new reading; True if it is the safest now."""
+        chosen = chosen_level(reading)
+        if not chosen > self.chosen:  # NaN too
+            return False
+        self.step, self.chosen = step, chosen
+        return True
 
 
 @dataclass
@@ -42,10 +73,11 @@ class BestReading:
 
     def update(self, step: int, reading: Sequence[Mapping[str, Any]]) -> bool:
         """Take in a new reading; True if it is the best now."""
-        chosen = next(float(line["mean_logprob"]) for line in reading if line["group"] == "chosen")
+        chosen, grown = chosen_level(reading), margin(reading)
+        if not (math.isfinite(chosen) and math.isfinite(grown)):
+            return False
         self.highest = max(self.highest, chosen)
         floor = self.highest - self.tolerance
-        grown = margin(reading)
         if chosen < floor or (self.chosen >= floor and grown <= self.margin):
             return False
         self.step, self.margin, self.chosen = step, grown, chosen

@@ -31,6 +31,9 @@ class Start(NamedTuple):
     greedy: list[str] | None
     """What the model itself said to each row."""
 
+    on_policy: list[str] | None
+    """An answer to each row, sampled from the model at temperature 1."""
+
     examples: dict[str, Any] | None
     """Log-probs of the examples' tokens, see :data:`cwdpo.probes.examples.Numbers`; None in runs of old versions."""
 
@@ -77,7 +80,7 @@ class StageFiles:
         """
         try:
             found = json.loads((self.directory / "start.json").read_text(encoding="utf-8"))
-            means, greedy = dict(found["means"]), found["greedy"]
+            means, greedy, on_policy = dict(found["means"]), found["greedy"], found.get("on_policy")
             examples, seconds = found.get("examples"), float(found.get("end_seconds", 0.0))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -85,7 +88,7 @@ class StageFiles:
                 "in another --output_dir."
             ) from error
         distributions = StartDistributions.load(self.directory / "start.npz", num_rows)
-        return Start(means, greedy, examples, seconds, distributions)
+        return Start(means, greedy, on_policy, examples, seconds, distributions)
 
     @property
     def examples(self) -> Path:
@@ -104,27 +107,27 @@ class StageFiles:
         names = write_thumbnails(rows, self.directory / _PICTURES)
         write_jsonl(self.examples, lines([[f"{_PICTURES}/{name}" for name in of_row] for of_row in names]))
 
-    def best(self, step: int) -> Path:
-        """Weights of the best reading, if it was at this step."""
-        return self.directory / f"best-{step:08d}.safetensors"
+    def weights(self, step: int) -> Path:
+        """Weights of the reading at this step, where they are kept."""
+        return self.directory / f"weights-{step:08d}.safetensors"
 
-    def save_best(self, model: nn.Module, step: int) -> None:
+    def save_weights(self, model: nn.Module, step: int) -> None:
         """Write all weights that train, whole or not at all."""
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trained_weights(model).items()}
-        written = self.best(step).with_suffix(".partial")
+        written = self.weights(step).with_suffix(".partial")
         save_file(weights, written)
-        written.replace(self.best(step))
+        written.replace(self.weights(step))
 
-    def restore_best(self, model: nn.Module, step: int) -> None:
-        """Put the weights of the best reading back, all of them or an error.
+    def restore_weights(self, model: nn.Module, step: int) -> None:
+        """Put the weights of a reading back, all of them or an error.
 
         Raises:
             UserError: the file is gone or damaged.
         """
         try:
-            saved = load_file(self.best(step))
+            saved = load_file(self.weights(step))
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{self.best(step)}: the best reading's weights cannot be read ({error}).") from error
+            raise UserError(f"{self.weights(step)}: a reading's weights cannot be read ({error}).") from error
         weights = trained_weights(model)
         assert saved.keys() == weights.keys(), "the model trains other weights than it did when they were saved"
         with torch.no_grad():
@@ -133,8 +136,8 @@ class StageFiles:
 
     def keep_only(self, steps: set[int]) -> None:
         """Remove the weights of all other steps' readings."""
-        for path in self.directory.glob("best-*.safetensors"):
-            if int(path.stem.removeprefix("best-")) not in steps:
+        for path in self.directory.glob("weights-*.safetensors"):
+            if int(path.stem.removeprefix("weights-")) not in steps:
                 path.unlink()
 
 

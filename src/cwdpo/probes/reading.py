@@ -1,5 +1,6 @@
 """One reading: what a model says of every answer of a probe set, summed up a line a group."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -77,12 +78,13 @@ class Reading:
             for name, rows in self.tokens.items()
         }
         hit = values["hit"] > 0
-        bins = reliability(values["confidence"], hit).tolist()
+        sound = bool(torch.isfinite(values["confidence"]).all())  # a model that has diverged has no bins
+        bins = reliability(values["confidence"], hit).tolist() if sound else []
         found: dict[str, Any] = {
             "entropy": values["entropy"].mean().item(),
             "top1": values["hit"].mean().item(),
             "argmax_mass": values["confidence"].mean().item(),
-            "ece": token_ece(values["confidence"], hit).item(),
+            "ece": token_ece(values["confidence"], hit).item() if sound else math.nan,
             "reliability": [[int(count), sure, right] for count, sure, right in bins],
         }
         if "tv" in values:

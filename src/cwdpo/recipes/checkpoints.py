@@ -13,7 +13,7 @@ from cwdpo.models.loading import load_policy
 from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import named_base
 from cwdpo.probes import ProbeSet, Reading, StartDistributions, choose_rows, measure, probe_rows
-from cwdpo.recipes.probing import write_greedy
+from cwdpo.recipes.probing import write_answers
 
 
 def probe_checkpoints(
@@ -24,36 +24,37 @@ def probe_checkpoints(
     num_rows: int = 32,
     seed: int = 0,
     image_root: Path | None = None,
-    greedy: bool = True,
+    own_answers: bool = True,
 ) -> list[dict[str, Any]]:
     """Measure a probe set on a model, beside a reference if one is given. Only one of them is in memory at a time.
 
     Args:
         model: a checkpoint (adapters too) or a hub name.
         data: file of rows.
-        reference: what the model is compared with; its own answers are the group ``greedy`` then.
+        reference: what the model is compared with; its own answers are asked about then.
         num_rows: most rows; more are sampled.
         seed: of the sample and of what is made of the rows.
         image_root: where relative image paths start.
-        greedy: let the first model answer too.
+        own_answers: let the first model answer too (the groups ``greedy`` and ``on_policy``).
 
     Returns:
         A line a group, as in ``probes.jsonl``, without stage and step.
     """
     rows = choose_rows(read_rows(data, image_root=image_root), num_rows, seed)
     start = StartDistributions(len(rows)) if reference is not None else None
-    answers: list[str] | None = None
+    own: dict[str, list[str]] = {}
     first: Reading | None = None
     reading = Reading()
     for name in (reference, model):
         if name is None:
             continue
         policy, processor = load_checkpoint(name)
-        if greedy and answers is None:
-            answers = write_greedy(policy, rows, processor=processor)
+        if own_answers and not own:
+            own["greedy"] = write_answers(policy, rows, processor=processor)
+            own["on_policy"] = write_answers(policy, rows, processor=processor, temperature=1.0, seed=seed)
         limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
         encoder = Encoder(processor, model_max_length=limit)
-        probes = ProbeSet(probe_rows(rows, seed=seed, greedy=answers), encoder)
+        probes = ProbeSet(probe_rows(rows, seed=seed, **own), encoder)
         reading = measure(policy, probes, make_engine(), start=start)
         first = first or reading
     return reading.lines(first.means() if first is not None and reference is not None else None)

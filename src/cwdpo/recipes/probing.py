@@ -15,7 +15,8 @@ from cwdpo.probes import GROUPS, choose_rows
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
 from cwdpo.trainers.base import AnswerTrainer
-from cwdpo.trainers.probing import ProbeSettings, Probing
+from cwdpo.trainers.probe_settings import ProbeSettings
+from cwdpo.trainers.probing import Probing
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +73,31 @@ def watch_with_probes(
         keep_best=probes.keep_best,
         seed=recipe.seed,
     )
-    write = partial(write_greedy, processor=processor)
-    probing = Probing(trainer, rows, run, stage, settings, write_greedy=write, interrupted=interrupted)
+    probing = Probing(
+        trainer,
+        rows,
+        run,
+        stage,
+        settings,
+        write_greedy=partial(write_answers, processor=processor),
+        write_sampled=partial(write_answers, processor=processor, temperature=1.0, seed=recipe.seed),
+        interrupted=interrupted,
+    )
     trainer.add_callback(probing)
     return probing
 
 
-def write_greedy(model: nn.Module, rows: Sequence[Row], *, processor: Any) -> list[str]:
-    """A model's greedy answers, cut a few tokens beyond the longest chosen answer."""
+def write_answers(
+    model: nn.Module, rows: Sequence[Row], *, processor: Any, temperature: float | None = None, seed: int = 0
+) -> list[str]:
+    """A model's own answers, cut a few tokens beyond the longest chosen answer: greedy ones without a temperature."""
     longest = max((len(processor.tokenizer(row.chosen)["input_ids"]) for row in rows), default=0)
-    return generate_answers(model, processor, rows, max_new_tokens=longest + _BEYOND, warn_of_cut=False)
+    return generate_answers(
+        model,
+        processor,
+        rows,
+        max_new_tokens=longest + _BEYOND,
+        temperature=temperature,
+        seed=seed,
+        warn_of_cut=False,
+    )

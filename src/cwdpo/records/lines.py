@@ -40,6 +40,7 @@ PROBE_GROUPS = (
     "longer",
     "shorter",
     "greedy",
+    "on_policy",
     "shuffled",
     "other_answer",
     "other_image",

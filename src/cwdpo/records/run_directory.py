@@ -141,6 +141,10 @@ class RunDirectory:
         """Append one probe reading, a line a group."""
         append_jsonl(self.probes, lines)
 
+    def readings(self, stage: Stage, *, until: int) -> list[dict[str, Any]]:
+        """A stage's probe lines up to a step, oldest first; what is no such line is left out."""
+        return [line for line in read_jsonl(self.probes).objects if _is_reading(line, stage, until)]
+
     def truncate_after(self, stage: Stage, step: int) -> int:
         """Drop what a stage recorded after a step, as the resumed run will record it again.
 
@@ -155,6 +159,13 @@ class RunDirectory:
             How many lines were dropped.
         """
         return sum(_truncate(path, stage, step) for path in (self.metrics, self.probes))
+
+
+def _is_reading(line: Mapping[str, Any], stage: Stage, until: int) -> bool:
+    step = line.get("step")
+    if not isinstance(step, int) or not {"group", "mean_logprob"} <= line.keys():
+        return False
+    return line.get("stage") == stage and step <= until
 
 
 def _truncate(path: Path, stage: Stage, step: int) -> int:

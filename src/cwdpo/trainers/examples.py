@@ -56,7 +56,7 @@ class Examples:
             logger.warning("no examples: the stage began with another version of cwdpo, which measured none.")
             return
         asked = [probe.row for probe in example_rows(self._rows)]
-        greedy = None if self._write_greedy is None else shared(self._trainer, self._write_greedy, asked)
+        greedy = shared(self._trainer, self._write_greedy, asked)
         rows = example_rows(self._rows, greedy)
         found = self._measure(rows)
         if self._trainer.is_world_process_zero():
@@ -84,8 +84,10 @@ class Examples:
         return dict(sorted(whole.items()))
 
 
-def shared(trainer: "AnswerTrainer", write: Write, rows: Sequence[Row]) -> list[str]:
-    """The model's own answer to each row; each rank writes its share, and all have them all."""
+def shared(trainer: "AnswerTrainer", write: Write | None, rows: Sequence[Row]) -> list[str] | None:
+    """The model's own answer to each row; each rank writes its share, and all have them all. None without a way to."""
+    if write is None:
+        return None
     rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
     assert trainer.model is not None
     parts: list[list[str]] = gather_object([write(trainer.model, rows[rank::ranks])])

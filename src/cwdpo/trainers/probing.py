@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
@@ -12,34 +11,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from cwdpo.data.rows import Row
 from cwdpo.engine import make_engine
 from cwdpo.errors import ConfigError
-from cwdpo.probes import GROUPS, ProbeSet, Reading, StartDistributions, measure, probe_rows
+from cwdpo.probes import ProbeSet, Reading, StartDistributions, measure, probe_rows
 from cwdpo.probes.files import StageFiles, Start
-from cwdpo.probes.keeping import BestKeeper
+from cwdpo.probes.keeping import Keeper
 from cwdpo.probes.reading import flat, warm_up
 from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
-from cwdpo.records.files import read_jsonl
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
 from cwdpo.trainers.examples import Examples, Write, shared
+from cwdpo.trainers.probe_settings import ProbeSettings
 from cwdpo.trainers.stopping import StoppingRule
 
 if TYPE_CHECKING:
     from cwdpo.trainers.base import AnswerTrainer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeSettings:
-    """What is measured and what follows from it; see :class:`cwdpo.config.recipe.ProbesConfig`."""
-
-    every: int | None = None
-    groups: Sequence[str] = GROUPS
-    stop_on: Sequence[str] = ()
-    patience: int = 2
-    tolerance: float = 0.02
-    keep_best: bool = False
-    seed: int = 0
 
 
 class Probing(TrainerCallback):
@@ -54,6 +40,7 @@ class Probing(TrainerCallback):
         settings: ProbeSettings,
         *,
         write_greedy: Write | None = None,
+        write_sampled: Write | None = None,
         interrupted: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] | None = None,
     ) -> None:
@@ -66,6 +53,7 @@ class Probing(TrainerCallback):
             stage: which stage this is.
             settings: what to measure, and when to end.
             write_greedy: lets the model answer as the stage begins and ends; None leaves the group ``greedy`` out.
+            write_sampled: lets the model answer as it would by chance; None leaves the group ``on_policy`` out.
             interrupted: whether the user ends the run, which then needs no last reading.
             clock: seconds.
 
@@ -80,12 +68,17 @@ class Probing(TrainerCallback):
         self._trainer, self._rows, self._run, self._stage = trainer, list(rows), run, stage
         self._settings, self._interrupted = settings, interrupted
         self._write_greedy = write_greedy if "greedy" in settings.groups else None
+        self._write_sampled = write_sampled if "on_policy" in settings.groups else None
         self._files = StageFiles(run.probe_files(stage))
         self._schedule = Schedule(settings.every, clock=clock or idle_clock, agree=from_first_rank)
         self._engine = make_engine(trainer.args.engine)  # its own: what it learns of the model changes no training
         self._examples = Examples(trainer, self._files, self._engine, write_greedy=self._write_greedy)
-        self._best = BestKeeper(
-            self._files, tolerance=settings.tolerance, keep=settings.keep_best, is_main=self._is_main
+        self._keeper = Keeper(
+            self._files,
+            tolerance=settings.tolerance,
+            keep_best=settings.keep_best,
+            may_stop=bool(settings.stop_on),
+            is_main=self._is_main,
         )
         self._stopping = StoppingRule(settings.stop_on, patience=settings.patience, tolerance=settings.tolerance)
         self._lines: list[dict[str, Any]] = []
@@ -115,10 +108,10 @@ class Probing(TrainerCallback):
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """From now on a resumed run begins here, so that earlier best models are not needed again."""
-        self._best.checkpointed()
+        self._keeper.checkpointed()
 
     def finish(self) -> dict[str, Any]:
-        """After training: put the best reading's weights back if they are to be kept, and write the examples.
+        """After training: put the weights of the reading that the stage leaves back, and write the examples.
 
         Returns:
             What to note of the stage: ``readings``, ``seconds`` and ``share`` of the time; ``stopped`` if a finding
@@ -127,12 +120,13 @@ class Probing(TrainerCallback):
         note: dict[str, Any] = {}
         if self._stopping.reason is not None:
             note["stopped"] = self._stopping.reason
-        if self._settings.keep_best and self._best.step is not None:
-            note["kept_step"] = self._best.step
+        step = self._keeper.to_leave(stopped=self._stopping.reason is not None)
+        if step is not None:
+            note["kept_step"] = step
             self._trainer.accelerator.wait_for_everyone()  # until the first rank has written them
-            if self._best.step != self._trainer.state.global_step:
-                self._best.restore(self._model)
-                logger.warning("%s: keeps the model of step %d, its best reading", self._stage, self._best.step)
+            if step != self._trainer.state.global_step:
+                self._keeper.restore(self._model, step)
+                logger.warning("%s: leaves the model of step %d", self._stage, step)
         with self._schedule.preparing():
             self._examples.end()
         count = len({line["step"] for line in self._lines})
@@ -142,7 +136,7 @@ class Probing(TrainerCallback):
 
     def clean_up(self) -> None:
         """After the stage's model is saved."""
-        self._best.clear()
+        self._keeper.clear()
 
     def metrics(self) -> dict[str, float]:
         """The reading of this step as scalars, for an evaluation; taken now if it chooses the best model."""
@@ -170,9 +164,10 @@ class Probing(TrainerCallback):
             self._files.clear()
             self._run.truncate_after(self._stage, -1)
         with self._schedule.preparing() as answering:
-            greedy = shared(self._trainer, self._write_greedy, self._rows) if self._write_greedy is not None else None
+            greedy = shared(self._trainer, self._write_greedy, self._rows)
         with self._schedule.preparing():
-            rows = self._ask(greedy)
+            on_policy = shared(self._trainer, self._write_sampled, self._rows)
+            rows = self._ask(greedy, on_policy)
             warm_up(self._model, rows, self._engine)
         self._read(0)
         with self._schedule.preparing() as measuring:
@@ -181,21 +176,20 @@ class Probing(TrainerCallback):
         if self._is_main:
             self._files.write_answers(rows.rows)
             examples, owed = self._examples.start, self._schedule.owed
-            self._files.write_start(Start(dict(self._means), greedy, examples, owed, self._distributions))
+            self._files.write_start(Start(dict(self._means), greedy, on_policy, examples, owed, self._distributions))
 
     def _go_on(self, state: TrainerState) -> None:
         start = self._files.read_start(len(self._rows))
         self._means, self._distributions, self._schedule.owed = start.means, start.distributions, start.end_seconds
-        self._examples.go_on(self._ask(start.greedy).rows, start.examples)
-        lines = read_jsonl(self._run.probes).objects
-        self._lines = [line for line in lines if line["stage"] == self._stage and line["step"] <= state.global_step]
-        self._best.recall(self._lines)
+        self._examples.go_on(self._ask(start.greedy, start.on_policy).rows, start.examples)
+        self._lines = self._run.readings(self._stage, until=state.global_step)
+        self._keeper.recall(self._lines)
         self._stopping.recall(self._history(state), beta=self._beta)
 
-    def _ask(self, greedy: Sequence[str] | None) -> ProbeSet:
+    def _ask(self, greedy: Sequence[str] | None, on_policy: Sequence[str] | None) -> ProbeSet:
         groups = {"chosen", *self._settings.groups}
         self._probes = ProbeSet(
-            probe_rows(self._rows, groups=groups, seed=self._settings.seed, greedy=greedy),
+            probe_rows(self._rows, groups=groups, seed=self._settings.seed, greedy=greedy, on_policy=on_policy),
             self._trainer.encoder,
             answers_in_a_pass=3 * self._trainer.args.per_device_eval_batch_size,  # as many as its rows have
             rank=self._trainer.accelerator.process_index,
@@ -212,7 +206,7 @@ class Probing(TrainerCallback):
             if is_first:
                 for rows in gather_object([self._distributions]):
                     self._distributions.update(rows)
-            self._best.update(step, lines, self._model)
+            self._keeper.update(step, lines, self._model)
         lines[0]["seconds"] = round(self._schedule.last_seconds, 4)
         self._lines += lines
         if self._is_main:
