@@ -14,6 +14,7 @@ from cwdpo.generation import generate_answers
 from cwdpo.probes import GROUPS, choose_rows
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
+from cwdpo.trainers import CWDPOTrainer
 from cwdpo.trainers.base import AnswerTrainer
 from cwdpo.trainers.probing import ProbeSettings, Probing
 
@@ -76,6 +77,14 @@ def watch_with_probes(
     probing = Probing(trainer, rows, run, stage, settings, write_greedy=write, interrupted=interrupted)
     trainer.add_callback(probing)
     return probing
+
+
+def let_probes_drive(recipe: Recipe, trainer: CWDPOTrainer, probing: Probing | None) -> None:
+    """Give a curriculum that is ``auto`` the stage's readings to follow."""
+    if recipe.probes is not None and probing is not None and trainer.on_policy is not None:
+        curriculum = trainer.on_policy.curriculum
+        if curriculum is not None:
+            curriculum.follow(lambda: probing.lines, tolerance=recipe.probes.tolerance)
 
 
 def write_greedy(model: nn.Module, rows: Sequence[Row], *, processor: Any) -> list[str]:

@@ -25,10 +25,14 @@ MetricsLine = TypedDict(
         "grad_norm": float,
         "entropy": float,
         "num_tokens": float,
+        "negatives/on_policy": float,
+        "negatives/level": float,
+        "negatives/lbar": float,
     },
     total=False,
 )
-"""One logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens, in nats."""
+"""One logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens, in nats.
+``negatives`` are of on-policy sampling and its curriculum, see docs/curriculum.md."""
 
 
 PROBE_GROUPS = (
