@@ -81,10 +81,11 @@ def watch_with_probes(
 
 def let_probes_drive(recipe: Recipe, trainer: CWDPOTrainer, probing: Probing | None) -> None:
     """Give a curriculum that is ``auto`` the stage's readings to follow."""
-    if recipe.probes is not None and probing is not None and trainer.on_policy is not None:
-        curriculum = trainer.on_policy.curriculum
-        if curriculum is not None:
-            curriculum.follow(lambda: probing.lines, tolerance=recipe.probes.tolerance)
+    curriculum = None if trainer.on_policy is None else trainer.on_policy.curriculum
+    probes = recipe.probes
+    if curriculum is not None and probes is not None and probing is not None:
+        every = probes.every if isinstance(probes.every, int) else 1
+        curriculum.follow(lambda: probing.lines, tolerance=probes.tolerance, every=every)
 
 
 def write_greedy(model: nn.Module, rows: Sequence[Row], *, processor: Any) -> list[str]:

@@ -27,17 +27,19 @@ class Curriculum:
         """
         self.rule = rule
         self._readings: Readings | None = None
-        self._tolerance = 0.0
+        self._tolerance, self._every = 0.0, 1
         self._known: tuple[int, float] = (0, 0.0)
 
-    def follow(self, readings: Readings, *, tolerance: float = 0.02) -> None:
+    def follow(self, readings: Readings, *, tolerance: float = 0.02, every: int = 1) -> None:
         """Let probes drive ``auto``; other rules pass them over.
 
         Args:
             readings: such as ``lambda: probing.lines`` of a :class:`cwdpo.trainers.probing.Probing`.
             tolerance: nats per token that the chosen answers may lose.
+            every: steps between readings that count. One in between, such as an error's stop adds, would be there in a
+                resumed run and not in another.
         """
-        self._readings, self._tolerance = readings, tolerance
+        self._readings, self._tolerance, self._every = readings, tolerance, every
 
     def begin(self) -> None:
         """Training begins, or goes on.
@@ -60,7 +62,8 @@ class Curriculum:
         assert self._readings is not None, "begin() comes first"
         lines = self._readings()
         if self._known[0] != len(lines):
-            self._known = (len(lines), auto_level(level_readings(lines), tolerance=self._tolerance))
+            counted = [line for line in lines if line["step"] % self._every == 0]
+            self._known = (len(lines), auto_level(level_readings(counted), tolerance=self._tolerance))
         return self._known[1]
 
 
