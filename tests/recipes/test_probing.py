@@ -9,7 +9,9 @@ from typing import Any
 
 import little_data
 import pytest
+from transformers import TrainerCallback
 
+from cwdpo.config.negatives import NegativesConfig
 from cwdpo.config.recipe import DataConfig, LoraConfig, ModelConfig, ProbesConfig, Recipe, Stage1Config, Stage2Config
 from cwdpo.data.reading import read_rows
 from cwdpo.diagnosis import Finding
@@ -138,3 +140,33 @@ def test_a_checkpoint_beside_another(tiny: Tiny, data: Path, tmp_path: Path) -> 
     assert "greedy" in means[0]
     assert "greedy" not in means[2]
     assert "delta" not in alone[0]
+
+
+def test_probes_drive_the_curriculum_and_a_resumed_run_repeats_it(tiny: Tiny, data: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    several = data.with_name("several.jsonl")
+    several.write_text("".join(json.dumps(row | {"negatives": [f"No {row['id']}.", "A cube."]}) + "\n" for row in rows))
+
+    def settings(out: str) -> Recipe:
+        base = recipe(tiny, several, tmp_path / out, every=2, rows=4, groups=["chosen", "gentle"], tolerance=9.0)
+        negatives = NegativesConfig(on_policy_fraction=0, per_prompt=1, refresh=3, curriculum="auto")
+        trainer = base.trainer | {"max_steps": 8, "save_strategy": "steps", "save_steps": 3}
+        return replace(base, stage1=None, negatives=negatives, trainer=trainer)
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 7:
+                raise RuntimeError("power cut")
+
+    straight = run_recipe(settings("straight"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_recipe(settings("broken"), callbacks=[Stop()])
+    resumed = run_recipe(settings("broken"), resume=True)
+    names = ("step", "loss", "negatives/level", "negatives/lbar", "logps_mean/rejected")
+    one, other = (
+        [{name: line[name] for name in names} for line in read_jsonl(run.metrics).objects if "loss" in line]
+        for run in (straight, resumed)
+    )
+    assert one == other
+    assert one[0]["negatives/level"] == 0
+    assert one[-1]["negatives/level"] > 0  # grown or stalled, as no fall counts here
