@@ -109,6 +109,14 @@ def test_a_level_chooses_within_its_source() -> None:
     assert by_level(0.0, 1.0, 6) == ["s3", "s0", "s2", "s1", "d1", "d2"]
 
 
+def test_equally_hard_ones_are_taken_in_their_own_order() -> None:
+    for row in map(str, range(20)):
+        mixed = mix_negatives(
+            DATASET, [], fraction=0, seed=0, row_id=row, level=0.0, lbars=dict.fromkeys(DATASET, -1.0)
+        )
+        assert [negative.text for negative in mixed] == DATASET
+
+
 def test_a_level_leaves_the_share_as_it_is() -> None:
     def sources(row: int, level: float | None) -> list[str]:
         lbars = {text: -float(i) for i, text in enumerate(DATASET + SAMPLED)}
