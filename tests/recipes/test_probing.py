@@ -12,6 +12,7 @@ import pytest
 from transformers import TrainerCallback
 
 from cwdpo.config.negatives import NegativesConfig
+from cwdpo.config.reading import dump_recipe
 from cwdpo.config.recipe import DataConfig, LoraConfig, ModelConfig, ProbesConfig, Recipe, Stage1Config, Stage2Config
 from cwdpo.data.reading import read_rows
 from cwdpo.diagnosis import Finding
@@ -19,6 +20,7 @@ from cwdpo.errors import ConfigError
 from cwdpo.recipes import run_recipe
 from cwdpo.recipes.checkpoints import probe_checkpoints
 from cwdpo.recipes.probing import probe_set_rows
+from cwdpo.recipes.resuming import check_same_run
 from cwdpo.records.files import read_jsonl
 
 Tiny = Callable[[str], Path]
@@ -170,3 +172,19 @@ def test_probes_drive_the_curriculum_and_a_resumed_run_repeats_it(tiny: Tiny, da
     assert one == other
     assert one[0]["negatives/level"] == 0
     assert one[-1]["negatives/level"] > 0  # grown or stalled, as no fall counts here
+
+
+@pytest.mark.parametrize(("curriculum", "refused"), [("auto", True), (0.5, False)])
+def test_readings_that_choose_negatives_may_not_change_within_a_run(
+    tiny: Tiny, data: Path, tmp_path: Path, curriculum: Any, refused: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = replace(recipe(tiny, data, tmp_path / "run", every=2), negatives=NegativesConfig(curriculum=curriculum))
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text(dump_recipe(base))
+    changed = replace(base, probes=ProbesConfig(every=3))
+    if refused:
+        with pytest.raises(ConfigError, match=r"began with probes\.every = 2, not 3"):
+            check_same_run(saved, changed)
+    else:
+        check_same_run(saved, changed)
+        assert "resuming with probes.every" in caplog.text
