@@ -88,6 +88,48 @@ def test_the_place_of_a_negative_is_told() -> None:
         assert {"dataset": DATASET, "on_policy": SAMPLED}[item.source][item.index] == item.text
 
 
+def by_level(level: float, fraction: float, count: int) -> list[str]:
+    """Easiest first: d1 d2 d0 and s3 s0 s2 s1."""
+    lbars = {"d0": -1.0, "d1": -3.0, "d2": -2.0, "s0": -2.5, "s1": -0.5, "s2": -1.5, "s3": -3.5}
+    mixed = mix_negatives(
+        DATASET, SAMPLED, fraction=fraction, seed=0, row_id="r", count=count, level=level, lbars=lbars
+    )
+    return [negative.text for negative in mixed]
+
+
+def test_a_level_chooses_within_its_source() -> None:
+    assert by_level(0.0, 0.0, 2) == ["d1", "d2"]
+    assert by_level(1.0, 0.0, 2) == ["d0", "d2"]
+    assert by_level(0.5, 0.0, 1) == ["d2"]
+    assert by_level(1.0, 1.0, 3) == ["s1", "s2", "s0"]
+    assert by_level(0.3, 1.0, 2) == [
+        "s0",
+        "s3",
+    ]  # 0.3 * 3 = 0.9, nearest rank 1; rank 0 is nearer than rank 2
+    assert by_level(0.0, 1.0, 6) == ["s3", "s0", "s2", "s1", "d1", "d2"]
+
+
+def test_equally_hard_ones_are_taken_in_their_own_order() -> None:
+    for row in map(str, range(20)):
+        mixed = mix_negatives(
+            DATASET, [], fraction=0, seed=0, row_id=row, level=0.0, lbars=dict.fromkeys(DATASET, -1.0)
+        )
+        assert [negative.text for negative in mixed] == DATASET
+
+
+def test_a_level_leaves_the_share_as_it_is() -> None:
+    def sources(row: int, level: float | None) -> list[str]:
+        lbars = {text: -float(i) for i, text in enumerate(DATASET + SAMPLED)}
+        return [
+            negative.source
+            for negative in mix_negatives(
+                DATASET, SAMPLED, fraction=0.4, seed=0, row_id=str(row), count=3, level=level, lbars=lbars
+            )
+        ]
+
+    assert all(sources(row, None) == sources(row, 0.7) for row in range(100))
+
+
 @pytest.mark.parametrize(
     ("progress", "share"),
     [(0.0, 0.2), (0.1, 0.2), (0.2, 0.2), (0.3, 0.35), (0.6, 0.8), (0.8, 0.4), (0.95, 0.1), (1, 0.1)],

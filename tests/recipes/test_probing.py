@@ -9,7 +9,10 @@ from typing import Any
 
 import little_data
 import pytest
+from transformers import TrainerCallback
 
+from cwdpo.config.negatives import NegativesConfig
+from cwdpo.config.reading import dump_recipe
 from cwdpo.config.recipe import DataConfig, LoraConfig, ModelConfig, ProbesConfig, Recipe, Stage1Config, Stage2Config
 from cwdpo.data.reading import read_rows
 from cwdpo.diagnosis import Finding
@@ -17,6 +20,7 @@ from cwdpo.errors import ConfigError
 from cwdpo.recipes import run_recipe
 from cwdpo.recipes.checkpoints import probe_checkpoints
 from cwdpo.recipes.probing import probe_set_rows
+from cwdpo.recipes.resuming import check_same_run
 from cwdpo.records.files import read_jsonl
 
 Tiny = Callable[[str], Path]
@@ -52,24 +56,12 @@ def test_both_stages_have_readings_and_the_report_draws_them(tiny: Tiny, data: P
     ends = {("stage1", 0), ("stage1", 4), ("stage2", 0), ("stage2", 4)}
     assert ends <= {(line["stage"], line["step"]) for line in lines}
     groups = {line["group"] for line in lines}
-    assert groups == {
-        "on_policy",
-        "chosen",
-        "rejected",
-        "gentle",
-        "greedy",
-        "shuffled",
-        "other_answer",
-        "other_image",
-        "blank",
-    }
-    last = [line for line in lines if line["stage"] == "stage1"][-8:]
-    first = [line for line in lines if line["stage"] == "stage2"][:8]
+    own = {"greedy", "on_policy"}
+    assert groups == own | {"chosen", "rejected", "gentle", "shuffled", "other_answer", "other_image", "blank"}
+    last = [line for line in lines if line["stage"] == "stage1"][-9:]
+    first = [line for line in lines if line["stage"] == "stage2"][:9]
     assert {line["delta"] for line in first} == {0.0}  # each stage counts from its own start
-    levels = [
-        {x["group"]: x["mean_logprob"] for x in some if x["group"] not in ("greedy", "on_policy")}
-        for some in (last, first)
-    ]
+    levels = [{x["group"]: x["mean_logprob"] for x in some if x["group"] not in own} for some in (last, first)]
     assert levels[0] == pytest.approx(levels[1], abs=1e-4)
     assert "Probes: how likely held-out answers are" in run.report.read_text()
     assert "not finite" not in run.report.read_text()  # histograms are no broken curves
@@ -160,3 +152,49 @@ def test_a_checkpoint_beside_another(tiny: Tiny, data: Path, tmp_path: Path) -> 
     assert "greedy" in means[0]
     assert "greedy" not in means[2]
     assert "delta" not in alone[0]
+
+
+def test_probes_drive_the_curriculum_and_a_resumed_run_repeats_it(tiny: Tiny, data: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    several = data.with_name("several.jsonl")
+    several.write_text("".join(json.dumps(row | {"negatives": [f"No {row['id']}.", "A cube."]}) + "\n" for row in rows))
+
+    def settings(out: str) -> Recipe:
+        base = recipe(tiny, several, tmp_path / out, every=2, rows=4, groups=["chosen", "gentle"], tolerance=9.0)
+        negatives = NegativesConfig(on_policy_fraction=0, per_prompt=1, refresh=3, curriculum="auto")
+        trainer = base.trainer | {"max_steps": 8, "save_strategy": "steps", "save_steps": 3}
+        return replace(base, stage1=None, negatives=negatives, trainer=trainer)
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 7:
+                raise RuntimeError("power cut")
+
+    straight = run_recipe(settings("straight"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_recipe(settings("broken"), callbacks=[Stop()])
+    resumed = run_recipe(settings("broken"), resume=True)
+    names = ("step", "loss", "negatives/level", "negatives/lbar", "logps_mean/rejected")
+    one, other = (
+        [{name: line[name] for name in names} for line in read_jsonl(run.metrics).objects if "loss" in line]
+        for run in (straight, resumed)
+    )
+    assert one == other
+    assert one[0]["negatives/level"] == 0
+    assert one[-1]["negatives/level"] > 0  # grown or stalled, as no fall counts here
+
+
+@pytest.mark.parametrize(("curriculum", "refused"), [("auto", True), (0.5, False)])
+def test_readings_that_choose_negatives_may_not_change_within_a_run(
+    tiny: Tiny, data: Path, tmp_path: Path, curriculum: Any, refused: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = replace(recipe(tiny, data, tmp_path / "run", every=2), negatives=NegativesConfig(curriculum=curriculum))
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text(dump_recipe(base))
+    changed = replace(base, probes=ProbesConfig(every=3))
+    if refused:
+        with pytest.raises(ConfigError, match=r"began with probes\.every = 2, not 3"):
+            check_same_run(saved, changed)
+    else:
+        check_same_run(saved, changed)
+        assert "resuming with probes.every" in caplog.text

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import little_data
@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cwdpo.negatives.refreshes import read_refreshes
 from cwdpo.records.files import read_jsonl
 
 RECIPE = """
@@ -25,22 +26,33 @@ PARTS = ["--trainer.length_buckets=true", "--trainer.max_tokens_per_batch=176"]
 """Two of the shorter rows together, or one alone: left to themselves, ranks would make unequal numbers of passes."""
 
 
+CURRICULUM = """
+model: {{name_or_path: {model}, freeze_vision: true}}
+data: {{train: {data}}}
+stage2: {{beta: 0.3}}
+negatives: {{on_policy_fraction: 0, per_prompt: 1, refresh: 2, curriculum: auto, batch_size: 5}}
+probes: {{rows: 4, every: 1, groups: [chosen, gentle], tolerance: 5.0}}
+trainer: {{max_steps: 6, learning_rate: 1e-2, logging_steps: 1, use_cpu: true, optim: sgd, max_grad_norm: 0}}
+"""
+
+
+def launch(ranks: int, recipe: Path, out: Path, more: Sequence[str] = ()) -> Path:
+    """Run a recipe with 4 rows a step on this many ranks."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    script = [str(Path(__file__).with_name("ranks_script.py")), str(recipe), str(ranks)]
+    settings = [f"--output_dir={out}", f"--trainer.per_device_train_batch_size={4 // ranks}", *more]
+    done = subprocess.run([*torchrun, *script, *settings], check=False, timeout=240, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
 @pytest.mark.parametrize(("lora", "more"), [("null", []), ("{r: 4, alpha: 8}", []), ("null", PARTS)])
 def test_two_ranks_train_like_one(lora: str, more: list[str], tiny: Callable[[str], Path], tmp_path: Path) -> None:
     data = little_data.write(tmp_path / "data", little_data.records(16))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(model=tiny("llava"), data=data, lora=lora))
 
-    def run(ranks: int) -> Path:
-        out = tmp_path / f"ranks{ranks}"
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        script = [str(Path(__file__).with_name("ranks_script.py")), str(recipe), str(ranks)]
-        settings = [f"--output_dir={out}", f"--trainer.per_device_train_batch_size={4 // ranks}", *more]
-        done = subprocess.run([*launch, *script, *settings], check=False, timeout=240, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return out
-
-    one, two = run(1), run(2)
+    one, two = (launch(ranks, recipe, tmp_path / f"ranks{ranks}", more) for ranks in (1, 2))
     weights = "model.safetensors" if lora == "null" else "adapter_model.safetensors"
     for stage in ("stage1", "stage2"):
         first, second = load_file(one / stage / weights), load_file(two / stage / weights)
@@ -81,3 +93,23 @@ def test_ranks_that_miss_different_parts_of_the_reference_do_not_wait_for_each_o
     done = subprocess.run([*launch, *script], check=False, timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("the same floor and reference") == 2
+
+
+def test_two_ranks_have_one_curriculum(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """The same order of negatives, the same level from the same readings, and so the same training."""
+    rows = [row | {"negatives": [f"Nothing {row['id']}.", "A cube."]} for row in little_data.records(16)]
+    data = little_data.write(tmp_path / "data", rows)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(CURRICULUM.format(model=tiny("llava"), data=data))
+    one, two = (launch(ranks, recipe, tmp_path / f"ranks{ranks}") for ranks in (1, 2))
+    lines = [[line for line in read_jsonl(out / "metrics.jsonl").objects if "loss" in line] for out in (one, two)]
+    assert len(lines[0]) == len(lines[1]) == 6
+    for our, their in zip(*lines, strict=True):
+        for key in ("loss", "negatives/level", "negatives/lbar", "logps_mean/rejected", "rewards/margins"):
+            assert our[key] == pytest.approx(their[key], abs=1e-5), (key, our["step"])
+    assert len({line["negatives/level"] for line in lines[0]}) > 1
+    ours, theirs = (read_refreshes(out / "negatives") for out in (one, two))
+    assert [refresh.step for refresh in ours] == [refresh.step for refresh in theirs] == [0, 2, 4]
+    for our, their in zip(ours, theirs, strict=True):
+        assert [(c.row, c.text, c.key) for c in our.candidates] == [(c.row, c.text, c.key) for c in their.candidates]
+        assert [c.lbar for c in our.candidates] == pytest.approx([c.lbar for c in their.candidates], abs=1e-5)

@@ -1,5 +1,6 @@
 """The recipe's ``negatives`` section: answers sampled from the policy while it trains."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator
@@ -13,6 +14,12 @@ from cwdpo.errors import ConfigError
 def _checked_share(share: float | list[list[float]]) -> float | list[list[float]]:
     check_fraction(share, "negatives.on_policy_fraction")
     return share
+
+
+def _checked_level(level: float | list[list[float]] | str | None) -> float | list[list[float]] | str | None:
+    if level is not None and not isinstance(level, str):
+        check_fraction(level, "negatives.curriculum", "level")
+    return level
 
 
 def _checked_refresh(refresh: str | int) -> str | int:
@@ -69,8 +76,8 @@ class NegativesConfig:
     max_new_tokens: Annotated[int, limit("negatives.max_new_tokens", at_least=1, advice="Try 256.")] = 256
     """Longest sample; one that does not end by then is dropped, because the policy never said it."""
 
-    batch_size: Annotated[int, limit("negatives.batch_size", at_least=1, advice="Try 32.")] = 32
-    """Answers sampled at one time. Part of what the samples follow from, like the seed."""
+    batch_size: Annotated[int, limit("negatives.batch_size", at_least=1, advice="Try 64.")] = 64
+    """Answers sampled at one time: fewer take less memory, more less time. Samples follow from it, as from the seed."""
 
     max_overlap: Annotated[
         float | None, limit("negatives.max_overlap", above=0, at_most=1, advice="Write null to keep close ones.")
@@ -78,7 +85,12 @@ class NegativesConfig:
     """Drop samples whose n-gram overlap with a right answer is at least this. Null: hard negatives are close ones."""
 
     drop_easier_than: Annotated[float | str | None, AfterValidator(_checked_hardness)] = None
-    """Drop samples with lbar under the policy below this, nats per token, or below ``quantile:q`` of a refresh's."""
+    """Drop samples with lbar under the policy below this, nats per token, or below ``quantile:q`` of a refresh's. With
+    a curriculum the rows' own negatives below it are only taken where nothing else is left."""
+
+    curriculum: Annotated[float | list[list[float]] | Literal["auto"] | None, AfterValidator(_checked_level)] = None
+    """Which of its candidates, ordered by lbar under the policy, a prompt takes: a level from 0, the easiest that is
+    hard enough, to 1, the hardest; points ``[progress, level]``; or ``auto``: probes drive it. Null: any of them."""
 
     judge: Annotated[str | None, AfterValidator(_checked_judge)] = None
     """``module:function`` that says which answers are right and so no negatives; see docs/on_policy.md."""
@@ -88,3 +100,32 @@ class NegativesConfig:
 
     on_error: Literal["continue", "stop"] = "continue"
     """Where sampling fails: go on with the negatives there are, or stop with a checkpoint."""
+
+
+def check_curriculum(
+    negatives: NegativesConfig | None, *, every: int | str | None, groups: str | Sequence[str]
+) -> None:
+    """Refuse a curriculum that probes are to drive, where they cannot or would not do so alike in a resumed run.
+
+    Args:
+        negatives: the recipe's section.
+        every: ``probes.every``; None where there are no probes.
+        groups: ``probes.groups``.
+
+    Raises:
+        ConfigError: says what to write.
+    """
+    if negatives is None or negatives.curriculum != "auto":
+        return
+    told = "negatives.curriculum is auto, which the probes drive"
+    if every is None:
+        raise ConfigError(
+            f"{told}, but probes is null. Write `probes: {{every: 10}}`, or `curriculum: [[0, 0], [1, 1]]`."
+        )
+    if not isinstance(every, int):
+        raise ConfigError(
+            f"{told}, but with `probes.every: {every}` the machine's speed would choose the negatives. Write a number "
+            "of steps, such as `probes: {every: 10}`."
+        )
+    if not isinstance(groups, str) and not {"gentle", "rejected"} & set(groups):
+        raise ConfigError(f"{told} by the margin, but probes.groups has no negatives. Add gentle or rejected to it.")

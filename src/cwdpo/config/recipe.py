@@ -7,7 +7,7 @@ from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
 from cwdpo.config.limits import STRICT, checked_every, checked_floor, limit, names_among, not_empty
-from cwdpo.config.negatives import NegativesConfig
+from cwdpo.config.negatives import NegativesConfig, check_curriculum
 from cwdpo.errors import ConfigError
 
 
@@ -261,4 +261,7 @@ class Recipe:
             raise ConfigError(
                 "data.stage1_fraction is 1, so stage 2 would have no rows. Write 0.75, or leave stage2 out."
             )
+        probes = self.probes or ProbesConfig()
+        if self.stage2 is not None:
+            check_curriculum(self.negatives, every=None if self.probes is None else probes.every, groups=probes.groups)
         return self

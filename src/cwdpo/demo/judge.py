@@ -1,13 +1,25 @@
-"""The demo's judge of sampled captions: the exact checker, in the form that ``negatives: {judge: ...}`` takes."""
+"""The demo's judges of sampled captions, in the form that ``negatives: {judge: ...}`` takes.
+
+:func:`right_captions` knows what is in the picture. The two others know the row's right caption alone, as a rule-based
+judge of a user's own data would: they show how far words go without the truth.
+"""
 
 import functools
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cwdpo.data.rows import Row
+from cwdpo.demo.captions import SYNONYMS
 from cwdpo.demo.checker import check_caption
 from cwdpo.demo.scenes import Scene
 from cwdpo.demo.world import read_scenes
+
+_FUNCTION_WORDS = frozenset({"a", "at", "is", "the", "there"})
+_ONE_WORD_FOR = {
+    synonym: synonyms[0] for values in SYNONYMS.values() for synonyms in values.values() for synonym in synonyms
+}
 
 
 def right_captions(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
@@ -15,6 +27,32 @@ def right_captions(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
     return [
         check_caption(caption, _scenes(_truth(row))[row.id]).exact for row, caption in zip(rows, captions, strict=True)
     ]
+
+
+def same_words(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
+    """Whether each caption has the clauses of its row's right one, whatever the order of clauses and words in them."""
+    return [_clauses(row.chosen, {}) == _clauses(text, {}) for row, text in zip(rows, captions, strict=True)]
+
+
+def same_meanings(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
+    """As :func:`same_words`, with every word's synonyms taken for the word."""
+    return [
+        _clauses(row.chosen, _ONE_WORD_FOR) == _clauses(text, _ONE_WORD_FOR)
+        for row, text in zip(rows, captions, strict=True)
+    ]
+
+
+def _clauses(caption: str, one_word_for: Mapping[str, str]) -> Counter[tuple[str, ...]]:
+    """What a caption says: for each clause its content words, sorted.
+
+    Example:
+        >>> _clauses("at the upper left there is a tiny disc", {"upper left": "top left", "tiny": "small"})
+        Counter({('disc', 'left', 'small', 'top'): 1})
+    """
+    text = " ".join(caption.lower().split()).rstrip(".")
+    for synonym, word in sorted(one_word_for.items()):
+        text = re.sub(rf"\b{synonym}\b", word, text)
+    return Counter(tuple(sorted(set(clause.split()) - _FUNCTION_WORDS)) for clause in text.split(" and "))
 
 
 def _truth(row: Row) -> Path:

@@ -4,13 +4,14 @@ Every choice is a hash of the seed, the row's id and the round, with no state to
 interruption, in any order of the rows, and under any number of workers and ranks.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import xxhash
 
 from cwdpo.config.fractions import Fraction, check_fraction
+from cwdpo.negatives.curriculum import order_by_level
 
 Source: TypeAlias = Literal["dataset", "on_policy"]
 
@@ -70,6 +71,8 @@ def mix_negatives(
     row_id: str,
     round: int = 0,
     count: int | None = None,
+    level: float | None = None,
+    lbars: Mapping[str, float] | None = None,
 ) -> list[MixedNegative]:
     """Choose a row's negatives.
 
@@ -83,6 +86,9 @@ def mix_negatives(
         row_id: names the row; two rows of one id are chosen for alike.
         round: the epoch, step or refresh; another round chooses anew.
         count: how many to choose; by default as many as the data set has, or one where it has none.
+        level: which of a source's answers come first, see :func:`cwdpo.negatives.curriculum.order_by_level`; by default
+            the round chooses.
+        lbars: of every answer, nats per token; only a level asks for it.
 
     Returns:
         At most ``count``, fewer only where both sources together hold fewer different texts.
@@ -92,6 +98,8 @@ def mix_negatives(
         "dataset": _shuffled("dataset", dataset, seed, row_id, round),
         "on_policy": _shuffled("on_policy", on_policy, seed, row_id, round),
     }
+    if level is not None:
+        pools = {name: _by_level(pool, level, lbars or {}) for name, pool in pools.items()}
     wanted = (len(dataset) or 1) if count is None else count
     chosen: list[MixedNegative] = []
     while len(chosen) < wanted and any(pools.values()):
@@ -115,3 +123,9 @@ def _shuffled(source: Source, texts: Iterable[str], seed: int, row_id: str, roun
     """One source in the order in which this round would take from it."""
     found = [MixedNegative(text, source, index) for index, text in enumerate(texts)]
     return sorted(found, key=lambda item: (hashed(seed, row_id, round, source, item.index), item.index))
+
+
+def _by_level(pool: Sequence[MixedNegative], level: float, lbars: Mapping[str, float]) -> list[MixedNegative]:
+    """One source in the order in which a level takes from it; equally hard ones stand in their own order."""
+    listed = sorted(pool, key=lambda item: item.index)
+    return [listed[place] for place in order_by_level([lbars[item.text] for item in listed], level)]

@@ -6,17 +6,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cwdpo.errors import UserError
 from cwdpo.records.files import read_jsonl, write_text
 
-_FORMAT = 1
+_FORMAT = 2
+_READABLE = (1, 2)
+"""Format 1 has samples alone, as without a curriculum, under the same names."""
 
 
 @dataclass(slots=True)
 class Candidate:
-    """One sampled answer. Without a ``reason`` it is a negative; with one it was dropped."""
+    """A sampled answer, or with a curriculum a row's own negative. With a ``reason`` it was dropped."""
 
     row: int
     """Position of its row in the training data."""
@@ -34,7 +36,10 @@ class Candidate:
     """log pi_ref(y|x), nats; None where the reference is asked at every step."""
 
     lbar: float | None = None
-    """Mean log-prob under the policy it was sampled from, nats per token, where it was needed."""
+    """Mean log-prob under the policy at the refresh, nats per token, where it was needed."""
+
+    source: Literal["on_policy", "dataset"] = "on_policy"
+    """A row's own negative is only measured: its tokens and its reference are those of the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +65,8 @@ class Refresh:
     candidates: Sequence[Candidate] = ()
 
     def counts(self) -> dict[str, int]:
-        """How many were kept, and how many dropped for which reason."""
-        return dict(Counter(candidate.reason or "kept" for candidate in self.candidates))
+        """How many samples were kept, and how many dropped for which reason; and how many own negatives are here."""
+        return dict(Counter(_count_as(candidate) for candidate in self.candidates))
 
 
 def refresh_path(directory: Path, number: int) -> Path:
@@ -92,8 +97,11 @@ def _read(path: Path) -> Refresh:
     lines = read_jsonl(path)
     try:
         header, *rest = lines.objects
-        if lines.skipped or header.pop("format") != _FORMAT:
+        if lines.skipped:
             raise ValueError("lines are missing")
+        version = header.pop("format")
+        if version not in _READABLE:
+            raise ValueError(f"its format is {version}, and this version reads {' and '.join(map(str, _READABLE))}")
         counts = header.pop("counts")
         refresh = Refresh(**header, candidates=[Candidate(**line) for line in rest])
         if refresh.counts() != counts:
@@ -116,3 +124,7 @@ def remove_after(directory: Path, step: int) -> None:
 def _step(path: Path) -> int:
     first = read_jsonl(path).objects[:1]
     return int(first[0].get("step", -1)) if first else -1
+
+
+def _count_as(candidate: Candidate) -> str:
+    return candidate.source if candidate.source == "dataset" else candidate.reason or "kept"

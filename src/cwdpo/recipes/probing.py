@@ -14,6 +14,7 @@ from cwdpo.generation import generate_answers
 from cwdpo.probes import GROUPS, choose_rows
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
+from cwdpo.trainers import CWDPOTrainer
 from cwdpo.trainers.base import AnswerTrainer
 from cwdpo.trainers.probe_settings import ProbeSettings
 from cwdpo.trainers.probing import Probing
@@ -85,6 +86,15 @@ def watch_with_probes(
     )
     trainer.add_callback(probing)
     return probing
+
+
+def let_probes_drive(recipe: Recipe, trainer: CWDPOTrainer, probing: Probing | None) -> None:
+    """Give a curriculum that is ``auto`` the stage's readings to follow."""
+    curriculum = None if trainer.on_policy is None else trainer.on_policy.curriculum
+    probes = recipe.probes
+    if curriculum is not None and probes is not None and probing is not None:
+        every = probes.every if isinstance(probes.every, int) else 1
+        curriculum.follow(lambda: probing.lines, tolerance=probes.tolerance, every=every)
 
 
 def write_answers(

@@ -16,6 +16,9 @@ _PROBE_SET = ("probes.rows", "probes.groups")
 _FIXED = ("model.", "data.", "seed", "stage1.objective", "stage2.beta", "stage2.cooling", "negatives", *_PROBE_SET)
 """Settings that make a run what it is. Others (steps, logging, saving) may change on the way, with a warning."""
 
+_OF_AUTO = ("probes.every", "probes.tolerance")
+"""Settings that choose the negatives where probes drive the curriculum."""
+
 _FREE = ("stage2.cooling.floor", "output_dir", "negatives.on_error", "negatives.endpoint")
 """Settings that may: the floor is measured, and how to go on after an error is what an error makes one think about."""
 
@@ -30,7 +33,8 @@ def check_same_run(saved: Path, recipe: Recipe) -> None:
     now = dict(_flat(dataclasses.asdict(recipe)))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     changed = [key for key in changed if key not in _FREE]
-    refused = [key for key in changed if key.startswith(_FIXED)]
+    is_driven = recipe.negatives is not None and recipe.negatives.curriculum == "auto"
+    refused = [key for key in changed if key.startswith((*_FIXED, *(_OF_AUTO if is_driven else ())))]
     if refused:
         key = refused[0]
         raise ConfigError(

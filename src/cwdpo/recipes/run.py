@@ -21,7 +21,7 @@ from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import save_checkpoint
 from cwdpo.recipes.loggers import check_loggers
 from cwdpo.recipes.policy import load_start
-from cwdpo.recipes.probing import probe_set_rows, watch_with_probes
+from cwdpo.recipes.probing import let_probes_drive, probe_set_rows, watch_with_probes
 from cwdpo.recipes.resuming import check_same_run
 from cwdpo.recipes.stages import run_engine, stage1_trainer, stage2_trainer, tensorboard, watch
 from cwdpo.records.files import read_jsonl, write_json, write_text
@@ -125,6 +125,7 @@ def _run_stage(
         recipe, run, stage, trainer, processor, rows.probed, interrupted=lambda: signals.received is not None
     )
     if isinstance(trainer, CWDPOTrainer):
+        let_probes_drive(recipe, trainer, probing)
         trainer.open()
         _record_floor(recipe, run, trainer)
     try:

@@ -26,11 +26,15 @@ MetricsLine = TypedDict(
         "grad_norm": float,
         "entropy": float,
         "num_tokens": float,
+        "negatives/on_policy": float,
+        "negatives/level": float,
+        "negatives/lbar": float,
     },
     total=False,
 )
 """One logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens, in nats.
-``cooling/histogram`` counts the w_c since the line before in ten equal bins of [0, 1]; loggers do not get it."""
+``cooling/histogram`` counts the w_c since the line before in ten equal bins of [0, 1]; loggers do not get it.
+``negatives`` are of on-policy sampling and its curriculum, see docs/curriculum.md."""
 
 
 PROBE_GROUPS = (

@@ -143,7 +143,7 @@ class CWDPOTrainer(AnswerTrainer):
             "entropy": masked_mean(now.entropy, now.mask)[once],
         }
         if self.on_policy is not None and model.training:
-            seen["negatives/on_policy"] = self.on_policy.observe(batch, rejected, weight)
+            seen |= self.on_policy.observe(batch, rejected, weight)
         # a prompt has one chosen answer, so these count the prompts
         return share(batch, Role.CHOSEN, of_step) * _mean_over_prompts(losses, of_prompt), seen
 

@@ -4,33 +4,34 @@ They are put into a batch after it was collated, in the process that trains. So 
 not matter how many workers collate, whether these persist, and how far they run ahead.
 """
 
-import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cwdpo.batch import Batch
 from cwdpo.config.negatives import NegativesConfig
-from cwdpo.errors import ConfigError, UserError
+from cwdpo.errors import UserError
 from cwdpo.negatives.endpoint import Endpoint
 from cwdpo.negatives.filtering import Rules
-from cwdpo.negatives.mixing import fraction_at
 from cwdpo.negatives.refreshes import Refresh, read_refreshes, remove_after, write_refresh
 from cwdpo.negatives.sampling import LocalSampler, Sampler, Sampling
 from cwdpo.negatives.verify import Judge, load_judge
 from cwdpo.reference import Reference, ReferenceCache
+from cwdpo.trainers.curriculum import Curriculum
+from cwdpo.trainers.on_policy_notes import check_settings, tell, warn_without_choice
 from cwdpo.trainers.pool import NegativePool
+from cwdpo.trainers.refresh_times import RefreshTimes, epoch, epoch_steps
 from cwdpo.trainers.refreshing import Refresher, RefreshError
 from cwdpo.trainers.served import ServedPolicy
 from cwdpo.trainers.staleness import Staleness
 
 if TYPE_CHECKING:
     from cwdpo.trainers.cw_dpo import CWDPOTrainer
-
-logger = logging.getLogger(__name__)
 
 
 class OnPolicy(TrainerCallback):
@@ -61,10 +62,13 @@ class OnPolicy(TrainerCallback):
         self.failure: str | None = None
         """Why training was stopped, where it was."""
 
-        self._staleness = Staleness()
+        self.curriculum = None if settings.curriculum is None else Curriculum(settings.curriculum)
+        """How hard the negatives are to be. Where it is ``auto``, let it follow readings before training."""
+
+        self._staleness, self._times = Staleness(), RefreshTimes(settings)
         self._latest: Refresh | None = None
         self._pool = NegativePool()
-        _check(trainer, settings)
+        check_settings(trainer, settings, samples=self._times.samples)
         sampling = Sampling(
             k=settings.k,
             temperature=settings.temperature,
@@ -79,6 +83,7 @@ class OnPolicy(TrainerCallback):
             judge=judge or (load_judge(settings.judge) if settings.judge else None),
             drop_easier_than=settings.drop_easier_than,
             per_prompt=settings.per_prompt,
+            measures_own=self.curriculum is not None,
         )
         self._sampler = sampler or self._default_sampler(sampling)
 
@@ -91,8 +96,12 @@ class OnPolicy(TrainerCallback):
 
         Raises:
             UserError: the first sampling failed, and training is not to begin without.
+            ConfigError: the curriculum has nothing to follow.
         """
         self.failure = None
+        if self.curriculum is not None:
+            self.curriculum.begin()
+            warn_without_choice(self.trainer.train_dataset, self.settings, samples=self._times.samples)
         if state.is_world_process_zero:
             remove_after(self.directory, state.global_step if state.global_step else -1)
         self.trainer.accelerator.wait_for_everyone()
@@ -116,9 +125,10 @@ class OnPolicy(TrainerCallback):
 
     def mixed(self, batch: Batch) -> Batch:
         """The batch with the negatives that its prompts have at this step."""
-        return self._pool.mixed(batch, share=self._share(self.trainer.state), count=self.settings.per_prompt)
+        share = self._times.share(self.trainer.state)
+        return self._pool.mixed(batch, share=share, count=self.settings.per_prompt, level=self._level())
 
-    def observe(self, batch: Batch, rejected: Tensor, weight: Tensor) -> Tensor:
+    def observe(self, batch: Batch, rejected: Tensor, weight: Tensor) -> Mapping[str, Tensor]:
         """See what a step made of its negatives.
 
         Args:
@@ -127,22 +137,33 @@ class OnPolicy(TrainerCallback):
             weight: ``(pairs,)`` w_c of each.
 
         Returns:
-            ``(pairs,)`` 1 where the negative was sampled from the policy, else 0.
+            What to log: ``negatives/on_policy``, ``(pairs,)``, 1 where the negative was sampled from the policy, else
+            0; with a curriculum also ``negatives/level``, ``(pairs,)``, and ``negatives/lbar``, of those measured.
         """
         is_sampled = self._pool.is_sampled(batch, rejected)
         if self.settings.refresh == "auto":
             self._staleness.add(weight[is_sampled])
-        return is_sampled.float()
+        seen = {"negatives/on_policy": is_sampled.float()}
+        level = self._level()
+        if level is not None:
+            seen["negatives/level"] = torch.full_like(seen["negatives/on_policy"], level)
+            seen["negatives/lbar"] = self._pool.lbars(batch, rejected)
+        return seen
+
+    def _level(self) -> float | None:
+        state = self.trainer.state
+        return None if self.curriculum is None else self.curriculum.level(state.global_step / state.max_steps)
 
     def _refresh_if_due(self, state: TrainerState) -> None:
-        if not self._is_due(state):
+        if not self._times.is_due(state, self._latest, self._staleness):
             return
         number = self._latest.number + 1 if self._latest else 1
-        began, candidates, error = time.monotonic(), [], None
+        began, candidates, error = (time.monotonic(), time.process_time()), [], None
+        share = self._times.largest_share(state, epoch_steps=epoch_steps(self.trainer))
         try:
-            if isinstance(self._sampler, ServedPolicy):
+            if share and isinstance(self._sampler, ServedPolicy):
                 self._sampler.hand_over(number, is_main=state.is_world_process_zero)
-            candidates = self._refresher.run(number, share=self._largest_share(state), sampler=self._sampler)
+            candidates = self._refresher.run(number, share=share, sampler=self._sampler)
         except RefreshError as problem:
             error = str(problem)
         if error is not None and self.settings.on_error == "stop":
@@ -154,28 +175,17 @@ class OnPolicy(TrainerCallback):
         refresh = Refresh(
             number=number,
             step=state.global_step,
-            epoch=_epoch(state),
+            epoch=epoch(state),
             seed=self.trainer.args.seed,
-            details=self._details(time.monotonic() - began),
+            details=self._details(*began),
             error=error,
             candidates=candidates,
         )
         if state.is_world_process_zero:
             write_refresh(self.directory, refresh)
-            _tell(refresh)
+            tell(refresh)
         self._use(refresh)
         self._staleness = Staleness()
-
-    def _is_due(self, state: TrainerState) -> bool:
-        if not self._share(state):
-            return False  # nothing would use them yet
-        if self._latest is None:
-            return True
-        if self.settings.refresh == "epoch":
-            return _epoch(state) > self._latest.epoch
-        if self.settings.refresh == "auto":
-            return self._staleness.is_stale()
-        return state.global_step - self._latest.step >= self.settings.refresh
 
     def _use(self, refresh: Refresh) -> None:
         """Train on a refresh from now on; a failed one leaves the one before in place."""
@@ -191,53 +201,17 @@ class OnPolicy(TrainerCallback):
             return ServedPolicy(model, Endpoint(endpoint), sampling, self.directory)
         return LocalSampler(model, self.trainer.processing_class, sampling, encoder=self._refresher.encoder)
 
-    def _share(self, state: TrainerState) -> float:
-        return fraction_at(self.settings.on_policy_fraction, state.global_step / state.max_steps)
-
-    def _largest_share(self, state: TrainerState) -> float:
-        """The most that a step from now on can ask for: a schedule's largest point ahead, or where it stands."""
-        points = self.settings.on_policy_fraction
-        progress = state.global_step / state.max_steps
-        ahead = [] if isinstance(points, int | float) else [share for at, share in points if at >= progress]
-        return max([self._share(state), *ahead])
-
-    def _details(self, seconds: float) -> dict[str, Any]:
+    def _details(self, began: float, cpu_began: float) -> dict[str, Any]:
         return {
             "model": str(self.trainer.model.config.name_or_path),  # type: ignore[union-attr]
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(seconds, 3),
+            "seconds": round(time.monotonic() - began, 3),
+            "cpu_seconds": round(time.process_time() - cpu_began, 3),
             "temperature": self.settings.temperature,
             "top_p": self.settings.top_p,
             "k": self.settings.k,
             "max_new_tokens": self.settings.max_new_tokens,
+            "curriculum": self.settings.curriculum,
             "judge": self.settings.judge,
             "endpoint": self.settings.endpoint,
         }
-
-
-def _epoch(state: TrainerState) -> int:
-    return int((state.epoch or 0.0) + 1e-6)
-
-
-def _check(trainer: "CWDPOTrainer", settings: NegativesConfig) -> None:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ConfigError(
-            "negatives are sampled from whole weights, which FSDP and DeepSpeed divide among the GPUs. Train with DDP "
-            "(torchrun alone), or sample beforehand with `cwdpo negatives sample` and leave `negatives` out."
-        )
-    if settings.refresh == "auto" and not trainer.cools:
-        raise ConfigError(
-            "negatives.refresh is auto, which watches the cooling weight, but cooling is off or constant. "
-            "Write `refresh: epoch` or a number of steps."
-        )
-
-
-def _tell(refresh: Refresh) -> None:
-    if refresh.error is not None:
-        logger.warning("sampling negatives failed (%s); training goes on with what it has", refresh.error)
-        return
-    counts = refresh.counts()
-    dropped = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items()) if reason != "kept")
-    logger.info("step %d: %d new negatives (dropped: %s)", refresh.step, counts.get("kept", 0), dropped or "none")
-    if not counts.get("kept"):
-        logger.warning("step %d: no sampled answer may be a negative (%s)", refresh.step, dropped or "none sampled")

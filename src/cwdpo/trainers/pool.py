@@ -1,6 +1,7 @@
-"""The sampled negatives in use, and which of them a batch gets: the same after an interruption and on any rank."""
+"""The negatives of a refresh in use, and which of them a batch gets: the same after an interruption and on any rank."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,8 +19,11 @@ class NegativePool:
     def __init__(self, refresh: Refresh | None = None, *, seed: int = 0) -> None:
         self._seed, self._round = seed, refresh.number if refresh else 0
         self._of_row: defaultdict[int, dict[str, Candidate]] = defaultdict(dict)
+        self._own: defaultdict[int, dict[str, Candidate]] = defaultdict(dict)
         for candidate in refresh.candidates if refresh else ():
-            if candidate.reason is None and candidate.key is not None:
+            if candidate.source == "dataset":
+                self._own[candidate.row][str(candidate.key)] = candidate
+            elif candidate.reason is None and candidate.key is not None:
                 self._of_row[candidate.row][candidate.key] = candidate
 
     def add_to(self, cache: ReferenceCache) -> None:
@@ -30,32 +34,64 @@ class NegativePool:
         lengths = [len(candidate.ids or ()) for candidate in kept]
         cache.add([str(c.key) for c in kept], [total or 0.0 for total in totals], lengths, keep=False)
 
-    def mixed(self, batch: Batch, *, share: float, count: int | None) -> Batch:
+    def mixed(self, batch: Batch, *, share: float, count: int | None, level: float | None = None) -> Batch:
         """The batch with some of its rejected answers exchanged for sampled ones.
 
         Args:
             batch: as collated.
             share: on-policy fraction, from 0 to 1.
             count: negatives of a prompt; None for as many as it has.
+            level: of the curriculum; None without one. It has no say before the first refresh.
         """
-        if not self._round:
-            return batch
         chosen: dict[int, dict[str, list[int]]] = {}
         for place, (row, keys) in enumerate(zip(batch["row_index"].tolist(), rejected_keys(batch), strict=True)):
-            sampled = self._of_row.get(row, {})
-            mixed = mix_negatives(
-                keys, list(sampled), fraction=share, seed=self._seed, row_id=str(row), round=self._round, count=count
-            )
-            if {negative.text for negative in mixed} != set(keys):
-                own = _tokens(batch, place)
-                chosen[place] = {key: own.get(key) or sampled[key].ids or [] for key in (n.text for n in mixed)}
+            taken = self._choose(row, keys, share, count, level)
+            if set(taken) != set(keys):
+                own, sampled = _tokens(batch, place), self._of_row.get(row, {})
+                chosen[place] = {key: own.get(key) or sampled[key].ids or [] for key in taken}
         return replace_rejected(batch, chosen)
 
     def is_sampled(self, batch: Batch, answers: Tensor) -> Tensor:
         """``(n,)`` whether each of these ``(n,)`` answers of a batch is one of this pool."""
-        rows, owners = batch["row_index"].tolist(), batch["prompt_index"].tolist()
-        found = [batch["keys"][i] in self._of_row.get(rows[owners[i]], {}) for i in answers.tolist()]
+        found = [key in self._of_row.get(row, {}) for row, key in _named(batch, answers)]
         return torch.tensor(found, dtype=torch.bool, device=answers.device)
+
+    def lbars(self, batch: Batch, answers: Tensor) -> Tensor:
+        """Up to ``(n,)`` lbar at the refresh, of those of ``(n,)`` answers that were measured there, nats per token."""
+        known = []
+        for row, key in _named(batch, answers):
+            candidate = self._of_row.get(row, {}).get(key) or self._own.get(row, {}).get(key)
+            if candidate is not None and candidate.lbar is not None:
+                known.append(candidate.lbar)
+        return torch.tensor(known, dtype=torch.float32, device=answers.device)
+
+    def _choose(self, row: int, keys: Sequence[str], share: float, count: int | None, level: float | None) -> list[str]:
+        """Keys of a prompt's negatives."""
+        wanted = (len(keys) or 1) if count is None else count
+        own, sampled = self._own.get(row, {}), self._of_row.get(row, {})
+        too_easy = [key for key in keys if key in own and own[key].reason is not None]
+        lbars = {key: found.lbar for key, found in (own | sampled).items() if found.lbar is not None}
+        has_level = level is not None and all(key in lbars for key in (*keys, *sampled))
+        mixed = mix_negatives(
+            [key for key in keys if key not in too_easy],
+            list(sampled),
+            fraction=share,
+            seed=self._seed,
+            row_id=str(row),
+            round=self._round,
+            count=wanted,
+            level=level if has_level else None,
+            lbars=lbars,
+        )
+        taken = [negative.text for negative in mixed]
+        spare = sorted(set(too_easy) - set(taken), key=lambda key: (-lbars[key], key))  # the hardest of them first
+        return taken + spare[: wanted - len(taken)]
+
+
+def _named(batch: Batch, answers: Tensor) -> list[tuple[int, str]]:
+    """Row and content key of some answers."""
+    rows, owners = batch["row_index"].tolist(), batch["prompt_index"].tolist()
+    return [(rows[owners[i]], batch["keys"][i]) for i in answers.tolist()]
 
 
 def _tokens(batch: Batch, prompt: int) -> dict[str, list[int]]:

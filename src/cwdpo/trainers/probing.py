@@ -81,8 +81,10 @@ class Probing(TrainerCallback):
             is_main=self._is_main,
         )
         self._stopping = StoppingRule(settings.stop_on, patience=settings.patience, tolerance=settings.tolerance)
-        self._lines: list[dict[str, Any]] = []
+        self.lines: list[dict[str, Any]] = []
+        """The stage's readings so far, oldest first: the same on every rank, and after an interruption."""
         self._probes: ProbeSet | None = None
+        self._beta: float | None = getattr(trainer.args, "beta", None)
         self._means: Mapping[str, float] = {}
         self._distributions = StartDistributions(len(rows))
         trainer.probe_metrics = self.metrics
@@ -129,7 +131,7 @@ class Probing(TrainerCallback):
                 logger.warning("%s: leaves the model of step %d", self._stage, step)
         with self._schedule.preparing():
             self._examples.end()
-        count = len({line["step"] for line in self._lines})
+        count = len({line["step"] for line in self.lines})
         seconds, share = self._schedule.spent, self._schedule.share
         logger.info("%s: probes took %.1f s, %.1f %% of the rest of the stage", self._stage, seconds, 100 * share)
         return {"probes": {"readings": count, "seconds": round(seconds, 2), "share_of_time": round(share, 4)}, **note}
@@ -144,11 +146,11 @@ class Probing(TrainerCallback):
         wanted = str(self._trainer.args.metric_for_best_model).removeprefix("eval_").startswith("probes/")
         if self._probes is not None and wanted and self._read_at != step:
             self._read(step)
-        return flat([line for line in self._lines if line["step"] == step])
+        return flat([line for line in self.lines if line["step"] == step])
 
     @property
     def _read_at(self) -> int | None:
-        return self._lines[-1]["step"] if self._lines else None
+        return self.lines[-1]["step"] if self.lines else None
 
     @property
     def _model(self) -> nn.Module:
@@ -182,8 +184,8 @@ class Probing(TrainerCallback):
         start = self._files.read_start(len(self._rows))
         self._means, self._distributions, self._schedule.owed = start.means, start.distributions, start.end_seconds
         self._examples.go_on(self._ask(start.greedy, start.on_policy).rows, start.examples)
-        self._lines = self._run.readings(self._stage, until=state.global_step)
-        self._keeper.recall(self._lines)
+        self.lines = self._run.readings(self._stage, until=state.global_step)
+        self._keeper.recall(self.lines)
         self._stopping.recall(self._history(state), beta=self._beta)
 
     def _ask(self, greedy: Sequence[str] | None, on_policy: Sequence[str] | None) -> ProbeSet:
@@ -208,7 +210,7 @@ class Probing(TrainerCallback):
                     self._distributions.update(rows)
             self._keeper.update(step, lines, self._model)
         lines[0]["seconds"] = round(self._schedule.last_seconds, 4)
-        self._lines += lines
+        self.lines += lines
         if self._is_main:
             self._run.append_probes(lines)
         control = self._trainer.control
@@ -234,8 +236,4 @@ class Probing(TrainerCallback):
     def _history(self, state: TrainerState) -> list[dict[str, Any]]:
         """Everything read of this stage so far, as its files say it."""
         logged = [{"stage": self._stage, **line} for line in state.log_history if "loss" in line]
-        return [*logged, *self._lines]
-
-    @property
-    def _beta(self) -> float | None:
-        return getattr(self._trainer.args, "beta", None)
+        return [*logged, *self.lines]

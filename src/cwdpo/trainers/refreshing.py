@@ -1,4 +1,7 @@
-"""One refresh: sample the prompts that will want it, verify, measure, and share the result among all ranks."""
+"""One refresh: sample the prompts that will want it, verify, measure, and share the result among all ranks.
+
+With a curriculum the rows' own negatives are measured too: those of a sampled prompt in one pass with its samples.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -12,6 +15,7 @@ from cwdpo.batch import Batch, Role
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
+from cwdpo.engine.grouping import select_answers
 from cwdpo.errors import UserError
 from cwdpo.eval_mode import eval_mode
 from cwdpo.negatives.filtering import Rules
@@ -47,9 +51,10 @@ class Refresher:
         judge: Judge | None,
         drop_easier_than: float | str | None,
         per_prompt: int | None,
+        measures_own: bool = False,
     ) -> None:
         self.trainer, self.sampling, self.rules, self.judge = trainer, sampling, rules, judge
-        self.drop_easier_than, self.per_prompt = drop_easier_than, per_prompt
+        self.drop_easier_than, self.per_prompt, self.measures_own = drop_easier_than, per_prompt, measures_own
         self.reference: Reference | None = None
         """Asked once for each new negative; None where the reference runs at every step anyway."""
 
@@ -82,8 +87,16 @@ class Refresher:
         parts = dict(part for rank, _ in gathered for part in rank)
         candidates = [candidate for place in sorted(parts) for candidate in parts[place]]
         if self.drop_easier_than is not None:
-            drop_easy(candidates, self.drop_easier_than)
+            self._drop_easy(candidates, self.drop_easier_than)
         return candidates
+
+    def _drop_easy(self, candidates: Sequence[Candidate], rule: float | str) -> None:
+        """A quantile is one of its own source: the policy's answers are likelier to it than others."""
+        try:
+            for source in ("on_policy", "dataset"):
+                drop_easy([candidate for candidate in candidates if candidate.source == source], rule)
+        except ValueError as problem:  # an lbar that is no number, on all ranks alike
+            raise RefreshError(_told(problem)) from problem
 
     def _own_part(self, number: int, share: float, sampler: Sampler) -> list[tuple[int, list[Candidate]]]:
         """This rank's portions, by the portion's number."""
@@ -92,14 +105,19 @@ class Refresher:
             self._right_answers = RightAnswers(rows[index][1] for index in range(len(rows)))
         accelerator = self.trainer.accelerator
         wanted = [index for index in range(len(rows)) if self._wants(index, rows[index][1], number, share)]
-        found, portions = [], chunks(wanted, self.sampling)
+        portions = [(portion, True) for portion in chunks(wanted, self.sampling)]
+        if self.measures_own:
+            others = sorted(set(range(len(rows))) - set(wanted))
+            portions += [(portion, False) for portion in chunks(others, replace(self.sampling, k=1))]
         # no rank may be left without one: an engine's first batch is where all ranks agree on how to compute
-        share_all = len(portions) < accelerator.num_processes
-        for place, portion in enumerate(portions):
+        share_all, found = len(portions) < accelerator.num_processes, []
+        for place, (portion, samples) in enumerate(portions):
             if share_all or place % accelerator.num_processes == accelerator.process_index:
                 seed = sampling_seed(self.trainer.args.seed, number, place)
                 with self.encoder.remembering():
-                    found.append((place, self._portion(portion, [rows[i][1] for i in portion], sampler, seed)))
+                    of_portion = [rows[i][1] for i in portion]
+                    candidates = self._sampled(portion, of_portion, sampler, seed) if samples else [[] for _ in portion]
+                    found.append((place, self._measured(portion, of_portion, candidates)))
         return found
 
     def _wants(self, index: int, row: Row, number: int, share: float) -> bool:
@@ -112,50 +130,72 @@ class Refresher:
             count=self.per_prompt,
         )
 
-    def _portion(self, indices: Sequence[int], rows: Sequence[Row], sampler: Sampler, seed: int) -> list[Candidate]:
+    def _sampled(
+        self, indices: Sequence[int], rows: Sequence[Row], sampler: Sampler, seed: int
+    ) -> list[list[Candidate]]:
+        """Samples of a portion, verified."""
         assert self._right_answers is not None
         with self.trainer.accelerator.autocast():
             answers = sampler.sample(rows, seed=seed)
         reasons = verify(rows, answers, right_answers=self._right_answers, rules=self.rules, judge=self.judge)
-        candidates = [
+        return [
             [Candidate(index, row.id, answer.text, why) for answer, why in zip(of_row, whys, strict=True)]
             for index, row, of_row, whys in zip(indices, rows, answers, reasons, strict=True)
         ]
-        self._measure(rows, candidates)
+
+    def _measured(
+        self, indices: Sequence[int], rows: Sequence[Row], candidates: list[list[Candidate]]
+    ) -> list[Candidate]:
+        """All candidates of a portion, measured: in passes of no more answers than are sampled at one time."""
+        if self.measures_own:
+            for index, row, of_row in zip(indices, rows, candidates, strict=True):
+                of_row += [Candidate(index, row.id, text, source="dataset") for text in dict.fromkeys(row.rejected)]
+        part: list[tuple[Row, list[Candidate]]] = []
+        answers = 0
+        for row, of_row in zip(rows, candidates, strict=True):
+            passed = sum(candidate.reason is None for candidate in of_row)
+            if part and answers + passed > self.sampling.batch_size:
+                self._measure(part)
+                part, answers = [], 0
+            part.append((row, of_row))
+            answers += passed
+        self._measure(part)
         return [candidate for of_row in candidates for candidate in of_row]
 
     @torch.no_grad()
-    def _measure(self, rows: Sequence[Row], candidates: Sequence[Sequence[Candidate]]) -> None:
+    def _measure(self, part: Sequence[tuple[Row, Sequence[Candidate]]]) -> None:
         """Tokens, keys and log-probs of those that passed."""
-        kept = [[c for c in of_row if c.reason is None] for of_row in candidates]
+        kept = [(row, [c for c in of_row if c.reason is None]) for row, of_row in part]
         items = [
-            (of_row[0].row, replace(row, rejected=tuple(c.text for c in of_row)))
-            for row, of_row in zip(rows, kept, strict=True)
-            if of_row
+            (of_row[0].row, replace(row, rejected=tuple(c.text for c in of_row))) for row, of_row in kept if of_row
         ]
         if not items:
             return
         batch = self._collator(items)
-        flat = [candidate for of_row in kept for candidate in of_row]
+        flat = [candidate for _, of_row in kept for candidate in of_row]
         lengths = batch["answer_mask"].sum(dim=-1).tolist()
         for place, candidate in enumerate(flat):
-            candidate.ids = batch["answer_ids"][place][: lengths[place]].tolist()
             candidate.key = batch["keys"][place]
+            if candidate.source == "dataset":
+                continue
+            candidate.ids = batch["answer_ids"][place][: lengths[place]].tolist()
             prompt = batch["prompts"][int(batch["prompt_index"][place])]["input_ids"].shape[-1]
             if self._limit is not None and prompt + lengths[place] > self._limit:
                 candidate.reason = "too_long"
         if any(candidate.reason for candidate in flat):
-            self._measure(rows, candidates)  # once more without them: the model has no positions for such
+            self._measure(part)  # once more without them: the model has no positions for such
         else:
             self._score(send_to_device(batch, self.trainer.args.device), flat)
 
     def _score(self, batch: Batch, candidates: Sequence[Candidate]) -> None:
         trainer: Any = self.trainer
         with trainer.accelerator.autocast():
-            if self.reference is not None:
-                for candidate, total in zip(candidates, self.reference.totals(batch).tolist(), strict=True):
-                    candidate.reference_logprob = total
-            if self.drop_easier_than is not None:
+            sampled = [place for place, candidate in enumerate(candidates) if candidate.source == "on_policy"]
+            if self.reference is not None and sampled:
+                part = select_answers(batch, torch.tensor(sampled, device=batch["prompt_index"].device))
+                for place, total in zip(sampled, self.reference.totals(part).tolist(), strict=True):
+                    candidates[place].reference_logprob = total
+            if self.drop_easier_than is not None or self.measures_own:
                 with eval_mode(trainer.model):
                     means = trainer.engine.logprobs(trainer.model, batch).mean.tolist()
                 for candidate, mean in zip(candidates, means, strict=True):

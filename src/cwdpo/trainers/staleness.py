@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import TrainerState
 
 _NAME = "cwdpo_staleness"
-_WINDOW = 10
+WINDOW = 10
 """Steps that are averaged at the beginning and at the end."""
 
 _STALE = 0.5
@@ -47,6 +47,6 @@ class Staleness:
 
     def is_stale(self) -> bool:
         """Whether the last steps' weight has fallen to half of the first steps'."""
-        if len(self.weights) < 2 * _WINDOW:
+        if len(self.weights) < 2 * WINDOW:
             return False
-        return fmean(self.weights[-_WINDOW:]) < _STALE * fmean(self.weights[:_WINDOW])
+        return fmean(self.weights[-WINDOW:]) < _STALE * fmean(self.weights[:WINDOW])
