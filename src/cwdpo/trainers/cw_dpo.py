@@ -79,7 +79,11 @@ class CWDPOTrainer(AnswerTrainer):
     ) -> TrainOutput:
         """See :meth:`AnswerTrainer.train`. Measures the floor and the reference before the first step."""
         self.open()  # before a checkpoint is loaded: both belong to the model that stage 2 starts from
-        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        try:
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            if self.on_policy is not None:
+                self.on_policy.close()
         if self.on_policy is not None and self.on_policy.failure is not None:
             raise UserError(self.on_policy.failure)
         return output
