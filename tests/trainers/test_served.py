@@ -1,9 +1,10 @@
 """Training on samples of a server that keeps adapters as vLLM does: loaded, asked, unloaded, and exact on resuming."""
 
+import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from little_server import LittleServer, serving
 from transformers import TrainerCallback
 
+from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
+from cwdpo.generation import Generated
 from cwdpo.negatives.endpoint import Endpoint
 from cwdpo.negatives.refreshes import read_refreshes
 from cwdpo.trainers.checkpoints import last_checkpoint
@@ -224,6 +227,43 @@ def test_a_server_that_dies_may_end_the_run_with_a_checkpoint(
     resumed.train(resume_from_checkpoint=True)
     assert sampled(tmp_path / "out") == sampled(tmp_path / "straight")
     assert losses(resumed) == losses(straight)
+
+
+def test_a_server_may_judge(make_trainer: Make, tmp_path: Path, rows: list[Row]) -> None:
+    """What it takes for right is dropped, and so is what it says nothing of, each under its own reason."""
+    said = {"seems right": '{"verdict": "yes"}', "is wrong": '{"verdict": "no"}', "is odd": "Who knows?"}
+
+    def verdict(body: Any) -> list[str]:
+        question = body["messages"][-1]["content"][0]["text"]
+        return [answer for text, answer in said.items() if text in question]
+
+    with serving(verdict) as judge:
+        settings = {"judge": f"{judge.url}#tiny", "on_policy_fraction": 1.0, "batch_size": 16}
+        trainer = make_trainer(2, **STEPS | {"max_steps": 1, "on_policy": settings})
+        trainer.on_policy._sampler = Sampled(list(said))
+        trainer.train()
+        assert {body["model"] for body in judge.chats()} == {"tiny"}
+    (refresh,) = read_refreshes(tmp_path / "out/negatives")
+    assert refresh.error is None
+    assert refresh.counts() == {"judged_right": len(rows), "kept": len(rows), "not_judged": len(rows)}
+    assert {c.text for c in refresh.candidates if c.reason is None} == {"is wrong"}
+
+
+def test_right_answers_of_rows_that_are_not_trained_on(make_trainer: Make, tmp_path: Path, rows: list[Row]) -> None:
+    trainer = make_trainer(2, **STEPS | {"max_steps": 1, "on_policy": {"on_policy_fraction": 1.0}})
+    trainer.on_policy._sampler = Sampled(["in stage 1", "in neither"])
+    trainer.also_right = [dataclasses.replace(row, chosen="In stage 1.") for row in rows]
+    trainer.train()
+    (refresh,) = read_refreshes(tmp_path / "out/negatives")
+    assert refresh.counts() == {"right_but_for_form": len(rows), "kept": len(rows)}
+
+
+class Sampled:
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def sample(self, rows: Sequence[Row], *, seed: int) -> list[list[Generated]]:
+        return [[Generated(text, True) for text in self.texts] for _ in rows]
 
 
 def test_a_wrong_key_is_told_in_one_line(make_trainer: Make, server: LittleServer, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class ServedPolicy:
         self._loaded = self._path(number)
 
     def sample(self, rows: Sequence[Row], *, seed: int) -> list[list[Generated]]:
-        """See :class:`cwdpo.negatives.serving.ServerSampler`; a server that was restarted gets the adapter once more."""
+        """See :class:`cwdpo.negatives.serving.ServerSampler`; a server that was restarted gets the adapter again."""
         try:
             return self._server.sample(rows, seed=seed)
         except RefusalError as error:
