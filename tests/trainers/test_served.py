@@ -235,7 +235,7 @@ def test_a_server_may_judge(make_trainer: Make, tmp_path: Path, rows: list[Row])
 
     def verdict(body: Any) -> list[str]:
         question = body["messages"][-1]["content"][0]["text"]
-        return [answer for text, answer in said.items() if text in question]
+        return [answer for text, answer in said.items() if f'"{text}"' in question]
 
     with serving(verdict) as judge:
         settings = {"judge": f"{judge.url}#tiny", "on_policy_fraction": 1.0, "batch_size": 16}
