@@ -89,17 +89,17 @@ def test_a_tiny_nucleus_is_greedy(llava: tuple[Any, Any]) -> None:
 
 
 MEDDLING: dict[str, Any] = {
-    "repetition_penalty": 5.0,
+    "repetition_penalty": 0.01,
     "no_repeat_ngram_size": 1,
     "min_p": 0.9,
     "top_h": 0.1,
     "top_k": 2,
     "typical_p": 0.1,
     "epsilon_cutoff": 0.5,
-    "eta_cutoff": 0.5,
+    "eta_cutoff": 0.9,
     "min_new_tokens": 7,
     "bad_words_ids": [[n] for n in range(20, 60)],
-    "begin_suppress_tokens": list(range(60, 100)),
+    "begin_suppress_tokens": list(range(60, 260)),
     "sequence_bias": [[[n], 50.0] for n in range(100, 103)],
     "exponential_decay_length_penalty": (1, 3.0),
     "num_return_sequences": 2,
