@@ -1,11 +1,13 @@
 """A small OpenAI-compatible server on this machine, which can be told to misbehave."""
 
+import hashlib
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 Answer = Callable[[dict[str, Any]], list[str]]
@@ -16,6 +18,8 @@ class LittleServer:
 
     Items: a status code, ``"slow"`` (seconds in ``pause``), ``"broken"`` (half an answer), ``"empty"`` (no choices),
     ``"hangup"`` or ``"ok"``.
+
+    Adapters are kept as vLLM keeps them: a name may be loaded once, and only what is loaded can be asked or unloaded.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -24,6 +28,11 @@ class LittleServer:
         self.headers: list[Any] = []
         self.lock = threading.Lock()
         self.url = ""
+        self.adapters: dict[str, str] = {}
+        """By name, what its weights were when it was loaded."""
+        self.most_adapters = 0
+        self.unknown: list[str] = []
+        """Fields that are refused as clouds refuse them, the first alone being named."""
 
     def chats(self) -> list[Any]:
         return [body for path, body in self.requests if path.endswith("/chat/completions")]
@@ -36,7 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._send(200, json.dumps({"data": [{"id": "tiny"}]}))
+        names = ["tiny", *self.server.state.adapters]
+        self._send(200, json.dumps({"data": [{"id": name} for name in names]}))
 
     def do_POST(self) -> None:
         state: LittleServer = self.server.state
@@ -60,12 +70,33 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, '{"choices": [{"mess')
         elif now == "empty":
             self._send(200, '{"choices": []}')
+        elif self.path.endswith("lora_adapter"):
+            with state.lock:
+                self._send(*self._adapter(state, body))
+        elif body["model"] not in ("tiny", *state.adapters):
+            self._send(404, json.dumps({"message": f"The model `{body['model']}` does not exist.", "code": 404}))
+        elif refused := [name for name in state.unknown if name in body]:
+            self._send(400, json.dumps({"error": {"message": f"Unrecognized request argument: {refused[0]}"}}))
         elif "chat" in self.path:
             time.sleep(0.005)
             choices = [{"message": {"content": text}, "finish_reason": "stop"} for text in state.answer(body)]
             self._send(200, json.dumps({"choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 3}}))
         else:
             self._send(200, "Success")
+
+    def _adapter(self, state: LittleServer, body: Any) -> tuple[int, str]:
+        name = body["lora_name"]
+        if self.path.endswith("unload_lora_adapter"):
+            known = state.adapters.pop(name, None) is not None
+            return (200, "Success") if known else (404, f"The lora adapter '{name}' cannot be found.")
+        if name in state.adapters:
+            return 400, f"The lora adapter '{name}' has already been loaded. To load in place, set 'load_inplace'."
+        files = sorted(Path(body["lora_path"]).glob("adapter_model.*"))
+        if not files:
+            return 404, f"No adapter found for {body['lora_path']}"
+        state.adapters[name] = hashlib.sha256(files[0].read_bytes()).hexdigest()
+        state.most_adapters = max(state.most_adapters, len(state.adapters))
+        return 200, "Success"
 
     def _send(self, status: int, text: str) -> None:
         content = text.encode()

@@ -1,5 +1,6 @@
 """Generation on every tested class: what must not matter does not, and nothing is left behind."""
 
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.generation import generate_answers
+from cwdpo.models.adapters import add_lora
 from cwdpo.models.loading import load_policy
 from cwdpo.models.processors import load_processor
 
@@ -84,6 +86,49 @@ def test_samples_follow_from_the_seed_alone(llava: tuple[Any, Any]) -> None:
 def test_a_tiny_nucleus_is_greedy(llava: tuple[Any, Any]) -> None:
     greedy = generate_answers(*llava, ROWS, max_new_tokens=8)
     assert generate_answers(*llava, ROWS, max_new_tokens=8, temperature=1.0, top_p=1e-6) == greedy
+
+
+MEDDLING: dict[str, Any] = {
+    "repetition_penalty": 0.01,
+    "no_repeat_ngram_size": 1,
+    "min_p": 0.9,
+    "top_h": 0.1,
+    "top_k": 2,
+    "typical_p": 0.1,
+    "epsilon_cutoff": 0.5,
+    "eta_cutoff": 0.9,
+    "min_new_tokens": 7,
+    "bad_words_ids": [[n] for n in range(20, 60)],
+    "begin_suppress_tokens": list(range(60, 260)),
+    "sequence_bias": [[[n], 50.0] for n in range(100, 103)],
+    "exponential_decay_length_penalty": (1, 3.0),
+    "num_return_sequences": 2,
+}
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("setting", [*MEDDLING, "all"])
+def test_samples_are_the_models_own_whatever_its_generation_config_says(
+    llava: tuple[Any, Any], setting: str, lora: bool
+) -> None:
+    model, processor = llava
+    model = add_lora(model, r=4, alpha=8) if lora else model
+    plain = generate_answers(model, processor, ROWS, max_new_tokens=8, temperature=1.0, seed=5)
+    config = copy.deepcopy(model.generation_config)
+    config.update(do_sample=True, **(MEDDLING if setting == "all" else {setting: MEDDLING[setting]}))
+    owners = [module for module in model.modules() if hasattr(module, "generation_config")]
+    for module in owners:
+        module.generation_config = config
+    before = config.to_dict()
+    assert generate_answers(model, processor, ROWS, max_new_tokens=8, temperature=1.0, seed=5) == plain
+    assert all(module.generation_config is config for module in owners)
+    assert config.to_dict() == before
+
+
+def test_greedy_answers_keep_the_checkpoints_penalty(llava: tuple[Any, Any]) -> None:
+    plain = generate_answers(*llava, ROWS, max_new_tokens=8)
+    llava[0].generation_config.repetition_penalty = 5.0
+    assert generate_answers(*llava, ROWS, max_new_tokens=8) != plain
 
 
 def test_model_and_processor_are_left_as_they_were(llava: tuple[Any, Any]) -> None:

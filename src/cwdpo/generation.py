@@ -17,6 +17,32 @@ from cwdpo.eval_mode import eval_mode
 logger = logging.getLogger(__name__)
 
 
+_NEUTRAL: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": None,
+    "min_p": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "sequence_bias": None,
+    "guidance_scale": None,
+    "watermarking_config": None,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+}
+"""Every setting of a generation config that would change what is sampled, as it changes nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Generated:
     """One answer as a model gave it."""
@@ -75,8 +101,9 @@ def generate(
     """Let the model answer every row's prompt.
 
     Prompts are encoded as in training. Special tokens other than the end token (image placeholders, turn markers) are
-    forbidden: a policy can sample them, and an answer that holds one cannot be scored. What the model's own generation
-    config says beside the sampling settings (a repetition penalty, say) stays in force.
+    forbidden: a policy can sample them, and an answer that holds one cannot be scored. Samples come from the
+    model's own distribution, changed by ``temperature`` and ``top_p`` alone: penalties and cut-offs of the checkpoint's
+    generation config are switched off. In greedy decoding they stay in force.
 
     Args:
         model: a generative vision-language model, bare or with an adapter; its train and eval modes are put back.
@@ -103,6 +130,7 @@ def generate(
     encoder = encoder or Encoder(processor)
     config = _generation_config(model, processor.tokenizer, encoder, rows[0])
     config.update(
+        **({} if temperature is None else _NEUTRAL),
         do_sample=temperature is not None,
         temperature=temperature or 1.0,
         top_p=top_p or 1.0,
@@ -111,7 +139,7 @@ def generate(
     )
     answers: list[Generated] = []
     ends = torch.tensor(config.eos_token_id, device=model.device)
-    with eval_mode(model), _own_randomness(seed, model.device):
+    with eval_mode(model), _own_randomness(seed, model.device), _instead_of_own(model, config):
         for start in range(0, len(rows), batch_size):
             inputs = prompts_alone(_prompts(encoder, rows[start : start + batch_size]))
             inputs = {name: value.to(model.device) for name, value in inputs.items()}
@@ -157,6 +185,20 @@ def _generation_config(model: Any, tokenizer: Any, encoder: Encoder, row: Row) -
         use_cache=True,
     )
     return config
+
+
+@contextmanager
+def _instead_of_own(model: Any, config: Any) -> Iterator[None]:
+    """The config as the model's own, since ``generate`` fills in from that what a config leaves open."""
+    owners = [module for module in model.modules() if "generation_config" in vars(module)]
+    before = [module.generation_config for module in owners]
+    for module in owners:
+        module.generation_config = config
+    try:
+        yield
+    finally:
+        for module, own in zip(owners, before, strict=True):
+            module.generation_config = own
 
 
 @contextmanager

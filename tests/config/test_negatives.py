@@ -24,6 +24,7 @@ def read(tmp_path: Path, negatives: str, text: str = RECIPE) -> Any:
 @pytest.mark.parametrize(
     "text",
     ["null", "{}", "{refresh: 50}", "{refresh: auto, k: 4, judge: 'a.b:c'}", "{drop_easier_than: 'quantile:0.1'}",
+     "{judge: same_words}", "{judge: http://127.0.0.1:8000/v1#Qwen/Qwen3-VL-8B-Instruct}",
      "{on_policy_fraction: [[0, 0.0], [0.5, 1]]}", "{on_policy_fraction: 0, drop_easier_than: -3}",
      "{curriculum: 0.5}", "{k: 4, curriculum: [[0, 0], [1, 1]]}"],
 )  # fmt: skip
@@ -42,6 +43,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, text: str) -> None:
         ("{refresh: 0}", "negatives.refresh is 0, but counts steps"),
         ("{refresh: epochs}", "must be a whole number or one of epoch, auto. Did you mean epoch?"),
         ("{judge: my_rules}", "must have one colon"),
+        ("{judge: some_words}", "There are also same_words, and a server as http://127.0.0.1:8000/v1#MODEL"),
         ("{judge: 'my rules:f'}", "`module:function`"),
         ("{drop_easier_than: 2}", "Did you mean -2"),
         ("{drop_easier_than: mean}", "quantile:0.1"),

@@ -13,9 +13,8 @@ from PIL import Image
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import UserError
 from cwdpo.negatives.conversation import messages_of
-from cwdpo.negatives.endpoint import Endpoint, EndpointError
-from cwdpo.negatives.sampling import Sampling
-from cwdpo.negatives.serving import ServerSampler, swap_adapter
+from cwdpo.negatives.endpoint import NEUTRAL, Endpoint
+from cwdpo.negatives.refusals import EndpointError
 
 ASK = [{"role": "user", "content": "hello"}]
 
@@ -79,6 +78,76 @@ def test_a_refusal_is_not_tried_again(server: LittleServer, status: int, advice:
     with pytest.raises(EndpointError, match=advice):
         endpoint.chat(ASK)
     assert waits == []
+
+
+@pytest.mark.parametrize(
+    ("status", "settings", "wrong"),
+    [
+        (401, {"api_key": "k"}, "The key in OPENAI_API_KEY is wrong"),
+        (403, {}, "OPENAI_API_KEY is not set"),
+        (404, {}, "The URL is wrong"),
+        (None, {"model": "tinny"}, "The model's name is wrong: the server has no tinny"),
+    ],
+)
+def test_what_no_row_can_mend_is_given_up_at_once(
+    server: LittleServer, monkeypatch: pytest.MonkeyPatch, status: int | None, settings: Any, wrong: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    endpoint, _ = client(server, **{"model": "tiny", "concurrency": 2} | settings)
+    server.script = [] if status is None else [status] * 500
+    with pytest.raises(EndpointError, match=wrong) as caught:
+        list(endpoint.map(lambda _: endpoint.chat(ASK), range(500)))
+    assert len(server.chats()) <= 4
+    assert "\n" not in str(caught.value)
+
+
+def test_403_after_answers_is_about_one_request(server: LittleServer) -> None:
+    """Clouds refuse single prompts with it; sixteen in a row are the key all the same."""
+    endpoint, _ = client(server, model="tiny", concurrency=1)
+    server.script = ["ok", 403, "ok"]
+    assert [n for n, found in endpoint.map(lambda _: endpoint.chat(ASK), range(3)) if found is None] == [1]
+    server.script = ["ok"] + [403] * 500
+    with pytest.raises(EndpointError, match="number 16 in a row"):
+        list(endpoint.map(lambda _: endpoint.chat(ASK), range(500)))
+
+
+def test_neutral_settings_are_sent_and_left_out_where_they_are_unknown(
+    server: LittleServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint, _ = client(server, model="tiny")
+    endpoint.chat(ASK)
+    endpoint.chat(ASK, neutral=True)
+    without, with_them = server.chats()
+    assert not NEUTRAL.keys() & without.keys()
+    assert {name: with_them[name] for name in NEUTRAL} == {
+        "top_k": -1, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0
+    }  # fmt: skip
+    server.unknown, server.requests[:] = ["top_k", "min_p"], []
+    assert [endpoint.chat(ASK, neutral=True)[0].text for _ in range(3)] == ["answer 0"] * 3
+    assert [sorted(NEUTRAL.keys() & body.keys()) for body in server.chats()] == [
+        sorted(NEUTRAL),
+        sorted(NEUTRAL.keys() - {"top_k"}),
+        *[["frequency_penalty", "presence_penalty", "repetition_penalty"]] * 3,
+    ]
+    assert caplog.text.count("does not know top_k") == caplog.text.count("does not know min_p") == 1
+
+
+def test_many_at_once_leave_a_field_out_with_one_warning(
+    server: LittleServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint, _ = client(server, model="tiny", concurrency=8)
+    server.unknown = ["repetition_penalty"]
+    found = dict(endpoint.map(lambda _: endpoint.chat(ASK, neutral=True)[0].text, range(40)))
+    assert set(found.values()) == {"answer 0"}
+    assert caplog.text.count("does not know") == 1
+
+
+def test_another_complaint_leaves_nothing_out(server: LittleServer) -> None:
+    endpoint, _ = client(server, model="tiny")
+    server.script = [400]
+    with pytest.raises(EndpointError, match="as told"):
+        endpoint.chat(ASK, neutral=True)
+    assert len(server.chats()) == 1
 
 
 def test_a_schema_is_passed_on_and_so_is_the_key(server: LittleServer) -> None:
@@ -145,40 +214,3 @@ def test_a_row_becomes_messages_with_its_pixels_inside() -> None:
     assert head == "data:image/png;base64"
     decoded = Image.open(io.BytesIO(base64.b64decode(data)))
     assert (decoded.size, decoded.getpixel((0, 0))) == ((3, 2), (255, 0, 0))
-
-
-ROWS = [Row(prompt=(Message("user", (f"question {n}",)),), chosen="yes") for n in range(4)]
-
-
-def test_sampling_from_a_server(server: LittleServer) -> None:
-    endpoint, _ = client(server, concurrency=2)
-    sampler = ServerSampler(endpoint, Sampling(k=2, temperature=0.7, top_p=0.9, max_new_tokens=5))
-    found = sampler.sample(ROWS, seed=2**40)
-    assert [[answer.text for answer in of_row] for of_row in found] == [["answer 0", "answer 1"]] * 4
-    for body in server.chats():
-        assert (body["n"], body["temperature"], body["top_p"], body["max_tokens"]) == (2, 0.7, 0.9, 5)
-    assert len({body["seed"] for body in server.chats()}) == 4
-
-
-def test_prompts_without_an_answer_are_counted(server: LittleServer, caplog: pytest.LogCaptureFixture) -> None:
-    endpoint, _ = client(server, model="tiny", concurrency=1, retries=0)
-    server.script = ["ok", 500]
-    found = ServerSampler(endpoint, Sampling()).sample(ROWS, seed=0)
-    assert [len(of_row) for of_row in found] == [1, 0, 1, 1]
-    assert "no answer for 1 of 4 prompts" in caplog.text
-    server.script = [500] * 4
-    with pytest.raises(EndpointError, match="4 of 4"):
-        ServerSampler(endpoint, Sampling()).sample(ROWS, seed=0)
-
-
-def test_an_adapter_is_loaded_and_the_last_one_unloaded(server: LittleServer, tmp_path: Any) -> None:
-    endpoint, _ = client(server)
-    swap_adapter(endpoint, "cwdpo-1", tmp_path)
-    swap_adapter(endpoint, "cwdpo-2", tmp_path)
-    endpoint.chat(ASK)
-    assert [(path, body.get("lora_name")) for path, body in server.requests[:3]] == [
-        ("/v1/load_lora_adapter", "cwdpo-1"),
-        ("/v1/load_lora_adapter", "cwdpo-2"),
-        ("/v1/unload_lora_adapter", "cwdpo-1"),
-    ]
-    assert server.chats()[0]["model"] == "cwdpo-2"

@@ -1,5 +1,7 @@
 """Right answers do not become negatives."""
 
+import dataclasses
+
 import pytest
 from PIL import Image
 
@@ -7,6 +9,7 @@ from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import ConfigError
 from cwdpo.generation import Generated
 from cwdpo.negatives.filtering import Rules
+from cwdpo.negatives.judges import EndpointJudge, SameWords
 from cwdpo.negatives.verify import RightAnswers, load_judge, verify
 
 
@@ -51,7 +54,51 @@ def test_a_judge_is_asked_about_the_rest_alone() -> None:
         reasons(["something", "else"], judge=lambda rows, answers: [True])
 
 
+def test_what_the_judge_cannot_tell_is_no_negative() -> None:
+    assert reasons(["one", "two", "three"], judge=lambda rows, answers: [None, True, False]) == [
+        "not_judged",
+        "judged_right",
+        None,
+    ]
+
+
+def test_a_judge_may_ask_for_all_right_answers() -> None:
+    assert SameWords()(ROWS[:1] * 2, ["circle, red", "disc: red"]) == [False, True]  # of the row alone
+    assert reasons(["circle, red", "disc, blue"], judge=SameWords()) == ["judged_right", None]
+    known = [Row(prompt=ROWS[0].prompt, chosen="red circle that is big", images=ROWS[0].images)]
+    found = verify(
+        ROWS[:1],
+        [[Generated("big circle, red", True), Generated("big circle", True)]],
+        right_answers=RightAnswers(ROWS, also=known),
+        judge=SameWords(),
+    )
+    assert found == [["judged_right", None]]
+
+
+def test_paraphrases_and_other_rows_are_right_too() -> None:
+    one = dataclasses.replace(ROWS[0], longer="a red disc on white", shorter="a disc")
+    twin = dataclasses.replace(ROWS[1], longer="a red circle on white", shorter="")
+    elsewhere = [row("a red round thing"), row("a red round hat", colour="blue")]
+    right = RightAnswers([one, twin], also=elsewhere)
+    assert right(one) == [
+        "A red disc.",
+        "a red disc on white",
+        "a disc",
+        "a red circle",
+        "a red circle on white",
+        "a red round thing",
+    ]
+    assert right(twin)[:2] == ["a red circle", "a red circle on white"]
+    assert sorted(right(twin)) == sorted(right(one))
+    # a row that nobody told of has its own
+    assert RightAnswers([])(one) == ["A red disc.", "a red disc on white", "a disc"]
+
+
 def test_loading_a_judge() -> None:
+    assert isinstance(load_judge("same_words"), SameWords)
+    served = load_judge("http://127.0.0.1:8000/v1#some/model:8b")
+    assert isinstance(served, EndpointJudge)
+    assert (served.endpoint.url, served.endpoint.model) == ("http://127.0.0.1:8000/v1", "some/model:8b")
     assert load_judge("operator:eq")([], []) is True
     for name, told in (
         ("no_such_module:f", "cannot be imported"),

@@ -26,11 +26,13 @@ from cwdpo.config.recipe import (
     Stage1Config,
     Stage2Config,
 )
+from cwdpo.data.reading import read_rows
 from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import merge_adapter
 from cwdpo.negatives.sampling import LocalSampler
 from cwdpo.recipes import Interrupted, run_recipe
+from cwdpo.recipes.stages import stage2_trainer
 from cwdpo.records.files import read_jsonl
 from cwdpo.trainers.recording import StopOnSignal
 
@@ -243,6 +245,26 @@ def test_the_gpu_recipe_runs_on_a_tiny_checkpoint_of_its_class(tiny: Tiny, data:
     lines = [line for line in read_jsonl(run.metrics).objects if line["stage"] == "stage2" and "loss" in line]
     # in bfloat16 the cached reference, computed in batches of another size, rounds otherwise
     assert lines[0]["rewards/margins"] == pytest.approx(0, abs=1e-3)
+
+
+def test_stage2_knows_the_right_answers_of_stage1(
+    tiny: Tiny, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+
+    def stage2(recipe: Any, run: Any, model: Any, processor: Any, rows: Any, eval_rows: Any, **more: Any) -> Any:
+        trainer = stage2_trainer(recipe, run, model, processor, rows, eval_rows, **more)
+        seen.extend({row.source for row in of} for of in (rows, trainer.also_right))
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr("cwdpo.recipes.run.stage2_trainer", stage2)
+    with pytest.raises(RuntimeError, match="seen"):
+        run_recipe(recipe(tiny("llava"), data, tmp_path / "run", max_steps=1))
+    trained, also_right = seen
+    assert trained
+    assert also_right
+    assert not trained & also_right
+    assert trained | also_right == {row.source for row in read_rows(data)}
 
 
 def test_sampled_negatives_are_part_of_an_exact_resume(

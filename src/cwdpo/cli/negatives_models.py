@@ -40,7 +40,8 @@ def sample(
         float | None, typer.Option("--max-overlap", min=0, max=1, help="Drop closer ones to a right answer.")
     ] = None,
     judge: Annotated[
-        str | None, typer.Option("--judge", help="module:function that says which answers are right.")
+        str | None,
+        typer.Option("--judge", help="Says which answers are right: module:function, same_words, or URL#MODEL."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides every sample.")] = 0,
     image_root: Annotated[Path | None, typer.Option("--image-root", help="As for every file of rows.")] = None,

@@ -7,6 +7,7 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from cwdpo.config.fractions import check_fraction
+from cwdpo.config.judges import checked_judge
 from cwdpo.config.limits import STRICT, is_quantile, limit
 from cwdpo.errors import ConfigError
 
@@ -39,14 +40,6 @@ def _checked_hardness(rule: float | str | None) -> float | str | None:
             f"negatives.drop_easier_than is {rule}, but log-probabilities are never positive. Did you mean {-rule}?"
         )
     return rule
-
-
-def _checked_judge(judge: str | None) -> str | None:
-    if judge is not None and not all(part.isidentifier() for part in judge.replace(":", ".").split(".")):
-        raise ConfigError(f"negatives.judge is {judge!r}, but must name a function: `module:function`, or null.")
-    if judge is not None and judge.count(":") != 1:
-        raise ConfigError(f"negatives.judge is {judge!r}, but must have one colon: `module:function`.")
-    return judge
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -92,8 +85,9 @@ class NegativesConfig:
     """Which of its candidates, ordered by lbar under the policy, a prompt takes: a level from 0, the easiest that is
     hard enough, to 1, the hardest; points ``[progress, level]``; or ``auto``: probes drive it. Null: any of them."""
 
-    judge: Annotated[str | None, AfterValidator(_checked_judge)] = None
-    """``module:function`` that says which answers are right and so no negatives; see docs/on_policy.md."""
+    judge: Annotated[str | None, AfterValidator(checked_judge)] = None
+    """What says which answers are right and so no negatives: ``module:function``, ``same_words``, or a server as
+    ``URL#MODEL``; see docs/on_policy.md."""
 
     endpoint: str | None = None
     """Sample from this OpenAI-compatible server, which is told to load each refresh's adapter; null samples here."""

@@ -6,51 +6,29 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx2
 
 from cwdpo.errors import UserError
+from cwdpo.negatives.refusals import TRY_AGAIN, EndpointError, RefusalError, refusal_of, retry_after, told
+from cwdpo.negatives.replies import Reply, Usage, read_replies
 
 logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _LONGEST_WAIT = 60.0
 
-
-class EndpointError(UserError):
-    """The server did not answer, or refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One answer of the server."""
-
-    text: str
-    ended: bool
-    """False where it ran into ``max_tokens``."""
-
-
-@dataclass(slots=True)
-class Usage:
-    """What was asked for so far."""
-
-    requests: int = 0
-    retries: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def cost(self, *, prompt_price: float, completion_price: float) -> float:
-        """In the prices' currency; these are per million tokens.
-
-        Example:
-            >>> Usage(prompt_tokens=2_000_000, completion_tokens=500_000).cost(prompt_price=1.0, completion_price=4.0)
-            4.0
-        """
-        return (self.prompt_tokens * prompt_price + self.completion_tokens * completion_price) / 1e6
+NEUTRAL: Mapping[str, float] = {
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Sampling settings that change nothing, as vLLM and SGLang name them. What a request leaves out they take from the
+checkpoint's ``generation_config.json``, and then do not sample from the model's own distribution."""
 
 
 class Endpoint:
@@ -89,9 +67,11 @@ class Endpoint:
         self.adapter: str | None = None
         """Asked for in place of the model, once one is loaded."""
 
-        self._give_up_after, self._failures = give_up_after, 0
+        self._give_up_after, self._failures, self._has_answered = give_up_after, 0, False
+        self._neutral = dict(NEUTRAL)
         self._lock = threading.Lock()
         key = api_key or os.environ.get("OPENAI_API_KEY")
+        self._has_key = bool(key)
         self._client = httpx2.Client(timeout=timeout, headers={"Authorization": f"Bearer {key}"} if key else {})
 
     @property
@@ -102,11 +82,16 @@ class Endpoint:
             EndpointError: none was named, and the server names none either.
         """
         if self._model is None:
-            found = self._ask("GET", "/models", None, lambda body: [str(item["id"]) for item in body["data"]])
+            found = self.models()
             if not found:
                 raise EndpointError(f"{self.url} serves no model. Name one with --served-model.")
             self._model = found[0]
         return self._model
+
+    def models(self) -> list[str]:
+        """The names that the server answers to: its models, and the adapters that are loaded."""
+        found: list[str] = self._ask("GET", "/models", None, lambda body: [str(item["id"]) for item in body["data"]])
+        return found
 
     def chat(
         self,
@@ -118,6 +103,7 @@ class Endpoint:
         max_tokens: int = 512,
         seed: int | None = None,
         schema: Mapping[str, Any] | None = None,
+        neutral: bool = False,
     ) -> list[Reply]:
         """Ask for ``n`` answers to a conversation.
 
@@ -125,6 +111,8 @@ class Endpoint:
             messages: see :func:`cwdpo.negatives.conversation.messages_of`.
             n, temperature, top_p, max_tokens, seed: as the API names them.
             schema: a JSON schema that the server must keep the answer to.
+            neutral: sample from the model's own distribution, changed by temperature and top_p alone; see
+                :data:`NEUTRAL`. Fields that the server does not know are left out from then on, with a warning.
 
         Raises:
             EndpointError: no answer after all retries, or a refusal that no retry would mend.
@@ -142,12 +130,24 @@ class Endpoint:
         if schema is not None:
             form = {"name": "answer", "strict": True, "schema": dict(schema)}
             request["response_format"] = {"type": "json_schema", "json_schema": form}
-        replies: list[Reply] = self._ask("POST", "/chat/completions", request, self._replies)
-        return replies
+        while True:
+            sent = request | (self._neutral if neutral else {})
+            try:
+                replies: list[Reply] = self._ask("POST", "/chat/completions", sent, self._replies)
+                return replies
+            except RefusalError as error:
+                if not self._leave_out([field for field in NEUTRAL if field in sent and error.names(field)]):
+                    raise
 
-    def post(self, path: str, body: Mapping[str, Any]) -> None:
-        """Send a command whose answer does not matter, such as vLLM's ``/load_lora_adapter``."""
-        self._ask("POST", path, body, None)
+    def post(self, path: str, body: Mapping[str, Any], *, retries: int | None = None) -> None:
+        """Send a command whose answer does not matter, such as vLLM's ``/load_lora_adapter``.
+
+        Args:
+            path: below the URL.
+            body: what is sent.
+            retries: in place of the endpoint's own number.
+        """
+        self._ask("POST", path, body, None, retries=retries)
 
     def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[tuple[int, _Result | None]]:
         """Call a function that asks this server for many items, a few at one time.
@@ -177,6 +177,8 @@ class Endpoint:
         try:
             return done.result()
         except EndpointError as error:
+            if isinstance(error, RefusalError) and error.hopeless:
+                raise
             if self._failures >= self._give_up_after:
                 raise EndpointError(
                     f"{error} This was number {self._failures} in a row, so no more are asked."
@@ -184,22 +186,38 @@ class Endpoint:
             logger.warning("%s", error)
             return None
 
-    def _ask(self, method: str, path: str, body: Any, read: Callable[[Any], Any] | None) -> Any:
-        problem = ""
-        for attempt in range(self._retries + 1):
+    def _leave_out(self, fields: Sequence[str]) -> bool:
+        """Send fields no more; whether there are any."""
+        with self._lock:
+            new = [field for field in fields if self._neutral.pop(field, None) is not None]
+        if new:
+            names = ", ".join(new)
+            logger.warning(
+                "%s does not know %s: sent no more. If it has defaults of its own for them, samples are not quite the "
+                "model's own.",
+                self.url,
+                names,
+            )
+        return bool(fields)
+
+    def _ask(
+        self, method: str, path: str, body: Any, read: Callable[[Any], Any] | None, *, retries: int | None = None
+    ) -> Any:
+        problem, retries = "", self._retries if retries is None else retries
+        for attempt in range(retries + 1):
             with self._lock:
                 self.usage.requests += 1
                 self.usage.retries += attempt > 0
             pause: float | None = None
             try:
                 response = self._client.request(method, self.url + path, json=body)
-                if response.status_code in _TRY_AGAIN:
-                    problem, pause = _told(response), _retry_after(response)
+                if response.status_code in TRY_AGAIN:
+                    problem, pause = told(response), retry_after(response)
                 elif response.is_error:
-                    raise EndpointError(f"{self.url}{path} refused: {_told(response)}.{_advice(response.status_code)}")
+                    raise self._refusal(response, path, body)
                 else:
                     answer = None if read is None else read(response.json())
-                    self._failures = 0
+                    self._failures, self._has_answered = 0, True
                     return answer
             except EndpointError:
                 raise
@@ -209,39 +227,21 @@ class Endpoint:
                 problem = f"its answer made no sense ({type(error).__name__}: {error})"
             if self._failures >= self._give_up_after:
                 break
-            if attempt < self._retries:
+            if attempt < retries:
                 self._sleep(min(self._backoff * 2**attempt if pause is None else pause, _LONGEST_WAIT))
         self._failures += 1
         raise EndpointError(f"{self.url}{path} failed {attempt + 1} times; the last time: {problem}.")
 
+    def _refusal(self, response: Any, path: str, body: Any) -> RefusalError:
+        model = body.get("model") if isinstance(body, Mapping) else None
+        error = refusal_of(
+            response, self.url + path, model=model, has_key=self._has_key, has_answered=self._has_answered
+        )
+        self._failures += response.status_code in (401, 403, 404)
+        return error
+
     def _replies(self, body: Any) -> list[Reply]:
-        replies = [
-            Reply((choice["message"]["content"] or "").strip(), choice.get("finish_reason") != "length")
-            for choice in body["choices"]
-        ]
-        if not replies:
-            raise ValueError("no choices")
-        used = body.get("usage") or {}
+        replies = read_replies(body)
         with self._lock:
-            self.usage.prompt_tokens += int(used.get("prompt_tokens") or 0)
-            self.usage.completion_tokens += int(used.get("completion_tokens") or 0)
+            self.usage.add(body.get("usage"))
         return replies
-
-
-def _told(response: Any) -> str:
-    return f"HTTP {response.status_code} {response.text.strip()[:200]!r}"
-
-
-def _retry_after(response: Any) -> float | None:
-    try:
-        return max(0.0, float(response.headers.get("retry-after", "")))
-    except ValueError:
-        return None
-
-
-def _advice(status: int) -> str:
-    if status in (401, 403):
-        return " Put the right key into OPENAI_API_KEY."
-    if status == 404:
-        return " Check the URL, which usually ends in /v1, and the model's name."
-    return ""

@@ -1,33 +1,41 @@
 """Verification: an answer that is right by accident must not become a negative."""
 
 import importlib
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import xxhash
 
+from cwdpo.config.judges import is_server, server_and_model
 from cwdpo.data.rows import ImageSource, Row
 from cwdpo.errors import ConfigError
 from cwdpo.generation import Generated
+from cwdpo.negatives.endpoint import Endpoint
 from cwdpo.negatives.filtering import Rules, filter_negatives
+from cwdpo.negatives.judges import EndpointJudge, Informed, SameWords
+from cwdpo.negatives.judges import Judge as Judge  # the word that callers of `verify` need
 
-Judge: TypeAlias = Callable[[Sequence[Row], Sequence[str]], Sequence[bool]]
-"""Says of each answer whether it is right for its row: ``judge(rows, answers)``, both of one length."""
-
-CUT, EMPTY, JUDGED_RIGHT = "cut", "empty", "judged_right"
+CUT, EMPTY, JUDGED_RIGHT, NOT_JUDGED = "cut", "empty", "judged_right", "not_judged"
 
 
 class RightAnswers:
     """Every right answer that a data set gives for a prompt, also those that stand in other rows of the same prompt."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row], also: Iterable[Row] = ()) -> None:
+        """Read the rows.
+
+        Args:
+            rows: those that are sampled for.
+            also: others of the same data, such as another stage's.
+        """
         self._of: dict[Hashable, dict[str, None]] = {}
-        for row in rows:
-            self._of.setdefault(_question(row), {})[row.chosen] = None
+        for row in itertools.chain(rows, also):
+            self._of.setdefault(_question(row), {}).update(dict.fromkeys(_right_in(row)))
 
     def __call__(self, row: Row) -> list[str]:
         """The right answers to a row's prompt and images, its own first."""
-        return [row.chosen, *(text for text in self._of.get(_question(row), ()) if text != row.chosen)]
+        return list(dict.fromkeys([*_right_in(row), *self._of.get(_question(row), ())]))
 
 
 def verify(
@@ -49,36 +57,43 @@ def verify(
         judge: asked of what passed everything else.
 
     Returns:
-        For each answer of each row None or a reason: ``empty``, ``cut``, ``judged_right`` or one of ``filtering``'s.
+        For each answer of each row None or a reason: ``empty``, ``cut``, ``judged_right``, ``not_judged`` (the judge
+        could not tell, and what may be right is no negative) or one of ``filtering``'s.
 
     Raises:
         ValueError: the judge did not answer for every answer.
     """
     reasons = [_reasons(row, found, right_answers, rules or Rules()) for row, found in zip(rows, answers, strict=True)]
     if judge is not None:
+        informed = judge.knowing(right_answers) if isinstance(judge, Informed) else judge
         passed = [(r, a) for r, of_row in enumerate(reasons) for a, reason in enumerate(of_row) if reason is None]
-        verdicts = judge([rows[r] for r, _ in passed], [answers[r][a].text for r, a in passed]) if passed else []
+        verdicts = informed([rows[r] for r, _ in passed], [answers[r][a].text for r, a in passed]) if passed else []
         if len(verdicts) != len(passed):
             raise ValueError(f"the judge was asked about {len(passed)} answers and gave {len(verdicts)} verdicts")
         for (r, a), is_right in zip(passed, verdicts, strict=True):
-            if is_right:
-                reasons[r][a] = JUDGED_RIGHT
+            if is_right is None or is_right:
+                reasons[r][a] = NOT_JUDGED if is_right is None else JUDGED_RIGHT
     return reasons
 
 
 def load_judge(name: str) -> Judge:
-    """Import a judge by ``module:function``.
+    """The judge of this name: ``module:function``, ``same_words``, or a server as ``URL`` or ``URL#MODEL``.
 
     Raises:
         ConfigError: it cannot be imported, or is no function.
     """
+    if is_server(name):
+        url, model = server_and_model(name)
+        return EndpointJudge(Endpoint(url, model=model))
+    if name == "same_words":
+        return SameWords()
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"negatives.judge is {name}, which cannot be imported ({error}). Write `module:function`, and put the "
-            "module's directory in PYTHONPATH."
+            "module's directory in PYTHONPATH; same_words and a server such as http://127.0.0.1:8000/v1 need no module."
         ) from error
     if not callable(found):
         raise ConfigError(f"negatives.judge is {name}, which is a {type(found).__name__} and no function.")
@@ -100,6 +115,11 @@ def _unusable(answer: Generated) -> str | None:
     if not answer.text:
         return EMPTY
     return None if answer.ended else CUT
+
+
+def _right_in(row: Row) -> list[str]:
+    """The chosen answer, and its longer and shorter paraphrase."""
+    return [text for text in (row.chosen, row.longer, row.shorter) if text]
 
 
 def _question(row: Row) -> Hashable:

@@ -1,6 +1,7 @@
 """Run a recipe from start to end, or on from where it was interrupted."""
 
 import dataclasses
+import functools
 import os
 import platform
 import time
@@ -69,7 +70,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
     start: Path | None = None
     for stage, stage_rows in stages.items():
         if not run.is_finished(stage):
-            _run_stage(recipe, run, stage, start, _Rows(stage_rows, eval_rows, probed), callbacks, engine)
+            of_stage = _Rows(stage_rows, eval_rows, probed, stages.get("stage1", ()))
+            _run_stage(recipe, run, stage, start, of_stage, callbacks, engine)
         start = run.stage(stage)
     if is_main:
         write_json(run.summary, _summary(recipe, run, stages, time.monotonic() - began))
@@ -101,6 +103,8 @@ class _Rows(NamedTuple):
     train: Sequence[Row]
     eval: Sequence[Row] | None
     probed: Sequence[Row]
+    first: Sequence[Row]
+    """Stage 1's: what is right there is no negative in stage 2."""
 
 
 def _run_stage(
@@ -116,7 +120,7 @@ def _run_stage(
     set_seed(recipe.seed)  # new adapters begin at random values
     model = load_start(recipe.model, start)
     processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
-    make = stage1_trainer if stage == "stage1" else stage2_trainer
+    make = stage1_trainer if stage == "stage1" else functools.partial(stage2_trainer, also_right=rows.first)
     trainer: Any = make(recipe, run, model, processor, rows.train, rows.eval, engine=engine)
     signals, boards = StopOnSignal(), tensorboard(recipe, run, stage)
     recorder = MetricsRecorder(run, stage, histograms=lambda: trainer.histograms)

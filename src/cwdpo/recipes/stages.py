@@ -63,8 +63,9 @@ def stage2_trainer(
     eval_rows: Sequence[Row] | None,
     *,
     engine: Engine | None = None,
+    also_right: Sequence[Row] = (),
 ) -> CWDPOTrainer:
-    """The trainer of stage 2.
+    """The trainer of stage 2. A right answer in ``also_right``, such as stage 1's rows, is no on-policy negative.
 
     Raises:
         DataError: a row has no rejected answer.
@@ -88,7 +89,7 @@ def stage2_trainer(
         **_shared(recipe, run, "stage2", settings, has_eval=bool(eval_rows)),
     )
     data = {"train_dataset": list(rows), "eval_dataset": _evaluated(args, eval_rows), "processing_class": processor}
-    return CWDPOTrainer(model, args=args, engine=engine, **data)
+    return CWDPOTrainer(model, args=args, engine=engine, also_right=also_right, **data)
 
 
 def _evaluated(args: TrainingArguments, rows: Sequence[Row] | None) -> Sequence[Row] | None:

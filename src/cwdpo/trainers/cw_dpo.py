@@ -13,6 +13,7 @@ from transformers.trainer_utils import TrainOutput
 
 from cwdpo.batch import Batch, Role, masked_mean
 from cwdpo.cooling import cooling_weight, measure_floor
+from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
 from cwdpo.losses import cw_dpo_loss
 from cwdpo.models.fingerprint import fingerprint
@@ -47,9 +48,13 @@ class CWDPOTrainer(AnswerTrainer):
         processing_class: ProcessorMixin | None = None,
         peft_config: PeftConfig | None = None,
         judge: Judge | None = None,
+        also_right: Sequence[Row] = (),
         **trainer: Any,
     ) -> None:
-        """Arguments are named as TRL's ``DPOTrainer`` names them; ``judge`` verifies on-policy negatives."""
+        """Arguments are named as TRL's ``DPOTrainer`` names them; ``judge`` verifies on-policy negatives.
+
+        ``also_right`` are rows that this stage does not train on; a right answer in them is no negative either.
+        """
         super().__init__(
             model,
             args or CWDPOConfig(output_dir="cw-dpo"),
@@ -60,6 +65,7 @@ class CWDPOTrainer(AnswerTrainer):
             **trainer,
         )
         self.ref_model: nn.Module | None = ref_model and nn.Module.to(ref_model, self.args.device)
+        self.also_right = also_right
         self.floor: float | None = None
         """l_floor in nats per token, once it is measured."""
         self.reference: Reference | None = None
@@ -79,7 +85,11 @@ class CWDPOTrainer(AnswerTrainer):
     ) -> TrainOutput:
         """See :meth:`AnswerTrainer.train`. Measures the floor and the reference before the first step."""
         self.open()  # before a checkpoint is loaded: both belong to the model that stage 2 starts from
-        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        try:
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            if self.on_policy is not None:
+                self.on_policy.close()
         if self.on_policy is not None and self.on_policy.failure is not None:
             raise UserError(self.on_policy.failure)
         return output

@@ -123,6 +123,11 @@ class OnPolicy(TrainerCallback):
         if self.failure is not None:
             control.should_save = control.should_training_stop = True
 
+    def close(self) -> None:
+        """Give back what sampling holds outside this process, also after errors."""
+        if isinstance(self._sampler, ServedPolicy):
+            self._sampler.close(is_main=self.trainer.is_world_process_zero())
+
     def mixed(self, batch: Batch) -> Batch:
         """The batch with the negatives that its prompts have at this step."""
         share = self._times.share(self.trainer.state)

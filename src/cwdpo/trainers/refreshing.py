@@ -100,9 +100,10 @@ class Refresher:
 
     def _own_part(self, number: int, share: float, sampler: Sampler) -> list[tuple[int, list[Candidate]]]:
         """This rank's portions, by the portion's number."""
-        rows: Any = self.trainer.train_dataset
+        trainer: Any = self.trainer
+        rows = trainer.train_dataset
         if self._right_answers is None:
-            self._right_answers = RightAnswers(rows[index][1] for index in range(len(rows)))
+            self._right_answers = RightAnswers((rows[index][1] for index in range(len(rows))), also=trainer.also_right)
         accelerator = self.trainer.accelerator
         wanted = [index for index in range(len(rows)) if self._wants(index, rows[index][1], number, share)]
         portions = [(portion, True) for portion in chunks(wanted, self.sampling)]
