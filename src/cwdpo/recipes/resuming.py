@@ -58,7 +58,7 @@ def resumed_recipe(run: RunDirectory, recipe: Recipe) -> Recipe:
     if is_complete(run, recipe):
         return recipe
     for key in changed:
-        _tell(run, key, before.get(key), now.get(key), begun)
+        _tell(run, key, _shown(before, key), _shown(now, key), begun)
     if changed:
         write_text(run.recipe, dump_recipe(recipe))
     return recipe
@@ -173,17 +173,21 @@ def _refuse(
     waits = stage == "stage1" and ".trainer." in key and not _has_begun(run, "stage2")
     later = f" For stage2 alone write --{key.replace('stage1', 'stage2', 1)}." if waits and "stage2.beta" in now else ""
     raise ConfigError(
-        f"{run.recipe}: {what} began with {key} = {before.get(key)!r}{measured or ''}, not {now.get(key)!r}{more}, "
+        f"{run.recipe}: {what} began with {key} = {_shown(before, key)}{measured or ''}, not {_shown(now, key)}{more}, "
         f"which holds to its end. Resume with the same setting, or give another --output_dir.{later}"
     )
 
 
-def _tell(run: RunDirectory, key: str, before: Any, now: Any, begun: Sequence[Stage]) -> None:
+def _tell(run: RunDirectory, key: str, before: str, now: str, begun: Sequence[Stage]) -> None:
     """Say of a change that is allowed where it has an effect."""
     stage = next((stage for stage in get_args(Stage) if key.startswith(tuple(_OF_STAGES[stage]))), None)
     if stage is not None and run.is_finished(stage):
         return
     where = "from now on"
-    if stage is not None and stage not in begun:
+    if stage is not None and stage not in begun and _holds(key, stage):
         where = f"in {stage}, which has not begun" + (", and not in stage1, which has" if "stage1" in begun else "")
-    logger.warning("%s is %r %s; the run began with %r", key, now, where, before)
+    logger.warning("%s is %s %s; the run began with %s", key, now, where, before)
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "its default"
