@@ -118,15 +118,7 @@ def merge_adapter(
         UserError: ``out_dir`` has files, there are no adapters, or the base model is not to be found or another one.
     """
     source, target = Path(checkpoint_dir), Path(out_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty; nothing is overwritten. Name a new directory.")
-    if not (source / "adapter_config.json").is_file():
-        raise UserError(
-            f"{source} has no adapter_config.json, so there is nothing to merge. Name the directory that holds the "
-            "adapters; a full checkpoint can be used as it is."
-        )
-    if target.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{target} lies in {source}, which the merged model is made from. Name a directory outside it.")
+    _check_merge(source, target)
     if base is not None and not any_base and not says_its_base(source):
         logger.warning("%s does not say which weights it was trained on, so %s is not compared with them", source, base)
     base = base or named_base(source)
@@ -137,6 +129,19 @@ def merge_adapter(
     own_processor = any((source / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
     processor = load_processor(source if own_processor else base, trust_remote_code=trust_remote_code)
     return save_checkpoint(adapted.merge_and_unload(), processor, target)
+
+
+def _check_merge(source: Path, target: Path) -> None:
+    """Refuse what cannot be merged, or would overwrite something."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not empty; nothing is overwritten. Name a new directory.")
+    if not (source / "adapter_config.json").is_file():
+        raise UserError(
+            f"{source} has no adapter_config.json, so there is nothing to merge. Name the directory that holds the "
+            "adapters; a full checkpoint can be used as it is."
+        )
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target} lies in {source}, which the merged model is made from. Name a directory outside it.")
 
 
 def named_base(source: Path) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
     """
     is_main = int(os.environ.get("RANK", "0")) == 0
     run = RunDirectory(Path(recipe.output_dir))
-    wall_time = WallTime(run)
+    wall_time = WallTime(run, writes=is_main)
     rows, eval_rows = read_data(recipe)
     if is_main:
         run = RunDirectory.open(recipe.output_dir, resume=resume)
@@ -74,15 +75,12 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
     probed = probe_set_rows(recipe, rows, eval_rows)
     engine = run_engine(recipe, run)
     start: Path | None = None
-    try:
+    with closing(wall_time):
         for stage, stage_rows in stages.items():
             if not run.is_finished(stage) and not is_complete(run, recipe):
                 stage_data = _Rows(stage_rows, eval_rows, probed)
                 _run_stage(recipe, run, stage, start, stage_data, [*callbacks, wall_time], engine)
             start = run.stage(stage)
-    finally:
-        if is_main:
-            wall_time.keep()
     if is_main:
         write_json(run.summary, _summary(recipe, run, stages, wall_time.seconds))
         _write_findings(run)
