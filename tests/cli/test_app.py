@@ -174,9 +174,11 @@ def test_errors_of_libraries_are_known_by_their_cause() -> None:
 
 def test_merge_takes_the_last_stage_of_a_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
+    flags = []
 
-    def merge(source: Path, out: Path, *, base: str | None) -> Path:
+    def merge(source: Path, out: Path, *, base: str | None, **options: bool) -> Path:
         given.append((source.name, out.name, base))
+        flags.append(options)
         return out
 
     monkeypatch.setattr("cwdpo.models.saving.merge_adapter", merge)
@@ -187,4 +189,7 @@ def test_merge_takes_the_last_stage_of_a_run(run: Run, tmp_path: Path, monkeypat
         assert run("merge", tmp_path, "--out", "o")[0] == 0
     assert run("merge", tmp_path / "stage1", "--out", "o", "--base", "b")[0] == 0
     assert given == [("stage1", "o", None), ("stage2", "o", None), ("stage1", "o", "b")]
+    assert flags == [{"any_base": False, "trust_remote_code": False}] * 3
+    assert run("merge", tmp_path, "--out", "o", "--any-base", "--trust-remote-code")[0] == 0
+    assert flags[3] == {"any_base": True, "trust_remote_code": True}
     assert run("merge", tmp_path / "nowhere", "--out", "o")[2].startswith(f"{tmp_path / 'nowhere'} is no directory.")

@@ -45,6 +45,22 @@ def test_a_stage_is_finished_only_when_it_says_so(tmp_path: Path) -> None:
     assert not run.is_finished("stage2")
 
 
+def test_a_stage_whose_model_is_gone_is_not_finished(tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path, resume=False)
+    run.stage("stage1").mkdir()
+    run.mark_finished("stage1")
+    run.stage("stage1").rmdir()
+    assert not run.is_finished("stage1")
+    assert run.was_finished("stage1")
+
+
+def test_what_is_kept_is_there_for_the_next_session(tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path, resume=False)
+    assert run.kept("floor") == {}
+    run.keep("floor", {"rule": "gentle", "measured": -1.25})
+    assert RunDirectory(tmp_path).kept("floor") == {"rule": "gentle", "measured": -1.25}
+
+
 def test_resuming_drops_the_later_lines_of_that_stage(tmp_path: Path) -> None:
     run = RunDirectory.open(tmp_path, resume=False)
     for step in (1, 2, 3):

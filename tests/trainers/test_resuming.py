@@ -161,3 +161,16 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_resuming_is_exact(make_trai
     recorded = [line for line in read_jsonl(run.metrics).objects if "loss" in line]
     assert [line["step"] for line in recorded] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] for line in recorded] == [line["loss"] for line in history(straight)]
+
+
+def test_resuming_at_the_last_step_takes_no_other(make_trainer: Make) -> None:
+    """A stage may end between its last checkpoint and the saving of its model; here in the middle of an epoch."""
+    settings = {**SAVING, "max_steps": 3, "save_steps": 1}
+    straight = make_trainer(1, "llava", lora=False, **settings)
+    straight.train()
+    resumed = make_trainer(1, "llava", lora=False, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert 0 < resumed.state.epoch % 1 < 1
+    assert resumed.state.global_step == 3
+    for parameter, value in weights(straight).items():
+        assert torch.equal(value, weights(resumed)[parameter]), parameter

@@ -16,6 +16,12 @@ def merge(
     ],
     out: Annotated[Path, typer.Option("--out", help="The new directory.", show_default=False)],
     base: Annotated[str | None, typer.Option("--base", help="The base model, if it has moved.")] = None,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Merge into a base that the adapters were not trained on.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the base model.")
+    ] = False,
 ) -> None:
     """Merge adapters into a plain checkpoint that from_pretrained and vLLM load."""
     source = adapter_directory(run)
@@ -23,7 +29,7 @@ def merge(
     quiet_libraries()
     from cwdpo.models.saving import merge_adapter
 
-    merged = merge_adapter(source, out, base=base)
+    merged = merge_adapter(source, out, base=base, any_base=any_base, trust_remote_code=trust_remote_code)
     print(f"merged {source} into {merged}")
 
 

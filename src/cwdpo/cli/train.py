@@ -4,13 +4,16 @@ import dataclasses
 import os
 from collections.abc import Collection
 from contextlib import closing
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, get_args
 
 import typer
 
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.config.reading import read_recipe
 from cwdpo.errors import ConfigError
+from cwdpo.records.lines import Stage
+from cwdpo.records.run_directory import RunDirectory
 
 
 def train(
@@ -31,13 +34,21 @@ def train(
     settings = read_recipe(recipe, context.args, trainer_names=_trainer_names)
 
     quiet_libraries()
+    from cwdpo.recipes.resuming import nothing_to_do
     from cwdpo.recipes.run import run_recipe
     from cwdpo.trainers.progress import StageProgress
 
+    found = nothing_to_do(RunDirectory(Path(settings.output_dir)), settings)
     with closing(StageProgress()) as progress:
         run = run_recipe(settings, resume=resume, callbacks=[progress])
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"done: {run.root}  (models in stage1/ and stage2/, curves in report.html)")
+        print(f"{'already finished, nothing to do' if found else 'done'}: {run.root}  ({_left(run)})")
+
+
+def _left(run: RunDirectory) -> str:
+    """What a finished run holds; a model that was deleted is not told of."""
+    models = [f"{stage}/" for stage in get_args(Stage) if run.is_finished(stage)]
+    return f"model{'s' if len(models) > 1 else ''} in {' and '.join(models)}, curves in {run.report.name}"
 
 
 def _trainer_names() -> Collection[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cwdpo.batch import Detail
+from cwdpo.errors import UserError
 
 LogitTransform: TypeAlias = Callable[[Tensor], Tensor]
 """From the head's output to the model's logits in float32."""
@@ -23,6 +24,11 @@ _CHUNK_ELEMENTS = 2**25
 
 _KEEP_ELEMENTS = 2**23
 """Below this many logits (32 MB in fp32) recomputing costs more than keeping them."""
+
+_NO_NUMBERS = (
+    "the model's logits are no numbers (NaN): its weights are broken, or it overflows in {dtype}, the type it computes "
+    "in. Begin from another checkpoint, or write --model.dtype bfloat16 (or float32)."
+)
 
 
 @dataclass
@@ -76,11 +82,14 @@ def find_logit_transform(model: nn.Module, captured: HeadInput, head: nn.Module,
         logits: what the model returned in that pass, for the first captured hidden state.
 
     Raises:
+        UserError: the model's logits are no numbers.
         RuntimeError: the model does something that is not known here.
     """
     (hidden,), (enabled, dtype) = captured.hidden, captured.autocast
     with torch.no_grad():
         theirs = logits.reshape(-1, logits.shape[-1])[0].float().log_softmax(dim=-1)
+        if theirs.isnan().any():
+            raise UserError(_NO_NUMBERS.format(dtype=str(logits.dtype).removeprefix("torch.")))
         with torch.autocast(hidden.device.type, dtype=dtype, enabled=enabled):
             plain = head(hidden[:1])[0]
         gaps = [

@@ -23,6 +23,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from cwdpo.errors import ConfigError, UserError
+from cwdpo.models.base import check_base
 from cwdpo.models.parts import base_model, language_model, vision_tower
 from cwdpo.models.sources import one_line, some
 
@@ -129,15 +130,25 @@ def _nothing_hit(target_modules: str | Sequence[str], layers: list[str]) -> str:
     )
 
 
-def load_adapter(model: PreTrainedModel, directory: str | Path, *, trainable: bool = True) -> PeftModel:
+def load_adapter(
+    model: PreTrainedModel, directory: str | Path, *, trainable: bool = True, any_base: bool = False
+) -> PeftModel:
     """Put saved adapters into a bare model, all of them or an error.
 
+    Args:
+        model: the base; it is changed in place.
+        directory: holds the adapters.
+        trainable: go on training them.
+        any_base: take a base that the adapters were not trained on, as long as they fit into it.
+
     Raises:
-        UserError: the directory holds no adapters, or others than fit this model.
+        UserError: the directory holds no adapters, or others than fit this model or were trained on it.
     """
     path = Path(directory)
     if not (path / "adapter_config.json").is_file():
         raise UserError(f"{path} has no adapter_config.json, so it holds no adapters. Name a directory that does.")
+    if not any_base:
+        check_base(model, path)
     config = PeftConfig.from_pretrained(str(path))
     config.inference_mode = not trainable
     _prepare_quantized(model)

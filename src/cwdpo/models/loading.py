@@ -98,7 +98,8 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedCo
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"{source} comes with its own Python code. If you trust it, set `model.trust_remote_code: true`."
+                f"{source} comes with its own Python code. If you trust it, set `model.trust_remote_code: true` "
+                "(--trust-remote-code where a command has it)."
             ) from error
         if directory is None:
             raise UserError(

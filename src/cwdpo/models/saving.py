@@ -1,6 +1,7 @@
 """Write checkpoints so that a good one is never lost, merge adapters, and put saved weights back exactly."""
 
 import errno
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,9 +18,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import load_adapter, load_adapter_weights
+from cwdpo.models.base import says_its_base, write_base
 from cwdpo.models.loading import load_policy
 from cwdpo.models.processors import load_processor
 from cwdpo.models.sources import local_directory, one_line, reported_by_us, some
+
+logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixin, directory: str | Path) -> Path:
@@ -37,6 +41,8 @@ def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixi
     target = Path(directory).expanduser().resolve()  # a link to a directory stays a link
     with _replacing(target) as draft:
         model.save_pretrained(str(draft))
+        if isinstance(model, PeftModel):
+            write_base(model, draft)
         processor.save_pretrained(str(draft))
     return target
 
@@ -93,23 +99,40 @@ def merge_adapter(
     base: str | Path | None = None,
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    any_base: bool = False,
 ) -> Path:
     """Merge adapters into their base model and write a plain checkpoint with the same logits.
 
     Args:
         checkpoint_dir: holds the adapters, and a processor if it was trained here.
-        out_dir: must not exist or be empty.
+        out_dir: must not exist or be empty, and not lie in ``checkpoint_dir``.
         base: the base model; by default the one that the adapters name.
         dtype: of the merged weights. In 16 bits the merge rounds each weight once.
         trust_remote_code: run Python code that comes with the base model.
+        any_base: take a base that the adapters were not trained on, as long as they fit into it.
 
     Returns:
         ``out_dir``.
 
     Raises:
-        UserError: ``out_dir`` has files, there are no adapters, or the base model is not to be found.
+        UserError: ``out_dir`` has files, there are no adapters, or the base model is not to be found or another one.
     """
     source, target = Path(checkpoint_dir), Path(out_dir)
+    _check_merge(source, target)
+    if base is not None and not any_base and not says_its_base(source):
+        logger.warning("%s does not say which weights it was trained on, so %s is not compared with them", source, base)
+    base = base or named_base(source)
+    model: Any = load_policy(base, freeze_vision=False, trust_remote_code=trust_remote_code)  # compared as it was saved
+    model = model if dtype == "auto" else model.to(getattr(torch, dtype))
+    adapted: Any = load_adapter(model, source, trainable=False, any_base=any_base)
+    # transformers and PEFT write the tokenizer and the processor with the adapters, if they are given them
+    own_processor = any((source / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+    processor = load_processor(source if own_processor else base, trust_remote_code=trust_remote_code)
+    return save_checkpoint(adapted.merge_and_unload(), processor, target)
+
+
+def _check_merge(source: Path, target: Path) -> None:
+    """Refuse what cannot be merged, or would overwrite something."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty; nothing is overwritten. Name a new directory.")
     if not (source / "adapter_config.json").is_file():
@@ -117,13 +140,8 @@ def merge_adapter(
             f"{source} has no adapter_config.json, so there is nothing to merge. Name the directory that holds the "
             "adapters; a full checkpoint can be used as it is."
         )
-    base = base or named_base(source)
-    model = load_policy(base, dtype=dtype, freeze_vision=False, trust_remote_code=trust_remote_code)
-    adapted: Any = load_adapter(model, source, trainable=False)
-    # transformers and PEFT write the tokenizer and the processor with the adapters, if they are given them
-    own_processor = any((source / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
-    processor = load_processor(source if own_processor else base, trust_remote_code=trust_remote_code)
-    return save_checkpoint(adapted.merge_and_unload(), processor, target)
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target} lies in {source}, which the merged model is made from. Name a directory outside it.")
 
 
 def named_base(source: Path) -> str:

@@ -1,48 +1,151 @@
-"""May this recipe continue that run? Only if it is the same experiment."""
+"""May this recipe continue that run? Only as the same experiment: what a stage began with holds to its end."""
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
-from cwdpo.config.reading import read_recipe
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from cwdpo.config.reading import dump_recipe, read_recipe
 from cwdpo.config.recipe import Recipe
-from cwdpo.errors import ConfigError
+from cwdpo.errors import ConfigError, UserError
+from cwdpo.records.files import write_text
+from cwdpo.records.lines import Stage
+from cwdpo.records.run_directory import RunDirectory
+from cwdpo.trainers.checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
 
-_PROBE_SET = ("probes.rows", "probes.groups")
-_FIXED = ("model.", "data.", "seed", "stage1.objective", "stage2.beta", "stage2.cooling", "negatives", *_PROBE_SET)
-"""Settings that make a run what it is. Others (steps, logging, saving) may change on the way, with a warning."""
+_OF_THE_RUN = ("model.", "data.", "seed", "probes.rows", "probes.groups")
+"""Settings that hold for a whole run."""
 
 _OF_AUTO = ("probes.every", "probes.tolerance")
-"""Settings that choose the negatives where probes drive the curriculum."""
+"""Settings that choose stage 2's negatives where probes drive the curriculum."""
 
-_FREE = ("stage2.cooling.floor", "output_dir", "negatives.on_error", "negatives.endpoint")
-"""Settings that may: the floor is measured, and how to go on after an error is what an error makes one think about."""
+_OF_STAGES: Mapping[Stage, Sequence[str]] = {"stage1": ("stage1",), "stage2": ("stage2", "negatives")}
+"""Sections that hold for a stage once it has begun."""
+
+_FREE = ("stage2.reference", "negatives.on_error", "negatives.endpoint")
+"""Settings in them that may change: they alter nothing of what is learnt, or are what an error makes one mend."""
+
+_FREE_OF_TRAINER = (
+    *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+    *("disable_tqdm", "eval_delay", "eval_on_start", "eval_steps", "eval_strategy", "per_device_eval_batch_size"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs", "max_tokens_per_batch", "use_cpu"),
+    *("project", "push_to_hub", "report_to", "run_name"),
+    *("save_only_model", "save_steps", "save_strategy", "save_total_limit"),
+)
+_FREE_PREFIXES_OF_TRAINER = ("ddp_", "hub_", "log_", "logging_", "trackio_")
+"""Trainer settings about logging, saving, evaluation, memory and the machine: they may change within a stage."""
 
 
-def check_same_run(saved: Path, recipe: Recipe) -> None:
-    """Compare a recipe with the one that a run began with.
+def resumed_recipe(run: RunDirectory, recipe: Recipe) -> Recipe:
+    """The recipe that a run goes on with; the run's own file is brought up to date with it.
+
+    What was measured stays: where stage 2's floor is known, it takes the place of the rule that it was measured by.
 
     Raises:
-        ConfigError: they differ in what may not change within one run; the message names the settings.
+        UserError: the recipe changes what holds for the run or for a stage that has begun, or a model is gone.
     """
-    before = dict(_flat(dataclasses.asdict(read_recipe(saved))))
-    now = dict(_flat(dataclasses.asdict(recipe)))
+    recipe = with_measured_floor(run, recipe)
+    saved = read_recipe(run.recipe)
+    begun = [stage for stage in get_args(Stage) if _has_begun(run, stage)]
+    _check_stages(run, saved, recipe)
+    before, now = _settings(saved), _settings(recipe)
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    changed = [key for key in changed if key not in _FREE]
-    is_driven = recipe.negatives is not None and recipe.negatives.curriculum == "auto"
-    refused = [key for key in changed if key.startswith((*_FIXED, *(_OF_AUTO if is_driven else ())))]
-    if refused:
-        key = refused[0]
-        raise ConfigError(
-            f"{saved}: the run began with {key} = {before.get(key)!r}, not {now.get(key)!r}"
-            f"{_and_more(refused)}. Resume with the same setting, or give another --output_dir."
-        )
+    for stage in begun:
+        driven = _OF_AUTO if stage == "stage2" and _drives(recipe) else ()
+        held = [key for key in changed if _holds(key, stage) or key in driven]
+        _refuse(run, held, before, now, stage)
+    _refuse(run, [key for key in changed if key.startswith(_OF_THE_RUN)], before, now, None)
+    _check_models(run, recipe)
+    if is_complete(run, recipe):
+        return recipe
     for key in changed:
-        logger.warning("resuming with %s = %r; the run began with %r", key, now.get(key), before.get(key))
+        _tell(run, key, _shown(before, key), _shown(now, key), begun)
+    if changed:
+        write_text(run.recipe, dump_recipe(recipe))
+    return recipe
+
+
+def is_complete(run: RunDirectory, recipe: Recipe) -> bool:
+    """Whether the recipe's last stage is finished, so that nothing is left to train."""
+    return run.is_finished(_stages(recipe)[-1])
+
+
+def nothing_to_do(run: RunDirectory, recipe: Recipe) -> bool:
+    """Whether all is trained, and what tells of it is written too."""
+    return is_complete(run, recipe) and run.summary.is_file() and run.report.is_file()
+
+
+def keep_floor(run: RunDirectory, rule: float | str, measured: float) -> None:
+    """Remember stage 2's floor and how it was measured, for the sessions that go on with the run."""
+    if run.kept("floor").get("measured") != measured:  # else the rule may already be the number that it gave
+        run.keep("floor", {"rule": rule, "measured": measured})
+
+
+def with_measured_floor(run: RunDirectory, recipe: Recipe) -> Recipe:
+    """The recipe with the measured floor, where it has been measured by the recipe's own rule."""
+    floor, stage2 = run.kept("floor"), recipe.stage2
+    if not floor or stage2 is None or stage2.cooling is None or stage2.cooling.floor != floor["rule"]:
+        return recipe
+    cooling = dataclasses.replace(stage2.cooling, floor=floor["measured"])
+    return dataclasses.replace(recipe, stage2=dataclasses.replace(stage2, cooling=cooling))
+
+
+class NewIntervals(TrainerCallback):
+    """The Trainer logs, saves and evaluates as often as its checkpoint says; a resumed run may have been told anew."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the settings of now in place of the checkpoint's."""
+        state.compute_steps(args, state.max_steps)  # type: ignore[no-untyped-call]
+
+
+def _stages(recipe: Recipe) -> list[Stage]:
+    return [stage for stage in get_args(Stage) if getattr(recipe, stage) is not None]
+
+
+def _has_begun(run: RunDirectory, stage: Stage) -> bool:
+    """Whether a stage has steps behind it that a resumed run does not repeat; stage 2 only follows stage 1."""
+    has = run.was_finished(stage) or last_checkpoint(run.checkpoints(stage)) is not None
+    return has or (stage == "stage1" and _has_begun(run, "stage2"))
+
+
+def _check_stages(run: RunDirectory, saved: Recipe, recipe: Recipe) -> None:
+    """The division of the rows depends on which stages there are."""
+    before, now = _stages(saved), _stages(recipe)
+    if before != now:
+        raise ConfigError(
+            f"{run.recipe}: the run began with {' and '.join(before)}, not {' and '.join(now)}, and its rows were "
+            "divided for that. Resume with the same stages, or give another --output_dir (and begin there from a "
+            f"model of this run, such as --model.name_or_path {run.stage(before[0])})."
+        )
+
+
+def _check_models(run: RunDirectory, recipe: Recipe) -> None:
+    """A finished stage's model may be gone only if nothing starts from it any more."""
+    for stage in _stages(recipe):
+        if is_complete(run, recipe) or not run.was_finished(stage) or run.is_finished(stage):
+            continue
+        done, checkpoint = run.checkpoints(stage).with_suffix(".done"), last_checkpoint(run.checkpoints(stage))
+        again = f"from {checkpoint}" if checkpoint else "from its start, as no checkpoint of it is left"
+        if stage == "stage1" and recipe.stage2 is not None:
+            raise UserError(
+                f"{run.stage(stage)} is gone, and stage2, which is not finished, starts from it. Put the directory "
+                f"back; or delete {done} and resume, and stage1 is made again {again}."
+            )
+        logger.warning("%s is gone and is made again %s", run.stage(stage), again)
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Every setting by its full name; those of the shared ``trainer`` as each stage has them."""
+    values = dataclasses.asdict(recipe)
+    shared = values.pop("trainer")
+    for stage in _stages(recipe):
+        values[stage]["trainer"] = shared | values[stage]["trainer"]
+    del values["output_dir"]
+    return dict(_flat(values))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -50,8 +153,51 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
-def _and_more(keys: list[str]) -> str:
-    return f" (and {len(keys) - 1} more: {', '.join(keys[1:])})" if len(keys) > 1 else ""
+def _drives(recipe: Recipe) -> bool:
+    """Whether probes decide how hard the negatives are."""
+    return recipe.negatives is not None and recipe.negatives.curriculum == "auto"
+
+
+def _holds(key: str, stage: Stage) -> bool:
+    """Whether a setting may not change within a stage."""
+    of_trainer = key.removeprefix(f"{stage}.trainer.")
+    if of_trainer != key:
+        free = of_trainer.split(".")[0] in _FREE_OF_TRAINER or of_trainer.startswith(_FREE_PREFIXES_OF_TRAINER)
+        return not free
+    return key.startswith(tuple(_OF_STAGES[stage])) and not key.startswith(_FREE)
+
+
+def _refuse(
+    run: RunDirectory, keys: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any], stage: Stage | None
+) -> None:
+    if not keys:
+        return
+    key = keys[0]
+    what = f"{stage} of the run" if stage else "the run"
+    floor = run.kept("floor")
+    measured = key == "stage2.cooling.floor" and floor and f" (measured by `{floor['rule']}`)"
+    more = f" (and {len(keys) - 1} more: {', '.join(keys[1:])})" if len(keys) > 1 else ""
+    waits = stage == "stage1" and ".trainer." in key and not _has_begun(run, "stage2")
+    later = f" For stage2 alone write --{key.replace('stage1', 'stage2', 1)}." if waits and "stage2.beta" in now else ""
+    raise ConfigError(
+        f"{run.recipe}: {what} began with {key} = {_shown(before, key)}{measured or ''}, not {_shown(now, key)}{more}, "
+        f"which holds to its end. Resume with the same setting, or give another --output_dir.{later}"
+    )
+
+
+def _tell(run: RunDirectory, key: str, before: str, now: str, begun: Sequence[Stage]) -> None:
+    """Say of a change that is allowed where it has an effect."""
+    stage = next((stage for stage in get_args(Stage) if key.startswith(tuple(_OF_STAGES[stage]))), None)
+    if stage is not None and run.is_finished(stage):
+        return
+    where = "from now on"
+    if stage is not None and stage not in begun and _holds(key, stage):
+        where = f"in {stage}, which has not begun" + (", and not in stage1, which has" if "stage1" in begun else "")
+    logger.warning("%s is %s %s; the run began with %s", key, now, where, before)
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "its default"

@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import os
 import platform
-import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,21 @@ from cwdpo.diagnosis import examine, read_recording
 from cwdpo.engine import Engine
 from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import save_checkpoint
+from cwdpo.recipes.finite import refuse_broken_weights
 from cwdpo.recipes.loggers import check_loggers
 from cwdpo.recipes.policy import load_start
 from cwdpo.recipes.probing import let_probes_drive, probe_set_rows, watch_with_probes
-from cwdpo.recipes.resuming import check_same_run
+from cwdpo.recipes.resuming import (
+    NewIntervals,
+    is_complete,
+    keep_floor,
+    nothing_to_do,
+    resumed_recipe,
+    with_measured_floor,
+)
+from cwdpo.recipes.same_rows import check_same_rows, keep_rows
 from cwdpo.recipes.stages import run_engine, stage1_trainer, stage2_trainer, tensorboard, watch
+from cwdpo.recipes.wall_time import WallTime
 from cwdpo.records.files import read_jsonl, write_json, write_text
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
@@ -53,31 +63,43 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
         UserError: the settings, the rows or the model cannot be used; nothing was overwritten.
         Interrupted: a signal ended the run, after a checkpoint.
     """
-    began = time.monotonic()
     check_loggers(recipe)
     is_main = int(os.environ.get("RANK", "0")) == 0
     run = RunDirectory(Path(recipe.output_dir))
+    wall_time = WallTime(run, writes=is_main)
     rows, eval_rows = read_data(recipe)
     if is_main:
         run = RunDirectory.open(recipe.output_dir, resume=resume)
-        if resume and run.recipe.exists():
-            check_same_run(run.recipe, recipe)
-        else:
-            write_text(run.recipe, dump_recipe(recipe))
+        recipe = _take_up(recipe, run, rows, eval_rows)
+    recipe = with_measured_floor(run, recipe)
+    if nothing_to_do(run, recipe):
+        return run
     stages = _rows_of_stages(recipe, rows)
     probed = probe_set_rows(recipe, rows, eval_rows)
     engine = run_engine(recipe, run)
     start: Path | None = None
-    for stage, stage_rows in stages.items():
-        if not run.is_finished(stage):
-            of_stage = _Rows(stage_rows, eval_rows, probed, stages.get("stage1", ()))
-            _run_stage(recipe, run, stage, start, of_stage, callbacks, engine)
-        start = run.stage(stage)
+    with closing(wall_time):
+        for stage, stage_rows in stages.items():
+            if not run.is_finished(stage) and not is_complete(run, recipe):
+                stage_data = _Rows(stage_rows, eval_rows, probed, stages.get("stage1", ()))
+                _run_stage(recipe, run, stage, start, stage_data, [*callbacks, wall_time], engine)
+            start = run.stage(stage)
     if is_main:
-        write_json(run.summary, _summary(recipe, run, stages, time.monotonic() - began))
+        write_json(run.summary, _summary(recipe, run, stages, wall_time.seconds))
         _write_findings(run)
         write_report([run.root], run.report)
     return run
+
+
+def _take_up(recipe: Recipe, run: RunDirectory, rows: list[Row], eval_rows: list[Row] | None) -> Recipe:
+    """Begin a run, or take up one that was interrupted; gives the recipe that it goes on with."""
+    if not run.recipe.exists():
+        write_text(run.recipe, dump_recipe(recipe))
+        keep_rows(run, recipe.data, rows, eval_rows)
+        return recipe
+    recipe = resumed_recipe(run, recipe)
+    check_same_rows(run, recipe.data, rows, eval_rows)
+    return recipe
 
 
 def read_data(recipe: Recipe) -> tuple[list[Row], list[Row] | None]:
@@ -124,7 +146,7 @@ def _run_stage(
     trainer: Any = make(recipe, run, model, processor, rows.train, rows.eval, engine=engine)
     signals, boards = StopOnSignal(), tensorboard(recipe, run, stage)
     recorder = MetricsRecorder(run, stage, histograms=lambda: trainer.histograms)
-    watch(trainer, [recorder, *boards, signals, *callbacks])
+    watch(trainer, [NewIntervals(), recorder, *boards, signals, *callbacks])
     probing = watch_with_probes(
         recipe, run, stage, trainer, processor, rows.probed, interrupted=lambda: signals.received is not None
     )
@@ -143,6 +165,7 @@ def _run_stage(
             f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}."
         )
     note = probing.finish() if probing is not None else {}
+    refuse_broken_weights(trainer, run, stage)
     _save(trainer, processor, run, stage, note)
     if probing is not None:
         probing.clean_up()
@@ -159,6 +182,7 @@ def _record_floor(recipe: Recipe, run: RunDirectory, trainer: CWDPOTrainer) -> N
     stage2 = recipe.stage2
     if trainer.floor is None or stage2 is None or stage2.cooling is None or not trainer.is_world_process_zero():
         return
+    keep_floor(run, stage2.cooling.floor, trainer.floor)
     cooling = dataclasses.replace(stage2.cooling, floor=trainer.floor)
     resolved = dataclasses.replace(recipe, stage2=dataclasses.replace(stage2, cooling=cooling))
     write_text(run.recipe, dump_recipe(resolved))

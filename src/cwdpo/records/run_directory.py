@@ -111,22 +111,34 @@ class RunDirectory:
         return self.root / "tensorboard" / stage
 
     def is_finished(self, stage: Stage) -> bool:
-        """Whether a stage's model has been saved whole; see :meth:`mark_finished`."""
-        return (self.root / "checkpoints" / f"{stage}.done").is_file()
+        """Whether a stage's model was saved whole, and is still there; see :meth:`mark_finished`."""
+        return self.was_finished(stage) and self.stage(stage).is_dir()
+
+    def was_finished(self, stage: Stage) -> bool:
+        """Whether a stage's model was saved whole, be it there or not."""
+        return self._done(stage).is_file()
 
     def mark_finished(self, stage: Stage, note: Mapping[str, Any] | None = None) -> None:
         """Say that a stage's model is saved whole, so that resuming skips the stage; the last thing a stage does."""
-        done = self.root / "checkpoints" / f"{stage}.done"
-        done.parent.mkdir(parents=True, exist_ok=True)
-        write_text(done, json.dumps(dict(note or {})) + "\n")
+        self._done(stage).parent.mkdir(parents=True, exist_ok=True)
+        write_text(self._done(stage), json.dumps(dict(note or {})) + "\n")
 
     def note(self, stage: Stage) -> dict[str, Any]:
         """What was said when the stage was finished; empty if it is not."""
-        try:
-            found = json.loads((self.root / "checkpoints" / f"{stage}.done").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return _object(self._done(stage))
+
+    def keep(self, name: str, value: Mapping[str, Any]) -> None:
+        """Remember something of the run for the sessions that go on with it; internal."""
+        path = self.root / "checkpoints" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+
+    def kept(self, name: str) -> dict[str, Any]:
+        """What an earlier session remembered under this name; empty if none did."""
+        return _object(self.root / "checkpoints" / f"{name}.json")
+
+    def _done(self, stage: Stage) -> Path:
+        return self.root / "checkpoints" / f"{stage}.done"
 
     def write_findings(self, found: Mapping[str, Any]) -> None:
         """Write ``findings.json``: a diagnosis, and under ``stopped`` what ended stages before their last step."""
@@ -166,6 +178,15 @@ def _is_reading(line: Mapping[str, Any], stage: Stage, until: int) -> bool:
     if not isinstance(step, int) or not {"group", "mean_logprob"} <= line.keys():
         return False
     return line.get("stage") == stage and step <= until
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A file's JSON object; empty where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _truncate(path: Path, stage: Stage, step: int) -> int:

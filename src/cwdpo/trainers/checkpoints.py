@@ -22,8 +22,12 @@ _TORCH_WRITE_FAILED = ("inline_container.cc", "iostream error", "PytorchStreamWr
 
 def last_checkpoint(directory: Path) -> Path | None:
     """The newest whole checkpoint in a Trainer's output directory, or None."""
-    whole = [path for path in _checkpoints(directory) if _is_whole(path)]
-    return max(whole, key=_step, default=None)
+    return next(iter(whole_checkpoints(directory)), None)
+
+
+def whole_checkpoints(directory: Path) -> list[Path]:
+    """The whole checkpoints in a Trainer's output directory, the newest first."""
+    return sorted((path for path in _checkpoints(directory) if _is_whole(path)), key=_step, reverse=True)
 
 
 @contextmanager

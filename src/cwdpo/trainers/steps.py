@@ -89,6 +89,8 @@ class StepTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """See ``Trainer.get_batch_samples``; the items of a step are its answers by role, the mean over ranks."""
+        if self.state.global_step >= self.state.max_steps:  # resumed at the last step, the Trainer would take one more
+            return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None

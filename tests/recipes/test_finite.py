@@ -1,0 +1,72 @@
+"""A model that is not made of numbers is no result, through ``cwdpo train``."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import little_data
+import pytest
+import torch
+
+from cwdpo.cli import app
+from cwdpo.models.loading import load_policy
+from cwdpo.models.processors import load_processor
+from cwdpo.models.saving import save_checkpoint
+
+Tiny = Callable[[str], Path]
+Train = Callable[..., tuple[int, str]]
+RECIPE = """\
+model: {{name_or_path: {model}}}
+data: {{train: {data}}}
+stage1: {{objective: plain}}
+probes: null
+output_dir: {out}
+trainer: {{max_steps: 4, save_strategy: steps, save_steps: 1, save_total_limit: 9, logging_steps: 1, use_cpu: true}}
+"""
+
+
+@pytest.fixture
+def train(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
+    """``cwdpo train`` on a tiny llava; gives exit code and standard error."""
+    recipe = tmp_path / "recipe.yaml"
+    data = little_data.write(tmp_path, little_data.records(8))
+    recipe.write_text(RECIPE.format(model=tiny("llava"), data=data, out=tmp_path / "run"))
+
+    def call(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", list(map(str, ["cwdpo", "train", recipe, *words])))
+        with pytest.raises(SystemExit) as left:
+            app.main()
+        return int(left.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
+@pytest.mark.parametrize("lora", ["null", "{r: 2}"])
+def test_a_ruined_model_is_not_saved(lora: str, train: Train, tmp_path: Path) -> None:
+    code, err = train("--trainer.learning_rate", "1e30", "--lora", lora)
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("stage1 has ruined the model, which is not saved: ")
+    assert "The loss was first not finite at step 2, as far as the log knows." in last
+    good = tmp_path / "run" / "checkpoints" / "stage1" / "checkpoint-1"
+    assert f"The last good checkpoint is {good}. " in last
+    assert "a lower learning rate (--stage1.trainer.learning_rate, which was 1e+30)" in last
+    assert not (tmp_path / "run" / "stage1").exists()
+    assert train("--trainer.learning_rate", "1e30", "--lora", lora, "--resume")[1].splitlines()[-1] == last
+
+
+def test_no_checkpoint_is_called_good_that_is_not(train: Train) -> None:
+    code, err = train("--trainer.learning_rate", "1e30", "--trainer.save_steps", 2, "--trainer.logging_steps", 3)
+    assert code == 2
+    assert "There is no good checkpoint of this stage." in err
+    assert "first not finite at step 3" in err
+
+
+def test_a_model_without_numbers_is_named_as_such(tiny: Tiny, train: Train, tmp_path: Path) -> None:
+    model = load_policy(tiny("llava"))
+    with torch.no_grad():
+        model.get_output_embeddings().weight[0, 0] = torch.nan
+    broken = save_checkpoint(model, load_processor(tiny("llava")), tmp_path / "broken")
+    code, err = train("--model.name_or_path", broken)
+    assert code == 2
+    assert "the model's logits are no numbers (NaN): its weights are broken, or it overflows in float32" in err
