@@ -200,7 +200,9 @@ def with_gentle(record: Mapping[str, Any], made: GentleNegative | None) -> dict[
     """The record with this negative, or with none, in the place of an older one."""
     kept = {key: value for key, value in record.items() if key not in ("gentle", "gentle_edit")}
     if made is not None:
-        edit = {"kind": made.kind, "before": list(made.before), "after": list(made.after)}
+        edit: dict[str, Any] = {"kind": made.kind, "before": list(made.before), "after": list(made.after)}
+        if len(made.parts) > 1:
+            edit["parts"] = [{"before": list(before), "after": list(after)} for before, after in made.parts]
         kept |= {"gentle": made.text, "gentle_edit": edit}
     return kept
 

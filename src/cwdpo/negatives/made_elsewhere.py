@@ -144,7 +144,7 @@ def _as_edit(right: str, asked: Asked) -> GentleNegative | None:
     wrong, shorter = asked.negative, min(len(right), len(asked.negative))
     start = next((i for i in range(shorter) if right[i] != wrong[i]), shorter)
     end = next((i for i in range(shorter - start) if right[-1 - i] != wrong[-1 - i]), shorter - start)
-    return GentleNegative(wrong, asked.kind or "other", (start, len(right) - end), (start, len(wrong) - end))
+    return GentleNegative(wrong, asked.kind or "other", (((start, len(right) - end), (start, len(wrong) - end)),))
 
 
 def _refuse_unanswered(work: Unfinished, total: int) -> None:
