@@ -123,7 +123,7 @@ def test_only_a_page_of_ours_is_replaced(tmp_path: Path) -> None:
         write_negatives_page(rows, tmp_path / "other.html")
     assert rows.read_bytes() == data
     assert (tmp_path / "other.html").read_text().endswith("mine</title>")
-    assert "a blue car" in page_of(tmp_path, {**ROW, "rejected": "another"})  # its own older page
+    assert "another one" in page_of(tmp_path, {**ROW, "rejected": "another one"})  # its own older page
 
 
 def test_the_edits_own_spans_are_marked(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def mix(
     image_root: _Root = None,
 ) -> None:
     """Choose each row's negatives from the data set's and the policy's, the same for the same seed and round."""
-    from cwdpo.negatives.files import write_mixed
+    from cwdpo.negatives.mixed_files import write_mixed
 
     mixed = write_mixed(
         data,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cwdpo.data.rows import Row
-from cwdpo.negatives.files import json_line, refuse_existing, rows_with_records, with_negatives
+from cwdpo.negatives.columns import with_negatives
+from cwdpo.negatives.files import json_line, refuse_existing, rows_with_records
 from cwdpo.negatives.filtering import Rules, filter_negatives
 from cwdpo.negatives.hardness import threshold
 from cwdpo.records.files import write_text

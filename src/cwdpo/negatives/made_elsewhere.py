@@ -8,8 +8,9 @@ from typing import Any
 
 from cwdpo.errors import UserError
 from cwdpo.negatives.asking import Asked, ask_gentle
+from cwdpo.negatives.columns import with_gentle
 from cwdpo.negatives.endpoint import Endpoint
-from cwdpo.negatives.files import json_line, refuse_existing, rows_with_records, with_gentle
+from cwdpo.negatives.files import json_line, refuse_existing, rows_with_records
 from cwdpo.negatives.filtering import Rules
 from cwdpo.negatives.gentle import GentleNegative
 from cwdpo.negatives.mixing import hashed

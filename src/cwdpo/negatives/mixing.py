@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import xxhash
 
 from cwdpo.config.fractions import Fraction, check_fraction
+from cwdpo.negatives.filtering import normalised
 
 Source: TypeAlias = Literal["dataset", "on_policy"]
 
@@ -74,7 +75,8 @@ def mix_negatives(
     """Choose a row's negatives.
 
     Each place is filled from the policy's samples with probability ``fraction``; where one source has run out, the
-    other fills in, so that a row without samples keeps all its negatives. No text is taken twice.
+    other fills in, so that a row without samples keeps all its negatives. No text is taken twice,
+    nor one that differs in form alone.
 
     Args:
         dataset: negatives of the data set.
@@ -100,7 +102,7 @@ def mix_negatives(
         negative = (pools[first] or pools[second]).pop(0)
         chosen.append(negative)
         for name, pool in pools.items():
-            pools[name] = [other for other in pool if other.text != negative.text]
+            pools[name] = [other for other in pool if normalised(other.text) != normalised(negative.text)]
     return chosen
 
 

@@ -1,33 +1,19 @@
 """Verification: an answer that is right by accident must not become a negative."""
 
 import importlib
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, TypeAlias, cast
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, cast
 
-import xxhash
-
-from cwdpo.data.rows import ImageSource, Row
+from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError
 from cwdpo.generation import Generated
 from cwdpo.negatives.filtering import Rules, filter_negatives
+from cwdpo.negatives.right_answers import RightAnswers as RightAnswers  # what callers of `verify` need beside it
 
 Judge: TypeAlias = Callable[[Sequence[Row], Sequence[str]], Sequence[bool]]
 """Says of each answer whether it is right for its row: ``judge(rows, answers)``, both of one length."""
 
 CUT, EMPTY, JUDGED_RIGHT = "cut", "empty", "judged_right"
-
-
-class RightAnswers:
-    """Every right answer that a data set gives for a prompt, also those that stand in other rows of the same prompt."""
-
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self._of: dict[Hashable, dict[str, None]] = {}
-        for row in rows:
-            self._of.setdefault(_question(row), {})[row.chosen] = None
-
-    def __call__(self, row: Row) -> list[str]:
-        """The right answers to a row's prompt and images, its own first."""
-        return [row.chosen, *(text for text in self._of.get(_question(row), ()) if text != row.chosen)]
 
 
 def verify(
@@ -100,13 +86,3 @@ def _unusable(answer: Generated) -> str | None:
     if not answer.text:
         return EMPTY
     return None if answer.ended else CUT
-
-
-def _question(row: Row) -> Hashable:
-    return row.prompt, tuple(_identity(image) for image in row.images)
-
-
-def _identity(image: ImageSource) -> Hashable:
-    if isinstance(image, bytes):
-        return xxhash.xxh3_128_hexdigest(image)
-    return str(image) if not hasattr(image, "tobytes") else xxhash.xxh3_128_hexdigest(cast(Any, image).tobytes())
