@@ -29,7 +29,7 @@ from cwdpo.negatives.reading_text import Reading
 ROOT = Path(__file__).parents[1]
 CAPTIONS = ROOT / "tests" / "negatives" / "captions.txt"
 READ = ROOT / "tests" / "negatives" / "reading.jsonl"
-NUM_SCENES, SAMPLE_SEED = 500, 20
+NUM_SCENES, SAMPLE_SEED = 500, 23
 SHARES = {"captions": 60, "emoji names": 20, "drawn scenes": 20}
 
 

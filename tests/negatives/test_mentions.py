@@ -32,6 +32,8 @@ def of(text: str, kind: str) -> set[str]:
         ("2 dogs play; the two dogs are brown.", "count", "3 dogs play; the three dogs are brown."),
         ("A red car. The red car is parked.", "colour", "A blue car. The blue car is parked."),
         ("A red car and a red bus.", "colour", "A blue car and a red bus."),
+        ("a red car and a blue car", "object", "a red truck and a blue car"),
+        ("a big red car near a large blue car", "size", "a small red car near a large blue car"),
     ],
 )
 def test_all_mentions_change(text: str, kind: str, expected: str) -> None:

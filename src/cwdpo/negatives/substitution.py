@@ -103,6 +103,8 @@ def _mentions(sense: Sense, phrase: Phrase, reading: Reading) -> list[tuple[Phra
     if sense.is_noun and _has_possessive(sense, reading):
         return None
     for other in same_sort(sense, phrase, reading):
+        if _are_introduced_apart(phrase, other, reading):
+            continue  # a red car and a blue car: two things
         if not sense.is_noun:
             things = [_thing(place, sense, reading) for place in (phrase, other)]
             if things[0] is None or things[1] is None:
@@ -118,6 +120,20 @@ def _mentions(sense: Sense, phrase: Phrase, reading: Reading) -> list[tuple[Phra
             return None
         found.append((other, usable[0]))
     return sorted(found, key=lambda mention: mention[0].first)
+
+
+def _are_introduced_apart(one: Phrase, other: Phrase, reading: Reading) -> bool:
+    """Whether two mentions in one sentence have an "a" each, so that they speak of two things."""
+    first, last = sorted((one, other), key=lambda phrase: phrase.first)
+    between = reading.text[reading.tokens[first.first].start : reading.tokens[last.first].start]
+    return not re.search(r"[.!?;\n]", between) and all(_is_introduced(phrase, reading) for phrase in (first, last))
+
+
+def _is_introduced(phrase: Phrase, reading: Reading) -> bool:
+    for index in reading.around(phrase.first, -1):
+        if not reading.is_content(index):
+            return reading.tokens[index].lower in ("a", "an", "another")
+    return False
 
 
 def _names_a_thing_twice(reading: Reading) -> bool:
