@@ -28,7 +28,9 @@ from cwdpo.negatives.reading_text import Reading
 
 ROOT = Path(__file__).parents[1]
 CAPTIONS = ROOT / "tests" / "negatives" / "captions.txt"
+HELD_OUT = ROOT / "tests" / "negatives" / "held_out.txt"
 READ = ROOT / "tests" / "negatives" / "reading.jsonl"
+READ_HELD_OUT = ROOT / "tests" / "negatives" / "held_out_reading.jsonl"
 NUM_SCENES, SAMPLE_SEED = 500, 23
 SHARES = {"captions": 60, "emoji names": 20, "drawn scenes": 20}
 
@@ -91,11 +93,24 @@ def sample(name: str, texts: Sequence[str], seed: int = SAMPLE_SEED) -> list[dic
     return found
 
 
-def verdicts() -> str:
-    """What the reader said of the committed sample."""
-    read = [json.loads(line) for line in READ.read_text("utf-8").splitlines()]
+def held_out(seed: int = SAMPLE_SEED) -> list[dict[str, str]]:
+    """Two edits of each caption that the lexicon was not written for."""
+    rng, lexicon = random.Random(seed), read_lexicon()
+    found: list[dict[str, str]] = []
+    for text in HELD_OUT.read_text("utf-8").splitlines():
+        made = gentle_negative(text, lexicon=lexicon, rng=rng)
+        other = made and gentle_negative(text, lexicon=lexicon, rng=rng, avoid=[made.text])
+        for one in (made, other):
+            if one is not None:
+                found.append({"set": "held out", "chosen": text, "gentle": one.text, "kind": one.kind})
+    return found
+
+
+def verdicts(file: Path) -> str:
+    """What the reader said of a committed sample."""
+    read = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     wrong, fluent = (Counter(edit[key] for edit in read) for key in ("wrong", "fluent"))
-    lines = [f"{len(read)} edits: wrong {dict(wrong)}, fluent {dict(fluent)}"]
+    lines = [f"{file.name}: {len(read)} edits: wrong {dict(wrong)}, fluent {dict(fluent)}"]
     lines += [f"{edit['gentle']}  ({edit['note']})" for edit in read if edit.get("note")]
     return "\n".join(lines)
 
@@ -108,7 +123,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=SAMPLE_SEED)
     asked = options.parse_args()
     if asked.verdicts:
-        print(verdicts())
+        print(verdicts(READ), verdicts(READ_HELD_OUT), sep="\n")
         return
     sets = {"captions": captions(), "emoji names": emoji(), "drawn scenes": scenes()}
     sets = {name: texts for name, texts in sets.items() if texts}

@@ -11,7 +11,13 @@ from cwdpo.negatives.asking import PROMPT
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "negatives.md").read_text("utf-8")
-READ = [json.loads(line) for line in (ROOT / "tests" / "negatives" / "reading.jsonl").read_text("utf-8").splitlines()]
+
+
+def lines(name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (ROOT / "tests" / "negatives" / name).read_text("utf-8").splitlines()]
+
+
+READ, READ_HELD_OUT = lines("reading.jsonl"), lines("held_out_reading.jsonl")
 
 
 def script() -> Any:
@@ -37,6 +43,11 @@ def test_the_edits_that_were_read_are_those_of_the_code(name: str) -> None:
     assert read == script().sample(name, texts)
 
 
+def test_so_are_those_of_the_captions_held_out() -> None:
+    read = [{key: edit[key] for key in ("set", "chosen", "gentle", "kind")} for edit in READ_HELD_OUT]
+    assert read == script().held_out()
+
+
 def test_the_table_is_that_of_the_code() -> None:
     found = sets()
     if not found["emoji names"]:
@@ -44,11 +55,12 @@ def test_the_table_is_that_of_the_code() -> None:
     assert script().table(found) in PAGE
 
 
-def test_the_verdicts_are_those_of_the_page() -> None:
-    wrong, fluent = (sum(edit[key] == "yes" for edit in READ) for key in ("wrong", "fluent"))
-    assert len(READ) == 100
-    assert f"{wrong} are clearly wrong answers, {fluent} read naturally" in PAGE
-    assert all("note" in edit for edit in READ if edit["wrong"] != "yes" or edit["fluent"] != "yes")
+@pytest.mark.parametrize(("read", "number"), [(READ, 100), (READ_HELD_OUT, 78)])
+def test_the_verdicts_are_those_of_the_page(read: list[dict[str, str]], number: int) -> None:
+    wrong, fluent = (sum(edit[key] == "yes" for edit in read) for key in ("wrong", "fluent"))
+    assert len(read) == number
+    assert f"{wrong} are clearly wrong answers, {fluent} read naturally" in " ".join(PAGE.split())
+    assert all("note" in edit for edit in read if edit["wrong"] != "yes" or edit["fluent"] != "yes")
 
 
 def test_the_page_has_the_question_to_the_server() -> None:
