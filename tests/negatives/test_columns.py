@@ -14,6 +14,7 @@ ROW: dict[str, Any] = {"prompt": "x", "chosen": "y", "rejected": "a", "negatives
     [
         ([1, 2, 3], [0, 2], [1, 3]),
         ([1, 2], [0, 2], None),  # whose are they?
+        ([1, 2, 3, 4], [0, 2], None),
         (5, [0], None),
         ({"rejected": 1, "negatives": [2, 3]}, [1, 2], {"rejected": 2, "negatives": [3]}),
         ({"gentle": 9, "rejected": 1, "negatives": [2, 3]}, [2], {"gentle": 9, "rejected": 3}),

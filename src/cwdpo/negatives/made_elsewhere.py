@@ -135,6 +135,13 @@ def write_samples(
             for number, whys in zip(portion, reasons, strict=True):
                 work.add(number, work.done[number] | {"reasons": whys, "verified_by": verified_by})
         progress(min(portion[-1] + 1, len(rows)), len(rows))
+    counts = _write_verified(out, rows, names, work)
+    work.close()
+    return counts
+
+
+def _write_verified(out: Path, rows: Sequence[Row], names: Sequence[str], work: Unfinished) -> Counter[str]:
+    """A line a row, and how many samples were kept and dropped."""
     counts: Counter[str] = Counter()
     lines = []
     for number, row in enumerate(rows):
@@ -143,7 +150,6 @@ def write_samples(
         counts.update(why or "kept" for _, why in told)
         lines.append(json_line(_sample_line(names[number], told), row.source))
     write_text(out, "".join(lines))
-    work.close()
     return counts
 
 
