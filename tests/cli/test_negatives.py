@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cwdpo.cli import app
+from cwdpo.negatives.refreshes import Candidate, Refresh, refresh_path, write_refresh
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -83,3 +84,51 @@ def test_show(run: Run, data: Path, tmp_path: Path) -> None:
     code, out, _ = run("show", data, "--out", tmp_path / "page.html")
     assert (code, out) == (0, f"wrote {tmp_path}/page.html\n")
     assert "Whatever." in (tmp_path / "page.html").read_text()
+
+
+def test_show_refuses_to_replace_data(run: Run, data: Path, tmp_path: Path) -> None:
+    before = data.read_bytes()
+    code, _, err = run("show", data, "--out", data)
+    assert (code, data.read_bytes()) == (2, before)
+    assert err.startswith("--out names the data")
+
+
+def test_show_a_refresh_of_a_run_and_without_it(run: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    recipe = "model: {name_or_path: m}\ndata: {train: ../rows.jsonl}\n"
+    recipe += "stage2: {cooling: {floor: -2.0, temperature: 1.0}}\nseed: 0\n"
+    (tmp_path / "run" / "recipe.yaml").write_text(recipe)
+    found = [Candidate(1, "b", "Something.", lbar=-2.0), Candidate(0, "a", "A RED CAR", reason="right_but_for_form")]
+    folder = tmp_path / "run" / "negatives"
+    write_refresh(folder, Refresh(number=1, step=0, epoch=0, seed=0, candidates=found))
+    code, _, err = run("show", refresh_path(folder, 1), "--out", tmp_path / "page.html")
+    assert code == 0, err
+    page = (tmp_path / "page.html").read_text()
+    assert 'data-lbar="-2.0" data-weight="0.5"' in page  # exactly at the floor
+    assert page.index("A RED CAR") < page.index("Something.")
+    (tmp_path / "run" / "recipe.yaml").unlink()
+    assert run("show", refresh_path(folder, 1), "--out", tmp_path / "page.html")[0] == 2
+    code, _, err = run("show", refresh_path(folder, 1), "--out", tmp_path / "page.html", "--data", data)
+    assert code == 0, err
+    assert "Something." in (tmp_path / "page.html").read_text()
+    assert run("show", data, "--out", tmp_path / "page.html", "--data", data)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("floor", "told"), [("nan", "must be a number"), ("inf", "must be a number"), ("3", "Did you mean -3?")]
+)
+def test_impossible_floors_are_refused_before_a_model_loads(
+    run: Run, data: Path, tmp_path: Path, floor: str, told: str
+) -> None:
+    words = ["filter", data, "--out", tmp_path / "out.jsonl", "--model", tmp_path / "none"]
+    code, _, err = run(*words, "--drop-easier-than", floor)
+    assert code == 2
+    assert told in err
+
+
+def test_a_filter_that_leaves_nothing_writes_nothing(run: Run, data: Path, tmp_path: Path) -> None:
+    data.write_text(data.read_text().splitlines()[0] + "\n")
+    code, _, err = run("filter", data, "--out", tmp_path / "out.jsonl", "--length-gap", "0.1")
+    assert code == 2
+    assert "no negative would be left (1 other_length)" in err
+    assert not (tmp_path / "out.jsonl").exists()

@@ -1,6 +1,7 @@
 """``cwdpo negatives`` with a model or a server behind it."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from little_server import serving
 
 from cwdpo.cli import app
+from cwdpo.cli.negatives_show import recipe_of_run, weight_of
 from cwdpo.data.rows import Row
 
 Run = Callable[..., tuple[int, str, str]]
@@ -138,6 +140,18 @@ def test_filter_by_text(run: Run, data: Path, tmp_path: Path) -> None:
     assert kept == {row["rejected"] for row in little_data.records(6) if "stock" in row["rejected"]}
 
 
+def test_a_run_with_a_floor_gives_weights(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {name_or_path: m}\ndata: {train: d}\nstage2: {cooling: {floor: -2.0, temperature: 0.5}}\n"
+    )
+    recipe = recipe_of_run(tmp_path)
+    assert recipe is not None
+    weigh = weight_of(recipe)
+    assert weigh is not None
+    assert weigh(-3.0) == pytest.approx(1 / (1 + math.exp(2)))
+    assert recipe_of_run(tmp_path / "none") is None
+
+
 def test_filter_by_a_model(run: Run, data: Path, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
     out = tmp_path / "out.jsonl"
     code, printed, err = run(
@@ -146,5 +160,9 @@ def test_filter_by_a_model(run: Run, data: Path, tmp_path: Path, tiny: Callable[
     assert code == 0, err
     assert "3 of 6 rows have a negative left" in printed
     assert "3 too_easy" in err
+    for line in lines(out):
+        assert len(line["lbar"]) == len(line["ches"]) == 1
+        assert line["lbar"][0] < 0
+    assert all("w_c" not in line for line in lines(out))  # a checkpoint has no floor
     assert run("filter", data, "--out", tmp_path / "x", "--drop-easier-than", "-3")[0] == 2
     assert run("filter", data, "--out", tmp_path / "x", "--drop-easier-than", "much", "--model", "m")[0] == 2

@@ -9,7 +9,8 @@ import pytest
 from cwdpo.data.reading import read_rows
 from cwdpo.errors import DataError, UserError
 from cwdpo.negatives import read_lexicon
-from cwdpo.negatives.files import write_gentle, write_mixed
+from cwdpo.negatives.files import write_gentle
+from cwdpo.negatives.mixed_files import write_mixed
 
 LEXICON = read_lexicon()
 ROWS: list[dict[str, Any]] = [
@@ -120,3 +121,39 @@ def test_samples_of_another_form_are_told(tmp_path: Path) -> None:
     samples = written(tmp_path, [{"id": "a", "negatives": "s"}], "s.jsonl")
     with pytest.raises(DataError, match=r"s.jsonl:1: a line of samples must be"):
         write_mixed(written(tmp_path, ROWS), samples, tmp_path / "out.jsonl", fraction=0.5)
+
+
+def test_rows_of_one_id_are_refused_with_both_lines(tmp_path: Path) -> None:
+    samples = written(tmp_path, [{"id": "a", "negatives": ["s"]}], "s.jsonl")
+    with pytest.raises(DataError, match=r"rows.jsonl:3: the id 'a' is also that of .*rows.jsonl:1"):
+        write_mixed(written(tmp_path, [*ROWS[:2], ROWS[0]]), samples, tmp_path / "out.jsonl", fraction=0.5)
+    unnamed = [{**ROWS[0], "id": "1"}, {key: value for key, value in ROWS[2].items() if key != "id"}]
+    with pytest.raises(DataError, match="the id '1' is also"):  # the second row's number
+        write_mixed(written(tmp_path, unnamed), samples, tmp_path / "out.jsonl", fraction=0.5)
+
+
+def test_what_is_right_for_another_row_of_the_prompt_is_no_negative(tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "prompt": "What?", "chosen": "a large dog", "rejected": "x", "longer": "a dog that is large"},
+        {"id": "b", "prompt": "What?", "chosen": "A small dog.", "rejected": "y"},
+        {"id": "c", "prompt": "Who?", "chosen": "A tiny dog.", "rejected": "y"},
+    ]
+    texts = ["a small dog", "A dog that is large.", "a tiny dog"]
+    samples = written(tmp_path, [{"id": "a", "negatives": texts}], "s.jsonl")
+    write_mixed(written(tmp_path, rows), samples, tmp_path / "out.jsonl", fraction=1.0, count=3)
+    assert {read(tmp_path / "out.jsonl")[0][key] for key in ("rejected",)} == {"a tiny dog"}
+    assert read(tmp_path / "out.jsonl")[0]["negatives"] == ["x"]
+    write_gentle(tmp_path / "rows.jsonl", tmp_path / "g.jsonl", lexicon=LEXICON, kinds=["size"])
+    assert ["gentle" in row for row in read(tmp_path / "g.jsonl")] == [False, False, True]
+
+
+def test_an_edit_in_several_places_tells_each(tmp_path: Path) -> None:
+    data = written(
+        tmp_path, [{"prompt": "x", "chosen": "A dog sits. An old dog.", "lbar": {"gentle": 1, "rejected": 2}}]
+    )
+    write_gentle(data, tmp_path / "out.jsonl", lexicon=LEXICON, kinds=["object"])
+    (row,) = read(tmp_path / "out.jsonl")
+    edit, animal = row["gentle_edit"], row["gentle"].split()[1]
+    assert [row["chosen"][slice(*part["before"])] for part in edit["parts"]] == ["dog", "dog"]
+    assert [row["gentle"][slice(*part["after"])] for part in edit["parts"]] == [animal, animal]
+    assert row["lbar"] == {"rejected": 2}  # what was measured of an older gentle negative is not this one's

@@ -36,6 +36,10 @@ def test_what_is_fine_stays_and_repetitions_do_not() -> None:
     assert found.dropped == ((1, "repeated"),)
 
 
+def test_repetitions_in_another_form_do_not_count() -> None:
+    assert filter_negatives(["A bus."], ["A BLUE car.", "a blue car", "a red car"], Rules()).kept == (0, 2)
+
+
 def test_rules_are_off_by_default() -> None:
     assert filter_negatives(RIGHT, ["No.", RIGHT[0] + " today"], Rules(), lbars=[-99.0, -99.0]).kept == (0, 1)
 

@@ -83,6 +83,11 @@ def test_no_text_twice() -> None:
     assert sorted(item.text for item in mixed) == ["other", "same"]
 
 
+def test_no_text_twice_in_another_form() -> None:
+    mixed = mix_negatives(["A BLUE car."], ["a blue car", "a bus"], fraction=0.0, seed=0, row_id="r", count=3)
+    assert [item.text for item in mixed] == ["A BLUE car.", "a bus"]
+
+
 def test_the_place_of_a_negative_is_told() -> None:
     for item in mix_negatives(DATASET, SAMPLED, fraction=0.5, seed=0, row_id="r", count=7):
         assert {"dataset": DATASET, "on_policy": SAMPLED}[item.source][item.index] == item.text

@@ -4,15 +4,19 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from cwdpo.data.rows import Message, Row
 from cwdpo.errors import UserError
+from cwdpo.negatives.refreshes import Candidate, Refresh, refresh_path, write_refresh
 from cwdpo.report.marks import marked
 from cwdpo.report.negatives_page import write_negatives_page
+from cwdpo.report.negatives_read import is_refresh
 
 ROW: dict[str, Any] = {
     "id": "<i>",
@@ -103,3 +107,60 @@ def test_marks_put_together_are_the_texts() -> None:
     for text, pieces in zip((right, wrong), marked(right, wrong), strict=True):
         assert "".join(piece for piece, _ in pieces) == text
     assert [piece for piece, differs in marked(right, wrong)[1] if differs] == ["cat", "under"]
+
+
+def test_only_a_page_of_ours_is_replaced(tmp_path: Path) -> None:
+    page_of(tmp_path, ROW)
+    rows = tmp_path / "rows.jsonl"
+    data = rows.read_bytes()
+    with pytest.raises(UserError, match="--out names the data"):
+        write_negatives_page(rows, rows)
+    (tmp_path / "link.html").symlink_to(rows)
+    with pytest.raises(UserError, match="--out names the data"):
+        write_negatives_page(rows, tmp_path / "link.html")
+    (tmp_path / "other.html").write_text("<!doctype html><title>mine</title>")
+    with pytest.raises(UserError, match="no page that this command wrote"):
+        write_negatives_page(rows, tmp_path / "other.html")
+    assert rows.read_bytes() == data
+    assert (tmp_path / "other.html").read_text().endswith("mine</title>")
+    assert "another one" in page_of(tmp_path, {**ROW, "rejected": "another one"})  # its own older page
+
+
+def test_the_edits_own_spans_are_marked(tmp_path: Path) -> None:
+    """A diff would say otherwise: it marks whole words, and knows nothing of what was meant."""
+    edit = {"kind": "object", "parts": [{"before": [0, 5], "after": [0, 5]}, {"before": [10, 13], "after": [10, 13]}]}
+    row = {"prompt": "x", "chosen": "A dog. An ant.", "gentle": "A cat. An elk.", "gentle_edit": edit}
+    (card,) = cards(page_of(tmp_path, row))
+    assert "<del>A dog</del>. An <del>ant</del>." in card
+    assert "<ins>A cat</ins>. An <ins>elk</ins>." in card
+    (card,) = cards(page_of(tmp_path, {**row, "gentle": "A cow. An elk here."}))  # an edit of another text
+    assert "<ins>cow</ins>. An <ins>elk here</ins>." in card
+
+
+def test_ches_is_shown_and_sorted_by(tmp_path: Path) -> None:
+    page = page_of(tmp_path, {"prompt": "x", "chosen": "y", "rejected": "z", "lbar": [-2.0], "ches": [-0.5]})
+    assert 'data-ches="-0.5"' in page
+    assert "CHES -0.50" in page
+    assert 'by("ches", -1)' in page
+
+
+def candidates(*changes: dict[str, Any]) -> list[Candidate]:
+    return [Candidate(**{"row": 1, "id": "b", "text": "a blue car", **change}) for change in changes]
+
+
+def test_a_refresh_is_shown_with_its_rows(tmp_path: Path) -> None:
+    rows = {1: Row(prompt=(Message("user", ("What?",)),), chosen="a red car", id="b")}
+    found = candidates({"lbar": -1.5}, {"text": "a red bus", "reason": "judged_right"})
+    write_refresh(tmp_path, Refresh(number=1, step=0, epoch=0, seed=0, candidates=found))
+    file = refresh_path(tmp_path, 1)
+    assert is_refresh(file)
+    page = write_negatives_page(
+        file, tmp_path / "page.html", sampled_for=rows, weigh=lambda lbar: lbar / -3
+    ).read_text()
+    kept, dropped = cards(page)
+    assert "a <ins>blue</ins> car" in kept
+    assert 'data-lbar="-1.5" data-weight="0.5"' in kept
+    assert "on_policy: judged_right" in dropped
+    assert "data-lbar" not in dropped
+    with pytest.raises(UserError, match="sampled for other rows"):
+        write_negatives_page(file, tmp_path / "page.html", sampled_for={1: replace(rows[1], id="c")})

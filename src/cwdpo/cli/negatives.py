@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cwdpo.cli.negatives_models import Concurrency, Prices, ServedModel, Url, ask_gentle_file, filter_, sample
+from cwdpo.cli.negatives_show import show
 from cwdpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def mix(
     image_root: _Root = None,
 ) -> None:
     """Choose each row's negatives from the data set's and the policy's, the same for the same seed and round."""
-    from cwdpo.negatives.files import write_mixed
+    from cwdpo.negatives.mixed_files import write_mixed
 
     mixed = write_mixed(
         data,
@@ -132,19 +133,6 @@ def mix(
         print(f"note: {len(mixed.unused_ids)} ids of the samples are no row's, such as {shown}.", file=sys.stderr)
     _tell_image_root(data, out, image_root)
     print(f"wrote {out}")
-
-
-@app.command("show")
-def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of rows with negatives.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="The HTML page.", show_default=False)],
-    image_root: _Root = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Rows on the page, from the first.")] = 200,
-) -> None:
-    """Write one HTML page of pictures, answers and negatives, with every difference marked."""
-    from cwdpo.report.negatives_page import write_negatives_page
-
-    print(f"wrote {write_negatives_page(file, out, image_root=image_root, limit=limit)}")
 
 
 def _show_coverage(coverage: "Coverage", console: Console) -> None:
@@ -187,3 +175,6 @@ def _tell_image_root(data: Path, out: Path, image_root: Path | None) -> None:
         print(
             f"note: image paths in {out} start at {root}. Give --image-root (data.image_root) {root}.", file=sys.stderr
         )
+
+
+app.command("show")(show)

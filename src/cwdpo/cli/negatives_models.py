@@ -1,5 +1,6 @@
 """``cwdpo negatives sample`` and ``filter``, and ``gentle --endpoint``: what needs a model or a server."""
 
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from cwdpo.errors import UserError
 if TYPE_CHECKING:
     from cwdpo.negatives.endpoint import Endpoint
     from cwdpo.negatives.filtered_files import Measure
+    from cwdpo.report.negatives_read import Weigh
 
 Url = Annotated[
     str | None, typer.Option("--endpoint", help="An OpenAI-compatible server, as http://127.0.0.1:8000/v1.")
@@ -68,7 +70,8 @@ def sample(
         out,
         _sampler(model, server, how),
         how,
-        made_by={"model": model, "endpoint": endpoint, "judge": judge, "max_overlap": max_overlap},
+        made_by={"model": model, "endpoint": endpoint},
+        verified_by={"judge": judge, "max_overlap": max_overlap},
         rules=Rules(overlap=max_overlap),
         judge=load_judge(judge) if judge else None,
         seed=seed,
@@ -95,13 +98,22 @@ def filter_(
         str | None,
         typer.Option("--drop-ches-above", help="Ceiling of CHES similarity, or quantile:0.9. Needs --model."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="A checkpoint or a run that finds them easy.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A checkpoint or a run; its measurements are written into the rows.")
+    ] = None,
     image_root: Annotated[Path | None, typer.Option("--image-root", help="As for every file of rows.")] = None,
 ) -> None:
-    """Take out negatives that are right, too easy, too similar or of another length; rows left without any go too."""
+    """Take out negatives that are right, too easy, too similar or of another length; rows left without any go too.
+
+    With --model, what it measures is written into the rows: lbar and ches, and w_c where it is a run with a floor.
+    """
     floor, ceiling = _rule(drop_easier_than, "--drop-easier-than"), _rule(drop_ches_above, "--drop-ches-above")
-    if (floor is None and ceiling is None) != (model is None):
-        raise UserError("--drop-easier-than and --drop-ches-above need --model, and --model needs one of them.")
+    if isinstance(floor, float) and floor > 0:
+        raise UserError(
+            f"--drop-easier-than is {floor:g}, but log-probabilities are never positive. Did you mean {-floor:g}?"
+        )
+    if model is None and (floor is not None or ceiling is not None):
+        raise UserError("--drop-easier-than and --drop-ches-above need --model, which measures the negatives.")
     from cwdpo.negatives.filtered_files import write_filtered
     from cwdpo.negatives.filtering import Rules
 
@@ -112,6 +124,7 @@ def filter_(
         drop_easier_than=floor,
         drop_ches_above=ceiling,
         measure=None if model is None else _measure(model),
+        weigh=None if model is None else _weigh(Path(model)),
         image_root=image_root,
     )
     _tell(report.negatives, None, None)
@@ -168,6 +181,13 @@ def _measure(model: str) -> "Measure":
     return lambda rows: measure_hardness(loaded, processor, rows)
 
 
+def _weigh(run: Path) -> "Weigh | None":
+    from cwdpo.cli.negatives_show import recipe_of_run, weight_of
+
+    recipe = recipe_of_run(run)
+    return None if recipe is None else weight_of(recipe)
+
+
 def _load(model: str) -> tuple[Any, Any]:
     """A policy and its processor, from a run, a checkpoint, an adapter or a hub name."""
     from cwdpo.cli.merge import adapter_directory
@@ -185,9 +205,12 @@ def _rule(text: str | None, option: str) -> float | str | None:
     if text is None or is_quantile(text):
         return text
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise UserError(f"{option} is {text!r}, but must be a number, or quantile:q such as quantile:0.1.") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{option} is {text!r}, but must be a number, or quantile:q such as quantile:0.1.")
+    return number
 
 
 def _prices(text: str | None) -> tuple[float, float] | None:

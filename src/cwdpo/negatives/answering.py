@@ -19,6 +19,11 @@ _ANY_NEGATION = re.compile(
 )
 _POSITIVE = re.compile(rf"\b{_AUXILIARY}\b", re.IGNORECASE)
 _SECOND_CLAUSE = re.compile(r"\b(?:but|because|since|although|so|that|which|who|if|and)\b|,", re.IGNORECASE)
+_HAS = {"has": "does", "have": "do"}
+_PARTICIPLE = re.compile(
+    r"\s+(?:just\s+|already\s+)?(?:been|\w+ed|\w+en|gone|had|sat|lost|left|made|put|got)\b", re.IGNORECASE
+)
+_OBJECT = re.compile(r"\s+(?:an?|the|one|two|three|four|five|six|his|her|its|their|my|our|your|\w+s)\b", re.IGNORECASE)
 _LETTER = re.compile(
     r"\s*(?:(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:answer|option|choice)(?:\s+is)?\s*:?\s*)?"
     r"[(\[]?([A-H]|[a-h](?=[).]))[)\].:]?\s*",
@@ -47,9 +52,8 @@ def _turned_clause(clause: re.Match[str]) -> Iterator[Edit]:
     negations = _ANY_NEGATION.findall(clause[3])
     if word.lower() == "yes" and not negations:
         verb = _POSITIVE.search(clause[3])
-        if verb:
-            end = offset + verb.end()
-            yield Edit("yes_no", (first, Part(end, end, " NOT" if clause[3].isupper() else " not")))
+        if verb and not re.search(r"\bsome\b", clause[3], re.IGNORECASE):
+            yield from _denied(first, verb, clause)
     elif word.lower() == "no" and len(negations) == 1:
         negated = _NEGATED.search(clause[3])
         if negated and not re.search(r"\b(?:won|can)['\u2019]t\b", clause[3], re.IGNORECASE):
@@ -60,6 +64,21 @@ def _turned_clause(clause: re.Match[str]) -> Iterator[Edit]:
                 )
             elif group != 3 and not re.search(r"\bany\b", clause[3]):
                 yield Edit("yes_no", (first, Part(offset + negated.start(group), offset + negated.end(group), "")))
+
+
+def _denied(first: Part, verb: re.Match[str], clause: re.Match[str]) -> Iterator[Edit]:
+    """ "is" becomes "is not", "can" becomes "cannot", and "has a hat" becomes "does not have a hat"."""
+    start, end = clause.start(3) + verb.start(), clause.start(3) + verb.end()
+    loud = clause[3].isupper()
+    word, rest = verb[0].lower(), clause[3][verb.end() :]
+    if word in _HAS and not _PARTICIPLE.match(rest):
+        if not _OBJECT.match(rest) or verb.start() == 0:
+            return
+        text = f"{_HAS[word]} not have"
+        yield Edit("yes_no", (first, Part(start, end, text.upper() if loud else text)))
+    else:
+        text = "not" if word == "can" else " not"
+        yield Edit("yes_no", (first, Part(end, end, text.upper() if loud else text)))
 
 
 def _some(negated: re.Match[str], clause: re.Match[str]) -> str:

@@ -1,60 +1,38 @@
-"""Edits of counts and numbers: "two dogs", "a dog", "3 dogs", "10:30", "4.5"."""
+"""Edits of counts: "two dogs", "a dog", "3 dogs"."""
 
-import re
 from collections.abc import Iterator
 
 from cwdpo.negatives.edits import Edit, Part
 from cwdpo.negatives.inflection import cased_like, plural_of
 from cwdpo.negatives.lexicon import Sense
+from cwdpo.negatives.numerals import NOT_COUNTS, counts_things, is_bound, is_free_figure, is_kept
 from cwdpo.negatives.reading_text import NUMBER_WORDS, Phrase, Reading
-from cwdpo.negatives.substitution import is_certain, span_text
+from cwdpo.negatives.substitution import is_certain, same_sort, span_text
 
-_NOT_COUNTS = frozenset({"hundred", "thousand", "million", "dozen", "thirds", "percent", "half", "by", "or", "to"})
-_NOT_BEFORE = frozenset(
-    {"or", "to", "between", "number", "than", "point", "hundred", "twenty", "thirty", "times", "and"}
-)
 _AGREEMENT = {"is": "are", "was": "were", "has": "have"}
 _SINGULAR_LATER = frozenset(
     {"is", "was", "has", "does", "it", "its", "itself", "he", "his", "him", "she", "her", "himself", "herself", "that"}
     | {"who", "which", "one", "other", "another", "each"}
 )
 _ADJECTIVES = ("colour", "size", "material", "age", "state")
-_TIME = re.compile(r"(\d{1,2}):([0-5]\d)")
-_MOST_TARGETS = 4
+_TELLS_TOTAL = frozenset({"both", "other", "others", "either", "respectively", "pair"})
 
 
 def counts(reading: Reading) -> Iterator[Edit]:
     """Counts in words and digits; where there are none, one thing becomes two or three."""
-    exact = [*_number_words(reading), *_digits(reading, counting=True), *_singles(reading, ("one",))]
+    exact = [*_number_words(reading), *_digits(reading), *_singles(reading, ("one", "1"))]
     yield from exact or _singles(reading, ("a", "an"))
-
-
-def numbers(reading: Reading) -> Iterator[Edit]:
-    """Numbers that count nothing: times, prices, labels, hours."""
-    yield from _digits(reading, counting=False)
-    for index, token in enumerate(reading.tokens):
-        after = reading.neighbour(index, 1)
-        hour, dash, rest = token.lower.partition("-")
-        is_hour = after is not None and reading.tokens[after].lower in ("o'clock", "o\u2019clock")
-        if hour in NUMBER_WORDS and (is_hour or (dash and rest == "thirty")):
-            for other in NUMBER_WORDS:
-                if other != hour:
-                    yield Edit("number", (Part(token.start, token.end, cased_like(token.text, other + dash + rest)),))
 
 
 def _number_words(reading: Reading) -> Iterator[Edit]:
     for index, token in enumerate(reading.tokens):
-        if token.lower not in NUMBER_WORDS[1:] or _is_kept(index, reading):
+        if token.lower not in NUMBER_WORDS[1:] or is_kept(index, reading) or is_bound(index, reading):
             continue
-        before, after = reading.neighbour(index, -1), reading.neighbour(index, 1)
-        next_word = "" if after is None else reading.tokens[after].lower
-        previous = "" if before is None else reading.tokens[before].lower
-        if previous in _NOT_BEFORE or next_word in _NOT_COUNTS or next_word in ("o'clock", "o\u2019clock", "and", "-"):
+        after = reading.neighbour(index, 1)
+        if after is not None and reading.tokens[after].lower in (*NOT_COUNTS, "o'clock", "o\u2019clock", "and", "-"):
             continue
-        for number in _near(NUMBER_WORDS.index(token.lower) + 1):
-            if number <= len(NUMBER_WORDS):
-                word = cased_like(token.text, NUMBER_WORDS[number - 1])
-                yield Edit("count", (Part(token.start, token.end, word),))
+        number = NUMBER_WORDS.index(token.lower) + 1
+        yield from _changed_counts(index, [other for other in _near(number) if other <= len(NUMBER_WORDS)], reading)
 
 
 def _near(number: int) -> list[int]:
@@ -62,61 +40,59 @@ def _near(number: int) -> list[int]:
     return [other for other in (number - 2, number - 1, number + 1, number + 2) if other >= 2]
 
 
-def _digits(reading: Reading, *, counting: bool) -> Iterator[Edit]:
-    text = reading.text
+def _digits(reading: Reading) -> Iterator[Edit]:
     for index, token in enumerate(reading.tokens):
-        if not token.lower[0].isdigit() or _is_joined(token.start, token.end, text) or _is_kept(index, reading):
+        if is_free_figure(index, reading) and counts_things(index, reading):
+            yield from _changed_counts(index, _near(int(token.text)), reading)
+
+
+def _changed_counts(index: int, targets: list[int], reading: Reading) -> Iterator[Edit]:
+    """A count with everything else in the answer that says the same count of the same things."""
+    thing = _counted(index, reading)
+    if reading.words & _TELLS_TOTAL and "each" not in reading.words:
+        return
+    places = [index]
+    for other in range(len(reading.tokens)):
+        if other == index or not reading.is_number(other) or is_kept(other, reading):
             continue
-        after = reading.neighbour(index, 1)
-        plain = token.text.isdecimal() and token.text.isascii() and not token.text.startswith("0")
-        sign = text[token.start - 1 : token.start] in ("$", "\u20ac", "\u00a3", "#") or text[
-            token.end : token.end + 1
-        ] in (
-            "%",
-            "\u00b0",
-        )
-        is_unit = after is not None and reading.fits("<number>", after, "") is False and _is_unit(after, reading)
-        is_count = plain and not sign and 2 <= int(token.text) < 1000 and after is not None
-        is_count = is_count and after is not None and reading.tokens[after].lower.endswith("s") and not is_unit
-        if is_count == counting:
-            targets = map(str, _near(int(token.text))) if is_count else _other_numbers(token.text)
-            for target in targets:
-                yield Edit("count" if is_count else "number", (Part(token.start, token.end, target),))
+        others = _counted(other, reading)
+        if others is None:
+            return  # "three dogs, two of them brown": who knows what else would have to change
+        if thing is None or reading.are_one_sort(thing, others):
+            if _value(other, reading) != _value(index, reading):
+                return
+            places.append(other)
+    if min(places) != index:  # the first one speaks for all
+        return
+    for target in targets:
+        parts = [_count_part(place, target, reading) for place in sorted(places)]
+        yield Edit("count", tuple(parts))
 
 
-def _is_unit(index: int, reading: Reading) -> bool:
-    phrase = reading.at.get(index)
-    return phrase is not None and any(sense.group.kind == "number" for sense in phrase.senses)
+def _counted(index: int, reading: Reading) -> Phrase | None:
+    """The noun that a number stands with, as far as the lexicon knows it."""
+    return reading.head(Phrase(index, index + 1, ()))
 
 
-def _other_numbers(number: str) -> list[str]:
-    """A few numbers that could stand in the place of one, written as it is."""
-    time = _TIME.fullmatch(number)
-    if time:
-        hour, width = int(time[1]), len(time[1])
-        hours = [h for h in (hour - 2, hour - 1, hour + 1, hour + 2) if (1 <= h <= 12 if hour <= 12 else 13 <= h <= 23)]
-        return [f"{h:0{width}d}:{time[2]}" for h in hours]
-    if not number.isascii() or "/" in number or ":" in number:
-        return []
-    place = max(i for i, digit in enumerate(number) if digit.isdigit())
-    if len(re.sub(r"\D", "", number)) > 1 and number[place] == "0":
-        place = 0  # 50, 100, 2,000: round numbers stay round
-    digit = int(number[place])
-    least = 1 if place == 0 and (len(number) > 1 or digit > 0) else 0
-    others = [d for d in (digit - 2, digit - 1, digit + 1, digit + 2) if least <= d <= 9]
-    return [f"{number[:place]}{d}{number[place + 1 :]}" for d in others][:_MOST_TARGETS]
+def _value(index: int, reading: Reading) -> str:
+    lower = reading.tokens[index].lower
+    return str(NUMBER_WORDS.index(lower) + 1) if lower in NUMBER_WORDS else lower
 
 
-def _is_joined(start: int, end: int, text: str) -> bool:
-    """Whether digits are part of something longer: a date, a name, a web address."""
-    before, after = text[max(start - 1, 0) : start], text[end : end + 1]
-    return bool(re.match(r"[\w/\-:.,@&]", before)) or bool(re.match(r"[\w/\-@&]", after))
+def _count_part(index: int, target: int, reading: Reading) -> Part:
+    token = reading.tokens[index]
+    word = str(target) if token.lower[0].isdigit() else cased_like(token.text, _word(target))
+    return Part(token.start, token.end, word)
+
+
+def _word(number: int) -> str:
+    return NUMBER_WORDS[number - 1] if number <= len(NUMBER_WORDS) else str(number)
 
 
 def _singles(reading: Reading, articles: tuple[str, ...]) -> Iterator[Edit]:
     """ "a dog" becomes "two dogs", where no later word needs the one."""
     for index, token in enumerate(reading.tokens):
-        if token.lower not in articles or _is_kept(index, reading) or not _may_be_many(index, reading):
+        if token.lower not in articles or is_kept(index, reading) or not _may_be_many(index, reading):
             continue
         found = _noun_after(index, reading)
         if found is None:
@@ -125,8 +101,10 @@ def _singles(reading: Reading, articles: tuple[str, ...]) -> Iterator[Edit]:
         start, end = reading.tokens[phrase.first].start, reading.tokens[phrase.last - 1].end
         if span_text(phrase, reading) != span_text(phrase, reading).lower():
             continue
+        if same_sort(sense, phrase, reading):  # "a dog on the grass; the dog looks happy" would contradict itself
+            continue
         noun = plural_of(sense.base, reading.lexicon.plurals)
-        for number in ("two", "three"):
+        for number in ("2", "3") if token.lower == "1" else ("two", "three"):
             head = cased_like(token.text, number) + reading.text[token.end : start] + noun
             yield Edit("count", (Part(token.start, *_agreeing(end, phrase, head, reading)),))
 
@@ -143,7 +121,7 @@ def _may_be_many(index: int, reading: Reading) -> bool:
     """Whether several things would do where one is: at the start, or in a list; not "on two couches"."""
     if reading.shape != "normal":
         return False
-    if reading.tokens[index].lower == "one":
+    if reading.tokens[index].lower in ("one", "1"):
         return True
     if reading.starts_sentence(reading.tokens[index].start):
         return not any(reading.in_class(later, "one_each") for later in range(index, len(reading.tokens)))
@@ -165,7 +143,7 @@ def _noun_after(index: int, reading: Reading) -> tuple[Phrase, Sense] | None:
     after = reading.neighbour(phrase.last - 1, 1)
     if reading.in_class(phrase.last - 1, "worn"):
         return None
-    if not senses or not (after is None or _may_follow(after, reading)):
+    if not senses or not (after is None or _may_follow(after, reading)) or _shares_one_object(after, reading):
         return None
     return (phrase, senses[0]) if _nothing_singular_later(phrase, reading) else None
 
@@ -180,6 +158,16 @@ def _may_follow(index: int, reading: Reading) -> bool:
     )
 
 
+def _shares_one_object(after: int | None, reading: Reading) -> bool:
+    """Whether one thing would have to do for several: "three police officers riding a horse"."""
+    if after is not None and reading.tokens[after].lower in _AGREEMENT:
+        after = reading.neighbour(after, 1)
+    if after is None or not reading.tokens[after].lower.endswith("ing") or reading.is_noun(after):
+        return False
+    article = reading.neighbour(after, 1)
+    return article is not None and reading.tokens[article].lower in ("a", "an", "one")
+
+
 def _nothing_singular_later(phrase: Phrase, reading: Reading) -> bool:
     after = reading.neighbour(phrase.last - 1, 1)
     first = phrase.last + (after is not None and reading.tokens[after].lower in _AGREEMENT)
@@ -191,7 +179,3 @@ def _nothing_singular_later(phrase: Phrase, reading: Reading) -> bool:
         if is_finite and reading.is_noun(index - 1):
             return False
     return True
-
-
-def _is_kept(index: int, reading: Reading) -> bool:
-    return index in reading.at and reading.at[index].kept

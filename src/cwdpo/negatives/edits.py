@@ -2,11 +2,16 @@
 
 import re
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from cwdpo.negatives.inflection import indefinite_article
 from cwdpo.negatives.reading_text import Reading
 
 _ARTICLE = re.compile(r"(?<![\w'\u2019.-])(an?)(?=\s+$)", re.IGNORECASE)
+
+
+Span: TypeAlias = tuple[int, int]
+"""Characters ``(start, end)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One error: one part, or two that change together, in the order of the text."""
+    """One error: one part, or several that change together, in the order of the text."""
 
     kind: str
     parts: tuple[Part, ...]
@@ -28,24 +33,24 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """An edited text, with the span that was replaced and the one that replaced it, as ``(start, end)``."""
+    """An edited text, with what was replaced and what replaced it."""
 
     text: str
-    before: tuple[int, int]
-    after: tuple[int, int]
+    parts: tuple[tuple[Span, Span], ...]
+    """Of each part, the characters of the original and those of the edited text."""
 
 
 def apply(edit: Edit, reading: Reading) -> Applied:
     """Put an edit into its text; an article before a changed word is changed with it where its sound asks for it."""
     original = reading.text
     parts = [_with_article(part, reading) for part in edit.parts]
-    pieces, end = [], 0
+    text, end = "", 0
+    spans = []
     for part in parts:
-        pieces += [original[end : part.start], part.text]
-        end = part.end
-    text = "".join(pieces) + original[end:]
-    start = parts[0].start
-    return Applied(text, (start, end), (start, end + len(text) - len(original)))
+        text += original[end : part.start]
+        spans.append(((part.start, part.end), (len(text), len(text) + len(part.text))))
+        text, end = text + part.text, part.end
+    return Applied(text + original[end:], tuple(spans))
 
 
 def _with_article(part: Part, reading: Reading) -> Part:

@@ -49,7 +49,7 @@ def filter_negatives(
         positives: the row's right answers, one at least.
         negatives: candidates.
         rules: what to ask of them; exact and normalised matches with a right answer are always dropped, as are
-            repetitions.
+            repetitions, also those that differ in form alone.
         lbars: mean log-probability of each negative, nats per token, None where it was not measured.
     """
     kept: list[int] = []
@@ -57,8 +57,8 @@ def filter_negatives(
     seen: set[str] = set()
     for index, negative in enumerate(negatives):
         lbar = lbars[index] if lbars is not None else None
-        reason = _reason(positives, negative, rules, lbar) or ("repeated" if negative in seen else None)
-        seen.add(negative)
+        reason = _reason(positives, negative, rules, lbar) or ("repeated" if normalised(negative) in seen else None)
+        seen.add(normalised(negative))
         if reason is None:
             kept.append(index)
         else:

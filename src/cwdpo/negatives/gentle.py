@@ -3,31 +3,41 @@
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from cwdpo.errors import ConfigError
 from cwdpo.negatives.answering import choices, yes_no
-from cwdpo.negatives.counting import counts, numbers
-from cwdpo.negatives.edits import Edit, apply
+from cwdpo.negatives.counting import counts
+from cwdpo.negatives.edits import Edit, Span, apply
 from cwdpo.negatives.filtering import normalised
 from cwdpo.negatives.lexicon import KINDS, Lexicon
+from cwdpo.negatives.numerals import numbers
 from cwdpo.negatives.reading_text import Reading
+from cwdpo.negatives.scopes import outside_scopes
 from cwdpo.negatives.substitution import substitutions
 from cwdpo.negatives.swapping import swaps
 
 
 @dataclass(frozen=True, slots=True)
 class GentleNegative:
-    """A wrong answer and what is wrong in it. Outside the span the two texts are the same character for character."""
+    """A wrong answer and what is wrong in it. Outside its parts the two texts are the same character for character."""
 
     text: str
     kind: str
     """One of :data:`cwdpo.negatives.lexicon.KINDS`."""
 
-    before: tuple[int, int]
-    """Characters ``(start, end)`` of the right answer that were replaced."""
+    parts: tuple[tuple[Span, Span], ...]
+    """Of each place that changed, its characters ``(start, end)`` in the right answer and in this one."""
 
-    after: tuple[int, int]
-    """Characters ``(start, end)`` of the wrong answer that replaced them."""
+    @property
+    def before(self) -> Span:
+        """Characters of the right answer from the first change to the last."""
+        return self.parts[0][0][0], self.parts[-1][0][1]
+
+    @property
+    def after(self) -> Span:
+        """Characters of the wrong answer that stand in their place."""
+        return self.parts[0][1][0], self.parts[-1][1][1]
 
 
 def gentle_negative(
@@ -68,16 +78,17 @@ def gentle_negative(
         for edit in edits:
             made = apply(edit, reading)
             if normalised(made.text) not in right:
-                return GentleNegative(made.text, kind, made.before, made.after)
+                return GentleNegative(made.text, kind, made.parts)
     return None
 
 
 def edits_by_kind(reading: Reading, prompt: str = "") -> dict[str, list[Edit]]:
     """Every edit that an answer allows, by kind, in the order of the text."""
     short = [*yes_no(reading), *choices(reading, prompt)]
+    long = chain(substitutions(reading), counts(reading), numbers(reading), swaps(reading))
     found: dict[str, list[Edit]] = {}
     # a bare letter or a bare yes is an answer, not a sentence: nothing else in it has a meaning
-    for edit in short or [*substitutions(reading), *counts(reading), *numbers(reading), *swaps(reading)]:
+    for edit in short or outside_scopes(long, reading):
         found.setdefault(edit.kind, []).append(edit)
     return found
 

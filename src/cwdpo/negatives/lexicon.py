@@ -24,7 +24,18 @@ KINDS = (
 """What an edit can change."""
 
 FORMS = ("word", "noun", "mass", "verb")
-CONDITIONS = ("prev", "next", "not_prev", "not_next", "near", "not_near", "after", "not_after")
+CONDITIONS = (
+    "prev",
+    "next",
+    "not_prev",
+    "not_next",
+    "near",
+    "not_near",
+    "after",
+    "not_after",
+    "anywhere",
+    "not_anywhere",
+)
 
 Conditions = Mapping[str, Sequence[str]]
 """Where a word may be touched: for each of :data:`CONDITIONS` words, ``<class>`` names and ``*endings``."""

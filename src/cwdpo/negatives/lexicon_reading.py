@@ -15,7 +15,7 @@ from cwdpo.negatives.lexicon import CONDITIONS, FORMS, KINDS, Conditions, Group,
 _SECTIONS = ("keep", "classes", "asymmetric", "plurals", "verbs", "groups")
 _GROUP_KEYS = ("kind", "form", "members", "turns", "guards", "animate", *CONDITIONS)
 _SUBSTITUTED = ("object", "colour", "size", "material", "age", "state", "relation", "action", "number")
-_BUILT_IN = ("start", "end", "noun", "content", "number", *KINDS)
+_BUILT_IN = ("start", "end", "noun", "content", "number", "animate", *KINDS)
 _EXAMPLE = "groups: {buildings: {kind: object, form: noun, members: [church, castle]}}"
 
 

@@ -1,20 +1,24 @@
 """Negatives of whole files that a model or a server makes; what is done survives an interruption."""
 
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
+from cwdpo.generation import Generated
 from cwdpo.negatives.asking import Asked, ask_gentle
+from cwdpo.negatives.columns import with_gentle
 from cwdpo.negatives.endpoint import Endpoint
-from cwdpo.negatives.files import json_line, refuse_existing, rows_with_records, with_gentle
-from cwdpo.negatives.filtering import Rules
+from cwdpo.negatives.files import json_line, refuse_existing, row_ids, rows_with_records
+from cwdpo.negatives.filtering import Rules, filter_negatives
 from cwdpo.negatives.gentle import GentleNegative
 from cwdpo.negatives.mixing import hashed
 from cwdpo.negatives.sampling import Sampler, Sampling, chunks
-from cwdpo.negatives.unfinished import Unfinished
+from cwdpo.negatives.unfinished import Unfinished, what_was_read
 from cwdpo.negatives.verify import Judge, RightAnswers, verify
 from cwdpo.records.files import write_text
 
@@ -51,7 +55,7 @@ def write_asked(
     """
     refuse_existing(out)
     rows = list(rows_with_records(data, image_root))
-    settings = {"what": "gentle", "data": str(data.resolve()), "model": endpoint.model, "seed": seed, "rows": len(rows)}
+    settings = {"what": "gentle", "model": endpoint.model, "seed": seed, **what_was_read(data, image_root)}
     work = Unfinished(out, settings)
     left = [number for number in range(len(rows)) if number not in work.done]
 
@@ -63,7 +67,8 @@ def write_asked(
             work.add(left[place], asdict(asked))
         progress(len(work.done), len(rows))
     _refuse_unanswered(work, len(rows))
-    made = [Asked(**work.done[number]) for number in range(len(rows))]
+    right_answers = RightAnswers(row for _, row in rows)
+    made = [_checked(Asked(**work.done[number]), right_answers(row)) for number, (_, row) in enumerate(rows)]
     lines = [
         json_line(with_gentle(record, _as_edit(row.chosen, asked)), row.source)
         for (record, row), asked in zip(rows, made, strict=True)
@@ -80,6 +85,7 @@ def write_samples(
     sampling: Sampling,
     *,
     made_by: Mapping[str, Any],
+    verified_by: Mapping[str, Any],
     rules: Rules | None = None,
     judge: Judge | None = None,
     seed: int = 0,
@@ -98,38 +104,84 @@ def write_samples(
         sampling: the sampler's settings.
         made_by: what else the samples follow from, such as the model; an interrupted call is only gone on with where it
             is the same.
+        verified_by: what else their verification follows from, such as the judge's name; where it has changed, samples
+            that are kept are verified anew.
         rules: of :func:`cwdpo.negatives.verify.verify`.
-        judge: likewise.
+        judge: likewise. Where it fails, the samples are kept for the next call.
         seed: of all samples.
         image_root: as in :func:`cwdpo.data.reading.read_rows`.
         progress: told after each portion.
 
     Returns:
         How many samples were kept, and how many dropped, by reason.
+
+    Raises:
+        UserError: the judge failed, or two rows have one id.
     """
     refuse_existing(out)
     rows = [row for _, row in rows_with_records(data, image_root)]
-    right_answers = RightAnswers(rows)
-    settings = {"what": "sample", "data": str(data.resolve()), "seed": seed, "rows": len(rows), **asdict(sampling)}
+    names, right_answers = row_ids(rows), RightAnswers(rows)
+    settings = {"what": "sample", "seed": seed, **asdict(sampling), **what_was_read(data, image_root)}
     work = Unfinished(out, settings | dict(made_by))
-    counts: Counter[str] = Counter()
     for place, portion in enumerate(chunks(range(len(rows)), sampling)):
+        asked = [rows[number] for number in portion]
         if any(number not in work.done for number in portion):
-            asked = [rows[number] for number in portion]
-            answers = sampler.sample(asked, seed=hashed(seed, "sampling", place) % 2**63)
-            reasons = verify(asked, answers, right_answers=right_answers, rules=rules, judge=judge)
-            for number, of_row, whys in zip(portion, answers, reasons, strict=True):
-                found = [(answer.text, why) for answer, why in zip(of_row, whys, strict=True)]
-                work.add(number, {"found": found})
+            sampled = sampler.sample(asked, seed=hashed(seed, "sampling", place) % 2**63)
+            for number, answers in zip(portion, sampled, strict=True):
+                work.add(number, {"answers": [[answer.text, answer.ended] for answer in answers]})
+        if any(work.done[number].get("verified_by") != dict(verified_by) for number in portion):
+            found = [[Generated(*answer) for answer in work.done[number]["answers"]] for number in portion]
+            reasons = _verified(asked, found, right_answers, rules, judge, work)
+            for number, whys in zip(portion, reasons, strict=True):
+                work.add(number, work.done[number] | {"reasons": whys, "verified_by": verified_by})
         progress(min(portion[-1] + 1, len(rows)), len(rows))
-    lines = []
-    for number, row in enumerate(rows):
-        found = work.done[number]["found"]
-        counts.update(why or "kept" for _, why in found)
-        lines.append(json_line(_sample_line(row.id or str(number), found), row.source))
-    write_text(out, "".join(lines))
+    counts = _write_verified(out, rows, names, work)
     work.close()
     return counts
+
+
+def _write_verified(out: Path, rows: Sequence[Row], names: Sequence[str], work: Unfinished) -> Counter[str]:
+    """A line a row, and how many samples were kept and dropped."""
+    counts: Counter[str] = Counter()
+    lines = []
+    for number, row in enumerate(rows):
+        done = work.done[number]
+        told = [(text, why) for (text, _), why in zip(done["answers"], done["reasons"], strict=True)]
+        counts.update(why or "kept" for _, why in told)
+        lines.append(json_line(_sample_line(names[number], told), row.source))
+    write_text(out, "".join(lines))
+    return counts
+
+
+def _verified(
+    rows: Sequence[Row],
+    answers: Sequence[Sequence[Generated]],
+    right_answers: RightAnswers,
+    rules: Rules | None,
+    judge: Judge | None,
+    work: Unfinished,
+) -> list[list[str | None]]:
+    """See :func:`verify`; a judge is the user's own code, and its mistakes are told as such."""
+    if judge is None:
+        return verify(rows, answers, right_answers=right_answers, rules=rules)
+    try:
+        return verify(rows, answers, right_answers=right_answers, rules=rules, judge=judge)
+    except UserError:
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"the judge failed: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno}). Mend it "
+            f"and run the same command again; what was sampled is kept in {work.path}."
+        ) from error
+
+
+def _checked(asked: Asked, right: Sequence[str]) -> Asked:
+    """A reply that is no right answer of another row either."""
+    if asked.negative is None:
+        return asked
+    dropped = filter_negatives(right, [asked.negative], Rules()).dropped
+    return Asked(reason=dropped[0][1]) if dropped else asked
 
 
 def _sample_line(row_id: str, found: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
@@ -144,7 +196,7 @@ def _as_edit(right: str, asked: Asked) -> GentleNegative | None:
     wrong, shorter = asked.negative, min(len(right), len(asked.negative))
     start = next((i for i in range(shorter) if right[i] != wrong[i]), shorter)
     end = next((i for i in range(shorter - start) if right[-1 - i] != wrong[-1 - i]), shorter - start)
-    return GentleNegative(wrong, asked.kind or "other", (start, len(right) - end), (start, len(wrong) - end))
+    return GentleNegative(wrong, asked.kind or "other", (((start, len(right) - end), (start, len(wrong) - end)),))
 
 
 def _refuse_unanswered(work: Unfinished, total: int) -> None:

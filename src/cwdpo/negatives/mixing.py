@@ -12,6 +12,7 @@ import xxhash
 
 from cwdpo.config.fractions import Fraction, check_fraction
 from cwdpo.negatives.curriculum import order_by_level
+from cwdpo.negatives.filtering import normalised
 
 Source: TypeAlias = Literal["dataset", "on_policy"]
 
@@ -77,7 +78,8 @@ def mix_negatives(
     """Choose a row's negatives.
 
     Each place is filled from the policy's samples with probability ``fraction``; where one source has run out, the
-    other fills in, so that a row without samples keeps all its negatives. No text is taken twice.
+    other fills in, so that a row without samples keeps all its negatives. No text is taken twice,
+    nor one that differs in form alone.
 
     Args:
         dataset: negatives of the data set.
@@ -108,7 +110,7 @@ def mix_negatives(
         negative = (pools[first] or pools[second]).pop(0)
         chosen.append(negative)
         for name, pool in pools.items():
-            pools[name] = [other for other in pool if other.text != negative.text]
+            pools[name] = [other for other in pool if normalised(other.text) != normalised(negative.text)]
     return chosen
 
 

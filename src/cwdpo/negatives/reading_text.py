@@ -25,6 +25,7 @@ _WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?![^\W_])|[^\W_]+(?:[-'\u2019./][^\W_]+)*
 _SENTENCE_END = re.compile(r"(?:^|[.!?:]|\n)[\s\"'\u201c\u2018(\[*#-]*$")
 _ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|mt|no|vs|prof|[a-z])\.\s*$", re.IGNORECASE)
 _REACH = 4
+_MOST_WORDS_TO_NOUN = 3
 _EDGE = re.compile(r"[^\s\"'\u201c\u201d\u2018\u2019]")
 
 
@@ -97,6 +98,10 @@ class Reading:
         """Whether a token belongs to a thing that the lexicon knows."""
         return index in self.at and any(sense.is_noun for sense in self.at[index].senses)
 
+    def is_animate(self, index: int | None) -> bool:
+        """Whether a token belongs to a person or an animal that the lexicon knows."""
+        return index in self.at and any(sense.group.animate for sense in self.at[index].senses)
+
     def is_plural(self, index: int | None) -> bool:
         """Whether a token belongs to a plural noun."""
         return index in self.at and any(sense.form == "plural" for sense in self.at[index].senses)
@@ -115,6 +120,21 @@ class Reading:
         """Whether a token is in one of the lexicon's classes."""
         return index is not None and self.tokens[index].lower in self.lexicon.classes.get(name, frozenset())
 
+    def head(self, phrase: Phrase) -> Phrase | None:
+        """The thing that an attribute before it belongs to."""
+        for index in self.around(phrase.last - 1, 1, _MOST_WORDS_TO_NOUN):
+            if not self.is_content(index):
+                return None
+            if self.is_noun(index):
+                after = self.neighbour(self.at[index].last - 1, 1)
+                return None if after is not None and self.is_noun(after) else self.at[index]
+        return None
+
+    def are_one_sort(self, one: Phrase, other: Phrase) -> bool:
+        """Whether two phrases could name the same sort of thing."""
+        words = [[sense.base for sense in phrase.senses] for phrase in (one, other)]
+        return any(self.lexicon.are_synonyms(a, b) for a in words[0] for b in words[1])
+
     def fits(self, item: str, index: int | None, edge: str) -> bool:
         """Whether a token, or the clause's edge, is what a condition names."""
         if index is None:
@@ -125,8 +145,9 @@ class Reading:
         if not item.startswith("<"):
             return lower == item
         name = item[1:-1]
-        if name in ("noun", "content", "number"):
-            return {"noun": self.is_noun, "content": self.is_content, "number": self.is_number}[name](index)
+        known = {"noun": self.is_noun, "content": self.is_content, "number": self.is_number, "animate": self.is_animate}
+        if name in known:
+            return known[name](index)
         if name in KINDS:
             return index in self.at and any(sense.group.kind == name for sense in self.at[index].senses)
         return self.in_class(index, name)
@@ -139,6 +160,7 @@ class Reading:
             "next": ([self.neighbour(after, 1)], "<end>"),
             "after": (self.around(before, -1), "<start>"),
             "near": (self.around(after, 1), "<end>"),
+            "anywhere": ([index for index in range(len(self.tokens)) if not before <= index <= after], ""),
         }
         for name, items in conditions.items():
             where, edge = places[name.removeprefix("not_")]

@@ -93,6 +93,15 @@ def read_refreshes(directory: Path) -> list[Refresh]:
     return [_read(path) for path in sorted(directory.glob("refresh-*.jsonl"))]
 
 
+def read_refresh(path: Path) -> Refresh:
+    """One refresh.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return _read(path)
+
+
 def _read(path: Path) -> Refresh:
     lines = read_jsonl(path)
     try:

@@ -1,5 +1,6 @@
 """Edits that put one word of the lexicon in another's place."""
 
+import re
 from collections.abc import Iterator
 
 from cwdpo.negatives.edits import Edit, Part
@@ -9,7 +10,13 @@ from cwdpo.negatives.reading_text import Phrase, Reading
 
 _SINGULAR = frozenset({"a", "an", "one", "this", "that", "each", "every", "another"})
 _PLURAL = frozenset({"these", "those", "several", "many", "few", "some", "of"})
-_WHOLE_TEXT = ("object", "action", "material", "state")  # kinds whose target may stand nowhere else in the answer
+_WHOLE_TEXT = (
+    "object",
+    "action",
+    "material",
+    "state",
+    "relation",
+)  # kinds whose target may stand nowhere else in the answer
 _NEARBY = 3
 
 
@@ -55,14 +62,96 @@ def span_text(phrase: Phrase, reading: Reading) -> str:
     return reading.text[reading.tokens[phrase.first].start : reading.tokens[phrase.last - 1].end]
 
 
+def same_sort(sense: Sense, phrase: Phrase, reading: Reading) -> list[Phrase]:
+    """The other places where an answer has a word, one of its forms or a synonym."""
+    return [
+        other
+        for other in reading.phrases
+        if other is not phrase
+        and any(
+            one.group.kind == sense.group.kind and reading.lexicon.are_synonyms(one.base, sense.base)
+            for one in other.senses
+        )
+    ]
+
+
 def _exchanges(sense: Sense, phrase: Phrase, reading: Reading) -> Iterator[Edit]:
-    start, end = reading.tokens[phrase.first].start, reading.tokens[phrase.last - 1].end
+    together = _mentions(sense, phrase, reading)
+    if together is None or together[0][0] is not phrase:  # the first mention speaks for all
+        return
     for target in sense.targets:
-        if _stands_already(target, sense, phrase, reading) or _contradicts_pronoun(target[0], reading):
+        if _contradicts_pronoun(target[0], reading):
             continue
-        text = written(target[0], sense, phrase, reading)
-        if text is not None:
-            yield Edit(sense.group.kind, (Part(start, end, text),))
+        if any(_stands_already(target, one, place, reading) for place, one in together):
+            continue
+        if sense.group.kind == "relation" and target[0] in reading.words and _names_a_thing_twice(reading):
+            continue  # "the dog is left of the cat, and the cat is right of the dog" says one thing two ways
+        parts = [_part(target[0], one, place, reading) for place, one in together]
+        if None not in parts:
+            yield Edit(sense.group.kind, tuple(part for part in parts if part is not None))
+
+
+def _part(base: str, sense: Sense, phrase: Phrase, reading: Reading) -> Part | None:
+    text = written(base, sense, phrase, reading)
+    start, end = reading.tokens[phrase.first].start, reading.tokens[phrase.last - 1].end
+    return None if text is None else Part(start, end, text)
+
+
+def _mentions(sense: Sense, phrase: Phrase, reading: Reading) -> list[tuple[Phrase, Sense]] | None:
+    """Every place that must change with a phrase, lest the answer contradict itself; None where that cannot be done."""
+    found = [(phrase, sense)]
+    if sense.is_noun and _has_possessive(sense, reading):
+        return None
+    for other in same_sort(sense, phrase, reading):
+        if _are_introduced_apart(phrase, other, reading):
+            continue  # a red car and a blue car: two things
+        if not sense.is_noun:
+            things = [_thing(place, sense, reading) for place in (phrase, other)]
+            if things[0] is None or things[1] is None:
+                return None
+            if not reading.are_one_sort(things[0], things[1]):
+                continue  # a red car and a red bus: two facts
+        usable = [
+            one
+            for one in other.senses
+            if one.group is sense.group and one.targets == sense.targets and is_certain(one, other, reading)
+        ]
+        if not usable:
+            return None
+        found.append((other, usable[0]))
+    return sorted(found, key=lambda mention: mention[0].first)
+
+
+def _are_introduced_apart(one: Phrase, other: Phrase, reading: Reading) -> bool:
+    """Whether two mentions in one sentence have an "a" each, so that they speak of two things."""
+    first, last = sorted((one, other), key=lambda phrase: phrase.first)
+    between = reading.text[reading.tokens[first.first].start : reading.tokens[last.first].start]
+    return not re.search(r"[.!?;\n]", between) and all(_is_introduced(phrase, reading) for phrase in (first, last))
+
+
+def _is_introduced(phrase: Phrase, reading: Reading) -> bool:
+    for index in reading.around(phrase.first, -1):
+        if not reading.is_content(index):
+            return reading.tokens[index].lower in ("a", "an", "another")
+    return False
+
+
+def _names_a_thing_twice(reading: Reading) -> bool:
+    things = [phrase for phrase in reading.phrases if reading.is_noun(phrase.first)]
+    return any(reading.are_one_sort(one, other) for place, one in enumerate(things) for other in things[place + 1 :])
+
+
+def _has_possessive(sense: Sense, reading: Reading) -> bool:
+    forms = {form for _, form in reading.lexicon.forms(sense.base, sense.group.form)}
+    return any(re.sub("['\u2019]s?$", "", word) in forms for word in reading.words if re.search("['\u2019]", word))
+
+
+def _thing(phrase: Phrase, sense: Sense, reading: Reading) -> Phrase | None:
+    """What a word is said of, or with."""
+    if sense.group.kind not in ("relation", "action"):
+        return reading.head(phrase)
+    after = (index for index in reading.around(phrase.last - 1, 1) if reading.is_noun(index))
+    return next((reading.at[index] for index in after), None)
 
 
 def _stands_already(target: tuple[str, ...], sense: Sense, phrase: Phrase, reading: Reading) -> bool:

@@ -1,41 +1,20 @@
 """Verification: an answer that is right by accident must not become a negative."""
 
 import importlib
-import itertools
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, cast
-
-import xxhash
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from cwdpo.config.judges import is_server, server_and_model
-from cwdpo.data.rows import ImageSource, Row
+from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError
 from cwdpo.generation import Generated
 from cwdpo.negatives.endpoint import Endpoint
 from cwdpo.negatives.filtering import Rules, filter_negatives
 from cwdpo.negatives.judges import EndpointJudge, Informed, SameWords
 from cwdpo.negatives.judges import Judge as Judge  # the word that callers of `verify` need
+from cwdpo.negatives.right_answers import RightAnswers as RightAnswers  # what callers of `verify` need beside it
 
 CUT, EMPTY, JUDGED_RIGHT, NOT_JUDGED = "cut", "empty", "judged_right", "not_judged"
-
-
-class RightAnswers:
-    """Every right answer that a data set gives for a prompt, also those that stand in other rows of the same prompt."""
-
-    def __init__(self, rows: Iterable[Row], also: Iterable[Row] = ()) -> None:
-        """Read the rows.
-
-        Args:
-            rows: those that are sampled for.
-            also: others of the same data, such as another stage's.
-        """
-        self._of: dict[Hashable, dict[str, None]] = {}
-        for row in itertools.chain(rows, also):
-            self._of.setdefault(_question(row), {}).update(dict.fromkeys(_right_in(row)))
-
-    def __call__(self, row: Row) -> list[str]:
-        """The right answers to a row's prompt and images, its own first."""
-        return list(dict.fromkeys([*_right_in(row), *self._of.get(_question(row), ())]))
 
 
 def verify(
@@ -115,18 +94,3 @@ def _unusable(answer: Generated) -> str | None:
     if not answer.text:
         return EMPTY
     return None if answer.ended else CUT
-
-
-def _right_in(row: Row) -> list[str]:
-    """The chosen answer, and its longer and shorter paraphrase."""
-    return [text for text in (row.chosen, row.longer, row.shorter) if text]
-
-
-def _question(row: Row) -> Hashable:
-    return row.prompt, tuple(_identity(image) for image in row.images)
-
-
-def _identity(image: ImageSource) -> Hashable:
-    if isinstance(image, bytes):
-        return xxhash.xxh3_128_hexdigest(image)
-    return str(image) if not hasattr(image, "tobytes") else xxhash.xxh3_128_hexdigest(cast(Any, image).tobytes())

@@ -16,6 +16,7 @@
     ["Hardest first", has("lbar"), by("lbar", -1)],
     ["Easiest first", has("lbar"), by("lbar", 1)],
     ["Largest w_c first", has("weight"), by("weight", -1)],
+    ["Most alike first (CHES)", has("ches"), by("ches", -1)],
     ["By kind", true, (a, b) => a.dataset.kind.localeCompare(b.dataset.kind)],
   ];
   for (const [label, possible, compare] of orders) {
