@@ -1,10 +1,9 @@
 """``cwdpo train``: run a recipe."""
 
-import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Mapping
 from contextlib import closing
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +27,7 @@ def train(
     """
     if recipe.startswith("-"):
         raise ConfigError(f"expected the recipe before {recipe}. Write: cwdpo train RECIPE {recipe} ...")
-    settings = read_recipe(recipe, context.args, trainer_names=_trainer_names)
+    settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
 
     quiet_libraries()
     from cwdpo.recipes.run import run_recipe
@@ -40,7 +39,8 @@ def train(
         print(f"done: {run.root}  (models in stage1/ and stage2/, curves in report.html)")
 
 
-def _trainer_names() -> Collection[str]:
-    from transformers import TrainingArguments  # takes seconds, so only when all else in the recipe is right
+def trainer_fields() -> Mapping[str, Any]:
+    """Names and types of what a ``trainer`` section may hold: the Trainer's settings and the few of the method."""
+    from cwdpo.trainers.arguments import argument_types  # takes seconds, so only when all else in the recipe is right
 
-    return {field.name for field in dataclasses.fields(TrainingArguments)}
+    return argument_types()
