@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
+
 from cwdpo.config.reading import dump_recipe, read_recipe
 from cwdpo.trainers.arguments import argument_types
 

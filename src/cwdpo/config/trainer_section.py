@@ -1,4 +1,4 @@
-"""The recipe's ``trainer`` sections: their keys and the types of their values, as the training arguments declare them."""
+"""The recipe's ``trainer`` sections: which keys there are, and which types of values the training arguments declare."""
 
 import difflib
 import types

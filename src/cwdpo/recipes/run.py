@@ -20,6 +20,7 @@ from cwdpo.engine import Engine
 from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import save_checkpoint
 from cwdpo.recipes.policy import load_start
+from cwdpo.recipes.preflight import check_settings
 from cwdpo.recipes.probing import probe_set_rows, watch_with_probes
 from cwdpo.recipes.resuming import check_same_run
 from cwdpo.recipes.stages import run_engine, stage1_trainer, stage2_trainer, watch
@@ -54,13 +55,12 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
     began = time.monotonic()
     is_main = int(os.environ.get("RANK", "0")) == 0
     run = RunDirectory(Path(recipe.output_dir))
+    check_settings(recipe, run)
     rows, eval_rows = read_data(recipe)
     if is_main:
         run = RunDirectory.open(recipe.output_dir, resume=resume)
-        if resume and run.recipe.exists():
+        if run.has_begun:
             check_same_run(run.recipe, recipe)
-        else:
-            write_text(run.recipe, dump_recipe(recipe))
     stages = _rows_of_stages(recipe, rows)
     probed = probe_set_rows(recipe, rows, eval_rows)
     engine = run_engine(recipe, run)
@@ -116,6 +116,8 @@ def _run_stage(
     processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
     make = stage1_trainer if stage == "stage1" else stage2_trainer
     trainer: Any = make(recipe, run, model, processor, rows.train, rows.eval, engine=engine)
+    if trainer.is_world_process_zero() and not run.has_begun:
+        write_text(run.recipe, dump_recipe(recipe))  # not before: a start that failed leaves nothing to be in the way
     signals = StopOnSignal()
     watch(trainer, [MetricsRecorder(run, stage), signals, *callbacks])
     probing = watch_with_probes(
