@@ -1,47 +1,15 @@
 """``cwdpo train`` from outside: settings of the Trainer reach it, or are refused before anything is loaded."""
 
 import json
-import sys
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import little_data
 import pytest
-import yaml
-
-from cwdpo.cli import app
 
 Train = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def train(
-    tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Train:
-    """Run ``cwdpo train`` on a tiny LLaVA and eight rows; gives exit code and standard error."""
-    little_data.write(tmp_path / "data", little_data.records(8))
-    model = tiny("llava")
-
-    def call(*words: object, trainer: dict[str, Any] | None = None, **sections: Any) -> tuple[int, str]:
-        common = {"max_steps": 1, "per_device_train_batch_size": 4, "logging_steps": 1, "use_cpu": True}
-        recipe = {
-            "model": {"name_or_path": str(model)},
-            "data": {"train": "data/train.jsonl", "stage1_fraction": 0.5},
-            "stage1": {},
-            "stage2": {},
-            "probes": None,
-            "trainer": common | (trainer or {}),
-            "output_dir": str(tmp_path / "run"),
-        }
-        (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe | sections, sort_keys=False))
-        monkeypatch.setattr(sys, "argv", ["cwdpo", "train", str(tmp_path / "r.yaml"), *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            app.main()
-        return int(left.value.code or 0), capsys.readouterr().err
-
-    return call
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -52,14 +20,6 @@ def test_settings_of_the_method_are_taken_too(train: Train, tmp_path: Path) -> N
     code, err = train(trainer={"max_tokens_per_batch": 64, "length_buckets": True})
     assert (code, err) == (0, "")
     assert [(line["stage"], line["step"]) for line in lines(tmp_path / "run")] == [("stage1", 1), ("stage2", 1)]
-
-
-@pytest.fixture
-def loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: object) -> None:
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr("cwdpo.recipes.run.load_start", load)
 
 
 @pytest.mark.usefixtures("loads_nothing")
@@ -151,3 +111,34 @@ def test_a_run_that_only_wrote_its_recipe_can_be_resumed_with_another(train: Tra
     assert (tmp_path / "run" / "recipe.yaml").read_text() == "mine: precious\n"
     assert train("--resume")[0] == 0
     assert train("--resume", "--seed", 3)[0] == 2
+
+
+@pytest.mark.usefixtures("loads_nothing")
+@pytest.mark.parametrize("where", ["train", "eval"])
+def test_rows_that_stage_2_cannot_use_do_not_wait_for_it(where: str, train: Train, tmp_path: Path) -> None:
+    rows = little_data.records(8)
+    for row in rows:
+        del row["rejected"]
+    little_data.write(tmp_path / "data", little_data.records(8))
+    little_data.write(tmp_path / "data", rows, "bad.jsonl")
+    files = {"train": "data/train.jsonl"} | {where: "data/bad.jsonl"}
+    code, err = train(data={**files, "stage1_fraction": 0.5})
+    assert code == 2
+    assert re.fullmatch(
+        rf"{tmp_path}/data/bad\.jsonl:\d: the row has no `rejected` answer \(nor have \d more\), which stage 2 needs\. "
+        r"Add one\.\n",
+        err,
+    )
+
+
+def test_answers_that_are_the_same_are_counted_once(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = little_data.records(8)
+    for row in rows[:6]:
+        row["rejected"] = f" {row['chosen']}"
+    little_data.write(tmp_path / "data", rows)
+    assert train("--data.stage1_fraction", 0.25)[0] == 0
+    told = [message for message in caplog.messages if "the same answer as `chosen` and `rejected`" in message]
+    assert len(told) == 1
+    assert re.match(r"[456] of 6 rows of stage 2", told[0])

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import Trainer, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers import IntervalStrategy, Trainer, get_scheduler
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from cwdpo.config.recipe import Recipe
 from cwdpo.config.trainer_section import check_trainer_section
@@ -45,7 +45,8 @@ def check_settings(recipe: Recipe, run: RunDirectory, *, elsewhere: bool = False
         except _REFUSALS as error:
             raise ConfigError(_explained(recipe, run, stage, error, elsewhere)) from error
         finally:
-            unset_hf_deepspeed_config()  # models that are loaded later would be divided by it
+            # models that are loaded later would be divided by it
+            unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     if recipe.stage2 is not None and recipe.negatives is not None and recipe.negatives.judge is not None:
         load_judge(recipe.negatives.judge)
 
@@ -66,8 +67,9 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, elsewhere: bool) -> No
     args = stage_arguments(recipe, run, stage, has_eval=has_eval, **({"use_cpu": True} if elsewhere else {}))
     _check_duration(recipe, stage, args)
     if args.eval_strategy != "no" and not has_eval:
+        strategy = IntervalStrategy(args.eval_strategy)
         raise ConfigError(
-            f"{_name(recipe, stage, 'eval_strategy')} is {args.eval_strategy.value}, but the recipe has no data.eval. "
+            f"{_name(recipe, stage, 'eval_strategy')} is {strategy.value}, but the recipe has no data.eval. "
             "Name held-out rows there, or leave the setting out."
         )
     for reporter in get_reporting_integration_callbacks(args.report_to):  # type: ignore[no-untyped-call]

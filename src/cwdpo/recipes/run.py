@@ -13,7 +13,6 @@ from transformers import TrainerCallback, set_seed
 
 from cwdpo.config.reading import dump_recipe
 from cwdpo.config.recipe import Recipe
-from cwdpo.data.reading import read_rows, split_rows
 from cwdpo.data.rows import Row
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.engine import Engine
@@ -23,6 +22,7 @@ from cwdpo.recipes.policy import load_start
 from cwdpo.recipes.preflight import check_settings
 from cwdpo.recipes.probing import probe_set_rows, watch_with_probes
 from cwdpo.recipes.resuming import check_same_run
+from cwdpo.recipes.rows import check_answers, peek_at_images, read_data, rows_of_stages, warn_of_equal_answers
 from cwdpo.recipes.stages import run_engine, stage1_trainer, stage2_trainer, watch
 from cwdpo.records.files import read_jsonl, write_json, write_text
 from cwdpo.records.lines import Stage
@@ -57,11 +57,14 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
     run = RunDirectory(Path(recipe.output_dir))
     check_settings(recipe, run)
     rows, eval_rows = read_data(recipe)
+    stages = rows_of_stages(recipe, rows)
+    check_answers(recipe, stages, eval_rows)
     if is_main:
         run = RunDirectory.open(recipe.output_dir, resume=resume)
         if run.has_begun:
             check_same_run(run.recipe, recipe)
-    stages = _rows_of_stages(recipe, rows)
+        warn_of_equal_answers(stages)
+        peek_at_images([*rows, *(eval_rows or [])])
     probed = probe_set_rows(recipe, rows, eval_rows)
     engine = run_engine(recipe, run)
     start: Path | None = None
@@ -74,23 +77,6 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
         _write_findings(run)
         write_report([run.root], run.report)
     return run
-
-
-def read_data(recipe: Recipe) -> tuple[list[Row], list[Row] | None]:
-    """Training rows of all files, and evaluation rows if the recipe names any."""
-    data = recipe.data
-    files = [data.train] if isinstance(data.train, str) else data.train
-    rows = [row for file in files for row in read_rows(Path(file), image_root=data.image_root)]
-    return rows, read_rows(Path(data.eval), image_root=data.image_root) if data.eval else None
-
-
-def _rows_of_stages(recipe: Recipe, rows: list[Row]) -> dict[Stage, list[Row]]:
-    if recipe.stage1 is None:
-        return {"stage2": rows}
-    if recipe.stage2 is None:
-        return {"stage1": rows}
-    first, second = split_rows(rows, recipe.data.stage1_fraction, recipe.seed)
-    return {"stage1": first, "stage2": second}
 
 
 class _Rows(NamedTuple):

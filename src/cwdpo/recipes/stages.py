@@ -10,7 +10,6 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from cwdpo.config.recipe import Recipe, Stage1Config, Stage2Config
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, FeatureCache, make_engine
-from cwdpo.errors import ConfigError, DataError
 from cwdpo.records.lines import Stage
 from cwdpo.records.run_directory import RunDirectory
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
@@ -26,18 +25,7 @@ def stage1_trainer(
     *,
     engine: Engine | None = None,
 ) -> SmoothSFTTrainer:
-    """The trainer of stage 1.
-
-    Raises:
-        ConfigError: the objective needs gentle negatives, and no row has one.
-    """
-    settings = recipe.stage1
-    assert settings is not None
-    if settings.objective != "plain" and not any(row.gentle for row in rows):
-        raise ConfigError(
-            f"stage1.objective is `{settings.objective}`, but no row has a `gentle` negative (an answer with one minor "
-            "error). Add them, or write `stage1: {objective: plain}`."
-        )
+    """The trainer of stage 1."""
     args = stage_arguments(recipe, run, "stage1", has_eval=bool(eval_rows))
     assert isinstance(args, SmoothSFTConfig)
     data = {"train_dataset": list(rows), "eval_dataset": _evaluated(args, eval_rows), "processing_class": processor}
@@ -54,14 +42,7 @@ def stage2_trainer(
     *,
     engine: Engine | None = None,
 ) -> CWDPOTrainer:
-    """The trainer of stage 2.
-
-    Raises:
-        DataError: a row has no rejected answer.
-    """
-    for row in [*rows, *(eval_rows or [])]:
-        if not row.rejected:
-            raise DataError(f"{row.source}: the row has no `rejected` answer, which stage 2 needs. Add one.")
+    """The trainer of stage 2; every row has a rejected answer."""
     args = stage_arguments(recipe, run, "stage2", has_eval=bool(eval_rows))
     assert isinstance(args, CWDPOConfig)
     data = {"train_dataset": list(rows), "eval_dataset": _evaluated(args, eval_rows), "processing_class": processor}
