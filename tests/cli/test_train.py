@@ -96,8 +96,9 @@ def test_a_start_that_failed_is_no_obstacle_to_the_next(train: Train, tmp_path: 
     code, err = train("--data.max_length", 100_000)  # told by the encoder, when the model is loaded
     assert (code, err.count("\n")) == (2, 1)
     assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == []
-    assert train()[0] == 0
-    code, err = train()
+    assert train(stage2=None)[0] == 0
+    assert "name_or_path" in (tmp_path / "run" / "recipe.yaml").read_text()
+    code, err = train(stage2=None)
     assert code == 2
     assert "is not empty, and nothing is overwritten" in err
 
