@@ -94,3 +94,72 @@ def test_a_model_that_is_none_exits_2(run: Run, tmp_path: Path) -> None:
     code, out, err = run(written(tmp_path), "--model", tmp_path)
     assert (code, out) == (2, "")
     assert "has no config.json" in err
+
+
+def test_rows_without_rejected_are_a_note_for_a_file_may_be_for_stage_1(run: Run, tmp_path: Path) -> None:
+    rows = written(tmp_path, {"prompt": "x", "chosen": "a"}, {"prompt": "y", "chosen": "a"})
+    code, out, _ = run(rows)
+    assert code == 0
+    assert f"note: {rows}:2: 2 of 3 rows have no `rejected`, this one first; stage 2 stops at them." in out
+
+
+def test_a_limit_can_be_given(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    rows = written(tmp_path)
+    assert run(rows, "--model", tiny("llava"), "--max-length", 4096)[0] == 2
+    code, out, _ = run(rows, "--model", tiny("llava"), "--max-length", 8)
+    assert code == 1
+    assert "more than the 8 allowed" in out
+    assert run(rows, "--max-length", 8)[2] == "--max-length counts the tokens of a model. Add --model.\n"
+
+
+def recipe(folder: Path, model: Path, **sections: Any) -> Path:
+    path = folder / "r.yaml"
+    common = {"model": {"name_or_path": str(model)}, "data": {"train": "rows.jsonl"}, "stage2": {}}
+    path.write_text(json.dumps(common | {"output_dir": str(folder / "run")} | sections))
+    return path
+
+
+def test_a_recipe_is_checked_whole(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    rows = written(tmp_path, {"prompt": "x", "chosen": "a"})
+    held_out = tmp_path / "eval.jsonl"
+    held_out.write_text(json.dumps({"prompt": "x", "chosen": "a b c d e f", "rejected": "b"}) + "\n")
+    assert run(recipe(tmp_path, tiny("llava"), stage1={"objective": "plain"}, stage2=None))[0] == 0
+    code, out, _ = run(recipe(tmp_path, tiny("llava"), data={"train": "rows.jsonl", "eval": "eval.jsonl"}))
+    assert code == 1
+    assert "3 usable of 3" in out
+    assert f"STOPS TRAINING: {rows}:2: the row has no `rejected` answer, which stage 2 needs. Add one." in out
+    assert "1 thing stops training" in out
+    written(tmp_path)
+    data = {"train": "rows.jsonl", "eval": "eval.jsonl", "max_length": 20}
+    code, out, _ = run(recipe(tmp_path, tiny("llava"), data=data), "--json")
+    found = json.loads(out)
+    assert (code, found["model"]["max_length"]) == (1, 20)
+    assert {Path(finding["source"]).name for finding in found["findings"]} <= {"rows.jsonl:1", "eval.jsonl:1"}
+    assert {finding["name"] for finding in found["findings"]} == {"too_long"}
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_without_enough_rows_or_gentle_negatives(
+    run: Run, tmp_path: Path, tiny: Callable[[str], Path]
+) -> None:
+    written(tmp_path)
+    code, out, _ = run(recipe(tmp_path, tiny("llava"), stage1={}))
+    assert code == 1
+    assert "leaves a stage without rows" in out
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "x", "chosen": "a", "rejected": "b"}) + "\n")
+    code, out, _ = run(recipe(tmp_path, tiny("llava"), stage1={}, stage2=None))
+    assert code == 1
+    assert "objective: plain" in out
+
+
+def test_settings_of_a_recipe_are_checked_without_its_gpu(
+    run: Run, tmp_path: Path, tiny: Callable[[str], Path]
+) -> None:
+    written(tmp_path)
+    assert run(recipe(tmp_path, tiny("llava"), trainer={"bf16": True}))[0] == 0
+    code, _, err = run(recipe(tmp_path, tiny("llava"), trainer={"optim": "adamww"}))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "trainer.optim is 'adamww'" in err
+    code, _, err = run(recipe(tmp_path, tiny("llava")), "--max-length", 9)
+    assert code == 2
+    assert err.startswith("--max-length has no effect beside")

@@ -15,7 +15,9 @@ RECIPE = "model: {name_or_path: m}\ndata: {train: a.jsonl}\nstage2: {beta: 0.5}\
 def read(folder: Path, *words: str, text: str = RECIPE) -> Recipe:
     path = folder / "r.yaml"
     path.write_text(text)
-    return read_recipe(path, words, trainer_names=lambda: ["max_steps", "learning_rate", "fsdp_config"])
+    return read_recipe(
+        path, words, trainer_fields=lambda: {"max_steps": int, "learning_rate": float, "fsdp_config": dict}
+    )
 
 
 def test_full_and_short_names_mean_the_same(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def written(folder: Path, text: str, name: str = "bad.yaml") -> Path:
 def complaint(folder: Path, text: str, *words: str) -> str:
     """The one-line message for a bad recipe, with the folder taken off."""
     with pytest.raises(ConfigError) as caught:
-        read_recipe(written(folder, text), words, trainer_names=lambda: ["learning_rate", "max_steps"])
+        read_recipe(written(folder, text), words, trainer_fields=lambda: {"learning_rate": float, "max_steps": int})
     message = str(caught.value).replace(f"{folder}/", "")
     assert "\n" not in message
     return message
@@ -171,7 +171,7 @@ def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 def test_exponents_are_numbers_and_anchors_work(tmp_path: Path) -> None:
     text = MINIMAL + "trainer: &all {learning_rate: 1e-6, max_steps: 2}\nstage1: {trainer: {<<: *all, max_steps: 3}}\n"
-    recipe = read_recipe(written(tmp_path, text), trainer_names=lambda: ["learning_rate", "max_steps"])
+    recipe = read_recipe(written(tmp_path, text), trainer_fields=lambda: {"learning_rate": float, "max_steps": int})
     assert recipe.trainer == {"learning_rate": 0.000001, "max_steps": 2}
     assert recipe.stage1 is not None
     assert recipe.stage1.trainer == {"learning_rate": 0.000001, "max_steps": 3}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cwdpo.data import images
-from cwdpo.data.images import open_image, resolve_image
+from cwdpo.data.images import open_image, peek_image, resolve_image
 from cwdpo.errors import DataError
 
 
@@ -150,3 +150,34 @@ def test_modes_become_rgb() -> None:
 
 def test_32_bit_pixels_are_refused() -> None:
     assert "32 bits a pixel" in refused(encoded(Image.new("F", (2, 2)), "TIFF"))
+
+
+def test_a_peek_tells_what_the_header_tells_and_decodes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, text, empty, cut = (tmp_path / name for name in ("a.png", "b.png", "c.png", "d.png"))
+    good.write_bytes(encoded(Image.new("RGB", (64, 64))))
+    text.write_text("<html>")
+    empty.touch()
+    cut.write_bytes(good.read_bytes()[:60])
+    for image in (text, empty, tmp_path / "none.png", tmp_path, b"", b"x"):
+        told = refused(image)
+        with pytest.raises(DataError) as caught:
+            peek_image(image, source="rows.jsonl:7")
+        assert str(caught.value) == told
+    peek_image(good, source="")
+    peek_image(good.read_bytes(), source="")
+    peek_image(Image.new("RGB", (64, 64)), source="")
+    peek_image(cut, source="")
+    refused(cut)
+    for limit in (4000, 1500):  # one and more than two times over Pillow's limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        for image in (good, good.read_bytes(), Image.new("RGB", (64, 64))):
+            told = refused(image)
+            with pytest.raises(DataError) as caught:
+                peek_image(image, source="rows.jsonl:7")
+            assert str(caught.value) == told
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
+    with pytest.raises(DataError, match="more than the 10 allowed"):
+        peek_image(good, source="")

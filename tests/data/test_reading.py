@@ -156,6 +156,12 @@ def test_broken_lists(text: str, message: str, tmp_path: Path) -> None:
     assert message in first_error(path)
 
 
+@pytest.mark.parametrize(("name", "text"), [("ROWS.JSONL", json.dumps(FLAT)), ("Rows.Json", json.dumps([FLAT]))])
+def test_endings_may_be_in_capitals(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert [row.chosen for row in read_rows(tmp_path / name)] == ["a"]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 def test_encodings(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows{suffix}"

@@ -17,6 +17,7 @@ from cwdpo.errors import UserError
 from cwdpo.models import loading
 from cwdpo.models.loading import load_policy
 from cwdpo.models.parts import language_model, part_sizes, vision_tower
+from cwdpo.models.sources import local_directory
 
 Tiny = Callable[[str], Path]
 
@@ -137,6 +138,19 @@ def test_a_refusal_is_the_only_message(llava: Path) -> None:
 def test_unreachable_hub_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused("nobody/no-such-model", "neither a directory here nor a hub model")
+
+
+def test_a_slip_in_a_path_of_two_parts_does_not_go_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reach(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m" / "llava").mkdir(parents=True)
+    monkeypatch.setattr("cwdpo.models.loading.AutoConfig.from_pretrained", reach)
+    refused("m/llavva", "there is no directory m/llavva, though m is one. Did you mean m/llava?")
+    refused("m/qwen or so", "there is no directory m/qwen or so, though m is one. Check the path.")
+    monkeypatch.setattr("cwdpo.models.sources.try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
+    assert local_directory("m/llavva") is None  # a hub model that was downloaded
 
 
 def test_quantised_weights_load_onto_the_processs_gpu(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

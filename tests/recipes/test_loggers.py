@@ -17,7 +17,8 @@ from transformers import TrainerCallback
 from cwdpo.config.recipe import DataConfig, ModelConfig, ProbesConfig, Recipe, Stage1Config, Stage2Config
 from cwdpo.errors import ConfigError
 from cwdpo.recipes import run_recipe
-from cwdpo.recipes.loggers import check_loggers, wanted_loggers
+from cwdpo.recipes.loggers import wanted_loggers
+from cwdpo.recipes.preflight import check_settings
 from cwdpo.records.files import read_jsonl
 from cwdpo.records.run_directory import RunDirectory
 
@@ -150,7 +151,7 @@ def test_without_tensorboard_a_run_says_so_and_goes_on(
     assert "Run `pip install tensorboard`" in caplog.text
     asks = recipe(tiny, data, tmp_path / "run", report_to="tensorboard")
     with pytest.raises(ConfigError, match=r"Run `pip install tensorboard`"):
-        check_loggers(asks)
+        check_settings(asks, RunDirectory(tmp_path / "run"))
 
 
 def test_the_command_exits_with_two(tiny: Tiny, data: Path, tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import little_data
 import pytest
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from cwdpo.config.negatives import NegativesConfig
 from cwdpo.config.reading import dump_recipe
@@ -20,8 +20,10 @@ from cwdpo.errors import ConfigError
 from cwdpo.recipes import run_recipe
 from cwdpo.recipes.checkpoints import probe_checkpoints
 from cwdpo.recipes.probing import probe_set_rows
-from cwdpo.recipes.resuming import check_same_run
+from cwdpo.recipes.resuming import resumed_recipe
 from cwdpo.records.files import read_jsonl
+from cwdpo.records.lines import Stage
+from cwdpo.records.run_directory import RunDirectory
 
 Tiny = Callable[[str], Path]
 END = ("stage2", 4, "chosen")
@@ -189,12 +191,18 @@ def test_readings_that_choose_negatives_may_not_change_within_a_run(
     tiny: Tiny, data: Path, tmp_path: Path, curriculum: Any, refused: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = replace(recipe(tiny, data, tmp_path / "run", every=2), negatives=NegativesConfig(curriculum=curriculum))
-    saved = tmp_path / "recipe.yaml"
-    saved.write_text(dump_recipe(base))
+    run = RunDirectory(tmp_path / "run")
+    for stage in get_args(Stage):  # as if both had been trained
+        run.stage(stage).mkdir(parents=True)
+    run.mark_finished("stage1")
+    checkpoint = run.checkpoints("stage2") / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    TrainerState().save_to_json(str(checkpoint / "trainer_state.json"))
+    run.recipe.write_text(dump_recipe(base))
     changed = replace(base, probes=ProbesConfig(every=3))
     if refused:
-        with pytest.raises(ConfigError, match=r"began with probes\.every = 2, not 3"):
-            check_same_run(saved, changed)
+        with pytest.raises(ConfigError, match=r"probes\.every.* 2"):
+            resumed_recipe(run, changed)
     else:
-        check_same_run(saved, changed)
-        assert "resuming with probes.every" in caplog.text
+        assert resumed_recipe(run, changed) == changed
+        assert "probes.every is 3" in caplog.text

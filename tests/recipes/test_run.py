@@ -64,18 +64,32 @@ def recipe(checkpoint: Path, data: Path, out: Path, *, lora: bool = False, **tra
     )
 
 
-def answer(model: Any, directory: Path) -> str:
+def answer(model: Any, directory: Path) -> list[int]:
+    """Tokens that a model writes of a red picture."""
     processor: Any = load_processor(directory)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     inputs = processor(text=[text], images=[[Image.new("RGB", (32, 32), "red")]], return_tensors="pt")
-    ids = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
-    return str(ids[0, inputs["input_ids"].shape[1] :].tolist())
+    ids = model.eval().generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    tokens: list[int] = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    return tokens
+
+
+class LastModel(TrainerCallback):
+    """What the model in memory answers at the end of the last stage, before anything is saved."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.answer: list[int] = []
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.answer = answer(kwargs["model"], self.directory)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_both_stages_save_reload_and_generate(name: str, tiny: Tiny, data: Path, tmp_path: Path) -> None:
-    run = run_recipe(recipe(tiny(name), data, tmp_path / "run"))
+    in_memory = LastModel(tiny(name))
+    run = run_recipe(recipe(tiny(name), data, tmp_path / "run", learning_rate=1e-2), callbacks=[in_memory])
     models = [
         AutoModelForImageTextToText.from_pretrained(d) for d in (tiny(name), run.stage("stage1"), run.stage("stage2"))
     ]
@@ -84,7 +98,9 @@ def test_both_stages_save_reload_and_generate(name: str, tiny: Tiny, data: Path,
         assert any("language_model" in n or "text_model" in n for n in moved)
         assert not any("vision_tower" in n or "vision_model" in n for n in moved)
         assert not any("visual.blocks" in n for n in moved)
-    assert answer(models[2], run.stage("stage2"))
+    assert len(in_memory.answer) == 8
+    assert answer(models[2], run.stage("stage2")) == in_memory.answer
+    assert answer(models[0], tiny(name)) != in_memory.answer
     lines = read_jsonl(run.metrics).objects
     assert [(line["stage"], line["step"]) for line in lines] == [
         ("stage1", 1),

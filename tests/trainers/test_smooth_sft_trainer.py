@@ -43,6 +43,28 @@ def test_accumulated_batches_train_like_one(make_trainer: Make, objective: str, 
     assert (parameters(whole) - start).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("objective", "settings"),
+    [("plain", {}), ("smoothed", {"epsilon": 0.2}), ("constrained", {"ceiling": 50.0})],
+)
+def test_row_order_and_batch_split_do_not_change_losses(
+    make_trainer: Make, objective: str, settings: dict[str, float]
+) -> None:
+    """For halves that hold as many gentle negatives each, and a hinge that is open in both."""
+    trainer = make_trainer(1, "qwen2_vl", objective=objective, penalty=0.3, **settings)
+    items = [trainer.train_dataset[i] for i in range(8)]
+
+    def loss(some: list[Any]) -> float:
+        found: float = trainer.batch_loss(trainer.model, trainer.data_collator(some))[0].item()
+        return found
+
+    whole = loss(items)
+    assert loss(items[::-1]) == pytest.approx(whole, rel=2e-6)
+    assert loss([*items[3:], *items[:3]]) == pytest.approx(whole, rel=2e-6)
+    assert statistics.fmean([loss(items[:4]), loss(items[4:])]) == pytest.approx(whole, rel=2e-6)
+    assert statistics.fmean([loss([item]) for item in items]) == pytest.approx(whole, rel=2e-6)
+
+
 def logprobs(trainer: Any, batch: Any, role: int) -> tuple[list[float], list[list[float]]]:
     """lbar of the answers of a role, and their log-probs by token with the vocabulary's mean."""
     with torch.no_grad():

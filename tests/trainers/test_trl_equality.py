@@ -8,6 +8,7 @@ import little_data
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
@@ -74,15 +75,20 @@ def history(trainer: Any) -> list[dict[str, float]]:
     return [line for line in trainer.state.log_history if "loss" in line]
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "idefics3"])
+@pytest.mark.parametrize(("name", "lora"), [("qwen2_5_vl", False), ("idefics3", False), ("qwen2_5_vl", True)])
 def test_losses_gradients_and_rewards_are_trls(
-    name: str, tiny: Callable[[str], Path], records: list[dict[str, Any]], tmp_path: Path
+    name: str, lora: bool, tiny: Callable[[str], Path], records: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     def run(trainer_class: Any, config_class: Any, **settings: Any) -> tuple[Any, Gradients]:
         seen = Gradients()
-        args = config_class(output_dir=str(tmp_path / trainer_class.__name__), **COMMON, **settings)
+        args = config_class(output_dir=str(tmp_path / trainer_class.__name__), **COMMON | settings)
+        policy: Any = load_policy(tiny(name), dtype="float32", freeze_vision=False)
+        if lora:
+            torch.manual_seed(5)  # of the adapters' first values
+            adapters = LoraConfig(r=4, lora_alpha=16, target_modules=r".*language_model.*(q|v)_proj")
+            policy = get_peft_model(policy, adapters)
         trainer = trainer_class(
-            model=load_policy(tiny(name), dtype="float32", freeze_vision=False),
+            model=policy,
             args=args,
             train_dataset=Dataset.from_list(records),
             processing_class=processor_for(tiny(name)),
@@ -91,8 +97,9 @@ def test_losses_gradients_and_rewards_are_trls(
         trainer.train()
         return trainer, seen
 
-    ours, our_gradients = run(CWDPOTrainer, CWDPOConfig, cooling=False)
-    theirs, their_gradients = run(DPOTrainer, DPOConfig, max_length=None, activation_checkpointing=False)
+    rate = {"learning_rate": 2e-2 if lora else 1e-3}  # adapters begin at an update of 0
+    ours, our_gradients = run(CWDPOTrainer, CWDPOConfig, cooling=False, **rate)
+    theirs, their_gradients = run(DPOTrainer, DPOConfig, max_length=None, activation_checkpointing=False, **rate)
 
     assert len(history(ours)) == len(history(theirs)) == STEPS
     for our, their in zip(history(ours), history(theirs), strict=True):

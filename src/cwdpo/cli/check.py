@@ -11,7 +11,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from cwdpo.cli.check_tables import show
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.errors import DataError
+from cwdpo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cwdpo.data.check_report import CheckReport
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def check(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A file or directory of rows.", show_default=False)],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A file or directory of rows, or a recipe.", show_default=False)
+    ],
     model: Annotated[
         str | None, typer.Option("--model", help="Count its tokens, and tell what LoRA would hit.")
     ] = None,
@@ -30,20 +32,31 @@ def check(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=2, help="As data.max_length.  [default: the model's own limit]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")] = False,
 ) -> None:
     """Read every row, open its images, count its tokens. Exits with 1 if something would stop training.
 
+    With a recipe (.yaml): its settings, all its files, and whether each stage's rows have what the stage needs.
+
     Needs no GPU, and loads no weights.
     """
-    encoder: Encoder | None = None
-    facts: dict[str, Any] | None = None
-    if model is not None:
+    if data.suffix.lower() in (".yaml", ".yml"):
+        given = {"--model": model, "--image-root": image_root, "--max-length": max_length}
+        _refuse(data, [name for name, value in given.items() if value is not None])
         quiet_libraries()
-        from cwdpo.cli.model_facts import encoder_and_facts
+        from cwdpo.cli.check_recipe import check_recipe
 
-        encoder, facts = encoder_and_facts(model, target_modules, trust_remote_code=trust_remote_code)
-    report = _checked(data, image_root, encoder)
+        report, facts = check_recipe(data, checked)
+        _tell(report, facts, as_json)
+    else:
+        _tell(*_check_data(data, model, image_root, target_modules, trust_remote_code, max_length), as_json)
+
+
+def _tell(report: "CheckReport", facts: dict[str, Any] | None, as_json: bool) -> None:
+    """Print the report; exit with 1 if something would stop training."""
     if facts is not None:
         from cwdpo.cli.model_facts import memory_of
 
@@ -56,24 +69,48 @@ def check(
         raise typer.Exit(1)
 
 
-def _checked(data: Path, image_root: Path | None, encoder: "Encoder | None") -> "CheckReport":
-    """The report, with a counter on the terminal while it is made.
+def _refuse(recipe: Path, options: list[str]) -> None:
+    if options:
+        raise ConfigError(f"{options[0]} has no effect beside {recipe}, which says it itself. Leave it out.")
 
-    Raises:
-        DataError: not a single record could be read.
-    """
+
+def _check_data(
+    data: Path,
+    model: str | None,
+    image_root: Path | None,
+    target_modules: str,
+    trust_remote_code: bool,
+    max_length: int | None,
+) -> tuple["CheckReport", dict[str, Any] | None]:
+    """The report of one file of rows, and what is known of the model."""
+    encoder: Encoder | None = None
+    facts: dict[str, Any] | None = None
+    if model is None and max_length is not None:
+        raise ConfigError("--max-length counts the tokens of a model. Add --model.")
+    if model is not None:
+        quiet_libraries()
+        from cwdpo.cli.model_facts import encoder_and_facts
+
+        encoder, facts = encoder_and_facts(
+            model, target_modules, trust_remote_code=trust_remote_code, max_length=max_length
+        )
+    report = checked(data, image_root, encoder)
+    if report.num_records == 0 and report.findings:
+        raise DataError(report.findings[0].message)
+    return report, facts
+
+
+def checked(data: Path, image_root: Path | None, encoder: "Encoder | None") -> "CheckReport":
+    """The report of one file, with a counter on the terminal while it is made."""
     from cwdpo.data.check import check_rows
 
     columns = (SpinnerColumn(), TextColumn("{task.completed} rows checked"))
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("check", total=None)
-        report = check_rows(
+        return check_rows(
             data,
             image_root=image_root,
             encoder=encoder,
             on_row=lambda count: progress.update(task, completed=count),
         )
-    if report.num_records == 0 and report.findings:
-        raise DataError(report.findings[0].message)
-    return report

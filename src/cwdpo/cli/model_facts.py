@@ -13,13 +13,22 @@ from cwdpo.models.parts import freeze_vision_tower, part_sizes
 from cwdpo.models.processors import load_processor
 
 
-def encoder_and_facts(model: str, target_modules: str, *, trust_remote_code: bool) -> tuple[Encoder, dict[str, Any]]:
+def encoder_and_facts(
+    model: str,
+    target_modules: str | list[str],
+    *,
+    trust_remote_code: bool,
+    max_length: int | None = None,
+    rank: int | None = None,
+) -> tuple[Encoder, dict[str, Any]]:
     """An encoder that knows the model's limit, and the facts that need no rows.
 
     Args:
         model: a local directory or a hub name.
         target_modules: as ``model.lora.target_modules``.
         trust_remote_code: run Python code that comes with the model.
+        max_length: as ``data.max_length``; None for the model's own limit.
+        rank: as ``model.lora.r``; None for its default.
 
     Raises:
         UserError: the model or its processor cannot be used, or LoRA would hit nothing.
@@ -28,16 +37,17 @@ def encoder_and_facts(model: str, target_modules: str, *, trust_remote_code: boo
     freeze_vision_tower(outline)
     text = outline.config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
-    encoder = Encoder(load_processor(model, trust_remote_code=trust_remote_code), model_max_length=limit)
+    processor = load_processor(model, trust_remote_code=trust_remote_code)
+    encoder = Encoder(processor, max_length=max_length, model_max_length=limit)
     targets = lora_targets(outline, target_modules)
     layers = dict(outline.named_modules())
-    rank = LoraConfig().r
+    rank = LoraConfig().r if rank is None else rank
     parts = part_sizes(outline)
     return encoder, {
         "name_or_path": model,
         "class": type(outline).__name__,
         "dtype": str(outline.config.dtype or torch.float32).removeprefix("torch."),
-        "max_length": limit,
+        "max_length": encoder.limit,
         "parts": {part.part: {"total": part.total, "trainable": part.trainable} for part in parts},
         "lora": {
             "r": rank,

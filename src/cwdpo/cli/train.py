@@ -1,11 +1,10 @@
 """``cwdpo train``: run a recipe."""
 
-import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -31,7 +30,7 @@ def train(
     """
     if recipe.startswith("-"):
         raise ConfigError(f"expected the recipe before {recipe}. Write: cwdpo train RECIPE {recipe} ...")
-    settings = read_recipe(recipe, context.args, trainer_names=_trainer_names)
+    settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
 
     quiet_libraries()
     from cwdpo.recipes.resuming import nothing_to_do
@@ -51,7 +50,8 @@ def _left(run: RunDirectory) -> str:
     return f"model{'s' if len(models) > 1 else ''} in {' and '.join(models)}, curves in {run.report.name}"
 
 
-def _trainer_names() -> Collection[str]:
-    from transformers import TrainingArguments  # takes seconds, so only when all else in the recipe is right
+def trainer_fields() -> Mapping[str, Any]:
+    """Names and types of what a ``trainer`` section may hold: the Trainer's settings and the few of the method."""
+    from cwdpo.trainers.arguments import argument_types  # takes seconds, so only when all else in the recipe is right
 
-    return {field.name for field in dataclasses.fields(TrainingArguments)}
+    return argument_types()

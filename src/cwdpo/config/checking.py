@@ -17,11 +17,6 @@ Where: TypeAlias = Callable[[Path], str]
 
 _Section = TypeVar("_Section")
 _PLAIN_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null"}
-_ELSEWHERE = {
-    "output_dir": "Write it at the top of the recipe: `output_dir: ...`.",
-    "seed": "Write it at the top of the recipe: `seed: ...`.",
-    "resume_from_checkpoint": "Run `cwdpo train RECIPE --resume` instead.",
-}
 
 
 def build(section: type[_Section], values: Mapping[str, Any], where: Where) -> _Section:
@@ -40,30 +35,6 @@ def build(section: type[_Section], values: Mapping[str, Any], where: Where) -> _
     if problems or built is None:
         raise ConfigError("\n".join(problems))
     return built
-
-
-def check_trainer_keys(
-    section: Mapping[str, Any], known_names: Collection[str], where: Callable[[str], str], *, name: str = "trainer"
-) -> None:
-    """Refuse keys of a ``trainer`` section that ``TrainingArguments`` does not have, or that the recipe sets itself.
-
-    Args:
-        section: the keys and values under ``trainer``.
-        known_names: the field names of ``transformers.TrainingArguments``.
-        where: says where a key stands, such as ``recipe.yaml:7``.
-        name: the section as messages call it, such as ``stage2.trainer``.
-
-    Raises:
-        ConfigError: one line for each such key.
-    """
-    problems = []
-    for key in section:
-        if key in _ELSEWHERE:
-            problems.append(f"{where(key)}: '{name}.{key}' is not set here. {_ELSEWHERE[key]}")
-        elif key not in known_names:
-            problems.append(f"{where(key)}: unknown key '{name}.{key}'{_suggestion(key, known_names, f'{name}.')}")
-    if problems:
-        raise ConfigError("\n".join(problems))
 
 
 @functools.cache
@@ -168,8 +139,6 @@ def _suggestion(key: str, known: Collection[str], prefix: str) -> str:
     near = difflib.get_close_matches(key, list(known), n=1)
     if near:
         return f" - did you mean '{prefix}{near[0]}'?"
-    if len(known) > 20:
-        return ". It is no setting of transformers.TrainingArguments; see its documentation."
     return f". Known here: {', '.join(known)}."
 
 

@@ -140,8 +140,9 @@ class _Walk:
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = self._key(key_node)
-            self.lines[(*path, key)] = key_node.start_mark.line + 1
-            found[key] = self.value(value_node, (*path, key), loader)
+            here = (*path, key)
+            self.lines[here] = key_node.start_mark.line + 1
+            found[key] = self.value(value_node, here, loader)
         return found
 
     def _scalar(self, node: yaml.Node, path: Path, loader: _Loader) -> Any:

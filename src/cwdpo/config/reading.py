@@ -3,14 +3,15 @@
 import dataclasses
 import difflib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cwdpo.config import located_yaml
-from cwdpo.config.checking import Where, build, check_trainer_keys
+from cwdpo.config.checking import Where, build
 from cwdpo.config.overrides import Override, apply_override, parse_overrides
 from cwdpo.config.recipe import CoolingConfig, ProbesConfig, Recipe, Stage1Config
+from cwdpo.config.trainer_section import check_trainer_section
 from cwdpo.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def read_recipe(
     path: str | Path,
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
-    trainer_names: Callable[[], Collection[str]] | None = None,
+    trainer_fields: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Recipe:
     """Read a recipe and check every key and value.
 
@@ -35,8 +36,8 @@ def read_recipe(
     Args:
         path: the YAML file.
         overrides: settings that replace the file's, by full or unambiguous name, or words of a command line.
-        trainer_names: gives the names that ``trainer`` sections may hold, asked once all else is right, as only
-            transformers knows them and takes seconds to import; None leaves those sections unchecked.
+        trainer_fields: gives the names that ``trainer`` sections may hold and their types, asked once all else is
+            right, as only transformers knows them and takes seconds to import; None leaves those sections unchecked.
 
     Raises:
         ConfigError: one line for each mistake, starting with ``file:line`` or the override's name.
@@ -56,10 +57,10 @@ def read_recipe(
         return _where(setting, changes, located.lines, name)
 
     recipe = build(Recipe, values, where)
-    if trainer_names is not None:
-        names = trainer_names()
+    if trainer_fields is not None:
+        known = trainer_fields()
         for section in (("trainer",), ("stage1", "trainer"), ("stage2", "trainer")):
-            _check_trainer(recipe, section, names, where)
+            _check_trainer(recipe, section, known, where)
     for message in settings_without_effect(recipe):
         logger.warning("%s: %s", name, message)
     return recipe
@@ -92,10 +93,10 @@ def settings_without_effect(recipe: Recipe) -> list[str]:
     return messages
 
 
-def _check_trainer(recipe: Recipe, section: located_yaml.Path, names: Collection[str], where: Where) -> None:
+def _check_trainer(recipe: Recipe, section: located_yaml.Path, known: Mapping[str, Any], where: Where) -> None:
     owner = recipe if len(section) == 1 else getattr(recipe, section[0])
     if owner is not None:
-        check_trainer_keys(owner.trainer, names, lambda key: where((*section, key)), name=".".join(section))
+        check_trainer_section(owner.trainer, known, lambda key: where((*section, key)), name=".".join(section))
 
 
 def _where(setting: located_yaml.Path, changes: Sequence[Override], lines: Mapping[Any, int], name: str) -> str:

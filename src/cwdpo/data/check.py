@@ -44,7 +44,22 @@ def check_rows(
                 on_row(report.num_records)
     except DataError as problem:
         report.findings.append(Notice(str(path), "unreadable_file", str(problem)))
+    _note_missing_rejected(report)
     return report
+
+
+def _note_missing_rejected(report: CheckReport) -> None:
+    """A note and no finding: such rows are good for stage 1, and only a recipe says which rows stage 2 gets."""
+    missing = [row.source for row in report.rows if not row.num_rejected]
+    if missing:
+        report.notes.append(
+            Notice(
+                missing[0],
+                "no_rejected",
+                f"{missing[0]}: {len(missing)} of {len(report.rows)} rows have no `rejected`, this one first; stage 2 "
+                "stops at them. Keep them for a recipe with stage1 alone, or add `rejected`.",
+            )
+        )
 
 
 class _Checker:

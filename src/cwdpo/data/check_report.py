@@ -13,8 +13,9 @@ class Notice:
     """``file:line``."""
 
     name: str
-    """Stops training: ``unreadable_file``, ``unusable_row``, ``too_long``. Does not: ``duplicate``, ``contradiction``,
-    ``identical_answers``, ``gentle_is_chosen``, ``split_tokens``, ``unknown_tokens``, ``unread_column``."""
+    """Stops training: ``unreadable_file``, ``unusable_row``, ``too_long``; of a recipe also ``missing_answer`` and
+    ``settings``. Does not: ``duplicate``, ``contradiction``, ``identical_answers``, ``gentle_is_chosen``,
+    ``no_rejected``, ``split_tokens``, ``unknown_tokens``, ``unread_column``."""
 
     message: str
     """What was found, beginning with the source, and what to do."""

@@ -50,12 +50,13 @@ def _reader(path: Path) -> Callable[[Path], Parsed]:
     if not path.is_file():
         raise DataError(f"{path}: not a file. Give a .jsonl, .json or .parquet file.")
     readers = {".jsonl": _read_lines, ".json": _read_list, ".parquet": _read_parquet}
-    if path.suffix not in readers:
+    kind = path.suffix.lower()
+    if kind not in readers:
         raise DataError(
             f"{path}: files ending in {path.suffix!r} are not read. Give a .jsonl, .json or .parquet file, or a "
             "directory that datasets saved with save_to_disk."
         )
-    return readers[path.suffix]
+    return readers[kind]
 
 
 def _read_lines(path: Path) -> Parsed:

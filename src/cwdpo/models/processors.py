@@ -49,7 +49,8 @@ def load_processor(name_or_path: str | Path, *, trust_remote_code: bool = False)
             raise UserError(f"the processor of {source} cannot be loaded: {one_line(error)}") from error
         processor = _load_without_video(source)
     except (OSError, ValueError) as error:
-        raise UserError(f"the processor of {source} cannot be loaded: {one_line(error)}") from error
+        reason = _missing_files(source) or f"the processor of {source} cannot be loaded: {one_line(error)}"
+        raise UserError(reason) from error
     if not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
         raise UserError(
             f"{source} gives a {type(processor).__name__} instead of a processor for images and text. Copy "
@@ -58,6 +59,26 @@ def load_processor(name_or_path: str | Path, *, trust_remote_code: bool = False)
         )
     _ensure_pad_token(processor, source)
     return processor  # type: ignore[no-any-return]  # transformers leaves AutoProcessor untyped
+
+
+def _missing_files(source: str) -> str | None:
+    """What a local directory lacks of a processor, and where to get it; None if it is there, or on the hub."""
+    directory = local_directory(source)
+    if directory is None:
+        return None
+    lacking = [
+        names
+        for names in ((_IMAGE_FILE, "processor_config.json"), ("tokenizer_config.json", "tokenizer.json"))
+        if not any((directory / name).is_file() for name in names)
+    ]
+    if not lacking:
+        return None
+    files = " and ".join(" or ".join(names) for names in lacking)
+    return (
+        f"{source} holds no processor: there is no {files}. Copy these files of the model it was made from into it: "
+        "preprocessor_config.json, processor_config.json, tokenizer.json, tokenizer_config.json, "
+        "special_tokens_map.json and chat_template.jinja, as many as that model has."
+    )
 
 
 def _auto_processor(source: str, *, trust_remote_code: bool) -> Any:

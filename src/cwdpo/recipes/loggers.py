@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from cwdpo.config.recipe import Recipe
 from cwdpo.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -22,17 +21,6 @@ _INSTALL = {
     "wandb": "'cwdpo[wandb]'",
 }
 """What to install for a logger whose package has another name, or is an extra of ours."""
-
-
-def check_loggers(recipe: Recipe) -> None:
-    """Refuse a logger that is not there, before anything is read or written.
-
-    Raises:
-        ConfigError: it is unknown, or not installed.
-    """
-    for stage in (recipe.stage1, recipe.stage2):
-        if stage is not None:
-            wanted_loggers(recipe.trainer | stage.trainer)
 
 
 def wanted_loggers(trainer: Mapping[str, Any]) -> list[str]:

@@ -14,15 +14,14 @@ from transformers import TrainerCallback, set_seed
 
 from cwdpo.config.reading import dump_recipe
 from cwdpo.config.recipe import Recipe
-from cwdpo.data.reading import read_rows, split_rows
 from cwdpo.data.rows import Row
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.engine import Engine
 from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import save_checkpoint
 from cwdpo.recipes.finite import refuse_broken_weights
-from cwdpo.recipes.loggers import check_loggers
 from cwdpo.recipes.policy import load_start
+from cwdpo.recipes.preflight import check_settings
 from cwdpo.recipes.probing import let_probes_drive, probe_set_rows, watch_with_probes
 from cwdpo.recipes.resuming import (
     NewIntervals,
@@ -32,6 +31,7 @@ from cwdpo.recipes.resuming import (
     resumed_recipe,
     with_measured_floor,
 )
+from cwdpo.recipes.rows import check_answers, peek_at_images, read_data, rows_of_stages, warn_of_equal_answers
 from cwdpo.recipes.same_rows import check_same_rows, keep_rows
 from cwdpo.recipes.stages import run_engine, stage1_trainer, stage2_trainer, tensorboard, watch
 from cwdpo.recipes.wall_time import WallTime
@@ -63,25 +63,30 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
         UserError: the settings, the rows or the model cannot be used; nothing was overwritten.
         Interrupted: a signal ended the run, after a checkpoint.
     """
-    check_loggers(recipe)
     is_main = int(os.environ.get("RANK", "0")) == 0
     run = RunDirectory(Path(recipe.output_dir))
     wall_time = WallTime(run, writes=is_main)
+    check_settings(recipe, run)
     rows, eval_rows = read_data(recipe)
+    stages = rows_of_stages(recipe, rows)
+    check_answers(recipe, stages, eval_rows)
     if is_main:
         run = RunDirectory.open(recipe.output_dir, resume=resume)
-        recipe = _take_up(recipe, run, rows, eval_rows)
+        if run.has_begun:
+            recipe = resumed_recipe(run, recipe)
+            check_same_rows(run, recipe.data, rows, eval_rows)
+        warn_of_equal_answers(stages)
+        peek_at_images([*rows, *(eval_rows or [])])
     recipe = with_measured_floor(run, recipe)
     if nothing_to_do(run, recipe):
         return run
-    stages = _rows_of_stages(recipe, rows)
     probed = probe_set_rows(recipe, rows, eval_rows)
     engine = run_engine(recipe, run)
     start: Path | None = None
     with closing(wall_time):
         for stage, stage_rows in stages.items():
             if not run.is_finished(stage) and not is_complete(run, recipe):
-                stage_data = _Rows(stage_rows, eval_rows, probed, stages.get("stage1", ()))
+                stage_data = _Rows(stage_rows, eval_rows, probed, stages.get("stage1", ()), rows)
                 _run_stage(recipe, run, stage, start, stage_data, [*callbacks, wall_time], engine)
             start = run.stage(stage)
     if is_main:
@@ -89,34 +94,6 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
         _write_findings(run)
         write_report([run.root], run.report)
     return run
-
-
-def _take_up(recipe: Recipe, run: RunDirectory, rows: list[Row], eval_rows: list[Row] | None) -> Recipe:
-    """Begin a run, or take up one that was interrupted; gives the recipe that it goes on with."""
-    if not run.recipe.exists():
-        write_text(run.recipe, dump_recipe(recipe))
-        keep_rows(run, recipe.data, rows, eval_rows)
-        return recipe
-    recipe = resumed_recipe(run, recipe)
-    check_same_rows(run, recipe.data, rows, eval_rows)
-    return recipe
-
-
-def read_data(recipe: Recipe) -> tuple[list[Row], list[Row] | None]:
-    """Training rows of all files, and evaluation rows if the recipe names any."""
-    data = recipe.data
-    files = [data.train] if isinstance(data.train, str) else data.train
-    rows = [row for file in files for row in read_rows(Path(file), image_root=data.image_root)]
-    return rows, read_rows(Path(data.eval), image_root=data.image_root) if data.eval else None
-
-
-def _rows_of_stages(recipe: Recipe, rows: list[Row]) -> dict[Stage, list[Row]]:
-    if recipe.stage1 is None:
-        return {"stage2": rows}
-    if recipe.stage2 is None:
-        return {"stage1": rows}
-    first, second = split_rows(rows, recipe.data.stage1_fraction, recipe.seed)
-    return {"stage1": first, "stage2": second}
 
 
 class _Rows(NamedTuple):
@@ -127,6 +104,9 @@ class _Rows(NamedTuple):
     probed: Sequence[Row]
     first: Sequence[Row]
     """Stage 1's: what is right there is no negative in stage 2."""
+
+    all: Sequence[Row]
+    """Of all training files, before they were divided."""
 
 
 def _run_stage(
@@ -144,6 +124,10 @@ def _run_stage(
     processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
     make = stage1_trainer if stage == "stage1" else functools.partial(stage2_trainer, also_right=rows.first)
     trainer: Any = make(recipe, run, model, processor, rows.train, rows.eval, engine=engine)
+    if trainer.is_world_process_zero() and not run.has_begun:
+        # not before: a start that failed leaves nothing to be in the way
+        write_text(run.recipe, dump_recipe(recipe))
+        keep_rows(run, recipe.data, rows.all, rows.eval)
     signals, boards = StopOnSignal(), tensorboard(recipe, run, stage)
     recorder = MetricsRecorder(run, stage, histograms=lambda: trainer.histograms)
     watch(trainer, [NewIntervals(), recorder, *boards, signals, *callbacks])

@@ -12,7 +12,6 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from cwdpo.config.recipe import Recipe, Stage1Config, Stage2Config
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, FeatureCache, make_engine
-from cwdpo.errors import ConfigError, DataError
 from cwdpo.recipes.loggers import TENSORBOARD, wanted_loggers
 from cwdpo.records.files import write_json
 from cwdpo.records.lines import Stage
@@ -31,25 +30,9 @@ def stage1_trainer(
     *,
     engine: Engine | None = None,
 ) -> SmoothSFTTrainer:
-    """The trainer of stage 1.
-
-    Raises:
-        ConfigError: the objective needs gentle negatives, and no row has one.
-    """
-    settings = recipe.stage1
-    assert settings is not None
-    if settings.objective != "plain" and not any(row.gentle for row in rows):
-        raise ConfigError(
-            f"stage1.objective is `{settings.objective}`, but no row has a `gentle` negative (an answer with one minor "
-            "error). Add them, or write `stage1: {objective: plain}`."
-        )
-    args = SmoothSFTConfig(
-        objective=settings.objective,
-        penalty=settings.penalty,
-        ceiling=settings.ceiling,
-        epsilon=settings.epsilon,
-        **_shared(recipe, run, "stage1", settings, has_eval=bool(eval_rows)),
-    )
+    """The trainer of stage 1."""
+    args = stage_arguments(recipe, run, "stage1", has_eval=bool(eval_rows))
+    assert isinstance(args, SmoothSFTConfig)
     data = {"train_dataset": list(rows), "eval_dataset": _evaluated(args, eval_rows), "processing_class": processor}
     return SmoothSFTTrainer(model, args, engine=engine, **data)
 
@@ -65,19 +48,42 @@ def stage2_trainer(
     engine: Engine | None = None,
     also_right: Sequence[Row] = (),
 ) -> CWDPOTrainer:
-    """The trainer of stage 2. A right answer in ``also_right``, such as stage 1's rows, is no on-policy negative.
+    """The trainer of stage 2; every row has a rejected answer.
 
-    Raises:
-        DataError: a row has no rejected answer.
+    A right answer in ``also_right``, such as stage 1's rows, is no on-policy negative.
     """
-    settings = recipe.stage2
+    args = stage_arguments(recipe, run, "stage2", has_eval=bool(eval_rows))
+    assert isinstance(args, CWDPOConfig)
+    data = {"train_dataset": list(rows), "eval_dataset": _evaluated(args, eval_rows), "processing_class": processor}
+    return CWDPOTrainer(model, args=args, engine=engine, also_right=also_right, **data)
+
+
+def stage_arguments(
+    recipe: Recipe, run: RunDirectory, stage: Stage, *, has_eval: bool, **overrides: Any
+) -> SmoothSFTConfig | CWDPOConfig:
+    """The training arguments of a stage.
+
+    Args:
+        recipe: what is run.
+        run: where; nothing is written.
+        stage: which; the recipe has it.
+        has_eval: whether there are rows to evaluate on.
+        overrides: arguments that replace the recipe's.
+    """
+    settings = recipe.stage1 if stage == "stage1" else recipe.stage2
     assert settings is not None
-    for row in [*rows, *(eval_rows or [])]:
-        if not row.rejected:
-            raise DataError(f"{row.source}: the row has no `rejected` answer, which stage 2 needs. Add one.")
+    shared = _shared(recipe, run, stage, settings, has_eval=has_eval) | overrides
+    if isinstance(settings, Stage1Config):
+        return SmoothSFTConfig(
+            objective=settings.objective,
+            penalty=settings.penalty,
+            ceiling=settings.ceiling,
+            epsilon=settings.epsilon,
+            **shared,
+        )
     cooling = settings.cooling
     weights = {} if cooling is None else {f"cooling_{name}": value for name, value in asdict(cooling).items()}
-    args = CWDPOConfig(
+    return CWDPOConfig(
         beta=settings.beta,
         cooling=cooling is not None,
         reference=settings.reference,
@@ -86,10 +92,8 @@ def stage2_trainer(
         on_policy_dir=str(run.negatives),
         reference_batch_size=settings.reference_batch_size,
         **weights,
-        **_shared(recipe, run, "stage2", settings, has_eval=bool(eval_rows)),
+        **shared,
     )
-    data = {"train_dataset": list(rows), "eval_dataset": _evaluated(args, eval_rows), "processing_class": processor}
-    return CWDPOTrainer(model, args=args, engine=engine, also_right=also_right, **data)
 
 
 def _evaluated(args: TrainingArguments, rows: Sequence[Row] | None) -> Sequence[Row] | None:

@@ -23,15 +23,16 @@ class RunDirectory:
 
         Args:
             root: the run directory.
-            resume: continue what is there; a directory that is empty or missing starts a new run.
+            resume: continue what is there; a directory that is missing or holds no file starts a new run.
 
         Raises:
-            UserError: something is there and ``resume`` is off, what is there is no run, or it is not a directory.
+            UserError: something is there and ``resume`` is off, what is there is no run, or it is not a directory and
+                none can be made.
         """
         run = cls(Path(root))
         if run.root.exists() and not run.root.is_dir():
             raise UserError(f"{run.root} is a file, not a directory. Give another --output_dir.")
-        if run.root.is_dir() and any(run.root.iterdir()):
+        if run._files():
             if not resume:
                 raise UserError(
                     f"{run.root} is not empty, and nothing is overwritten. "
@@ -41,8 +42,22 @@ class RunDirectory:
                 raise UserError(
                     f"{run.root} holds no run to resume: no recipe.yaml. Give a run's directory, or a new one."
                 )
-        run.root.mkdir(parents=True, exist_ok=True)
+        try:
+            run.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the directory {run.root} cannot be made ({error.strerror}). Give another --output_dir."
+            ) from error
         return run
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run got further here than to write down what it would do."""
+        return self.recipe.is_file() and self._files(besides=self.recipe)
+
+    def _files(self, *, besides: Path | None = None) -> bool:
+        """Whether there is any file; directories alone are what a start that failed leaves."""
+        return any(path != besides and (path.is_symlink() or not path.is_dir()) for path in self.root.rglob("*"))
 
     @property
     def recipe(self) -> Path:

@@ -1,7 +1,7 @@
 """Training arguments of both stages: ``TrainingArguments`` and the few settings that the method adds."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_type_hints
 
 from transformers import TrainingArguments
 
@@ -60,6 +60,12 @@ class AnswerArguments(TrainingArguments):
                 f"{self.n_gpu} GPUs in one process means DataParallel, which cannot split a batch of prompts with "
                 "answers. Start with `torchrun --nproc-per-node N -m cwdpo train ...`, or set CUDA_VISIBLE_DEVICES=0."
             )
+
+
+def argument_types() -> dict[str, Any]:
+    """What both stages take, by name, with its declared type."""
+    types = get_type_hints(AnswerArguments)
+    return {each.name: types[each.name] for each in fields(AnswerArguments) if each.init}
 
 
 @dataclass

@@ -1,0 +1,68 @@
+"""Values of ``trainer`` sections against the types that transformers declares."""
+
+from typing import Any
+
+import pytest
+
+from cwdpo.config.trainer_section import check_trainer_section
+from cwdpo.errors import ConfigError
+from cwdpo.trainers.arguments import argument_types
+
+
+def complaint(**section: Any) -> str:
+    try:
+        check_trainer_section(section, argument_types(), lambda key: f"r.yaml/{key}", name="stage1.trainer")
+    except ConfigError as problem:
+        return str(problem)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"learning_rate": 1e-3, "weight_decay": 0},
+        {"learning_rate": 0, "dataloader_num_workers": 0, "save_total_limit": 1},
+        {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1},
+        {"save_total_limit": None, "warmup_steps": 0.1, "max_steps": -1},
+        {"eval_strategy": "no", "save_strategy": "best", "optim": "sgd", "lr_scheduler_type": "constant"},
+        {"report_to": None},
+        {"report_to": "none"},
+        {"report_to": ["tensorboard"]},
+        {"fsdp": True},
+        {"fsdp": "full_shard auto_wrap"},
+        {"fsdp_config": {"min_num_params": 1}, "deepspeed": "ds.json"},
+        {"deepspeed": {"zero_optimization": {"stage": 2}}},
+        {"activation_checkpointing": True, "tf32": None},
+        {"include_num_input_tokens_seen": True},
+        {"trackio_static_space_id": False},
+        {"length_buckets": True, "max_tokens_per_batch": 8192},
+    ],
+)
+def test_what_the_trainer_takes_passes(section: dict[str, Any]) -> None:
+    assert complaint(**section) == ""
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"bf16": 1}, "bf16 is 1, but must be true or false."),
+        ({"bf16": "true"}, "bf16 is 'true', but must be true or false."),
+        ({"max_steps": True}, "max_steps is true, but must be a whole number."),
+        ({"learning_rate": None}, "learning_rate is null, but must be a number."),
+        ({"learning_rate": float("nan")}, "learning_rate is nan, but must be at least 0. Try 1e-5."),
+        ({"report_to": 3}, "report_to is 3, but must be null or text or a list."),
+        ({"save_total_limit": 0}, "save_total_limit is 0, but must be at least 1. Write null to keep all checkpoints."),
+        ({"trackio_static_space_id": True}, "trackio_static_space_id is true, but must be text or null or false."),
+    ],
+)
+def test_what_it_would_stumble_over_is_told(section: dict[str, Any], expected: str) -> None:
+    key = next(iter(section))
+    assert complaint(**section) == f"r.yaml/{key}: stage1.trainer.{expected}"
+
+
+def test_every_mistake_has_a_line() -> None:
+    assert complaint(bf16=1, max_step=3, seed=1).splitlines() == [
+        "r.yaml/bf16: stage1.trainer.bf16 is 1, but must be true or false.",
+        "r.yaml/max_step: unknown key 'stage1.trainer.max_step' - did you mean 'stage1.trainer.max_steps'?",
+        "r.yaml/seed: 'stage1.trainer.seed' is not set here. Write it at the top of the recipe: `seed: ...`.",
+    ]
