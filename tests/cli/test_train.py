@@ -42,10 +42,10 @@ def test_settings_of_the_method_are_taken_too(train: Train, tmp_path: Path) -> N
         ({"eval_strategy": "epoch"}, "trainer.eval_strategy is epoch, but the recipe has no data.eval."),
         ({"optim": "adamww"}, "trainer.optim is 'adamww', but must be one of adamw_torch, "),
         ({"optim": "adamw_bnb_8bit"}, "stage1 cannot use trainer.optim, which is 'adamw_bnb_8bit': "),
-        ({"report_to": "wandb"}, "stage1 cannot use trainer.report_to, which is 'wandb': WandbCallback requires wandb"),
+        ({"report_to": "wandb"}, "trainer.report_to names `wandb`, which is not installed"),
         (
             {"report_to": ["wandbb"]},
-            "stage1 cannot use trainer.report_to, which is ['wandbb']: wandbb is not supported",
+            "trainer.report_to: unknown logger `wandbb`. Did you mean `wandb`?",
         ),
         (
             {"load_best_model_at_end": True},
@@ -78,7 +78,7 @@ def test_wrong_trainer_settings_are_told_before_anything_is_loaded_or_written(
     [
         (["--stage2.trainer", "{learning_rate: abc}"], "--stage2.trainer: stage2.trainer.learning_rate is 'abc', but"),
         (["--stage2.trainer.max_steps", "0"], "stage2.trainer.max_steps is 0, so stage2 would train for no step."),
-        (["--stage2.trainer.report_to", "wandb"], "stage2 cannot use stage2.trainer.report_to, which is 'wandb': "),
+        (["--stage2.trainer.report_to", "wandb"], "trainer.report_to names `wandb`, which is not installed"),
         (["--output_dir", "/proc/x"], "the directory /proc/x cannot be made (No such file or directory). Give another"),
     ],
 )
