@@ -1,5 +1,6 @@
 """The recipe's ``negatives`` section: answers sampled from the policy while it trains."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -30,7 +31,7 @@ def _checked_refresh(refresh: str | int) -> str | int:
 
 
 def _checked_hardness(rule: float | str | None) -> float | str | None:
-    if isinstance(rule, str) and not is_quantile(rule):
+    if (isinstance(rule, str) and not is_quantile(rule)) or (isinstance(rule, float) and math.isnan(rule)):
         raise ConfigError(
             f"negatives.drop_easier_than is {rule!r}. Write quantile:q with 0 < q < 1 (such as quantile:0.1), a number "
             "of nats per token, at most 0, or null."
@@ -38,6 +39,15 @@ def _checked_hardness(rule: float | str | None) -> float | str | None:
     if isinstance(rule, int | float) and rule > 0:
         raise ConfigError(
             f"negatives.drop_easier_than is {rule}, but log-probabilities are never positive. Did you mean {-rule}?"
+        )
+    return rule
+
+
+def _checked_similarity(rule: float | str | None) -> float | str | None:
+    if (isinstance(rule, str) and not is_quantile(rule)) or (isinstance(rule, float) and math.isnan(rule)):
+        raise ConfigError(
+            f"negatives.drop_ches_above is {rule!r}. Write quantile:q with 0 < q < 1 (such as quantile:0.9), a number, "
+            "or null."
         )
     return rule
 
@@ -77,9 +87,18 @@ class NegativesConfig:
     ] = None
     """Drop samples whose n-gram overlap with a right answer is at least this. Null: hard negatives are close ones."""
 
+    length_gap: Annotated[
+        float | None, limit("negatives.length_gap", above=0, advice="Write null to keep all lengths.")
+    ] = None
+    """Drop samples whose number of words differs from every right answer's by more than this share of it."""
+
     drop_easier_than: Annotated[float | str | None, AfterValidator(_checked_hardness)] = None
-    """Drop samples with lbar under the policy below this, nats per token, or below ``quantile:q`` of a refresh's. With
-    a curriculum the rows' own negatives below it are only taken where nothing else is left."""
+    """Drop negatives with lbar under the policy below this, nats per token, or below ``quantile:q`` of a refresh's: the
+    samples, and the rows' own, which are only taken where nothing else is left."""
+
+    drop_ches_above: Annotated[float | str | None, AfterValidator(_checked_similarity)] = None
+    """The same for negatives whose length-normalised CHES similarity to the right answer under the policy (arXiv
+    2410.08847) is above this, or above ``quantile:q``: pushing them down drags the right answer along."""
 
     curriculum: Annotated[float | list[list[float]] | Literal["auto"] | None, AfterValidator(_checked_level)] = None
     """Which of its candidates, ordered by lbar under the policy, a prompt takes: a level from 0, the easiest that is
@@ -94,6 +113,11 @@ class NegativesConfig:
 
     on_error: Literal["continue", "stop"] = "continue"
     """Where sampling fails: go on with the negatives there are, or stop with a checkpoint."""
+
+    @property
+    def measures_own(self) -> bool:
+        """Whether the rows' own negatives are measured under the policy at every refresh, beside the samples."""
+        return any(rule is not None for rule in (self.curriculum, self.drop_easier_than, self.drop_ches_above))
 
 
 def check_curriculum(

@@ -7,7 +7,7 @@ from torch import Tensor
 from cwdpo.negatives.filtering import quantile
 from cwdpo.negatives.refreshes import Candidate
 
-TOO_EASY = "too_easy"
+TOO_EASY, TOO_SIMILAR = "too_easy", "too_similar"
 
 
 def drop_easy(candidates: Sequence[Candidate], rule: float | str) -> float | None:
@@ -28,6 +28,29 @@ def drop_easy(candidates: Sequence[Candidate], rule: float | str) -> float | Non
         if _lbar(candidate) < floor:
             candidate.reason = TOO_EASY
     return floor
+
+
+def drop_similar(candidates: Sequence[Candidate], rule: float | str) -> float | None:
+    """Give the reason ``too_similar`` to negatives above a ceiling of CHES: pushing them drags the right answer along.
+
+    Args:
+        candidates: those that are still kept have a ``ches``.
+        rule: a number, or ``quantile:q`` of the kept ones' CHES.
+
+    Returns:
+        The ceiling; None where nothing was kept.
+    """
+    kept = [candidate for candidate in candidates if candidate.reason is None]
+    values = [candidate.ches for candidate in kept if candidate.ches is not None]
+    if len(values) < len(kept):
+        raise ValueError("a candidate has no CHES; measure it before filtering by similarity")
+    if not kept:
+        return None
+    ceiling = threshold(values, rule)
+    for candidate, value in zip(kept, values, strict=True):
+        if value > ceiling:
+            candidate.reason = TOO_SIMILAR
+    return ceiling
 
 
 def threshold(values: Sequence[float], rule: float | str) -> float:

@@ -48,14 +48,25 @@ def answer_states(model: Any, batch: Batch) -> list[Tensor]:
     return list(torch.split(hidden, batch["answer_mask"].sum(dim=-1).tolist()))
 
 
-def _of_batch(model: Any, batch: Batch) -> list[list[Hardness]]:
+def batch_ches(model: Any, batch: Batch) -> list[list[float]]:
+    """Length-normalised CHES of every prompt's negatives to its chosen answer, in the batch's order.
+
+    Args:
+        model: in eval mode.
+        batch: with one chosen answer a prompt.
+    """
     states = answer_states(model, batch)
-    means = PlainEngine().logprobs(model, batch).mean.tolist()
-    found: list[list[Hardness]] = [[] for _ in batch["prompts"]]
+    found: list[list[float]] = [[] for _ in batch["prompts"]]
     chosen: dict[int, Tensor] = {}
-    for place, (owner, role) in enumerate(zip(batch["prompt_index"].tolist(), batch["roles"].tolist(), strict=True)):
+    for state, owner, role in zip(states, batch["prompt_index"].tolist(), batch["roles"].tolist(), strict=True):
         if role == Role.CHOSEN:
-            chosen[owner] = states[place]
+            chosen[owner] = state
         else:
-            found[owner].append(Hardness(means[place], length_normalised_ches(chosen[owner], states[place]).item()))
+            found[owner].append(length_normalised_ches(chosen[owner], state).item())
     return found
+
+
+def _of_batch(model: Any, batch: Batch) -> list[list[Hardness]]:
+    means = PlainEngine().logprobs(model, batch).mean[batch["roles"] != Role.CHOSEN].tolist()
+    lbars = iter(means)  # in the same order: a prompt's answers stand together
+    return [[Hardness(next(lbars), ches) for ches in of_prompt] for of_prompt in batch_ches(model, batch)]

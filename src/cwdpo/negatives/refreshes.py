@@ -35,6 +35,9 @@ class Candidate:
     reference_logprob: float | None = None
     """log pi_ref(y|x), nats; None where the reference is asked at every step."""
 
+    ches: float | None = None
+    """Length-normalised CHES similarity to its row's right answer under the policy, where it was needed."""
+
     lbar: float | None = None
     """Mean log-prob under the policy at the refresh, nats per token, where it was needed."""
 
@@ -121,6 +124,20 @@ def _read(path: Path) -> Refresh:
             "the file, or start the run anew in another --output_dir."
         ) from error
     return refresh
+
+
+def summed_up(refreshes: Sequence[Refresh]) -> dict[str, Any]:
+    """All refreshes of a stage in one object: their number, those that failed, seconds, and candidates by what became
+    of them, ``kept`` or the reason why not."""
+    became: Counter[str] = Counter()
+    for refresh in refreshes:
+        became.update(candidate.reason or "kept" for candidate in refresh.candidates if candidate.source == "on_policy")
+    return {
+        "refreshes": len(refreshes),
+        "failed": sum(refresh.error is not None for refresh in refreshes),
+        "seconds": round(sum(float(refresh.details.get("seconds", 0.0)) for refresh in refreshes), 2),
+        "samples": dict(became),
+    }
 
 
 def remove_after(directory: Path, step: int) -> None:

@@ -149,6 +149,8 @@ def _run_stage(
             f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}."
         )
     note = probing.finish() if probing is not None else {}
+    if isinstance(trainer, CWDPOTrainer) and trainer.on_policy is not None:
+        note["negatives"] = trainer.on_policy.note()
     refuse_broken_weights(trainer, run, stage)
     _save(trainer, processor, run, stage, note)
     if probing is not None:

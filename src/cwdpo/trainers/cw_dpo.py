@@ -1,7 +1,7 @@
 """Stage 2 trainer. The Trainer owns the loop; this class answers one question: what does this batch cost?"""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +120,17 @@ class CWDPOTrainer(AnswerTrainer):
             gentle, rejected = means[Role.GENTLE], means[Role.REJECTED]
             self.floor = measure_floor(self.args.cooling_floor, rejected=rejected, gentle=gentle)
 
-    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """See :meth:`AnswerTrainer.compute_loss`. Training sees on-policy negatives, evaluation the rows' own."""
-        if self.on_policy is not None and model.training:
-            inputs = self.on_policy.mixed(inputs)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """See ``Trainer.get_batch_samples``. Training sees on-policy negatives, evaluation the rows' own.
+
+        They come in here, before a token budget divides the batch: samples may be longer than what they replace.
+        """
+        batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.on_policy is not None:
+            batches = [self.on_policy.mixed(batch) for batch in batches]
+        return batches, counts
 
     def batch_loss(
         self, model: nn.Module, batch: Batch, *, of_step: Tensor | None = None

@@ -18,7 +18,7 @@ from cwdpo.config.negatives import NegativesConfig
 from cwdpo.errors import UserError
 from cwdpo.negatives.endpoint import Endpoint
 from cwdpo.negatives.filtering import Rules
-from cwdpo.negatives.refreshes import Refresh, read_refreshes, remove_after, write_refresh
+from cwdpo.negatives.refreshes import Refresh, read_refreshes, remove_after, summed_up, write_refresh
 from cwdpo.negatives.sampling import LocalSampler, Sampler, Sampling
 from cwdpo.negatives.verify import Judge, load_judge
 from cwdpo.reference import Reference, ReferenceCache
@@ -79,11 +79,12 @@ class OnPolicy(TrainerCallback):
         self._refresher = Refresher(
             trainer,
             sampling,
-            rules=Rules(overlap=settings.max_overlap),
+            rules=Rules(overlap=settings.max_overlap, length_gap=settings.length_gap),
             judge=judge or (load_judge(settings.judge) if settings.judge else None),
             drop_easier_than=settings.drop_easier_than,
+            drop_ches_above=settings.drop_ches_above,
             per_prompt=settings.per_prompt,
-            measures_own=self.curriculum is not None,
+            measures_own=settings.measures_own,
         )
         self._sampler = sampler or self._default_sampler(sampling)
 
@@ -127,6 +128,10 @@ class OnPolicy(TrainerCallback):
         """Give back what sampling holds outside this process, also after errors."""
         if isinstance(self._sampler, ServedPolicy):
             self._sampler.close(is_main=self.trainer.is_world_process_zero())
+
+    def note(self) -> dict[str, Any]:
+        """What to note of the stage: how many refreshes, what became of all candidates, and the seconds it took."""
+        return summed_up(read_refreshes(self.directory))
 
     def mixed(self, batch: Batch) -> Batch:
         """The batch with the negatives that its prompts have at this step."""

@@ -1,5 +1,6 @@
 """The negatives of a refresh in use, and which of them a batch gets: the same after an interruption and on any rank."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -69,11 +70,11 @@ class NegativePool:
         """Keys of a prompt's negatives."""
         wanted = (len(keys) or 1) if count is None else count
         own, sampled = self._own.get(row, {}), self._of_row.get(row, {})
-        too_easy = [key for key in keys if key in own and own[key].reason is not None]
+        dropped = [key for key in keys if key in own and own[key].reason is not None]
         lbars = {key: found.lbar for key, found in (own | sampled).items() if found.lbar is not None}
         has_level = level is not None and all(key in lbars for key in (*keys, *sampled))
         mixed = mix_negatives(
-            [key for key in keys if key not in too_easy],
+            [key for key in keys if key not in dropped],
             list(sampled),
             fraction=share,
             seed=self._seed,
@@ -84,7 +85,9 @@ class NegativePool:
             lbars=lbars,
         )
         taken = [negative.text for negative in mixed]
-        spare = sorted(set(too_easy) - set(taken), key=lambda key: (-lbars[key], key))  # the hardest of them first
+        spare = sorted(
+            set(dropped) - set(taken), key=lambda key: (-lbars.get(key, -math.inf), key)
+        )  # the hardest of them first
         return taken + spare[: wanted - len(taken)]
 
 

@@ -16,7 +16,7 @@ class RefreshTimes:
 
     def __init__(self, settings: NegativesConfig) -> None:
         self._rule, self._fraction = settings.refresh, settings.on_policy_fraction
-        self._measures = settings.curriculum is not None
+        self._measures = settings.measures_own
         points = self._fraction
         self.samples = any([points] if isinstance(points, int | float) else [share for _, share in points])
         """Whether any step asks for samples."""

@@ -19,7 +19,8 @@ from cwdpo.engine.grouping import select_answers
 from cwdpo.errors import UserError
 from cwdpo.eval_mode import eval_mode
 from cwdpo.negatives.filtering import Rules
-from cwdpo.negatives.hardness import drop_easy
+from cwdpo.negatives.hardness import drop_easy, drop_similar
+from cwdpo.negatives.measured import batch_ches
 from cwdpo.negatives.mixing import hashed, wants_samples
 from cwdpo.negatives.refreshes import Candidate
 from cwdpo.negatives.sampling import Sampler, Sampling, chunks
@@ -50,16 +51,19 @@ class Refresher:
         rules: Rules,
         judge: Judge | None,
         drop_easier_than: float | str | None,
+        drop_ches_above: float | str | None,
         per_prompt: int | None,
         measures_own: bool = False,
     ) -> None:
         self.trainer, self.sampling, self.rules, self.judge = trainer, sampling, rules, judge
-        self.drop_easier_than, self.per_prompt, self.measures_own = drop_easier_than, per_prompt, measures_own
+        self.drop_easier_than, self.drop_ches_above = drop_easier_than, drop_ches_above
+        self.per_prompt, self.measures_own = per_prompt, measures_own
         self.reference: Reference | None = None
         """Asked once for each new negative; None where the reference runs at every step anyway."""
 
         self.encoder = _without_limit(trainer.encoder)
         self._collator = AnswerCollator(self.encoder, roles=(Role.REJECTED,))
+        self._with_chosen = AnswerCollator(self.encoder, roles=(Role.CHOSEN, Role.REJECTED))
         self._limit = trainer.encoder.limit
         self._right_answers: RightAnswers | None = None
 
@@ -86,15 +90,18 @@ class Refresher:
             raise RefreshError(errors[0])
         parts = dict(part for rank, _ in gathered for part in rank)
         candidates = [candidate for place in sorted(parts) for candidate in parts[place]]
-        if self.drop_easier_than is not None:
-            self._drop_easy(candidates, self.drop_easier_than)
+        self._drop(candidates)
         return candidates
 
-    def _drop_easy(self, candidates: Sequence[Candidate], rule: float | str) -> None:
+    def _drop(self, candidates: Sequence[Candidate]) -> None:
         """A quantile is one of its own source: the policy's answers are likelier to it than others."""
         try:
             for source in ("on_policy", "dataset"):
-                drop_easy([candidate for candidate in candidates if candidate.source == source], rule)
+                of_source = [candidate for candidate in candidates if candidate.source == source]
+                if self.drop_easier_than is not None:
+                    drop_easy(of_source, self.drop_easier_than)
+                if self.drop_ches_above is not None:
+                    drop_similar(of_source, self.drop_ches_above)
         except ValueError as problem:  # an lbar that is no number, on all ranks alike
             raise RefreshError(_told(problem)) from problem
 
@@ -187,6 +194,8 @@ class Refresher:
             self._measure(part)  # once more without them: the model has no positions for such
         else:
             self._score(send_to_device(batch, self.trainer.args.device), flat)
+            if self.drop_ches_above is not None:
+                self._compare(items, flat)
 
     def _score(self, batch: Batch, candidates: Sequence[Candidate]) -> None:
         trainer: Any = self.trainer
@@ -201,6 +210,15 @@ class Refresher:
                     means = trainer.engine.logprobs(trainer.model, batch).mean.tolist()
                 for candidate, mean in zip(candidates, means, strict=True):
                     candidate.lbar = mean
+
+    def _compare(self, items: Sequence[tuple[int, Row]], candidates: Sequence[Candidate]) -> None:
+        """How alike each candidate and its row's right answer are to the policy."""
+        trainer: Any = self.trainer
+        batch = send_to_device(self._with_chosen(items), trainer.args.device)
+        with trainer.accelerator.autocast(), eval_mode(trainer.model):
+            found = [value for of_row in batch_ches(trainer.model, batch) for value in of_row]
+        for candidate, value in zip(candidates, found, strict=True):
+            candidate.ches = value
 
 
 def _without_limit(encoder: Encoder) -> Encoder:
