@@ -53,11 +53,14 @@ def test_mixed_batch_and_its_gradients(name: str, tiny: Tiny) -> None:
     assert gradient_gap(gradients(model, weighted_loss(rows_of(found))), by_name) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "paligemma", "mllama"])
-def test_eager_attention(name: str, tiny: Tiny) -> None:
+@pytest.mark.parametrize("name", EXACT)
+def test_eager_attention_and_its_gradients(name: str, tiny: Tiny) -> None:
     model, batch = load_model(tiny(name), attn_implementation="eager"), mixed_batch(tiny(name))
-    with torch.no_grad():
-        assert gap(TreeEngine().logprobs(model, batch), token_logprobs(model, batch)) < 1e-5
+    expected = token_logprobs(model, batch)
+    found = TreeEngine().logprobs(model, batch)
+    assert gap(found, expected) < 1e-5
+    by_name = gradients(model, weighted_loss(expected))
+    assert gradient_gap(gradients(model, weighted_loss(rows_of(found))), by_name) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -75,18 +78,17 @@ def test_leak(name: str, dtype: torch.dtype, tiny: Tiny) -> None:
     assert sisters_untouched == (name not in HYBRID)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_bfloat16(dtype: torch.dtype, tiny: Tiny) -> None:
-    batch = mixed_batch(tiny("qwen3_vl"))
-    full, half = load_model(tiny("qwen3_vl")), load_model(tiny("qwen3_vl"), dtype=dtype)
+@pytest.mark.parametrize("name", EXACT)
+def test_bfloat16(name: str, tiny: Tiny) -> None:
+    batch = mixed_batch(tiny(name))
+    full, half = load_model(tiny(name)), load_model(tiny(name), dtype=torch.bfloat16)
     with torch.no_grad():
         exact = token_logprobs(full, batch)
         tree, plain = (engine.logprobs(half, batch) for engine in (TreeEngine(), PlainEngine()))
-    assert gap(tree, exact) < 2 * gap(plain, exact) < 0.5
+    assert gap(tree, exact) < 2 * gap(plain, exact) < 2.0
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "idefics3", "gemma3", "mllama"])
+@pytest.mark.parametrize(("name", "reentrant"), [*((name, False) for name in EXACT), ("qwen2_5_vl", True), ("mllama", True)])
 def test_activation_checkpointing(name: str, reentrant: bool, tiny: Tiny) -> None:
     model, batch = load_model(tiny(name)), mixed_batch(tiny(name))
     expected = gradients(model, weighted_loss(token_logprobs(model, batch)))

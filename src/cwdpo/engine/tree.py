@@ -9,6 +9,7 @@ from cwdpo.batch import AnswerLogprobs, Batch, Detail
 from cwdpo.engine.features import FeatureCache
 from cwdpo.engine.forward import Forward, answer_type, bare_model
 from cwdpo.engine.grouping import in_groups
+from cwdpo.engine.last_layer import only_where_read
 from cwdpo.engine.tree_attention import as_tree
 from cwdpo.engine.tree_layout import TreePlan, one_row_a_prompt
 from cwdpo.engine.vision import share_images
@@ -45,7 +46,7 @@ class TreeEngine:
     def _logprobs(self, model: nn.Module, batch: Batch, want: Collection[Detail]) -> AnswerLogprobs:
         bare = bare_model(model)
         layout, plan = one_row_a_prompt(batch, answer_type=answer_type(bare))
-        contexts = [as_tree(bare, plan, by_flex=self._by_flex(bare, plan))]
+        contexts = [as_tree(bare, plan, by_flex=self._by_flex(bare, plan)), only_where_read(bare, layout.predicts)]
         lookup = self._features.lookup(model, bare, batch) if self._features else None
         if lookup is not None and "pixel_values" in layout.inputs:
             contexts.append(share_images(bare, batch, range(len(batch["prompts"])), lookup=lookup))
