@@ -10,7 +10,6 @@ import torch
 from answer_oracle import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
 from peft import LoraConfig, get_peft_model
 from tiny_prompts import load_model, make_batch, make_prompt
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cwdpo.batch import Batch
 from cwdpo.engine.plain import PlainEngine
@@ -214,27 +213,3 @@ def test_flash_attention_is_refused_with_advice(tiny: Tiny) -> None:
     model.config.text_config._attn_implementation = "flash_attention_2"
     with pytest.raises(TreeUnsupportedError, match="attn_implementation: sdpa"):
         TreeEngine().logprobs(model, batch)
-
-
-def test_flex_attention_builds_the_same_masks(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    # the kernel needs a compiler, and has no backward on CPUs; that it gets the right mask can be seen anywhere
-    model, batch = load_model(tiny("gemma3")), mixed_batch(tiny("gemma3"))
-    seen = []
-
-    def dense(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-        length = query.shape[2]
-        index = torch.arange(length)
-        rows = torch.arange(query.shape[0])[:, None, None, None]
-        mask = attention_mask.mask_mod(rows, torch.tensor(0), index[None, None, :, None], index[None, None, None, :])
-        seen.append(length)
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
-
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "cwdpo_tree_flex_attention", dense)
-    with torch.no_grad():
-        expected = token_logprobs(model, batch)
-        assert gap(TreeEngine(flex_from=1).logprobs(model, batch), expected) < 1e-5
-        assert len(seen) == 2
-        assert gap(TreeEngine(flex_from=1000).logprobs(model, batch), expected) < 1e-5
-    model.activation_checkpointing_enable()
-    TreeEngine(flex_from=1).logprobs(model.train(), batch)
-    assert len(seen) == 2
