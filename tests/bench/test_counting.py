@@ -73,7 +73,7 @@ def test_flex_attention_counts_the_blocks_that_it_computes() -> None:
     causal = (index[:, None] >= index)[None, None]
 
     def step() -> None:
-        mask = tree_attention._BlockMask(tree_attention._blocks(causal))
+        mask = tree_attention._BlockMask.of(tree_attention._blocks(causal))
         scaled_dot_product_attention(query, key, value, attn_mask=mask).sum().backward()
 
     product = 2 * 2 * (3 * 128 * 128) * 8  # three of four blocks

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-import torch.nn.functional as F
 from answer_oracle import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
 from tiny_prompts import load_model, make_batch, make_prompt
+from torch.nn.functional import scaled_dot_product_attention
 
 from cwdpo.batch import Batch
 from cwdpo.engine import choice, make_engine, tree_attention
@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         rows = torch.arange(query.shape[0])[:, None, None, None]
         mask = block_mask.mask_mod(rows, torch.tensor(0), index[None, None, :, None], index[None, None, None, :])
         seen.append(length)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
     monkeypatch.setattr(tree_attention, "flex_kernel", lambda: dense)
     return seen
@@ -106,7 +106,9 @@ def test_used_for_long_rows_where_the_check_allows(
 def test_never_on_a_cpu(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(
-        choice.CheckedEngine, "_with_flex", lambda self, *args: asked.append("flex") or Check(True, "")  # type: ignore[func-returns-value]
+        choice.CheckedEngine,
+        "_with_flex",
+        lambda self, *args: asked.append("flex") or Check(True, ""),  # type: ignore[func-returns-value]
     )
     monkeypatch.setattr("cwdpo.engine.choice.FLEX_FROM", 1)
     with torch.no_grad():

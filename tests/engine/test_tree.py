@@ -87,7 +87,9 @@ def test_bfloat16(name: str, tiny: Tiny) -> None:
     assert gap(tree, exact) < 2 * gap(plain, exact) < 2.0
 
 
-@pytest.mark.parametrize(("name", "reentrant"), [*((name, False) for name in EXACT), ("qwen2_5_vl", True), ("mllama", True)])
+@pytest.mark.parametrize(
+    ("name", "reentrant"), [*((name, False) for name in EXACT), ("qwen2_5_vl", True), ("mllama", True)]
+)
 def test_activation_checkpointing(name: str, reentrant: bool, tiny: Tiny) -> None:
     model, batch = load_model(tiny(name)), mixed_batch(tiny(name))
     expected = gradients(model, weighted_loss(token_logprobs(model, batch)))

@@ -75,15 +75,14 @@ def test_recipe_trains_both_stages_and_can_be_scored(
 
 def test_tree_and_plain_rows_write_the_same_losses(data: Path, start: Path, tmp_path: Path) -> None:
     changes = {
-        "model.name_or_path": start,
-        "data.train": data / "train.jsonl",
+        "model.name_or_path": str(start),
+        "data.train": str(data / "train.jsonl"),
         "stage1.trainer.max_steps": 3,
         "stage2.trainer.max_steps": 3,
         "trainer.per_device_train_batch_size": 4,
         "trainer.warmup_steps": 0,
     }
-    recipe = read_recipe(RECIPE, {name: str(value) if isinstance(value, Path) else value for name, value in changes.items()})
-    found = compare_engines(recipe, tmp_path, say=lambda line: None)
+    found = compare_engines(read_recipe(RECIPE, changes), tmp_path, say=lambda line: None)
     assert found.steps == 6
     assert found.gap < LIMIT
     assert found.first != found.last

@@ -84,7 +84,7 @@ def _flex_counted() -> Iterator[list[float]]:
         found: Tensor = _CountedFlex.apply(query, key, value, flops, products)  # type: ignore[no-untyped-call]
         return found
 
-    with mock.patch.object(tree_attention, "flex_kernel", lambda: kernel):
+    with mock.patch.object(tree_attention, "flex_kernel", return_value=kernel):
         yield flops
 
 
@@ -97,7 +97,7 @@ class _CountedFlex(torch.autograd.Function):
         return query.new_zeros(*query.shape[:-1], value.shape[-1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ctx.flops.append(_BACKWARD_PRODUCTS * ctx.products)
         return (*(torch.zeros_like(tensor) for tensor in ctx.saved_tensors), None, None)
 

@@ -105,7 +105,7 @@ def main() -> int:
     parser.add_argument("recipe", type=Path, nargs="?", help="default: the demo's CW-DPO")
     parser.add_argument("--out", type=Path, required=True, help="a new directory")
     args, changes = parser.parse_known_args()
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     torch.set_num_threads(1)
     args.out.mkdir(parents=True)
     recipe = demo_recipe(args.out, DemoSettings()) if args.recipe is None else read_recipe(args.recipe, changes)

@@ -81,24 +81,20 @@ class WithinBudget:
             engine: does the work.
             budget: most tokens in a pass, padding included.
         """
-        self.inner, self._budget = engine, budget
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """The engine's own."""
-        return self.inner.report
+        self._inner, self._budget = engine, budget
+        self.report: dict[str, Any] = engine.report
 
     def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
         """See :meth:`cwdpo.engine.Engine.costs`."""
-        return self.inner.costs(model, batch)
+        return self._inner.costs(model, batch)
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
         """See :meth:`cwdpo.engine.Engine.logprobs`."""
         # the ranks of sharded weights must make equally many passes
         if torch.is_grad_enabled() or isinstance(model, FullyShardedDataParallel):
-            return self.inner.logprobs(model, batch, want=want)
+            return self._inner.logprobs(model, batch, want=want)
         parts = parts_within(self.costs(model, batch), self._budget)
-        return in_parts(batch, parts, lambda part: self.inner.logprobs(model, part, want=want))
+        return in_parts(batch, parts, lambda part: self._inner.logprobs(model, part, want=want))
 
 
 def within_budget(engine: "Engine", budget: int | None) -> "Engine":

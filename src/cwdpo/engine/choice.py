@@ -93,8 +93,13 @@ class CheckedEngine:
         check = self._check("flex, short", model, bare, batch)
         self.report["choices"][-1]["checks"]["flex_attention"] = asdict(check)
         told = logger.info if check.ok else logger.warning
-        told("%s: flex_attention is %sused for rows of %d tokens or more (%s)",
-             type(bare).__name__, "" if check.ok else "not ", FLEX_FROM, check.reason)
+        told(
+            "%s: flex_attention is %sused for rows of %d tokens or more (%s)",
+            type(bare).__name__,
+            "" if check.ok else "not ",
+            FLEX_FROM,
+            check.reason,
+        )
         return "flex" if check.ok else "tree"
 
     def _check_with_features(self, name: str, model: nn.Module, bare: Any, batch: Batch) -> Check:

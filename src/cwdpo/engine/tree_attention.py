@@ -6,8 +6,8 @@ image tokens or a prefix) and evaluates it at each token's place in ``[prompt | 
 could not know those. Masks are built before the decoder's layers and passed to them, so layers that are recomputed
 in the backward pass see the same mask; by then the config names the model's own attention again, which is the same.
 
-``flex_attention`` comes in by the same door, as a mask that brings its kernel along (:class:`_BlockMask`): no model needs
-to offer it, and a layer that is recomputed meets it again.
+``flex_attention`` comes in by the same door, as a mask that brings its kernel along (:class:`_BlockMask`): no model
+needs to offer it, and a layer that is recomputed meets it again.
 """
 
 import functools
@@ -27,7 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cwdpo.engine.tree_layout import TreePlan
 
-# transformers looks for "flex_attention" in the name and refuses it for classes that do not offer it, so ours has another
+# transformers refuses a name with "flex_attention" in it for classes that do not offer it, so ours has another
 _OURS = {"sdpa": "cwdpo_tree_sdpa", "eager": "cwdpo_tree_eager", "flex_attention": "cwdpo_tree_flex"}
 """The name of our version of each attention implementation that takes any mask. FlashAttention does not."""
 
@@ -123,7 +123,7 @@ def _sdpa_mask(
     use = _current.get()
     assert use is not None
     allowed = _mask(q_length, kv_length, mask_function, device)
-    return _BlockMask(_blocks(allowed)) if use.by_flex else allowed
+    return _BlockMask.of(_blocks(allowed)) if use.by_flex else allowed
 
 
 def _eager_mask(
@@ -154,11 +154,17 @@ def _blocks(allowed: Tensor) -> BlockMask:
     return create_block_mask(look_up, rows, None, queries, keys, device=allowed.device)
 
 
-class _BlockMask:
+class _BlockMask(BlockMask):
     """Handed to ``scaled_dot_product_attention`` as its mask, it has ``flex_attention`` run instead."""
 
-    def __init__(self, blocks: BlockMask) -> None:
-        self.blocks = blocks
+    blocks: BlockMask
+
+    @classmethod
+    def of(cls, blocks: BlockMask) -> "_BlockMask":
+        """A block mask that brings its kernel along."""
+        mask = cls.__new__(cls)
+        vars(mask).update(vars(blocks), blocks=blocks)
+        return mask
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -101,7 +101,7 @@ class StepTrainer(Trainer):
         """See ``Trainer.training_step``; one backward pass for each part that ``max_tokens_per_batch`` allows."""
         if self.args.max_tokens_per_batch is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        inputs = self._prepare_inputs(inputs)  # type: ignore[arg-type]
+        inputs = self._prepare_inputs(inputs)
         parts = self._parts(model, inputs)
         if len(parts) == 1:
             return super().training_step(model, inputs, num_items_in_batch)
