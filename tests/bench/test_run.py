@@ -69,7 +69,7 @@ def test_the_measurement_for_gpus_on_a_stand_in_in_bfloat16(monkeypatch: pytest.
     monkeypatch.setattr(run, "build_model", lambda *args, **options: built(*args, **options | {"device": "cpu"}))
     monkeypatch.setattr(tree_attention, "flex_kernel", lambda: dense_stand_in)  # the real one has no backward here
     result = measure(device="cuda", dtype="bfloat16", steps=1, checkpointing=True)
-    assert result.measurements[FLEX].flops < result.measurements[BEST].flops
+    assert result.measurements[FLEX].flops > result.measurements[BEST].flops  # whole blocks of 128 tokens, few here
     assert list(result.measurements) == [SHIPPED, "plain", "plain, cached reference", "tree", BEST, FEATURES, FLEX]
     assert result.baseline == SHIPPED
     losses = [one.loss for one in result.measurements.values()]
