@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from cwdpo.bench.counting import count_flops, peak_memory, saved_activations, without_products
+from cwdpo.engine import tree_attention
 
 CPU = torch.device("cpu")
 
@@ -64,3 +65,16 @@ def test_peak_is_of_the_step_alone() -> None:
         del second, third
 
     assert peak_memory(step, CPU) == pytest.approx(80_000, abs=1_000)
+
+
+def test_flex_attention_counts_the_blocks_that_it_computes() -> None:
+    query, key, value = (torch.rand(1, 2, 256, 8, requires_grad=True) for _ in range(3))
+    index = torch.arange(256)
+    causal = (index[:, None] >= index)[None, None]
+
+    def step() -> None:
+        mask = tree_attention._BlockMask.of(tree_attention._blocks(causal))
+        scaled_dot_product_attention(query, key, value, attn_mask=mask).sum().backward()
+
+    product = 2 * 2 * (3 * 128 * 128) * 8  # three of four blocks
+    assert count_flops(step) == (2 + 5) * product

@@ -1,14 +1,21 @@
 """The whole bench on a model of nothing, and what it says."""
 
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from cwdpo.bench import run
-from cwdpo.bench.run import BEST, FEATURES, SHIPPED, STRICT, Options, Result, run_bench
+from cwdpo.bench.contestants import Contestant
+from cwdpo.bench.run import BEST, FEATURES, FLEX, SHIPPED, STRICT, Options, Result, run_bench
 from cwdpo.bench.sizes import SIZES, ModelSize, Setting, VisionSize
 from cwdpo.bench.table import closed_form_table, measured_table
+from cwdpo.engine import tree_attention
 from cwdpo.errors import UserError
 
 STAND_IN = ModelSize(
@@ -60,12 +67,57 @@ def test_the_measurement_for_gpus_on_a_stand_in_in_bfloat16(monkeypatch: pytest.
     """Everything of `--device cuda` but the device."""
     built = run.build_model
     monkeypatch.setattr(run, "build_model", lambda *args, **options: built(*args, **options | {"device": "cpu"}))
+    monkeypatch.setattr(tree_attention, "flex_kernel", lambda: dense_stand_in)  # the real one has no backward here
     result = measure(device="cuda", dtype="bfloat16", steps=1, checkpointing=True)
-    assert list(result.measurements) == [SHIPPED, "plain", "plain, cached reference", "tree", BEST, FEATURES]
+    assert result.measurements[FLEX].flops > result.measurements[BEST].flops  # whole blocks of 128 tokens, few here
+    assert list(result.measurements) == [SHIPPED, "plain", "plain, cached reference", "tree", BEST, FEATURES, FLEX]
     assert result.baseline == SHIPPED
     losses = [one.loss for one in result.measurements.values()]
     assert max(losses) - min(losses) < 0.05  # bfloat16 has three digits
     assert measured_table(result).splitlines()[0].endswith('bfloat16; ratios to "TRL"')
+
+
+def dense_stand_in(query: Any, key: Any, value: Any, *, block_mask: Any, scale: float | None) -> Any:
+    index = torch.arange(query.shape[2])
+    rows = torch.arange(query.shape[0])[:, None, None, None]
+    mask = block_mask.mask_mod(rows, torch.tensor(0), index[None, None, :, None], index[None, None, None, :])
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
+class Recorder(nn.Module):
+    """Notes where it is sent."""
+
+    def __init__(self, sent: list[str]) -> None:
+        super().__init__()
+        self.sent = sent
+
+    def to(self, device: Any) -> "Recorder":
+        self.sent.append(str(device))
+        return self
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda", ["cuda"] * 2 + ["cpu"] * 2), ("cpu", [])])
+def test_only_who_is_measured_is_on_the_gpu(device: str, expected: list[str]) -> None:
+    contestant = Contestant.__new__(Contestant)
+    sent: list[str] = []
+    reference = SimpleNamespace(model=Recorder(sent))
+    contestant.trainer = SimpleNamespace(model=Recorder(sent), ref_model=None, reference=reference)
+    contestant.device = torch.device(device)
+    with contestant.at_work():
+        assert sent == expected[:2]
+    assert sent == expected
+
+
+def test_targets_stand_beside_what_was_measured() -> None:
+    result = measure(steps=1, checkpointing=True)
+    flops, time = result.targets
+    base, best = result.measurements[STRICT], result.measurements[BEST]
+    assert (flops.limit, flops.ratio) == (0.35, best.flops / base.flops)
+    assert time.ratio == best.seconds[0] / base.seconds[0]
+    table = measured_table(result)
+    assert f"| FLOPs, {BEST} | 0.35 | {flops.ratio:.3f} | {'pass' if flops.met else 'miss'} |" in table
+    assert not replace(flops, ratio=0.3501).met
+    assert replace(flops, ratio=0.35).met
 
 
 @pytest.mark.parametrize("engine", ["tree", "plain"])

@@ -1,14 +1,15 @@
 """The demo's whole runs, with one row a prompt and with plain rows, write the same losses."""
 
-import dataclasses
-import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cwdpo.demo.base_model import base_checkpoint
-from cwdpo.demo.methods import DemoSettings, make_plans
-from cwdpo.demo.world import write_world
-from cwdpo.recipes import run_recipe
+import pytest
+
+from cwdpo.demo import engines
+from cwdpo.demo.engines import LIMIT, Comparison, compare_engines, demo_recipe
+from cwdpo.demo.methods import DemoSettings
 from cwdpo.records.files import read_jsonl
 
 SETTINGS = DemoSettings(
@@ -22,32 +23,32 @@ SETTINGS = DemoSettings(
 )
 
 
-def whole_run(out: Path, engine: Any, world: Path, settings: DemoSettings) -> list[dict[str, Any]]:
-    plans = make_plans(
-        out / engine,
-        base=base_checkpoint(),
-        train=world,
-        held_out=world,
-        stage2_rows=world,
-        settings=settings,
-        seed=0,
-    )
-    recipe = next(plan.recipe for plan in plans if plan.method == "CW-DPO")
-    recipe = dataclasses.replace(recipe, engine=engine, trainer={**recipe.trainer, "logging_steps": 1})
-    run = run_recipe(recipe)
-    noted = json.loads(run.summary.read_text())["stages"]["stage2"]["engine"]
-    assert [choice["engine"] for choice in noted["choices"]] == (["tree"] if engine == "tree" else [])
-    return read_jsonl(run.metrics).objects
-
-
-def largest_gap(tree: list[dict[str, Any]], plain: list[dict[str, Any]]) -> float:
-    assert [(line["stage"], line["step"]) for line in tree] == [(line["stage"], line["step"]) for line in plain]
-    return max(abs(one["loss"] - other["loss"]) for one, other in zip(tree, plain, strict=True))
-
-
 def test_tree_and_plain_rows_write_the_same_losses(tmp_path: Path) -> None:
-    world = write_world(tmp_path / "world", seed=0, train=SETTINGS.train_rows, eval=SETTINGS.eval_rows).train
-    tree, plain = (whole_run(tmp_path, engine, world, SETTINGS) for engine in ("tree", "plain"))
-    assert len(tree) == SETTINGS.stage1_steps + SETTINGS.stage2_steps
-    assert largest_gap(tree, plain) < 1e-4
-    assert abs(plain[-1]["rewards/margins"]) > 1e-3  # it moved, so equality means something
+    found = compare_engines(demo_recipe(tmp_path, SETTINGS), tmp_path, say=lambda line: None)
+    assert found.steps == SETTINGS.stage1_steps + SETTINGS.stage2_steps
+    assert found.gap < LIMIT
+    moved = read_jsonl(tmp_path / "plain" / "metrics.jsonl").objects[-1]
+    assert abs(moved["rewards/margins"]) > 1e-3  # so equality means something
+
+
+def lines(*losses: float) -> list[dict[str, Any]]:
+    return [{"stage": "stage1", "step": i, "loss": loss} for i, loss in enumerate(losses)]
+
+
+def test_the_largest_gap_is_found_where_it_is() -> None:
+    found = engines._compare(lines(1.0, 2.0, 3.0), lines(1.0, 2.5, 2.75))
+    assert found == Comparison(3, 0.5, "stage1", 1, 1.0, 2.75)
+    with pytest.raises(RuntimeError, match="3 and 2"):
+        engines._compare(lines(1, 2, 3), lines(1, 2))
+
+
+@pytest.mark.parametrize(("gap", "code"), [(9e-5, 0), (1e-4, 1), (float("nan"), 1)])
+def test_exit_code_says_whether_they_are_equal(
+    gap: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    found = replace(engines._compare(lines(1.0), lines(1.0)), gap=gap)
+    monkeypatch.setattr(engines, "compare_engines", lambda *args, **kwargs: found)
+    monkeypatch.setattr(engines, "demo_recipe", lambda *args, **kwargs: None)
+    monkeypatch.setattr(sys, "argv", ["engines", "--out", str(tmp_path / "new")])
+    assert engines.main() == code
+    assert "differ by at most" in capsys.readouterr().out

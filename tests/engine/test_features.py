@@ -164,6 +164,19 @@ def test_memory_drops_the_longest_unused() -> None:
     assert store.get("3") is not None
 
 
+def test_what_a_gpu_takes_is_page_locked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    locked: list[torch.Size] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: locked.append(self.shape) or self)
+    for pin in (False, True):
+        store = FeatureStore(memory=10 * features(0).num_bytes, directory=tmp_path, disk=10 * features(0).num_bytes)
+        store.pin = pin
+        store.put(str(pin), features(0))
+        assert len(locked) == 2 * pin
+    assert store.get("False") is not None  # from its file
+    assert store.get("False") is not None
+    assert len(locked) == 4
+
+
 def test_files_serve_a_later_run_within_their_bound(tmp_path: Path) -> None:
     size = features(0).num_bytes
     store = FeatureStore(memory=0, directory=tmp_path, disk=int(2.7 * size))

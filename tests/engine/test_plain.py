@@ -135,6 +135,16 @@ def test_no_more_than_a_chunk_of_logits_is_ever_built(tiny: Tiny, monkeypatch: p
     assert len(sizes) == 2 + 2 * chunks  # the model's own call, the check, each chunk forward and again backward
 
 
+def test_details_are_not_computed_again_going_backward(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = load_model(tiny("qwen3_vl")), mixed_batch(tiny("qwen3_vl"))
+    own, calls = head_module._details, []
+    monkeypatch.setattr(head_module, "_KEEP_ELEMENTS", 0)
+    monkeypatch.setattr(head_module, "_details", lambda *args: calls.append(1) or own(*args))
+    found = PlainEngine().logprobs(model, batch, want=["entropy", "uniform"])
+    (found.token.sum() + found.uniform.sum()).backward()
+    assert len(calls) == 1
+
+
 def test_softcap_is_honoured_where_the_model_applies_it(tiny: Tiny) -> None:
     model = load_model(tiny("gemma3"))  # its config has a soft cap, which this class ignores
     batch = make_batch([make_prompt(tiny("gemma3"), 1)], [[3, 2]])

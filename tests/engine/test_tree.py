@@ -10,7 +10,6 @@ import torch
 from answer_oracle import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
 from peft import LoraConfig, get_peft_model
 from tiny_prompts import load_model, make_batch, make_prompt
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cwdpo.batch import Batch
 from cwdpo.engine.plain import PlainEngine
@@ -53,11 +52,14 @@ def test_mixed_batch_and_its_gradients(name: str, tiny: Tiny) -> None:
     assert gradient_gap(gradients(model, weighted_loss(rows_of(found))), by_name) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "paligemma", "mllama"])
-def test_eager_attention(name: str, tiny: Tiny) -> None:
+@pytest.mark.parametrize("name", EXACT)
+def test_eager_attention_and_its_gradients(name: str, tiny: Tiny) -> None:
     model, batch = load_model(tiny(name), attn_implementation="eager"), mixed_batch(tiny(name))
-    with torch.no_grad():
-        assert gap(TreeEngine().logprobs(model, batch), token_logprobs(model, batch)) < 1e-5
+    expected = token_logprobs(model, batch)
+    found = TreeEngine().logprobs(model, batch)
+    assert gap(found, expected) < 1e-5
+    by_name = gradients(model, weighted_loss(expected))
+    assert gradient_gap(gradients(model, weighted_loss(rows_of(found))), by_name) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -75,18 +77,19 @@ def test_leak(name: str, dtype: torch.dtype, tiny: Tiny) -> None:
     assert sisters_untouched == (name not in HYBRID)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_bfloat16(dtype: torch.dtype, tiny: Tiny) -> None:
-    batch = mixed_batch(tiny("qwen3_vl"))
-    full, half = load_model(tiny("qwen3_vl")), load_model(tiny("qwen3_vl"), dtype=dtype)
+@pytest.mark.parametrize("name", EXACT)
+def test_bfloat16(name: str, tiny: Tiny) -> None:
+    batch = mixed_batch(tiny(name))
+    full, half = load_model(tiny(name)), load_model(tiny(name), dtype=torch.bfloat16)
     with torch.no_grad():
         exact = token_logprobs(full, batch)
         tree, plain = (engine.logprobs(half, batch) for engine in (TreeEngine(), PlainEngine()))
-    assert gap(tree, exact) < 2 * gap(plain, exact) < 0.5
+    assert gap(tree, exact) < 2 * gap(plain, exact) < 2.0
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "idefics3", "gemma3", "mllama"])
+@pytest.mark.parametrize(
+    ("name", "reentrant"), [*((name, False) for name in EXACT), ("qwen2_5_vl", True), ("mllama", True)]
+)
 def test_activation_checkpointing(name: str, reentrant: bool, tiny: Tiny) -> None:
     model, batch = load_model(tiny(name)), mixed_batch(tiny(name))
     expected = gradients(model, weighted_loss(token_logprobs(model, batch)))
@@ -212,27 +215,3 @@ def test_flash_attention_is_refused_with_advice(tiny: Tiny) -> None:
     model.config.text_config._attn_implementation = "flash_attention_2"
     with pytest.raises(TreeUnsupportedError, match="attn_implementation: sdpa"):
         TreeEngine().logprobs(model, batch)
-
-
-def test_flex_attention_builds_the_same_masks(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    # the kernel needs a compiler, and has no backward on CPUs; that it gets the right mask can be seen anywhere
-    model, batch = load_model(tiny("gemma3")), mixed_batch(tiny("gemma3"))
-    seen = []
-
-    def dense(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-        length = query.shape[2]
-        index = torch.arange(length)
-        rows = torch.arange(query.shape[0])[:, None, None, None]
-        mask = attention_mask.mask_mod(rows, torch.tensor(0), index[None, None, :, None], index[None, None, None, :])
-        seen.append(length)
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
-
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "cwdpo_tree_flex_attention", dense)
-    with torch.no_grad():
-        expected = token_logprobs(model, batch)
-        assert gap(TreeEngine(flex_from=1).logprobs(model, batch), expected) < 1e-5
-        assert len(seen) == 2
-        assert gap(TreeEngine(flex_from=1000).logprobs(model, batch), expected) < 1e-5
-    model.activation_checkpointing_enable()
-    TreeEngine(flex_from=1).logprobs(model.train(), batch)
-    assert len(seen) == 2

@@ -10,7 +10,9 @@ import score
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cwdpo.cli import app
+from cwdpo.config.reading import read_recipe
 from cwdpo.data.reading import read_rows
+from cwdpo.demo.engines import LIMIT, compare_engines
 
 RECIPE = Path(score.__file__).with_name("recipe.yaml")
 
@@ -69,6 +71,21 @@ def test_recipe_trains_both_stages_and_can_be_scored(
     assert table["base"]["win"] == 0.5
     assert table["base"]["chosen"] != table["cw-dpo"]["chosen"]
     assert "| cw-dpo |" in score.format_table(table)
+
+
+def test_tree_and_plain_rows_write_the_same_losses(data: Path, start: Path, tmp_path: Path) -> None:
+    changes = {
+        "model.name_or_path": str(start),
+        "data.train": str(data / "train.jsonl"),
+        "stage1.trainer.max_steps": 3,
+        "stage2.trainer.max_steps": 3,
+        "trainer.per_device_train_batch_size": 4,
+        "trainer.warmup_steps": 0,
+    }
+    found = compare_engines(read_recipe(RECIPE, changes), tmp_path, say=lambda line: None)
+    assert found.steps == 6
+    assert found.gap < LIMIT
+    assert found.first != found.last
 
 
 def test_judges_each_attribute_apart() -> None:

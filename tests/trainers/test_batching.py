@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tiny_prompts import make_batch
 
 from cwdpo.batch import Role
+from cwdpo.engine.budget import Cost, parts_within, plain_costs, tree_costs
 from cwdpo.trainers.batching import (
     LengthBuckets,
     count_roles,
     cut_further,
-    parts_by_tokens,
     row_tokens,
     select_parts,
     share,
@@ -50,7 +50,7 @@ def test_parts_of_a_large_random_step_pad_little() -> None:
     shuffled = random.Random(1).sample(range(4096), 4096)
     found = 0
     for step in steps_of(shuffled, 64):
-        parts = parts_by_tokens([lengths[row] for row in step], 8192)
+        parts = parts_within([Cost(1, lengths[row]) for row in step], 8192)
         found += padded([[step[i] for i in part] for part in parts], lengths)
     assert found / sum(lengths) < 1.35
 
@@ -75,15 +75,26 @@ def test_fewer_rows_than_a_step() -> None:
     assert sorted(LengthBuckets([5, 3, 9], step_rows=8, seed=0)) == [0, 1, 2]
 
 
-@given(tokens=st.lists(st.integers(1, 500), min_size=1, max_size=40), budget=st.integers(1, 2000))
-def test_parts_keep_to_the_budget_and_hold_every_row(tokens: list[int], budget: int) -> None:
-    parts = parts_by_tokens(tokens, budget)
-    assert sorted(row for part in parts for row in part) == list(range(len(tokens)))
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 500)), min_size=1, max_size=40),
+    budget=st.integers(1, 2000),
+)
+def test_parts_keep_to_the_budget_and_hold_every_row(shapes: list[tuple[int, int]], budget: int) -> None:
+    parts = parts_within([Cost(*shape) for shape in shapes], budget)
+    assert sorted(i for part in parts for i in part) == list(range(len(shapes)))
     for part in parts:
-        assert len(part) == 1 or len(part) * max(tokens[row] for row in part) <= budget
-    more = cut_further(parts, len(tokens))
-    assert sorted(row for part in more for row in part) == list(range(len(tokens)))
-    assert len(more) == len(tokens)
+        rows, longest = sum(shapes[i][0] for i in part), max(shapes[i][1] for i in part)
+        assert len(part) == 1 or rows * longest <= budget
+    more = cut_further(parts, len(shapes))
+    assert sorted(i for part in more for i in part) == list(range(len(shapes)))
+    assert len(more) == len(shapes)
+
+
+def test_costs_by_hand() -> None:
+    prompts = [{"input_ids": torch.ones(1, n, dtype=torch.long)} for n in (7, 3)]
+    batch = make_batch(prompts, [[2, 5], [4]])
+    assert tree_costs(batch) == [Cost(1, 7 + 2 + 5), Cost(1, 3 + 4)]
+    assert plain_costs(batch) == [Cost(2, 7 + 5), Cost(1, 3 + 4)]
 
 
 def test_row_tokens_by_hand() -> None:

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from cwdpo.data.rows import Row
 from cwdpo.diagnosis import Finding
+from cwdpo.engine import FeatureCache, make_engine
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.probes.best import margin
 from cwdpo.records.files import read_jsonl
@@ -319,3 +320,18 @@ def test_what_is_asked_is_written_down(make_trainer: Make, rows: list[Row], tmp_
     assert start["greedy"] == [f"model says {len(row.chosen)}" for row in rows[:5]]
     first = {line["group"]: line["mean_logprob"] for line in lines(tmp_path / "run") if line["step"] == 0}
     assert start["means"] == first
+
+
+def test_a_frozen_tower_sees_each_picture_of_the_probes_once(
+    make_trainer: Make, rows: list[Row], tmp_path: Path
+) -> None:
+    trainer = make_trainer(2, lora=True, **STEPS)
+    trainer.engine = make_engine("auto", features=FeatureCache())
+    probing = watch(trainer, rows[:3], tmp_path / "run", greedy=False)
+    trainer.open()
+    encoded: list[int] = []
+    probing._begin()
+    trainer.model.get_base_model().get_encoder(modality="image").register_forward_hook(lambda *_: encoded.append(1))
+    probing._read(1)
+    assert encoded == []
+    assert trainer.engine.report["features"]["found"] == 0  # training's own have nothing to do with it

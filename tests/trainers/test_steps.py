@@ -104,9 +104,38 @@ def test_accumulated_parts_of_unequal_size_count_by_their_rows(
 def test_a_row_beyond_the_budget_runs_alone_and_is_named(make_trainer: Make, uneven: list[Row], caplog: Any) -> None:
     trainer = make_trainer(2, train_rows=uneven, max_tokens_per_batch=10, cooling_floor=-5.5, **STEPS)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in (3, 7)])
-    assert [part["row_index"].tolist() for part in trainer._parts(batch)] in ([[3], [7]], [[7], [3]])
+    assert [part["row_index"].tolist() for part in trainer._parts(trainer.model, batch)] in ([[3], [7]], [[7], [3]])
     assert caplog.text.count("run alone") == 1
     assert str(max(row_tokens(batch))) in caplog.text
+
+
+@pytest.mark.parametrize("engine", ["tree", "plain"])
+def test_every_pass_keeps_to_the_budget_as_its_engine_lays_rows_out(
+    engine: str, make_trainer: Make, uneven: list[Row]
+) -> None:
+    budget = 220
+    trainer = make_trainer(
+        2,
+        train_rows=uneven,
+        eval_rows=uneven[:8],
+        engine=engine,
+        max_tokens_per_batch=budget,
+        cooling_floor=-5.5,
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=8,
+        eval_strategy="steps",
+        eval_steps=2,
+        **STEPS,
+    )
+    passes: list[tuple[bool, int, int]] = []  # training or not, rows, tokens
+    trainer.model.get_decoder().layers[0].register_forward_hook(
+        lambda module, args, output: passes.append((torch.is_grad_enabled(), len(args[0]), args[0].shape[:2].numel()))
+    )
+    trainer.train()
+    assert {training for training, _, _ in passes} == {True, False}  # the opening pass and evaluation, too
+    answers = 1 if engine == "tree" else 2
+    assert all(tokens <= budget for _, rows, tokens in passes if rows > answers + 1)
+    assert any(tokens > budget / 2 for _, _, tokens in passes)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -3,7 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from cwdpo.engine import FeatureCache, make_engine
+from cwdpo.engine.tree import TreeEngine
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import lora_targets
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer
@@ -45,11 +46,8 @@ class Task:
     directory: Path
     """Where trainers may write."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = self.model.device
-        return device
+    on_gpu: bool = False
+    """Whether contestants run on a GPU, wherever the model is."""
 
 
 class Contestant:
@@ -71,6 +69,29 @@ class Contestant:
             trainer.model.activation_checkpointing_enable()
         _step_away(trainer.model)
         trainer.model.train()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While open, the contestant is on its device; afterwards, if that is a GPU, in main memory: nine of them would
+        not fit beside each other."""
+        if self.device.type != "cuda":
+            yield
+            return
+        for module in self.modules():
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module in self.modules():
+                module.to("cpu")
+            torch.cuda.empty_cache()
+
+    def modules(self) -> list[nn.Module]:
+        """The policy, and the reference where it is a model of its own."""
+        reference = getattr(self.trainer, "ref_model", None) or getattr(
+            getattr(self.trainer, "reference", None), "model", None
+        )
+        return [module for module in (self.trainer.model, reference) if isinstance(module, nn.Module)]
 
     def loss(self) -> Tensor:
         """The forward pass: the loss, ``()``, with its graph."""
@@ -151,6 +172,7 @@ def cw_dpo(
     engine: Literal["tree", "plain"],
     reference: Literal["cached", "live"],
     features: bool = False,
+    flex: bool = False,
 ) -> Contestant:
     """This package's stage 2 without cooling, which is DPO.
 
@@ -159,7 +181,9 @@ def cw_dpo(
         engine: how rows are laid out.
         reference: computed once, or in every step.
         features: keep image features from step to step; for a frozen tower.
+        flex: run the tree's rows by ``flex_attention``, however short.
     """
+    kept = FeatureCache() if features else None
     set_seed(_SEED)  # of the adapters' first values
     model = copy.deepcopy(task.model)
     trainer = CWDPOTrainer(
@@ -168,7 +192,7 @@ def cw_dpo(
         train_dataset=task.rows,
         processing_class=task.processor,
         peft_config=_lora(model, task.lora_rank),
-        engine=make_engine(engine, features=FeatureCache() if features else None),
+        engine=TreeEngine(flex_from=1, features=kept) if flex else make_engine(engine, features=kept),
     )
     trainer.open()
     rows: Any = trainer.train_dataset
@@ -182,8 +206,8 @@ def _arguments(task: Task) -> dict[str, Any]:
         "per_device_train_batch_size": len(task.rows),
         "per_device_eval_batch_size": len(task.rows),
         "activation_checkpointing": task.checkpointing,
-        "bf16": task.device.type == "cuda" and task.model.dtype == torch.bfloat16,
-        "use_cpu": task.device.type == "cpu",
+        "bf16": task.on_gpu and task.model.dtype == torch.bfloat16,
+        "use_cpu": not task.on_gpu,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from cwdpo.engine import tree_attention
 
 _ATEN = torch.ops.aten
 _CPU_ATTENTION = _ATEN._scaled_dot_product_flash_attention_for_cpu
@@ -42,6 +45,8 @@ _MISSING = {
     _ATEN.addmm_: _added_product,
 }
 
+_BACKWARD_PRODUCTS = 2.5  # five, where there were two forward
+
 _SKIPPED = (
     _ATEN.mm,
     _ATEN.addmm,
@@ -58,12 +63,43 @@ _SKIPPED = (
 def count_flops(step: Callable[[], Any]) -> int:
     """FLOPs of matrix products, convolutions and attention in a step; a multiplication and an addition count as two.
 
-    Attention counts every pair of a query and a key, masked or not, because the dense kernels compute them all. Inside
-    :func:`without_products` the count is the same and takes a fraction of the time.
+    Attention counts every pair of a query and a key, masked or not, because the dense kernels compute them all; of
+    ``flex_attention``, which torch's counter stops, the blocks that it computes. Inside :func:`without_products` the
+    count is the same and takes a fraction of the time.
     """
-    with FlopCounterMode(display=False, custom_mapping=_MISSING) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_MISSING) as counter, _flex_counted() as by_flex:
         step()
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops() + sum(by_flex))
+
+
+@contextmanager
+def _flex_counted() -> Iterator[list[float]]:
+    """While open, the tree's ``flex_attention`` gives zeros at once, and what it would have cost is listed."""
+    flops: list[float] = []
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, *, block_mask: Any, **_: Any) -> Tensor:
+        blocks = block_mask.kv_num_blocks.sum() + block_mask.full_kv_num_blocks.sum()
+        side, other_side = block_mask.BLOCK_SIZE
+        products = 2 * query.shape[1] * (query.shape[-1] + value.shape[-1]) * int(blocks) * side * other_side
+        found: Tensor = _CountedFlex.apply(query, key, value, flops, products)  # type: ignore[no-untyped-call]
+        return found
+
+    with mock.patch.object(tree_attention, "flex_kernel", return_value=kernel):
+        yield flops
+
+
+class _CountedFlex(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, flops: list[float], products: int) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.flops, ctx.products = flops, products
+        flops.append(products)
+        return query.new_zeros(*query.shape[:-1], value.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.flops.append(_BACKWARD_PRODUCTS * ctx.products)
+        return (*(torch.zeros_like(tensor) for tensor in ctx.saved_tensors), None, None)
 
 
 def without_products() -> AbstractContextManager[Any]:

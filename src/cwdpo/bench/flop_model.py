@@ -82,7 +82,7 @@ def step_flops(
     into_tower = theirs and checkpointing
     tower = vision_cost(size, image_tokens, weights=not lora, inputs=not lora or into_tower)
     tower = images * tower
-    decoder = decoder_cost(size, rows, rank=size.lora_rank if lora else None)
+    decoder = decoder_cost(size, rows, rank=size.lora_rank if lora else None, read=read_positions(method, pairs))
     head = head_cost(size, answer_tokens, weights=not lora, recompute=recompute_logits)
     policy = tower + decoder + head
     total = policy.forward + policy.backward
@@ -109,7 +109,8 @@ def reference_flops(
     rows = row_lengths(method, pairs, prompt)
     images = 0 if method.features == "cached" else len(rows)
     tower = vision_cost(size, image_tokens, weights=False, inputs=False)
-    decoder = decoder_cost(size, rows, rank=size.lora_rank if adapters else None)
+    rank = size.lora_rank if adapters else None
+    decoder = decoder_cost(size, rows, rank=rank, read=read_positions(method, pairs))
     answers = sum(chosen + rejected for chosen, rejected in pairs)
     head = head_cost(size, answers, weights=False, recompute=False)
     return images * tower.forward + decoder.forward + head.forward
@@ -122,6 +123,12 @@ def row_lengths(method: Method, pairs: Pairs, prompt: int) -> list[int]:
     if method.rows == "tree":
         return [prompt + max(chosen + rejected - 2 for chosen, rejected in pairs)] * len(pairs)
     return [prompt + max(answers) - (method.rows == "plain")] * len(answers)
+
+
+def read_positions(method: Method, pairs: Pairs) -> int | None:
+    """Positions of a batch at which the last layer is computed whole, see :mod:`cwdpo.engine.last_layer`; None means
+    all of them. Both answers of a pair have the prompt's last position in common."""
+    return sum(chosen + rejected - 1 for chosen, rejected in pairs) if method.rows == "tree" else None
 
 
 def vision_cost(size: ModelSize, image_tokens: int, *, weights: bool, inputs: bool) -> Cost:
@@ -147,17 +154,29 @@ def vision_cost(size: ModelSize, image_tokens: int, *, weights: bool, inputs: bo
     return Cost(embed + layers + merger + attention, back, layers - down + attention)
 
 
-def decoder_cost(size: ModelSize, rows: Sequence[int], *, rank: int | None) -> Cost:
-    """The language model without its head, on rows of these lengths, with adapters of that rank or trained whole."""
+def decoder_cost(size: ModelSize, rows: Sequence[int], *, rank: int | None, read: int | None = None) -> Cost:
+    """The language model without its head.
+
+    Args:
+        size: the model.
+        rows: tokens of each row.
+        rank: of adapters; None trains the model whole.
+        read: how many positions of the last layer are read; None means all of them.
+    """
+    tokens = sum(rows)
+    all_layers = tokens * size.depth
+    skipped = 0 if read is None else tokens - read
     layer = size.width * (2 * size.width + 2 * size.kv_width + 3 * size.mlp_width)
-    linear = 2 * sum(rows) * size.depth * layer
+    skippable = size.width * (2 * size.width + 3 * size.mlp_width)  # all but keys and values
+    linear = 2 * (all_layers * layer - skipped * skippable)
     attention = 4 * sum(length**2 for length in rows) * size.depth * size.width
     if rank is None:
-        down = 2 * sum(rows) * size.depth * size.width * size.mlp_width
+        down = 2 * (all_layers - skipped) * size.width * size.mlp_width
         return Cost(linear + attention, 2 * linear + ATTENTION_BACKWARD * attention, linear - down + attention)
-    # in and out of q, k, v, o, gate, up, down
-    ends = 2 * size.width + 2 * (size.width + size.kv_width) + 2 * size.width + 3 * (size.width + size.mlp_width)
-    adapters = 2 * sum(rows) * size.depth * rank * ends
+    # in and out of q and o, gate, up and down; of k and v
+    skippable_ends = 4 * size.width + 3 * (size.width + size.mlp_width)
+    ends = skippable_ends + 2 * (size.width + size.kv_width)
+    adapters = 2 * rank * (all_layers * ends - skipped * skippable_ends)
     forward = linear + adapters + attention
     return Cost(forward, linear + 2 * adapters + ATTENTION_BACKWARD * attention, forward)
 

@@ -3,9 +3,10 @@
 import platform
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import torch
@@ -15,12 +16,14 @@ from cwdpo.bench.contestants import Contestant, Task, cw_dpo, require_trl, trl_d
 from cwdpo.bench.counting import clock, count_flops, peak_memory, saved_activations
 from cwdpo.bench.model import build_model, build_processor, make_rows
 from cwdpo.bench.sizes import SETTINGS, SIZES
+from cwdpo.bench.targets import Quantity, Target, targets
 from cwdpo.version import __version__
 
 STRICT = "TRL, answer tokens only"
 SHIPPED = "TRL"
 BEST = "tree, cached reference"
 FEATURES = "tree, cached reference and features"
+FLEX = "tree by flex_attention, cached reference"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,9 @@ class Result:
     reference_pass: Measurement | None = None
     """The pass that fills the reference cache, over the same batch; it has no backward pass and no loss."""
 
+    targets: list[Target] = field(default_factory=list)
+    """What this package holds itself to, and what was measured."""
+
 
 def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
     """Build the model and the contestants, measure each, then time them in turn.
@@ -86,18 +92,21 @@ def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
     size, setting = SIZES[options.size], SETTINGS[options.setting]
     processor = build_processor(size.vision)
     with tempfile.TemporaryDirectory() as directory:
+        model = build_model(size, processor, device=options.device, dtype=options.dtype, seed=options.seed)
+        device = model.device
         task = Task(
-            model=build_model(size, processor, device=options.device, dtype=options.dtype, seed=options.seed),
+            model=model.to("cpu"),  # each contestant's copy goes where it runs
             processor=processor,
             rows=make_rows(setting, size.vision, seed=options.seed),
             lora_rank=size.lora_rank if options.lora else None,
             checkpointing=options.checkpointing,
             directory=Path(directory),
+            on_gpu=device.type == "cuda",
         )
         contestants = _contestants(options)
         result = Result(
             options=options,
-            hardware=_hardware(task.device),
+            hardware=_hardware(device),
             versions=_versions(),
             threads=torch.get_num_threads(),
             baseline=STRICT if STRICT in contestants else SHIPPED,
@@ -106,11 +115,31 @@ def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
         for name, make in contestants.items():
             say(f"measuring {name}")
             ready[name] = make(task)
-            result.measurements[name] = _measure(ready[name])
-        if BEST in ready:
-            result.reference_pass = _measure_reference_pass(ready[BEST])
+            with ready[name].at_work():
+                result.measurements[name] = _measure(ready[name])
+                if name == BEST:
+                    result.reference_pass = _measure_reference_pass(ready[name])
         _time_in_turn(ready, result, say)
+    result.targets = _judge(result)
     return result
+
+
+def _judge(result: Result) -> list[Target]:
+    """The targets for what was measured, with the ratios to the baseline beside them."""
+    options, base, judged = result.options, result.measurements[result.baseline], []
+    for target in targets(options.setting, lora=options.lora, checkpointing=options.checkpointing):
+        one = result.measurements.get(FEATURES if target.features else BEST)
+        if one is not None and (one.seconds or target.quantity != "time"):
+            judged.append(replace(target, ratio=_ratio(target.quantity, one, base)))
+    return judged
+
+
+def _ratio(quantity: Quantity, one: Measurement, base: Measurement) -> float:
+    if quantity == "FLOPs":
+        return one.flops / base.flops
+    if quantity == "saved activations":
+        return one.saved_bytes / base.saved_bytes
+    return median(own / other for own, other in zip(one.seconds, base.seconds, strict=True))
 
 
 def _contestants(options: Options) -> dict[str, Callable[[Task], Contestant]]:
@@ -125,6 +154,8 @@ def _contestants(options: Options) -> dict[str, Callable[[Task], Contestant]]:
         found[BEST] = lambda task: cw_dpo(task, engine="tree", reference="cached")
         if options.lora:  # otherwise the tower trains
             found[FEATURES] = lambda task: cw_dpo(task, engine="tree", reference="cached", features=True)
+        if options.device == "cuda":  # on a CPU the kernel has no backward pass
+            found[FLEX] = lambda task: cw_dpo(task, engine="tree", reference="cached", flex=True)
     return found
 
 
@@ -149,10 +180,10 @@ def _time_in_turn(ready: dict[str, Contestant], result: Result, say: Callable[[s
     for number in range(result.options.steps):
         say(f"timing step {number + 1} of {result.options.steps}")
         for name, contestant in ready.items():
-            result.measurements[name].seconds.append(_seconds(contestant.step, contestant.device))
-        if result.reference_pass is not None:
-            best = ready[BEST]
-            result.reference_pass.seconds.append(_seconds(best.reference_pass, best.device))
+            with contestant.at_work():
+                result.measurements[name].seconds.append(_seconds(contestant.step, contestant.device))
+                if name == BEST and result.reference_pass is not None:
+                    result.reference_pass.seconds.append(_seconds(contestant.reference_pass, contestant.device))
 
 
 def _seconds(step: Callable[[], object], device: torch.device) -> float:

@@ -48,7 +48,19 @@ def measured_table(result: "Result") -> str:
             cells += [f"{value / unit:.1f}", f"{value / other:.3f}"]
         cells += _times(one.seconds, base.seconds)
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_notes(result)])
+    return "\n".join([*lines, "", *_notes(result), *_targets(result)])
+
+
+def _targets(result: "Result") -> list[str]:
+    from cwdpo.bench.run import BEST, FEATURES
+
+    if not result.targets:
+        return []
+    lines = ["", "| target | at most | measured | |", "|---|--:|--:|---|"]
+    for target in result.targets:
+        what = f"{target.quantity}, {FEATURES if target.features else BEST}"
+        lines.append(f"| {what} | {target.limit:.2f} | {target.ratio:.3f} | {'pass' if target.met else 'miss'} |")
+    return lines
 
 
 def _title(result: "Result") -> str:

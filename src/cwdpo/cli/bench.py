@@ -90,6 +90,7 @@ def bench(
     print(measured_table(result))
     if out is not None:
         content: dict[str, Any] = asdict(result)
+        content["targets"] = [asdict(target) | {"met": target.met} for target in result.targets]
         out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

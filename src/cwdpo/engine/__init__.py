@@ -6,11 +6,12 @@ from typing import Any, Literal, Protocol
 from torch import nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
+from cwdpo.engine.budget import Cost, within_budget
 from cwdpo.engine.choice import CheckedEngine
 from cwdpo.engine.features import FeatureCache
 from cwdpo.engine.plain import PlainEngine
 
-__all__ = ["Engine", "FeatureCache", "make_engine"]
+__all__ = ["Engine", "FeatureCache", "make_engine", "within_budget"]
 
 
 class Engine(Protocol):
@@ -26,6 +27,15 @@ class Engine(Protocol):
             model: a vision-language model of transformers, bare or wrapped (PEFT, DDP, FSDP).
             batch: prompts with their answers, on the model's device.
             want: optional details to compute as well.
+        """
+        ...
+
+    def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
+        """What each of a batch's prompts with its answers is to a forward pass, as this engine lays them out.
+
+        Args:
+            model: bare or wrapped.
+            batch: on the model's device, since an engine may have to check itself on it first.
         """
         ...
 

@@ -9,11 +9,12 @@ import torch
 from torch import distributed, nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
+from cwdpo.engine.budget import Cost, tree_costs
 from cwdpo.engine.features import FeatureCache
 from cwdpo.engine.forward import bare_model
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.self_check import Check, check_engine
-from cwdpo.engine.tree import TreeEngine
+from cwdpo.engine.tree import FLEX_FROM, TreeEngine
 from cwdpo.engine.tree_attention import TreeUnsupportedError
 from cwdpo.engine.vision import can_share_images
 from cwdpo.errors import ConfigError
@@ -51,6 +52,8 @@ class CheckedEngine:
         self._features = features
         self._engines: dict[str, TreeEngine | PlainEngine] = {
             "tree": TreeEngine(features=features),
+            "flex": TreeEngine(features=features, flex_from=FLEX_FROM),
+            "flex, short": TreeEngine(features=features, flex_from=1),
             "images_once": PlainEngine(images_once=True, features=features),
             "plain": PlainEngine(),
         }
@@ -66,11 +69,18 @@ class CheckedEngine:
         Raises:
             ConfigError: the tree must be used, but is not exact for this model.
         """
+        return self._engine_for(model, batch).logprobs(model, batch, want=want)
+
+    def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
+        """See :meth:`cwdpo.engine.Engine.costs`."""
+        return self._engine_for(model, batch).costs(model, batch)
+
+    def _engine_for(self, model: nn.Module, batch: Batch) -> TreeEngine | PlainEngine:
         bare = bare_model(model)
         kind = _kind(bare, batch)
         if kind not in self._chosen:
             self._chosen[kind] = self._choose(model, bare, batch)
-        return self._engines[self._chosen[kind]].logprobs(model, batch, want=want)
+        return self._engines[self._chosen[kind]]
 
     def _choose(self, model: nn.Module, bare: Any, batch: Batch) -> str:
         asked = _without_ddp(model)  # whose forward would wait for ranks that check at another time
@@ -80,7 +90,21 @@ class CheckedEngine:
             if _ok_everywhere(checks[name].ok, batch["answer_ids"].device):
                 break
         self._tell(name, bare, checks)
-        return name
+        return self._with_flex(asked, bare, batch) if name == "tree" and _flex_pays(bare, batch) else name
+
+    def _with_flex(self, model: nn.Module, bare: Any, batch: Batch) -> str:
+        """The tree's long rows by flex_attention, where that is as exact on the probe's short ones."""
+        check = self._check("flex, short", model, bare, batch)
+        self.report["choices"][-1]["checks"]["flex_attention"] = asdict(check)
+        told = logger.info if check.ok else logger.warning
+        told(
+            "%s: flex_attention is %sused for rows of %d tokens or more (%s)",
+            type(bare).__name__,
+            "" if check.ok else "not ",
+            FLEX_FROM,
+            check.reason,
+        )
+        return "flex" if _ok_everywhere(check.ok, batch["answer_ids"].device) else "tree"
 
     def _check_with_features(self, name: str, model: nn.Module, bare: Any, batch: Batch) -> Check:
         """As the engine will be used; where kept features alone are at fault, without them from now on."""
@@ -134,7 +158,14 @@ class CheckedEngine:
 def _kind(bare: Any, batch: Batch) -> tuple[Any, ...]:
     text = bare.config.get_text_config()
     images = _has_images(batch) and not _several_processes()  # ranks must not check at different times
-    return type(bare), text._attn_implementation, bare.dtype, images
+    return type(bare), text._attn_implementation, bare.dtype, images, _flex_pays(bare, batch)
+
+
+def _flex_pays(bare: Any, batch: Batch) -> bool:
+    """Whether some rows will be long enough; with several processes, any may be."""
+    if batch["answer_ids"].device.type != "cuda" or bare.config.get_text_config()._attn_implementation != "sdpa":
+        return False
+    return _several_processes() or max(cost.tokens for cost in tree_costs(batch)) >= FLEX_FROM
 
 
 def _has_images(batch: Batch) -> bool:

@@ -28,6 +28,8 @@ class FeatureStore:
         self._memory, self._directory, self._disk = memory, directory, disk
         self._entries: OrderedDict[str, ImageFeatures] = OrderedDict()
         self._in_memory = 0
+        self.pin = False
+        """Whether features in memory are page-locked, for a GPU to take them from."""
         files = directory.glob("*/*.safetensors") if directory else ()
         self._on_disk = sum(path.stat().st_size for path in files)
 
@@ -39,9 +41,7 @@ class FeatureStore:
             return found
         path = self._path(key)
         found = _read(path) if path is not None and path.exists() else None
-        if found is not None:
-            self._remember(key, found)
-        return found
+        return None if found is None else self._remember(key, found)
 
     def put(self, key: str, features: ImageFeatures) -> None:
         """Keep features, in memory and, while there is room, in a file."""
@@ -55,14 +55,15 @@ class FeatureStore:
                 logger.warning("image features are no longer written to %s: %s", self._directory, error)
                 self._disk = 0
 
-    def _remember(self, key: str, features: ImageFeatures) -> None:
+    def _remember(self, key: str, features: ImageFeatures) -> ImageFeatures:
         if features.num_bytes > self._memory:
-            return
-        self._entries[key] = features
+            return features
+        features = self._entries[key] = features.pinned() if self.pin else features
         self._in_memory += features.num_bytes
         while self._in_memory > self._memory:
             _, oldest = self._entries.popitem(last=False)
             self._in_memory -= oldest.num_bytes
+        return features
 
     def _path(self, key: str) -> Path | None:
         return None if self._directory is None else self._directory / f"{key}.safetensors"

@@ -75,6 +75,7 @@ class FeatureCache:
         self, bare: Any, batch: Batch, wanted: Sequence[int], encode: Callable[[int], ImageFeatures]
     ) -> list[ImageFeatures]:
         device = batch["answer_ids"].device
+        self._store.pin = device.type == "cuda"
         keys = batch.get("image_keys") or [image_key(prompt) for prompt in batch["prompts"]]
         prefix = f"{self._fingerprint(bare)}-{device.type}-{_precision(device.type)}"
         features = []

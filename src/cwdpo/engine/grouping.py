@@ -5,7 +5,7 @@ at all: filled up to another prompt's images it would answer differently. So pro
 per-token entries have the same names and shapes; for every other family that is the whole batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import torch
@@ -17,14 +17,22 @@ from cwdpo.batch import AnswerLogprobs, Batch, token_names
 def in_groups(batch: Batch, compute: Callable[[Batch], AnswerLogprobs]) -> AnswerLogprobs:
     """``compute`` of each group of prompts that may share a forward pass, joined in the batch's answer order."""
     kinds = [_kind(prompt) for prompt in batch["prompts"]]
-    if len(set(kinds)) == 1:
+    groups = [[i for i, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)]
+    return in_parts(batch, groups, compute)
+
+
+def in_parts(
+    batch: Batch, parts: Sequence[Sequence[int]], compute: Callable[[Batch], AnswerLogprobs]
+) -> AnswerLogprobs:
+    """``compute`` of each part of a batch's prompts, joined in the batch's answer order."""
+    if len(parts) == 1:
         return compute(batch)
-    parts, answers = [], []
-    for kind in dict.fromkeys(kinds):
-        part, index = select_prompts(batch, [i for i, other in enumerate(kinds) if other == kind])
-        parts.append(compute(part))
+    computed, answers = [], []
+    for prompts in parts:
+        part, index = select_prompts(batch, sorted(prompts))
+        computed.append(compute(part))
         answers.append(index)
-    return _join(parts, torch.cat(answers), batch["answer_mask"])
+    return _join(computed, torch.cat(answers), batch["answer_mask"])
 
 
 def select_prompts(batch: Batch, prompts: list[int]) -> tuple[Batch, Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
+from cwdpo.engine.budget import Cost, plain_costs
 from cwdpo.engine.features import FeatureCache
 from cwdpo.engine.forward import Forward, answer_type, bare_model
 from cwdpo.engine.grouping import in_groups
@@ -40,6 +41,10 @@ class PlainEngine:
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
         """See :meth:`cwdpo.engine.Engine.logprobs`."""
         return in_groups(batch, lambda part: self._logprobs(model, part, want))
+
+    def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
+        """See :meth:`cwdpo.engine.Engine.costs`."""
+        return plain_costs(batch)
 
     def _logprobs(self, model: nn.Module, batch: Batch, want: Collection[Detail]) -> AnswerLogprobs:
         bare = bare_model(model)

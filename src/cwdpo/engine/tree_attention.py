@@ -5,8 +5,12 @@ of ours before it. The builder is handed the model's *own* mask function (causal
 image tokens or a prefix) and evaluates it at each token's place in ``[prompt | its own answer]``; a ready-made 4-D mask
 could not know those. Masks are built before the decoder's layers and passed to them, so layers that are recomputed
 in the backward pass see the same mask; by then the config names the model's own attention again, which is the same.
+
+``flex_attention`` comes in by the same door, as a mask that brings its kernel along (:class:`_BlockMask`): no model
+needs to offer it, and a layer that is recomputed meets it again.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,16 +19,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cwdpo.engine.tree_layout import TreePlan
 
-_PREFIX = "cwdpo_tree_"
-SUPPORTED = ("sdpa", "eager", "flex_attention")
-"""Attention implementations that take any mask. FlashAttention does not."""
+# transformers refuses a name with "flex_attention" in it for classes that do not offer it, so ours has another
+_OURS = {"sdpa": "cwdpo_tree_sdpa", "eager": "cwdpo_tree_eager", "flex_attention": "cwdpo_tree_flex"}
+"""The name of our version of each attention implementation that takes any mask. FlashAttention does not."""
 
 
 class TreeUnsupportedError(Exception):
@@ -36,6 +41,7 @@ class _Use:
     """What one forward pass did with its plan."""
 
     plan: TreePlan
+    by_flex: bool = False
     masks: int = 0
     positions: int = 0
 
@@ -50,23 +56,22 @@ def as_tree(bare: Any, plan: TreePlan, *, by_flex: bool = False) -> Iterator[Non
     Args:
         bare: the transformers model.
         plan: of the rows that it will be given.
-        by_flex: use block masks and ``flex_attention`` in place of sdpa and a dense mask, also where transformers does
-            not offer it for the model. Not with activation checkpointing, whose recomputation would meet sdpa.
+        by_flex: where the model runs by sdpa, run ``flex_attention`` with block masks in its place.
 
     Raises:
         TreeUnsupportedError: the model's attention takes no such mask, or the pass did not use the plan.
     """
     config = bare.config.get_text_config()
     own = config._attn_implementation  # the property has no public name; setting it below has
-    if own not in SUPPORTED:
+    if own not in _OURS:
         raise TreeUnsupportedError(
             f"its attention implementation `{own}` takes no tree mask; load the model with "
             "`attn_implementation: sdpa`, `eager` or `flex_attention`"
         )
-    use = _Use(plan)
+    use = _Use(plan, by_flex)
     token = _current.set(use)
     handle = bare.get_decoder().register_forward_pre_hook(_restart_positions, with_kwargs=True)
-    _set_attention(bare, config, _PREFIX + ("flex_attention" if by_flex else own))
+    _set_attention(bare, config, _OURS[own])
     try:
         yield
     finally:
@@ -114,8 +119,11 @@ def _mask(q_length: int, kv_length: int, mask_function: Callable[..., Tensor], d
 
 def _sdpa_mask(
     q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: Any = "cpu", **_: Any
-) -> Tensor:
-    return _mask(q_length, kv_length, mask_function, device)
+) -> Any:
+    use = _current.get()
+    assert use is not None
+    allowed = _mask(q_length, kv_length, mask_function, device)
+    return _BlockMask.of(_blocks(allowed)) if use.by_flex else allowed
 
 
 def _eager_mask(
@@ -132,18 +140,49 @@ def _eager_mask(
 
 def _flex_mask(
     q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: Any = "cpu", **_: Any
-) -> Any:
-    use = _current.get()
-    assert use is not None
-    use.masks += 1
-    plan, logical = use.plan, use.plan.logical
+) -> BlockMask:
+    return _blocks(_mask(q_length, kv_length, mask_function, device))
 
-    def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        own = mask_function(row, head, logical[row, query], logical[row, key])
-        return plan.allow(own, row, query, key)
 
-    rows = plan.branch.shape[0]
-    return create_block_mask(allowed, rows, None, q_length, kv_length, device=device)
+def _blocks(allowed: Tensor) -> BlockMask:
+    """A block mask that looks a dense one up: models' mask functions need not be compiled, and both are the same."""
+    rows, _, queries, keys = allowed.shape
+
+    def look_up(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return allowed[row, 0, query, key]
+
+    return create_block_mask(look_up, rows, None, queries, keys, device=allowed.device)
+
+
+class _BlockMask(BlockMask):
+    """Handed to ``scaled_dot_product_attention`` as its mask, it has ``flex_attention`` run instead."""
+
+    blocks: BlockMask
+
+    @classmethod
+    def of(cls, blocks: BlockMask) -> "_BlockMask":
+        """A block mask that brings its kernel along."""
+        mask = cls.__new__(cls)
+        vars(mask).update(vars(blocks), blocks=blocks)
+        return mask
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See "Extending torch" in torch's documentation."""
+        if func is not F.scaled_dot_product_attention:
+            return NotImplemented
+        kwargs = dict(kwargs or {})
+        mask, dropout = kwargs.pop("attn_mask"), kwargs.pop("dropout_p", 0.0)
+        if dropout or kwargs.pop("is_causal", False):
+            raise TreeUnsupportedError("its attention drops at random, which flex_attention cannot")
+        return flex_kernel()(*args, block_mask=mask.blocks, **kwargs)
+
+
+@functools.cache
+def flex_kernel() -> Callable[..., Tensor]:
+    """``flex_attention``, compiled when it first runs."""
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    return compiled
 
 
 def _eager_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -153,10 +192,9 @@ def _eager_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def _register() -> None:
     functions: Any = ALL_ATTENTION_FUNCTIONS
-    for name, mask in (("sdpa", _sdpa_mask), ("eager", _eager_mask), ("flex_attention", _flex_mask)):
-        attention = _eager_attention if name == "eager" else functions[name]
-        AttentionInterface.register(_PREFIX + name, attention)
-        AttentionMaskInterface.register(_PREFIX + name, mask)
+    for own, mask in (("sdpa", _sdpa_mask), ("eager", _eager_mask), ("flex_attention", _flex_mask)):
+        AttentionInterface.register(_OURS[own], _eager_attention if own == "eager" else functions[own])
+        AttentionMaskInterface.register(_OURS[own], mask)
 
 
 _register()

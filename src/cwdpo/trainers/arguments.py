@@ -21,7 +21,7 @@ class AnswerArguments(TrainingArguments):
     )
     max_tokens_per_batch: int | None = field(
         default=None,
-        metadata={"help": "Most tokens that pass through the model at once in training, padding included."},
+        metadata={"help": "Most tokens that pass through the model at once, padding and repeated prompts included."},
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be off: rows are read whole."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off, so that a NaN loss is seen."})

@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from cwdpo.batch import Batch, Role
 from cwdpo.data.collate import AnswerCollator, RowDataset
 from cwdpo.data.encode import Encoder
-from cwdpo.engine import Engine, make_engine
+from cwdpo.engine import Engine, make_engine, within_budget
 from cwdpo.models.loading import load_policy
 from cwdpo.models.processors import load_processor
 from cwdpo.models.saving import restore_weights
@@ -58,7 +58,7 @@ class AnswerTrainer(StepTrainer):
             raise ValueError("pass processing_class=AutoProcessor.from_pretrained(...): it turns rows into tensors.")
         if peft_config is not None:
             policy = get_peft_model(policy, peft_config)
-        self.engine = engine or make_engine(args.engine)
+        self.engine = within_budget(engine or make_engine(args.engine), args.max_tokens_per_batch)
         self.encoder = Encoder(
             processing_class,
             max_length=args.max_length,

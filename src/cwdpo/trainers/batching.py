@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from cwdpo.batch import Batch, Role
+from cwdpo.engine.budget import tree_costs
 from cwdpo.engine.grouping import select_prompts
 
 _MEGABATCH = 50
@@ -60,31 +61,7 @@ class LengthBuckets(Sampler[int]):
 
 def row_tokens(batch: Batch) -> list[int]:
     """Tokens of each prompt of a batch with all its answers, image tokens included."""
-    answers = torch.bincount(
-        batch["prompt_index"], weights=batch["answer_mask"].sum(dim=-1).double(), minlength=len(batch["prompts"])
-    )
-    return [prompt["input_ids"].shape[1] + int(n) for prompt, n in zip(batch["prompts"], answers.tolist(), strict=True)]
-
-
-def parts_by_tokens(tokens: Sequence[int], budget: int) -> list[list[int]]:
-    """Divide rows into parts of like length, each within a budget of tokens, padding included.
-
-    Args:
-        tokens: of each row.
-        budget: most tokens in a part: its number of rows times its longest row. A row that alone has more is a part by
-            itself.
-
-    Example:
-        >>> parts_by_tokens([10, 90, 20, 100], 200)
-        [[3, 1], [2, 0]]
-    """
-    parts: list[list[int]] = []
-    for row in sorted(range(len(tokens)), key=tokens.__getitem__, reverse=True):
-        if parts and (len(parts[-1]) + 1) * tokens[parts[-1][0]] <= budget:
-            parts[-1].append(row)
-        else:
-            parts.append([row])
-    return parts
+    return [cost.tokens for cost in tree_costs(batch)]
 
 
 def cut_further(parts: list[list[int]], number: int) -> list[list[int]]:

@@ -12,13 +12,14 @@ from transformers import Trainer, TrainerCallback
 
 from cwdpo.batch import Batch
 from cwdpo.data.lengths import estimate_lengths
+from cwdpo.engine import Engine
+from cwdpo.engine.budget import parts_within
 from cwdpo.errors import ConfigError
 from cwdpo.trainers.arguments import AnswerArguments
 from cwdpo.trainers.batching import (
     LengthBuckets,
     count_roles,
     cut_further,
-    parts_by_tokens,
     row_tokens,
     select_parts,
 )
@@ -32,6 +33,7 @@ class StepTrainer(Trainer):
     loss_is_scaled_for_ga = True  # get_batch_samples counts the step's answers, and each loss is a share of their mean
 
     args: AnswerArguments
+    engine: Engine
 
     def __init__(self, **trainer: Any) -> None:
         super().__init__(**trainer)
@@ -99,7 +101,10 @@ class StepTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """See ``Trainer.training_step``; one backward pass for each part that ``max_tokens_per_batch`` allows."""
-        parts = self._parts(inputs)
+        if self.args.max_tokens_per_batch is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        inputs = self._prepare_inputs(inputs)
+        parts = self._parts(model, inputs)
         if len(parts) == 1:
             return super().training_step(model, inputs, num_items_in_batch)
         if num_items_in_batch is None:
@@ -112,11 +117,12 @@ class StepTrainer(Trainer):
                 losses.append(super().training_step(model, part, num_items_in_batch))  # type: ignore[arg-type]
         return torch.stack(losses).sum()
 
-    def _parts(self, batch: Batch) -> list[Batch]:
+    def _parts(self, model: nn.Module, batch: Batch) -> list[Batch]:
         budget = self.args.max_tokens_per_batch
-        if budget is None:
-            return [batch]
-        tokens = row_tokens(batch)
+        assert budget is not None
+        with self.compute_loss_context_manager():  # the engine may check itself on the batch, as it will be used
+            costs = self.engine.costs(model, batch)
+        tokens = [cost.rows * cost.tokens for cost in costs]
         if max(tokens) > budget and not self._warned_of_long_row:
             self._warned_of_long_row = True
             row = batch["row_index"][tokens.index(max(tokens))].item()
@@ -126,7 +132,7 @@ class StepTrainer(Trainer):
                 max(tokens),
                 budget,
             )
-        parts = parts_by_tokens(tokens, budget)
+        parts = parts_within(costs, budget)
         if self.args.world_size > 1:  # wrappers and losses wait for each other in every pass
             number = torch.tensor(len(parts), device=self.args.device)
             parts = cut_further(parts, int(self.accelerator.gather(number).max()))
