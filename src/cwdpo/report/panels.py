@@ -65,6 +65,7 @@ _GROUPS = {
     "longer": "A longer paraphrase of the preferred answer",
     "shorter": "A shorter paraphrase of the preferred answer",
     "greedy": "What the model said when the stage began",
+    "on_policy": "The same, sampled: what it would say by chance",
     "shuffled": "The preferred answer's words shuffled",
     "other_answer": "Another row's preferred answer",
     "other_image": "The preferred answer under another picture",
