@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.config.recipe import ProbesConfig
-from cwdpo.demo.base_model import base_checkpoint
-from cwdpo.demo.methods import DemoSettings, make_plans
-from cwdpo.demo.run import write_stage2_rows
-from cwdpo.demo.world import write_world
+from cwdpo.demo.methods import DemoSettings
+from cwdpo.demo.run import prepare
 from cwdpo.diagnosis import Thresholds
 from cwdpo.recipes import run_recipe
 from cwdpo.records.files import read_jsonl
@@ -29,17 +27,7 @@ BETA = DemoSettings().beta
 
 def train(directory: Path) -> dict[str, RunDirectory]:
     """Both runs, by method."""
-    settings, seed = DemoSettings(), 0
-    world = write_world(directory / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
-    plans = make_plans(
-        directory,
-        base=base_checkpoint(),
-        train=world.train,
-        held_out=world.eval,
-        stage2_rows=write_stage2_rows(world, settings, seed),
-        settings=settings,
-        seed=seed,
-    )
+    _, plans = prepare(directory, DemoSettings(), seed=0)
     runs = {}
     for plan in plans:
         if plan.method in METHODS:

@@ -19,11 +19,10 @@ import torch
 
 from cwdpo.config.recipe import ProbesConfig, Recipe
 from cwdpo.data.reading import read_rows
-from cwdpo.demo.base_model import base_checkpoint
 from cwdpo.demo.checker import check_caption
-from cwdpo.demo.methods import DemoSettings, make_plans
-from cwdpo.demo.run import write_stage2_rows
-from cwdpo.demo.world import WorldPaths, read_scenes, write_world
+from cwdpo.demo.methods import DemoSettings
+from cwdpo.demo.run import prepare
+from cwdpo.demo.world import WorldPaths, read_scenes
 from cwdpo.generation import generate_answers
 from cwdpo.models.loading import load_policy
 from cwdpo.models.processors import load_processor
@@ -65,16 +64,7 @@ def findings(run: Path) -> list[str]:
 
 def one_seed(directory: Path, seed: int, settings: DemoSettings) -> dict[str, Any]:
     """All runs of a seed."""
-    world = write_world(directory / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
-    plans = make_plans(
-        directory,
-        base=base_checkpoint(),
-        train=world.train,
-        held_out=world.eval,
-        stage2_rows=write_stage2_rows(world, settings, seed),
-        settings=settings,
-        seed=seed,
-    )
+    world, plans = prepare(directory, settings, seed)
     found = {}
     for plan in plans:
         recipe = with_checkpoints(plan.recipe) if plan.method == "DPO" else plan.recipe

@@ -16,10 +16,8 @@ import transformers
 
 from cwdpo.config.reading import read_recipe
 from cwdpo.config.recipe import Recipe
-from cwdpo.demo.base_model import base_checkpoint
-from cwdpo.demo.methods import DemoSettings, make_plans
-from cwdpo.demo.run import write_stage2_rows
-from cwdpo.demo.world import write_world
+from cwdpo.demo.methods import DemoSettings
+from cwdpo.demo.run import prepare
 from cwdpo.recipes import run_recipe
 from cwdpo.records.files import read_jsonl
 
@@ -48,16 +46,7 @@ class Comparison:
 
 def demo_recipe(out: Path, settings: DemoSettings, *, seed: int = 0) -> Recipe:
     """The demo's recipe of CW-DPO, with its world drawn into ``out``."""
-    world = write_world(out / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
-    plans = make_plans(
-        out,
-        base=base_checkpoint(),
-        train=world.train,
-        held_out=world.eval,
-        stage2_rows=write_stage2_rows(world, settings, seed),
-        settings=settings,
-        seed=seed,
-    )
+    _, plans = prepare(out, settings, seed)
     return next(plan.recipe for plan in plans if plan.method == "CW-DPO")
 
 

@@ -74,17 +74,7 @@ def _run(
 ) -> DemoResult:
     began = time.monotonic()
     say(f"Drawing {settings.train_rows} scenes to train on and {settings.eval_rows} to test on")
-    world = write_world(out / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
-    stage2_rows = write_stage2_rows(world, settings, seed)
-    plans = make_plans(
-        out,
-        base=base_checkpoint(),
-        train=world.train,
-        held_out=world.eval,
-        stage2_rows=stage2_rows,
-        settings=settings,
-        seed=seed,
-    )
+    world, plans = prepare(out, settings, seed)
     for plan in plans:
         say(f"Training {plan.method}")
         run_recipe(plan.recipe, callbacks=callbacks)
@@ -106,6 +96,21 @@ def _run(
     return DemoResult(table=f"{format_table(rows)}\n\n{LEGEND}", summary=out / "summary.json", report=report)
 
 
+def prepare(out: Path, settings: DemoSettings, seed: int) -> tuple[WorldPaths, Sequence[Plan]]:
+    """Draw the demo's world into ``out/world``, and plan a run of each method beside it."""
+    world = write_world(out / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
+    plans = make_plans(
+        out,
+        base=base_checkpoint(),
+        train=world.train,
+        held_out=world.eval,
+        stage2_rows=_write_stage2_rows(world, settings, seed),
+        settings=settings,
+        seed=seed,
+    )
+    return world, plans
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """On a model this small, threads wait for each other longer than they compute, above all when others run."""
@@ -122,7 +127,7 @@ def _check_new(out: Path) -> None:
         raise UserError(f"{out} exists already, and nothing is overwritten. Give another --out, or remove it first.")
 
 
-def write_stage2_rows(world: WorldPaths, settings: DemoSettings, seed: int) -> Path:
+def _write_stage2_rows(world: WorldPaths, settings: DemoSettings, seed: int) -> Path:
     """The rows that stage 2 of a two-stage recipe sees, as a file of their own for a method with no stage 2."""
     _, second = split_rows(read_rows(world.train), settings.stage1_fraction, seed)
     ids = {row.id for row in second}
