@@ -24,11 +24,14 @@ SETTINGS = DemoSettings(
 
 
 def test_tree_and_plain_rows_write_the_same_losses(tmp_path: Path) -> None:
-    found = compare_engines(demo_recipe(tmp_path, SETTINGS), tmp_path, say=lambda line: None)
+    recipe = demo_recipe(tmp_path, SETTINGS)
+    found = compare_engines(recipe, tmp_path, say=lambda line: None)
     assert found.steps == SETTINGS.stage1_steps + SETTINGS.stage2_steps
     assert found.gap < LIMIT
     moved = read_jsonl(tmp_path / "plain" / "metrics.jsonl").objects[-1]
     assert abs(moved["rewards/margins"]) > 1e-3  # so equality means something
+    control = compare_engines(recipe, tmp_path, other="control", say=lambda line: None)
+    assert 0 < control.gap < LIMIT  # another way of rounding, indeed
 
 
 def lines(*losses: float) -> list[dict[str, Any]]:
@@ -37,7 +40,7 @@ def lines(*losses: float) -> list[dict[str, Any]]:
 
 def test_the_largest_gap_is_found_where_it_is() -> None:
     found = engines._compare(lines(1.0, 2.0, 3.0), lines(1.0, 2.5, 2.75))
-    assert found == Comparison(3, 0.5, "stage1", 1, 1.0, 2.75)
+    assert found == Comparison(3, 1, 0.5, "stage1", 1, 1.0, 2.75)
     with pytest.raises(RuntimeError, match="3 and 2"):
         engines._compare(lines(1, 2, 3), lines(1, 2))
 

@@ -69,8 +69,23 @@ def test_other_passes_are_left_alone(tiny: Tiny) -> None:
     model.activation_checkpointing_enable()
     model.train()
     loss = TreeEngine().logprobs(model, batch).token.sum()
-    loss.backward()  # ends inside the layer, before the MLP's last product
+    loss.backward()
     model.eval()
+    assert torch.equal(model(**prompt).logits, before)
+
+
+def test_a_pass_that_breaks_off_leaves_nothing(tiny: Tiny) -> None:
+    model, batch = load_model(tiny("llava")), pictures(tiny("llava"), [[4, 2]])
+    prompt = batch["prompts"][0]
+    before = model(**prompt).logits
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    handle = model.get_decoder().layers[-1].mlp.down_proj.register_forward_pre_hook(full)
+    with pytest.raises(torch.OutOfMemoryError):
+        TreeEngine().logprobs(model, batch)
+    handle.remove()
     assert torch.equal(model(**prompt).logits, before)
 
 

@@ -113,7 +113,7 @@ def test_a_row_beyond_the_budget_runs_alone_and_is_named(make_trainer: Make, une
 def test_every_pass_keeps_to_the_budget_as_its_engine_lays_rows_out(
     engine: str, make_trainer: Make, uneven: list[Row]
 ) -> None:
-    budget = 220
+    budget = 500
     trainer = make_trainer(
         2,
         train_rows=uneven,
@@ -133,8 +133,9 @@ def test_every_pass_keeps_to_the_budget_as_its_engine_lays_rows_out(
     )
     trainer.train()
     assert {training for training, _, _ in passes} == {True, False}  # the opening pass and evaluation, too
-    answers = 1 if engine == "tree" else 2
-    assert all(tokens <= budget for _, rows, tokens in passes if rows > answers + 1)
+    alone = 1 if engine == "tree" else 4  # rows of one prompt, which cannot be divided
+    assert any(rows > alone for _, rows, _ in passes)
+    assert all(tokens <= budget for _, rows, tokens in passes if rows > alone)
     assert any(tokens > budget / 2 for _, _, tokens in passes)
 
 

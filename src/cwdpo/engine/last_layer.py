@@ -114,7 +114,7 @@ class _Listener:
         return args, kwargs
 
     def _forget(self) -> None:
-        """Drop what an earlier computation left: going backward, one ends as soon as all that is needed is there."""
+        """Drop what an earlier computation left that broke off."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -1,6 +1,7 @@
 """The tree engine: one row a prompt, with all its answers behind it. The image and the prompt are paid for once."""
 
 from collections.abc import Collection
+from typing import Any
 
 from torch import nn
 
@@ -35,6 +36,7 @@ class TreeEngine:
             features: where the image features of frozen towers are kept; None encodes images at every step.
         """
         self.flex_from = flex_from
+        self.report: dict[str, Any] = {"asked": "tree", "choices": []}
         self._features = features
         self._forward = Forward()
 
