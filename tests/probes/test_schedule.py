@@ -116,7 +116,7 @@ def test_given_steps_are_kept() -> None:
 
 
 def test_a_resumed_stage_counts_from_where_it_goes_on() -> None:
-    assert next_reading(50, 100, first_step=50, step_seconds=1.0, reading_seconds=1.0, spent=0.0) == 60
+    assert next_reading(50, 100, first_step=50, step_seconds=1.0, reading_seconds=1.0, spent=0.0) == 63
     assert next_reading(95, 100, first_step=50, step_seconds=1.0, reading_seconds=1.0, spent=4.0) == 100
 
 

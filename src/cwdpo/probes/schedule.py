@@ -12,6 +12,9 @@ from accelerate.utils import broadcast_object_list
 SHARE = 0.1
 """Most that readings may add to the time of the steps between them."""
 
+_PLANNED = 0.8 * SHARE
+"""What is planned for, since later readings may cost more than those that were timed."""
+
 _MOST = 40
 """Readings of a stage beyond which a curve only gets denser."""
 
@@ -34,9 +37,9 @@ def next_reading(
 
     Example:
         >>> next_reading(0, 100, first_step=0, step_seconds=1.0, reading_seconds=1.0, spent=1.0)
-        12
+        15
     """
-    budget = SHARE * step_seconds * (last_step - first_step) - spent
+    budget = _PLANNED * step_seconds * (last_step - first_step) - spent
     payable = math.floor(budget / reading_seconds) if reading_seconds > 0 else _MOST
     if payable < 2:  # the last one takes the first place
         return last_step
