@@ -60,7 +60,8 @@ def test_tree_against_plain_rows(answers: int, backward: bool, limit: float, mod
     tree, plain = (
         flops(warm(engine, model, batch), model, batch, backward=backward) for engine in (TreeEngine(), PlainEngine())
     )
-    assert 1 / answers < tree / plain <= limit
+    # below 1 / answers, because the tree leaves out what nothing reads of the last layer
+    assert 0.8 / answers < tree / plain <= limit
 
 
 def test_kept_features_spare_the_tower_and_nothing_else(model: Any) -> None:

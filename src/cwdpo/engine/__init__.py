@@ -11,7 +11,7 @@ from cwdpo.engine.choice import CheckedEngine
 from cwdpo.engine.features import FeatureCache
 from cwdpo.engine.plain import PlainEngine
 
-__all__ = ["Engine", "FeatureCache", "make_engine", "within_budget"]
+__all__ = ["Engine", "FeatureCache", "make_engine", "separate_engine", "within_budget"]
 
 
 class Engine(Protocol):
@@ -60,3 +60,16 @@ def make_engine(
     if features is not None:
         engine.report["features"] = "not kept by engine `plain`"
     return engine
+
+
+def separate_engine(other: Engine, name: Literal["auto", "plain", "tree"], *, budget: int | None) -> Engine:
+    """An engine beside another, that learns nothing of it and teaches it nothing.
+
+    Args:
+        other: where it keeps image features, so does this one, as many and apart from them.
+        name: the engine.
+        budget: most tokens in a pass; None sets no limit.
+    """
+    kept = other.report.get("features")
+    features = FeatureCache(memory_mb=kept["memory_mb"]) if isinstance(kept, dict) else None
+    return within_budget(make_engine(name, features=features), budget)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cwdpo.data.rows import Row
-from cwdpo.engine import FeatureCache, make_engine, within_budget
+from cwdpo.engine import separate_engine
 from cwdpo.errors import ConfigError
 from cwdpo.probes import ProbeSet, Reading, StartDistributions, measure, probe_rows
 from cwdpo.probes.files import StageFiles, Start
@@ -71,11 +71,7 @@ class Probing(TrainerCallback):
         self._write_sampled = write_sampled if "on_policy" in settings.groups else None
         self._files = StageFiles(run.probe_files(stage))
         self._schedule = Schedule(settings.every, clock=clock or idle_clock, agree=from_first_rank)
-        # its own, and features of its own where training keeps some: what it learns of the model changes no training
-        kept = trainer.engine.report.get("features")
-        features = FeatureCache(memory_mb=kept["memory_mb"]) if isinstance(kept, dict) else None
-        own = make_engine(trainer.args.engine, features=features)
-        self._engine = within_budget(own, trainer.args.max_tokens_per_batch)
+        self._engine = separate_engine(trainer.engine, trainer.args.engine, budget=trainer.args.max_tokens_per_batch)
         self._examples = Examples(trainer, self._files, self._engine, write_greedy=self._write_greedy)
         self._keeper = Keeper(
             self._files,
