@@ -98,7 +98,7 @@ def test_both_ends_are_the_models_own(make_trainer: Make, rows: list[Row], tmp_p
     assert any(
         abs(a - b) > 0.01 for a, b in zip(found[0]["answers"][0]["start"], found[0]["answers"][0]["end"], strict=True)
     )
-    assert note["probes"]["seconds"] > sum(line.get("seconds", 0) for line in probing._lines)
+    assert note["probes"]["seconds"] > sum(line.get("seconds", 0) for line in probing.lines)
 
 
 @pytest.mark.parametrize("crash", [1, 3])
