@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "drawn_scenes"))
 
 import on_policy
+import stopping
 
 from cwdpo.data.rows import Row
 from cwdpo.demo.methods import DemoSettings
@@ -54,3 +55,18 @@ def test_what_slips_through_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     short = on_policy._let_through(samples, Rules(), lambda r, a: [len(x) < 6 for x in a], rows)
     assert (short["passed"], short["right"], short["wrong_dropped"]) == (2, 1, 1)
+
+
+def test_stopping_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(DemoSettings, "small", lambda: SETTINGS)
+    monkeypatch.setattr(stopping, "EVERY", 2)
+    monkeypatch.setattr(sys, "argv", ["stopping.py", "--out", str(tmp_path / "out"), "--seeds", "5", "--small"])
+    stopping.main()
+    (measured,) = json.loads((tmp_path / "out/stopping.json").read_text())["seeds"]
+    assert list(measured["dpo_exact_by_step"]) == ["0", "2", "4"]
+    assert set(measured["findings"]) == {"DPO", "SFT", "CW-DPO"}
+    assert measured["stopped_at"] is None  # four steps are too few to judge
+    assert measured["stopped_exact"] == measured["dpo_exact_by_step"]["4"]  # so it is the same run
+    assert "seed 5: DPO peaks at" in capsys.readouterr().out
