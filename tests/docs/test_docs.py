@@ -47,6 +47,13 @@ def test_every_sign_has_its_section(name: str) -> None:
     assert all(f"**{word}" in section for word in ("Means", "See", "Do")), section
 
 
-@pytest.mark.parametrize(("page", "target"), named(r"\]\((?!https?://|#)([^)]+)\)"))
+LINKS = [
+    (str(page.relative_to(ROOT)), target)
+    for page in PAGES
+    for target in sorted(set(re.findall(r"\]\((?!https?://|#)([^)]+)\)", page.read_text())))
+]
+
+
+@pytest.mark.parametrize(("page", "target"), LINKS)
 def test_links_to_files_exist(page: str, target: str) -> None:
-    assert any((base / target.split("#")[0]).exists() for base in (ROOT, ROOT / "docs")), f"{page}: {target}"
+    assert ((ROOT / page).parent / target.split("#")[0]).exists(), f"{page}: {target}"
