@@ -34,3 +34,4 @@ if __name__ == "__main__":
     assert second.floor == first.floor
     assert second.reference._entries == first.reference._entries
     sys.stdout.write("the same floor and reference\n")
+    distributed.destroy_process_group()  # else its threads may outlive the interpreter, which aborts

@@ -15,3 +15,5 @@ if __name__ == "__main__":
     assert int(os.environ["WORLD_SIZE"]) == ranks
     run_recipe(read_recipe(recipe, sys.argv[3:]))
     assert torch.distributed.get_world_size() == ranks if ranks > 1 else True
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter, which aborts

@@ -40,8 +40,17 @@ def train(
     found = nothing_to_do(RunDirectory(Path(settings.output_dir)), settings)
     with closing(StageProgress()) as progress:
         run = run_recipe(settings, resume=resume, callbacks=[progress])
+    _leave_other_ranks()
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"{'already finished, nothing to do' if found else 'done'}: {run.root}  ({_left(run)})")
+
+
+def _leave_other_ranks() -> None:
+    """End the processes' group: its threads may outlive the interpreter otherwise, which aborts a run that is done."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _left(run: RunDirectory) -> str:
