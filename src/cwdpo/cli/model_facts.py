@@ -39,26 +39,29 @@ def encoder_and_facts(
     limit = getattr(text, "max_position_embeddings", None)
     processor = load_processor(model, trust_remote_code=trust_remote_code)
     encoder = Encoder(processor, max_length=max_length, model_max_length=limit)
-    targets = lora_targets(outline, target_modules)
-    layers = dict(outline.named_modules())
-    rank = LoraConfig().r if rank is None else rank
-    parts = part_sizes(outline)
     return encoder, {
         "name_or_path": model,
         "class": type(outline).__name__,
         "dtype": str(outline.config.dtype or torch.float32).removeprefix("torch."),
         "max_length": encoder.limit,
-        "parts": {part.part: {"total": part.total, "trainable": part.trainable} for part in parts},
-        "lora": {
-            "r": rank,
-            "targets": targets,
-            "weights": sum(rank * sum(layers[name].weight.shape) for name in targets),
-        },
+        "parts": {part.part: {"total": part.total, "trainable": part.trainable} for part in part_sizes(outline)},
+        "lora": _lora(outline, target_modules, LoraConfig().r if rank is None else rank),
         "shape": {
             "hidden_size": text.hidden_size,
             "num_layers": text.num_hidden_layers,
             "vocabulary_size": text.vocab_size,
         },
+    }
+
+
+def _lora(outline: Any, target_modules: str | list[str], rank: int) -> dict[str, Any]:
+    """Which layers adapters go into, and how many weights they add."""
+    targets = lora_targets(outline, target_modules)
+    layers = dict(outline.named_modules())
+    return {
+        "r": rank,
+        "targets": targets,
+        "weights": sum(rank * sum(layers[name].weight.shape) for name in targets),
     }
 
 
