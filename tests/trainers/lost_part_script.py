@@ -1,5 +1,6 @@
 """Run under torchrun by test_two_ranks: open stage 2, lose the second rank's part of the reference, open it again."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,4 +35,6 @@ if __name__ == "__main__":
     assert second.floor == first.floor
     assert second.reference._entries == first.reference._entries
     sys.stdout.write("the same floor and reference\n")
-    distributed.destroy_process_group()  # else its threads may outlive the interpreter, which aborts
+    sys.stdout.flush()
+    distributed.barrier()  # so that neither leaves while the other still needs it
+    os._exit(0)  # gloo's threads may outlive the interpreter, which then aborts

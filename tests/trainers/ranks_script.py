@@ -16,4 +16,5 @@ if __name__ == "__main__":
     run_recipe(read_recipe(recipe, sys.argv[3:]))
     assert torch.distributed.get_world_size() == ranks if ranks > 1 else True
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter, which aborts
+        torch.distributed.barrier()  # so that neither leaves while the other still needs it
+        os._exit(0)  # gloo's threads may outlive the interpreter, which then aborts
