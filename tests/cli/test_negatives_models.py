@@ -13,6 +13,7 @@ from little_server import serving
 from cwdpo.cli import app
 from cwdpo.cli.negatives_show import recipe_of_run, weight_of
 from cwdpo.data.rows import Row
+from cwdpo.negatives.endpoint import Endpoint
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -62,7 +63,7 @@ def test_gentle_from_a_server(run: Run, data: Path, tmp_path: Path) -> None:
 def test_gentle_goes_on_where_the_server_died(
     run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setitem(Endpoint.__init__.__kwdefaults__, "sleep", lambda seconds: None)  # bound when it was defined
     out = tmp_path / "out.jsonl"
     with serving(edit) as server:
         server.script = ["ok", "ok", *[500] * 1000]
@@ -119,7 +120,7 @@ def test_sampling_from_a_checkpoint_can_be_repeated_and_mixed(
 def test_sampling_goes_on_where_it_stopped(
     run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setitem(Endpoint.__init__.__kwdefaults__, "sleep", lambda seconds: None)  # bound when it was defined
     out = tmp_path / "out.jsonl"
     with serving(lambda body: ["a wrong one"]) as server:
         words = ["sample", "tiny", "--data", data, "--out", out, "--endpoint", server.url, "--k", 1, "--batch-size", 2]
