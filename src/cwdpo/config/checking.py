@@ -52,7 +52,7 @@ def section_type(hint: Any) -> type | None:
         >>> section_type(CoolingConfig | None).__name__
         'CoolingConfig'
     """
-    return next((part for part in _alternatives(hint) if isinstance(part, type) and is_dataclass(part)), None)
+    return next((part for part in alternatives(hint) if isinstance(part, type) and is_dataclass(part)), None)
 
 
 def _build(
@@ -100,7 +100,7 @@ def _explain(
 
 
 def _wrong_type(name: str, value: Any, hint: Any) -> str:
-    choices = [str(choice) for part in _alternatives(hint) if get_origin(part) is Literal for choice in get_args(part)]
+    choices = [str(choice) for part in alternatives(hint) if get_origin(part) is Literal for choice in get_args(part)]
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint_text = f" Did you mean {near[0]}?" if near else ""
     return f"{name} is {_shown(value)}, but must be {_describe(hint)}.{hint_text}"
@@ -114,7 +114,7 @@ def _shown(value: Any) -> str:
 
 
 def _describe(hint: Any) -> str:
-    return " or ".join(_describe_one(part) for part in _alternatives(hint))
+    return " or ".join(_describe_one(part) for part in alternatives(hint))
 
 
 def _describe_one(part: Any) -> str:
@@ -129,9 +129,10 @@ def _describe_one(part: Any) -> str:
     return _PLAIN_NAMES[part]
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types that a hint allows, ``Annotated`` taken off: ``int | None`` is int and NoneType."""
     if get_origin(hint) is Annotated:
-        return _alternatives(get_args(hint)[0])
+        return alternatives(get_args(hint)[0])
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 

@@ -1,11 +1,11 @@
 """The recipe's ``trainer`` sections: which keys there are, and which types of values the training arguments declare."""
 
 import difflib
-import types
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
+from cwdpo.config.checking import alternatives
 from cwdpo.errors import ConfigError
 
 _ELSEWHERE = {
@@ -62,7 +62,7 @@ def check_trainer_section(
 def _wrong_value(key: str, value: Any, hint: Any) -> str:
     """What is wrong with a value, as the end of a sentence; empty if nothing is."""
     shown = {None: "null", True: "true", False: "false"}.get(value) if _is_constant(value) else None
-    kinds = _alternatives(hint)
+    kinds = alternatives(hint)
     choices = [choice for kind in kinds for choice in _choices(kind)]
     if key in _FREE:
         return ""
@@ -115,12 +115,6 @@ def _described(kind: Any) -> str:
     if origin is list:
         return "a list"
     return "a section of keys and values" if origin is dict else _NAMES.get(origin, getattr(origin, "__name__", ""))
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    if get_origin(hint) is Annotated:
-        return _alternatives(get_args(hint)[0])
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _suggestion(key: str, known: Collection[str], name: str) -> str:
