@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.config.recipe import ProbesConfig
-from cwdpo.demo.methods import DemoSettings
+from cwdpo.demo.plans import DemoSettings
 from cwdpo.demo.run import prepare
 from cwdpo.diagnosis import Thresholds
 from cwdpo.recipes import run_recipe
-from cwdpo.records.files import read_jsonl
-from cwdpo.records.run_directory import RunDirectory
-from cwdpo.report.figure import Curve, Figure, draw_figure
+from cwdpo.records import RunDirectory, read_jsonl
+from cwdpo.report.charts import Curve, Figure, draw_figure
 
 DOCS = Path(__file__).parent
 METHODS = ("DPO", "CW-DPO")

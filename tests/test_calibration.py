@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from cwdpo.calibration import reliability, token_ece
+from cwdpo.metrics import reliability, token_ece
 
 
 def by_hand(confidence: list[float], hit: list[bool], num_bins: int) -> float:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwdpo.drift import jensen_shannon, total_variation
+from cwdpo.metrics import jensen_shannon, total_variation
 
 weights = st.lists(st.floats(0.01, 1), min_size=3, max_size=3)
 

@@ -13,8 +13,7 @@ from PIL import Image
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.generation import generate_answers
 from cwdpo.models.adapters import add_lora
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
 
 CLASSES = ["llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3"]
 

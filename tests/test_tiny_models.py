@@ -12,7 +12,7 @@ import transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_processor
 
 Tiny = Callable[[str], Path]
 SPECS = tiny_specs.SPECS | tiny_more.MORE_SPECS

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from cwdpo.batch import Batch, Role
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_processor
 
 _PLACEHOLDER = {
     "idefics3": "<image>",

@@ -19,23 +19,19 @@ import torch
 from transformers import TrainerCallback
 
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.config.negatives import NegativesConfig
-from cwdpo.config.recipe import DataConfig, ProbesConfig, Recipe
+from cwdpo.config.recipe import DataConfig, NegativesConfig, ProbesConfig, Recipe
 from cwdpo.data.reading import read_rows, split_rows
 from cwdpo.data.rows import Row
-from cwdpo.demo.base_model import base_checkpoint
-from cwdpo.demo.checker import check_caption, win_rate
 from cwdpo.demo.judge import right_captions, same_meanings, same_words
-from cwdpo.demo.methods import DemoSettings, Plan, make_plans
-from cwdpo.demo.world import WorldPaths, read_scenes, write_world
+from cwdpo.demo.plans import DemoSettings, Plan, base_checkpoint, make_plans
+from cwdpo.demo.world import WorldPaths, check_caption, read_scenes, win_rate, write_world
 from cwdpo.generation import Generated, generate_answers
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
+from cwdpo.negatives.candidates import read_refreshes
 from cwdpo.negatives.filtering import Rules
-from cwdpo.negatives.refreshes import read_refreshes
 from cwdpo.negatives.verify import Judge, RightAnswers, verify
 from cwdpo.recipes import run_recipe
-from cwdpo.records.files import read_jsonl, write_json, write_text
+from cwdpo.records import read_jsonl, write_json, write_text
 
 JUDGE = "cwdpo.demo.judge:right_captions"
 NEGATIVES = {

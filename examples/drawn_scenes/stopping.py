@@ -19,15 +19,13 @@ import torch
 
 from cwdpo.config.recipe import ProbesConfig, Recipe
 from cwdpo.data.reading import read_rows
-from cwdpo.demo.checker import check_caption
-from cwdpo.demo.methods import DemoSettings
+from cwdpo.demo.plans import DemoSettings
 from cwdpo.demo.run import prepare
-from cwdpo.demo.world import WorldPaths, read_scenes
+from cwdpo.demo.world import WorldPaths, check_caption, read_scenes
 from cwdpo.generation import generate_answers
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.recipes import run_recipe
-from cwdpo.records.files import write_json
+from cwdpo.records import write_json
 
 STOP_ON = ["squeezing", "likelihood_displacement"]
 EVERY = 10  # steps between readings, and between the checkpoints that DPO's curve is made of

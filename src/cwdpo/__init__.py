@@ -6,7 +6,8 @@ What is public is loaded when it is first used, so that ``import cwdpo`` does no
 from importlib import import_module
 from typing import Any
 
-from cwdpo.version import __version__
+__version__ = "0.1.0"
+
 
 _TRAINERS = ("CWDPOConfig", "CWDPOTrainer", "SmoothSFTConfig", "SmoothSFTTrainer")
 _MODULES = ("cooling", "diagnosis", "losses")

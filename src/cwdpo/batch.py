@@ -4,16 +4,30 @@ Chosen, rejected, gentle and probe answers are all *answers to a prompt*. The co
 turns it into :class:`AnswerLogprobs`, and losses and probes pick the answers they want by :class:`Role`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal, TypeAlias, TypedDict
 
 import torch
-from torch import Tensor
+import xxhash
+from torch import Tensor, nn
 from typing_extensions import NotRequired
 
-from cwdpo.tensor_hash import hash_tensors
+
+def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> xxhash.xxh3_128:
+    """Hash named tensors in the order given.
+
+    Returns:
+        An xxh3 hash of 128 bits, to which more may be added.
+    """
+    digest = xxhash.xxh3_128()
+    for name, tensor in tensors:
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest
+
 
 _NOT_INPUTS = ("labels",)
 """What some processors (PaliGemma's) return for a loss of the model's own, which is never asked for."""
@@ -136,3 +150,15 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
         tensor([-2.])
     """
     return torch.where(mask, values, 0.0).sum(dim=-1) / mask.sum(dim=-1)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module is as it was (a frozen tower may be in eval mode in training)."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

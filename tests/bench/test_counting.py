@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from cwdpo.bench.counting import count_flops, peak_memory, saved_activations, without_products
-from cwdpo.engine import tree_attention
+from cwdpo.engine import tree as tree_attention
 
 CPU = torch.device("cpu")
 

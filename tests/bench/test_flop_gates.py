@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cwdpo.bench.contestants import Task, cw_dpo, trl_dpo
+from cwdpo.bench.contestants import Task, build_model, build_processor, cw_dpo, make_rows, trl_dpo
 from cwdpo.bench.counting import count_flops, without_products
-from cwdpo.bench.model import build_model, build_processor, make_rows
-from cwdpo.bench.sizes import SETTINGS, SIZES
+from cwdpo.bench.flops import SETTINGS, SIZES
 
 
 def make_task(setting: str, directory: Path, *, lora: bool, checkpointing: bool) -> Task:

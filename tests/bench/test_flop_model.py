@@ -5,11 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from cwdpo.bench.contestants import Contestant, Task, cw_dpo, trl_dpo
+from cwdpo.bench.contestants import Contestant, Task, build_model, build_processor, cw_dpo, make_rows, trl_dpo
 from cwdpo.bench.counting import count_flops, without_products
-from cwdpo.bench.flop_model import METHODS, Method, reference_flops, row_lengths, step_flops
-from cwdpo.bench.model import build_model, build_processor, make_rows
-from cwdpo.bench.sizes import SETTINGS, SIZES, ModelSize, Setting, VisionSize
+from cwdpo.bench.flops import (
+    METHODS,
+    SETTINGS,
+    SIZES,
+    Method,
+    ModelSize,
+    Setting,
+    VisionSize,
+    reference_flops,
+    row_lengths,
+    step_flops,
+)
 
 WIDE = ModelSize(
     vision=VisionSize(depth=2, full_attention=(0,), width=64, mlp_width=200, heads=2),

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from cwdpo.batch import Role
-from cwdpo.bench.model import build_model, build_processor, make_rows
-from cwdpo.bench.sizes import SETTINGS, SIZES
+from cwdpo.bench.contestants import build_model, build_processor, make_rows
+from cwdpo.bench.flops import SETTINGS, SIZES
 from cwdpo.data.collate import AnswerCollator, RowDataset
 from cwdpo.data.encode import Encoder
 

@@ -1,7 +1,7 @@
 """Packing is counted as it would be done."""
 
-from cwdpo.bench import packing
-from cwdpo.bench.packing import mixed_lengths, picture_lengths, plans, table
+from benchmarks import packing
+from benchmarks.packing import mixed_lengths, picture_lengths, plans, table
 
 
 def test_packs_and_blocks_by_hand() -> None:

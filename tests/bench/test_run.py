@@ -12,10 +12,20 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cwdpo.bench import run
 from cwdpo.bench.contestants import Contestant
-from cwdpo.bench.run import BEST, FEATURES, FLEX, SHIPPED, STRICT, Options, Result, run_bench
-from cwdpo.bench.sizes import SIZES, ModelSize, Setting, VisionSize
-from cwdpo.bench.table import closed_form_table, measured_table
-from cwdpo.engine import tree_attention
+from cwdpo.bench.flops import SIZES, ModelSize, Setting, VisionSize
+from cwdpo.bench.run import (
+    BEST,
+    FEATURES,
+    FLEX,
+    SHIPPED,
+    STRICT,
+    Options,
+    Result,
+    closed_form_table,
+    measured_table,
+    run_bench,
+)
+from cwdpo.engine import tree as tree_attention
 from cwdpo.errors import UserError
 
 STAND_IN = ModelSize(

@@ -10,8 +10,8 @@ import little_data
 import pytest
 import torch
 
+from cwdpo.analysis.run import vulnerable_region
 from cwdpo.cli import app
-from cwdpo.cli.analysis_output import vulnerable_region
 from cwdpo.models.adapters import add_lora
 from cwdpo.models.loading import load_policy
 

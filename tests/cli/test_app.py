@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cwdpo.cli import app
-from cwdpo.cli.failures import explain
+from cwdpo.cli.app import explain
 from cwdpo.errors import UserError
 
 Run = Callable[..., tuple[int, str, str]]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cwdpo.cli import app
-from cwdpo.negatives.refreshes import Candidate, Refresh, refresh_path, write_refresh
+from cwdpo.negatives.candidates import Candidate, Refresh, refresh_path, write_refresh
 
 Run = Callable[..., tuple[int, str, str]]
 

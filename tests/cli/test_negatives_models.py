@@ -11,9 +11,9 @@ import pytest
 from little_server import serving
 
 from cwdpo.cli import app
-from cwdpo.cli.negatives_show import recipe_of_run, weight_of
+from cwdpo.cli.negatives import recipe_of_run, weight_of
 from cwdpo.data.rows import Row
-from cwdpo.negatives.endpoint import Endpoint
+from cwdpo.negatives.server import Endpoint
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cwdpo.config.trainer_section import check_trainer_section
+from cwdpo.config.checking import check_trainer_section
 from cwdpo.errors import ConfigError
 from cwdpo.trainers.arguments import argument_types
 

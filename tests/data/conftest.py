@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cwdpo.data.encode import Encoder
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_processor
 
 
 @pytest.fixture

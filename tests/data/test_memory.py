@@ -2,7 +2,7 @@
 
 import pytest
 
-from cwdpo.data.memory import memory_estimate
+from cwdpo.data.check import memory_estimate
 
 SIZES = {"tokens_per_batch": 2000, "hidden_size": 2048, "num_layers": 36, "vocabulary_size": 151_936}
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cwdpo.data.images import open_image
-from cwdpo.data.parsing import read_records
-from cwdpo.data.reading import read_rows, split_rows
+from cwdpo.data.reading import read_records, read_rows, split_rows
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, DataError
 

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwdpo.data.encode import Encoder
+from cwdpo.data.encode import ChatTemplate, Encoder
 from cwdpo.data.rows import ImageSlot, Message, Row
-from cwdpo.data.template import ChatTemplate
 from cwdpo.errors import ConfigError, DataError
 
 CHATML = (

@@ -9,12 +9,17 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import ImageSlot, Message, Row
-from cwdpo.demo.base_model import base_checkpoint, build_processor
-from cwdpo.demo.captions import grammar_words, sample_style, write_caption
-from cwdpo.demo.negatives import off_topic_sentence
-from cwdpo.demo.pretrain import PretrainSettings, main, measure
-from cwdpo.demo.scenes import draw_scene, sample_scene
-from cwdpo.demo.world import PROMPT
+from cwdpo.demo.plans import base_checkpoint
+from cwdpo.demo.world import (
+    PROMPT,
+    draw_scene,
+    grammar_words,
+    off_topic_sentence,
+    sample_scene,
+    sample_style,
+    write_caption,
+)
+from tools.make_demo_base import PretrainSettings, build_processor, main, measure
 
 
 def test_exactness_is_what_the_note_says() -> None:

@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
-from cwdpo.demo.captions import PhraseStyle, Style, grammar_words, parse_caption, sample_style, write_caption
-from cwdpo.demo.scenes import Thing, sample_scene
+from cwdpo.demo.world import (
+    PhraseStyle,
+    Style,
+    Thing,
+    grammar_words,
+    parse_caption,
+    sample_scene,
+    sample_style,
+    write_caption,
+)
 
 RED = Thing("red", "disc", "small", "top left")
 BLUE = Thing("blue", "cross", "large", "bottom right")

@@ -2,8 +2,7 @@
 
 import pytest
 
-from cwdpo.demo.checker import check_caption, win_rate
-from cwdpo.demo.scenes import Thing
+from cwdpo.demo.world import Thing, check_caption, win_rate
 
 RED = Thing("red", "disc", "small", "top left")
 BLUE = Thing("blue", "cross", "large", "bottom right")

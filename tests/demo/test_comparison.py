@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from cwdpo.data.rows import ImageSlot, Message, Row
-from cwdpo.demo.comparison import COLUMNS, format_table, make_gallery
-from cwdpo.demo.measure import Captions, HeldOut, judge_captions
-from cwdpo.demo.scenes import Thing
+from cwdpo.demo.run import COLUMNS, Captions, HeldOut, format_table, judge_captions, make_gallery
+from cwdpo.demo.world import Thing
 from cwdpo.report.tables import comparison_table
 
 RED = Thing("red", "disc", "small", "top left")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from cwdpo.demo import engines
-from cwdpo.demo.engines import LIMIT, Comparison, compare_engines, demo_recipe
-from cwdpo.demo.methods import DemoSettings
-from cwdpo.records.files import read_jsonl
+from benchmarks import whole_runs as engines
+from benchmarks.whole_runs import LIMIT, Comparison, compare_engines, demo_recipe
+from cwdpo.demo.plans import DemoSettings
+from cwdpo.records import read_jsonl
 
 SETTINGS = DemoSettings(
     train_rows=96,

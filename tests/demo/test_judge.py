@@ -7,10 +7,8 @@ import pytest
 
 from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
-from cwdpo.demo.captions import sample_style, write_caption
 from cwdpo.demo.judge import right_captions, same_meanings, same_words
-from cwdpo.demo.scenes import sample_scene
-from cwdpo.demo.world import read_scenes, write_world
+from cwdpo.demo.world import read_scenes, sample_scene, sample_style, write_caption, write_world
 
 CHOSEN = "a small red disc at the top left and at the lower right there is a big blue box"
 

@@ -6,10 +6,20 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from cwdpo.demo.captions import parse_caption, sample_style, write_caption
-from cwdpo.demo.checker import check_caption
-from cwdpo.demo.negatives import EASY_KINDS, Kind, easy_negative, gentle_negative, off_topic_words
-from cwdpo.demo.scenes import COLOURS, Thing, sample_scene
+from cwdpo.demo.world import (
+    COLOURS,
+    EASY_KINDS,
+    Kind,
+    Thing,
+    check_caption,
+    easy_negative,
+    gentle_negative,
+    off_topic_words,
+    parse_caption,
+    sample_scene,
+    sample_style,
+    write_caption,
+)
 
 
 def test_gentle_changes_one_attribute_of_one_thing_and_nothing_else() -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from cwdpo.data.reading import read_rows
-from cwdpo.demo.base_model import base_checkpoint
-from cwdpo.demo.methods import DemoSettings, make_plans
+from cwdpo.demo.plans import DemoSettings, base_checkpoint, make_plans
 from cwdpo.demo.run import run_demo
 from cwdpo.errors import UserError
 

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cwdpo.demo.scenes import COLOURS, POSITIONS, SHAPES, Position, Shape, Size, Thing, draw_scene, sample_scene
+from cwdpo.demo.world import COLOURS, POSITIONS, SHAPES, Position, Shape, Size, Thing, draw_scene, sample_scene
 
 
 def painted(thing: Thing, seed: int = 0) -> np.ndarray:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cwdpo.demo.checker import check_caption
-from cwdpo.demo.world import read_scenes, write_world
+from cwdpo.demo.world import check_caption, read_scenes, write_world
 
 
 def read(path: Path) -> list[dict]:

@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from cwdpo.diagnosis.curves import Curve
-from cwdpo.diagnosis.finding import MissingReadingsError
+from cwdpo.diagnosis.history import Curve, MissingReadingsError
 
 
 def curve(*values: float) -> Curve:

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from cwdpo.dynamics import apply_belief_geometry, belief_geometry, contract, mean_logprob_direction, token_residual
+from cwdpo.analysis.theory import (
+    apply_belief_geometry,
+    belief_geometry,
+    contract,
+    mean_logprob_direction,
+    token_residual,
+)
 
 DRAW = torch.Generator().manual_seed(1)
 X_O, X_U = torch.randn(2, 3, generator=DRAW).double(), torch.randn(4, 3, generator=DRAW).double()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cwdpo.analysis.theory import cw_dpo_pulls, loser_push, sft_pull, token_residual
 from cwdpo.cooling import cooling_weight
-from cwdpo.dynamics import cw_dpo_pulls, loser_push, sft_pull, token_residual
 from cwdpo.losses import cw_dpo_loss
 
 W, L, V = 3, 5, 7

@@ -7,8 +7,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from cwdpo.analysis.theory import cw_dpo_pulls, gains_share, push_down, push_down_repeatedly, token_residual
 from cwdpo.cooling import cooling_weight
-from cwdpo.dynamics import cw_dpo_pulls, gains_share, push_down, push_down_repeatedly, token_residual
 
 DOMINATED = [0.7, 0.2, 0.09, 0.01]
 """One token has most of the mass; the last is improbable."""

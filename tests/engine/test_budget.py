@@ -11,7 +11,7 @@ from tiny_prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
 from cwdpo.engine import make_engine, within_budget
-from cwdpo.engine.budget import plain_costs, tree_costs
+from cwdpo.engine.layout import plain_costs, tree_costs
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.tree import TreeEngine
 

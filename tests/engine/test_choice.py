@@ -13,9 +13,10 @@ from answer_oracle import gap, token_logprobs
 from tiny_prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
-from cwdpo.engine import choice, make_engine
+from cwdpo.engine import checked as choice
+from cwdpo.engine import make_engine
+from cwdpo.engine.checked import check_engine, make_probe
 from cwdpo.engine.plain import PlainEngine
-from cwdpo.engine.self_check import check_engine, make_probe
 from cwdpo.engine.tree import TreeEngine
 from cwdpo.errors import ConfigError
 
@@ -133,14 +134,14 @@ def test_rows_in_which_answers_see_their_future_are_refused(tiny: Tiny, monkeypa
 def test_wrong_positions_are_found(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = load_model(tiny("qwen2_vl")), image_batch(tiny("qwen2_vl"))
     assert check_engine(TreeEngine(), model, batch, PlainEngine()).ok
-    monkeypatch.setattr("cwdpo.engine.tree_attention._restart_positions", count_only)
+    monkeypatch.setattr("cwdpo.engine.tree._restart_positions", count_only)
     found = check_engine(TreeEngine(), model, batch, PlainEngine())
     assert (found.ok, found.leak) == (False, 0.0)
     assert "differ from plain rows" in found.reason
 
 
 def count_only(module: Any, args: Any, kwargs: Any) -> None:
-    from cwdpo.engine import tree_attention
+    from cwdpo.engine import tree as tree_attention
 
     tree_attention._current.get().positions += 1  # type: ignore[union-attr]
 

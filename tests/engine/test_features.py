@@ -13,11 +13,9 @@ from tiny_prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
 from cwdpo.engine import FeatureCache, make_engine
-from cwdpo.engine.feature_store import FeatureStore
-from cwdpo.engine.features import why_not_cacheable
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.tree import TreeEngine
-from cwdpo.engine.vision import ImageFeatures
+from cwdpo.engine.vision import FeatureStore, ImageFeatures, why_not_cacheable
 
 Tiny = Callable[[str], Path]
 EXACT = [name for name in (*tiny_models.NAMES, *tiny_models.MORE_NAMES, "smolvlm") if name != "mllama"]

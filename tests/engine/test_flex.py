@@ -16,8 +16,10 @@ from tiny_prompts import load_model, make_batch, make_prompt
 from torch.nn.functional import scaled_dot_product_attention
 
 from cwdpo.batch import Batch
-from cwdpo.engine import choice, make_engine, tree_attention
-from cwdpo.engine.self_check import Check
+from cwdpo.engine import checked as choice
+from cwdpo.engine import make_engine
+from cwdpo.engine import tree as tree_attention
+from cwdpo.engine.checked import Check
 from cwdpo.engine.tree import TreeEngine
 
 Tiny = Callable[[str], Path]
@@ -89,7 +91,7 @@ def test_used_for_long_rows_where_the_check_allows(
     broken: bool, tiny: Tiny, calls: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(choice, "_flex_pays", lambda bare, batch: True)  # it says no on a CPU
-    monkeypatch.setattr("cwdpo.engine.choice.FLEX_FROM", 1)
+    monkeypatch.setattr("cwdpo.engine.checked.FLEX_FROM", 1)
     if broken:
         kernel = tree_attention.flex_kernel()
         monkeypatch.setattr(tree_attention, "flex_kernel", lambda: lambda *args, **kwargs: 2 * kernel(*args, **kwargs))
@@ -110,7 +112,7 @@ def test_never_on_a_cpu(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
         "_with_flex",
         lambda self, *args: asked.append("flex") or Check(True, ""),  # type: ignore[func-returns-value]
     )
-    monkeypatch.setattr("cwdpo.engine.choice.FLEX_FROM", 1)
+    monkeypatch.setattr("cwdpo.engine.checked.FLEX_FROM", 1)
     with torch.no_grad():
         make_engine("auto").logprobs(load_model(tiny("llava")), mixed_batch(tiny("llava")))
     assert asked == []

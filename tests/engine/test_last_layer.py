@@ -13,9 +13,9 @@ from tiny_prompts import load_model, make_batch, make_prompt
 from torch import nn
 
 from cwdpo.batch import Batch
-from cwdpo.engine.last_layer import works_on_single_positions
+from cwdpo.engine.forward import works_on_single_positions
+from cwdpo.engine.layout import one_row_a_prompt
 from cwdpo.engine.tree import TreeEngine
-from cwdpo.engine.tree_layout import one_row_a_prompt
 
 Tiny = Callable[[str], Path]
 EXACT = (*tiny_models.NAMES, *tiny_models.MORE_NAMES, "smolvlm")

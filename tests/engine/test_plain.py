@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
-from cwdpo.engine import head as head_module
+from cwdpo.engine import forward as head_module
 from cwdpo.engine.plain import PlainEngine
 
 Tiny = Callable[[str], Path]

@@ -12,10 +12,9 @@ from peft import LoraConfig, get_peft_model
 from tiny_prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
+from cwdpo.engine.layout import one_row_a_prompt
 from cwdpo.engine.plain import PlainEngine
-from cwdpo.engine.tree import TreeEngine
-from cwdpo.engine.tree_attention import TreeUnsupportedError, as_tree
-from cwdpo.engine.tree_layout import one_row_a_prompt
+from cwdpo.engine.tree import TreeEngine, TreeUnsupportedError, as_tree
 
 Tiny = Callable[[str], Path]
 EXACT = (*tiny_models.NAMES, *tiny_models.MORE_NAMES, "smolvlm")

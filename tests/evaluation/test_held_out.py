@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from cwdpo.batch import AnswerLogprobs, Batch, Role
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.engine import make_engine
-from cwdpo.evaluation.held_out import evaluate_answers, evaluate_rows
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.evaluation import evaluate_answers, evaluate_rows
+from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.reference import FrozenCopy
 
 MASK = torch.tensor([[True, True], [True, False], [True, True], [True, False], [True, True]])

@@ -10,19 +10,28 @@ import tiny_models
 import torch
 from torch import Tensor
 
+from cwdpo.analysis.influence import (
+    AnswerLogits,
+    Influence,
+    LossName,
+    Objective,
+    answer_of_token,
+    correlation,
+    differentiable_attention,
+    exact_kernel,
+    inner,
+    measure_influence,
+    projected_kernel,
+    slope,
+)
+from cwdpo.analysis.theory import contract, mean_logprob_direction, token_residual
 from cwdpo.batch import Batch, Role
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.encode import Encoder
 from cwdpo.data.reading import read_rows
-from cwdpo.dynamics import contract, mean_logprob_direction, token_residual
 from cwdpo.engine import make_engine
-from cwdpo.evaluation.answer_logits import AnswerLogits, answer_of_token, differentiable_attention, inner
-from cwdpo.evaluation.influence import Influence, correlation, measure_influence, slope
-from cwdpo.evaluation.row_objective import LossName, Objective
-from cwdpo.evaluation.token_kernel import exact_kernel, projected_kernel
 from cwdpo.models.adapters import add_lora
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
 
 LOSSES: tuple[LossName, ...] = ("sft", "dpo", "cw_dpo")
 
@@ -180,7 +189,7 @@ def test_correlation_and_slope_by_hand() -> None:
 def test_a_kernel_too_large_and_a_batch_of_two_rows_are_refused(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (batch, *_) = setup("llava")
     logits = AnswerLogits(model)
-    monkeypatch.setattr("cwdpo.evaluation.token_kernel._MOST_ELEMENTS", 2**20)
+    monkeypatch.setattr("cwdpo.analysis.influence._MOST_ELEMENTS", 2**20)
     with pytest.raises(ValueError, match="projected_kernel"):
         exact_kernel(logits, batch, batch)
     with pytest.raises(ValueError, match="at least 2"):

@@ -14,7 +14,7 @@ import on_policy
 import stopping
 
 from cwdpo.data.rows import Row
-from cwdpo.demo.methods import DemoSettings
+from cwdpo.demo.plans import DemoSettings
 from cwdpo.negatives.filtering import Rules
 
 SETTINGS = replace(DemoSettings.small(), train_rows=64, eval_rows=8, batch_size=8, stage1_steps=2, stage2_steps=4)

@@ -9,10 +9,10 @@ import pytest
 import score
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from benchmarks.whole_runs import LIMIT, compare_engines
 from cwdpo.cli import app
 from cwdpo.config.reading import read_recipe
 from cwdpo.data.reading import read_rows
-from cwdpo.demo.engines import LIMIT, compare_engines
 
 RECIPE = Path(score.__file__).with_name("recipe.yaml")
 

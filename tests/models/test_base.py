@@ -11,10 +11,8 @@ from torch import nn
 
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import add_lora, load_adapter
-from cwdpo.models.base import FILE
-from cwdpo.models.fingerprint import base_fingerprint
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
+from cwdpo.models.parts import FILE, base_fingerprint
 from cwdpo.models.saving import merge_adapter, save_checkpoint
 
 Tiny = Callable[[str], Path]
@@ -68,7 +66,7 @@ def test_a_sample_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """However large a weight is, a few thousand of its values are hashed."""
     sizes = []
     monkeypatch.setattr(
-        "cwdpo.models.fingerprint.hash_tensors",
+        "cwdpo.models.parts.hash_tensors",
         lambda tensors: sizes.append(tensors[0][1].numel()) or __import__("xxhash").xxh3_128(),
     )
     base_fingerprint(nn.Linear(1000, 999))

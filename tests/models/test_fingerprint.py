@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from cwdpo.models.adapters import add_lora
-from cwdpo.models.fingerprint import fingerprint
 from cwdpo.models.loading import load_policy
+from cwdpo.models.parts import fingerprint
 
 Tiny = Callable[[str], Path]
 

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, AutoTokenizer, Qwen2VLProcessor
 from transformers.utils import is_torchvision_available
 
 from cwdpo.errors import UserError
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_processor
 
 Tiny = Callable[[str], Path]
 needs_torchvision_missing = pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")

@@ -17,9 +17,8 @@ from transformers import AutoModelForImageTextToText
 
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import add_lora
-from cwdpo.models.fingerprint import fingerprint
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
+from cwdpo.models.parts import fingerprint
 from cwdpo.models.saving import merge_adapter, restore_weights, save_checkpoint
 
 Tiny = Callable[[str], Path]

@@ -7,8 +7,8 @@ import pytest
 from little_server import serving
 
 from cwdpo.data.rows import Message, Row
-from cwdpo.negatives.asking import PROMPT, SCHEMA, ask_gentle, parse_json
-from cwdpo.negatives.endpoint import Endpoint
+from cwdpo.negatives.gentle.server import PROMPT, SCHEMA, ask_gentle, parse_json
+from cwdpo.negatives.server import Endpoint
 
 RIGHT = "Two red buses stand beside the old station."
 ROW = Row(prompt=(Message("user", ("What is there?",)),), chosen=RIGHT)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cwdpo.negatives.columns import with_negatives
+from cwdpo.negatives.files import with_negatives
 
 ROW: dict[str, Any] = {"prompt": "x", "chosen": "y", "rejected": "a", "negatives": ["b", "c"]}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cwdpo.negatives.curriculum import LevelReading, auto_level, order_by_level
+from cwdpo.negatives.mixing import LevelReading, auto_level, order_by_level
 
 lbars = st.lists(st.integers(-40, 0).map(lambda tenths: tenths / 8), min_size=1, max_size=7)
 quarters = st.integers(0, 4).map(lambda number: number / 4)

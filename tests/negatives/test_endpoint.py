@@ -12,9 +12,7 @@ from PIL import Image
 
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import UserError
-from cwdpo.negatives.conversation import messages_of
-from cwdpo.negatives.endpoint import NEUTRAL, Endpoint
-from cwdpo.negatives.refusals import EndpointError
+from cwdpo.negatives.server import NEUTRAL, Endpoint, EndpointError, messages_of
 
 ASK = [{"role": "user", "content": "hello"}]
 

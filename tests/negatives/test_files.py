@@ -9,8 +9,7 @@ import pytest
 from cwdpo.data.reading import read_rows
 from cwdpo.errors import DataError, UserError
 from cwdpo.negatives import read_lexicon
-from cwdpo.negatives.files import write_gentle
-from cwdpo.negatives.mixed_files import write_mixed
+from cwdpo.negatives.files import write_gentle, write_mixed
 
 LEXICON = read_lexicon()
 ROWS: list[dict[str, Any]] = [

@@ -9,7 +9,7 @@ import pytest
 
 from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
-from cwdpo.negatives.filtered_files import Hardness, write_filtered
+from cwdpo.negatives.files import Hardness, write_filtered
 from cwdpo.negatives.filtering import Rules
 
 ROWS: list[dict[str, Any]] = [

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from cwdpo.errors import ConfigError
 from cwdpo.negatives import GentleNegative, gentle_negative, read_lexicon
 from cwdpo.negatives.gentle import edits_by_kind
-from cwdpo.negatives.lexicon import KINDS
-from cwdpo.negatives.reading_text import Reading
+from cwdpo.negatives.gentle.lexicon import KINDS
+from cwdpo.negatives.gentle.text import Reading
 
 CAPTIONS = (Path(__file__).parent / "captions.txt").read_text("utf-8").splitlines()
 LEXICON = read_lexicon()

@@ -10,11 +10,9 @@ from PIL import Image
 
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import ImageSlot, Message, Row
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
-from cwdpo.negatives.hardness import ches, drop_easy, length_normalised_ches, threshold
-from cwdpo.negatives.measured import measure_hardness
-from cwdpo.negatives.refreshes import Candidate
+from cwdpo.models.loading import load_policy, load_processor
+from cwdpo.negatives.candidates import Candidate
+from cwdpo.negatives.hardness import ches, drop_easy, length_normalised_ches, measure_hardness, threshold
 
 
 def by_hand(chosen: list[list[float]], rejected: list[list[float]], normalise: bool) -> float:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from cwdpo.negatives import read_lexicon
-from cwdpo.negatives.inflection import cased_like, indefinite_article, plural_of, verb_forms
+from cwdpo.negatives.gentle.lexicon import cased_like, indefinite_article, plural_of, verb_forms
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ from little_server import LittleServer, serving
 from PIL import Image
 
 from cwdpo.data.rows import ImageSlot, Message, Row
-from cwdpo.negatives.endpoint import Endpoint
-from cwdpo.negatives.judges import EndpointJudge, SameWords, parse_verdict, same_words
-from cwdpo.negatives.refusals import EndpointError
+from cwdpo.negatives.server import Endpoint, EndpointError
+from cwdpo.negatives.verify import EndpointJudge, SameWords, parse_verdict, same_words
 
 
 def row(question: str = "what is it", chosen: str = "a red cube") -> Row:

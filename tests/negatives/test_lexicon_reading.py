@@ -7,7 +7,7 @@ import pytest
 
 from cwdpo.errors import ConfigError
 from cwdpo.negatives import gentle_negative, read_lexicon
-from cwdpo.negatives.lexicon_reading import parse_lexicon
+from cwdpo.negatives.gentle.lexicon import parse_lexicon
 
 DOORS = "groups:\n  gates:\n    kind: object\n    form: noun\n    members: [portcullis, drawbridge|bascule bridge]\n"
 

@@ -9,9 +9,8 @@ import pytest
 
 from cwdpo.data.rows import Row
 from cwdpo.errors import DataError, UserError
-from cwdpo.generation import Generated
-from cwdpo.negatives.made_elsewhere import write_samples
-from cwdpo.negatives.sampling import Sampling
+from cwdpo.generation import Generated, Sampling
+from cwdpo.negatives.long_jobs import write_samples
 
 HOW = Sampling(k=1, temperature=1.0, top_p=1.0, max_new_tokens=9, batch_size=2)
 

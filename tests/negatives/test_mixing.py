@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cwdpo.config.fractions import check_fraction
+from cwdpo.config.limits import check_fraction
 from cwdpo.errors import ConfigError
 from cwdpo.negatives.mixing import fraction_at, mix_negatives, uniform
 

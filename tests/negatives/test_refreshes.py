@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cwdpo.errors import UserError
-from cwdpo.negatives.refreshes import Candidate, Refresh, read_refreshes, refresh_path, write_refresh
+from cwdpo.negatives.candidates import Candidate, Refresh, read_refreshes, refresh_path, write_refresh
 
 CANDIDATES = [
     Candidate(3, "c", "a blue disc", ids=[5, 6], key="k1", reference_logprob=-1.25, lbar=-0.1),

@@ -3,9 +3,8 @@
 import pytest
 
 from cwdpo.negatives import read_lexicon
-from cwdpo.negatives.edits import apply
 from cwdpo.negatives.gentle import edits_by_kind
-from cwdpo.negatives.reading_text import Reading
+from cwdpo.negatives.gentle.text import Reading, apply
 
 LEXICON = read_lexicon()
 

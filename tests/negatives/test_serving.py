@@ -8,10 +8,18 @@ import pytest
 from little_server import LittleServer, serving
 
 from cwdpo.data.rows import Message, Row
-from cwdpo.negatives.endpoint import NEUTRAL, Endpoint
-from cwdpo.negatives.refusals import EndpointError, RefusalError
-from cwdpo.negatives.sampling import Sampling
-from cwdpo.negatives.serving import ServerSampler, load_adapter, load_again, unload_adapter, unload_left_over
+from cwdpo.generation import Sampling
+from cwdpo.negatives.server import (
+    NEUTRAL,
+    Endpoint,
+    EndpointError,
+    RefusalError,
+    ServerSampler,
+    load_adapter,
+    load_again,
+    unload_adapter,
+    unload_left_over,
+)
 
 ASK = [{"role": "user", "content": "hello"}]
 ROWS = [Row(prompt=(Message("user", (f"question {n}",)),), chosen="yes") for n in range(4)]

@@ -9,8 +9,7 @@ from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import ConfigError
 from cwdpo.generation import Generated
 from cwdpo.negatives.filtering import Rules
-from cwdpo.negatives.judges import EndpointJudge, SameWords
-from cwdpo.negatives.verify import RightAnswers, load_judge, verify
+from cwdpo.negatives.verify import EndpointJudge, RightAnswers, SameWords, load_judge, verify
 
 
 def row(chosen: str, question: str = "what is it", colour: str = "red") -> Row:

@@ -11,8 +11,7 @@ import torch
 from cwdpo.data.encode import Encoder
 from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.probes import ProbeSet, probe_rows
 
 

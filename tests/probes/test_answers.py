@@ -12,8 +12,8 @@ from cwdpo.config import recipe
 from cwdpo.data.rows import Row
 from cwdpo.diagnosis.signs import SIGNS
 from cwdpo.probes import GROUPS, choose_rows, probe_rows
-from cwdpo.probes.answers import ProbeAnswer, shuffled_words
-from cwdpo.records.lines import PROBE_GROUPS
+from cwdpo.probes.probe_set import ProbeAnswer, shuffled_words
+from cwdpo.records import PROBE_GROUPS
 
 
 def of(rows: list[Row], index: int, **options: object) -> dict[str, ProbeAnswer]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cwdpo.drift import jensen_shannon, total_variation
 from cwdpo.errors import UserError
+from cwdpo.metrics import jensen_shannon, total_variation
 from cwdpo.probes import StartDistributions
 
 

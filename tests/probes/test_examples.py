@@ -15,16 +15,17 @@ from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.engine import make_engine
 from cwdpo.probes import ProbeSet, probe_rows
-from cwdpo.probes.examples import (
+from cwdpo.probes.files import (
     TokenLogprobs,
     as_numbers,
     example_lines,
     example_rows,
     prompt_text,
+    thumbnail,
     token_logprobs,
     token_pieces,
+    write_thumbnails,
 )
-from cwdpo.probes.thumbnails import thumbnail, write_thumbnails
 
 Load = Callable[..., tuple[Any, Any]]
 

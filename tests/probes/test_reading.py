@@ -16,7 +16,7 @@ from cwdpo.engine import make_engine
 from cwdpo.errors import DataError
 from cwdpo.probes import ProbeSet, Reading, StartDistributions, measure, probe_rows
 from cwdpo.probes.reading import flat
-from cwdpo.records.lines import PROBE_GROUPS
+from cwdpo.records import PROBE_GROUPS
 
 Load = Callable[..., tuple[Any, Any]]
 Make = Callable[..., ProbeSet]

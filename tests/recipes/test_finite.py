@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from cwdpo.cli import app
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.saving import save_checkpoint
 
 Tiny = Callable[[str], Path]

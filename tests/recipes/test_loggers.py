@@ -17,10 +17,9 @@ from transformers import TrainerCallback
 from cwdpo.config.recipe import DataConfig, ModelConfig, ProbesConfig, Recipe, Stage1Config, Stage2Config
 from cwdpo.errors import ConfigError
 from cwdpo.recipes import run_recipe
-from cwdpo.recipes.loggers import wanted_loggers
 from cwdpo.recipes.preflight import check_settings
-from cwdpo.records.files import read_jsonl
-from cwdpo.records.run_directory import RunDirectory
+from cwdpo.recipes.stages import wanted_loggers
+from cwdpo.records import RunDirectory, read_jsonl
 
 Tiny = Callable[[str], Path]
 Scalars = dict[tuple[str, int], list[float]]
@@ -132,7 +131,7 @@ def test_what_report_to_means() -> None:
 def test_a_logger_that_is_not_installed_ends_it_before_it_begins(
     tiny: Tiny, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, install: str
 ) -> None:
-    monkeypatch.setattr("cwdpo.recipes.loggers.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("cwdpo.recipes.stages.get_available_reporting_integrations", lambda: ["tensorboard"])
     settings = recipe(tiny, data, tmp_path / "run")
     asks = replace(settings, stage2=Stage2Config(trainer={"report_to": ["tensorboard", name]}))
     with pytest.raises(ConfigError, match="not installed") as error:
@@ -145,7 +144,7 @@ def test_a_logger_that_is_not_installed_ends_it_before_it_begins(
 def test_without_tensorboard_a_run_says_so_and_goes_on(
     tiny: Tiny, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("cwdpo.recipes.loggers.find_spec", lambda name: None)
+    monkeypatch.setattr("cwdpo.recipes.stages.find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
         assert wanted_loggers({}) == []
     assert "Run `pip install tensorboard`" in caplog.text

@@ -11,19 +11,25 @@ import little_data
 import pytest
 from transformers import TrainerCallback, TrainerState
 
-from cwdpo.config.negatives import NegativesConfig
 from cwdpo.config.reading import dump_recipe
-from cwdpo.config.recipe import DataConfig, LoraConfig, ModelConfig, ProbesConfig, Recipe, Stage1Config, Stage2Config
+from cwdpo.config.recipe import (
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    NegativesConfig,
+    ProbesConfig,
+    Recipe,
+    Stage1Config,
+    Stage2Config,
+)
 from cwdpo.data.reading import read_rows
 from cwdpo.diagnosis import Finding
 from cwdpo.errors import ConfigError
 from cwdpo.recipes import run_recipe
 from cwdpo.recipes.checkpoints import probe_checkpoints
-from cwdpo.recipes.probing import probe_set_rows
 from cwdpo.recipes.resuming import resumed_recipe
-from cwdpo.records.files import read_jsonl
-from cwdpo.records.lines import Stage
-from cwdpo.records.run_directory import RunDirectory
+from cwdpo.recipes.stages import probe_set_rows
+from cwdpo.records import RunDirectory, Stage, read_jsonl
 
 Tiny = Callable[[str], Path]
 END = ("stage2", 4, "chosen")
@@ -94,7 +100,7 @@ def test_what_ended_a_stage_stands_in_findings(
 ) -> None:
     found = [Finding("squeezing", "It fell.", "Cool it.", "stage2", 2)]
     monkeypatch.setattr(
-        "cwdpo.trainers.stopping.diagnose", lambda history, **_: found if history[0]["stage"] == "stage2" else []
+        "cwdpo.probes.callback.diagnose", lambda history, **_: found if history[0]["stage"] == "stage2" else []
     )
     run = run_recipe(
         recipe(tiny, data, tmp_path / "run", lora=True, rows=3, every=1, stop_on=["squeezing"], keep_best=True)

@@ -15,8 +15,7 @@ from cwdpo.cli import app
 from cwdpo.config.reading import read_recipe
 from cwdpo.config.recipe import Recipe
 from cwdpo.recipes import run_recipe
-from cwdpo.records.files import read_jsonl
-from cwdpo.records.run_directory import RunDirectory
+from cwdpo.records import RunDirectory, read_jsonl
 from cwdpo.trainers.checkpoints import last_checkpoint
 
 Tiny = Callable[[str], Path]

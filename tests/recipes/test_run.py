@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
-from cwdpo.config.negatives import NegativesConfig
 from cwdpo.config.reading import read_recipe
 from cwdpo.config.recipe import (
     CoolingConfig,
@@ -22,19 +21,20 @@ from cwdpo.config.recipe import (
     FeaturesConfig,
     LoraConfig,
     ModelConfig,
+    NegativesConfig,
     Recipe,
     Stage1Config,
     Stage2Config,
 )
 from cwdpo.data.reading import read_rows
 from cwdpo.errors import ConfigError, DataError, UserError
-from cwdpo.models.processors import load_processor
+from cwdpo.generation import LocalSampler
+from cwdpo.models.loading import load_processor
 from cwdpo.models.saving import merge_adapter
-from cwdpo.negatives.sampling import LocalSampler
 from cwdpo.recipes import Interrupted, run_recipe
 from cwdpo.recipes.stages import stage2_trainer
-from cwdpo.records.files import read_jsonl
-from cwdpo.trainers.recording import StopOnSignal
+from cwdpo.records import read_jsonl
+from cwdpo.trainers.callbacks import StopOnSignal
 
 Tiny = Callable[[str], Path]
 ROOT = Path(__file__).parents[2]

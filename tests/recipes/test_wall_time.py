@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from cwdpo.recipes.wall_time import WallTime
-from cwdpo.records.run_directory import RunDirectory
+from cwdpo.recipes.run import WallTime
+from cwdpo.records import RunDirectory
 
 
 def test_sessions_add_up_and_a_killed_one_loses_little(tmp_path: Path) -> None:

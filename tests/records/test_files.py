@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwdpo.records.files import append_jsonl, read_jsonl, write_json, write_text
+from cwdpo.records import append_jsonl, read_jsonl, write_json, write_text
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

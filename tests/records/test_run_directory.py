@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from cwdpo.errors import UserError
-from cwdpo.records.files import read_jsonl
-from cwdpo.records.run_directory import RunDirectory
+from cwdpo.records import RunDirectory, read_jsonl
 
 
 def test_names_are_those_of_the_contract(tmp_path: Path) -> None:

@@ -10,9 +10,18 @@ from report.markup import Page
 from report.synthetic import draw_scene, example, write_examples, write_lines
 
 from cwdpo.report import write_report
-from cwdpo.report.examples import MOST_EXAMPLES, ExampleSet, example_sets
+from cwdpo.report.examples import (
+    MOST_EXAMPLES,
+    ExampleSet,
+    Token,
+    change_labels,
+    example_sets,
+    mark,
+    read_tokens,
+    shade,
+    shade_labels,
+)
 from cwdpo.report.runs import read_sources
-from cwdpo.report.tokens import Token, change_labels, mark, read_tokens, shade, shade_labels
 
 
 def run(path: Path, *stages: str) -> Path:

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cwdpo.report.figure import Curve, Dots, Figure, draw_figure
+from cwdpo.report.charts import Curve, Dots, Figure, draw_figure
 
 
 def figure(**parts: object) -> Figure:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cwdpo.report.gallery import MOST_ITEMS, Item, read_gallery
+from cwdpo.report.examples import MOST_ITEMS, Item, read_gallery
 
 
 def gallery(directory: Path, *images: Any) -> tuple[list[Item], list[str]]:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from report.synthetic import write_lines
 
-from cwdpo.report.heat import heat_maps, shade, shade_labels
-from cwdpo.report.lineage import aligned
+from cwdpo.report.panels import aligned, heat_maps, shade, shade_labels
 from cwdpo.report.runs import Run, read_sources
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from report.synthetic import write_lines
 
 from cwdpo.report import write_report
-from cwdpo.report.lineage import aligned
+from cwdpo.report.panels import aligned
 from cwdpo.report.runs import Run, read_sources
 
 

@@ -4,13 +4,7 @@ from typing import Any
 
 import pytest
 
-from cwdpo.report.lists import (
-    Histogram,
-    first_and_last,
-    joined_histograms,
-    read_histograms,
-    read_reliability,
-)
+from cwdpo.report.runs import Histogram, first_and_last, joined_histograms, read_histograms, read_reliability
 
 ONE = [1, 0, 0, 0, 0, 0, 0, 0, 0, 3]
 

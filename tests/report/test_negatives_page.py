@@ -13,10 +13,8 @@ from PIL import Image
 
 from cwdpo.data.rows import Message, Row
 from cwdpo.errors import UserError
-from cwdpo.negatives.refreshes import Candidate, Refresh, refresh_path, write_refresh
-from cwdpo.report.marks import marked
-from cwdpo.report.negatives_page import write_negatives_page
-from cwdpo.report.negatives_read import is_refresh
+from cwdpo.negatives.candidates import Candidate, Refresh, refresh_path, write_refresh
+from cwdpo.report.negatives import is_refresh, marked, write_negatives_page
 
 ROW: dict[str, Any] = {
     "id": "<i>",

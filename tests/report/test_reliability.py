@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from report.synthetic import write_lines
 
-from cwdpo.report.reliability import diagrams
+from cwdpo.report.panels import diagrams
 from cwdpo.report.runs import read_sources
 
 Dot = tuple[str, float, float, float]

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from cwdpo.report.series import Segment, Series, finite, smoothed, thinned
+from cwdpo.report.charts import Segment, Series, finite, smoothed, thinned
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400, 1e31, "1", None, True, [1]])

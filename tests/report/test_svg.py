@@ -6,9 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwdpo.report.axes import tick_label, ticks
-from cwdpo.report.series import Point, Segment, Series
-from cwdpo.report.svg import Line, Mark, chart, num_outside, style_classes, value_range
+from cwdpo.report.charts import (
+    Line,
+    Mark,
+    Point,
+    Segment,
+    Series,
+    chart,
+    num_outside,
+    style_classes,
+    tick_label,
+    ticks,
+    value_range,
+)
 
 
 def line(*values: float | None, rank: int = 0) -> Line:

@@ -10,7 +10,7 @@ from report.synthetic import stage1, write_demo, write_lines
 from cwdpo.diagnosis import examine, read_recording, title_of
 from cwdpo.report import write_report
 from cwdpo.report.runs import Run, read_sources
-from cwdpo.report.verdicts import findings_table, verdicts
+from cwdpo.report.tables import findings_table, verdicts
 
 
 def page(*runs: Path, out: Path) -> Page:

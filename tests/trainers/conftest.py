@@ -11,8 +11,7 @@ import torch
 from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
 from cwdpo.models.adapters import add_lora
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
 
 TrainerFactory = Callable[..., Any]

@@ -9,8 +9,7 @@ import torch
 from torch import distributed
 
 from cwdpo.data.reading import read_rows
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer
 
 

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 from tiny_prompts import make_batch
 
 from cwdpo.batch import Role
-from cwdpo.engine.budget import Cost, parts_within, plain_costs, tree_costs
-from cwdpo.trainers.batching import (
-    LengthBuckets,
-    count_roles,
-    cut_further,
-    row_tokens,
-    select_parts,
-    share,
-)
+from cwdpo.engine.layout import Cost, parts_within, plain_costs, tree_costs
+from cwdpo.trainers.steps import LengthBuckets, count_roles, cut_further, row_tokens, select_parts, share
 
 
 def mixed_lengths(number: int) -> list[int]:

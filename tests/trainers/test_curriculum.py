@@ -12,13 +12,13 @@ import pytest
 import torch
 from on_policy_watching import SAMPLING, STEPS, Record, StopAfter, scripted
 
-from cwdpo.config.negatives import NegativesConfig
+from cwdpo.config.recipe import NegativesConfig
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError
-from cwdpo.negatives.refreshes import read_refreshes
-from cwdpo.records.run_directory import RunDirectory
-from cwdpo.trainers.curriculum import has_choice, level_readings
-from cwdpo.trainers.probing import ProbeSettings, Probing
+from cwdpo.negatives.candidates import read_refreshes
+from cwdpo.on_policy.schedule import has_choice, level_readings
+from cwdpo.probes.callback import ProbeSettings, Probing
+from cwdpo.records import RunDirectory
 
 Make = Callable[..., Any]
 STATIC = {"on_policy_fraction": 0, "per_prompt": 1}
@@ -205,7 +205,7 @@ def test_auto_follows_the_readings(make_trainer: Make, several: list[Row]) -> No
 def test_auto_resumes_where_its_readings_had_brought_it(
     make_trainer: Make, several: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cwdpo.negatives.curriculum.auto_level.__kwdefaults__", {"growth": 1e-3, "patience": 2})
+    monkeypatch.setattr("cwdpo.negatives.mixing.auto_level.__kwdefaults__", {"growth": 1e-3, "patience": 2})
 
     def train(out: str, *, crash: bool = False, resume: bool = False) -> Any:
         trainer = make_trainer(

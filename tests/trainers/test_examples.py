@@ -12,10 +12,8 @@ from transformers import TrainerCallback
 
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.rows import Row
-from cwdpo.records.files import read_jsonl
-from cwdpo.records.run_directory import RunDirectory
-from cwdpo.trainers.probe_settings import ProbeSettings
-from cwdpo.trainers.probing import Probing
+from cwdpo.probes.callback import ProbeSettings, Probing
+from cwdpo.records import RunDirectory, read_jsonl
 
 Make = Callable[..., Any]
 STEPS: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -182,7 +180,7 @@ def test_files_are_whole_or_not_there(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cwdpo.records.files.os.replace", full)
+    monkeypatch.setattr("cwdpo.records.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         probing.finish()
     directory = tmp_path / "run/probes/stage2"

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from cwdpo.data.rows import Row
-from cwdpo.records.files import read_jsonl
-from cwdpo.records.run_directory import RunDirectory
-from cwdpo.trainers.observations import Observations, histogram
-from cwdpo.trainers.recording import MetricsRecorder
+from cwdpo.records import RunDirectory, read_jsonl
+from cwdpo.trainers.callbacks import MetricsRecorder
+from cwdpo.trainers.step_metrics import Observations, histogram
 
 
 def by_hand(values: Sequence[float]) -> list[int]:

@@ -11,9 +11,8 @@ from on_policy_watching import SAMPLING, STEPS, Record, StopAfter, scripted
 
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.generation import Generated
-from cwdpo.negatives.refreshes import Refresh, read_refreshes, refresh_path
-from cwdpo.negatives.sampling import LocalSampler
+from cwdpo.generation import Generated, LocalSampler
+from cwdpo.negatives.candidates import Refresh, read_refreshes, refresh_path
 from cwdpo.reference import FrozenCopy
 from cwdpo.trainers.checkpoints import last_checkpoint
 

@@ -12,8 +12,8 @@ from on_policy_watching import SAMPLING, STEPS, scripted
 
 from cwdpo.batch import Role
 from cwdpo.data.collate import AnswerCollator
-from cwdpo.negatives.refreshes import read_refreshes
-from cwdpo.trainers.batching import row_tokens
+from cwdpo.negatives.candidates import read_refreshes
+from cwdpo.trainers.steps import row_tokens
 
 Make = Callable[..., Any]
 

@@ -13,12 +13,10 @@ from cwdpo.data.rows import Row
 from cwdpo.diagnosis import Finding
 from cwdpo.engine import FeatureCache, make_engine
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.probes.best import margin
-from cwdpo.records.files import read_jsonl
-from cwdpo.records.run_directory import RunDirectory
-from cwdpo.trainers.probe_settings import ProbeSettings
-from cwdpo.trainers.probing import Probing
-from cwdpo.trainers.recording import MetricsRecorder
+from cwdpo.probes.callback import ProbeSettings, Probing
+from cwdpo.probes.keeping import margin
+from cwdpo.records import RunDirectory, read_jsonl
+from cwdpo.trainers.callbacks import MetricsRecorder
 
 Make = Callable[..., Any]
 STEPS: dict[str, Any] = {"max_steps": 6, "per_device_train_batch_size": 3}
@@ -214,7 +212,7 @@ def test_a_finding_ends_the_stage_after_its_patience(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("cwdpo.trainers.stopping.diagnose", found_at(1, 3, 4, 5, 6))
+    monkeypatch.setattr("cwdpo.probes.callback.diagnose", found_at(1, 3, 4, 5, 6))
     trainer = make_trainer(2, **STEPS | {"max_steps": 9})
     probing = watch(trainer, rows, tmp_path / "run", every=1, stop_on=["squeezing"], patience=2)
     trainer.train()
@@ -235,7 +233,7 @@ def test_a_finding_ends_the_stage_after_its_patience(
 def test_other_findings_end_nothing(
     make_trainer: Make, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_on: list[str]
 ) -> None:
-    monkeypatch.setattr("cwdpo.trainers.stopping.diagnose", found_at(1, 2, 3, 4, 5, 6))
+    monkeypatch.setattr("cwdpo.probes.callback.diagnose", found_at(1, 2, 3, 4, 5, 6))
     trainer = make_trainer(2, **STEPS)
     probing = watch(trainer, rows, tmp_path / "run", every=1, stop_on=stop_on)
     trainer.train()
@@ -246,7 +244,7 @@ def test_other_findings_end_nothing(
 def test_patience_goes_on_after_an_interruption(
     make_trainer: Make, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cwdpo.trainers.stopping.diagnose", found_at(3, 4, 5, 6, 7))
+    monkeypatch.setattr("cwdpo.probes.callback.diagnose", found_at(3, 4, 5, 6, 7))
     settings = {"every": 1, "stop_on": ["squeezing"], "patience": 3}
     broken = make_trainer(2, callbacks=[Crash(4)], **SAVING | {"max_steps": 9})
     watch(broken, rows, tmp_path / "run", **settings)

@@ -24,14 +24,14 @@ from trainers.test_probing import (
 from transformers import TrainerCallback
 
 from cwdpo.data.rows import Row
-from cwdpo.records.files import read_jsonl
+from cwdpo.records import read_jsonl
 
 
 @pytest.mark.parametrize("crash", [None, 3])
 def test_a_stage_that_a_finding_ends_leaves_the_model_from_before_the_harm(
     make_trainer: Make, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: int | None
 ) -> None:
-    monkeypatch.setattr("cwdpo.trainers.stopping.diagnose", found_at(4, 5, 6, 7))
+    monkeypatch.setattr("cwdpo.probes.callback.diagnose", found_at(4, 5, 6, 7))
     settings = SAVING | {"learning_rate": 3e-3, "max_steps": 9}
     watched: dict[str, Any] = {"stop_on": ["squeezing"], "every": 1}
     if crash is not None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from cwdpo.trainers.progress import StageProgress
+from cwdpo.trainers.callbacks import StageProgress
 
 
 def state(step: int, *, total: int = 4, rank: int = 0) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 from transformers import TrainerControl, TrainerState
 
-from cwdpo.trainers.recording import StopOnSignal
+from cwdpo.trainers.callbacks import StopOnSignal
 
 
 def rank(number: int, store: Path, result: Any) -> None:

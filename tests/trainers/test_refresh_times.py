@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from cwdpo.config.negatives import NegativesConfig
-from cwdpo.negatives.refreshes import Refresh
-from cwdpo.trainers.refresh_times import RefreshTimes, epoch_steps
-from cwdpo.trainers.staleness import Staleness
+from cwdpo.config.recipe import NegativesConfig
+from cwdpo.negatives.candidates import Refresh
+from cwdpo.on_policy.schedule import RefreshTimes, Staleness, epoch_steps
 
 
 def at(step: int, *, of: int = 100, epoch: float = 0.0) -> Any:

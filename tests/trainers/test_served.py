@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.generation import Generated
-from cwdpo.negatives.endpoint import Endpoint
-from cwdpo.negatives.refreshes import read_refreshes
+from cwdpo.negatives.candidates import read_refreshes
+from cwdpo.negatives.server import Endpoint
 from cwdpo.trainers.checkpoints import last_checkpoint
 
 Make = Callable[..., Any]
@@ -33,7 +33,7 @@ STEPS: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     patient = functools.partial(Endpoint, sleep=lambda _: None)
-    monkeypatch.setattr("cwdpo.trainers.on_policy.Endpoint", patient)
+    monkeypatch.setattr("cwdpo.on_policy.callback.Endpoint", patient)
 
 
 @pytest.fixture

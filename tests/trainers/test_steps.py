@@ -10,7 +10,7 @@ import torch
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError
 from cwdpo.trainers import CWDPOConfig
-from cwdpo.trainers.batching import row_tokens
+from cwdpo.trainers.steps import row_tokens
 
 Make = Callable[..., Any]
 STEPS: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-2, "optim": "sgd", "max_grad_norm": 0.0}

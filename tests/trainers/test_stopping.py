@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cwdpo.trainers.stopping import StoppingRule
+from cwdpo.probes.callback import StoppingRule
 
 
 def history(steps: int, fall: float) -> list[dict[str, Any]]:

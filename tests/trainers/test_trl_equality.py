@@ -13,8 +13,7 @@ from PIL import Image
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer
 
 STEPS = 4

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cwdpo.negatives.refreshes import read_refreshes
-from cwdpo.records.files import read_jsonl
+from cwdpo.negatives.candidates import read_refreshes
+from cwdpo.records import read_jsonl
 
 RECIPE = """
 model: {{name_or_path: {model}, freeze_vision: true, lora: {lora}}}

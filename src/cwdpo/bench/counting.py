@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from cwdpo.engine import tree_attention
+from cwdpo.engine import tree as tree_attention
 
 _ATEN = torch.ops.aten
 _CPU_ATTENTION = _ATEN._scaled_dot_product_flash_attention_for_cpu

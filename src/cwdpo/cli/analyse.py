@@ -43,8 +43,7 @@ def analyse(
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already, and nothing is overwritten. Give another --out, or remove it first.")
 
-    from cwdpo.cli.analysis import Settings, analyse_model
-    from cwdpo.cli.analysis_output import show_analysis, write_analysis
+    from cwdpo.analysis.run import Settings, analyse_model, show_analysis, write_analysis
 
     settings = Settings(
         model=model,

@@ -60,7 +60,7 @@ def bench(
     Nothing is downloaded.
     """
     if closed_form:
-        from cwdpo.bench.table import closed_form_table
+        from cwdpo.bench.run import closed_form_table
 
         print(closed_form_table())
         return
@@ -71,8 +71,7 @@ def bench(
 
     if device == _Device.CUDA and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here. Leave it out to measure on the CPU.")
-    from cwdpo.bench.run import Options, run_bench
-    from cwdpo.bench.table import measured_table
+    from cwdpo.bench.run import Options, measured_table, run_bench
 
     torch.set_num_threads(threads)
     on_gpu = device == _Device.CUDA

@@ -23,7 +23,7 @@ def demo(
     """
     quiet_libraries()
     from cwdpo.demo.run import run_demo
-    from cwdpo.trainers.progress import StageProgress
+    from cwdpo.trainers.callbacks import StageProgress
 
     with closing(StageProgress()) as progress:
         result = run_demo(out, seed=seed, small=small, say=partial(print, flush=True), callbacks=[progress])

@@ -7,7 +7,7 @@ import typer
 
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import UserError
-from cwdpo.records.run_directory import RunDirectory
+from cwdpo.records import RunDirectory
 
 
 def merge(

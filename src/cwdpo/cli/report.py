@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.records.run_directory import RunDirectory
+from cwdpo.records import RunDirectory
 
 _HEAD = 4096
 """Bytes of a file in which a page of ours says so."""

@@ -11,8 +11,7 @@ import typer
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.config.reading import read_recipe
 from cwdpo.errors import ConfigError
-from cwdpo.records.lines import Stage
-from cwdpo.records.run_directory import RunDirectory
+from cwdpo.records import RunDirectory, Stage
 
 
 def train(
@@ -35,7 +34,7 @@ def train(
     quiet_libraries()
     from cwdpo.recipes.resuming import nothing_to_do
     from cwdpo.recipes.run import run_recipe
-    from cwdpo.trainers.progress import StageProgress
+    from cwdpo.trainers.callbacks import StageProgress
 
     found = nothing_to_do(RunDirectory(Path(settings.output_dir)), settings)
     with closing(StageProgress()) as progress:

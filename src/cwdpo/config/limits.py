@@ -1,8 +1,9 @@
 """What a setting's value may be, said beside the field that holds it: ``Annotated[float, limit(...)]``."""
 
 import difflib
+import math
 from collections.abc import Sequence, Sized
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, ConfigDict
 
@@ -131,3 +132,78 @@ def is_quantile(rule: str) -> bool:
         return name == "quantile" and 0 < float(number) < 1
     except ValueError:
         return False
+
+
+Fraction: TypeAlias = float | Sequence[Sequence[float]]
+"""A share, or points ``[progress, share]`` with straight lines between them; progress goes from 0 to 1 over the run."""
+
+
+def check_fraction(value: Fraction, name: str = "on_policy_fraction", what: str = "share") -> None:
+    """Refuse what is neither a share nor a schedule.
+
+    Args:
+        value: from the recipe.
+        name: the setting, as messages call it.
+        what: the number, as messages call it.
+
+    Raises:
+        ConfigError: a share outside [0, 1], or points that are not in the order of progress.
+    """
+    points: Any = [(0.0, value)] if _is_number(value) else value
+    told = f"{name} is {value!r}"
+    if isinstance(points, str) or not isinstance(points, Sequence) or not points:
+        raise ConfigError(f"{told}, but must be a {what} such as 0.5, or points such as [[0, 0], [1, 0.8]].")
+    last = -math.inf
+    for point in points:
+        if not isinstance(point, Sequence) or len(point) != 2 or not all(map(_is_number, point)):
+            raise ConfigError(f"{told}, but {point!r} is no point. Write [progress, {what}], as [0.5, 0.8].")
+        progress, share = map(float, point)
+        if not (0 <= progress <= 1 and 0 <= share <= 1):
+            raise ConfigError(f"{told}, but progress and {what} go from 0 to 1. Correct {point!r}.")
+        if progress <= last:
+            raise ConfigError(f"{told}, but its points are not in the order of progress. Sort them, each once.")
+        last = progress
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+RULES = ("same_words",)
+"""Judges that need nothing but the texts."""
+
+
+def is_server(judge: str) -> bool:
+    """Whether a judge is a server, written as a URL."""
+    return judge.startswith(("http://", "https://"))
+
+
+def server_and_model(judge: str) -> tuple[str, str | None]:
+    """The URL, and the model's name if there is one behind ``#``.
+
+    Example:
+        >>> server_and_model("http://127.0.0.1:8000/v1#Qwen/Qwen3-VL-8B-Instruct")
+        ('http://127.0.0.1:8000/v1', 'Qwen/Qwen3-VL-8B-Instruct')
+        >>> server_and_model("http://127.0.0.1:8000/v1")
+        ('http://127.0.0.1:8000/v1', None)
+    """
+    url, _, model = judge.partition("#")
+    return url, model or None
+
+
+def checked_judge(judge: str | None) -> str | None:
+    """``module:function``, the name of a rule, ``URL`` or ``URL#MODEL``; as given.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if judge is None or judge in RULES or is_server(judge):
+        return judge
+    if judge.count(":") != 1:
+        raise ConfigError(
+            f"negatives.judge is {judge!r}, but must have one colon: `module:function`. There are also "
+            f"{', '.join(RULES)}, and a server as http://127.0.0.1:8000/v1#MODEL."
+        )
+    if not all(part.isidentifier() for part in judge.replace(":", ".").split(".")):
+        raise ConfigError(f"negatives.judge is {judge!r}, but must name a function: `module:function`, or null.")
+    return judge

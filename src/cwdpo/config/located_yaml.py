@@ -8,7 +8,7 @@ import yaml
 
 from cwdpo.errors import ConfigError
 
-Path: TypeAlias = tuple[str, ...]
+KeyPath: TypeAlias = tuple[str, ...]
 """Keys from the top of the recipe down, such as ``("stage2", "cooling", "floor")``."""
 
 _MOST_NODES = 20_000  # aliases of aliases multiply: a few lines can stand for gigabytes
@@ -26,7 +26,7 @@ class Located(NamedTuple):
     """What a recipe says, and where it says it."""
 
     values: dict[str, Any]
-    lines: dict[Path, int]
+    lines: dict[KeyPath, int]
     """Line of each key, counted from 1."""
 
 
@@ -111,12 +111,12 @@ class _Walk:
     """Turns nodes into plain values, noting each key's line."""
 
     name: str
-    lines: dict[Path, int] = field(default_factory=dict)
+    lines: dict[KeyPath, int] = field(default_factory=dict)
     open_nodes: list[int] = field(default_factory=list)
     checked: set[int] = field(default_factory=set)
     seen: int = 0
 
-    def value(self, node: yaml.Node, path: Path, loader: _Loader) -> Any:
+    def value(self, node: yaml.Node, path: KeyPath, loader: _Loader) -> Any:
         self.seen += 1
         if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
             raise ConfigError(
@@ -134,7 +134,7 @@ class _Walk:
         finally:
             self.open_nodes.pop()
 
-    def _mapping(self, node: yaml.MappingNode, path: Path, loader: _Loader) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath, loader: _Loader) -> dict[str, Any]:
         self._refuse_repeated_keys(node, path)
         loader.flatten_mapping(node)  # replaces `<<` by the keys it stands for, before the node's own
         found: dict[str, Any] = {}
@@ -145,7 +145,7 @@ class _Walk:
             found[key] = self.value(value_node, here, loader)
         return found
 
-    def _scalar(self, node: yaml.Node, path: Path, loader: _Loader) -> Any:
+    def _scalar(self, node: yaml.Node, path: KeyPath, loader: _Loader) -> Any:
         if node.tag == "tag:yaml.org,2002:null" and node.value == "":
             raise ConfigError(
                 f"{self.at(node)}: '{'.'.join(path)}' has no value. "
@@ -156,7 +156,7 @@ class _Walk:
         except ValueError:
             raise ConfigError(f"{self.at(node)}: {node.value!r:.40} is not the number that it looks like.") from None
 
-    def _refuse_repeated_keys(self, node: yaml.MappingNode, path: Path) -> None:
+    def _refuse_repeated_keys(self, node: yaml.MappingNode, path: KeyPath) -> None:
         if id(node) in self.checked:
             return
         self.checked.add(id(node))

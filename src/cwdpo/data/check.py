@@ -1,18 +1,106 @@
 """Preflight of a data file: read every row, open its images, count its tokens. No GPU and no model weights."""
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
-from cwdpo.data.check_report import CheckReport, Notice, RowReport
 from cwdpo.data.encode import EncodedRow, Encoder
 from cwdpo.data.formats import format_of, row_from_record, unread_columns
 from cwdpo.data.images import open_image
-from cwdpo.data.parsing import Record, read_records
-from cwdpo.data.reading import resolve_root
+from cwdpo.data.reading import Record, read_records, resolve_root
 from cwdpo.data.rows import Row
 from cwdpo.errors import DataError
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One thing that was noticed about a row or a file."""
+
+    source: str
+    """``file:line``."""
+
+    name: str
+    """Stops training: ``unreadable_file``, ``unusable_row``, ``too_long``; of a recipe also ``missing_answer`` and
+    ``settings``. Does not: ``duplicate``, ``contradiction``, ``identical_answers``, ``gentle_is_chosen``,
+    ``no_rejected``, ``split_tokens``, ``unknown_tokens``, ``unread_column``."""
+
+    message: str
+    """What was found, beginning with the source, and what to do."""
+
+
+@dataclass(frozen=True)
+class RowReport:
+    """What one row holds. Token counts are None where no processor was given."""
+
+    source: str
+    format: str
+    num_images: int
+    num_rejected: int
+    has_gentle: bool
+    text_tokens: int | None = None
+    """Tokens of the prompt that are not of an image."""
+
+    image_tokens: int | None = None
+    """Tokens of the prompt that stand for images."""
+
+    chosen_tokens: int | None = None
+    rejected_tokens: tuple[int, ...] | None = None
+    gentle_tokens: int | None = None
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the prompt with its longest answer."""
+        if self.text_tokens is None or self.image_tokens is None:
+            return None
+        answers = (self.chosen_tokens, self.gentle_tokens, *(self.rejected_tokens or ()))
+        return self.text_tokens + self.image_tokens + max(count for count in answers if count is not None)
+
+
+@dataclass
+class CheckReport:
+    """All that is to say of a data file."""
+
+    path: str
+    num_records: int = 0
+    """Records seen, usable or not."""
+
+    rows: list[RowReport] = field(default_factory=list)
+    """Rows that could be read."""
+
+    findings: list[Notice] = field(default_factory=list)
+    """What stops training: exactly what it would stop at."""
+
+    notes: list[Notice] = field(default_factory=list)
+    """What does not, but should be known."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether training may begin."""
+        return not self.findings
+
+    def summary(self) -> dict[str, Any]:
+        """Counts over the file, for a table; token counts are of the prompt with its longest answer."""
+        tokens = [row.longest for row in self.rows if row.longest is not None]
+        return {
+            "records": self.num_records,
+            "rows": len(self.rows),
+            "formats": dict(Counter(row.format for row in self.rows)),
+            "images": sum(row.num_images for row in self.rows),
+            "with_images": sum(row.num_images > 0 for row in self.rows),
+            "with_rejected": sum(row.num_rejected > 0 for row in self.rows),
+            "with_gentle": sum(row.has_gentle for row in self.rows),
+            "tokens": {"max": max(tokens), "mean": sum(tokens) / len(tokens)} if tokens else None,
+            "findings": dict(Counter(finding.name for finding in self.findings)),
+            "notes": dict(Counter(note.name for note in self.notes)),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole report as plain lists and dicts."""
+        return {"ok": self.ok, "summary": self.summary(), **asdict(self)}
 
 
 def check_rows(
@@ -168,3 +256,74 @@ def _identity(row: Row) -> str:
         else:
             digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
     return digest.hexdigest()
+
+
+_ACTIVATIONS = 34
+"""Bytes kept for the backward pass of one token in one transformer layer, for each unit of the hidden size, in a 2-byte
+type: Korthikanti et al., arXiv 2205.05198, equation 2 without the attention matrix, which sdpa does not keep."""
+
+_HEAD_ROWS = 1024
+"""Tokens whose vocabulary logits exist at one time; the head is computed in pieces."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by purpose. Good to a factor of about 1.5; a vision tower's activations are not counted."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def memory_estimate(
+    *,
+    num_parameters: int,
+    trainable_parameters: int,
+    bytes_per_value: int,
+    tokens_per_batch: int,
+    hidden_size: int,
+    num_layers: int,
+    vocabulary_size: int,
+    checkpointing: bool = False,
+) -> MemoryEstimate:
+    """Memory of one training step with AdamW and the reference cached.
+
+        weights      N * b
+        gradients    M * b
+        optimizer    M * 2 * b                             AdamW's two moments, in the weights' own type
+        activations  T * layers * hidden * (17 * b), or T * hidden * (layers * b + 17 * b) with checkpointing
+        logits       3 * min(T, 1024) * vocabulary * 4     logits, log-probs and their gradient, float32
+
+    Args:
+        num_parameters: N, all weights.
+        trainable_parameters: M, those that are trained.
+        bytes_per_value: b, 4 for float32 and 2 for bfloat16.
+        tokens_per_batch: T, tokens of all rows that run at one time, image tokens included.
+        hidden_size: of the language model.
+        num_layers: of the language model.
+        vocabulary_size: of the language model.
+        checkpointing: gradient checkpointing keeps each layer's input alone and one layer whole.
+
+    Example:
+        >>> estimate = memory_estimate(
+        ...     num_parameters=3_000, trainable_parameters=1_000, bytes_per_value=2, tokens_per_batch=10,
+        ...     hidden_size=8, num_layers=2, vocabulary_size=100)
+        >>> estimate.weights, estimate.gradients, estimate.optimizer, estimate.activations, estimate.logits
+        (6000, 2000, 4000, 5440, 12000)
+    """
+    layer = tokens_per_batch * hidden_size * _ACTIVATIONS * bytes_per_value // 2
+    inputs = tokens_per_batch * hidden_size * bytes_per_value * num_layers
+    return MemoryEstimate(
+        weights=num_parameters * bytes_per_value,
+        gradients=trainable_parameters * bytes_per_value,
+        optimizer=2 * trainable_parameters * bytes_per_value,
+        activations=inputs + layer if checkpointing else num_layers * layer,
+        logits=3 * min(tokens_per_batch, _HEAD_ROWS) * vocabulary_size * 4,
+    )

@@ -11,10 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cwdpo.data.rows import Row
-from cwdpo.demo.captions import SYNONYMS
-from cwdpo.demo.checker import check_caption
-from cwdpo.demo.scenes import Scene
-from cwdpo.demo.world import read_scenes
+from cwdpo.demo.world import SYNONYMS, Scene, check_caption, read_scenes
 
 _FUNCTION_WORDS = frozenset({"a", "at", "is", "the", "there"})
 _ONE_WORD_FOR = {

@@ -8,23 +8,162 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
+from cwdpo import __version__
 from cwdpo.data.reading import read_rows, split_rows
-from cwdpo.demo.base_model import base_checkpoint
-from cwdpo.demo.comparison import COLUMNS, LEGEND, format_table, make_gallery
-from cwdpo.demo.measure import Captions, HeldOut, compare_likelihoods, judge_captions, write_captions
-from cwdpo.demo.methods import DemoSettings, Plan, make_plans
-from cwdpo.demo.world import WorldPaths, read_scenes, write_world
-from cwdpo.engine import make_engine
+from cwdpo.data.rows import Row
+from cwdpo.demo.plans import DemoSettings, Plan, base_checkpoint, make_plans
+from cwdpo.demo.world import PROMPT, Scene, Verdict, WorldPaths, check_caption, read_scenes, win_rate, write_world
+from cwdpo.engine import Engine, make_engine
 from cwdpo.errors import UserError
+from cwdpo.evaluation import evaluate_rows
+from cwdpo.generation import generate_answers
+from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.recipes import run_recipe
-from cwdpo.records.files import write_json, write_text
+from cwdpo.records import write_json, write_text
+from cwdpo.reference import FrozenCopy
 from cwdpo.report import write_report
-from cwdpo.version import __version__
+
+_LONGEST = 40  # tokens; the longest caption of the grammar has 24
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows that no method was trained on, and what is really in their pictures."""
+
+    rows: Sequence[Row]
+    scenes: Sequence[Scene]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """A model's captions of the held-out pictures."""
+
+    greedy: Sequence[str]
+    sampled: Sequence[str]
+    """At temperature 1."""
+
+
+def write_captions(checkpoint: Path, held_out: HeldOut, *, seed: int) -> Captions:
+    """Let the model of a checkpoint caption every held-out picture, greedily and sampled."""
+    model, processor = load_policy(checkpoint, dtype="float32"), load_processor(checkpoint)
+
+    def captions(temperature: float | None) -> list[str]:
+        return generate_answers(
+            model,
+            processor,
+            held_out.rows,
+            batch_size=128,
+            max_new_tokens=_LONGEST,
+            temperature=temperature,
+            seed=seed,
+        )
+
+    return Captions(greedy=captions(None), sampled=captions(1.0))
+
+
+def judge_captions(captions: Captions, rival: Captions, held_out: HeldOut) -> dict[str, float]:
+    """Exactness and hallucination against the ground truth, and how often the captions beat a rival's.
+
+    Returns:
+        ``exact``, ``exact_sampled``, ``hallucination`` (greedy), ``win`` and ``win_sampled``, all from 0 to 1.
+    """
+    greedy, sampled = (_verdicts(texts, held_out.scenes) for texts in (captions.greedy, captions.sampled))
+    return {
+        "exact": fmean(verdict.exact for verdict in greedy),
+        "exact_sampled": fmean(verdict.exact for verdict in sampled),
+        "hallucination": fmean(verdict.hallucinated for verdict in greedy),
+        "win": win_rate(captions.greedy, rival.greedy, held_out.scenes),
+        "win_sampled": win_rate(captions.sampled, rival.sampled, held_out.scenes),
+    }
+
+
+def compare_likelihoods(checkpoint: Path, start: Path, held_out: HeldOut, engine: Engine) -> Mapping[str, float]:
+    """Likelihoods of the held-out answers beside those of the model that the last phase started from.
+
+    Returns:
+        As :func:`cwdpo.evaluation.evaluate_answers`.
+    """
+    model, reference = (load_policy(path, dtype="float32") for path in (checkpoint, start))
+    return evaluate_rows(model, FrozenCopy(reference, engine), load_processor(checkpoint), held_out.rows, engine)
+
+
+def _verdicts(captions: Sequence[str], scenes: Sequence[Scene]) -> list[Verdict]:
+    return [check_caption(caption, scene) for caption, scene in zip(captions, scenes, strict=True)]
+
+
+COLUMNS: tuple[dict[str, str], ...] = (
+    {"key": "exact", "label": "exact", "better": "up", "format": ".1%"},
+    {"key": "exact_sampled", "label": "exact, sampled", "better": "up", "format": ".1%"},
+    {"key": "hallucination", "label": "hallucination", "better": "down", "format": ".1%"},
+    {"key": "win", "label": "win rate", "better": "up", "format": ".1%"},
+    {"key": "win_sampled", "label": "win, sampled", "better": "up", "format": ".1%"},
+    {"key": "chosen_delta", "label": "chosen Delta", "better": "up", "format": "+.2f"},
+    {"key": "rejected_delta", "label": "rejected Delta", "format": "+.2f"},
+    {"key": "ece", "label": "ECE", "better": "down", "format": ".3f"},
+    {"key": "tv", "label": "TV", "better": "down", "format": ".3f"},
+    {"key": "steps", "label": "steps", "format": "d"},
+)
+"""What is measured, in the form that the report reads."""
+
+LEGEND = (
+    "exact: captions with every attribute right; hallucination: captions that name a thing that is not there; "
+    "win rate: against plain SFT after stage 1, ties half; Delta: log pi - log pi_ref of held-out captions, nats; "
+    "ECE: token calibration error; TV: total variation to the model before the second phase. "
+    "One seed: differences of a point or two are chance."
+)
+"""What the columns mean, in one line."""
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as text; a value that a row lacks is a dash.
+
+    Args:
+        rows: a ``name`` and the keys of :data:`COLUMNS`.
+    """
+    lines = [["", *(column["label"] for column in COLUMNS)]]
+    for row in rows:
+        cells = (format(row[c["key"]], c["format"]) if row.get(c["key"]) is not None else "-" for c in COLUMNS)
+        lines.append([str(row["name"]), *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for line in lines
+    )
+
+
+def make_gallery(
+    captions: Mapping[str, Captions], held_out: HeldOut, *, images: str, count: int
+) -> list[dict[str, Any]]:
+    """Pictures with the greedy captions of every model: first those on which the models differ most.
+
+    Args:
+        captions: of each model, by its name in the table.
+        held_out: the rows that were captioned.
+        images: directory of the pictures, relative to the file that the gallery is written into.
+        count: how many pictures.
+    """
+    entries = []
+    for index, (row, scene) in enumerate(zip(held_out.rows, held_out.scenes, strict=True)):
+        answers = [
+            {"name": name, "text": text, "right": check_caption(text, scene).exact}
+            for name, text in ((name, texts.greedy[index]) for name, texts in captions.items())
+        ]
+        entries.append({"image": f"{images}/{row.id}.png", "prompt": PROMPT, "chosen": row.chosen, "answers": answers})
+    return sorted(entries, key=_agreement)[:count]
+
+
+def _agreement(entry: Mapping[str, Any]) -> int:
+    right: int = sum(answer["right"] for answer in entry["answers"])
+    return abs(2 * right - len(entry["answers"]))
+
 
 logger = logging.getLogger(__name__)
 

@@ -1,16 +1,401 @@
-"""Write the demo's world to disk: image files, rows and ground truth, as a user's own data would lie there."""
+"""Write the demo's world to disk: image files, rows and ground truth, as a user's own data would lie there.
 
+A small caption grammar, both ways: scenes to sentences, sentences back to scenes.
+
+    caption := phrase | phrase "and" phrase
+    phrase  := "a" size colour shape "at the" position | "at the" position "there is a" size colour shape
+
+Every word has synonyms and the phrases come in any order, so that a scene has many right captions.
+"""
+
+import colorsys
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
+from PIL import Image, ImageDraw
 
-from cwdpo.demo.captions import Style, sample_style, write_caption
-from cwdpo.demo.negatives import EASY_KINDS, Kind, easy_negative, gentle_negative
-from cwdpo.demo.scenes import Scene, Thing, draw_scene, sample_scene
+Colour: TypeAlias = Literal["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"]
+Shape: TypeAlias = Literal["disc", "square", "triangle", "diamond", "cross"]
+Size: TypeAlias = Literal["small", "large"]
+Position: TypeAlias = Literal["top left", "top right", "bottom left", "bottom right"]
+
+COLOURS: tuple[Colour, ...] = get_args(Colour)
+"""In the order of the colour wheel, so that neighbours in the tuple (cyclically) look alike."""
+
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+SIZES: tuple[Size, ...] = get_args(Size)
+POSITIONS: tuple[Position, ...] = get_args(Position)
+
+IMAGE_SIZE = 32
+"""Side of a picture in pixels."""
+
+_HUE: dict[Colour, float] = {
+    "red": 0.0,
+    "orange": 28.0,
+    "yellow": 55.0,
+    "green": 120.0,
+    "cyan": 180.0,
+    "blue": 225.0,
+    "purple": 275.0,
+    "pink": 322.0,
+}
+_HUE_JITTER = 10.0  # degrees; neighbours such as red and orange come close, so that colour errors happen
+_RADIUS: dict[Size, tuple[float, float]] = {"small": (2.7, 3.8), "large": (5.0, 6.5)}
+_NOISE = 12.0  # standard deviation in units of 1/255
+_SCALE = 4  # drawn larger and reduced, so that edges are smooth
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One object: four attributes, each with a small set of values."""
+
+    colour: Colour
+    shape: Shape
+    size: Size
+    position: Position
+
+
+Scene: TypeAlias = tuple[Thing, ...]
+"""One or two things at different positions."""
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene at random: one thing in a third of the scenes, else two, never two at one position."""
+    count = 1 if rng.random() < 1 / 3 else 2
+    places = rng.permutation(len(POSITIONS))[:count]
+    return tuple(
+        Thing(
+            colour=COLOURS[rng.integers(len(COLOURS))],
+            shape=SHAPES[rng.integers(len(SHAPES))],
+            size=SIZES[rng.integers(len(SIZES))],
+            position=POSITIONS[place],
+        )
+        for place in places
+    )
+
+
+def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
+    """Paint a scene: light ground, jittered hue, place and radius, then pixel noise.
+
+    Returns:
+        RGB image of :data:`IMAGE_SIZE` x :data:`IMAGE_SIZE` pixels.
+    """
+    ground = int(rng.integers(205, 245))
+    canvas = Image.new("RGB", (IMAGE_SIZE * _SCALE,) * 2, (ground,) * 3)
+    brush = ImageDraw.Draw(canvas)
+    for thing in scene:
+        _draw_thing(brush, thing, rng)
+    small = np.asarray(canvas.reduce(_SCALE), dtype=np.float32)
+    noisy = small + rng.normal(0.0, _NOISE, size=small.shape).astype(np.float32)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def _draw_thing(brush: ImageDraw.ImageDraw, thing: Thing, rng: np.random.Generator) -> None:
+    hue = _HUE[thing.colour] + rng.uniform(-_HUE_JITTER, _HUE_JITTER)
+    red, green, blue = colorsys.hsv_to_rgb((hue % 360) / 360, rng.uniform(0.75, 1.0), rng.uniform(0.7, 0.95))
+    fill = (int(red * 255), int(green * 255), int(blue * 255))
+    quarter = IMAGE_SIZE * _SCALE / 4
+    down, right = thing.position.split()
+    x = (3 if right == "right" else 1) * quarter + rng.uniform(-1.0, 1.0) * _SCALE
+    y = (3 if down == "bottom" else 1) * quarter + rng.uniform(-1.0, 1.0) * _SCALE
+    radius = rng.uniform(*_RADIUS[thing.size]) * _SCALE
+    if thing.shape == "disc":
+        brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+    elif thing.shape == "cross":
+        arm = radius * 0.36
+        brush.rectangle((x - radius, y - arm, x + radius, y + arm), fill=fill)
+        brush.rectangle((x - arm, y - radius, x + arm, y + radius), fill=fill)
+    else:
+        brush.polygon(_corners(thing.shape, x, y, radius), fill=fill)
+
+
+def _corners(shape: Shape, x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    """Corners of a regular polygon whose area is near that of the disc of this radius."""
+    count, start = {"square": (4, 45.0), "diamond": (4, 0.0), "triangle": (3, -90.0)}[shape]
+    reach = radius * 1.15
+    angles = [math.radians(start + 360 * corner / count) for corner in range(count)]
+    return [(x + reach * math.cos(angle), y + reach * math.sin(angle)) for angle in angles]
+
+
+SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
+    "colour": {
+        "red": ("red",),
+        "orange": ("orange",),
+        "yellow": ("yellow",),
+        "green": ("green",),
+        "cyan": ("cyan", "turquoise"),
+        "blue": ("blue",),
+        "purple": ("purple", "violet"),
+        "pink": ("pink",),
+    },
+    "shape": {
+        "disc": ("disc", "circle"),
+        "square": ("square", "box"),
+        "triangle": ("triangle",),
+        "diamond": ("diamond", "rhombus"),
+        "cross": ("cross", "plus"),
+    },
+    "size": {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")},
+    "position": {
+        "top left": ("top left", "upper left"),
+        "top right": ("top right", "upper right"),
+        "bottom left": ("bottom left", "lower left"),
+        "bottom right": ("bottom right", "lower right"),
+    },
+}
+"""For each attribute, the words that may stand for each of its values."""
+
+_VALUE_OF = {
+    attribute: {word: value for value, words in values.items() for word in words}
+    for attribute, values in SYNONYMS.items()
+}
+_SIZE, _COLOUR, _SHAPE, _POSITION = (
+    "(?P<{}>{})".format(attribute, "|".join(_VALUE_OF[attribute]))
+    for attribute in ("size", "colour", "shape", "position")
+)
+_PHRASES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        f"a {_SIZE} {_COLOUR} {_SHAPE} at the {_POSITION}",
+        f"at the {_POSITION} there is a {_SIZE} {_COLOUR} {_SHAPE}",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PhraseStyle:
+    """How one thing is put into words: a number in [0, 1) picks among the synonyms of each attribute's value."""
+
+    colour: float
+    shape: float
+    size: float
+    position: float
+    place_first: bool
+    """Begin with "at the ...", rather than end with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a scene is put into words. The same style on a changed scene changes only the words that must change."""
+
+    phrases: tuple[PhraseStyle, ...]
+    """One for each thing of the scene."""
+
+    order: tuple[int, ...]
+    """The things, in the order in which they are named."""
+
+
+def sample_style(scene: Scene, rng: np.random.Generator) -> Style:
+    """Choose synonyms, phrase forms and order at random."""
+    phrases = tuple(_sample_phrase(rng) for _ in scene)
+    return Style(phrases=phrases, order=tuple(int(index) for index in rng.permutation(len(scene))))
+
+
+def write_caption(scene: Scene, style: Style) -> str:
+    """Put a scene into words.
+
+    Example:
+        >>> plain = PhraseStyle(colour=0, shape=0, size=0, position=0, place_first=False)
+        >>> write_caption((Thing("red", "disc", "small", "top left"),), Style(phrases=(plain,), order=(0,)))
+        'a small red disc at the top left'
+    """
+    return " and ".join(_phrase(scene[index], style.phrases[index]) for index in style.order)
+
+
+def parse_caption(caption: str) -> Scene | None:
+    """Read a caption back.
+
+    Returns:
+        The things in the order named (any number of them), or None when the text is not in the grammar.
+
+    Example:
+        >>> parse_caption("at the upper left there is a tiny red circle")
+        (Thing(colour='red', shape='disc', size='small', position='top left'),)
+        >>> parse_caption("disc red a") is None
+        True
+    """
+    things = []
+    for phrase in " ".join(caption.lower().split()).rstrip(".").split(" and "):
+        found = next(filter(None, (pattern.fullmatch(phrase) for pattern in _PHRASES)), None)
+        if found is None:
+            return None
+        value = {attribute: _VALUE_OF[attribute][word] for attribute, word in found.groupdict().items()}
+        things.append(
+            Thing(
+                colour=cast(Colour, value["colour"]),
+                shape=cast(Shape, value["shape"]),
+                size=cast(Size, value["size"]),
+                position=cast(Position, value["position"]),
+            )
+        )
+    return tuple(things)
+
+
+def grammar_words() -> list[str]:
+    """Every word a caption may hold, sorted."""
+    words = {"a", "and", "at", "the", "there", "is"}
+    for values in SYNONYMS.values():
+        words.update(word for synonyms in values.values() for synonym in synonyms for word in synonym.split())
+    return sorted(words)
+
+
+def _sample_phrase(rng: np.random.Generator) -> PhraseStyle:
+    colour, shape, size, position, form = (float(pick) for pick in rng.random(5))
+    return PhraseStyle(colour=colour, shape=shape, size=size, position=position, place_first=form < 0.5)
+
+
+def _phrase(thing: Thing, style: PhraseStyle) -> str:
+    word = {}
+    for attribute in (f.name for f in fields(thing)):
+        synonyms = SYNONYMS[attribute][getattr(thing, attribute)]
+        word[attribute] = synonyms[int(getattr(style, attribute) * len(synonyms))]
+    named, place = f"a {word['size']} {word['colour']} {word['shape']}", f"at the {word['position']}"
+    return f"{place} there is {named}" if style.place_first else f"{named} {place}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the checker says of one caption."""
+
+    exact: bool
+    """Every thing named once, with all four attributes right, and nothing else."""
+
+    attributes: float
+    """Share of right attributes under the best matching of things, from 0 to 1; missing and extra things count."""
+
+    hallucinated: bool
+    """Names a thing whose colour and shape are not in the picture, or is no caption at all."""
+
+
+def check_caption(caption: str, scene: Scene) -> Verdict:
+    """Compare a caption with the scene it describes.
+
+    Example:
+        >>> scene = (Thing("red", "disc", "small", "top left"),)
+        >>> check_caption("a big red disc at the top left", scene)
+        Verdict(exact=False, attributes=0.75, hallucinated=False)
+    """
+    named = parse_caption(caption)
+    if named is None:
+        return Verdict(exact=False, attributes=0.0, hallucinated=True)
+    present = {(thing.colour, thing.shape) for thing in scene}
+    return Verdict(
+        exact=Counter(named) == Counter(scene),
+        attributes=_attribute_score(named, scene),
+        hallucinated=any((thing.colour, thing.shape) not in present for thing in named),
+    )
+
+
+def win_rate(captions: Sequence[str], rivals: Sequence[str], scenes: Sequence[Scene]) -> float:
+    """How often the first caption of each pair is the better one, ties counting half.
+
+    An exact caption beats one that is not; otherwise more right attributes beat fewer.
+
+    Returns:
+        Between 0 and 1; 0.5 when neither side is better.
+    """
+    if not len(captions) == len(rivals) == len(scenes) or not scenes:
+        raise ValueError(
+            f"expected one caption, rival and scene each, got {len(captions)}, {len(rivals)}, {len(scenes)}"
+        )
+    points = 0.0
+    for caption, rival, scene in zip(captions, rivals, scenes, strict=True):
+        ours, theirs = (check_caption(text, scene) for text in (caption, rival))
+        better, worse = (ours.exact, ours.attributes), (theirs.exact, theirs.attributes)
+        points += 1.0 if better > worse else 0.5 if better == worse else 0.0
+    return points / len(scenes)
+
+
+def _attribute_score(named: Sequence[Thing], scene: Scene) -> float:
+    few, many = sorted((tuple(named), tuple(scene)), key=len)
+    if len(many) > 4:  # more things than positions: no picture is like that, and permutations would explode
+        return 0.0
+    best = max(sum(map(_shared, few, order)) for order in permutations(many, len(few)))
+    return best / (len(fields(Thing)) * len(many))
+
+
+def _shared(one: Thing, other: Thing) -> int:
+    return sum(getattr(one, f.name) == getattr(other, f.name) for f in fields(one))
+
+
+Kind: TypeAlias = Literal["gentle", "other_scene", "shuffled", "off_topic"]
+"""What sort of negative a rejected caption is."""
+
+EASY_KINDS: tuple[Kind, ...] = ("other_scene", "shuffled", "off_topic")
+
+_NEAR_COLOUR = 0.8  # share of colour changes that go to a neighbour on the colour wheel
+_WHO = ("my neighbour", "our teacher", "an old sailor", "that orchestra", "somebody", "her cousin")
+_DOES = ("cooks soup", "reads newspapers", "repairs bicycles", "practises chess", "waters tomatoes", "plays music")
+_WHEN = ("on sundays", "before breakfast", "during winter", "every evening", "in autumn", "after work")
+
+
+def gentle_negative(scene: Scene, style: Style, rng: np.random.Generator) -> str:
+    """The scene's caption in the same style with one attribute of one thing changed."""
+    index = int(rng.integers(len(scene)))
+    changed = list(scene)
+    changed[index] = replace(scene[index], **_changed_attribute(scene, index, rng))
+    return write_caption(tuple(changed), style)
+
+
+def easy_negative(kind: Kind, scene: Scene, caption: str, rng: np.random.Generator) -> str:
+    """A caption that is wrong at first sight.
+
+    Args:
+        kind: one of :data:`EASY_KINDS`.
+        scene: what the picture shows.
+        caption: a right caption; its words are what ``shuffled`` shuffles.
+        rng: source of all randomness.
+    """
+    if kind == "off_topic":
+        return off_topic_sentence(rng)
+    if kind == "shuffled":
+        return _shuffled(caption, rng)
+    if kind != "other_scene":
+        raise ValueError(f"{kind!r} is no easy negative; write one of {', '.join(EASY_KINDS)}")
+    while True:
+        other = sample_scene(rng)
+        candidate = write_caption(other, sample_style(other, rng))
+        if not check_caption(candidate, scene).exact:
+            return candidate
+
+
+def off_topic_sentence(rng: np.random.Generator) -> str:
+    """A sentence about something else."""
+    return " ".join(str(rng.choice(part)) for part in (_WHO, _DOES, _WHEN))
+
+
+def off_topic_words() -> list[str]:
+    """Every word of the off-topic sentences, sorted."""
+    return sorted({word for part in (_WHO, _DOES, _WHEN) for phrase in part for word in phrase.split()})
+
+
+def _shuffled(caption: str, rng: np.random.Generator) -> str:
+    words = caption.split()
+    while True:
+        mixed = " ".join(str(word) for word in rng.permutation(words))
+        if parse_caption(mixed) is None:
+            return mixed
+
+
+def _changed_attribute(scene: Scene, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    thing = scene[index]
+    attribute = str(rng.choice(["colour", "shape", "size", "position"], p=[0.4, 0.2, 0.2, 0.2]))
+    if attribute == "colour" and rng.random() < _NEAR_COLOUR:
+        step = int(rng.choice([-1, 1]))
+        return {"colour": COLOURS[(COLOURS.index(thing.colour) + step) % len(COLOURS)]}
+    taken = {other.position for other in scene} if attribute == "position" else {getattr(thing, attribute)}
+    values = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "position": POSITIONS}[attribute]
+    free = [value for value in values if value not in taken]
+    return {attribute: free[int(rng.integers(len(free)))]}
+
 
 PROMPT = "describe the picture"
 """The one instruction of the demo."""

@@ -1,8 +1,7 @@
 """Name what goes wrong in a run, from its readings alone. Floats only: no torch, no model."""
 
-from cwdpo.diagnosis.finding import Diagnosis, Finding, NotJudged, title_of
-from cwdpo.diagnosis.judging import diagnose, examine
-from cwdpo.diagnosis.sources import Recording, read_recording
+from cwdpo.diagnosis.history import Diagnosis, Finding, NotJudged, title_of
+from cwdpo.diagnosis.judging import Recording, diagnose, examine, read_recording
 from cwdpo.diagnosis.thresholds import Thresholds
 
 __all__ = [

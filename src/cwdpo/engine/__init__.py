@@ -6,10 +6,10 @@ from typing import Any, Literal, Protocol
 from torch import nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
-from cwdpo.engine.budget import Cost, within_budget
-from cwdpo.engine.choice import CheckedEngine
-from cwdpo.engine.features import FeatureCache
+from cwdpo.engine.checked import CheckedEngine
+from cwdpo.engine.layout import Cost, within_budget
 from cwdpo.engine.plain import PlainEngine
+from cwdpo.engine.vision import FeatureCache
 
 __all__ = ["Engine", "FeatureCache", "make_engine", "separate_engine", "within_budget"]
 

@@ -6,12 +6,9 @@ from typing import Any
 from torch import nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
-from cwdpo.engine.budget import Cost, plain_costs
-from cwdpo.engine.features import FeatureCache
 from cwdpo.engine.forward import Forward, answer_type, bare_model
-from cwdpo.engine.grouping import in_groups
-from cwdpo.engine.layout import PaddingSide, one_row_an_answer, with_images_once
-from cwdpo.engine.vision import share_images
+from cwdpo.engine.layout import Cost, PaddingSide, in_groups, one_row_an_answer, plain_costs, with_images_once
+from cwdpo.engine.vision import FeatureCache, share_images
 
 
 class PlainEngine:

@@ -1,19 +1,209 @@
-"""The tree engine: one row a prompt, with all its answers behind it. The image and the prompt are paid for once."""
+"""The tree engine: one row a prompt, with all its answers behind it. The image and the prompt are paid for once.
 
-from collections.abc import Collection
+How a model is made to treat a row as a tree, through transformers' own registries and module hooks.
+
+The text decoder runs under an attention implementation of ours, which is the model's own attention with a mask builder
+of ours before it. The builder is handed the model's *own* mask function (causal, sliding window, bidirectional among
+image tokens or a prefix) and evaluates it at each token's place in ``[prompt | its own answer]``; a ready-made 4-D mask
+could not know those. Masks are built before the decoder's layers and passed to them, so layers that are recomputed
+in the backward pass see the same mask; by then the config names the model's own attention again, which is the same.
+
+``flex_attention`` comes in by the same door, as a mask that brings its kernel along (:class:`_BlockMask`): no model
+needs to offer it, and a layer that is recomputed meets it again.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
-from cwdpo.engine.budget import Cost, tree_costs
-from cwdpo.engine.features import FeatureCache
-from cwdpo.engine.forward import Forward, answer_type, bare_model
-from cwdpo.engine.grouping import in_groups
-from cwdpo.engine.last_layer import only_where_read
-from cwdpo.engine.tree_attention import as_tree
-from cwdpo.engine.tree_layout import one_row_a_prompt
-from cwdpo.engine.vision import share_images
+from cwdpo.engine.forward import Forward, answer_type, bare_model, only_where_read
+from cwdpo.engine.layout import Cost, TreePlan, in_groups, one_row_a_prompt, tree_costs
+from cwdpo.engine.vision import FeatureCache, share_images
+
+# transformers refuses a name with "flex_attention" in it for classes that do not offer it, so ours has another
+_OURS = {"sdpa": "cwdpo_tree_sdpa", "eager": "cwdpo_tree_eager", "flex_attention": "cwdpo_tree_flex"}
+"""The name of our version of each attention implementation that takes any mask. FlashAttention does not."""
+
+
+class TreeUnsupportedError(Exception):
+    """The model cannot run a row as a tree; the message says why."""
+
+
+@dataclass
+class _Use:
+    """What one forward pass did with its plan."""
+
+    plan: TreePlan
+    by_flex: bool = False
+    masks: int = 0
+    positions: int = 0
+
+
+_current: ContextVar[_Use | None] = ContextVar("cwdpo_tree", default=None)
+
+
+@contextmanager
+def as_tree(bare: Any, plan: TreePlan, *, by_flex: bool = False) -> Iterator[None]:
+    """While open, the model's forward pass treats its rows as the plan says.
+
+    Args:
+        bare: the transformers model.
+        plan: of the rows that it will be given.
+        by_flex: where the model runs by sdpa, run ``flex_attention`` with block masks in its place.
+
+    Raises:
+        TreeUnsupportedError: the model's attention takes no such mask, or the pass did not use the plan.
+    """
+    config = bare.config.get_text_config()
+    own = config._attn_implementation  # the property has no public name; setting it below has
+    if own not in _OURS:
+        raise TreeUnsupportedError(
+            f"its attention implementation `{own}` takes no tree mask; load the model with "
+            "`attn_implementation: sdpa`, `eager` or `flex_attention`"
+        )
+    use = _Use(plan, by_flex)
+    token = _current.set(use)
+    handle = bare.get_decoder().register_forward_pre_hook(_restart_positions, with_kwargs=True)
+    _set_attention(bare, config, _OURS[own])
+    try:
+        yield
+    finally:
+        _set_attention(bare, config, own)
+        handle.remove()
+        _current.reset(token)
+    if not (use.masks and use.positions):
+        raise TreeUnsupportedError(
+            f"its forward pass asked for {use.masks} masks and {use.positions} positions where at least one of each "
+            "was expected, so it does not build its masks through transformers' interface"
+        )
+
+
+def _set_attention(bare: Any, config: Any, name: str) -> None:
+    keys = [key for key in bare.config.sub_configs if getattr(bare.config, key, None) is config]
+    bare.set_attn_implementation({keys[0]: name} if keys else name)
+
+
+def _restart_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Each answer's positions go on from its prompt, in whatever form the model counts them."""
+    use = _current.get()
+    assert use is not None
+    use.positions += 1
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        positions = torch.arange(use.plan.shift.shape[1], device=use.plan.shift.device)[None]
+    return args, kwargs | {"position_ids": positions - use.plan.shift.to(positions.device)}
+
+
+def _mask(q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: Any) -> Tensor:
+    """``(rows, 1, length, length)`` True where a query may attend to a key."""
+    use = _current.get()
+    assert use is not None
+    rows, length = use.plan.branch.shape
+    if (q_length, kv_length) != (length, length):
+        raise TreeUnsupportedError(f"it asks for a mask of {q_length} x {kv_length} on rows of {length} tokens")
+    use.masks += 1
+    row = torch.arange(rows, device=device)[:, None, None, None]
+    index = torch.arange(length, device=device)
+    query, key = index[None, None, :, None], index[None, None, None, :]
+    logical = use.plan.logical
+    own = mask_function(row, row.new_zeros(()), logical[:, None, :, None], logical[:, None, None, :])
+    return use.plan.allow(own, row, query, key)
+
+
+def _sdpa_mask(
+    q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: Any = "cpu", **_: Any
+) -> Any:
+    use = _current.get()
+    assert use is not None
+    allowed = _mask(q_length, kv_length, mask_function, device)
+    return _BlockMask.of(_blocks(allowed)) if use.by_flex else allowed
+
+
+def _eager_mask(
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Tensor],
+    device: Any = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **_: Any,
+) -> Tensor:
+    allowed = _mask(q_length, kv_length, mask_function, device)
+    return torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, torch.finfo(dtype).min)
+
+
+def _flex_mask(
+    q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: Any = "cpu", **_: Any
+) -> BlockMask:
+    return _blocks(_mask(q_length, kv_length, mask_function, device))
+
+
+def _blocks(allowed: Tensor) -> BlockMask:
+    """A block mask that looks a dense one up: models' mask functions need not be compiled, and both are the same."""
+    rows, _, queries, keys = allowed.shape
+
+    def look_up(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return allowed[row, 0, query, key]
+
+    return create_block_mask(look_up, rows, None, queries, keys, device=allowed.device)
+
+
+class _BlockMask(BlockMask):
+    """Handed to ``scaled_dot_product_attention`` as its mask, it has ``flex_attention`` run instead."""
+
+    blocks: BlockMask
+
+    @classmethod
+    def of(cls, blocks: BlockMask) -> "_BlockMask":
+        """A block mask that brings its kernel along."""
+        mask = cls.__new__(cls)
+        vars(mask).update(vars(blocks), blocks=blocks)
+        return mask
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See "Extending torch" in torch's documentation."""
+        if func is not F.scaled_dot_product_attention:
+            return NotImplemented
+        kwargs = dict(kwargs or {})
+        mask, dropout = kwargs.pop("attn_mask"), kwargs.pop("dropout_p", 0.0)
+        if dropout or kwargs.pop("is_causal", False):
+            raise TreeUnsupportedError("its attention drops at random, which flex_attention cannot")
+        return flex_kernel()(*args, block_mask=mask.blocks, **kwargs)
+
+
+@functools.cache
+def flex_kernel() -> Callable[..., Tensor]:
+    """``flex_attention``, compiled when it first runs."""
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    return compiled
+
+
+def _eager_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The eager attention of the module's own modelling file, where transformers looks for it too."""
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+
+
+def _register() -> None:
+    functions: Any = ALL_ATTENTION_FUNCTIONS
+    for own, mask in (("sdpa", _sdpa_mask), ("eager", _eager_mask), ("flex_attention", _flex_mask)):
+        AttentionInterface.register(_OURS[own], _eager_attention if own == "eager" else functions[own])
+        AttentionMaskInterface.register(_OURS[own], mask)
+
+
+_register()
+
 
 FLEX_FROM = 4096
 """Tokens of a row from which ``flex_attention`` is worth its compiler on a GPU. It skips what causality hides, half of
@@ -24,7 +214,7 @@ class TreeEngine:
     """Log-probs by ``[prompt | answer 1 | ... | answer K]`` rows.
 
     Exact for decoders whose only tie between tokens is attention. It does not find out by itself whether a model is
-    one of those: :class:`cwdpo.engine.choice.CheckedEngine` does, before it is used.
+    one of those: :class:`cwdpo.engine.checked.CheckedEngine` does, before it is used.
     """
 
     def __init__(self, *, flex_from: int | None = None, features: FeatureCache | None = None) -> None:

@@ -1,16 +1,34 @@
-"""Images: encoded once for all answers of a prompt, and without gradient where nothing there trains."""
+"""Images: encoded once for all answers of a prompt, and without gradient where nothing there trains.
+
+Image features of a vision tower that does not train: computed once, then remembered.
+
+A tower that stays as it is says the same of an image at every step, to the policy and to the reference alike. Kept is
+what stands in place of the image tokens, after the projector (transformers' public interface takes nothing earlier), so
+nothing is kept while the projector trains.
+"""
 
 import inspect
+import json
+import logging
+import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.utils.generic import ModelOutput
 
-from cwdpo.batch import Batch
+from cwdpo.batch import Batch, hash_tensors, image_key
 from cwdpo.engine.layout import merge_images
 
 
@@ -181,3 +199,213 @@ def _put_together(rows: Sequence[ImageFeatures]) -> _Encoded:
         pooler_output=pooled[None] if first.stacked else [pooled],
         deepstack_features=[[level] if listed else level for level, listed in zip(deep, first.listed, strict=True)],
     )
+
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureStore:
+    """``key -> ImageFeatures`` on the CPU. Memory drops what was used longest ago; files stay until deleted."""
+
+    def __init__(self, *, memory: int, directory: Path | None, disk: int) -> None:
+        """Set the bounds, in bytes. Files that are there already count.
+
+        Args:
+            memory: 0 keeps nothing in memory.
+            directory: of the files; None writes none.
+            disk: 0 writes no files, but reads those that are there.
+        """
+        self._memory, self._directory, self._disk = memory, directory, disk
+        self._entries: OrderedDict[str, ImageFeatures] = OrderedDict()
+        self._in_memory = 0
+        self.pin = False
+        """Whether features in memory are page-locked, for a GPU to take them from."""
+        files = directory.glob("*/*.safetensors") if directory else ()
+        self._on_disk = sum(path.stat().st_size for path in files)
+
+    def get(self, key: str) -> ImageFeatures | None:
+        """The features kept under a key, or None."""
+        found = self._entries.get(key)
+        if found is not None:
+            self._entries.move_to_end(key)
+            return found
+        path = self._path(key)
+        found = _read(path) if path is not None and path.exists() else None
+        return None if found is None else self._remember(key, found)
+
+    def put(self, key: str, features: ImageFeatures) -> None:
+        """Keep features, in memory and, while there is room, in a file."""
+        features = features.to("cpu")
+        self._remember(key, features)
+        path = self._path(key)
+        if path is not None and self._on_disk + features.num_bytes <= self._disk:
+            try:
+                self._on_disk += _write(path, features)
+            except (OSError, SafetensorError) as error:
+                logger.warning("image features are no longer written to %s: %s", self._directory, error)
+                self._disk = 0
+
+    def _remember(self, key: str, features: ImageFeatures) -> ImageFeatures:
+        if features.num_bytes > self._memory:
+            return features
+        features = self._entries[key] = features.pinned() if self.pin else features
+        self._in_memory += features.num_bytes
+        while self._in_memory > self._memory:
+            _, oldest = self._entries.popitem(last=False)
+            self._in_memory -= oldest.num_bytes
+        return features
+
+    def _path(self, key: str) -> Path | None:
+        return None if self._directory is None else self._directory / f"{key}.safetensors"
+
+
+def _write(path: Path, features: ImageFeatures) -> int:
+    """Write a file whole or not at all; returns its bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {str(i): tensor.contiguous() for i, tensor in enumerate(features.tensors)}
+    metadata = {
+        "stacked": str(int(features.stacked)),
+        "listed": "".join(str(int(listed)) for listed in features.listed),
+        "check": hash_tensors(tensors.items()).hexdigest(),
+    }
+    written = path.with_suffix(f".{os.getpid()}.partial")  # several ranks may meet the same image
+    save_file(tensors, written, metadata)
+    written.replace(path)
+    return path.stat().st_size
+
+
+def _read(path: Path) -> ImageFeatures | None:
+    """Features from a file; a damaged one is removed."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            names = [str(i) for i in range(len(list(file.keys())))]
+            tensors = {name: file.get_tensor(name) for name in names}
+        if hash_tensors(tensors.items()).hexdigest() != metadata["check"]:
+            raise ValueError("its content does not match its checksum")
+        pooled, *deep = tensors.values()
+        listed = tuple(letter == "1" for letter in metadata["listed"])
+        return ImageFeatures(pooled, tuple(deep), metadata["stacked"] == "1", listed)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is damaged (%s); its features are computed again", path, error)
+        path.unlink(missing_ok=True)
+        return None
+
+
+class FeatureCache:
+    """Features by image content and tower. One may serve any number of models and engines."""
+
+    def __init__(self, *, memory_mb: int = 1024, directory: Path | None = None, disk_mb: int = 0) -> None:
+        """Set the bounds.
+
+        Args:
+            memory_mb: most megabytes (2**20 bytes) of features in main memory; the longest unused go first.
+            directory: where features are kept beyond that, and for a resumed run. None keeps none.
+            disk_mb: most megabytes there; when they are used up, nothing more is written.
+        """
+        self._store = FeatureStore(memory=memory_mb * 2**20, directory=directory, disk=disk_mb * 2**20)
+        self._fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        self._is_off = False
+        self.report: dict[str, Any] = {"memory_mb": memory_mb, "disk_mb": disk_mb, "computed": 0, "found": 0}
+        """Counts of prompts whose images were encoded and looked up; ``not_used`` says for which models, and why."""
+
+    def lookup(self, model: nn.Module, bare: Any, batch: Batch) -> Lookup | None:
+        """What :func:`cwdpo.engine.vision.share_images` needs to look a batch's images up, or None where they must be
+        computed in the forward pass."""
+        if self._is_off:
+            return None
+        reason = why_not_cacheable(model, bare)
+        if reason is not None:
+            self.report.setdefault("not_used", {})[type(bare).__name__] = reason
+            return None
+        return partial(self._look_up, bare, batch)
+
+    def used_for(self, model: nn.Module, bare: Any) -> bool:
+        """Whether the model's features are kept."""
+        return not self._is_off and why_not_cacheable(model, bare) is None
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """While open, nothing is looked up."""
+        before, self._is_off = self._is_off, True
+        try:
+            yield
+        finally:
+            self._is_off = before
+
+    def refuse(self, reason: str) -> None:
+        """Look nothing up any more."""
+        self._is_off = True
+        self.report["off"] = reason
+
+    @torch.no_grad()
+    def _look_up(
+        self, bare: Any, batch: Batch, wanted: Sequence[int], encode: Callable[[int], ImageFeatures]
+    ) -> list[ImageFeatures]:
+        device = batch["answer_ids"].device
+        self._store.pin = device.type == "cuda"
+        keys = batch.get("image_keys") or [image_key(prompt) for prompt in batch["prompts"]]
+        prefix = f"{self._fingerprint(bare)}-{device.type}-{_precision(device.type)}"
+        features = []
+        for i in wanted:
+            key = f"{prefix}/{keys[i]}"
+            found = self._store.get(key)
+            self.report["computed" if found is None else "found"] += 1
+            if found is None:
+                found = encode(i)
+                self._store.put(key, found)
+            features.append(found.to(device))
+        return features
+
+    def _fingerprint(self, bare: Any) -> str:
+        if bare not in self._fingerprints:
+            weights = dict(_outside_language(bare)) | dict(bare.named_buffers())
+            digest = hash_tensors(sorted(weights.items()))
+            digest.update(json.dumps(_vision_settings(bare.config), sort_keys=True, default=str).encode())
+            self._fingerprints[bare] = digest.hexdigest()
+        return self._fingerprints[bare]
+
+
+def why_not_cacheable(model: nn.Module, bare: Any) -> str | None:
+    """The reason why a model's image features may not be kept from one step to the next, or None where they may.
+
+    Args:
+        model: as it is called, in its wrappers.
+        bare: the transformers model inside.
+    """
+    if not can_share_images(bare):
+        return "the model takes no image features in place of pixels"
+    outside = _outside_language(bare)
+    if any(_is_sharded(weight) for _, weight in outside):
+        return "the weights are divided among processes, which must all encode at the same time"
+    trains = next((name for name, weight in outside if weight.requires_grad), None)
+    if trains is not None:
+        return f"{trains} trains"
+    vision = bare.config.get_text_config() is not bare.config and getattr(bare.config, "vision_config", None)
+    drops = {name for name, value in (vision.to_dict() if vision else {}).items() if "drop" in name and value}
+    if drops:
+        return f"the vision tower drops at random ({', '.join(sorted(drops))})"
+    return None
+
+
+def _outside_language(bare: Any) -> list[tuple[str, Tensor]]:
+    """All weights that image features may depend on: those of neither the decoder, its embeddings nor the head."""
+    parts = (bare.get_decoder(), bare.get_input_embeddings(), bare.get_output_embeddings())
+    language = {id(weight) for part in parts if part is not None for weight in part.parameters()}
+    return [(name, weight) for name, weight in bare.named_parameters() if id(weight) not in language]
+
+
+def _is_sharded(weight: Tensor) -> bool:
+    return isinstance(weight, DTensor) or hasattr(weight, "ds_id")  # FSDP2's, and DeepSpeed's ZeRO-3
+
+
+def _vision_settings(config: Any) -> dict[str, Any]:
+    """What besides its weights makes a tower: its settings, and the library that runs it."""
+    text = [name for name, value in vars(config).items() if value is config.get_text_config()]
+    ignored = {*text, "_name_or_path", "transformers_version", "architectures", "use_cache", "dtype"}
+    settings = {name: value for name, value in config.to_dict().items() if name not in ignored}
+    return {**settings, "library": transformers.__version__}
+
+
+def _precision(device: str) -> str:
+    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "own"

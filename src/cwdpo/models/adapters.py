@@ -23,9 +23,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.models.base import check_base
-from cwdpo.models.parts import base_model, language_model, vision_tower
-from cwdpo.models.sources import one_line, some
+from cwdpo.models.parts import base_model, check_base, language_model, one_line, some, vision_tower
 
 _LORA_LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

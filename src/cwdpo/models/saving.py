@@ -18,10 +18,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import load_adapter, load_adapter_weights
-from cwdpo.models.base import says_its_base, write_base
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
-from cwdpo.models.sources import local_directory, one_line, reported_by_us, some
+from cwdpo.models.loading import load_policy, load_processor
+from cwdpo.models.parts import local_directory, one_line, reported_by_us, says_its_base, some, write_base
 
 logger = logging.getLogger(__name__)
 

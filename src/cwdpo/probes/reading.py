@@ -1,22 +1,142 @@
-"""One reading: what a model says of every answer of a probe set, summed up a line a group."""
+"""One reading: what a model says of every answer of a probe set, summed up a line a group.
+
+How the model predicted the chosen answers' tokens when the stage began, kept small enough to be kept at all.
+
+A whole distribution is a float a token of the vocabulary: 64 answers of 50 tokens are 2 GB at 150,000 tokens. So each
+position keeps its likeliest tokens only, as many as fit the budget, and everything else as one rest. TV and JS over
+"those tokens and the rest" are never more than over the whole vocabulary, and TV is less by no more than the smaller
+of the two rests. Where the whole vocabulary fits the budget, nothing is left out.
+"""
 
 import math
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from cwdpo.batch import AnswerLogprobs, Detail
-from cwdpo.calibration import reliability, token_ece
+from cwdpo.batch import AnswerLogprobs, Detail, eval_mode
 from cwdpo.engine import Engine
-from cwdpo.eval_mode import eval_mode
-from cwdpo.probes.distributions import StartDistributions
+from cwdpo.errors import UserError
+from cwdpo.metrics import jensen_shannon, reliability, token_ece, total_variation
 from cwdpo.probes.probe_set import ProbeBatch, ProbeSet
-from cwdpo.records.lines import PROBE_GROUPS
+from cwdpo.records import PROBE_GROUPS
+
+_BUDGET = 2**22
+"""Log-probs kept for a whole probe set: 32 MB with their indices."""
+
+_FEWEST = 16
+"""Likeliest tokens kept at a position, however many positions there are."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far each token's prediction has moved since the stage began; ``(T,)`` each."""
+
+    tv: Tensor
+    js: Tensor
+    """nats."""
+
+    to_argmax: Tensor
+    """Probability gained by the token that was the likeliest at the start; 0 where it lost."""
+
+
+class StartDistributions:
+    """Predicted distributions of a probe set's chosen answers, by row."""
+
+    def __init__(self, num_rows: int, *, budget: int = _BUDGET) -> None:
+        """Begin with none.
+
+        Args:
+            num_rows: rows of the probe set, over all ranks; each may take an equal part of the budget.
+            budget: log-probs to keep in all.
+        """
+        self._num_rows, self._budget = num_rows, budget
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._rows
+
+    @property
+    def num_kept(self) -> int:
+        """Log-probs that are held."""
+        return sum(logprobs.numel() for _, logprobs in self._rows.values())
+
+    def record(self, row: int, distribution: Tensor) -> None:
+        """Keep the likeliest tokens of each position.
+
+        Args:
+            row: position in the probe set.
+            distribution: ``(T, V)`` log-probs.
+        """
+        positions, vocabulary = distribution.shape
+        count = min(vocabulary, max(_FEWEST, self._budget // (self._num_rows * positions)))
+        logprobs, tokens = distribution.topk(count, dim=-1)
+        self._rows[row] = (tokens.int().cpu(), logprobs.float().cpu())
+
+    def compare(self, row: int, distribution: Tensor) -> Moved:
+        """What a row's predictions are now, beside what they were.
+
+        Args:
+            row: one that was recorded.
+            distribution: ``(T, V)`` log-probs now.
+        """
+        tokens, before = (tensor.to(distribution.device) for tensor in self._rows[row])
+        now = distribution.gather(-1, tokens.long()).double()
+        whole = tokens.shape[-1] == distribution.shape[-1]
+        p, q = (kept if whole else _with_rest(kept) for kept in (now, before.double()))
+        return Moved(
+            tv=total_variation(p, q),
+            js=jensen_shannon(p, q),
+            to_argmax=(p[:, 0].exp() - q[:, 0].exp()).clamp(min=0),  # the first is the likeliest at the start
+        )
+
+    def update(self, other: "StartDistributions") -> None:
+        """Take over what another rank recorded."""
+        self._rows |= other._rows
+
+    def save(self, path: Path) -> None:
+        """Write all rows into one ``.npz``, whole or not at all."""
+        arrays: dict[str, Any] = {}
+        for row, (tokens, logprobs) in self._rows.items():
+            arrays |= {f"{row}.tokens": tokens.numpy(), f"{row}.logprobs": logprobs.numpy()}
+        written = path.with_suffix(".partial")
+        with written.open("wb") as file:
+            np.savez(file, **arrays)
+        written.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, num_rows: int) -> "StartDistributions":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: the file is gone, damaged, or of another probe set.
+        """
+        start = cls(num_rows)
+        try:
+            with np.load(path) as arrays:
+                for row in range(num_rows):
+                    names = (f"{row}.tokens", f"{row}.logprobs")
+                    start._rows[row] = tuple(torch.from_numpy(arrays[name]) for name in names)  # type: ignore[assignment]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path}: what the model predicted when the stage began cannot be read ({error}), so probes have "
+                "nothing to compare with. Resume with --probes null, or begin the run anew."
+            ) from error
+        return start
+
+
+def _with_rest(logprobs: Tensor) -> Tensor:
+    """``(T, k + 1)``: the kept log-probs, and that of everything else together."""
+    rest = (1 - logprobs.exp().sum(dim=-1, keepdim=True)).clamp(min=0)
+    return torch.cat([logprobs, rest.log()], dim=-1)
+
 
 _WIDE_VOCABULARY = 2**14
 """Above this many tokens the distributions of all answers would be too large to hold: the chosen ones go apart."""
@@ -48,7 +168,7 @@ class Reading:
         return whole
 
     def means(self) -> dict[str, float]:
-        """Mean lbar of each group, in the order of :data:`cwdpo.records.lines.PROBE_GROUPS`."""
+        """Mean lbar of each group, in the order of :data:`cwdpo.records.PROBE_GROUPS`."""
         return {group: self._of_group(group).mean().item() for group in PROBE_GROUPS if group in self.answers}
 
     def lines(self, start: Mapping[str, float] | None) -> list[dict[str, Any]]:

@@ -9,11 +9,10 @@ from cwdpo.data.encode import Encoder
 from cwdpo.data.reading import read_rows
 from cwdpo.engine import make_engine
 from cwdpo.models.adapters import load_adapter
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.saving import named_base
 from cwdpo.probes import ProbeSet, Reading, StartDistributions, choose_rows, measure, probe_rows
-from cwdpo.recipes.probing import write_answers
+from cwdpo.recipes.stages import write_answers
 
 
 def probe_checkpoints(

@@ -2,47 +2,153 @@
 
 import dataclasses
 import functools
+import math
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import TrainerCallback, set_seed
+from accelerate.utils import gather_object
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
 
+from cwdpo import __version__
 from cwdpo.config.reading import dump_recipe
 from cwdpo.config.recipe import Recipe
 from cwdpo.data.rows import Row
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.engine import Engine
-from cwdpo.models.processors import load_processor
+from cwdpo.errors import UserError
+from cwdpo.models.loading import load_processor
+from cwdpo.models.parts import some
 from cwdpo.models.saving import save_checkpoint
-from cwdpo.recipes.finite import refuse_broken_weights
-from cwdpo.recipes.policy import load_start
-from cwdpo.recipes.preflight import check_settings
-from cwdpo.recipes.probing import let_probes_drive, probe_set_rows, watch_with_probes
+from cwdpo.recipes.preflight import (
+    check_answers,
+    check_settings,
+    peek_at_images,
+    read_data,
+    rows_of_stages,
+    warn_of_equal_answers,
+)
 from cwdpo.recipes.resuming import (
     NewIntervals,
+    check_same_rows,
     is_complete,
     keep_floor,
+    keep_rows,
     nothing_to_do,
     resumed_recipe,
     with_measured_floor,
 )
-from cwdpo.recipes.rows import check_answers, peek_at_images, read_data, rows_of_stages, warn_of_equal_answers
-from cwdpo.recipes.same_rows import check_same_rows, keep_rows
-from cwdpo.recipes.stages import run_engine, stage1_trainer, stage2_trainer, tensorboard, watch
-from cwdpo.recipes.wall_time import WallTime
-from cwdpo.records.files import read_jsonl, write_json, write_text
-from cwdpo.records.lines import Stage
-from cwdpo.records.run_directory import RunDirectory
+from cwdpo.recipes.stages import (
+    let_probes_drive,
+    load_start,
+    probe_set_rows,
+    run_engine,
+    stage1_trainer,
+    stage2_trainer,
+    tensorboard,
+    watch,
+    watch_with_probes,
+)
+from cwdpo.records import RunDirectory, Stage, read_jsonl, write_json, write_text
 from cwdpo.report import write_report
 from cwdpo.trainers import CWDPOTrainer, SmoothSFTTrainer
-from cwdpo.trainers.checkpoints import last_checkpoint
-from cwdpo.trainers.recording import MetricsRecorder, StopOnSignal
-from cwdpo.version import __version__
+from cwdpo.trainers.base import AnswerTrainer
+from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal
+from cwdpo.trainers.checkpoints import last_checkpoint, whole_checkpoints
+
+_BETWEEN_WRITES = 10.0
+"""Seconds; a session that is killed loses no more of its own time than this."""
+
+
+class WallTime(TrainerCallback):
+    """A clock that goes on where the run's earlier sessions left it."""
+
+    def __init__(self, run: RunDirectory, *, writes: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        """Take up a run's clock; of several processes one writes. Use it in ``contextlib.closing``."""
+        self._run, self._writes, self._clock = run, writes, clock
+        self._earlier = float(run.kept("wall_time").get("seconds", 0.0))
+        self._began = self._kept_at = clock()
+
+    @property
+    def seconds(self) -> float:
+        """Of all sessions, this one until now."""
+        return self._earlier + self._clock() - self._began
+
+    def close(self) -> None:
+        """Write down what this session took, for a later one; not where no run has begun."""
+        if self._writes and self._run.recipe.is_file():
+            self._kept_at = self._clock()
+            self._run.keep("wall_time", {"seconds": round(self.seconds, 3)})
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write it down every few seconds, as a killed process says nothing at its end."""
+        if self._clock() - self._kept_at >= _BETWEEN_WRITES:
+            self.close()
+
+
+def refuse_broken_weights(trainer: AnswerTrainer, run: RunDirectory, stage: Stage) -> None:
+    """Look at every weight that the stage trained, before it is saved as the stage's result.
+
+    Raises:
+        UserError: some are infinite or no number; the message says since when, what is still good, and what to change.
+    """
+    assert trainer.model is not None
+    broken = sorted({name for names in gather_object([_broken(trainer.model)]) for name in names})
+    if not broken:
+        return
+    good = next((path for path in whole_checkpoints(run.checkpoints(stage)) if _is_finite(path)), None)
+    raise UserError(
+        f"{stage} has ruined the model, which is not saved: {len(broken)} of its trained weights are infinite or no "
+        f"number ({some(broken)}). {_since(trainer)} "
+        + (f"The last good checkpoint is {good}. " if good else "There is no good checkpoint of this stage. ")
+        + f"Begin anew with another --output_dir and a lower learning rate (--{stage}.trainer.learning_rate, which was "
+        f"{trainer.args.learning_rate:g}); in float16 write --model.dtype bfloat16 as well."
+    )
+
+
+def _broken(model: nn.Module) -> list[str]:
+    """Names of trained weights, as far as this process has them, that are not finite everywhere."""
+    trained = ((name, _here(weight)) for name, weight in model.named_parameters() if weight.requires_grad)
+    return [name for name, weight in trained if not torch.isfinite(weight).all()]
+
+
+def _here(weight: Tensor) -> Tensor:
+    """This process's part of a weight that is divided among several."""
+    local = getattr(weight, "to_local", None)
+    return (local() if local is not None else weight).detach()
+
+
+def _since(trainer: AnswerTrainer) -> str:
+    """The first log line of the stage that shows it."""
+    for line in trainer.state.log_history:
+        for name, what in (("loss", "loss"), ("grad_norm", "gradient's norm")):
+            if not math.isfinite(line.get(name, 0.0)):
+                return f"The {what} was first not finite at step {line['step']}, as far as the log knows."
+    return "The log shows no loss that is not finite, so it happened after its last line."
+
+
+def _is_finite(checkpoint: Path) -> bool:
+    try:
+        return all(torch.isfinite(weight).all() for weight in _saved(checkpoint))
+    except (OSError, SafetensorError):
+        return False
+
+
+def _saved(checkpoint: Path) -> Iterator[Tensor]:
+    files = sorted(checkpoint.glob("*.safetensors"))
+    if not files:
+        raise OSError(f"{checkpoint} has no weights that can be looked at")
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # no dictionary: it has keys alone
+                yield file.get_tensor(name)
 
 
 class Interrupted(KeyboardInterrupt):

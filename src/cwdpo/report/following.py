@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.records.run_directory import RunDirectory
+from cwdpo.records import RunDirectory
 from cwdpo.report.examples import example_files
 from cwdpo.report.page import render_report
 

@@ -12,19 +12,24 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from cwdpo.errors import UserError
-from cwdpo.records.files import write_text
-from cwdpo.records.run_directory import RunDirectory
-from cwdpo.report import heat, tokens
-from cwdpo.report.examples import example_sets
-from cwdpo.report.gallery import Item, read_gallery
-from cwdpo.report.lineage import aligned
-from cwdpo.report.panels import change_panels, level_panels, metric_panels, prediction_panels
-from cwdpo.report.reliability import diagrams
+from cwdpo.records import RunDirectory, write_text
+from cwdpo.report import examples as tokens
+from cwdpo.report import panels as heat
+from cwdpo.report.charts import sample
+from cwdpo.report.examples import Item, example_sets, read_gallery
+from cwdpo.report.panels import aligned, change_panels, diagrams, level_panels, metric_panels, prediction_panels
 from cwdpo.report.runs import Run, Source, read_sources
-from cwdpo.report.svg import sample
-from cwdpo.report.tables import Table, comparison_table, ends_table, probes_table
-from cwdpo.report.verdicts import coded, findings_table, verdicts
-from cwdpo.report.words import facts, lead
+from cwdpo.report.tables import (
+    Table,
+    coded,
+    comparison_table,
+    ends_table,
+    facts,
+    findings_table,
+    lead,
+    probes_table,
+    verdicts,
+)
 
 GENERATOR = "cwdpo report"
 """What the head of every page says of its maker, so that nothing else is overwritten."""
@@ -222,5 +227,5 @@ def content_policy(style: str, script: str, *, connects: bool = False) -> str:
 
 
 def resource(name: str) -> str:
-    """Text of a file beside this module."""
-    return (files("cwdpo.report") / name).read_text("utf-8")
+    """Text of a file in ``report/assets``."""
+    return (files("cwdpo.report") / "assets" / name).read_text("utf-8")

@@ -1,13 +1,20 @@
 """Tables of the report: numbers with their formats, the best of each column marked, columns a reader can sort."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from cwdpo.report.panels import CHOSEN_PROBES, METRICS, group_title, number, probe_groups
-from cwdpo.report.runs import Run, objects
-from cwdpo.report.series import finite
+from markupsafe import Markup, escape
+
+from cwdpo.diagnosis import Diagnosis, Finding, examine, read_recording, title_of
+from cwdpo.diagnosis.signs import SIGNS
+from cwdpo.errors import DataError
+from cwdpo.records import RunDirectory
+from cwdpo.report.charts import Segment, finite
+from cwdpo.report.panels import CHOSEN_PROBES, METRICS, group_title, number, probe_groups, stage_label
+from cwdpo.report.runs import Run, Source, counted, objects
 
 _FORMAT = re.compile(r"\+?,?(\.\d)?[dfeg%]")
 """Format strings we obey. Others (a width of a billion) could make a page that no browser opens."""
@@ -138,3 +145,302 @@ def _with_best(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> lis
             for row in winners:
                 row[i] = Cell(row[i].value, row[i].text, best=True)
     return marked
+
+
+_FEWEST = 5
+"""Readings of a stage that it takes to say where a curve went."""
+
+_DIRECTION = {"up": "higher is better", "down": "lower is better"}
+
+
+def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
+    """First what is compared and who leads, then a sentence on each fact that shows it."""
+    said = [" ".join([_what_is_here(runs, tables), *(text for table in tables if (text := _leaders(table)))])]
+    said += [text for table in tables if (text := _first_judged(table))]
+    fates = [sentence for run in runs if (sentence := _chosen_fate(run))]
+    if fates:
+        said += [*fates, "From and to: means over the first and the last tenth of that stage's readings."]
+    if len(tables) == 1 and len(tables[0].rows) > 1 and any(type(s.summary.get("seed")) is int for s in sources):
+        said.append("Each row of the table is one run of one seed, so a small difference may be chance.")
+    return said
+
+
+def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Seed, hardware, version, times and settings of a ``summary.json``, as label and text."""
+    found = []
+    for key, label in (("seed", "Seed"), ("hardware", "Hardware"), ("cwdpo_version", "cwdpo")):
+        if summary.get(key) is not None:
+            found.append((label, str(summary[key])))
+    seconds = finite(summary.get("wall_seconds"))
+    if seconds is not None:
+        found.append(("Time", duration(seconds)))
+    stages = summary.get("stages")
+    if isinstance(stages, dict):
+        found += [(stage_label(str(stage)).capitalize(), _stage_facts(value)) for stage, value in stages.items()]
+    settings = summary.get("settings")
+    if isinstance(settings, dict):
+        found.append(("Settings", _flat(settings)))
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    Example:
+        >>> duration(4.21), duration(75), duration(7260)
+        ('4.2 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def joined(names: Sequence[str]) -> str:
+    """Names as a sentence lists them.
+
+    Example:
+        >>> joined(["SFT", "DPO", "CW-DPO"])
+        'SFT, DPO and CW-DPO'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _what_is_here(runs: Sequence[Run], tables: Sequence[Table]) -> str:
+    if len(runs) == 1:
+        stages = joined([stage_label(stage) for stage in runs[0].stages])
+        return f"{runs[0].name} trained {counted(runs[0].num_steps, 'step')} ({stages})."
+    names = [run.name for run in runs] or [name for table in tables for name, _ in table.rows]
+    return f"Compared here: {joined(names)}."
+
+
+def _leaders(table: Table) -> str | None:
+    """Who has the best value of which judged columns; None where no column tells the rows apart."""
+    wins: dict[str, list[str]] = {}
+    for i, column in enumerate(table.columns):
+        best = best_rows(table, i)
+        if best:
+            wins.setdefault(joined([name for name, _ in best]), []).append(f'"{column.label}"')
+    if not wins:
+        return None
+    return f"Best of the table: {'; '.join(f'{name} on {joined(labels)}' for name, labels in wins.items())}."
+
+
+def _first_judged(table: Table) -> str | None:
+    """Everyone's value of the first column that has a better and a worse."""
+    for i, column in enumerate(table.columns):
+        if column.better:
+            values = joined([f"{name} {cells[i].text}" for name, cells in table.rows])
+            return f'"{column.label}" ({_DIRECTION[column.better]}): {values}.'
+    return None
+
+
+def _chosen_fate(run: Run) -> str | None:
+    """How the chosen answers' log-prob moved over the last stage that logged it, and the margin beside it."""
+    chosen = _last_segment(run, "logps_mean/chosen")
+    if chosen is None or chosen.start is None or chosen.end is None or len(chosen.values) < _FEWEST:
+        return None
+    start, end = round(chosen.start, 2), round(chosen.end, 2)
+    verb = "stayed" if start == end or not chosen.moved else "rose" if end > start else "fell"
+    moved = f"stayed about {end:.2f}" if verb == "stayed" else f"{verb} from {start:.2f} to {end:.2f}"
+    where = f"{run.name}, {stage_label(chosen.stage)}"
+    text = f"{where}: the chosen answers' log-prob {moved} nats per token"
+    margin = _last_segment(run, "rewards/margins")
+    if margin is not None and margin.stage == chosen.stage and margin.start is not None and margin.end is not None:
+        start, end = round(margin.start, 2), round(margin.end, 2)
+        link = "although" if verb == "fell" and end > start else "and"
+        text += f", {link} the reward margin went from {start:.2f} to {end:.2f}"
+    return text + "."
+
+
+def _last_segment(run: Run, key: str) -> Segment | None:
+    series = run.metrics.get(key)
+    return next((s for s in reversed(series.segments) if s.values), None) if series else None
+
+
+def _stage_facts(told: object) -> str:
+    """What a summary says of a stage, with its engines by name; how they were checked is left out."""
+    if not isinstance(told, dict):
+        return _flat(told)
+    engines = [str(choice["engine"]) for choice in objects(told.get("engine"), "choices") if "engine" in choice]
+    rest = _flat({key: value for key, value in told.items() if key != "engine"})
+    named = f"engine {joined(list(dict.fromkeys(engines)))}" if engines else ""
+    return ", ".join(part for part in (rest, named) if part)
+
+
+def _flat(value: object, *, depth: int = 2) -> str:
+    """Names and values of a mapping; what lies deeper, and lists, are left out."""
+    if isinstance(value, dict):
+        too_deep = list if depth > 1 else (list, dict)
+        shown = {key: inner for key, inner in value.items() if not isinstance(inner, too_deep)}
+        return ", ".join(
+            f"{str(key).replace('_', ' ')} {_flat(inner, depth=depth - 1)}" for key, inner in shown.items()
+        )
+    number = finite(value)
+    return str(value) if number is None else f"{number:.4g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A finding in the words of the page."""
+
+    title: str
+    where: str
+    evidence: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What ended a stage before its last step."""
+
+    summary: str
+    evidence: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the diagnosis says of one run."""
+
+    rank: int
+    name: str
+    headline: str
+    findings: Sequence[Told]
+    stopped: Sequence[Stopped]
+    clear: str
+    """Signs that were looked for and not found, as a sentence lists them; empty if there are none."""
+
+    missing: Sequence[tuple[str, str, str]]
+    """Sign, stages, and the readings that it wanted."""
+
+    looked_at: Sequence[str]
+    notes: Sequence[str]
+    found: dict[str, str]
+    """Name of a sign -> the stages it was found in."""
+
+    clear_names: frozenset[str]
+    """Names of the signs that were looked for and found in no stage."""
+
+    unjudged: frozenset[str]
+    """Names of the signs that could not be judged in at least one stage."""
+
+
+def coded(text: str) -> Markup:
+    """What stands between backticks as code, everything else as text.
+
+    Example:
+        >>> coded("write `beta: 0.2` & go on")
+        Markup('write <code>beta: 0.2</code> &amp; go on')
+    """
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:
+        return escape(text)
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(pieces))
+
+
+State = Literal["found", "clear", "unknown", "idle"]
+"""``idle``: a sign of preference training, in a run that trained none."""
+
+
+@dataclass(frozen=True)
+class FindingsTable:
+    """Runs x findings, for those that at least one run has."""
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[State, str]]]]
+
+
+def verdicts(runs: Sequence[Run]) -> list[Verdict]:
+    """The diagnosis of every run, from its own readings."""
+    return [_verdict(rank, run) for rank, run in enumerate(runs)]
+
+
+def findings_table(found: Sequence[Verdict]) -> FindingsTable | None:
+    """Runs side by side; None for a single run, and where no run has a finding."""
+    names = [sign.name for sign in SIGNS if any(sign.name in verdict.found for verdict in found)]
+    if len(found) < 2 or not names:
+        return None
+    rows = [(verdict.name, [_state(verdict, name) for name in names]) for verdict in found]
+    return FindingsTable([title_of(name) for name in names], rows)
+
+
+def _state(verdict: Verdict, name: str) -> tuple[State, str]:
+    if name in verdict.found:
+        return "found", verdict.found[name]
+    if name in verdict.clear_names:
+        return "clear", "not found"
+    return ("unknown", "not judged") if name in verdict.unjudged else ("idle", "does not apply")
+
+
+def _verdict(rank: int, run: Run) -> Verdict:
+    try:
+        recording = read_recording(run.path)
+        diagnosis = examine(recording.readings, beta=recording.beta, notes=recording.notes)
+    except DataError:
+        diagnosis = examine([])
+    stopped = _stopped(run)
+    found: dict[str, list[str]] = {}
+    for finding in diagnosis.findings:
+        found.setdefault(finding.name, []).append(_stage_of(finding))
+    return Verdict(
+        rank=rank,
+        name=run.name,
+        headline=_headline(diagnosis, list(found), stopped),
+        findings=[_told(finding) for finding in diagnosis.findings],
+        stopped=stopped,
+        clear=joined([title_of(name).lower() for name in diagnosis.clear]) if diagnosis.clear else "",
+        missing=[
+            (title_of(name), joined([stage_label(stage) for stage in stages]), needs)
+            for name, stages, needs in diagnosis.missing()
+        ],
+        looked_at=diagnosis.looked_at,
+        notes=diagnosis.notes,
+        found={name: joined(stages) for name, stages in found.items()},
+        clear_names=frozenset(diagnosis.clear),
+        unjudged=frozenset(missing.name for missing in diagnosis.not_judged),
+    )
+
+
+def _headline(diagnosis: Diagnosis, found: Sequence[str], stopped: Sequence[Stopped]) -> str:
+    early = " A stage ended early." if stopped else ""
+    if found:
+        return f"{joined([title_of(found[0]), *(title_of(name).lower() for name in found[1:])])}.{early}"
+    if not diagnosis.clear:
+        return f"Nothing could be judged: too few readings.{early}"
+    num_clear = len(diagnosis.clear)
+    unjudged = len({missing.name for missing in diagnosis.not_judged} - set(diagnosis.clear))
+    if unjudged > num_clear:
+        return f"Too few readings to say much: {counted(num_clear, 'sign')} not found, {unjudged} not judged.{early}"
+    rest = f"; {unjudged} more could not be judged" if unjudged else ""
+    return f"No problem found: {counted(num_clear, 'sign')} looked for{rest}.{early}"
+
+
+def _told(finding: Finding) -> Told:
+    """The evidence begins with stage and step; where these are known they have a place of their own."""
+    begin = f"{finding.stage}, step {finding.step}: " if finding.stage else f"step {finding.step}: "
+    evidence = finding.evidence.removeprefix(begin)
+    where = f"step {finding.step}" if finding.stage is None else f"{stage_label(finding.stage)}, step {finding.step}"
+    return Told(title_of(finding.name), where, evidence[:1].upper() + evidence[1:], finding.advice)
+
+
+def _stage_of(finding: Finding) -> str:
+    return "found" if finding.stage is None else stage_label(finding.stage)
+
+
+def _stopped(run: Run) -> list[Stopped]:
+    """What ``findings.json`` says that only the run itself could know."""
+    try:
+        content = json.loads(RunDirectory(run.path).findings.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [_ended(entry) for entry in objects(content, "stopped")]
+
+
+def _ended(entry: dict[str, Any]) -> Stopped:
+    stage, name = (stage_label(str(entry.get("stage", "a stage"))), title_of(str(entry.get("finding", "a finding"))))
+    summary = f"{stage.capitalize()} ended early at step {entry.get('step', '?')}: {name.lower()}"
+    readings = entry.get("readings")
+    if isinstance(readings, int):
+        summary += f" in {counted(readings, 'reading')} in a row"
+    return Stopped(f"{summary}.", str(entry.get("evidence", "")), str(entry.get("advice", "")))

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_type_hints
 from transformers import TrainingArguments
 
 from cwdpo.config.checking import build
-from cwdpo.config.negatives import NegativesConfig
+from cwdpo.config.recipe import NegativesConfig
 from cwdpo.errors import ConfigError
 
 
@@ -94,7 +94,7 @@ class CWDPOConfig(AnswerArguments):
     )
     reference_dir: str | None = field(default=None, metadata={"help": "Default: output_dir/reference."})
     on_policy: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Settings of cwdpo.config.negatives.NegativesConfig; None: the rows' alone."}
+        default=None, metadata={"help": "Settings of cwdpo.config.recipe.NegativesConfig; None: the rows' alone."}
     )
     on_policy_dir: str | None = field(default=None, metadata={"help": "Default: output_dir/negatives."})
 

@@ -16,15 +16,13 @@ from cwdpo.batch import Batch, Role
 from cwdpo.data.collate import AnswerCollator, RowDataset
 from cwdpo.data.encode import Encoder
 from cwdpo.engine import Engine, make_engine, within_budget
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.saving import restore_weights
 from cwdpo.trainers.arguments import AnswerArguments
 from cwdpo.trainers.checkpoints import last_checkpoint, no_partial_checkpoints
-from cwdpo.trainers.observations import Observations
 from cwdpo.trainers.ranks import check_sharding, meet
+from cwdpo.trainers.step_metrics import Observations, TokenCount
 from cwdpo.trainers.steps import StepTrainer
-from cwdpo.trainers.token_count import TokenCount
 
 
 class AnswerTrainer(StepTrainer):
@@ -77,7 +75,7 @@ class AnswerTrainer(StepTrainer):
             optimizers=optimizers,
         )
         self.probe_metrics: Callable[[], dict[str, float]] | None = None
-        """Readings of probes that an evaluation reports too; set by :class:`cwdpo.trainers.probing.Probing`."""
+        """Readings of probes that an evaluation reports too; set by :class:`cwdpo.probes.callback.Probing`."""
         self._tokens = TokenCount()
         self.add_callback(self._tokens)
 
@@ -90,7 +88,7 @@ class AnswerTrainer(StepTrainer):
             model: the policy, in its wrappers.
             batch: what is computed at once.
             of_step: ``(roles,)`` answers by role in the whole step: every mean in the loss is weighted with
-                :func:`cwdpo.trainers.batching.share`. None means that the batch is the whole step.
+                :func:`cwdpo.trainers.steps.share`. None means that the batch is the whole step.
         """
         raise NotImplementedError
 

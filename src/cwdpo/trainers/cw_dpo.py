@@ -16,14 +16,14 @@ from cwdpo.cooling import cooling_weight, measure_floor
 from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
 from cwdpo.losses import cw_dpo_loss
-from cwdpo.models.fingerprint import fingerprint
+from cwdpo.models.parts import fingerprint
 from cwdpo.negatives.verify import Judge
+from cwdpo.on_policy.callback import OnPolicy
 from cwdpo.reference import FrozenCopy, Reference, ReferenceCache, StartingAdapter
 from cwdpo.trainers.arguments import CWDPOConfig
 from cwdpo.trainers.base import AnswerTrainer
-from cwdpo.trainers.batching import share
-from cwdpo.trainers.on_policy import OnPolicy
-from cwdpo.trainers.opening import MeanLogprobs, OpeningPass
+from cwdpo.trainers.reference_pass import MeanLogprobs, OpeningPass
+from cwdpo.trainers.steps import share
 
 
 class CWDPOTrainer(AnswerTrainer):

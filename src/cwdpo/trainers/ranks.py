@@ -8,8 +8,8 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
+from cwdpo.batch import eval_mode
 from cwdpo.errors import ConfigError
-from cwdpo.eval_mode import eval_mode
 
 if TYPE_CHECKING:
     from cwdpo.trainers.base import AnswerTrainer

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, masked_mean
-from cwdpo.engine.grouping import select_answers
+from cwdpo.engine.layout import select_answers
 from cwdpo.losses import constrained_sft_loss, smoothed_nll, smoothed_sft_loss
 from cwdpo.trainers.arguments import SmoothSFTConfig
 from cwdpo.trainers.base import AnswerTrainer
-from cwdpo.trainers.batching import share
+from cwdpo.trainers.steps import share
 
 
 class SmoothSFTTrainer(AnswerTrainer):

@@ -1,28 +1,122 @@
-"""The Trainer's step, taken in parts that fit in memory, each counting by its share of the step's answers."""
+"""The Trainer's step, taken in parts that fit in memory, each counting by its share of the step's answers.
+
+How rows come together: in steps by length, and within a step in parts that fit a token budget.
+
+How many rows make a step is for the Trainer's settings to say (rows a device, accumulation, ranks). Dividing them
+changes how long a step takes and how much memory it needs, and not what it computes: every part's loss counts by its
+share of the step's answers.
+"""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
 
-from cwdpo.batch import Batch
-from cwdpo.data.lengths import estimate_lengths
+from cwdpo.batch import Batch, Role
+from cwdpo.data.collate import estimate_lengths
 from cwdpo.engine import Engine
-from cwdpo.engine.budget import parts_within
+from cwdpo.engine.layout import parts_within, select_prompts, tree_costs
 from cwdpo.errors import ConfigError
 from cwdpo.trainers.arguments import AnswerArguments
-from cwdpo.trainers.batching import (
-    LengthBuckets,
-    count_roles,
-    cut_further,
-    row_tokens,
-    select_parts,
-)
+
+_MEGABATCH = 50
+"""Steps' worth of rows that are sorted together: enough to find rows of like length, few enough to stay random."""
+
+
+class LengthBuckets(Sampler[int]):
+    """Rows in random order, but those that share a step are of like length.
+
+    The order follows from the seed and the epoch alone, so every rank and every resumed run has the same. The step
+    with the longest row comes first in each epoch: memory that does not suffice is found out at once.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, step_rows: int, seed: int) -> None:
+        """Set up.
+
+        Args:
+            lengths: tokens of each row, or any numbers that grow with them.
+            step_rows: rows of all micro-batches of all ranks in a step.
+            seed: of the order.
+        """
+        self._lengths, self._step_rows, self._seed = lengths, step_rows, seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order; accelerate calls it."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        shuffled = torch.randperm(len(self), generator=generator).tolist()
+        steps: list[list[int]] = []
+        for mega in _cut(shuffled, _MEGABATCH * self._step_rows):
+            steps += _cut(sorted(mega, key=self._lengths.__getitem__, reverse=True), self._step_rows)
+        whole = [step for step in steps if len(step) == self._step_rows]
+        rest = [step for step in steps if len(step) < self._step_rows]  # a short step must stay the last one
+        whole = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
+        if whole:
+            longest = max(range(len(whole)), key=lambda i: max(map(self._lengths.__getitem__, whole[i])))
+            whole[0], whole[longest] = whole[longest], whole[0]
+        return iter([row for step in whole + rest for row in step])
+
+
+def row_tokens(batch: Batch) -> list[int]:
+    """Tokens of each prompt of a batch with all its answers, image tokens included."""
+    return [cost.tokens for cost in tree_costs(batch)]
+
+
+def cut_further(parts: list[list[int]], number: int) -> list[list[int]]:
+    """Halve the parts with the most rows until there are so many; ranks must make equally many passes.
+
+    Args:
+        parts: rows of each part.
+        number: at most as many as there are rows.
+    """
+    parts = list(parts)
+    while len(parts) < number:
+        largest = max(range(len(parts)), key=lambda i: len(parts[i]))
+        rows = parts[largest]
+        assert len(rows) > 1, "ranks have different numbers of rows"
+        parts[largest : largest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return parts
+
+
+def select_parts(batch: Batch, parts: Sequence[Sequence[int]]) -> list[Batch]:
+    """The parts of a batch, as batches."""
+    return [batch] if len(parts) == 1 else [select_prompts(batch, sorted(part))[0] for part in parts]
+
+
+def count_roles(batches: Iterable[Batch]) -> Tensor:
+    """``(roles,)`` float32: how many answers of each :class:`Role` some batches hold."""
+    counts = [torch.bincount(batch["roles"], minlength=len(Role)) for batch in batches]
+    return torch.stack(counts).sum(dim=0).float()
+
+
+def share(batch: Batch, role: Role, of_step: Tensor | None) -> Tensor | float:
+    """What part of a step's answers of a role are in this batch: the weight of their mean in the step's mean.
+
+    Args:
+        batch: a part of the step.
+        role: of the answers that are averaged.
+        of_step: ``(roles,)`` from :func:`count_roles`, over the step's parts, the mean over ranks. None means that the
+            batch is the whole step.
+    """
+    if of_step is None:
+        return 1.0
+    return (batch["roles"] == role).sum() / of_step[role].clamp(min=1)
+
+
+def _cut(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
 
 logger = logging.getLogger(__name__)
 

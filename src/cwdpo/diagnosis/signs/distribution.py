@@ -1,9 +1,6 @@
 """What the model has become: too sure of itself, or far from where it started."""
 
-from cwdpo.diagnosis.answers import movements
-from cwdpo.diagnosis.cooling_mode import hold_negatives_back
-from cwdpo.diagnosis.finding import Finding, MissingReadingsError
-from cwdpo.diagnosis.history import StageHistory
+from cwdpo.diagnosis.history import Finding, MissingReadingsError, StageHistory, hold_negatives_back, movements
 
 
 def overconfidence(stage: StageHistory) -> Finding | None:

@@ -2,11 +2,16 @@
 
 from dataclasses import dataclass
 
-from cwdpo.diagnosis.answers import Movement, movements
-from cwdpo.diagnosis.cooling_mode import hold_negatives_back
-from cwdpo.diagnosis.curves import Change, Curve
-from cwdpo.diagnosis.finding import Finding, MissingReadingsError
-from cwdpo.diagnosis.history import StageHistory
+from cwdpo.diagnosis.history import (
+    Change,
+    Curve,
+    Finding,
+    MissingReadingsError,
+    Movement,
+    StageHistory,
+    hold_negatives_back,
+    movements,
+)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,14 @@
 """Negatives that teach nothing, teach the wrong thing, or are not heard."""
 
-from cwdpo.diagnosis.answers import movements, tokens
-from cwdpo.diagnosis.cooling_mode import cooling_mode, hold_negatives_back
-from cwdpo.diagnosis.finding import Finding, MissingReadingsError
-from cwdpo.diagnosis.history import StageHistory
+from cwdpo.diagnosis.history import (
+    Finding,
+    MissingReadingsError,
+    StageHistory,
+    cooling_mode,
+    hold_negatives_back,
+    movements,
+    tokens,
+)
 
 
 def easy_negative_saturation(stage: StageHistory) -> Finding | None:

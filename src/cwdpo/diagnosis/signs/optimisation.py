@@ -3,10 +3,7 @@
 import math
 from statistics import median
 
-from cwdpo.diagnosis.answers import movements, tokens
-from cwdpo.diagnosis.curves import Curve
-from cwdpo.diagnosis.finding import Finding, MissingReadingsError
-from cwdpo.diagnosis.history import StageHistory
+from cwdpo.diagnosis.history import Curve, Finding, MissingReadingsError, StageHistory, movements, tokens
 
 
 def non_finite_loss(stage: StageHistory) -> Finding | None:

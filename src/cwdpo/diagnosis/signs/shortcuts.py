@@ -1,9 +1,6 @@
 """Margins made of something other than what the picture shows: length, or words alone."""
 
-from cwdpo.diagnosis.answers import movements, tokens
-from cwdpo.diagnosis.curves import Curve
-from cwdpo.diagnosis.finding import Finding, MissingReadingsError
-from cwdpo.diagnosis.history import StageHistory
+from cwdpo.diagnosis.history import Curve, Finding, MissingReadingsError, StageHistory, movements, tokens
 
 
 def length_shortcut(stage: StageHistory) -> Finding | None:

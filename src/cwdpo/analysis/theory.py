@@ -1,0 +1,285 @@
+"""G, the loss residual: where each loss pulls the logits of the answers that it trains on.
+
+Every loss here sees an answer through sums of its token log-probs alone, so all have the same residual up to a number:
+
+    G_t = dL/dz_t = c (pi_t - onehot(y_t))
+
+The *pull* c belongs to the answer. Gradient descent raises an answer whose pull is positive and lowers one whose pull
+is negative.
+
+The squeezing effect in one softmax: pushing down an improbable token feeds the argmax and starves the rest.
+
+The logits themselves are the parameters, so K is the identity and one step of gradient descent is exact.
+
+Learning dynamics as formulae: what one gradient step does to log-probs, before any model is asked.
+
+After Ren and Sutherland, "Learning Dynamics of LLM Finetuning" (ICLR 2025, arXiv 2407.10490), whose decomposition
+arXiv 2510.11978 carries to vision-language models:
+
+    Delta lbar(y|x_o) ~ -eta * A(x_o) K(x_o, x_u) G(x_u, y_u)
+
+:mod:`cwdpo.analysis.influence` measures it on a real model.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from cwdpo.cooling import cooling_weight
+
+
+def token_residual(logits: Tensor, targets: Tensor) -> Tensor:
+    r"""Gradient of a token's negative log-likelihood in its logits.
+
+        pi_t - onehot(y_t)        arXiv 2407.10490, proposition 1
+
+    Args:
+        logits: ``(n, V)``.
+        targets: ``(n,)`` token ids.
+
+    Returns:
+        ``(n, V)``; each row adds up to 0.
+
+    Example:
+        >>> token_residual(torch.zeros(1, 2), torch.tensor([0]))
+        tensor([[-0.5000,  0.5000]])
+    """
+    residual = logits.softmax(dim=-1)
+    return residual - torch.nn.functional.one_hot(targets, logits.shape[-1])
+
+
+def sft_pull(lengths: Tensor) -> Tensor:
+    """``(A,)`` pull c = 1 / L of plain SFT, ``L = -lbar(y|x)``, for answers of ``(A,)`` tokens.
+
+    Example:
+        >>> sft_pull(torch.tensor([4, 2]))
+        tensor([0.2500, 0.5000])
+    """
+    return 1.0 / lengths
+
+
+def cw_dpo_pulls(
+    chosen_logratio: Tensor,
+    rejected_logratio: Tensor,
+    weight: Tensor,
+    *,
+    beta: float,
+    flow: Tensor | float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    r"""Pulls of cooling-weighted DPO on the chosen and on the rejected answer.
+
+        a = sigmoid(beta (Delta_w - w_c Delta_l))
+        c_w = beta (1 - a)
+        c_l = -beta (1 - a) (w_c + flow Delta_l)
+
+    ``weight = 1`` is DPO (arXiv 2407.10490). With ``detach: true`` the weight is a constant and ``flow``
+    is 0; where the gradient flows through it, ``flow = d w_c / d log pi = w_c (1 - w_c) / (tau L)``.
+
+    Args:
+        chosen_logratio: ``(pairs,)`` Delta_w, nats, summed over tokens.
+        rejected_logratio: ``(pairs,)`` Delta_l.
+        weight: ``(pairs,)`` w_c.
+        beta: inverse temperature of the implicit reward.
+        flow: ``(pairs,)`` or 0.
+
+    Returns:
+        ``(pairs,)`` c_w >= 0 and ``(pairs,)`` c_l, of opposite sign while the weight is detached.
+
+    Example:
+        >>> zero, one = torch.zeros(1), torch.ones(1)
+        >>> cw_dpo_pulls(zero, zero, one, beta=0.1)
+        (tensor([0.0500]), tensor([-0.0500]))
+    """
+    unsure = torch.sigmoid(-beta * (chosen_logratio - weight * rejected_logratio))  # 1 - a
+    return beta * unsure, -beta * unsure * (weight + flow * rejected_logratio)
+
+
+def loser_push(
+    mean_logprob: Tensor,
+    weight: Tensor,
+    *,
+    start: Tensor | float,
+    length: int,
+    beta: float,
+    chosen_logratio: float = 0.0,
+) -> Tensor:
+    r"""Squared push ||G_l||^2 on each token of a loser whose tokens are all equally likely.
+
+        ||G_l||^2 = (beta (1 - a) w_c)^2 ||pi - onehot(y_l)||^2,    Delta_l = L (lbar - start)
+
+    The rest of each token's distribution is taken to sit on one other token, the most that a push can be:
+    ||pi - onehot||^2 = 2 (1 - p)^2 with p = exp(lbar). Spread thinly over a large vocabulary it would be half of that.
+
+    Plain DPO damps an easy loser only through 1 - a, which knows how far the loser has fallen and not how improbable it
+    is: one that the reference finds improbable too is pushed at full strength, and one that falls is pushed on until
+    1 - a has closed. Pushes there are large and teach nothing: the region that arXiv 2510.11978 calls vulnerable, as we
+    read it. w_c closes it.
+
+    Args:
+        mean_logprob: ``(n,)`` lbar(y_l|x), nats per token.
+        weight: ``(n,)`` w_c, 1 for DPO.
+        start: lbar of the loser under the reference, ``()`` or ``(n,)``; equal to ``mean_logprob`` at the first step.
+        length: L, tokens.
+        beta: inverse temperature of the implicit reward.
+        chosen_logratio: Delta_w, nats.
+
+    Returns:
+        ``(n,)`` squared pushes.
+
+    Example:
+        >>> loser_push(torch.tensor([-50.0]), torch.ones(1), start=-50.0, length=1, beta=2.0)
+        tensor([2.0000])
+    """
+    if length < 1:
+        raise ValueError(f"an answer has at least its end token, got length {length}.")
+    rejected_logratio = length * (mean_logprob - start)
+    chosen = torch.full_like(rejected_logratio, chosen_logratio)
+    _, pull = cw_dpo_pulls(chosen, rejected_logratio, weight, beta=beta)
+    return (math.sqrt(2) * pull * (1 - mean_logprob.exp())) ** 2
+
+
+def belief_geometry(logits: Tensor) -> Tensor:
+    r"""How changes of the logits change the log-probs.
+
+        A = d log pi / dz = I - 1 pi^T        arXiv 2407.10490, proposition 1
+
+    Args:
+        logits: ``(n, V)``.
+
+    Returns:
+        ``(n, V, V)``; row v is the gradient of log pi(v). Large: see :func:`apply_belief_geometry`.
+
+    Example:
+        >>> belief_geometry(torch.zeros(1, 2))
+        tensor([[[ 0.5000, -0.5000],
+                 [-0.5000,  0.5000]]])
+    """
+    identity = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)
+    return identity - logits.softmax(dim=-1)[:, None, :]
+
+
+def apply_belief_geometry(logits: Tensor, change: Tensor) -> Tensor:
+    r"""``A dz`` without the matrix: ``dz_v - sum_j pi_j dz_j``.
+
+    Args:
+        logits: ``(n, V)``.
+        change: ``(n, V)`` change of the logits.
+
+    Returns:
+        ``(n, V)`` first-order change of every log-prob.
+    """
+    return change - (logits.softmax(dim=-1) * change).sum(dim=-1, keepdim=True)
+
+
+def mean_logprob_direction(logits: Tensor, targets: Tensor) -> Tensor:
+    r"""The rows of A that an answer's mean log-prob looks at, over its length.
+
+        d lbar / dz_t = (onehot(y_t) - pi_t) / L
+
+    Args:
+        logits: ``(L, V)`` of one answer.
+        targets: ``(L,)`` its tokens.
+
+    Returns:
+        ``(L, V)``.
+    """
+    return -token_residual(logits, targets) / len(targets)
+
+
+def contract(direction: Tensor, kernel: Tensor, residual: Tensor, *, eta: float) -> Tensor:
+    r"""The predicted change of the observed answer's mean log-prob.
+
+        Delta lbar ~ -eta sum_{t,v,s,w} A[t, v] K[t, v, s, w] G[s, w]
+
+    Args:
+        direction: ``(n_o, V)`` from :func:`mean_logprob_direction`.
+        kernel: ``(n_o, V, n_u, V)`` empirical NTK of the logits, K[t, v, s, w] = <dz_tv/dtheta, dz_sw/dtheta>.
+        residual: ``(n_u, V)`` G, over all tokens that the loss trains on.
+        eta: learning rate of the SGD step.
+
+    Returns:
+        ``()`` nats per token.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    if kernel.shape != direction.shape + residual.shape:
+        raise ValueError(
+            f"expected a kernel of shape {(*direction.shape, *residual.shape)}, got {tuple(kernel.shape)}. "
+            "Compute it for the same observed and trained answers."
+        )
+    return -eta * torch.einsum("tv,tvsw,sw->", direction, kernel, residual)
+
+
+def push_down(logprobs: Tensor, target: int, *, step: float, weight: Tensor | float = 1.0) -> Tensor:
+    r"""Log-probs after one gradient step on ``weight * log pi(target)``, in closed form.
+
+        z_i <- z_i - eta w (1[i = l] - pi_i)        so that
+        pi_i <- pi_i exp(eta w (pi_i - 1[i = l])) / Z
+
+    With ``l`` not the argmax, the argmax always gains and ``l`` always loses. Any other token gains only if
+    eta w pi_i > log Z; for a small step that is pi_i > sum_j pi_j^2 - pi_l, which where one token dominates none but
+    the argmax fulfils: the mass of ``l``, and of all the others, is squeezed into it (Ren and Sutherland,
+    ICLR 2025). ``weight = 0`` leaves everything as it was.
+
+    Args:
+        logprobs: ``(V,)`` log pi.
+        target: l, the token that is pushed down.
+        step: eta > 0 times whatever scales the loss.
+        weight: w_c, 0 to 1.
+
+    Returns:
+        ``(V,)`` log-probs.
+
+    Example:
+        >>> before = torch.tensor([0.7, 0.29, 0.01])
+        >>> push_down(before.log(), 2, step=1.0).exp()
+        tensor([0.7827, 0.2152, 0.0021])
+    """
+    if step <= 0:
+        raise ValueError(f"step must be > 0, got {step}. A negative step would pull the token up.")
+    _check_target(logprobs, target)
+    change = logprobs.exp()
+    change[target] -= 1
+    return (logprobs + step * weight * change).log_softmax(dim=-1)
+
+
+def gains_share(logprobs: Tensor, target: int, *, step: float, weight: Tensor | float = 1.0) -> Tensor:
+    """``(V,)`` True for the tokens that :func:`push_down` makes likelier."""
+    return push_down(logprobs, target, step=step, weight=weight) > logprobs
+
+
+def push_down_repeatedly(
+    logprobs: Tensor,
+    target: int,
+    *,
+    step: float,
+    num_steps: int,
+    floor: float | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Push the same token down again and again; cooled, each push is scaled by w_c of what the last one left.
+
+    Args:
+        logprobs: ``(V,)`` log pi.
+        target: the token that is pushed down, an answer of length 1, so that its log-prob is lbar.
+        step: as in :func:`push_down`.
+        num_steps: how often.
+        floor: l_floor, nats per token; None does not cool.
+        temperature: tau, nats per token.
+
+    Returns:
+        ``(num_steps + 1, V)`` log-probs, the first as given.
+    """
+    path = [logprobs]
+    for _ in range(num_steps):
+        now = path[-1]
+        weight = 1.0 if floor is None else cooling_weight(now[target], floor, temperature=temperature)
+        path.append(push_down(now, target, step=step, weight=weight))
+    return torch.stack(path)
+
+
+def _check_target(logprobs: Tensor, target: int) -> None:
+    if logprobs.ndim != 1 or not 0 <= target < len(logprobs):
+        raise ValueError(f"expected (V,) log-probs and a token in them, got {tuple(logprobs.shape)} and {target}.")

@@ -1,0 +1,143 @@
+"""What a policy says of held-out answers, beside its reference: likelihoods, calibration, entropy and drift."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, eval_mode
+from cwdpo.data.collate import AnswerCollator
+from cwdpo.data.encode import Encoder
+from cwdpo.data.rows import Row
+from cwdpo.engine import Engine
+from cwdpo.metrics import jensen_shannon, token_ece, total_variation
+
+_WANT: tuple[Detail, ...] = ("entropy", "confidence", "hit", "distribution")
+
+
+class ReferenceLogprobs(Protocol):
+    """A reference that can be asked for everything, not for totals alone (a cache cannot)."""
+
+    def logprobs(self, batch: Batch, *, want: Collection[Detail] = ...) -> AnswerLogprobs:
+        """What the engine says of the batch under the reference."""
+        ...
+
+
+def evaluate_rows(
+    model: Any,
+    reference: ReferenceLogprobs,
+    processor: Any,
+    rows: Sequence[Row],
+    engine: Engine,
+    *,
+    batch_size: int = 16,
+) -> dict[str, float]:
+    """Encode held-out rows and evaluate all their answers; see :func:`evaluate_answers`.
+
+    Args:
+        model: the policy.
+        reference: what the policy is compared with.
+        processor: the model's processor.
+        rows: with a chosen answer; rejected and gentle ones where there are any.
+        engine: computes the log-probs.
+        batch_size: rows at a time.
+    """
+    collate = AnswerCollator(Encoder(processor))
+    numbered = list(enumerate(rows))
+    batches = (collate(numbered[start : start + batch_size]) for start in range(0, len(rows), batch_size))
+    return evaluate_answers(model, reference, (send_to_device(batch, model.device) for batch in batches), engine)
+
+
+@torch.no_grad()
+def evaluate_answers(
+    model: nn.Module, reference: ReferenceLogprobs, batches: Iterable[Batch], engine: Engine
+) -> dict[str, float]:
+    """Score held-out answers with the policy and with its reference.
+
+    Args:
+        model: the policy; scored in eval mode, which is put back afterwards.
+        reference: for example :class:`cwdpo.reference.FrozenCopy`.
+        batches: on the model's device. Small ones: whole distributions over the vocabulary are held for each.
+        engine: computes the log-probs.
+
+    Returns:
+        For each of ``chosen``, ``rejected`` and ``gentle`` that occurs, means over its answers:
+
+        - ``logps/GROUP``: log pi(y|x), nats; ``logps_mean/GROUP``: lbar, nats per token;
+        - ``delta_total/GROUP`` and ``delta/GROUP``: the same two minus the reference's;
+        - ``n/GROUP``: the number of answers.
+
+        Over the tokens of chosen answers: ``ece``, ``accuracy`` (share of tokens that are the likeliest one),
+        ``entropy``, ``js`` (both in nats) and ``tv``. Where prompts have both chosen and rejected answers,
+        ``reward_accuracy``: share of such pairs in which the chosen answer's delta_total is the higher one.
+
+    Raises:
+        ValueError: there is no chosen answer.
+    """
+    answers: defaultdict[str, list[Tensor]] = defaultdict(list)
+    tokens: defaultdict[str, list[Tensor]] = defaultdict(list)
+    with eval_mode(model):
+        for batch in batches:
+            policy = engine.logprobs(model, batch, want=_WANT)
+            start = reference.logprobs(batch, want=_WANT[-1:])
+            for role in Role:
+                of_role = batch["roles"] == role
+                for name, values in _answer_values(policy, start).items():
+                    answers[f"{name}/{role.name.lower()}"].append(values[of_role].cpu())
+            answers["reward_accuracy"].append(_pairs_won(policy.total - start.total, batch).cpu())
+            chosen = policy.mask & (batch["roles"] == Role.CHOSEN)[:, None]
+            for name, values in _token_values(policy, start).items():
+                tokens[name].append(values[chosen].cpu())
+    return _averages(answers, tokens)
+
+
+def _answer_values(policy: AnswerLogprobs, start: AnswerLogprobs) -> dict[str, Tensor]:
+    """``(A,)`` values by name."""
+    return {
+        "logps": policy.total,
+        "logps_mean": policy.mean,
+        "delta_total": policy.total - start.total,
+        "delta": policy.mean - start.mean,
+    }
+
+
+def _token_values(policy: AnswerLogprobs, start: AnswerLogprobs) -> dict[str, Tensor]:
+    """``(A, T)`` values by name."""
+    assert policy.distribution is not None
+    assert start.distribution is not None
+    assert policy.entropy is not None
+    assert policy.confidence is not None
+    assert policy.hit is not None
+    return {
+        "entropy": policy.entropy,
+        "confidence": policy.confidence,
+        "hit": policy.hit,
+        "tv": total_variation(policy.distribution, start.distribution),
+        "js": jensen_shannon(policy.distribution, start.distribution),
+    }
+
+
+def _pairs_won(delta: Tensor, batch: Batch) -> Tensor:
+    """One value for each pair of a chosen and a rejected answer to the same prompt: 1 won, 0 lost, 0.5 equal."""
+    roles, prompt = batch["roles"], batch["prompt_index"]
+    chosen, rejected = (torch.nonzero(roles == role)[:, 0] for role in (Role.CHOSEN, Role.REJECTED))
+    same_prompt = prompt[chosen][:, None] == prompt[rejected][None]
+    first, second = torch.nonzero(same_prompt, as_tuple=True)
+    return (torch.sign(delta[chosen[first]] - delta[rejected[second]]) + 1) / 2
+
+
+def _averages(answers: dict[str, list[Tensor]], tokens: dict[str, list[Tensor]]) -> dict[str, float]:
+    joined = {name: torch.cat(parts) for name, parts in answers.items()}
+    if not len(joined.get("logps/chosen", ())):
+        raise ValueError("no chosen answer to evaluate; give batches that hold at least one.")
+    means = {name: values.double().mean().item() for name, values in joined.items() if len(values)}
+    for group in (role.name.lower() for role in Role):
+        if num_answers := len(joined[f"logps/{group}"]):
+            means[f"n/{group}"] = float(num_answers)
+    by_token = {name: torch.cat(parts) for name, parts in tokens.items()}
+    means["ece"] = token_ece(by_token["confidence"], by_token["hit"]).item()
+    means["accuracy"] = by_token["hit"].double().mean().item()
+    return means | {name: by_token[name].double().mean().item() for name in ("entropy", "tv", "js")}

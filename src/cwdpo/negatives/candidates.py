@@ -1,0 +1,156 @@
+"""Refreshes on disk: everything that was sampled, what became of it and why, so that a run can be repeated exactly."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cwdpo.errors import UserError
+from cwdpo.records import read_jsonl, write_text
+
+_FORMAT = 2
+_READABLE = (1, 2)
+"""Format 1 has samples alone, as without a curriculum, under the same names."""
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A sampled answer, or with a curriculum a row's own negative. With a ``reason`` it was dropped."""
+
+    row: int
+    """Position of its row in the training data."""
+
+    id: str
+    text: str
+    reason: str | None = None
+    ids: list[int] | None = None
+    """Its tokens through the end token."""
+
+    key: str | None = None
+    """Content key, see :class:`cwdpo.batch.Batch`."""
+
+    reference_logprob: float | None = None
+    """log pi_ref(y|x), nats; None where the reference is asked at every step."""
+
+    ches: float | None = None
+    """Length-normalised CHES similarity to its row's right answer under the policy, where it was needed."""
+
+    lbar: float | None = None
+    """Mean log-prob under the policy at the refresh, nats per token, where it was needed."""
+
+    source: Literal["on_policy", "dataset"] = "on_policy"
+    """A row's own negative is only measured: its tokens and its reference are those of the data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refresh:
+    """One sampling of the training prompts."""
+
+    number: int
+    """From 1 on."""
+
+    step: int
+    """Optimiser steps the policy had made."""
+
+    epoch: int
+    seed: int
+    """Of the run; see ``sampling_seed`` of :mod:`cwdpo.on_policy.refresh` for what follows from it."""
+
+    details: dict[str, Any] = field(default_factory=dict)
+    """Who and when: model, time, seconds, settings. Nothing in training depends on it."""
+
+    error: str | None = None
+    """What went wrong; then there are no candidates, and training went on with the refresh before."""
+
+    candidates: Sequence[Candidate] = ()
+
+    def counts(self) -> dict[str, int]:
+        """How many samples were kept, and how many dropped for which reason; and how many own negatives are here."""
+        return dict(Counter(_count_as(candidate) for candidate in self.candidates))
+
+
+def refresh_path(directory: Path, number: int) -> Path:
+    """``refresh-00003.jsonl``."""
+    return directory / f"refresh-{number:05d}.jsonl"
+
+
+def write_refresh(directory: Path, refresh: Refresh) -> None:
+    """Write a refresh: a line about it, then a line a candidate; whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    header = {f.name: getattr(refresh, f.name) for f in dataclasses.fields(refresh) if f.name != "candidates"}
+    lines = [{"format": _FORMAT, **header, "counts": refresh.counts()}]
+    lines += [dataclasses.asdict(candidate) for candidate in refresh.candidates]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_text(refresh_path(directory, refresh.number), text)
+
+
+def read_refreshes(directory: Path) -> list[Refresh]:
+    """Every refresh in a directory, oldest first.
+
+    Raises:
+        UserError: a file is damaged, so that the run could not go on as it began.
+    """
+    return [_read(path) for path in sorted(directory.glob("refresh-*.jsonl"))]
+
+
+def read_refresh(path: Path) -> Refresh:
+    """One refresh.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return _read(path)
+
+
+def _read(path: Path) -> Refresh:
+    lines = read_jsonl(path)
+    try:
+        header, *rest = lines.objects
+        if lines.skipped:
+            raise ValueError("lines are missing")
+        version = header.pop("format")
+        if version not in _READABLE:
+            raise ValueError(f"its format is {version}, and this version reads {' and '.join(map(str, _READABLE))}")
+        counts = header.pop("counts")
+        refresh = Refresh(**header, candidates=[Candidate(**line) for line in rest])
+        if refresh.counts() != counts:
+            raise ValueError("lines are missing")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: not a whole record of sampled negatives ({error}), so the run cannot go on as it began. Restore "
+            "the file, or start the run anew in another --output_dir."
+        ) from error
+    return refresh
+
+
+def summed_up(refreshes: Sequence[Refresh]) -> dict[str, Any]:
+    """All refreshes of a stage in one object: their number, those that failed, seconds, and candidates by what became
+    of them, ``kept`` or the reason why not."""
+    became: Counter[str] = Counter()
+    for refresh in refreshes:
+        became.update(candidate.reason or "kept" for candidate in refresh.candidates if candidate.source == "on_policy")
+    return {
+        "refreshes": len(refreshes),
+        "failed": sum(refresh.error is not None for refresh in refreshes),
+        "seconds": round(sum(float(refresh.details.get("seconds", 0.0)) for refresh in refreshes), 2),
+        "samples": dict(became),
+    }
+
+
+def remove_after(directory: Path, step: int) -> None:
+    """Remove what was sampled after a step, as the resumed run will sample it again."""
+    for path in sorted(directory.glob("refresh-*.jsonl"), reverse=True):
+        if _step(path) > step:
+            path.unlink()
+
+
+def _step(path: Path) -> int:
+    first = read_jsonl(path).objects[:1]
+    return int(first[0].get("step", -1)) if first else -1
+
+
+def _count_as(candidate: Candidate) -> str:
+    return candidate.source if candidate.source == "dataset" else candidate.reason or "kept"

@@ -1,0 +1,103 @@
+"""Gentle negatives: an answer with exactly one minor error, and everything else as it was."""
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from cwdpo.errors import ConfigError
+from cwdpo.negatives.filtering import normalised
+from cwdpo.negatives.gentle.lexicon import KINDS, Lexicon
+from cwdpo.negatives.gentle.numbers import counts, numbers, swaps
+from cwdpo.negatives.gentle.short_answers import choices, yes_no
+from cwdpo.negatives.gentle.text import Edit, Reading, Span, apply, outside_scopes
+from cwdpo.negatives.gentle.words import substitutions
+
+
+@dataclass(frozen=True, slots=True)
+class GentleNegative:
+    """A wrong answer and what is wrong in it. Outside its parts the two texts are the same character for character."""
+
+    text: str
+    kind: str
+    """One of :data:`cwdpo.negatives.gentle.lexicon.KINDS`."""
+
+    parts: tuple[tuple[Span, Span], ...]
+    """Of each place that changed, its characters ``(start, end)`` in the right answer and in this one."""
+
+    @property
+    def before(self) -> Span:
+        """Characters of the right answer from the first change to the last."""
+        return self.parts[0][0][0], self.parts[-1][0][1]
+
+    @property
+    def after(self) -> Span:
+        """Characters of the wrong answer that stand in their place."""
+        return self.parts[0][1][0], self.parts[-1][1][1]
+
+
+def gentle_negative(
+    text: str,
+    *,
+    lexicon: Lexicon,
+    rng: random.Random,
+    kinds: Sequence[str] | None = None,
+    avoid: Collection[str] = (),
+    prompt: str = "",
+) -> GentleNegative | None:
+    """Make one error in an answer.
+
+    First a kind is drawn among those that the answer allows, then a place, so that no kind drowns the others.
+
+    Args:
+        text: a right answer.
+        lexicon: from :func:`cwdpo.negatives.read_lexicon`.
+        rng: source of all randomness.
+        kinds: those to choose from; all by default.
+        avoid: further right answers, which the result must not be.
+        prompt: the question; its options are what a multiple-choice answer may become.
+
+    Returns:
+        The negative, or None where the lexicon knows no safe edit.
+
+    Raises:
+        ConfigError: an unknown kind.
+    """
+    right = {normalised(text), *map(normalised, avoid)}
+    reading = Reading(text, lexicon)
+    found = edits_by_kind(reading, prompt)
+    order = [kind for kind in checked_kinds(kinds) if found.get(kind)]
+    rng.shuffle(order)
+    for kind in order:
+        edits = found[kind]
+        rng.shuffle(edits)
+        for edit in edits:
+            made = apply(edit, reading)
+            if normalised(made.text) not in right:
+                return GentleNegative(made.text, kind, made.parts)
+    return None
+
+
+def edits_by_kind(reading: Reading, prompt: str = "") -> dict[str, list[Edit]]:
+    """Every edit that an answer allows, by kind, in the order of the text."""
+    short = [*yes_no(reading), *choices(reading, prompt)]
+    long = chain(substitutions(reading), counts(reading), numbers(reading), swaps(reading))
+    found: dict[str, list[Edit]] = {}
+    # a bare letter or a bare yes is an answer, not a sentence: nothing else in it has a meaning
+    for edit in short or outside_scopes(long, reading):
+        found.setdefault(edit.kind, []).append(edit)
+    return found
+
+
+def checked_kinds(kinds: Sequence[str] | None) -> tuple[str, ...]:
+    """The kinds asked for, in their fixed order; all where none are named.
+
+    Raises:
+        ConfigError: an unknown kind.
+    """
+    if kinds is None:
+        return KINDS
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(f"{kind!r} is no kind of edit. Write one or more of {', '.join(KINDS)}.")
+    return tuple(kind for kind in KINDS if kind in kinds)

@@ -1,0 +1,195 @@
+"""Edits that put one word of the lexicon in another's place."""
+
+import re
+from collections.abc import Iterator
+
+from cwdpo.negatives.gentle.lexicon import Sense, cased_like
+from cwdpo.negatives.gentle.text import Edit, Part, Phrase, Reading
+
+_SINGULAR = frozenset({"a", "an", "one", "this", "that", "each", "every", "another"})
+_PLURAL = frozenset({"these", "those", "several", "many", "few", "some", "of"})
+_WHOLE_TEXT = (
+    "object",
+    "action",
+    "material",
+    "state",
+    "relation",
+)  # kinds whose target may stand nowhere else in the answer
+_NEARBY = 3
+
+
+def substitutions(reading: Reading) -> Iterator[Edit]:
+    """Every exchange that the lexicon allows in a text, in the order of the text."""
+    for phrase in reading.phrases:
+        for sense in phrase.senses:
+            if is_certain(sense, phrase, reading):
+                yield from _exchanges(sense, phrase, reading)
+
+
+def is_certain(sense: Sense, phrase: Phrase, reading: Reading) -> bool:
+    """Whether a phrase stands where this reading of it is the right one."""
+    conditions = (sense.group.conditions, sense.group.guards.get(sense.base, {}))
+    if not all(reading.allows(each, phrase) for each in conditions):
+        return False
+    if sense.group.form == "noun" and len({other.form for other in phrase.senses if other.group is sense.group}) > 1:
+        return _number_fits(sense.form, phrase, reading)  # sheep, deer: one form for one and for many
+    return sense.group.form != "verb" or _is_verb(sense.form, phrase, reading)
+
+
+def written(base: str, sense: Sense, phrase: Phrase, reading: Reading) -> str | None:
+    """A word in the form and the capitals of the phrase it replaces; None where the capitals make it a name."""
+    text, lexicon = span_text(phrase, reading), reading.lexicon
+    form = lexicon.write(base, sense)
+    if sense.base != sense.base.lower():
+        return form.upper() if reading.shape == "upper" else form
+    if text == text.lower():
+        return form
+    if reading.shape == "upper":
+        return form.upper()
+    if text.isupper() and len(text) <= 3:  # TV in a sentence of small letters
+        return form.upper() if sense.group.kind == "number" else form
+    first, rest = text[:1], text[1:]
+    starts = reading.starts_sentence(reading.tokens[phrase.first].start)
+    if first.isupper() and ((starts and rest == rest.lower()) or reading.shape == "title"):
+        return cased_like(text, form)
+    return None
+
+
+def span_text(phrase: Phrase, reading: Reading) -> str:
+    """The characters of a phrase."""
+    return reading.text[reading.tokens[phrase.first].start : reading.tokens[phrase.last - 1].end]
+
+
+def same_sort(sense: Sense, phrase: Phrase, reading: Reading) -> list[Phrase]:
+    """The other places where an answer has a word, one of its forms or a synonym."""
+    return [
+        other
+        for other in reading.phrases
+        if other is not phrase
+        and any(
+            one.group.kind == sense.group.kind and reading.lexicon.are_synonyms(one.base, sense.base)
+            for one in other.senses
+        )
+    ]
+
+
+def _exchanges(sense: Sense, phrase: Phrase, reading: Reading) -> Iterator[Edit]:
+    together = _mentions(sense, phrase, reading)
+    if together is None or together[0][0] is not phrase:  # the first mention speaks for all
+        return
+    for target in sense.targets:
+        if _contradicts_pronoun(target[0], reading):
+            continue
+        if any(_stands_already(target, one, place, reading) for place, one in together):
+            continue
+        if sense.group.kind == "relation" and target[0] in reading.words and _names_a_thing_twice(reading):
+            continue  # "the dog is left of the cat, and the cat is right of the dog" says one thing two ways
+        parts = [_part(target[0], one, place, reading) for place, one in together]
+        if None not in parts:
+            yield Edit(sense.group.kind, tuple(part for part in parts if part is not None))
+
+
+def _part(base: str, sense: Sense, phrase: Phrase, reading: Reading) -> Part | None:
+    text = written(base, sense, phrase, reading)
+    start, end = reading.tokens[phrase.first].start, reading.tokens[phrase.last - 1].end
+    return None if text is None else Part(start, end, text)
+
+
+def _mentions(sense: Sense, phrase: Phrase, reading: Reading) -> list[tuple[Phrase, Sense]] | None:
+    """Every place that must change with a phrase, lest the answer contradict itself; None where that cannot be done."""
+    found = [(phrase, sense)]
+    if sense.is_noun and _has_possessive(sense, reading):
+        return None
+    for other in same_sort(sense, phrase, reading):
+        if _are_introduced_apart(phrase, other, reading):
+            continue  # a red car and a blue car: two things
+        if not sense.is_noun:
+            things = [_thing(place, sense, reading) for place in (phrase, other)]
+            if things[0] is None or things[1] is None:
+                return None
+            if not reading.are_one_sort(things[0], things[1]):
+                continue  # a red car and a red bus: two facts
+        usable = [
+            one
+            for one in other.senses
+            if one.group is sense.group and one.targets == sense.targets and is_certain(one, other, reading)
+        ]
+        if not usable:
+            return None
+        found.append((other, usable[0]))
+    return sorted(found, key=lambda mention: mention[0].first)
+
+
+def _are_introduced_apart(one: Phrase, other: Phrase, reading: Reading) -> bool:
+    """Whether two mentions in one sentence have an "a" each, so that they speak of two things."""
+    first, last = sorted((one, other), key=lambda phrase: phrase.first)
+    between = reading.text[reading.tokens[first.first].start : reading.tokens[last.first].start]
+    return not re.search(r"[.!?;\n]", between) and all(_is_introduced(phrase, reading) for phrase in (first, last))
+
+
+def _is_introduced(phrase: Phrase, reading: Reading) -> bool:
+    for index in reading.around(phrase.first, -1):
+        if not reading.is_content(index):
+            return reading.tokens[index].lower in ("a", "an", "another")
+    return False
+
+
+def _names_a_thing_twice(reading: Reading) -> bool:
+    things = [phrase for phrase in reading.phrases if reading.is_noun(phrase.first)]
+    return any(reading.are_one_sort(one, other) for place, one in enumerate(things) for other in things[place + 1 :])
+
+
+def _has_possessive(sense: Sense, reading: Reading) -> bool:
+    forms = {form for _, form in reading.lexicon.forms(sense.base, sense.group.form)}
+    return any(re.sub("['\u2019]s?$", "", word) in forms for word in reading.words if re.search("['\u2019]", word))
+
+
+def _thing(phrase: Phrase, sense: Sense, reading: Reading) -> Phrase | None:
+    """What a word is said of, or with."""
+    if sense.group.kind not in ("relation", "action"):
+        return reading.head(phrase)
+    after = (index for index in reading.around(phrase.last - 1, 1) if reading.is_noun(index))
+    return next((reading.at[index] for index in after), None)
+
+
+def _stands_already(target: tuple[str, ...], sense: Sense, phrase: Phrase, reading: Reading) -> bool:
+    """Whether the answer names the target too: "a cat and a cat" would say less, not something else."""
+    if sense.group.kind in _WHOLE_TEXT:
+        text, words = reading.text.lower(), reading.words
+    else:
+        near = [*reading.around(phrase.first, -1, _NEARBY), *reading.around(phrase.last - 1, 1, _NEARBY)]
+        words = frozenset(reading.tokens[index].lower for index in near)
+        text = " ".join(words)
+    forms = [form.lower() for word in target for _, form in reading.lexicon.forms(word, sense.group.form)]
+    return any(form in text if " " in form else form in words for form in forms)
+
+
+def _contradicts_pronoun(target: str, reading: Reading) -> bool:
+    """Whether the target's sex is not that of the answer's pronouns."""
+    classes = reading.lexicon.classes
+    male, female = classes.get("male", frozenset()), classes.get("female", frozenset())
+    pronouns = reading.words & {"he", "his", "him", "himself", "she", "her", "hers", "herself"}
+    return bool((target in male and pronouns & female) or (target in female and pronouns & male))
+
+
+def _number_fits(form: str, phrase: Phrase, reading: Reading) -> bool:
+    before = reading.neighbour(phrase.first, -1)
+    if before is None:
+        return False
+    lower = reading.tokens[before].lower
+    several = lower in _PLURAL or (reading.is_number(before) and lower not in ("one", "1"))
+    return lower in _SINGULAR if form == "singular" else several
+
+
+def _is_verb(form: str, phrase: Phrase, reading: Reading) -> bool:
+    """Whether a word that could be a noun too is a verb here, by the word before it."""
+    before = reading.neighbour(phrase.first, -1)
+    subject = before is not None and reading.is_noun(before)
+    plural = reading.in_class(before, "plural_subject")
+    if form == "going":
+        return not reading.in_class(before, "det")
+    if form == "base":
+        return plural or (subject and reading.is_plural(before))
+    if form == "third":
+        return reading.in_class(before, "third_person") or (subject and not reading.is_plural(before))
+    return subject or plural or reading.in_class(before, "third_person")

@@ -1,0 +1,527 @@
+"""A client of OpenAI-compatible servers (vLLM, SGLang, a cloud) that is made for servers having a bad day."""
+
+import base64
+import io
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+
+from cwdpo.data.images import open_image
+from cwdpo.data.rows import ImageSource, Row
+from cwdpo.errors import UserError
+from cwdpo.generation import Generated, Sampling
+
+TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+"""Statuses of servers that are busy or ill."""
+
+_NO_SUCH_MODEL = re.compile(r"(invalid|unknown|no such|not a valid) model", re.IGNORECASE)
+
+
+class EndpointError(UserError):
+    """The server did not answer, or refused."""
+
+
+class RefusalError(EndpointError):
+    """The server refused, and would refuse the same request again."""
+
+    def __init__(self, message: str, *, status: int, text: str, hopeless: bool = False) -> None:
+        super().__init__(message)
+        self.status, self.text = status, text
+        self.hopeless = hopeless
+        """Every other request would be refused as well: the key, the URL or the model's name is wrong."""
+
+    def names(self, field: str) -> bool:
+        """Whether the server complains of a field of the request."""
+        return self.status in (400, 422) and re.search(rf"\b{field}\b", self.text) is not None
+
+
+def refusal_of(response: Any, url: str, *, model: str | None, has_key: bool, has_answered: bool) -> RefusalError:
+    """What an answer that is an error means.
+
+    Args:
+        response: the answer.
+        url: what was asked.
+        model: the model that was asked for, if any.
+        has_key: whether a key was sent.
+        has_answered: whether this server has answered anything yet; if so, 403 may be about one request alone.
+    """
+    status, text = response.status_code, response.text.strip()[:10_000]
+    advice = _advice(status, text, model, has_key)
+    hopeless = advice != "" and not (status == 403 and has_answered)
+    return RefusalError(f"{url} refused: {told(response)}.{advice}", status=status, text=text, hopeless=hopeless)
+
+
+def told(response: Any) -> str:
+    """The status, and the beginning of what came with it."""
+    return f"HTTP {response.status_code} {response.text.strip()[:200]!r}"
+
+
+def retry_after(response: Any) -> float | None:
+    """Seconds that the server asks to wait, if it says so in numbers."""
+    try:
+        return max(0.0, float(response.headers.get("retry-after", "")))
+    except ValueError:
+        return None
+
+
+def _advice(status: int, text: str, model: str | None, has_key: bool) -> str:
+    """Which of key, URL and model's name is wrong; empty where it is none of them."""
+    is_about_model = model is not None and (model in text or "model" in text.lower())
+    if status == 403 and is_about_model:
+        return f" The key may not use the model {model}: put another into OPENAI_API_KEY, or name another model."
+    if status in (401, 403):
+        wrong = "The key in OPENAI_API_KEY is wrong." if has_key else "It wants a key, and OPENAI_API_KEY is not set."
+        return f" {wrong} Put the right one there."
+    if (status == 404 and is_about_model) or (status in (400, 422) and model and _NO_SUCH_MODEL.search(text)):
+        return f" The model's name is wrong: the server has no {model}. `GET /models` there says which it has."
+    if status == 404:
+        return " The URL is wrong: it usually ends in /v1."
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer of the server."""
+
+    text: str
+    ended: bool
+    """False where it ran into ``max_tokens``."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What was asked for so far."""
+
+    requests: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, used: Mapping[str, Any] | None) -> None:
+        """Count what an answer says that it used."""
+        for name in ("prompt_tokens", "completion_tokens"):
+            setattr(self, name, getattr(self, name) + int((used or {}).get(name) or 0))
+
+    def cost(self, *, prompt_price: float, completion_price: float) -> float:
+        """In the prices' currency; these are per million tokens.
+
+        Example:
+            >>> Usage(prompt_tokens=2_000_000, completion_tokens=500_000).cost(prompt_price=1.0, completion_price=4.0)
+            4.0
+        """
+        return (self.prompt_tokens * prompt_price + self.completion_tokens * completion_price) / 1e6
+
+
+def read_replies(body: Any) -> list[Reply]:
+    """The answers in what a server sent.
+
+    Raises:
+        ValueError: there are none, or it has another form; likewise ``KeyError``, ``TypeError`` and ``IndexError``.
+    """
+    replies = [
+        Reply((choice["message"]["content"] or "").strip(), choice.get("finish_reason") != "length")
+        for choice in body["choices"]
+    ]
+    if not replies:
+        raise ValueError("no choices")
+    return replies
+
+
+logger = logging.getLogger(__name__)
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_LONGEST_WAIT = 60.0
+
+NEUTRAL: Mapping[str, float] = {
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Sampling settings that change nothing, as vLLM and SGLang name them. What a request leaves out they take from the
+checkpoint's ``generation_config.json``, and then do not sample from the model's own distribution."""
+
+
+class Endpoint:
+    """One server. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        retries: int = 5,
+        backoff: float = 1.0,
+        concurrency: int = 8,
+        give_up_after: int = 16,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Remember where it is; nothing is asked yet.
+
+        Args:
+            url: the base, such as ``http://127.0.0.1:8000/v1``.
+            model: by default the first that the server names.
+            api_key: by default ``OPENAI_API_KEY`` of the environment, if there is one. Never written to a file.
+            timeout: seconds that one request may take.
+            retries: further attempts after a request that was refused for the moment, broke off or made no sense.
+            backoff: seconds before the first of them; doubled every time, unless the server says how long to wait.
+            concurrency: requests at one time.
+            give_up_after: requests that fail one after another, retries and all, before the server counts as dead.
+            sleep: for tests.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise UserError(f"the endpoint {url!r} is no URL. Write one such as http://127.0.0.1:8000/v1.")
+        self.url, self.concurrency, self.usage = url.rstrip("/"), concurrency, Usage()
+        self._model, self._retries, self._backoff, self._sleep = model, retries, backoff, sleep
+        self.adapter: str | None = None
+        """Asked for in place of the model, once one is loaded."""
+
+        self._give_up_after, self._failures, self._has_answered = give_up_after, 0, False
+        self._neutral = dict(NEUTRAL)
+        self._lock = threading.Lock()
+        key = api_key or os.environ.get("OPENAI_API_KEY")
+        self._has_key = bool(key)
+        self._client = httpx2.Client(timeout=timeout, headers={"Authorization": f"Bearer {key}"} if key else {})
+
+    @property
+    def model(self) -> str:
+        """The model that is asked.
+
+        Raises:
+            EndpointError: none was named, and the server names none either.
+        """
+        if self._model is None:
+            found = self.models()
+            if not found:
+                raise EndpointError(f"{self.url} serves no model. Name one with --served-model.")
+            self._model = found[0]
+        return self._model
+
+    def models(self) -> list[str]:
+        """The names that the server answers to: its models, and the adapters that are loaded."""
+        found: list[str] = self._ask("GET", "/models", None, lambda body: [str(item["id"]) for item in body["data"]])
+        return found
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_tokens: int = 512,
+        seed: int | None = None,
+        schema: Mapping[str, Any] | None = None,
+        neutral: bool = False,
+    ) -> list[Reply]:
+        """Ask for ``n`` answers to a conversation.
+
+        Args:
+            messages: see :func:`cwdpo.negatives.server.messages_of`.
+            n, temperature, top_p, max_tokens, seed: as the API names them.
+            schema: a JSON schema that the server must keep the answer to.
+            neutral: sample from the model's own distribution, changed by temperature and top_p alone; see
+                :data:`NEUTRAL`. Fields that the server does not know are left out from then on, with a warning.
+
+        Raises:
+            EndpointError: no answer after all retries, or a refusal that no retry would mend.
+        """
+        request: dict[str, Any] = {
+            "model": self.adapter or self.model,
+            "messages": list(messages),
+            "n": n,
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_tokens": max_tokens,
+        }
+        if seed is not None:
+            request["seed"] = seed
+        if schema is not None:
+            form = {"name": "answer", "strict": True, "schema": dict(schema)}
+            request["response_format"] = {"type": "json_schema", "json_schema": form}
+        while True:
+            sent = request | (self._neutral if neutral else {})
+            try:
+                replies: list[Reply] = self._ask("POST", "/chat/completions", sent, self._replies)
+                return replies
+            except RefusalError as error:
+                if not self._leave_out([field for field in NEUTRAL if field in sent and error.names(field)]):
+                    raise
+
+    def post(self, path: str, body: Mapping[str, Any], *, retries: int | None = None) -> None:
+        """Send a command whose answer does not matter, such as vLLM's ``/load_lora_adapter``.
+
+        Args:
+            path: below the URL.
+            body: what is sent.
+            retries: in place of the endpoint's own number.
+        """
+        self._ask("POST", path, body, None, retries=retries)
+
+    def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[tuple[int, _Result | None]]:
+        """Call a function that asks this server for many items, a few at one time.
+
+        Yields:
+            The item's number and the result as soon as there is one; None where the server failed for this item.
+
+        Raises:
+            EndpointError: the server is dead; what was yielded before is good.
+        """
+        queue, running = enumerate(items), dict[Future[_Result], int]()
+        self._failures = 0
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            try:
+                while True:
+                    while len(running) < self.concurrency and (following := next(queue, None)) is not None:
+                        running[pool.submit(function, following[1])] = following[0]
+                    if not running:
+                        return
+                    for done in wait(running, return_when=FIRST_COMPLETED).done:
+                        yield running.pop(done), self._outcome(done)
+            finally:
+                for future in running:
+                    future.cancel()
+
+    def _outcome(self, done: "Future[_Result]") -> _Result | None:
+        try:
+            return done.result()
+        except EndpointError as error:
+            if isinstance(error, RefusalError) and error.hopeless:
+                raise
+            if self._failures >= self._give_up_after:
+                raise EndpointError(
+                    f"{error} This was number {self._failures} in a row, so no more are asked."
+                ) from error
+            logger.warning("%s", error)
+            return None
+
+    def _leave_out(self, fields: Sequence[str]) -> bool:
+        """Send fields no more; whether there are any."""
+        with self._lock:
+            new = [field for field in fields if self._neutral.pop(field, None) is not None]
+        if new:
+            names = ", ".join(new)
+            logger.warning(
+                "%s does not know %s: sent no more. If it has defaults of its own for them, samples are not quite the "
+                "model's own.",
+                self.url,
+                names,
+            )
+        return bool(fields)
+
+    def _ask(
+        self, method: str, path: str, body: Any, read: Callable[[Any], Any] | None, *, retries: int | None = None
+    ) -> Any:
+        problem, retries = "", self._retries if retries is None else retries
+        for attempt in range(retries + 1):
+            with self._lock:
+                self.usage.requests += 1
+                self.usage.retries += attempt > 0
+            pause: float | None = None
+            try:
+                response = self._client.request(method, self.url + path, json=body)
+                if response.status_code in TRY_AGAIN:
+                    problem, pause = told(response), retry_after(response)
+                elif response.is_error:
+                    raise self._refusal(response, path, body)
+                else:
+                    answer = None if read is None else read(response.json())
+                    self._failures, self._has_answered = 0, True
+                    return answer
+            except EndpointError:
+                raise
+            except httpx2.RequestError as error:
+                problem = f"{type(error).__name__} {error}".strip()
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                problem = f"its answer made no sense ({type(error).__name__}: {error})"
+            if self._failures >= self._give_up_after:
+                break
+            if attempt < retries:
+                self._sleep(min(self._backoff * 2**attempt if pause is None else pause, _LONGEST_WAIT))
+        self._failures += 1
+        raise EndpointError(f"{self.url}{path} failed {attempt + 1} times; the last time: {problem}.")
+
+    def _refusal(self, response: Any, path: str, body: Any) -> RefusalError:
+        model = body.get("model") if isinstance(body, Mapping) else None
+        error = refusal_of(
+            response, self.url + path, model=model, has_key=self._has_key, has_answered=self._has_answered
+        )
+        self._failures += response.status_code in (401, 403, 404)
+        return error
+
+    def _replies(self, body: Any) -> list[Reply]:
+        replies = read_replies(body)
+        with self._lock:
+            self.usage.add(body.get("usage"))
+        return replies
+
+
+def messages_of(row: Row) -> list[dict[str, Any]]:
+    """A row's prompt as the API takes it; images become PNG data URIs, in reading order."""
+    images = iter(row.images)
+    return [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "text", "text": part}
+                if isinstance(part, str)
+                else {"type": "image_url", "image_url": {"url": _data_uri(next(images), row.source)}}
+                for part in message.parts
+            ],
+        }
+        for message in row.prompt
+    ]
+
+
+def _data_uri(image: ImageSource, source: str) -> str:
+    # the very pixels that training sees: upright, RGB, and without another lossy compression
+    file = io.BytesIO()
+    open_image(image, source=source).save(file, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+_ENOUGH = 16
+_NEARLY_ALL = 0.9
+
+
+class ServerSampler:
+    """Draws from an OpenAI-compatible server; see :class:`cwdpo.generation.Sampler`."""
+
+    def __init__(self, endpoint: Endpoint, sampling: Sampling) -> None:
+        self.endpoint, self.sampling = endpoint, sampling
+        self._answered = self._alike = 0
+        self._has_warned = False
+
+    def sample(self, rows: Sequence[Row], *, seed: int) -> list[list[Generated]]:
+        """``k`` answers a row; none for rows that the server failed for, which are counted in a warning.
+
+        Raises:
+            EndpointError: it failed for every row, or is dead.
+        """
+        found: list[list[Generated]] = [[] for _ in rows]
+        missed = 0
+        for place, answers in self.endpoint.map(lambda item: self._ask(item[1], seed + item[0]), enumerate(rows)):
+            found[place] = answers or []
+            missed += answers is None
+        if missed:
+            message = f"{self.endpoint.url} gave no answer for {missed} of {len(rows)} prompts"
+            if missed == len(rows):
+                raise EndpointError(f"{message}.")
+            logger.warning("%s", message)
+        self._look_for_repetition(found)
+        return found
+
+    def _ask(self, row: Row, seed: int) -> list[Generated]:
+        how = self.sampling
+        replies = self.endpoint.chat(
+            messages_of(row),
+            n=how.k,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            max_tokens=how.max_new_tokens,
+            seed=seed % 2**31,
+            neutral=True,
+        )
+        return [Generated(reply.text, reply.ended) for reply in replies]
+
+    def _look_for_repetition(self, found: Sequence[Sequence[Generated]]) -> None:
+        """Warn once of a server that says the same thing ``k`` times to nearly every prompt."""
+        several = [{answer.text for answer in of_row} for of_row in found if len(of_row) > 1]
+        self._answered += len(several)
+        self._alike += sum(len(texts) == 1 for texts in several)
+        if self._answered >= _ENOUGH and self._alike >= _NEARLY_ALL * self._answered and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%s gave %d answers that are all alike to %d of %d prompts. Unless the model is this sure of itself, "
+                "the server does not sample: see whether it heeds temperature, n and seed.",
+                self.endpoint.url,
+                self.sampling.k,
+                self._alike,
+                self._answered,
+            )
+
+
+def load_adapter(endpoint: Endpoint, name: str, directory: Path) -> None:
+    """Have vLLM serve an adapter, and ask for it from now on; the one before is unloaded first.
+
+    The server must run with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=1``, and see the directory. An
+    adapter that it has under this name already is another one, and is replaced.
+
+    Raises:
+        EndpointError: it refused.
+    """
+    unload_adapter(endpoint)
+    try:
+        _load(endpoint, name, directory)
+    except RefusalError as error:
+        if not _is_loaded_already(error):
+            raise
+        # not `load_inplace`: older servers do not know it, and the name would go on standing for cached prompts
+        endpoint.post("/unload_lora_adapter", {"lora_name": name})
+        _load(endpoint, name, directory)
+    endpoint.adapter = name
+
+
+def load_again(endpoint: Endpoint, directory: Path) -> None:
+    """Have a server that was restarted serve the adapter that is asked for; another process may have done so."""
+    assert endpoint.adapter is not None
+    try:
+        _load(endpoint, endpoint.adapter, directory)
+    except RefusalError as error:
+        if not _is_loaded_already(error):
+            raise
+
+
+def unload_adapter(endpoint: Endpoint, *, retries: int | None = None) -> None:
+    """Have vLLM forget the adapter that is asked for, if there is one; that it is unknown there is no error."""
+    name, endpoint.adapter = endpoint.adapter, None
+    if name is not None:
+        _unload(endpoint, name, retries=retries)
+
+
+def unload_left_over(endpoint: Endpoint, prefix: str) -> None:
+    """Have vLLM forget what an earlier process, killed before it could clean up, left loaded."""
+    for name in endpoint.models():
+        if name.startswith(prefix):
+            _unload(endpoint, name)
+
+
+def _load(endpoint: Endpoint, name: str, directory: Path) -> None:
+    try:
+        endpoint.post("/load_lora_adapter", {"lora_name": name, "lora_path": str(directory.resolve())})
+    except RefusalError as error:
+        if error.status != 404:
+            raise
+        advice = (
+            f"It must see the directory {directory.resolve()}."
+            if name in error.text or str(directory.resolve()) in error.text
+            else "Start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and check the URL, which ends "
+            "in /v1."
+        )
+        message = f"{endpoint.url} cannot load the adapter: HTTP 404 {error.text[:200]!r}. {advice}"
+        raise RefusalError(message, status=error.status, text=error.text, hopeless=True) from error
+
+
+def _unload(endpoint: Endpoint, name: str, *, retries: int | None = None) -> None:
+    try:
+        endpoint.post("/unload_lora_adapter", {"lora_name": name}, retries=retries)
+    except EndpointError as error:
+        if not isinstance(error, RefusalError) or error.status != 404:
+            logger.warning("the adapter %s stays loaded: %s", name, error)
+
+
+def _is_loaded_already(error: RefusalError) -> bool:
+    return error.status == 400 and "already been loaded" in error.text

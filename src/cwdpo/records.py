@@ -1,0 +1,406 @@
+"""Where a run keeps what it made, and the promise that nothing there is overwritten."""
+
+import codecs
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, get_args
+
+from cwdpo.errors import UserError
+
+Stage: TypeAlias = Literal["stage1", "stage2"]
+
+MetricsLine = TypedDict(
+    "MetricsLine",
+    {
+        "stage": Stage,
+        "step": int,
+        "loss": float,
+        "rewards/chosen": float,
+        "rewards/rejected": float,
+        "rewards/margins": float,
+        "rewards/accuracies": float,
+        "logps/chosen": float,
+        "logps/rejected": float,
+        "logps_mean/chosen": float,
+        "logps_mean/rejected": float,
+        "cooling/mean": float,
+        "cooling/p10": float,
+        "cooling/p50": float,
+        "cooling/p90": float,
+        "cooling/histogram": list[int],
+        "grad_norm": float,
+        "entropy": float,
+        "num_tokens": float,
+        "negatives/on_policy": float,
+        "negatives/level": float,
+        "negatives/lbar": float,
+    },
+    total=False,
+)
+"""One logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens, in nats.
+``cooling/histogram`` counts the w_c since the line before in ten equal bins of [0, 1]; loggers do not get it.
+``negatives`` are of on-policy sampling and its curriculum, see docs/curriculum.md."""
+
+
+PROBE_GROUPS = (
+    "chosen",
+    "rejected",
+    "gentle",
+    "longer",
+    "shorter",
+    "greedy",
+    "on_policy",
+    "shuffled",
+    "other_answer",
+    "other_image",
+    "blank",
+)
+"""Groups of answers that probes measure, in the order of a reading's lines."""
+
+
+class ProbeLine(TypedDict, total=False):
+    """One group of answers in one probe reading; from ``entropy`` on they stand on the ``chosen`` group only."""
+
+    stage: Stage
+    step: int
+    group: str
+    """One of :data:`PROBE_GROUPS`."""
+
+    n: int
+    mean_logprob: float
+    """Mean lbar of the group, nats per token."""
+
+    delta: float
+    """Change of ``mean_logprob`` since the stage began, nats per token."""
+
+    p10: float
+    p50: float
+    p90: float
+    """Quantiles of lbar over the group's answers, nats per token."""
+
+    entropy: float
+    top1: float
+    argmax_mass: float
+    ece: float
+    reliability: list[tuple[int, float, float]]
+    """``ece`` by bin: tokens, their mean confidence, and the share of them that was right."""
+
+    tv: float
+    js: float
+    moved_to_argmax: float
+    """Of the probability that moved since the stage began, the share that went to the then likeliest token."""
+
+    seconds: float
+    """What the reading cost."""
+
+
+class JsonLines(NamedTuple):
+    """What a file of JSON lines holds."""
+
+    objects: list[dict[str, Any]]
+    skipped: int
+    """Lines that are no JSON object: half-written when a run was killed, or damaged."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole, or leave what was there untouched; see :func:`write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole, or leave what was there untouched.
+
+    Raises:
+        OSError: the disk is full or may not be written; an earlier version of the file is as it was.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all; numbers that are not finite become null."""
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+    """Write objects, one a line, as a whole file or not at all; numbers that are not finite become null."""
+    write_text(path, _lines(objects))
+
+
+def append_jsonl(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+    """Append objects, one a line; numbers that are not finite become null.
+
+    A half-written last line, left by a run that was killed, is closed first, so that it spoils no good line.
+    """
+    lines = _lines(objects)
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                lines = "\n" + lines
+        file.write(lines.encode("utf-8"))
+
+
+def read_jsonl(path: Path) -> JsonLines:
+    """Every readable object of a file, in order; a missing file holds none."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return JsonLines([], 0)
+    lines = [line for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
+    objects = [item for item in map(_parsed_line, lines) if item is not None]
+    return JsonLines(objects, len(lines) - len(objects))
+
+
+def _lines(objects: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(_finite(item), ensure_ascii=False, allow_nan=False) + "\n" for item in objects)
+
+
+def _parsed_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _finite(value: Any) -> Any:
+    """The value with null where a float is infinite or no number, which JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run. Open it with :meth:`open` to write, or make it bare to read."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: str | Path, *, resume: bool) -> "RunDirectory":
+        """Make the directory, or take up an earlier run in it.
+
+        Args:
+            root: the run directory.
+            resume: continue what is there; a directory that is missing or holds no file starts a new run.
+
+        Raises:
+            UserError: something is there and ``resume`` is off, what is there is no run, or it is not a directory and
+                none can be made.
+        """
+        run = cls(Path(root))
+        if run.root.exists() and not run.root.is_dir():
+            raise UserError(f"{run.root} is a file, not a directory. Give another --output_dir.")
+        if run._files():
+            if not resume:
+                raise UserError(
+                    f"{run.root} is not empty, and nothing is overwritten. "
+                    "Continue the run in it with --resume, or give another --output_dir."
+                )
+            if not run.recipe.is_file():
+                raise UserError(
+                    f"{run.root} holds no run to resume: no recipe.yaml. Give a run's directory, or a new one."
+                )
+        try:
+            run.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the directory {run.root} cannot be made ({error.strerror}). Give another --output_dir."
+            ) from error
+        return run
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run got further here than to write down what it would do."""
+        return self.recipe.is_file() and self._files(besides=self.recipe)
+
+    def _files(self, *, besides: Path | None = None) -> bool:
+        """Whether there is any file; directories alone are what a start that failed leaves."""
+        return any(path != besides and (path.is_symlink() or not path.is_dir()) for path in self.root.rglob("*"))
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, with the measured floor."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One :class:`cwdpo.records.MetricsLine` a logged step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def probes(self) -> Path:
+        """One :class:`cwdpo.records.ProbeLine` a reading and group."""
+        return self.root / "probes.jsonl"
+
+    @property
+    def engine(self) -> Path:
+        """How log-probs are computed, and on which numbers that was decided."""
+        return self.root / "engine.json"
+
+    @property
+    def findings(self) -> Path:
+        """What went wrong, by name."""
+        return self.root / "findings.json"
+
+    @property
+    def summary(self) -> Path:
+        """The run's results in one object."""
+        return self.root / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.root / "report.html"
+
+    @property
+    def reference(self) -> Path:
+        """Cached log-probs of the reference; internal."""
+        return self.root / "reference"
+
+    @property
+    def negatives(self) -> Path:
+        """What was sampled from the policy, a file a refresh; see docs/on_policy.md."""
+        return self.root / "negatives"
+
+    @property
+    def features(self) -> Path:
+        """Kept features of a frozen vision tower; internal."""
+        return self.root / "features"
+
+    def stage(self, stage: Stage) -> Path:
+        """The model that a stage left: loads with ``from_pretrained``, or is a PEFT adapter directory."""
+        return self.root / stage
+
+    def checkpoints(self, stage: Stage) -> Path:
+        """Where the Trainer keeps a stage's checkpoints; internal."""
+        return self.root / "checkpoints" / stage
+
+    def probe_files(self, stage: Stage) -> Path:
+        """What a stage's probes are measured from, which is internal, and ``examples.jsonl`` with its pictures."""
+        return self.root / "probes" / stage
+
+    def tensorboard(self, stage: Stage) -> Path:
+        """A stage's scalars for TensorBoard: ``tensorboard --logdir RUN/tensorboard``."""
+        return self.root / "tensorboard" / stage
+
+    def is_finished(self, stage: Stage) -> bool:
+        """Whether a stage's model was saved whole, and is still there; see :meth:`mark_finished`."""
+        return self.was_finished(stage) and self.stage(stage).is_dir()
+
+    def was_finished(self, stage: Stage) -> bool:
+        """Whether a stage's model was saved whole, be it there or not."""
+        return self._done(stage).is_file()
+
+    def mark_finished(self, stage: Stage, note: Mapping[str, Any] | None = None) -> None:
+        """Say that a stage's model is saved whole, so that resuming skips the stage; the last thing a stage does."""
+        self._done(stage).parent.mkdir(parents=True, exist_ok=True)
+        write_text(self._done(stage), json.dumps(dict(note or {})) + "\n")
+
+    def note(self, stage: Stage) -> dict[str, Any]:
+        """What was said when the stage was finished; empty if it is not."""
+        return _object(self._done(stage))
+
+    def keep(self, name: str, value: Mapping[str, Any]) -> None:
+        """Remember something of the run for the sessions that go on with it; internal."""
+        path = self.root / "checkpoints" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+
+    def kept(self, name: str) -> dict[str, Any]:
+        """What an earlier session remembered under this name; empty if none did."""
+        return _object(self.root / "checkpoints" / f"{name}.json")
+
+    def _done(self, stage: Stage) -> Path:
+        return self.root / "checkpoints" / f"{stage}.done"
+
+    def write_findings(self, found: Mapping[str, Any]) -> None:
+        """Write ``findings.json``: a diagnosis, and under ``stopped`` what ended stages before their last step."""
+        notes = [self.note(stage) for stage in get_args(Stage)]
+        write_json(self.findings, {**found, "stopped": [note["stopped"] for note in notes if "stopped" in note]})
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append one logged step."""
+        append_jsonl(self.metrics, [line])
+
+    def append_probes(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Append one probe reading, a line a group."""
+        append_jsonl(self.probes, lines)
+
+    def readings(self, stage: Stage, *, until: int) -> list[dict[str, Any]]:
+        """A stage's probe lines up to a step, oldest first; what is no such line is left out."""
+        return [line for line in read_jsonl(self.probes).objects if _is_reading(line, stage, until)]
+
+    def truncate_after(self, stage: Stage, step: int) -> int:
+        """Drop what a stage recorded after a step, as the resumed run will record it again.
+
+        Broken lines go too: they were half-written by the interruption.
+
+        Args:
+            stage: the stage being resumed; lines of a stage after it are dropped as well.
+            step: the last step that the checkpoint holds; -1 drops the whole stage, 0 all but a reading before its
+                first step.
+
+        Returns:
+            How many lines were dropped.
+        """
+        return sum(_truncate(path, stage, step) for path in (self.metrics, self.probes))
+
+
+def _is_reading(line: Mapping[str, Any], stage: Stage, until: int) -> bool:
+    step = line.get("step")
+    if not isinstance(step, int) or not {"group", "mean_logprob"} <= line.keys():
+        return False
+    return line.get("stage") == stage and step <= until
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A file's JSON object; empty where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _truncate(path: Path, stage: Stage, step: int) -> int:
+    lines = read_jsonl(path)
+    kept = [line for line in lines.objects if not _comes_after(line, stage, step)]
+    dropped = len(lines.objects) - len(kept) + lines.skipped
+    if dropped:
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+    return dropped
+
+
+def _comes_after(line: Mapping[str, Any], stage: Stage, step: int) -> bool:
+    if line.get("stage") == stage:
+        at = line.get("step")
+        return not isinstance(at, int) or at > step
+    return stage == "stage1" and line.get("stage") == "stage2"

@@ -1,0 +1,213 @@
+"""References that run beside the policy: a frozen copy, or the policy itself with the adapter it started from.
+
+Reference log-probs on disk, for vision data too: computed once, then the reference model is not needed again.
+
+An entry's key is a hash of everything the model would see (prompt tokens, image tensors as the processor made them,
+answer tokens; see ``Batch.keys``), so another processor, row or picture is simply not found. The directory also holds
+the fingerprint of the model that computed it, and refuses to serve any other.
+"""
+
+import json
+import logging
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cwdpo.batch import AnswerLogprobs, Batch, eval_mode
+from cwdpo.engine import Engine
+from cwdpo.errors import UserError
+
+
+class Reference(Protocol):
+    """log pi_ref of every answer in a batch."""
+
+    def totals(self, batch: Batch) -> Tensor:
+        """``(A,)`` log pi_ref(y|x), summed over tokens, without gradient."""
+        ...
+
+
+class FrozenCopy:
+    """A second model in memory, for full fine-tuning."""
+
+    def __init__(self, model: nn.Module, engine: Engine) -> None:
+        self.model, self.engine = model.eval().requires_grad_(False), engine
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch, **details: Any) -> AnswerLogprobs:
+        """Everything the engine says of the batch under the frozen model."""
+        return self.engine.logprobs(self.model, batch, **details)
+
+    def totals(self, batch: Batch) -> Tensor:
+        """``(A,)`` log pi_ref(y|x)."""
+        return self.logprobs(batch).total
+
+
+class StartingAdapter:
+    """The policy with its adapter set back to where stage 2 began; the base model is shared, so it costs no memory.
+
+    An adapter that has not been trained yet is switched off instead, which is the same model and cheaper.
+    """
+
+    def __init__(self, model: nn.Module, engine: Engine) -> None:
+        self.model, self.engine = model, engine
+        self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._start = {name: p.detach().clone() for name, p in self._trainable.items()}
+        self._is_new = all("lora_" in n for n in self._start) and not any(
+            value.any() for name, value in self._start.items() if "lora_B" in name
+        )
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch, **details: Any) -> AnswerLogprobs:
+        """Everything the engine says of the batch under the starting adapter."""
+        adapted: Any = self.model
+        with eval_mode(self.model), adapted.disable_adapter() if self._is_new else self._set_back():
+            return self.engine.logprobs(self.model, batch, **details)
+
+    def totals(self, batch: Batch) -> Tensor:
+        """``(A,)`` log pi_ref(y|x)."""
+        return self.logprobs(batch).total
+
+    @contextmanager
+    def _set_back(self) -> Iterator[None]:
+        # The storage is exchanged, not the values: autograd graphs that hold the policy's weights stay valid.
+        now = {name: p.data for name, p in self._trainable.items()}
+        for name, p in self._trainable.items():
+            p.data = self._start[name].to(p.device)
+        try:
+            yield
+        finally:
+            for name, p in self._trainable.items():
+                p.data = now[name]
+
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 2
+
+
+class ReferenceCache:
+    """``key -> (log pi_ref, number of tokens)``, in part files that are written whole or not at all."""
+
+    def __init__(self, directory: Path | None, *, model_fingerprint: str, computed_in: str = "", rank: int = 0) -> None:
+        """Open the cache of a directory, or begin one.
+
+        Args:
+            directory: where the parts lie; None keeps everything in memory.
+            model_fingerprint: of the model whose log-probs these are (see :func:`cwdpo.models.saving.fingerprint`).
+            computed_in: precision and device; other roundings would make the rewards of step 0 differ from 0.
+            rank: this process; each writes parts of its own.
+
+        Raises:
+            UserError: the directory holds another model's log-probs, or such as were computed otherwise.
+        """
+        self.directory, self.rank = directory, rank
+        self._entries: dict[str, tuple[float, int]] = {}
+        self._unsaved: dict[str, tuple[float, int]] = {}
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            header = {"format": _FORMAT, "model": model_fingerprint, "computed_in": computed_in}
+            _check_header(directory, header, rank)
+            self.reload()
+
+    @classmethod
+    def in_memory(cls) -> "ReferenceCache":
+        """A cache that no file backs."""
+        return cls(None, model_fingerprint="")
+
+    def reload(self) -> None:
+        """Read all parts, those of other ranks too."""
+        for part in sorted(self.directory.glob("part-*.npz")) if self.directory else []:
+            self._entries |= _read_part(part)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def missing(self, keys: Sequence[str]) -> list[int]:
+        """The positions of the keys that are not here."""
+        return [i for i, key in enumerate(keys) if key not in self._entries]
+
+    def add(
+        self, keys: Sequence[str], totals: Sequence[float], num_tokens: Sequence[int], *, keep: bool = True
+    ) -> None:
+        """Remember log pi_ref(y|x) and the token count of some answers.
+
+        Nothing is on disk before :meth:`save`, and what ``keep`` is False for never is: another file holds it.
+        """
+        new = dict(zip(keys, zip(totals, num_tokens, strict=True), strict=True))
+        self._entries |= new
+        if keep:
+            self._unsaved |= new
+
+    def save(self) -> None:
+        """Write what was added since the last save as one more part."""
+        if not self._unsaved or self.directory is None:
+            return
+        parts = self.directory.glob(f"part-{self.rank:03d}-*.npz")  # a damaged one may have left a gap
+        number = max((int(part.stem.rsplit("-", 1)[1]) for part in parts), default=-1) + 1
+        part = self.directory / f"part-{self.rank:03d}-{number:05d}.npz"
+        written = part.with_suffix(".partial")
+        with written.open("wb") as file:
+            np.savez(
+                file,
+                keys=np.array(list(self._unsaved), dtype="S32"),
+                totals=np.array([total for total, _ in self._unsaved.values()], dtype=np.float64),
+                num_tokens=np.array([n for _, n in self._unsaved.values()], dtype=np.int64),
+            )
+        written.replace(part)
+        self._unsaved = {}
+
+    def totals(self, batch: Batch) -> Tensor:
+        """``(A,)`` log pi_ref(y|x) of every answer in the batch.
+
+        Raises:
+            KeyError: an answer is not in the cache; the message names its row.
+        """
+        found = [self._entries.get(key) for key in batch["keys"]]
+        if None in found:
+            row = batch["row_index"][batch["prompt_index"][found.index(None)]].item()
+            raise KeyError(f"row {row} has an answer without a cached reference; were rows added after training began?")
+        totals = [entry[0] for entry in found if entry is not None]
+        return torch.tensor(totals, dtype=torch.float32, device=batch["answer_ids"].device)
+
+    def means(self, keys: Sequence[str]) -> Tensor:
+        """``(n,)`` lbar of the answers with these keys, nats per token."""
+        entries = [self._entries[key] for key in keys]
+        return torch.tensor([total / n for total, n in entries], dtype=torch.float64)
+
+
+def _check_header(directory: Path, header: Mapping[str, Any], rank: int) -> None:
+    path = directory / "cache.json"
+    if not path.exists():
+        written = path.with_suffix(f".partial{rank}")
+        written.write_text(json.dumps(header) + "\n")
+        written.replace(path)
+    try:
+        found = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        found = None
+    if found == header:
+        return
+    why = "belong to another model than the one stage 2 starts from now"
+    if isinstance(found, dict) and found.get("model") == header["model"]:
+        why = f"were computed in {found.get('computed_in')}, and this run computes in {header['computed_in']}"
+    raise UserError(
+        f"{directory}: these reference log-probs {why}, so they cannot be used. Delete that directory to compute them "
+        "anew, or write `stage2: {reference: live}`."
+    )
+
+
+def _read_part(part: Path) -> dict[str, tuple[float, int]]:
+    try:
+        with np.load(part) as arrays:  # the zip container checks each array's CRC
+            keys, totals, counts = arrays["keys"], arrays["totals"], arrays["num_tokens"]
+    except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
+        logger.warning("%s is damaged (%s); its answers are computed again", part, error)
+        part.unlink(missing_ok=True)  # another rank may have been faster
+        return {}
+    return {k.decode(): (t, n) for k, t, n in zip(keys, totals.tolist(), counts.tolist(), strict=True)}

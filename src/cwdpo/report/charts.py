@@ -1,0 +1,491 @@
+"""Line charts as SVG without one style attribute: colours are classes of the page, so that a strict CSP allows them,
+both colour schemes fit, and the text keeps its size on a phone.
+
+One picture as an SVG file of its own: curves and dots over two numeric axes, for documents and run directories.
+
+The report's charts take colours and fonts from their page; a file has no page, so it brings its own style, for light
+and dark.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from markupsafe import Markup, escape
+
+Point = tuple[float, float | None]
+"""x and y of one reading; y is None where the logged value was not a finite number."""
+
+_ABSURD = 1e30
+"""Larger magnitudes are treated like infinity: no axis could show them beside anything else."""
+
+
+def finite(value: object) -> float | None:
+    """The value as a float, or None where it is not a finite number.
+
+    Example:
+        >>> finite(3), finite("3"), finite(float("nan")), finite(True)
+        (3.0, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if abs(number) < _ABSURD else None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The readings of one metric within one stage of a run."""
+
+    stage: str
+    points: tuple[Point, ...]
+
+    @property
+    def values(self) -> list[float]:
+        """The finite readings, oldest first."""
+        return [y for _, y in self.points if y is not None]
+
+    @property
+    def start(self) -> float | None:
+        """Mean of the first tenth of the readings (at least one)."""
+        return _mean(self.values[: _tenth(len(self.values))])
+
+    @property
+    def end(self) -> float | None:
+        """Mean of the last tenth of the readings (at least one)."""
+        return _mean(self.values[-_tenth(len(self.values)) :])
+
+    @property
+    def moved(self) -> float:
+        """End less start, or 0 where the readings scatter so much that this may be chance.
+
+        The scatter is taken from second differences, which a steady trend leaves at 0; a change counts from twice its
+        standard error, as if readings were independent.
+        """
+        values = self.values
+        if self.start is None or self.end is None:
+            return 0.0
+        bends = [a - 2 * b + c for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+        variance = math.fsum(bend * bend for bend in bends) / (6 * len(bends)) if bends else 0.0
+        change = self.end - self.start
+        return change if abs(change) >= 2 * math.sqrt(2 * variance / _tenth(len(values))) else 0.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric of one run: a segment a stage, in the order of training."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def values(self) -> list[float]:
+        """Every finite reading, oldest first."""
+        return [y for segment in self.segments for y in segment.values]
+
+    @property
+    def end(self) -> float | None:
+        """Where the last stage that has finite readings ended; None where there are none."""
+        return next((s.end for s in reversed(self.segments) if s.values), None)
+
+    @property
+    def num_broken(self) -> int:
+        """How many readings were not finite numbers."""
+        return sum(y is None for segment in self.segments for _, y in segment.points)
+
+
+def smoothed(points: Sequence[Point]) -> list[Point]:
+    """Centred moving average over about a twentieth of the readings; a gap stays a gap.
+
+    Fewer than 12 readings are returned as they are. The window shrinks at both ends, so nothing lags.
+    """
+    if len(points) < 12:
+        return list(points)
+    half = max(1, len(points) // 40)
+    sums = [0.0, *accumulate(y or 0.0 for _, y in points)]
+    counts = [0, *accumulate(y is not None for _, y in points)]
+    out: list[Point] = []
+    for i, (x, y) in enumerate(points):
+        reach = min(half, i, len(points) - 1 - i)
+        low, high = i - reach, i + reach + 1
+        out.append((x, None if y is None else (sums[high] - sums[low]) / (counts[high] - counts[low])))
+    return out
+
+
+def thinned(points: Sequence[Point], *, most: int) -> list[Point]:
+    """At most about ``most`` points that keep the highest and lowest reading, and any gap, of every stretch."""
+    if len(points) <= most:
+        return list(points)
+    size = math.ceil(len(points) / (most / 2))
+    return [point for i in range(0, len(points), size) for point in _extremes(points[i : i + size])]
+
+
+def _extremes(stretch: Sequence[Point]) -> Iterator[Point]:
+    """Lowest and highest reading in their order, then the gap if there is one."""
+    known = [(x, y) for x, y in stretch if y is not None]
+    if known:
+        yield from sorted({min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])})
+    if len(known) < len(stretch):
+        yield next(point for point in stretch if point[1] is None)
+
+
+def _tenth(count: int) -> int:
+    return max(1, count // 10)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+WIDTH, HEIGHT = 340, 190
+LEFT, RIGHT, TOP, BOTTOM = 44, 330, 14, 162
+
+
+def ticks(low: float, high: float, *, about: int = 4, whole: bool = False) -> list[float]:
+    """Round numbers within [low, high].
+
+    Example:
+        >>> ticks(0.0, 1.0), ticks(0, 120, whole=True)
+        ([0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 25.0, 50.0, 75.0, 100.0])
+    """
+    rough = (high - low) / about
+    unit = 10.0 ** math.floor(math.log10(rough))
+    sizes = [size * unit for size in (1, 2, 2.5, 5, 10) if not whole or (size * unit).is_integer()] or [1.0]
+    step = min(sizes, key=lambda size: abs(size - rough))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def tick_label(value: float) -> str:
+    """Short text of a tick: ``0.25``, ``-3``, ``2.5e-06``.
+
+    Example:
+        >>> tick_label(0.30000000000000004), tick_label(-0.0), tick_label(120000.0)
+        ('0.3', '0', '1.2e5')
+    """
+    text = f"{value or 0.0:.6g}" if 1e-3 <= abs(value) < 1e5 or not value else f"{value:.3e}"
+    if "e" not in text:
+        return text
+    digits, power = text.split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """From data to the picture's units; what lies outside is put on the edge."""
+
+    x: tuple[float, float]
+    """First and last x of the axis."""
+
+    y: tuple[float, float]
+    bottom: float = BOTTOM
+    """Where the picture's lower edge is; the others are the same in every picture."""
+
+    def left(self, x: float) -> float:
+        """Where an x lies across the picture."""
+        share = (x - self.x[0]) / (self.x[1] - self.x[0])
+        return LEFT + min(max(share, 0.0), 1.0) * (RIGHT - LEFT)
+
+    def top(self, y: float) -> float:
+        """Where a y lies, from the top down."""
+        share = (y - self.y[0]) / (self.y[1] - self.y[0])
+        return self.bottom - min(max(share, 0.0), 1.0) * (self.bottom - TOP)
+
+    def path(self, points: Sequence[Point]) -> str:
+        """Path data; a gap lifts the pen. A reading alone between gaps becomes a dot (the line caps are round)."""
+        parts, pen = [], False
+        for i, (x, y) in enumerate(points):
+            if y is not None:
+                parts.append(f"{'L' if pen else 'M'}{self.left(x):.1f} {self.top(y):.1f}")
+                if not pen and (i + 1 == len(points) or points[i + 1][1] is None):
+                    parts.append("h0")
+            pen = y is not None
+        return "".join(parts)
+
+
+def axes(frame: Frame, *, whole: bool = True) -> Iterator[str]:
+    """Grid lines and labelled ticks of both axes; ``whole`` keeps the ticks across to whole steps."""
+    for value in ticks(*frame.y):
+        top = f"{frame.top(value):.1f}"
+        yield f'<path class="{"zero" if value == 0 else "grid"}" d="M{LEFT} {top}H{RIGHT}"/>'
+        yield f'<text class="ytick" x="{LEFT - 5}" y="{top}" dy="4">{tick_label(value)}</text>'
+    for value in ticks(*frame.x, about=5, whole=whole):
+        left = f"{frame.left(value):.1f}"
+        yield f'<path class="grid" d="M{left} {frame.bottom}v4"/>'
+        yield f'<text class="xtick" x="{left}" y="{frame.bottom + 17}">{tick_label(value)}</text>'
+
+
+_MOST_POINTS = 240
+NUM_COLOURS, NUM_DASHES = 6, 4
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run's curve in a chart, with the band between two of its other curves where there is one."""
+
+    name: str
+    rank: int
+    """Position of the run in the legend; it decides colour and dashes."""
+
+    series: Series
+    band: tuple[Series, Series] | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A step at which a stage begins; rank is None where every run begins it there."""
+
+    x: float
+    label: str
+    rank: int | None
+
+
+def style_classes(rank: int | None) -> str:
+    """The page's classes for the run at this position: 24 pairs of colour and dashes before one comes again."""
+    if rank is None:
+        return "all"
+    return f"c{rank % NUM_COLOURS} d{(rank + rank // NUM_COLOURS) % NUM_DASHES}"
+
+
+def value_range(lines: Sequence[Line], fixed: tuple[float, float] | None = None) -> tuple[float, float] | None:
+    """Lowest and highest y to draw; None where there is no finite reading.
+
+    All readings fit, unless a few spikes would flatten the rest: where they stretch the picture to more than three
+    times the inner 98 % of every curve, it shows those alone.
+    """
+    curves = [sorted(s.values) for line in lines for s in (line.series, *(line.band or ())) if s.values]
+    if not curves:
+        return None
+    low, high = min(c[0] for c in curves), max(c[-1] for c in curves)
+    if fixed and fixed[0] <= low and high <= fixed[1]:
+        return fixed
+    inner = min(c[len(c) // 100] for c in curves), max(c[-1 - len(c) // 100] for c in curves)
+    if high - low > 3 * (inner[1] - inner[0]) > 0:
+        low, high = inner
+    pad = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
+    return low - pad, high + pad
+
+
+def num_outside(lines: Sequence[Line], span: tuple[float, float]) -> int:
+    """How many raw readings lie above or below the picture (they are drawn at its edge)."""
+    return sum(not span[0] <= y <= span[1] for line in lines for y in line.series.values)
+
+
+def chart(
+    lines: Sequence[Line], marks: Sequence[Mark], *, x: tuple[float, float], y: tuple[float, float], label: str
+) -> Markup:
+    """One chart of several runs.
+
+    Args:
+        lines: drawn in this order; the last lies on top.
+        marks: where stages begin.
+        x: first and last step of the axis.
+        y: lowest and highest value of the axis (see :func:`value_range`).
+        label: what a screen reader says in place of the picture.
+    """
+    frame = Frame(x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5), y if y[1] > y[0] else (y[0] - 0.5, y[0] + 0.5))
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">',
+        *axes(frame),
+        *_stage_marks(frame, marks),
+    ]
+    for line in lines:
+        parts += _curve(frame, line)
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def sample(rank: int) -> Markup:
+    """A short piece of a run's line, for the legend."""
+    path = f'<path class="line {style_classes(rank)}" d="M2 6H34"/>'
+    return Markup(f'<svg class="sample" viewBox="0 0 36 12" aria-hidden="true">{path}</svg>')
+
+
+def _stage_marks(frame: Frame, marks: Sequence[Mark]) -> Iterator[str]:
+    named: set[str] = set()
+    for mark in marks:
+        left = frame.left(mark.x)
+        yield f'<path class="mark {style_classes(mark.rank)}" d="M{left:.1f} {TOP}V{BOTTOM}"/>'
+        if mark.label in named:  # runs that begin a stage at different steps: one name is enough, and two may collide
+            continue
+        named.add(mark.label)
+        side = "start" if left < (LEFT + RIGHT) / 2 else "end"
+        yield f'<text class="mark {side}" x="{left:.1f}" y="{TOP - 4}">{escape(mark.label)}</text>'
+
+
+def _curve(frame: Frame, line: Line) -> Iterator[str]:
+    style = style_classes(line.rank)
+    if line.band:
+        for low, high in zip(line.band[0].segments, line.band[1].segments, strict=False):
+            yield f'<path class="band {style}" d="{_band(frame, low, high)}"/>'
+    for segment in line.series.segments:
+        smooth = thinned(smoothed(segment.points), most=_MOST_POINTS)
+        raw = thinned(segment.points, most=_MOST_POINTS)
+        if smooth != raw:
+            yield f'<path class="raw {style}" d="{frame.path(raw)}"/>'
+        dot = "dot " if len(segment.values) == 1 else ""
+        yield f'<path class="{dot}line {style}" d="{frame.path(smooth)}"><title>{escape(line.name)}</title></path>'
+
+
+def _band(frame: Frame, low: Segment, high: Segment) -> str:
+    """Closed outline: along the upper curve and back along the lower one; gaps are bridged."""
+    upper = [p for p in thinned(smoothed(high.points), most=_MOST_POINTS) if p[1] is not None]
+    lower = [p for p in thinned(smoothed(low.points), most=_MOST_POINTS) if p[1] is not None]
+    there = frame.path([*upper, *reversed(lower)])
+    return f"{there}Z" if upper and lower else ""
+
+
+_WIDTH, _HEIGHT = 560, 330
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 544, 34, 246
+_LEGEND_TOP, _LEGEND_ROW = 302, 18
+
+_COLOURS = (("#0b62a8", "#6db3f2"), ("#b3470f", "#f2a06d"), ("#3d7a2a", "#8fce79"), ("#7a3f98", "#c79be0"))
+"""Of each curve, in light and in dark."""
+
+XY = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through points, in order."""
+
+    name: str
+    points: Sequence[XY]
+    colour: int = 0
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Points by themselves."""
+
+    name: str
+    points: Sequence[XY]
+    colour: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """What is drawn. Everything outside the axes' spans is left out."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x: XY
+    """First and last x of the axis."""
+
+    y: XY
+    curves: Sequence[Curve] = ()
+    dots: Sequence[Dots] = ()
+    shade: tuple[XY, str] | None = None
+    """A stretch of x that is shaded, and its name."""
+
+    x_ticks: Sequence[tuple[float, str]] = field(default=())
+    """Places and texts where the axis is not in plain numbers."""
+
+
+def draw_figure(figure: Figure) -> str:
+    """The picture as the text of an ``.svg`` file.
+
+    Raises:
+        ValueError: an axis has no extent.
+    """
+    if not (figure.x[0] < figure.x[1] and figure.y[0] < figure.y[1]):
+        raise ValueError(f"the axes of {figure.title!r} run over {figure.x} and {figure.y}; both need some extent.")
+    rows = -(-len([*figure.curves, *figure.dots]) // 2)
+    height = max(_HEIGHT, _LEGEND_TOP + rows * _LEGEND_ROW)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
+        f'role="img"><title>{escape(figure.title)}</title>{_style()}<rect class="page" width="100%" height="100%"/>',
+        f'<text class="title" x="{_LEFT}" y="20">{escape(figure.title)}</text>',
+        *_axes(figure),
+        *(_figure_curve(figure, curve) for curve in figure.curves),
+        *(_dots(figure, dots) for dots in figure.dots),
+        *_legend(figure),
+        "</svg>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _style() -> str:
+    def colours(dark: int) -> str:
+        ink, page, grid = (("#1c1c1c", "#ffffff", "#d8d8d8"), ("#e8e8e8", "#161616", "#3c3c3c"))[dark]
+        series = "".join(
+            f".c{i}{{stroke:{pair[dark]}}}.f{i}{{fill:{pair[dark]};stroke:none}}" for i, pair in enumerate(_COLOURS)
+        )
+        return f"text{{fill:{ink}}}.page{{fill:{page}}}.grid{{stroke:{grid}}}.shade{{fill:{ink}}}{series}"
+
+    shared = (
+        "text{font:12px system-ui,sans-serif}.title{font-weight:600;font-size:13px}.x{text-anchor:middle}"
+        ".y{text-anchor:end}path{fill:none}.line{stroke-width:2}.dash{stroke-dasharray:6 4}.shade{opacity:.07}"
+        ".dots{opacity:.6}"
+    )
+    return f"<style>{shared}{colours(0)}@media(prefers-color-scheme:dark){{{colours(1)}}}</style>"
+
+
+def _left(figure: Figure, x: float) -> float:
+    return _LEFT + (x - figure.x[0]) / (figure.x[1] - figure.x[0]) * (_RIGHT - _LEFT)
+
+
+def _top(figure: Figure, y: float) -> float:
+    return _BOTTOM - (y - figure.y[0]) / (figure.y[1] - figure.y[0]) * (_BOTTOM - _TOP)
+
+
+def _inside(figure: Figure, point: XY) -> bool:
+    return figure.x[0] <= point[0] <= figure.x[1] and figure.y[0] <= point[1] <= figure.y[1]
+
+
+def _axes(figure: Figure) -> Iterator[str]:
+    if figure.shade:
+        (first, last), name = figure.shade
+        left, right = _left(figure, first), _left(figure, last)
+        yield f'<rect class="shade" x="{left:.1f}" y="{_TOP}" width="{right - left:.1f}" height="{_BOTTOM - _TOP}"/>'
+        yield f'<text class="x" x="{(left + right) / 2:.1f}" y="{_TOP + 14}">{escape(name)}</text>'
+    for value in ticks(*figure.y):
+        top = _top(figure, value)
+        yield f'<path class="grid" d="M{_LEFT} {top:.1f}H{_RIGHT}"/>'
+        yield f'<text class="y" x="{_LEFT - 6}" y="{top + 4:.1f}">{tick_label(value)}</text>'
+    for place, text in figure.x_ticks or [(value, tick_label(value)) for value in ticks(*figure.x, about=6)]:
+        left = _left(figure, place)
+        yield f'<path class="grid" d="M{left:.1f} {_BOTTOM}v5"/>'
+        yield f'<text class="x" x="{left:.1f}" y="{_BOTTOM + 18}">{escape(text)}</text>'
+    middle = (_TOP + _BOTTOM) / 2
+    yield f'<text class="x" x="{(_LEFT + _RIGHT) / 2}" y="{_BOTTOM + 38}">{escape(figure.x_label)}</text>'
+    yield f'<text class="x" transform="translate(16 {middle}) rotate(-90)">{escape(figure.y_label)}</text>'
+
+
+def _figure_curve(figure: Figure, curve: Curve) -> str:
+    """Path through the points; where it leaves the picture the pen is lifted."""
+    path, pen = [], False
+    for point in curve.points:
+        inside = _inside(figure, point)
+        if inside:
+            path.append(f"{'L' if pen else 'M'}{_left(figure, point[0]):.1f} {_top(figure, point[1]):.1f}")
+        pen = inside
+    return f'<path class="line {_look(curve)}" d="{"".join(path)}"/>'
+
+
+def _dots(figure: Figure, dots: Dots) -> str:
+    circles = "".join(
+        f'<circle cx="{_left(figure, x):.1f}" cy="{_top(figure, y):.1f}" r="2.5"/>'
+        for x, y in dots.points
+        if _inside(figure, (x, y))
+    )
+    return f'<g class="dots f{dots.colour % len(_COLOURS)}">{circles}</g>'
+
+
+def _legend(figure: Figure) -> Iterator[str]:
+    items: list[Curve | Dots] = [*figure.curves, *figure.dots]
+    for i, item in enumerate(items):
+        left, top = _LEFT + (i % 2) * (_RIGHT - _LEFT) / 2, _LEGEND_TOP + (i // 2) * _LEGEND_ROW
+        if isinstance(item, Curve):
+            yield f'<path class="line {_look(item)}" d="M{left:.0f} {top}h26"/>'
+        else:
+            yield f'<circle class="f{item.colour % len(_COLOURS)}" cx="{left + 13:.0f}" cy="{top}" r="3.5"/>'
+        yield f'<text x="{left + 32:.0f}" y="{top + 4}">{escape(item.name)}</text>'
+
+
+def _look(curve: Curve) -> str:
+    return f"c{curve.colour % len(_COLOURS)}{' dash' if curve.dashed else ''}"

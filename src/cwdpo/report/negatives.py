@@ -1,0 +1,315 @@
+"""One HTML page of negatives: the picture, the right answer, the wrong one, and how hard the model finds it."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from cwdpo.data.formats import row_from_record
+from cwdpo.data.reading import read_records, resolve_root
+from cwdpo.data.rows import Row
+from cwdpo.errors import DataError, UserError
+from cwdpo.negatives.candidates import read_refresh
+from cwdpo.records import read_jsonl, write_text
+from cwdpo.report.charts import finite
+from cwdpo.report.examples import UNREADABLE, picture_uri
+from cwdpo.report.page import content_policy, resource
+
+Marked: TypeAlias = list[tuple[str, bool]]
+"""A text in pieces, each with whether it differs from the other text."""
+
+_PIECES = re.compile(r"\s+|\w+(?:[-'\u2019]\w+)*|[^\w\s]")
+_MOST_PIECES = 600
+_LEAST_ALIKE = 0.6
+
+
+def marked(right: str, wrong: str) -> tuple[Marked, Marked]:
+    """Both texts in pieces; unmarked where they have too little in common, or are too long, for marks to help.
+
+    Example:
+        >>> marked("a red car", "a blue car")
+        ([('a ', False), ('red', True), (' car', False)], [('a ', False), ('blue', True), (' car', False)])
+    """
+    first, second = _PIECES.findall(right), _PIECES.findall(wrong)
+    if max(len(first), len(second)) > _MOST_PIECES:
+        return [(right, False)], [(wrong, False)]
+    matcher = SequenceMatcher(None, first, second, autojunk=False)
+    if matcher.ratio() < _LEAST_ALIKE:
+        return [(right, False)], [(wrong, False)]
+    ours: Marked = []
+    theirs: Marked = []
+    for operation, start, end, other_start, other_end in matcher.get_opcodes():
+        for pieces, texts in ((ours, first[start:end]), (theirs, second[other_start:other_end])):
+            _append(pieces, texts, operation != "equal")
+    return ours, theirs
+
+
+def _append(pieces: Marked, texts: Sequence[str], differs: bool) -> None:
+    if texts:
+        pieces.append(("".join(texts), differs))
+
+
+Weigh: TypeAlias = Callable[[float], float]
+"""w_c of an answer by its lbar."""
+
+
+@dataclass(frozen=True)
+class Negative:
+    """One wrong answer, marked beside the right one, and how hard it is as far as the file says so."""
+
+    right: Marked
+    wrong: Marked
+    column: str
+    """``gentle``, ``rejected``, ``negatives`` or ``on_policy``."""
+
+    kind: str
+    lbar: float | None = None
+    """Mean log-probability, nats per token: the higher, the harder."""
+
+    ches: float | None = None
+    weight: float | None = None
+    """w_c."""
+
+
+Shown: TypeAlias = tuple[Row, list[Negative]]
+
+
+def is_refresh(file: Path) -> bool:
+    """Whether a file is the record of a refresh (``RUN/negatives/refresh-00001.jsonl``) and no file of rows."""
+    first = read_jsonl(file).objects[:1] if file.suffix == ".jsonl" and file.is_file() else []
+    return bool(first) and {"format", "number", "counts"} <= first[0].keys()
+
+
+def negatives_of_rows(file: Path, image_root: Path | None) -> Iterator[Shown]:
+    """Every row of a file with its negatives.
+
+    Raises:
+        DataError: a row that cannot be read.
+    """
+    root = resolve_root(file, image_root)
+    for record, source in read_records(file):
+        if isinstance(record, DataError):
+            raise record
+        row = row_from_record(record, source=source, image_root=root)
+        yield row, list(_negatives(record, row))
+
+
+def negatives_of_refresh(file: Path, rows: Mapping[int, Row], weigh: Weigh | None = None) -> Iterator[Shown]:
+    """The rows that a refresh sampled for, with all that was sampled; what was dropped has its reason as its kind.
+
+    Args:
+        file: of the refresh.
+        rows: those that it sampled for, by their place in training.
+        weigh: where the run's floor is known.
+
+    Raises:
+        UserError: the file is damaged, or belongs to other rows.
+    """
+    found: dict[int, list[Negative]] = {}
+    for candidate in read_refresh(file).candidates:
+        row = rows.get(candidate.row)
+        if row is None or row.id != candidate.id:
+            raise UserError(
+                f"{file}: was sampled for other rows: its row {candidate.row} has the id {candidate.id!r}. Give the "
+                "data that the run was trained on with --data."
+            )
+        right, wrong = marked(row.chosen, candidate.text)
+        weight = None if weigh is None or candidate.lbar is None else weigh(candidate.lbar)
+        kind = candidate.reason or ""
+        found.setdefault(candidate.row, []).append(
+            Negative(right, wrong, "on_policy", kind, lbar=candidate.lbar, weight=weight)
+        )
+    for place, negatives in sorted(found.items()):
+        yield rows[place], negatives
+
+
+def _negatives(record: Mapping[str, Any], row: Row) -> Iterator[Negative]:
+    texts = [("rejected" if index == 0 else "negatives", text) for index, text in enumerate(row.rejected)]
+    if row.gentle is not None:
+        texts.insert(0, ("gentle", row.gentle))
+    edit = record.get("gentle_edit")
+    edit = edit if isinstance(edit, Mapping) else {}
+    for place, (column, text) in enumerate(texts):
+        of_gentle = _marked_by(edit, row.chosen, text) if column == "gentle" else None
+        right, wrong = of_gentle or marked(row.chosen, text)
+        kind = str(edit.get("kind", "")) if column == "gentle" else (row.kind or "" if column == "rejected" else "")
+        measured = {name: _measured(record.get(name), texts, place) for name in ("lbar", "ches", "w_c")}
+        yield Negative(right, wrong, column, kind, lbar=measured["lbar"], ches=measured["ches"], weight=measured["w_c"])
+
+
+def _marked_by(edit: Mapping[str, Any], right: str, wrong: str) -> tuple[Marked, Marked] | None:
+    """The marks that the edit itself tells; None where it is not that of these two texts."""
+    parts = edit.get("parts", [edit])
+    try:
+        ours, theirs = (
+            _pieces(text, [part[side] for part in parts]) for text, side in ((right, "before"), (wrong, "after"))
+        )
+    except (TypeError, ValueError, KeyError):
+        return None
+    same = [[text for text, differs in pieces if not differs] for pieces in (ours, theirs)]
+    return (ours, theirs) if parts and same[0] == same[1] else None
+
+
+def _pieces(text: str, spans: Sequence[Sequence[int]]) -> Marked:
+    """A text with its spans marked; the texts between them are there even where they are empty."""
+    pieces: Marked = []
+    end = 0
+    for start, stop in spans:
+        if not end <= start <= stop <= len(text):
+            raise ValueError("the spans are not those of the text")
+        pieces += [(text[end:start], False), (text[start:stop], True)]
+        end = stop
+    return [*pieces, (text[end:], False)]
+
+
+def _measured(value: Any, texts: Sequence[tuple[str, str]], place: int) -> float | None:
+    """The number that belongs to one of a row's negatives."""
+    column = texts[place][0]
+    if isinstance(value, Mapping):
+        value = value.get(column)
+        earlier = [name for name, _ in texts[:place]].count(column)
+    else:
+        earlier = place - sum(name == "gentle" for name, _ in texts)
+        if not isinstance(value, list):
+            return finite(value) if len(texts) == 1 else None
+    if isinstance(value, list):
+        return finite(value[earlier]) if 0 <= earlier < len(value) else None
+    return finite(value)
+
+
+GENERATOR = "cwdpo negatives show"
+"""How a page says that it is one of ours, so that a newer one may take its place."""
+
+_MOST_HEAD = 8192
+
+
+@dataclass(frozen=True)
+class Card:
+    """One negative beside the answer it belongs to."""
+
+    place: int
+    """In the order of the file."""
+
+    row: str
+    image: str | None
+    small: bool
+    prompt: str
+    negative: Negative
+
+
+def write_negatives_page(
+    file: Path,
+    out: Path,
+    *,
+    image_root: Path | None = None,
+    limit: int = 200,
+    sampled_for: Mapping[int, Row] | None = None,
+    weigh: Weigh | None = None,
+) -> Path:
+    """Write one self-contained page about a file's negatives; an older page is replaced, and nothing else.
+
+    ``lbar``, ``ches`` and ``w_c`` of a row are a number (its one negative), a list (its ``rejected`` and ``negatives``
+    in order) or an object by column, such as ``{"gentle": -1.2, "rejected": -0.4, "negatives": [-3.1]}``.
+
+    Args:
+        file: rows in any format that is read here, or the record of a refresh.
+        out: the page.
+        image_root: where relative image paths start; by default the file's directory.
+        limit: rows on the page; the page says how many more there are.
+        sampled_for: of a refresh, the rows that it sampled for, by their place in training.
+        weigh: of a refresh, what its run gives an answer for a weight.
+
+    Raises:
+        UserError: nothing to show, ``out`` is something else than a page of ours, or cannot be written.
+    """
+    refuse_to_replace(file, out)
+    notes: list[str] = []
+    found = (
+        negatives_of_rows(file, image_root) if sampled_for is None else negatives_of_refresh(file, sampled_for, weigh)
+    )
+    shown = list(islice(found, limit))
+    more = sum(1 for _ in found)
+    if more:
+        notes.append(f"Only the first {limit} rows are shown; the file has {more} more. --limit shows more of them.")
+    cards = list(_cards(shown, notes))
+    if not cards:
+        raise UserError(f"{file}: no row has a negative. Make some with `cwdpo negatives gentle {file} --out ...`.")
+    try:
+        write_text(out, _page(file.name, cards, len(shown), notes))
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}. Name a file in a directory you may write to.") from error
+    return out
+
+
+def refuse_to_replace(file: Path, out: Path) -> None:
+    """Only an older page of ours is replaced, never data.
+
+    Raises:
+        UserError: ``out`` is the file itself, a directory, or something that is no page of ours.
+    """
+    if out.is_dir():
+        raise UserError(f"{out} is a directory. Name the file to write, for example {out / 'negatives.html'}.")
+    if not out.exists():
+        return
+    if file.exists() and out.samefile(file):
+        raise UserError(f"--out names the data, {file}, which the page would replace. Name a file such as page.html.")
+    try:
+        with out.open("rb") as there:
+            is_ours = f'content="{GENERATOR}"'.encode() in there.read(_MOST_HEAD)
+    except OSError as error:
+        raise UserError(f"cannot read {out}: {error}. Name another file.") from error
+    if not is_ours:
+        raise UserError(f"{out} exists and is no page that this command wrote. Name another file, or take it away.")
+
+
+def _page(name: str, cards: Sequence[Card], num_rows: int, notes: Sequence[str]) -> str:
+    style, script = Markup(resource("page.css") + resource("negatives.css")), Markup(resource("negatives.js"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    negatives = [card.negative for card in cards]
+    page = environment.from_string(resource("negatives.html.j2")).render(
+        title=f"Negatives of {name}",
+        generator=GENERATOR,
+        policy=content_policy(style, script),
+        style=style,
+        script=script,
+        cards=cards,
+        num_rows=num_rows,
+        kinds=_counted(one.kind or one.column for one in negatives),
+        measured=any(one.lbar is not None or one.weight is not None for one in negatives),
+        compared=any(one.ches is not None for one in negatives),
+        notes=notes,
+    )
+    return page.encode("utf-8", "replace").decode()
+
+
+def _cards(shown: Sequence[Shown], notes: list[str]) -> Iterator[Card]:
+    place = 0
+    for row, negatives in shown:
+        image, small = _picture(row, notes) if negatives else (None, False)
+        prompt = "\n".join(part for turn in row.prompt for part in turn.parts if isinstance(part, str))
+        for negative in negatives:
+            yield Card(place, row.id or row.source.rpartition(":")[2], image, small, prompt, negative)
+            place += 1
+
+
+def _picture(row: Row, notes: list[str]) -> tuple[str | None, bool]:
+    for image in row.images[:1]:
+        try:
+            if isinstance(image, Path | bytes):
+                return picture_uri(image)
+        except UNREADABLE as error:
+            notes.append(f"row {row.id or row.source}: its picture cannot be shown: {error}.")
+    return None, False
+
+
+def _counted(names: Iterator[str]) -> list[tuple[str, int]]:
+    found: dict[str, int] = {}
+    for name in names:
+        found[name] = found.get(name, 0) + 1
+    return sorted(found.items(), key=lambda item: (-item[1], item[0]))

@@ -1,0 +1,247 @@
+"""Callbacks that write a run's metrics and end it politely."""
+
+import signal
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from cwdpo.records import RunDirectory, Stage
+
+
+class MetricsRecorder(TrainerCallback):
+    """Writes each log line of a stage to ``metrics.jsonl``; a resumed stage replaces what it repeats."""
+
+    def __init__(
+        self, run: RunDirectory, stage: Stage, *, histograms: Callable[[], Mapping[str, list[int]]] = dict
+    ) -> None:
+        """Set up.
+
+        Args:
+            run: whose file is written.
+            stage: that is trained.
+            histograms: what a line of training holds beside the scalars that the Trainer logs.
+        """
+        self.run, self.stage, self._histograms = run, stage, histograms
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Drop lines that were written after the checkpoint that the stage resumes from."""
+        if state.is_world_process_zero:
+            self.run.truncate_after(self.stage, state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        """Write a line; not the Trainer's closing one, which repeats means, nor probes, which have their own file."""
+        elsewhere = any(name == "train_runtime" or name.startswith("probes/") for name in logs or {})
+        if state.is_world_process_zero and logs and not elsewhere:
+            more = self._histograms() if "loss" in logs else {}
+            self.run.append_metrics({"stage": self.stage, "step": state.global_step, **logs, **more})
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second signal ends it at once."""
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take over the signals."""
+        for number in self._SIGNALS:
+            self._before[number] = signal.signal(number, self._receive)
+
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop after this step, if a signal came to any rank; in time for every ``on_step_end``."""
+        if _on_any_rank(bool(self.received), args.device):
+            self.received = self.received or signal.SIGTERM
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Give the signals back."""
+        self.release()
+
+    def release(self) -> None:
+        """Give the signals back; also for a run that ended by an error."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number)
+        self.release()
+
+
+def _on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Signals reach ranks at different times; ranks that stop at different steps would wait for each other for ever."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return flag
+    found = torch.tensor(int(flag), device=device)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return bool(found.item())
+
+
+_SHOWN = {"loss": "loss", "rewards/margins": "margin", "cooling/mean": "w_c"}
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class StageProgress(TrainerCallback):
+    """Stage, step, loss, margin, mean w_c and time left; on rank 0 only.
+
+    Takes the place of what transformers prints: set ``disable_tqdm=True``, and remove its ``PrinterCallback``. Wrap it
+    in ``contextlib.closing``, so that training that breaks off gives the terminal back. One serves all stages in turn.
+    """
+
+    def __init__(
+        self, stage: str | None = None, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Show what is trained.
+
+        Args:
+            stage: its name; by default the last part of the trainer's output directory.
+            console: where to; by default standard output.
+            clock: seconds, for the plain lines.
+        """
+        self._given, self._console, self._clock = stage, console or Console(), clock
+        self._stage = stage or ""
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._latest = ""
+        self._begun_at, self._begun_step, self._line_at = 0.0, 0, 0.0
+
+    def on_opening(self, done: int, total: int) -> None:
+        """Say how far stage 2's opening pass is, which comes before its first step."""
+        now = self._clock()
+        if done < total and now - self._line_at < _SECONDS_BETWEEN_LINES:
+            return
+        self._line_at = now
+        line = f"reference  batch {done}/{total}"
+        if self._console.is_terminal:
+            self._console.print(line, end="\n" if done == total else "\r", highlight=False, markup=False)
+        else:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the bar, at the step that a resumed run goes on from."""
+        if not state.is_world_process_zero:
+            return
+        self._stage = self._given or Path(args.output_dir).name
+        self._latest = ""
+        self._begun_at, self._begun_step = self._clock(), state.global_step
+        self._line_at = self._begun_at
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[values]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(self._stage, total=state.max_steps, completed=state.global_step, values="")
+            self._bar.start()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """Remember the newest numbers."""
+        first = not self._latest
+        found = [(word, (logs or {}).get(name)) for name, word in _SHOWN.items()]
+        if any(value is not None for _, value in found):
+            self._latest = "  ".join(f"{word} {value:.3f}" for word, value in found if value is not None)
+        if self._bar is not None:
+            self._bar.update(self._task, values=self._latest)
+            return
+        due = first or self._is_due() or state.global_step >= state.max_steps
+        if due and state.is_world_process_zero and "loss" in (logs or {}):
+            self._write_line(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar, or write a line every few seconds."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step, description=self._stage)
+        elif state.is_world_process_zero and self._is_due():
+            self._write_line(state)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say that the bar stands still because the model is being evaluated."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{self._stage} (evaluating)")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say that training goes on."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=self._stage)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the bar as it is and give the terminal back."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also when training broke off."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _is_due(self) -> bool:
+        return self._clock() - self._line_at >= _SECONDS_BETWEEN_LINES
+
+    def _write_line(self, state: Any) -> None:
+        self._line_at = self._clock()
+        parts = [self._stage, f"step {state.global_step}/{state.max_steps}", self._latest, self._time_left(state)]
+        self._console.print("  ".join(part for part in parts if part), highlight=False, markup=False, soft_wrap=True)
+
+    def _time_left(self, state: Any) -> str:
+        done = state.global_step - self._begun_step
+        if done < 1:
+            return ""
+        seconds = (self._clock() - self._begun_at) / done * (state.max_steps - state.global_step)
+        return f"{timedelta(seconds=round(seconds))} left"
+
+
+class TensorBoardRecorder(TrainerCallback):
+    """Writes every scalar that a stage logs; on the first rank only. A resumed stage replaces what it repeats."""
+
+    def __init__(self, directory: Path) -> None:
+        """Set up.
+
+        Args:
+            directory: of the stage's event files; made when training begins.
+        """
+        self._directory = directory
+        self._writer: Any = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Open a file; what earlier ones say of later steps than the checkpoint's is void."""
+        if state.is_world_process_zero:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # TensorBoard's own, on its dependencies
+                from torch.utils.tensorboard import SummaryWriter
+
+                purge = state.global_step + 1 if state.global_step else 0
+                self._writer = SummaryWriter(str(self._directory), purge_step=purge)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        """Write a line's scalars; not the Trainer's closing line, which repeats means."""
+        if self._writer is None or "train_runtime" in (logs or {}):
+            return
+        for name, value in (logs or {}).items():
+            again = name == "epoch" and "loss" not in logs  # stands on every line of a step, and is told once
+            if isinstance(value, int | float) and not again:
+                self._writer.add_scalar(name, value, state.global_step)
+        self._writer.flush()
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; also when training broke off."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

@@ -1,0 +1,103 @@
+"""Numbers seen while training, kept per answer until the next log line averages them over steps and ranks."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+_QUANTILES = {"cooling": {"cooling/p10": 0.1, "cooling/p50": 0.5, "cooling/p90": 0.9}}
+_HISTOGRAMS = {"cooling": "cooling/histogram"}
+_BINS = 10
+
+
+class Observations:
+    """Per-answer values by name. Names in ``_QUANTILES`` are also summed up by quantiles, and counted in bins."""
+
+    def __init__(self) -> None:
+        self._values: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self.histograms: dict[str, list[int]] = {}
+        """Counts of the values in the newest summary; apart from it, as loggers take scalars only."""
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Remember ``(n,)`` values; they stay on their device, so that a step never waits for them."""
+        for name, value in values.items():
+            self._values[name].append(value.detach().float())
+
+    def summary(self) -> dict[str, float]:
+        """Means (and quantiles) over everything since the last call, on all ranks. Every rank must call it."""
+        here = {name: torch.cat(parts).cpu() for name, parts in self._values.items()}
+        self._values.clear()
+        merged: defaultdict[str, list[Tensor]] = defaultdict(list)
+        for rank in gather_object([here]):
+            for name, values in rank.items():
+                merged[name].append(values)
+        summary: dict[str, float] = {}
+        self.histograms = {}
+        for name, parts in merged.items():
+            values = torch.cat(parts).double()
+            if len(values):
+                summary |= _summarise(name, values)
+                if name in _HISTOGRAMS:
+                    self.histograms[_HISTOGRAMS[name]] = histogram(values)
+        return summary
+
+
+def _summarise(name: str, values: Tensor) -> dict[str, float]:
+    quantiles = _QUANTILES.get(name, {})
+    summary = {f"{name}/mean" if quantiles else name: values.mean().item()}
+    return summary | {key: torch.quantile(values, q).item() for key, q in quantiles.items()}
+
+
+def histogram(values: Tensor) -> list[int]:
+    """How many values lie in each tenth of [0, 1]; the last tenth has both its ends. What is no number is in none.
+
+    Args:
+        values: ``(n,)`` in [0, 1].
+
+    Example:
+        >>> histogram(torch.tensor([0.0, 0.05, 0.1, 0.95, 1.0]))
+        [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
+    """
+    numbers = values[~values.isnan()].float()  # rounded to that precision, 0.7 stands in the bin that begins there
+    bins = (numbers * _BINS).floor().clamp(0, _BINS - 1).long()
+    counts: list[int] = torch.bincount(bins, minlength=_BINS).tolist()
+    return counts
+
+
+class TokenCount(TrainerCallback, ExportableState):
+    """A counter that the Trainer saves with each checkpoint and sets back on resuming."""
+
+    def __init__(self) -> None:
+        self.before = 0
+        """Tokens on all ranks up to the last log line or checkpoint."""
+        self._here = 0
+
+    def add(self, tokens: int) -> None:
+        """Count tokens of this rank."""
+        self._here += tokens
+
+    def total(self) -> int:
+        """Tokens on all ranks. Every rank must call it."""
+        self.before += sum(gather_object([self._here]))
+        self._here = 0
+        return self.before
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take up the count of a resumed run."""
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        self.before = int(saved["attributes"]["before"]) if isinstance(saved, dict) else 0
+        self._here = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Bring ranks together before a checkpoint, which only rank 0 writes."""
+        if control.should_save:
+            self.total()
+
+    def state(self) -> dict[str, Any]:
+        """See ``ExportableState``."""
+        return {"args": {}, "attributes": {"before": self.before}}
