@@ -3,7 +3,6 @@
 import ast
 import re
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -29,16 +28,6 @@ def test_named_tests_exist(page: str, name: str) -> None:
 def test_named_functions_exist(page: str, name: str) -> None:
     module, _, attribute = name.rpartition(".")
     assert hasattr(import_module(module), attribute) or import_module(name), f"{page}: {name}"
-
-
-def test_file_map_is_current() -> None:
-    """`make docs` writes it."""
-    spec = spec_from_file_location("make_file_map", ROOT / "docs" / "make_file_map.py")
-    assert spec is not None
-    assert spec.loader is not None
-    maker = module_from_spec(spec)
-    spec.loader.exec_module(maker)
-    assert (ROOT / "docs" / "files.md").read_text() == maker.render()
 
 
 @pytest.mark.parametrize("name", [sign.name for sign in SIGNS])
