@@ -2,10 +2,10 @@
 
     python examples/emoji/base.py --data examples/emoji/data --out examples/emoji/base
 
-No checkpoint needs to be downloaded: the model is LLaVA's real class at a small size (CLIP vision tower, Llama text model, a
-million weights), it trains in minutes on one core, and ``AutoModelForImageTextToText`` and ``AutoProcessor`` load it
-like any other. First the vision tower learns to predict which words are in the name of a picture; a few hundred steps of
-naming then teach the rest. It is good but imperfect on purpose: fine-tuning must have something left to teach.
+No checkpoint needs to be downloaded. The model is LLaVA's real class at a small size (CLIP vision tower, Llama text
+model, a million weights). It trains in minutes on one core, and ``AutoModelForImageTextToText`` and ``AutoProcessor``
+load it like any other. First the vision tower learns to predict which words are in the name of a picture; a few hundred
+steps of naming then teach the rest. It is good but imperfect on purpose: fine-tuning must have something left to teach.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The emoji example's vision-language model: LLaVA's real classes at a small size, and a tokenizer learned from the names."""
+"""The emoji example's model: LLaVA's real classes at a small size, and a tokenizer learned from the names."""
 
 from build import OFF_TOPIC, PROMPTS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
