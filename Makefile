@@ -27,7 +27,7 @@ define APT
 	fi
 endef
 
-.PHONY: help setup demo test packages lint docs emoji clean
+.PHONY: help setup demo test packages lint words emoji clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -63,8 +63,8 @@ emoji: setup  ## real images: build the emoji data set from Debian's packages (a
 	$(call APT,$(EMOJI_PACKAGES))
 	$(BIN)/python examples/emoji/build.py --out $(EMOJI_DATA)
 
-docs: setup  ## write docs/files.md anew from the files' docstrings
-	$(BIN)/python docs/make_file_map.py
+words: setup  ## spelling, and the words that docs/words.txt replaces
+	$(BIN)/codespell
 
 clean:  ## remove .venv and caches, never runs or data
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

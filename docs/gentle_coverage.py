@@ -1,4 +1,4 @@
-"""How far the lexicon reaches and how good its edits are: the figures of docs/negatives.md, made anew.
+"""How far the lexicon reaches and how good its edits are: the figures of docs/negatives.md, computed again.
 
     python docs/gentle_coverage.py                  # the table: rows whose answer allows an edit of each kind
     python docs/gentle_coverage.py --sample         # the hundred edits that were read, as JSON lines

@@ -93,13 +93,13 @@ def row_of(result: dict[str, Any]) -> str:
     curve = result["dpo_exact_by_step"]
     peak = max(curve, key=curve.__getitem__)
     last = max(curve)
-    told = {name: ", ".join(names) or "none" for name, names in result["findings"].items()}
+    found = {name: ", ".join(names) or "none" for name, names in result["findings"].items()}
     return (
         f"seed {result['seed']}: DPO peaks at {curve[peak]:.1%} (step {peak}), ends at {curve[last]:.1%} "
         f"(step {last}); "
         f"stopped at step {result['stopped_at']}: {result['stopped_exact']:.1%}, "
         f"{100 * (result['stopped_exact'] - curve[peak]):+.1f} points from the peak\n"
-        + "\n".join(f"  {name}: {names}" for name, names in told.items())
+        + "\n".join(f"  {name}: {names}" for name, names in found.items())
     )
 
 

@@ -2,10 +2,10 @@
 
     python examples/emoji/base.py --data examples/emoji/data --out examples/emoji/base
 
-No checkpoint needs to be downloaded: the model is LLaVA's real class in small (CLIP vision tower, Llama text model, a
-million weights), it trains in minutes on one core, and ``AutoModelForImageTextToText`` and ``AutoProcessor`` load it
-like any other. The vision tower learns first, to tell which words are in the name of a picture; a few hundred steps of
-naming then teach the rest. It is good but imperfect on purpose: fine-tuning must have something left to teach.
+No checkpoint needs to be downloaded. The model is LLaVA's real class at a small size (CLIP vision tower, Llama text
+model, a million weights). It trains in minutes on one core, and ``AutoModelForImageTextToText`` and ``AutoProcessor``
+load it like any other. First the vision tower learns to predict which words are in the name of a picture; a few hundred
+steps of naming then teach the rest. It is good but imperfect on purpose: fine-tuning must have something left to teach.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Pictures:
             self.prompts.append(text.replace("<image>", "<image>" * (SIDE // PATCH) ** 2))
 
     def draw(self, steps: int, size: int) -> Iterator[tuple[list[int], Tensor]]:
-        """``steps`` times ``size`` pictures, each moved a little so that they are not learnt by heart."""
+        """``steps`` times ``size`` pictures, each moved a little so that they are not learned by heart."""
         order: list[int] = []
         for _ in range(steps):
             if len(order) < size:
@@ -129,7 +129,7 @@ def train_naming(model: LlavaForConditionalGeneration, pictures: Pictures, steps
 def pretrain(data: Path, out: Path, *, vision_steps: int, steps: int, learning_rate: float, seed: int) -> None:
     """Train from scratch and save model and processor.
 
-    Only pictures of people and hands are learnt: a model this small cannot learn the other 1,500 in minutes, and all
+    Only pictures of people and hands are learned: a model this small cannot learn the other 1,500 in minutes, and all
     rows of train.jsonl and eval.jsonl are of people and hands.
 
     Args:

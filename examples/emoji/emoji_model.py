@@ -1,4 +1,4 @@
-"""The emoji example's vision-language model: LLaVA's real classes in small, and a tokenizer learnt from the names."""
+"""The emoji example's model: LLaVA's real classes at a small size, and a tokenizer learned from the names."""
 
 from build import OFF_TOPIC, PROMPTS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -27,7 +27,7 @@ _CHAT_TEMPLATE = (
 
 
 def build_processor(names: list[str], *, vocabulary: int = 1200) -> LlavaProcessor:
-    """A LLaVA processor whose tokenizer learnt its merges from the names; any other text is spelt in bytes."""
+    """A LLaVA processor whose tokenizer learned its merges from the names; any other text is spelt in bytes."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

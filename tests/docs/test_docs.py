@@ -3,7 +3,6 @@
 import ast
 import re
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,22 @@ import pytest
 from cwdpo.diagnosis.signs import SIGNS
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+
+# docs/decisions/ names the modules of the layout that the package is moving to; remove this with the move
+NAMES_TO_COME = ROOT / "docs" / "decisions"
 
 
 def named(pattern: str) -> list[tuple[str, str]]:
-    return [(page.name, match) for page in PAGES for match in sorted(set(re.findall(pattern, page.read_text())))]
+    pages = [page for page in PAGES if NAMES_TO_COME not in page.parents]
+    return [(page.name, match) for page in pages for match in sorted(set(re.findall(pattern, page.read_text())))]
+
+
+def test_the_index_lists_every_decision() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"^- \[(.+)\]\((\w+\.md)\)$", (folder / "README.md").read_text(), re.MULTILINE)
+    titles = {(page.read_text().partition("\n")[0].removeprefix("# "), page.name) for page in folder.glob("*.md")}
+    assert {*listed} == {title for title in titles if title[1] != "README.md"}
 
 
 @pytest.mark.parametrize(("page", "name"), named(r"`(tests/[\w/]+\.py::\w+)`"))
@@ -29,16 +39,6 @@ def test_named_tests_exist(page: str, name: str) -> None:
 def test_named_functions_exist(page: str, name: str) -> None:
     module, _, attribute = name.rpartition(".")
     assert hasattr(import_module(module), attribute) or import_module(name), f"{page}: {name}"
-
-
-def test_file_map_is_current() -> None:
-    """`make docs` writes it."""
-    spec = spec_from_file_location("make_file_map", ROOT / "docs" / "make_file_map.py")
-    assert spec is not None
-    assert spec.loader is not None
-    maker = module_from_spec(spec)
-    spec.loader.exec_module(maker)
-    assert (ROOT / "docs" / "files.md").read_text() == maker.render()
 
 
 @pytest.mark.parametrize("name", [sign.name for sign in SIGNS])
