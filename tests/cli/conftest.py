@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import little_data
 import pytest
 import yaml
+from support import disc_data
 
 from cwdpo.cli import app
 
@@ -33,7 +33,7 @@ def train(
             "output_dir": str(tmp_path / "run"),
         }
         if not (tmp_path / "data" / "train.jsonl").exists():
-            little_data.write(tmp_path / "data", little_data.records(8))
+            disc_data.write(tmp_path / "data", disc_data.records(8))
         (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe | sections, sort_keys=False))
         monkeypatch.setattr(sys, "argv", ["cwdpo", "train", str(tmp_path / "r.yaml"), *map(str, words)])
         capsys.readouterr()

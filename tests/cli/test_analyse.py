@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-import little_data
 import pytest
 import torch
+from support import disc_data
 
 from cwdpo.analysis.run import vulnerable_region
 from cwdpo.cli import app
@@ -34,7 +34,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return little_data.write(tmp_path / "data", little_data.records(6))
+    return disc_data.write(tmp_path / "data", disc_data.records(6))
 
 
 def test_files_and_correlation(run: Run, data: Path, tiny: Callable[[str], Path], tmp_path: Path) -> None:

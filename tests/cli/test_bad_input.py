@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import little_data
 import pytest
 from PIL import Image
+from support import disc_data
 
 Train = Callable[..., tuple[int, str]]
 Spoil = Callable[[Path], None]
@@ -72,7 +72,7 @@ def line(text: str) -> Spoil:
 
 def row(**changes: Any) -> Spoil:
     """Changes the third row."""
-    return line(json.dumps(little_data.records(3)[2] | changes))
+    return line(json.dumps(disc_data.records(3)[2] | changes))
 
 
 BAD_DATA = {
@@ -115,7 +115,7 @@ def assert_told(result: tuple[int, str], *expected: str) -> None:
 def test_bad_rows_and_images(name: str, train: Train, tmp_path: Path) -> None:
     spoil, expected = BAD_DATA[name]
     data = tmp_path / "data"
-    little_data.write(data, little_data.records(8))
+    disc_data.write(data, disc_data.records(8))
     spoil(data)
     before = snapshot(data)
     assert_told(train(stage1=None), f"{data}/train.jsonl:3: ", expected)
@@ -125,7 +125,7 @@ def test_bad_rows_and_images(name: str, train: Train, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("loads_nothing")
 @pytest.mark.parametrize("name", sorted(BAD_DATA.keys() - {"truncated image", "over-long row"}))
 def test_what_the_header_tells_is_told_before_a_model_is_loaded(name: str, train: Train, tmp_path: Path) -> None:
-    little_data.write(tmp_path / "data", little_data.records(8))
+    disc_data.write(tmp_path / "data", disc_data.records(8))
     BAD_DATA[name][0](tmp_path / "data")
     assert_told(train(), "train.jsonl:3: ")
 

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import little_data
 import pytest
-from little_server import serving
+from support import disc_data
+from support.chat_server import serving
 
 from cwdpo.cli import app
 from cwdpo.cli.negatives import recipe_of_run, weight_of
@@ -32,7 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return little_data.write(tmp_path, little_data.records(6, text_only_every=3))
+    return disc_data.write(tmp_path, disc_data.records(6, text_only_every=3))
 
 
 def lines(path: Path) -> list[dict]:
@@ -76,7 +76,7 @@ def test_gentle_goes_on_where_the_server_died(
         assert run("gentle", data, "--out", out, "--endpoint", server.url)[0] == 0
         assert len(server.chats()) - before == 4  # what was there is not paid for again
     assert [line["gentle"] for line in lines(out)] == [
-        row["chosen"].replace("disc", "square") for row in little_data.records(6)
+        row["chosen"].replace("disc", "square") for row in disc_data.records(6)
     ]
 
 
@@ -138,7 +138,7 @@ def test_filter_by_text(run: Run, data: Path, tmp_path: Path) -> None:
     assert code == 0, err
     assert "3 of 6 rows have a negative left" in printed or "rows have a negative left" in printed
     kept = {line["rejected"] for line in lines(out)}
-    assert kept == {row["rejected"] for row in little_data.records(6) if "stock" in row["rejected"]}
+    assert kept == {row["rejected"] for row in disc_data.records(6) if "stock" in row["rejected"]}
 
 
 def test_a_run_with_a_floor_gives_weights(tmp_path: Path) -> None:

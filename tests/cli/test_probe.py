@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import little_data
 import pytest
+from support import disc_data
 from typer.testing import CliRunner
 
 from cwdpo.cli.app import app
@@ -20,7 +20,7 @@ def cwdpo(*words: object) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return little_data.write(tmp_path_factory.mktemp("data"), little_data.records(4))
+    return disc_data.write(tmp_path_factory.mktemp("data"), disc_data.records(4))
 
 
 def test_table_and_json(tiny: Callable[[str], Path], data: Path) -> None:

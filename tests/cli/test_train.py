@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import little_data
 import pytest
+from support import disc_data
 
 Train = Callable[..., tuple[int, str]]
 
@@ -117,11 +117,11 @@ def test_a_run_that_only_wrote_its_recipe_can_be_resumed_with_another(train: Tra
 @pytest.mark.usefixtures("loads_nothing")
 @pytest.mark.parametrize("where", ["train", "eval"])
 def test_rows_that_stage_2_cannot_use_do_not_wait_for_it(where: str, train: Train, tmp_path: Path) -> None:
-    rows = little_data.records(8)
+    rows = disc_data.records(8)
     for row in rows:
         del row["rejected"]
-    little_data.write(tmp_path / "data", little_data.records(8))
-    little_data.write(tmp_path / "data", rows, "bad.jsonl")
+    disc_data.write(tmp_path / "data", disc_data.records(8))
+    disc_data.write(tmp_path / "data", rows, "bad.jsonl")
     files = {"train": "data/train.jsonl"} | {where: "data/bad.jsonl"}
     code, err = train(data={**files, "stage1_fraction": 0.5})
     assert code == 2
@@ -135,10 +135,10 @@ def test_rows_that_stage_2_cannot_use_do_not_wait_for_it(where: str, train: Trai
 def test_answers_that_are_the_same_are_counted_once(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = little_data.records(8)
+    rows = disc_data.records(8)
     for row in rows[:6]:
         row["rejected"] = f" {row['chosen']}"
-    little_data.write(tmp_path / "data", rows)
+    disc_data.write(tmp_path / "data", rows)
     assert train("--data.stage1_fraction", 0.25)[0] == 0
     told = [message for message in caplog.messages if "the same answer as `chosen` and `rejected`" in message]
     assert len(told) == 1

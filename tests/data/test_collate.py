@@ -7,9 +7,9 @@ from typing import Any
 
 import datasets
 import pytest
-import tiny_models
 import torch
 from PIL import Image
+from tiny import NAMES
 from torch.utils.data import DataLoader
 
 import cwdpo.data.encode
@@ -31,7 +31,7 @@ ROWS = [
 ITEMS = [(7, ROWS[0]), (2, ROWS[1]), (5, ROWS[2])]
 
 
-@pytest.mark.parametrize("name", tiny_models.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_batch_says_what_the_rows_say(
     name: str, encoder_of: Callable[[str], Encoder], processor_of: Callable[[str], Any]
 ) -> None:

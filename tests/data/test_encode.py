@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
 from PIL import Image
+from tiny import NAMES
 from tokenizers import pre_tokenizers
 
 from cwdpo.data.encode import Encoder
@@ -44,7 +44,7 @@ ANSWERS = ["A red circle.", "x", "two\nlines", "naïve 猫 🐱"]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("name", tiny_models.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_answers_are_the_answer_and_its_end(
     name: str, prompt: str, encoder_of: Callable[[str], Encoder], processor_of: Callable[[str], Any]
 ) -> None:
@@ -58,7 +58,7 @@ def test_answers_are_the_answer_and_its_end(
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("name", tiny_models.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_prompt_is_what_transformers_makes_for_generation(
     name: str, prompt: str, encoder_of: Callable[[str], Encoder], processor_of: Callable[[str], Any]
 ) -> None:
@@ -83,7 +83,7 @@ def test_the_prompt_is_what_transformers_makes_for_generation(
         assert torch.equal(found[key], value), key
 
 
-@pytest.mark.parametrize("name", tiny_models.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_image_tokens_are_counted(
     name: str, encoder_of: Callable[[str], Encoder], processor_of: Callable[[str], Any]
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_tokenizer_set_to_truncate_does_not(processor_of: Callable[[str], Any]
 
 
 def test_lost_images_are_noticed(processor_of: Callable[[str], Any]) -> None:
-    for name in tiny_models.NAMES:
+    for name in NAMES:
         processor = copy.copy(processor_of(name))
         processor.chat_template = processor_of("qwen2_vl").chat_template.replace("<|image_pad|>", "")
         with pytest.raises(DataError, match=r"^f:1: "):

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from answer_oracle import gap, token_logprobs
-from tiny_prompts import load_model, make_batch, make_prompt
+from support.naive_logprobs import gap, token_logprobs
+from tiny.prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
 from cwdpo.engine import make_engine, within_budget

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-from answer_oracle import gap, token_logprobs
-from tiny_prompts import load_model, make_batch, make_prompt
+from support.naive_logprobs import gap, token_logprobs
+from tiny import MORE_NAMES, NAMES
+from tiny.prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
 from cwdpo.engine import checked as choice
@@ -21,7 +21,7 @@ from cwdpo.engine.tree import TreeEngine
 from cwdpo.errors import ConfigError
 
 Tiny = Callable[[str], Path]
-EXPECTED = {name: "tree" for name in (*tiny_models.NAMES, *tiny_models.MORE_NAMES, "smolvlm")}
+EXPECTED = {name: "tree" for name in (*NAMES, *MORE_NAMES, "smolvlm")}
 EXPECTED |= {"qwen3_5": "images_once", "lfm2_vl": "images_once"}
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-from answer_oracle import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
 from peft import LoraConfig, get_peft_model
-from tiny_prompts import load_model, make_batch, make_prompt
+from support.naive_logprobs import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
+from tiny import MORE_NAMES, NAMES
+from tiny.prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
 from cwdpo.engine import FeatureCache, make_engine
@@ -18,7 +18,7 @@ from cwdpo.engine.tree import TreeEngine
 from cwdpo.engine.vision import FeatureStore, ImageFeatures, why_not_cacheable
 
 Tiny = Callable[[str], Path]
-EXACT = [name for name in (*tiny_models.NAMES, *tiny_models.MORE_NAMES, "smolvlm") if name != "mllama"]
+EXACT = [name for name in (*NAMES, *MORE_NAMES, "smolvlm") if name != "mllama"]
 
 
 def frozen(model: Any) -> Any:

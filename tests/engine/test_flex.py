@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-from answer_oracle import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
-from tiny_prompts import load_model, make_batch, make_prompt
+from support.naive_logprobs import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
+from tiny import MORE_NAMES, NAMES
+from tiny.prompts import load_model, make_batch, make_prompt
 from torch.nn.functional import scaled_dot_product_attention
 
 from cwdpo.batch import Batch
@@ -23,7 +23,7 @@ from cwdpo.engine.checked import Check
 from cwdpo.engine.tree import TreeEngine
 
 Tiny = Callable[[str], Path]
-EXACT = (*tiny_models.NAMES, *tiny_models.MORE_NAMES, "smolvlm")
+EXACT = (*NAMES, *MORE_NAMES, "smolvlm")
 
 
 def mixed_batch(directory: Path) -> Batch:

@@ -4,9 +4,9 @@ import copy
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-from tiny_prompts import make_batch
+from tiny import build
+from tiny.prompts import make_batch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
@@ -28,7 +28,7 @@ _CPU_ATTENTION = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    config: Any = AutoConfig.from_pretrained(tiny_models.build("llava", tmp_path_factory.mktemp("flops") / "llava"))
+    config: Any = AutoConfig.from_pretrained(build("llava", tmp_path_factory.mktemp("flops") / "llava"))
     config.vision_config.image_size = 256
     config.text_config.max_position_embeddings = 2048
     return LlavaForConditionalGeneration(config).eval()

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-from answer_oracle import gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
 from peft import LoraConfig, get_peft_model
-from tiny_prompts import load_model, make_batch, make_prompt
+from support.naive_logprobs import gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
+from tiny import MORE_NAMES, NAMES
+from tiny.prompts import load_model, make_batch, make_prompt
 from torch import nn
 
 from cwdpo.batch import Batch
@@ -18,7 +18,7 @@ from cwdpo.engine.layout import one_row_a_prompt
 from cwdpo.engine.tree import TreeEngine
 
 Tiny = Callable[[str], Path]
-EXACT = (*tiny_models.NAMES, *tiny_models.MORE_NAMES, "smolvlm")
+EXACT = (*NAMES, *MORE_NAMES, "smolvlm")
 
 
 def pictures(directory: Path, answers: list[list[int]], *, seed: int = 0) -> Batch:

@@ -5,18 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-from answer_oracle import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss, whole_distributions
 from peft import LoraConfig, get_peft_model
-from tiny_prompts import load_model, make_batch, make_prompt
+from support.naive_logprobs import (
+    gap,
+    gradient_gap,
+    gradients,
+    rows_of,
+    token_logprobs,
+    weighted_loss,
+    whole_distributions,
+)
+from tiny import AWKWARD_NAMES, MORE_NAMES, NAMES
+from tiny.prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
 from cwdpo.engine import forward as head_module
 from cwdpo.engine.plain import PlainEngine
 
 Tiny = Callable[[str], Path]
-EVERY = (*tiny_models.NAMES, *tiny_models.MORE_NAMES, *tiny_models.AWKWARD_NAMES)
+EVERY = (*NAMES, *MORE_NAMES, *AWKWARD_NAMES)
 ONE_IMAGE, SEVERAL, TEXT = 1, 2, 0
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-from answer_oracle import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
 from peft import LoraConfig, get_peft_model
-from tiny_prompts import load_model, make_batch, make_prompt
+from support.naive_logprobs import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
+from tiny import MORE_NAMES, NAMES
+from tiny.prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
 from cwdpo.engine.layout import one_row_a_prompt
@@ -17,7 +17,7 @@ from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.tree import TreeEngine, TreeUnsupportedError, as_tree
 
 Tiny = Callable[[str], Path]
-EXACT = (*tiny_models.NAMES, *tiny_models.MORE_NAMES, "smolvlm")
+EXACT = (*NAMES, *MORE_NAMES, "smolvlm")
 HYBRID = ("qwen3_5", "lfm2_vl")
 ANSWERS = {1: [[5]], 2: [[4, 6]], 8: [[4, 1, 7, 2, 9, 3, 1, 5]]}
 

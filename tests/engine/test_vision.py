@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-from answer_oracle import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
-from tiny_prompts import load_model, make_batch, make_prompt
+from support.naive_logprobs import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
+from tiny import AWKWARD_NAMES, MORE_NAMES, NAMES
+from tiny.prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
 from cwdpo.engine.plain import PlainEngine
@@ -16,7 +16,7 @@ from cwdpo.engine.tree import TreeEngine
 from cwdpo.engine.vision import can_share_images, encode_frozen_without_grad
 
 Tiny = Callable[[str], Path]
-EVERY = (*tiny_models.NAMES, *tiny_models.MORE_NAMES, *tiny_models.AWKWARD_NAMES)
+EVERY = (*NAMES, *MORE_NAMES, *AWKWARD_NAMES)
 SHARING = [name for name in EVERY if name != "mllama"]
 
 

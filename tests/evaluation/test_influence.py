@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import little_data
 import pytest
-import tiny_models
 import torch
+from support import disc_data
+from tiny import NAMES
 from torch import Tensor
 
 from cwdpo.analysis.influence import (
@@ -52,7 +52,7 @@ def setup(tiny: Callable[[str], Path], tmp_path: Path) -> Setup:
     """``setup("llava", short=..., lora=...)``: a model, and batches of one row each."""
 
     def make(name: str, *, short: bool = False, lora: bool = False, number: int = 3) -> tuple[Any, list[Batch]]:
-        records = little_data.records(number, text_only_every=1 if short else 3)
+        records = disc_data.records(number, text_only_every=1 if short else 3)
         if short:
             for record, (chosen, rejected) in zip(records, [("A", "no"), ("b", "2")], strict=False):
                 record |= {"chosen": chosen, "rejected": rejected, "prompt": "hi"}
@@ -64,13 +64,13 @@ def setup(tiny: Callable[[str], Path], tmp_path: Path) -> Setup:
                 if "lora_B" in parameter_name:
                     torch.nn.init.normal_(value, std=0.2)
         collate = AnswerCollator(Encoder(load_processor(tiny(name))), roles=(Role.CHOSEN, Role.REJECTED))
-        rows = read_rows(little_data.write(tmp_path / name, records))
+        rows = read_rows(disc_data.write(tmp_path / name, records))
         return model, [collate([(i, row)]) for i, row in enumerate(rows)]
 
     return make
 
 
-@pytest.mark.parametrize("name", tiny_models.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_predicted_changes_are_the_measured_ones(setup: Setup, name: str) -> None:
     model, batches = setup(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}

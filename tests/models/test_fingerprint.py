@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
+from tiny import build
 from torch import nn
 
 from cwdpo.models.adapters import add_lora
@@ -25,8 +25,7 @@ def test_survives_saving_and_ignores_mode(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_seed_alone_decides(tmp_path: Path) -> None:
     one, same, other = (
-        fingerprint(load_policy(tiny_models.build("llava", tmp_path / str(i), seed=seed)))
-        for i, seed in enumerate((0, 0, 1))
+        fingerprint(load_policy(build("llava", tmp_path / str(i), seed=seed))) for i, seed in enumerate((0, 0, 1))
     )
     assert one == same != other
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny import build
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from cwdpo.errors import UserError
@@ -55,7 +55,7 @@ def test_parts_add_up(name: str, tiny: Tiny) -> None:
 
 
 def test_dropout_is_off_in_settings_and_modules(tmp_path: Path) -> None:
-    directory = tiny_models.build("llava", tmp_path / "llava")
+    directory = build("llava", tmp_path / "llava")
     config = json.loads((directory / "config.json").read_text())
     config["text_config"]["attention_dropout"] = 0.5
     config["vision_config"]["attention_dropout"] = 0.5
@@ -73,7 +73,7 @@ def test_dtype_is_as_asked(tiny: Tiny) -> None:
 
 
 def test_tied_output_head_is_not_missing(tmp_path: Path) -> None:
-    model = load_policy(tiny_models.build("qwen2_vl", tmp_path / "source"))
+    model = load_policy(build("qwen2_vl", tmp_path / "source"))
     model.config.tie_word_embeddings = True
     model.tie_weights()
     model.save_pretrained(tmp_path / "tied")
@@ -90,7 +90,7 @@ def refused(directory: Path | str, match: str) -> None:
 
 @pytest.fixture
 def llava(tmp_path: Path) -> Path:
-    return tiny_models.build("llava", tmp_path / "llava")
+    return build("llava", tmp_path / "llava")
 
 
 def edit_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:

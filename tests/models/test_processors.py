@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
 from PIL import Image
+from tiny import NAMES, build
 from transformers import AutoProcessor, AutoTokenizer, Qwen2VLProcessor
 from transformers.utils import is_torchvision_available
 
@@ -27,7 +27,7 @@ def encode(processor: Any) -> dict[str, torch.Tensor]:
     return dict(processor(images=[image], text=text, return_tensors="pt"))
 
 
-@pytest.mark.parametrize("name", [*tiny_models.NAMES, "llava_onevision", "internvl", "gemma3", "mllama"])
+@pytest.mark.parametrize("name", [*NAMES, "llava_onevision", "internvl", "gemma3", "mllama"])
 def test_saved_and_loaded_again_it_encodes_the_same(name: str, tiny: Tiny, tmp_path: Path) -> None:
     processor = load_processor(tiny(name))
     assert processor.tokenizer.pad_token_id is not None
@@ -88,7 +88,7 @@ def test_class_is_the_checkpoints_own_and_survives_pickling(tiny: Tiny, tmp_path
 
 
 def test_missing_pad_token_becomes_the_end_token(tmp_path: Path) -> None:
-    directory = tiny_models.build("llava", tmp_path / "llava")
+    directory = build("llava", tmp_path / "llava")
     settings = json.loads((directory / "tokenizer_config.json").read_text())
     del settings["pad_token"]
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from little_server import serving
+from support.chat_server import serving
 
 from cwdpo.data.rows import Message, Row
 from cwdpo.negatives.gentle.server import PROMPT, SCHEMA, ask_gentle, parse_json

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from little_server import LittleServer, serving
 from PIL import Image
+from support.chat_server import ChatServer, serving
 
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import UserError
@@ -18,17 +18,17 @@ ASK = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture
-def server() -> Iterator[LittleServer]:
+def server() -> Iterator[ChatServer]:
     with serving(lambda body: [f"answer {i}" for i in range(body["n"])]) as state:
         yield state
 
 
-def client(server: LittleServer, **settings: Any) -> tuple[Endpoint, list[float]]:
+def client(server: ChatServer, **settings: Any) -> tuple[Endpoint, list[float]]:
     waits: list[float] = []
     return Endpoint(server.url, **{"timeout": 5.0, "sleep": waits.append} | settings), waits
 
 
-def test_an_answer_and_what_it_cost(server: LittleServer) -> None:
+def test_an_answer_and_what_it_cost(server: ChatServer) -> None:
     endpoint, waits = client(server)
     assert [reply.text for reply in endpoint.chat(ASK, n=2, seed=3)] == ["answer 0", "answer 1"]
     (body,) = server.chats()
@@ -39,7 +39,7 @@ def test_an_answer_and_what_it_cost(server: LittleServer) -> None:
 
 
 @pytest.mark.parametrize("trouble", [500, 503, "broken", "empty", "hangup"])
-def test_trouble_is_tried_again_with_longer_and_longer_waits(server: LittleServer, trouble: Any) -> None:
+def test_trouble_is_tried_again_with_longer_and_longer_waits(server: ChatServer, trouble: Any) -> None:
     endpoint, waits = client(server, model="tiny", backoff=2.0)
     server.script = [trouble] * 3
     assert endpoint.chat(ASK)[0].text == "answer 0"
@@ -47,21 +47,21 @@ def test_trouble_is_tried_again_with_longer_and_longer_waits(server: LittleServe
     assert endpoint.usage.retries == 3
 
 
-def test_a_full_queue_is_left_alone_for_as_long_as_it_asks(server: LittleServer) -> None:
+def test_a_full_queue_is_left_alone_for_as_long_as_it_asks(server: ChatServer) -> None:
     endpoint, waits = client(server, model="tiny")
     server.script = [429, 429]
     assert endpoint.chat(ASK)[0].text == "answer 0"
     assert waits == [7.0, 7.0]
 
 
-def test_a_slow_answer_times_out_and_is_asked_for_again(server: LittleServer) -> None:
+def test_a_slow_answer_times_out_and_is_asked_for_again(server: ChatServer) -> None:
     endpoint, waits = client(server, model="tiny", timeout=0.2)
     server.script, server.pause = ["slow"], 0.6
     assert endpoint.chat(ASK)[0].text == "answer 0"
     assert len(waits) == 1
 
 
-def test_after_all_retries_the_last_trouble_is_told(server: LittleServer) -> None:
+def test_after_all_retries_the_last_trouble_is_told(server: ChatServer) -> None:
     endpoint, waits = client(server, model="tiny", retries=2)
     server.script = [500, "broken", 503]
     with pytest.raises(EndpointError, match=r"failed 3 times; the last time: HTTP 503"):
@@ -70,7 +70,7 @@ def test_after_all_retries_the_last_trouble_is_told(server: LittleServer) -> Non
 
 
 @pytest.mark.parametrize(("status", "advice"), [(401, "OPENAI_API_KEY"), (404, "/v1"), (400, "as told")])
-def test_a_refusal_is_not_tried_again(server: LittleServer, status: int, advice: str) -> None:
+def test_a_refusal_is_not_tried_again(server: ChatServer, status: int, advice: str) -> None:
     endpoint, waits = client(server, model="tiny")
     server.script = [status]
     with pytest.raises(EndpointError, match=advice):
@@ -88,7 +88,7 @@ def test_a_refusal_is_not_tried_again(server: LittleServer, status: int, advice:
     ],
 )
 def test_what_no_row_can_mend_is_given_up_at_once(
-    server: LittleServer, monkeypatch: pytest.MonkeyPatch, status: int | None, settings: Any, wrong: str
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch, status: int | None, settings: Any, wrong: str
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     endpoint, _ = client(server, **{"model": "tiny", "concurrency": 2} | settings)
@@ -99,7 +99,7 @@ def test_what_no_row_can_mend_is_given_up_at_once(
     assert "\n" not in str(caught.value)
 
 
-def test_403_after_answers_is_about_one_request(server: LittleServer) -> None:
+def test_403_after_answers_is_about_one_request(server: ChatServer) -> None:
     """Clouds refuse single prompts with it; sixteen in a row are the key all the same."""
     endpoint, _ = client(server, model="tiny", concurrency=1)
     server.script = ["ok", 403, "ok"]
@@ -110,7 +110,7 @@ def test_403_after_answers_is_about_one_request(server: LittleServer) -> None:
 
 
 def test_neutral_settings_are_sent_and_left_out_where_they_are_unknown(
-    server: LittleServer, caplog: pytest.LogCaptureFixture
+    server: ChatServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint, _ = client(server, model="tiny")
     endpoint.chat(ASK)
@@ -130,9 +130,7 @@ def test_neutral_settings_are_sent_and_left_out_where_they_are_unknown(
     assert caplog.text.count("does not know top_k") == caplog.text.count("does not know min_p") == 1
 
 
-def test_many_at_once_leave_a_field_out_with_one_warning(
-    server: LittleServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_many_at_once_leave_a_field_out_with_one_warning(server: ChatServer, caplog: pytest.LogCaptureFixture) -> None:
     endpoint, _ = client(server, model="tiny", concurrency=8)
     server.unknown = ["repetition_penalty"]
     found = dict(endpoint.map(lambda _: endpoint.chat(ASK, neutral=True)[0].text, range(40)))
@@ -140,7 +138,7 @@ def test_many_at_once_leave_a_field_out_with_one_warning(
     assert caplog.text.count("does not know") == 1
 
 
-def test_another_complaint_leaves_nothing_out(server: LittleServer) -> None:
+def test_another_complaint_leaves_nothing_out(server: ChatServer) -> None:
     endpoint, _ = client(server, model="tiny")
     server.script = [400]
     with pytest.raises(EndpointError, match="as told"):
@@ -148,7 +146,7 @@ def test_another_complaint_leaves_nothing_out(server: LittleServer) -> None:
     assert len(server.chats()) == 1
 
 
-def test_a_schema_is_passed_on_and_so_is_the_key(server: LittleServer) -> None:
+def test_a_schema_is_passed_on_and_so_is_the_key(server: ChatServer) -> None:
     endpoint, _ = client(server, api_key="secret")
     endpoint.chat(ASK, schema={"type": "object"})
     form = server.chats()[0]["response_format"]
@@ -157,7 +155,7 @@ def test_a_schema_is_passed_on_and_so_is_the_key(server: LittleServer) -> None:
     assert server.headers[0]["Authorization"] == "Bearer secret"
 
 
-def test_no_more_requests_at_one_time_than_asked_for(server: LittleServer) -> None:
+def test_no_more_requests_at_one_time_than_asked_for(server: ChatServer) -> None:
     endpoint, _ = client(server, model="tiny", concurrency=3)
     lock, running, most = threading.Lock(), 0, 0
 
@@ -175,14 +173,14 @@ def test_no_more_requests_at_one_time_than_asked_for(server: LittleServer) -> No
     assert most == 3
 
 
-def test_one_failure_is_told_and_the_others_go_on(server: LittleServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_failure_is_told_and_the_others_go_on(server: ChatServer, caplog: pytest.LogCaptureFixture) -> None:
     endpoint, _ = client(server, model="tiny", concurrency=1, retries=0)
     server.script = ["ok", 500, "ok"]
     assert [n for n, text in endpoint.map(lambda _: endpoint.chat(ASK)[0].text, range(3)) if text is None] == [1]
     assert "HTTP 500" in caplog.text
 
 
-def test_a_dead_server_is_given_up(server: LittleServer) -> None:
+def test_a_dead_server_is_given_up(server: ChatServer) -> None:
     endpoint, _ = client(server, model="tiny", concurrency=2, retries=1, give_up_after=4)
     server.script = [500] * 1000
     with pytest.raises(EndpointError, match="in a row, so no more are asked"):

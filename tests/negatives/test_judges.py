@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from little_server import LittleServer, serving
 from PIL import Image
+from support.chat_server import ChatServer, serving
 
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.negatives.server import Endpoint, EndpointError
@@ -65,18 +65,18 @@ def judged_answer(body: Any) -> str:
 
 
 @pytest.fixture
-def server() -> Iterator[LittleServer]:
+def server() -> Iterator[ChatServer]:
     """Knows that what begins with r is right, and cannot tell of what begins with u."""
     verdicts = {"r": '{"verdict": "yes"}', "w": '{"verdict": "no"}', "u": "Hm."}
     with serving(lambda body: [verdicts[judged_answer(body)[0]]]) as state:
         yield state
 
 
-def client(server: LittleServer, **settings: Any) -> Endpoint:
+def client(server: ChatServer, **settings: Any) -> Endpoint:
     return Endpoint(server.url, **{"timeout": 5.0, "sleep": lambda _: None} | settings)
 
 
-def test_a_server_is_asked_about_each_answer_and_its_picture(server: LittleServer) -> None:
+def test_a_server_is_asked_about_each_answer_and_its_picture(server: ChatServer) -> None:
     judge = EndpointJudge(client(server, model="tiny", concurrency=3))
     answers = ["right", 'wrong "quoted"', "unclear", "right\nagain"] * 3
     assert judge([row()] * 12, answers) == [True, False, None, True] * 3
@@ -90,14 +90,14 @@ def test_a_server_is_asked_about_each_answer_and_its_picture(server: LittleServe
         assert schema["properties"]["verdict"]["enum"] == ["yes", "no", "unsure"]
 
 
-def test_it_is_told_of_other_right_answers(server: LittleServer) -> None:
+def test_it_is_told_of_other_right_answers(server: ChatServer) -> None:
     judge = EndpointJudge(client(server)).knowing(lambda one: [one.chosen, "a cube, red", "red"])
     judge([row()], ["wrong"])
     question = server.chats()[0]["messages"][-1]["content"][0]["text"]
     assert 'Other right answers are: "a cube, red", "red".\n' in question
 
 
-def test_where_the_server_fails_nobody_can_tell(server: LittleServer) -> None:
+def test_where_the_server_fails_nobody_can_tell(server: ChatServer) -> None:
     judge = EndpointJudge(client(server, model="tiny", concurrency=1, retries=1))
     server.script = ["ok", 500, "broken", "ok", 503, "ok"]
     assert judge([row()] * 4, ["right", "right", "wrong", "wrong"]) == [True, None, False, False]
@@ -107,7 +107,7 @@ def test_where_the_server_fails_nobody_can_tell(server: LittleServer) -> None:
     assert judge([], []) == []
 
 
-def test_a_wrong_key_ends_it_at_once(server: LittleServer) -> None:
+def test_a_wrong_key_ends_it_at_once(server: ChatServer) -> None:
     server.script = [401] * 500
     with pytest.raises(EndpointError, match="OPENAI_API_KEY"):
         EndpointJudge(client(server, model="tiny", concurrency=1))([row()] * 100, ["right"] * 100)

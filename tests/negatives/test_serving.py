@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from little_server import LittleServer, serving
+from support.chat_server import ChatServer, serving
 
 from cwdpo.data.rows import Message, Row
 from cwdpo.generation import Sampling
@@ -26,12 +26,12 @@ ROWS = [Row(prompt=(Message("user", (f"question {n}",)),), chosen="yes") for n i
 
 
 @pytest.fixture
-def server() -> Iterator[LittleServer]:
+def server() -> Iterator[ChatServer]:
     with serving(lambda body: [f"answer {i}" for i in range(body["n"])]) as state:
         yield state
 
 
-def client(server: LittleServer, **settings: Any) -> Endpoint:
+def client(server: ChatServer, **settings: Any) -> Endpoint:
     return Endpoint(server.url, **{"timeout": 5.0, "sleep": lambda _: None} | settings)
 
 
@@ -41,11 +41,11 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def commands(server: LittleServer) -> list[tuple[str, str]]:
+def commands(server: ChatServer) -> list[tuple[str, str]]:
     return [(path.split("/")[2].split("_")[0], body["lora_name"]) for path, body in server.requests if "lora" in path]
 
 
-def test_sampling_from_a_server(server: LittleServer) -> None:
+def test_sampling_from_a_server(server: ChatServer) -> None:
     sampler = ServerSampler(client(server, concurrency=2), Sampling(k=2, temperature=0.7, top_p=0.9, max_new_tokens=5))
     found = sampler.sample(ROWS, seed=2**40)
     assert [[answer.text for answer in of_row] for of_row in found] == [["answer 0", "answer 1"]] * 4
@@ -55,7 +55,7 @@ def test_sampling_from_a_server(server: LittleServer) -> None:
     assert len({body["seed"] for body in server.chats()}) == 4
 
 
-def test_prompts_without_an_answer_are_counted(server: LittleServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_prompts_without_an_answer_are_counted(server: ChatServer, caplog: pytest.LogCaptureFixture) -> None:
     endpoint = client(server, model="tiny", concurrency=1, retries=0)
     server.script = ["ok", 500]
     found = ServerSampler(endpoint, Sampling()).sample(ROWS, seed=0)
@@ -68,7 +68,7 @@ def test_prompts_without_an_answer_are_counted(server: LittleServer, caplog: pyt
 
 @pytest.mark.parametrize(("num_alike", "is_told"), [(16, True), (15, True), (14, False)])
 def test_a_server_that_says_the_same_thing_k_times_is_told_of_once(
-    server: LittleServer, caplog: pytest.LogCaptureFixture, num_alike: int, is_told: bool
+    server: ChatServer, caplog: pytest.LogCaptureFixture, num_alike: int, is_told: bool
 ) -> None:
     """Nine of ten prompts, once 16 were asked."""
     rows = [Row(prompt=(Message("user", (f"question {n}",)),), chosen="yes") for n in range(16)]
@@ -82,12 +82,12 @@ def test_a_server_that_says_the_same_thing_k_times_is_told_of_once(
     assert caplog.text.count("all alike") == is_told
 
 
-def test_one_answer_a_prompt_is_never_alike(server: LittleServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_answer_a_prompt_is_never_alike(server: ChatServer, caplog: pytest.LogCaptureFixture) -> None:
     ServerSampler(client(server), Sampling(k=1)).sample(ROWS * 8, seed=0)
     assert "all alike" not in caplog.text
 
 
-def test_an_adapter_is_loaded_after_the_last_one_was_unloaded(server: LittleServer, adapter: Path) -> None:
+def test_an_adapter_is_loaded_after_the_last_one_was_unloaded(server: ChatServer, adapter: Path) -> None:
     endpoint = client(server)
     load_adapter(endpoint, "one", adapter)
     load_adapter(endpoint, "two", adapter)
@@ -101,14 +101,14 @@ def test_an_adapter_is_loaded_after_the_last_one_was_unloaded(server: LittleServ
     assert server.chats()[1]["model"] == "tiny"
 
 
-def test_a_name_that_is_taken_is_loaded_anew(server: LittleServer, adapter: Path) -> None:
+def test_a_name_that_is_taken_is_loaded_anew(server: ChatServer, adapter: Path) -> None:
     server.adapters["one"] = "of somebody else"
     load_adapter(client(server), "one", adapter)
     assert server.adapters["one"] != "of somebody else"
     assert commands(server) == [("load", "one"), ("unload", "one"), ("load", "one")]
 
 
-def test_a_reply_that_was_lost_after_loading_does_no_harm(server: LittleServer, adapter: Path) -> None:
+def test_a_reply_that_was_lost_after_loading_does_no_harm(server: ChatServer, adapter: Path) -> None:
     endpoint = client(server)
     server.script = ["ok", "hangup"]
     load_adapter(endpoint, "one", adapter)
@@ -116,9 +116,7 @@ def test_a_reply_that_was_lost_after_loading_does_no_harm(server: LittleServer, 
     assert server.adapters.keys() == {"two"}
 
 
-def test_a_restarted_server_knows_nothing(
-    server: LittleServer, adapter: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_restarted_server_knows_nothing(server: ChatServer, adapter: Path, caplog: pytest.LogCaptureFixture) -> None:
     endpoint = client(server)
     load_adapter(endpoint, "one", adapter)
     server.adapters.clear()
@@ -133,13 +131,13 @@ def test_a_restarted_server_knows_nothing(
     assert caplog.text == ""
 
 
-def test_only_what_is_ours_is_unloaded(server: LittleServer) -> None:
+def test_only_what_is_ours_is_unloaded(server: ChatServer) -> None:
     server.adapters.update({"cwdpo-a-1": "", "cwdpo-b-1": "", "theirs": ""})
     unload_left_over(client(server), "cwdpo-a-")
     assert server.adapters.keys() == {"cwdpo-b-1", "theirs"}
 
 
-def test_advice_where_adapters_cannot_be_loaded(server: LittleServer, tmp_path: Path) -> None:
+def test_advice_where_adapters_cannot_be_loaded(server: ChatServer, tmp_path: Path) -> None:
     endpoint = client(server)
     with pytest.raises(EndpointError, match=f"It must see the directory {tmp_path}"):
         load_adapter(endpoint, "one", tmp_path)
@@ -149,9 +147,7 @@ def test_advice_where_adapters_cannot_be_loaded(server: LittleServer, tmp_path: 
     assert endpoint.adapter is None
 
 
-def test_an_adapter_that_stays_is_told_of(
-    server: LittleServer, adapter: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_adapter_that_stays_is_told_of(server: ChatServer, adapter: Path, caplog: pytest.LogCaptureFixture) -> None:
     endpoint = client(server)
     load_adapter(endpoint, "one", adapter)
     server.script = [500]

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import little_data
 import pytest
 import torch
+from support import disc_data
 
 from cwdpo.data.encode import Encoder
 from cwdpo.data.reading import read_rows
@@ -18,10 +18,10 @@ from cwdpo.probes import ProbeSet, probe_rows
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """Six rows, one without an image, one with paraphrases, one without a gentle negative."""
-    records = little_data.records(6, text_only_every=5)
+    records = disc_data.records(6, text_only_every=5)
     records[1] |= {"longer": "In the picture there is a green disc on grey.", "shorter": "A green disc."}
     del records[2]["gentle"]
-    return read_rows(little_data.write(tmp_path_factory.mktemp("probes"), records))
+    return read_rows(disc_data.write(tmp_path_factory.mktemp("probes"), records))
 
 
 @pytest.fixture

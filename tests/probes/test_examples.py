@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import answer_oracle
 import pytest
 import torch
 from PIL import Image
+from support import naive_logprobs
 
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import ImageSlot, Message, Row
@@ -43,7 +43,7 @@ def test_every_tokens_log_prob_is_the_models_own(loaded: Load, rows: list[Row], 
     found = token_logprobs(model, probes, make_engine(engine))
     count = 0
     for part in probes.batches():
-        expected = answer_oracle.token_logprobs(model, part.batch)
+        expected = naive_logprobs.token_logprobs(model, part.batch)
         for i, (row, group) in enumerate(zip(part.rows, part.groups, strict=True)):
             assert found[row][group].ids == part.batch["answer_ids"][i][part.batch["answer_mask"][i]].tolist()
             assert found[row][group].logprobs == pytest.approx(expected[i].tolist(), abs=1e-4)

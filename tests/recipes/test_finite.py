@@ -4,9 +4,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import little_data
 import pytest
 import torch
+from support import disc_data
 
 from cwdpo.cli import app
 from cwdpo.models.loading import load_policy, load_processor
@@ -28,7 +28,7 @@ trainer: {{max_steps: 4, save_strategy: steps, save_steps: 1, save_total_limit: 
 def train(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
     """``cwdpo train`` on a tiny llava; gives exit code and standard error."""
     recipe = tmp_path / "recipe.yaml"
-    data = little_data.write(tmp_path, little_data.records(8))
+    data = disc_data.write(tmp_path, disc_data.records(8))
     recipe.write_text(RECIPE.format(model=tiny("llava"), data=data, out=tmp_path / "run"))
 
     def call(*words: object) -> tuple[int, str]:

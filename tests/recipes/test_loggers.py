@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import little_data
 import pytest
+from support import disc_data
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
 
@@ -27,7 +27,7 @@ Scalars = dict[tuple[str, int], list[float]]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return little_data.write(tmp_path_factory.mktemp("data"), little_data.records(16, text_only_every=5))
+    return disc_data.write(tmp_path_factory.mktemp("data"), disc_data.records(16, text_only_every=5))
 
 
 def recipe(tiny: Tiny, data: Path, out: Path, **trainer: Any) -> Recipe:

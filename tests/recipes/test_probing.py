@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import little_data
 import pytest
+from support import disc_data
 from transformers import TrainerCallback, TrainerState
 
 from cwdpo.config.reading import dump_recipe
@@ -37,7 +37,7 @@ END = ("stage2", 4, "chosen")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return little_data.write(tmp_path_factory.mktemp("data"), little_data.records(16, text_only_every=5))
+    return disc_data.write(tmp_path_factory.mktemp("data"), disc_data.records(16, text_only_every=5))
 
 
 def recipe(tiny: Tiny, data: Path, out: Path, *, lora: bool = False, **probes: Any) -> Recipe:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import little_data
 import pytest
+from support import disc_data
 from transformers import TrainerCallback
 
 from cwdpo.cli import app
@@ -52,7 +52,7 @@ class Crash(TrainerCallback):
 
 def begin(directory: Path, model: Path, *, crash: int | None, **changes: Any) -> Path:
     """Rows and a recipe in a directory, and a run that crashes at a step."""
-    data = little_data.write(directory, little_data.records(16))
+    data = disc_data.write(directory, disc_data.records(16))
     recipe = directory / "recipe.yaml"
     recipe.write_text(RECIPE.format(model=model, data=data, out=directory / "run"))
     if crash is None:
@@ -167,7 +167,7 @@ def test_other_rows_are_refused(in_stage1: Path, copy: Any, train: Train) -> Non
     before = data.read_text()
     lines = before.splitlines(keepends=True)
     try:
-        little_data.write(in_stage1, little_data.records(40))
+        disc_data.write(in_stage1, disc_data.records(40))
         code, _, err = train(here)
         assert code == 2
         assert err.startswith(f"{data}: its rows are not those that the run in {here / 'run'} began with")
@@ -180,7 +180,7 @@ def test_other_rows_are_refused(in_stage1: Path, copy: Any, train: Train) -> Non
         (in_stage1 / "3.png").write_bytes((in_stage1 / "4.png").read_bytes())  # a mended picture
         assert train(here)[0] == 0
     finally:
-        little_data.write(in_stage1, little_data.records(16))
+        disc_data.write(in_stage1, disc_data.records(16))
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import little_data
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support import disc_data
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from cwdpo.config.reading import read_recipe
@@ -43,7 +43,7 @@ CLASSES = ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "idefics3"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return little_data.write(tmp_path_factory.mktemp("data"), little_data.records(16, text_only_every=5))
+    return disc_data.write(tmp_path_factory.mktemp("data"), disc_data.records(16, text_only_every=5))
 
 
 def recipe(checkpoint: Path, data: Path, out: Path, *, lora: bool = False, **trainer: Any) -> Recipe:
@@ -226,14 +226,14 @@ def test_resuming_another_experiment_is_refused(tiny: Tiny, data: Path, tmp_path
 
 
 def test_missing_negatives_are_told_before_anything_is_loaded(tiny: Tiny, tmp_path: Path) -> None:
-    rows = little_data.records(8)
+    rows = disc_data.records(8)
     for row in rows:
         del row["gentle"]
-    data = little_data.write(tmp_path / "data", rows)
+    data = disc_data.write(tmp_path / "data", rows)
     with pytest.raises(ConfigError, match="objective: plain"):
         run_recipe(recipe(tiny("llava"), data, tmp_path / "one"))
     del rows[5]["rejected"]
-    data = little_data.write(tmp_path / "data", rows)
+    data = disc_data.write(tmp_path / "data", rows)
     only = replace(recipe(tiny("llava"), data, tmp_path / "two"), stage1=None)
     with pytest.raises(DataError, match=r"train\.jsonl:6: .*rejected"):
         run_recipe(only)

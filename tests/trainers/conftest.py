@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import little_data
 import pytest
 import torch
+from support import disc_data
 
 from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
@@ -31,7 +31,7 @@ QUIET: dict[str, Any] = {
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """Sixteen rows, some without an image."""
     directory: Path = tmp_path_factory.mktemp("rows")
-    return read_rows(little_data.write(directory, little_data.records(16, text_only_every=5)))
+    return read_rows(disc_data.write(directory, disc_data.records(16, text_only_every=5)))
 
 
 @pytest.fixture

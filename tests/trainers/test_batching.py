@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_prompts import make_batch
+from tiny.prompts import make_batch
 
 from cwdpo.batch import Role
 from cwdpo.engine.layout import Cost, parts_within, plain_costs, tree_costs

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import answer_oracle
 import pytest
 import torch
 from PIL import Image
+from support import naive_logprobs
 from transformers import TrainerCallback
 
 from cwdpo.data.collate import AnswerCollator
@@ -60,7 +60,7 @@ def naive(trainer: Any, row: Row) -> list[float]:
     """Log-probs of the chosen answer's tokens under the trainer's model as it is."""
     batch = AnswerCollator(trainer.encoder, roles=trainer.roles, required=trainer.required)([(0, row)])
     with torch.no_grad():
-        return answer_oracle.token_logprobs(trainer.model.eval(), batch)[0].tolist()
+        return naive_logprobs.token_logprobs(trainer.model.eval(), batch)[0].tolist()
 
 
 def test_both_ends_are_the_models_own(make_trainer: Make, rows: list[Row], tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from answer_oracle import rows_of, token_logprobs, weighted_loss
-from tiny_prompts import load_model, make_batch, make_prompt
+from support.naive_logprobs import rows_of, token_logprobs, weighted_loss
+from tiny.prompts import load_model, make_batch, make_prompt
 from torch import distributed
 
 from cwdpo.data.rows import Row

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from little_server import LittleServer, serving
+from support.chat_server import ChatServer, serving
 from transformers import TrainerCallback
 
 from cwdpo.data.rows import Row
@@ -37,7 +37,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[LittleServer]:
+def server() -> Iterator[ChatServer]:
     """What it says follows from the adapter's weights, the conversation and the seed, as in a real one."""
     with serving(lambda body: ["overwritten below"]) as state:
 
@@ -50,7 +50,7 @@ def server() -> Iterator[LittleServer]:
         yield state
 
 
-def on_policy(server: LittleServer, **settings: Any) -> dict[str, Any]:
+def on_policy(server: ChatServer, **settings: Any) -> dict[str, Any]:
     served = {"endpoint": server.url, "refresh": 2, "on_policy_fraction": 1.0, "k": 2, "batch_size": 8}
     return {"on_policy": served | settings}
 
@@ -77,7 +77,7 @@ def sampled(directory: Path) -> list[tuple[int, Any, list[tuple[int, str, Any]]]
     return [(r.step, r.error, [(c.row, c.text, c.reason) for c in r.candidates]) for r in refreshes]
 
 
-def loaded(server: LittleServer) -> list[str]:
+def loaded(server: ChatServer) -> list[str]:
     return [body["lora_name"] for path, body in server.requests if path.endswith("/load_lora_adapter")]
 
 
@@ -86,7 +86,7 @@ def left_on_disk(directory: Path) -> list[str]:
 
 
 def test_every_refresh_is_sampled_from_the_adapter_of_its_step(
-    make_trainer: Make, server: LittleServer, tmp_path: Path
+    make_trainer: Make, server: ChatServer, tmp_path: Path
 ) -> None:
     weights: list[set[str]] = []
     trainer = make_trainer(
@@ -108,7 +108,7 @@ def test_every_refresh_is_sampled_from_the_adapter_of_its_step(
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_resumed_equals_uninterrupted(make_trainer: Make, server: LittleServer, tmp_path: Path, killed: bool) -> None:
+def test_resumed_equals_uninterrupted(make_trainer: Make, server: ChatServer, tmp_path: Path, killed: bool) -> None:
     """The refresh of step 4 is repeated, as the checkpoint is of step 3: the same negatives, the same losses.
 
     Whether the broken run could clean up or not: what it left is taken away, and nothing else is.
@@ -132,7 +132,7 @@ def test_resumed_equals_uninterrupted(make_trainer: Make, server: LittleServer, 
     assert left_on_disk(tmp_path / "broken") == []
 
 
-def test_a_server_that_is_restarted_between_refreshes(make_trainer: Make, server: LittleServer, tmp_path: Path) -> None:
+def test_a_server_that_is_restarted_between_refreshes(make_trainer: Make, server: ChatServer, tmp_path: Path) -> None:
     straight = make_trainer(2, out="straight", **STEPS | on_policy(server))
     straight.train()
     trainer = make_trainer(2, **STEPS | on_policy(server), callbacks=[AtStep(3, server.adapters.clear)])
@@ -142,7 +142,7 @@ def test_a_server_that_is_restarted_between_refreshes(make_trainer: Make, server
 
 
 def test_a_server_that_is_restarted_while_it_is_asked(
-    make_trainer: Make, server: LittleServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_trainer: Make, server: ChatServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     straight = make_trainer(2, out="straight", **STEPS | on_policy(server))
     straight.train()
@@ -162,7 +162,7 @@ def test_a_server_that_is_restarted_while_it_is_asked(
     assert losses(trainer) == losses(straight)
 
 
-def test_runs_share_a_server(make_trainer: Make, server: LittleServer, tmp_path: Path) -> None:
+def test_runs_share_a_server(make_trainer: Make, server: ChatServer, tmp_path: Path) -> None:
     inner = make_trainer(2, out="inner", **STEPS | on_policy(server))
     outer = make_trainer(2, out="outer", **STEPS | on_policy(server), callbacks=[AtStep(3, inner.train)])
     outer.train()
@@ -172,7 +172,7 @@ def test_runs_share_a_server(make_trainer: Make, server: LittleServer, tmp_path:
 
 
 def test_a_refresh_that_fails_leaves_nothing_behind(
-    make_trainer: Make, server: LittleServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_trainer: Make, server: ChatServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:
         server.script = ["ok"] + [503] * 6  # the last adapter is unloaded; the next cannot be loaded
@@ -193,7 +193,7 @@ def test_a_refresh_that_fails_leaves_nothing_behind(
 
 
 def test_with_a_dead_server_training_goes_on_and_says_so(
-    make_trainer: Make, server: LittleServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_trainer: Make, server: ChatServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = make_trainer(2, out="plain", **STEPS)
     plain.train()
@@ -207,7 +207,7 @@ def test_with_a_dead_server_training_goes_on_and_says_so(
 
 
 def test_a_server_that_dies_may_end_the_run_with_a_checkpoint(
-    make_trainer: Make, server: LittleServer, tmp_path: Path
+    make_trainer: Make, server: ChatServer, tmp_path: Path
 ) -> None:
     straight = make_trainer(2, out="straight", **STEPS | on_policy(server))
     straight.train()
@@ -266,7 +266,7 @@ class Sampled:
         return [[Generated(text, True) for text in self.texts] for _ in rows]
 
 
-def test_a_wrong_key_is_told_in_one_line(make_trainer: Make, server: LittleServer, tmp_path: Path) -> None:
+def test_a_wrong_key_is_told_in_one_line(make_trainer: Make, server: ChatServer, tmp_path: Path) -> None:
     server.script = ["ok"] + [401] * 100  # adapters may be free to load
     make_trainer(2, **STEPS | {"max_steps": 1} | on_policy(server)).train()
     ((_, error, _),) = sampled(tmp_path / "out")
@@ -275,6 +275,6 @@ def test_a_wrong_key_is_told_in_one_line(make_trainer: Make, server: LittleServe
     assert len(server.chats()) <= 8
 
 
-def test_a_whole_model_cannot_be_handed_over(make_trainer: Make, server: LittleServer) -> None:
+def test_a_whole_model_cannot_be_handed_over(make_trainer: Make, server: ChatServer) -> None:
     with pytest.raises(ConfigError, match="Add lora, or take the endpoint out"):
         make_trainer(2, **STEPS | {"lora": False} | on_policy(server))

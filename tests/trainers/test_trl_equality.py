@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import little_data
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from support import disc_data
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -49,8 +49,8 @@ class Gradients(TrainerCallback):
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     directory = tmp_path_factory.mktemp("trl")
-    rows = little_data.records(16)
-    little_data.write(directory, rows)
+    rows = disc_data.records(16)
+    disc_data.write(directory, rows)
     return [
         {
             "images": [Image.open(directory / row["images"][0]).convert("RGB")],

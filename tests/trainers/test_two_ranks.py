@@ -5,10 +5,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import little_data
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import disc_data
 
 from cwdpo.negatives.candidates import read_refreshes
 from cwdpo.records import read_jsonl
@@ -48,7 +48,7 @@ def launch(ranks: int, recipe: Path, out: Path, more: Sequence[str] = ()) -> Pat
 
 @pytest.mark.parametrize(("lora", "more"), [("null", []), ("{r: 4, alpha: 8}", []), ("null", PARTS)])
 def test_two_ranks_train_like_one(lora: str, more: list[str], tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    data = little_data.write(tmp_path / "data", little_data.records(16))
+    data = disc_data.write(tmp_path / "data", disc_data.records(16))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(model=tiny("llava"), data=data, lora=lora))
 
@@ -87,7 +87,7 @@ def check_examples(one: Path, two: Path) -> None:
 def test_ranks_that_miss_different_parts_of_the_reference_do_not_wait_for_each_other(
     tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    data = little_data.write(tmp_path / "data", little_data.records(8, text_only_every=2))
+    data = disc_data.write(tmp_path / "data", disc_data.records(8, text_only_every=2))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     script = [str(Path(__file__).with_name("lost_part_script.py")), str(tiny("llava")), str(data), str(tmp_path)]
     done = subprocess.run([*launch, *script], check=False, timeout=120, capture_output=True, text=True)
@@ -97,8 +97,8 @@ def test_ranks_that_miss_different_parts_of_the_reference_do_not_wait_for_each_o
 
 def test_two_ranks_have_one_curriculum(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """The same order of negatives, the same level from the same readings, and so the same training."""
-    rows = [row | {"negatives": [f"Nothing {row['id']}.", "A cube."]} for row in little_data.records(16)]
-    data = little_data.write(tmp_path / "data", rows)
+    rows = [row | {"negatives": [f"Nothing {row['id']}.", "A cube."]} for row in disc_data.records(16)]
+    data = disc_data.write(tmp_path / "data", rows)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(CURRICULUM.format(model=tiny("llava"), data=data))
     one, two = (launch(ranks, recipe, tmp_path / f"ranks{ranks}") for ranks in (1, 2))

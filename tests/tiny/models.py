@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 import transformers
-from tiny_awkward import AWKWARD_SPECS
-from tiny_more import MORE_SPECS
-from tiny_specs import SPECS, TEXT, Spec
-from tiny_tokenizers import build_tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from tiny.families import AWKWARD_SPECS, MORE_SPECS, SPECS, TEXT, Spec
+from tiny.tokenizers import build_tokenizer
 
 NAMES = tuple(SPECS)
 """The families that everything is tested on."""
@@ -24,7 +23,7 @@ MORE_NAMES = tuple(MORE_SPECS)
 """Further families that :func:`build` knows."""
 
 AWKWARD_NAMES = tuple(AWKWARD_SPECS)
-"""Families that :func:`build` knows too, but without a processor of their own; see ``tiny_awkward``."""
+"""Families that :func:`build` knows too, but without a processor of their own; see ``tiny.families``."""
 
 
 def build(name: str, directory: Path, *, seed: int = 0) -> Path:

@@ -4,18 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny_models
-import tiny_more
-import tiny_specs
 import torch
 import transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from cwdpo.models.loading import load_processor
+from tiny import build, families
 
 Tiny = Callable[[str], Path]
-SPECS = tiny_specs.SPECS | tiny_more.MORE_SPECS
+SPECS = families.SPECS | families.MORE_SPECS
 WITH_TEMPLATE = [name for name in SPECS if name not in ("mistral3", "paligemma")]
 
 
@@ -55,6 +53,6 @@ def test_conversation_with_an_image(name: str, tiny: Tiny) -> None:
 
 def test_same_seed_same_weights_and_global_state_untouched(tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
-    one, two = (tiny_models.build("qwen3_vl", tmp_path / str(i)) / "model.safetensors" for i in range(2))
+    one, two = (build("qwen3_vl", tmp_path / str(i)) / "model.safetensors" for i in range(2))
     assert one.read_bytes() == two.read_bytes()
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -13,7 +13,7 @@ from typing import Any
 Answer = Callable[[dict[str, Any]], list[str]]
 
 
-class LittleServer:
+class ChatServer:
     """Answers with what ``answer`` says, after the misbehaviour in ``script`` is used up, one item a request.
 
     Items: a status code, ``"slow"`` (seconds in ``pause``), ``"broken"`` (half an answer), ``"empty"`` (no choices),
@@ -49,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps({"data": [{"id": name} for name in names]}))
 
     def do_POST(self) -> None:
-        state: LittleServer = self.server.state
+        state: ChatServer = self.server.state
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with state.lock:
             state.requests.append((self.path, body))
@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
             now = state.script.pop(0) if state.script else "ok"
         self._answer(state, now, body)
 
-    def _answer(self, state: LittleServer, now: Any, body: Any) -> None:
+    def _answer(self, state: ChatServer, now: Any, body: Any) -> None:
         if isinstance(now, int):
             self._send(now, '{"error": "as told"}')
         elif now == "slow":
@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(200, "Success")
 
-    def _adapter(self, state: LittleServer, body: Any) -> tuple[int, str]:
+    def _adapter(self, state: ChatServer, body: Any) -> tuple[int, str]:
         name = body["lora_name"]
         if self.path.endswith("unload_lora_adapter"):
             known = state.adapters.pop(name, None) is not None
@@ -109,9 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(answer: Answer) -> Iterator[LittleServer]:
+def serving(answer: Answer) -> Iterator[ChatServer]:
     """A server while the block runs."""
-    state = LittleServer(answer)
+    state = ChatServer(answer)
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.state, server.daemon_threads = state, True
     state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
