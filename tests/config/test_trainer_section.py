@@ -28,6 +28,8 @@ def complaint(**section: Any) -> str:
         {"report_to": None},
         {"report_to": "none"},
         {"report_to": ["tensorboard"]},
+        {"debug": ["underflow_overflow"]},
+        {"liger_kernel_config": {"rope": True}},
         {"fsdp": True},
         {"fsdp": "full_shard auto_wrap"},
         {"fsdp_config": {"min_num_params": 1}, "deepspeed": "ds.json"},
@@ -53,6 +55,13 @@ def test_what_the_trainer_takes_passes(section: dict[str, Any]) -> None:
         ({"report_to": 3}, "report_to is 3, but must be null or text or a list."),
         ({"save_total_limit": 0}, "save_total_limit is 0, but must be at least 1. Write null to keep all checkpoints."),
         ({"trackio_static_space_id": True}, "trackio_static_space_id is true, but must be text or null or false."),
+        ({"label_names": ["a", 1]}, "label_names is ['a', 1], but its values must be text."),
+        (
+            {"liger_kernel_config": {"rope": 1}},
+            "liger_kernel_config is {'rope': 1}, but its values must be true or false.",
+        ),
+        ({"debug": ["x"]}, "debug is ['x'], but its values must be one of underflow_overflow, tpu_metrics_debug."),
+        ({"parallelism_config": {}}, "parallelism_config is {}, but must be null."),
     ],
 )
 def test_what_it_would_stumble_over_is_told(section: dict[str, Any], expected: str) -> None:

@@ -20,6 +20,9 @@ from cwdpo.negatives.gentle.lexicon import cased_like, indefinite_article, plura
         ("urban", "an"),
         ("user", "a"),
         ("usher", "an"),
+        ("Uganda", "a"),
+        ("Uruguay", "a"),
+        ("urn", "an"),
         ("European", "a"),
         ("one-eyed", "a"),
         ("onion", "an"),
@@ -45,6 +48,7 @@ def test_plurals_of_the_lexicon() -> None:
     plurals = read_lexicon().plurals
     words = {"dog": "dogs", "bench": "benches", "box": "boxes", "cherry": "cherries", "toy train": "toy trains"}
     words |= {"knife": "knives", "policeman": "policemen", "sheep": "sheep", "donkey": "donkeys", "potato": "potatoes"}
+    words |= {"mouse": "mice", "elf": "elves", "merman": "mermen", "merperson": "merpeople", "superhero": "superheroes"}
     assert {word: plural_of(word, plurals) for word in words} == words
 
 

@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
 
 from cwdpo.config.located_yaml import KeyPath
 from cwdpo.errors import ConfigError
@@ -74,7 +74,7 @@ def _build(
     for name, (field, hint) in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             full = ".".join((*path, name))
-            problems.append(f"{where(path)}: '{full}' is missing. Add it; it is {_describe(hint)}.")
+            problems.append(f"{where(path)}: '{full}' is missing. Add it; it is {describe(hint)}.")
     if len(problems) > before:
         return None
     try:
@@ -104,26 +104,28 @@ def _wrong_type(name: str, value: Any, hint: Any) -> str:
     choices = [str(choice) for part in alternatives(hint) if get_origin(part) is Literal for choice in get_args(part)]
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint_text = f" Did you mean {near[0]}?" if near else ""
-    return f"{name} is {_shown(value)}, but must be {_describe(hint)}.{hint_text}"
+    return f"{name} is {shown(value)}, but must be {describe(hint)}.{hint_text}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as the recipe would write it."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return repr(value)
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
+    """A type as messages call it, such as ``a whole number or null``."""
     return " or ".join(_describe_one(part) for part in alternatives(hint))
 
 
 def _describe_one(part: Any) -> str:
     if get_origin(part) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(part))
+        choices = [choice if isinstance(choice, str) else shown(choice) for choice in get_args(part)]
+        return "one of " + ", ".join(choices) if len(choices) > 1 else choices[0]
     if get_origin(part) is list:
         return "a list of texts" if get_args(part)[0] is str else "a list of points [progress, share]"
-    if get_origin(part) is dict:
+    if (get_origin(part) or part) is dict:
         return "a section of keys and values"
     if is_dataclass(part):
         return "a section with the keys " + ", ".join(field.name for field in fields(part))
@@ -168,7 +170,7 @@ _MUST_BE = {
 }
 """Smallest value and advice, where the Trainer itself would fail late or not at all."""
 
-_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null"}
+_STRICT = ConfigDict(strict=True)
 
 
 def check_trainer_section(
@@ -201,60 +203,50 @@ def check_trainer_section(
 
 def _wrong_value(key: str, value: Any, hint: Any) -> str:
     """What is wrong with a value, as the end of a sentence; empty if nothing is."""
-    shown = {None: "null", True: "true", False: "false"}.get(value) if _is_constant(value) else None
-    kinds = alternatives(hint)
-    choices = [choice for kind in kinds for choice in _choices(kind)]
     if key in _FREE:
         return ""
-    if choices and (isinstance(value, str) or not any(_fits(value, kind) for kind in kinds)):
-        if value in choices:
-            return ""
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        advice = f" Did you mean {near[0]}?" if near else ""
-        if value is False and "no" in choices:
-            advice = " YAML reads a bare no as false: write 'no', in quotes."
-        return f"{shown or repr(value)}, but must be one of {', '.join(choices)}.{advice}"
-    if not any(_fits(value, kind) for kind in kinds):
-        wanted = " or ".join(dict.fromkeys(_described(kind) for kind in kinds))
-        return f"{shown or repr(value)}, but must be {wanted}."
+    kinds = _as_written(hint)
+    adapter: TypeAdapter[Any] = TypeAdapter(Union[kinds], config=_STRICT)  # type: ignore[arg-type]  # noqa: UP007
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return f"{shown(value)}, but {_wanted(value, kinds)}"
     smallest, advice = _MUST_BE.get(key, (None, ""))
     if smallest is not None and isinstance(value, (int, float)) and not value >= smallest:
         return f"{value}, but must be at least {smallest}. {advice}"
     return ""
 
 
-def _is_constant(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
+def _as_written(hint: Any) -> tuple[Any, ...]:
+    """The types of a hint as YAML writes them: an enumeration as its texts, which rule out any other text."""
+    kinds = alternatives(hint)
+    enumerated = any(isinstance(kind, type) and issubclass(kind, Enum) for kind in kinds)
+    return tuple(_one_as_written(kind) for kind in kinds if not (enumerated and kind is str))
 
 
-def _choices(kind: Any) -> list[str]:
-    """The texts that an enumeration allows."""
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return [str(item.value) for item in kind]
-    return [item for item in get_args(kind) if isinstance(item, str)] if get_origin(kind) is Literal else []
+def _one_as_written(kind: Any) -> Any:
+    if get_origin(kind) is list:
+        return list[_one_as_written(get_args(kind)[0])]  # type: ignore[misc]
+    if not isinstance(kind, type) or kind.__module__ == "builtins":
+        return kind
+    if issubclass(kind, Enum):
+        return Literal[tuple(str(item.value) for item in kind)]
+    return Annotated[kind, InstanceOf()]  # type: ignore[type-arg]
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a plain value is of a type; of types that YAML cannot write, anything is."""
-    origin = get_origin(kind) or kind
-    if origin is Literal:
-        return any(value is item or value == item for item in get_args(kind))
-    if origin is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if origin is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin in (bool, str, list, dict, type(None)):
-        return isinstance(value, origin)
-    return isinstance(origin, type) and isinstance(value, origin)
-
-
-def _described(kind: Any) -> str:
-    origin = get_origin(kind) or kind
-    if origin is Literal:
-        return " or ".join("false" if item is False else str(item) for item in get_args(kind))
-    if origin is list:
-        return "a list"
-    return "a section of keys and values" if origin is dict else _NAMES.get(origin, getattr(origin, "__name__", ""))
+def _wanted(value: Any, kinds: Sequence[Any]) -> str:
+    """What a value must be that fits none of the types, and what may have been meant."""
+    for kind in kinds:
+        if get_origin(kind) is type(value):
+            return f"its values must be {describe(get_args(kind)[-1])}."
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    near = difflib.get_close_matches(str(value), map(str, choices), n=1)
+    advice = f" Did you mean {near[0]}?" if near else ""
+    if value is False and "no" in choices:
+        advice = " YAML reads a bare no as false: write 'no', in quotes."
+    writable = (kind for kind in kinds if get_origin(kind) is not Annotated)  # only Python can make an instance
+    named = ("a list" if get_origin(kind) is list else describe(kind) for kind in writable)
+    return f"must be {' or '.join(named)}.{advice}"
 
 
 def _argument_suggestion(key: str, known: Collection[str], name: str) -> str:

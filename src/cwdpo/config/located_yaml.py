@@ -63,13 +63,12 @@ def load(text: str, name: str) -> Located:
     Raises:
         ConfigError: broken YAML, a key given twice, a key without a value, or anything but keys and values at the top.
     """
-    walk = _Walk(name)
-    found = _read(text, walk)
+    found, lines = _read(text, name)
     if found is None:
         raise ConfigError(f"{name}: the recipe is empty. Start it with `model:` and `data:`.")
     if not isinstance(found, dict):
         raise ConfigError(f"{name}:1: a recipe is keys and values, such as `seed: 0`, but this is {found!r:.40}.")
-    return Located(found, walk.lines)
+    return Located(found, lines)
 
 
 def load_value(text: str, name: str) -> Any:
@@ -79,7 +78,7 @@ def load_value(text: str, name: str) -> Any:
         >>> load_value("1e-6", "--trainer.learning_rate"), load_value("null", "--stage2.cooling")
         (1e-06, None)
     """
-    return _read(text, _Walk(name)) if text.strip() else text
+    return _read(text, name)[0] if text.strip() else text
 
 
 def dump(values: dict[str, Any]) -> str:
@@ -91,19 +90,20 @@ def dump(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)
 
 
-def _read(text: str, walk: "_Walk") -> Any:
-    """Plain values of the one document in a text, None if there is none."""
-    walk.refuse_unprintable(text)
-    loader = _Loader(text)
+def _read(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
+    """Plain values of the one document in a text, None if there is none, and the lines of their keys."""
     try:
-        node = loader.get_single_node()
-        return None if node is None else walk.value(node, (), loader)
+        walk = _Walk(name, _Loader(text))
+        node = walk.loader.get_single_node()
+        return None if node is None else walk.value(node, ()), walk.lines
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        shown = repr(chr(error.character))
+        raise ConfigError(f"{_place(name, line)}: the character {shown} cannot stand in YAML. Delete it.") from None
     except yaml.MarkedYAMLError as error:
-        raise ConfigError(walk.explain(error, text)) from None
+        raise ConfigError(_explain(error, text, name)) from None
     except RecursionError:
-        raise ConfigError(f"{walk.name}: nested too deeply to be a recipe.") from None
-    finally:
-        loader.dispose()
+        raise ConfigError(f"{name}: nested too deeply to be a recipe.") from None
 
 
 @dataclass
@@ -111,89 +111,84 @@ class _Walk:
     """Turns nodes into plain values, noting each key's line."""
 
     name: str
+    loader: _Loader
     lines: dict[KeyPath, int] = field(default_factory=dict)
     open_nodes: list[int] = field(default_factory=list)
     checked: set[int] = field(default_factory=set)
     seen: int = 0
 
-    def value(self, node: yaml.Node, path: KeyPath, loader: _Loader) -> Any:
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
         self.seen += 1
         if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
-            raise ConfigError(
-                f"{self.at(node)}: YAML tags such as {node.tag} are not read here. Write the value alone."
-            )
+            raise self._problem(node, f"YAML tags such as {node.tag} are not read here. Write the value alone.")
         if id(node) in self.open_nodes or self.seen > _MOST_NODES:
-            raise ConfigError(f"{self.at(node)}: an alias that stands for too much. Write the values out.")
+            raise self._problem(node, "an alias that stands for too much. Write the values out.")
         self.open_nodes.append(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
-                return self._mapping(node, path, loader)
+                return self._mapping(node, path)
             if isinstance(node, yaml.SequenceNode):
-                return [self.value(item, path, loader) for item in node.value]
-            return self._scalar(node, path, loader)
+                return [self.value(item, path) for item in node.value]
+            return self._scalar(node, path)
         finally:
             self.open_nodes.pop()
 
-    def _mapping(self, node: yaml.MappingNode, path: KeyPath, loader: _Loader) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         self._refuse_repeated_keys(node, path)
-        loader.flatten_mapping(node)  # replaces `<<` by the keys it stands for, before the node's own
+        self.loader.flatten_mapping(node)  # replaces `<<` by the keys it stands for, before the node's own
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = self._key(key_node)
             here = (*path, key)
-            self.lines[here] = key_node.start_mark.line + 1
-            found[key] = self.value(value_node, here, loader)
+            self.lines[here] = _line(key_node)
+            found[key] = self.value(value_node, here)
         return found
 
-    def _scalar(self, node: yaml.Node, path: KeyPath, loader: _Loader) -> Any:
+    def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         if node.tag == "tag:yaml.org,2002:null" and node.value == "":
-            raise ConfigError(
-                f"{self.at(node)}: '{'.'.join(path)}' has no value. "
-                "Write one, or null for none, or {} for a section with its defaults."
-            )
+            advice = "Write one, or null for none, or {} for a section with its defaults."
+            raise self._problem(node, f"'{'.'.join(path)}' has no value. {advice}")
         try:
-            return loader.construct_object(node)
+            return self.loader.construct_object(node)
         except ValueError:
-            raise ConfigError(f"{self.at(node)}: {node.value!r:.40} is not the number that it looks like.") from None
+            raise self._problem(node, f"{node.value!r:.40} is not the number that it looks like.") from None
 
     def _refuse_repeated_keys(self, node: yaml.MappingNode, path: KeyPath) -> None:
-        if id(node) in self.checked:
+        if id(node) in self.checked:  # by an alias; by now `<<` may have brought keys of the same name
             return
         self.checked.add(id(node))
         first: dict[str, int] = {}
         for key_node, _ in node.value:
-            key, line = self._key(key_node), key_node.start_mark.line + 1
+            key = self._key(key_node)
             if key in first:
                 full = ".".join((*path, key))
-                raise ConfigError(
-                    f"{self._place(line)}: '{full}' is given twice, first on line {first[key]}. Keep one."
-                )
-            first[key] = line
+                raise self._problem(key_node, f"'{full}' is given twice, first on line {first[key]}. Keep one.")
+            first[key] = _line(key_node)
 
     def _key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
-            raise ConfigError(f"{self.at(node)}: a key must be one word, such as `seed`.")
+            raise self._problem(node, "a key must be one word, such as `seed`.")
         return str(node.value)
 
-    def at(self, node: yaml.Node) -> str:
-        return self._place(node.start_mark.line + 1)
+    def _problem(self, node: yaml.Node, text: str) -> ConfigError:
+        return ConfigError(f"{_place(self.name, _line(node))}: {text}")
 
-    def refuse_unprintable(self, text: str) -> None:
-        bad = yaml.reader.Reader.NON_PRINTABLE.search(text)
-        if bad is not None:
-            place = self._place(text.count("\n", 0, bad.start()) + 1)
-            raise ConfigError(f"{place}: the character {bad.group()!r} cannot stand in YAML. Delete it.")
 
-    def explain(self, error: yaml.MarkedYAMLError, text: str) -> str:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark is not None else 1
-        row = [*text.splitlines(), *[""] * line][line - 1]
-        if "\t" in row[: len(row) - len(row.lstrip())]:
-            return f"{self._place(line)}: this line is indented with a tab. YAML needs spaces."
-        problem = error.problem or error.context or "it cannot be read"
-        if "mapping values are not allowed" in problem:
-            problem = "a second ': ' on the line, or a line that is indented unlike its neighbours"
-        return f"{self._place(line)}: this is not valid YAML: {problem}. Mend the indentation, or quote the text."
+def _explain(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark is not None else 1
+    row = [*text.splitlines(), *[""] * line][line - 1]
+    if "\t" in row[: len(row) - len(row.lstrip())]:
+        return f"{_place(name, line)}: this line is indented with a tab. YAML needs spaces."
+    problem = error.problem or error.context or "it cannot be read"
+    if "mapping values are not allowed" in problem:
+        problem = "a second ': ' on the line, or a line that is indented differently from those around it"
+    return f"{_place(name, line)}: this is not valid YAML: {problem}. Fix the indentation, or quote the text."
 
-    def _place(self, line: int) -> str:
-        return self.name if self.name.startswith("--") else f"{self.name}:{line}"
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _place(name: str, line: int) -> str:
+    return name if name.startswith("--") else f"{name}:{line}"

@@ -13,7 +13,7 @@ from typing import Any
 from cwdpo.config import located_yaml
 from cwdpo.errors import ConfigError
 
-_A_DESPITE_VOWEL = re.compile(r"eu|ew|one(?![a-z])|once|uk|ubi|uni(?![nmd])|us[aeu]|ut[aeio]|ur[aio]")
+_A_DESPITE_VOWEL = re.compile(r"eu|ew|one(?![a-z])|once|uk|ubi|uni(?![nmd])|us[aeu]|ut[aeio]|ur[aiou]|uga")
 _AN_DESPITE_CONSONANT = re.compile(r"hour|honest|hono|heir")
 _AN_NUMBER = re.compile(r"8|1[18](?!\d)|1[18](?=[,.]?\d{3}(?!\d))")
 _VOWEL_LETTERS = frozenset("AEFHILMNORSX")
