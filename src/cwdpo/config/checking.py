@@ -193,7 +193,7 @@ def check_trainer_section(
         if key in _ELSEWHERE:
             problems.append(f"{where(key)}: '{full}' is not set here. {_ELSEWHERE[key]}")
         elif key not in known:
-            problems.append(f"{where(key)}: unknown key '{full}'{_suggestion(key, known, name)}")
+            problems.append(f"{where(key)}: unknown key '{full}'{_argument_suggestion(key, known, name)}")
         else:
             wrong = _wrong_value(key, value, known[key])
             problems += [f"{where(key)}: {full} is {wrong}"] if wrong else []
