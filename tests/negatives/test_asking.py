@@ -1,4 +1,4 @@
-"""Gentle negatives from a server: what is asked, mended and refused."""
+"""Gentle negatives from a server: what is asked, repaired and refused."""
 
 import json
 from typing import Any

@@ -24,6 +24,9 @@ class ChatServer:
 
     def __init__(self, answer: Answer) -> None:
         self.answer, self.script, self.pause = answer, list[Any](), 1.0
+        self.complaint = "as told"
+        """What an answer with a status code from the script says."""
+
         self.requests: list[tuple[str, Any]] = []
         self.headers: list[Any] = []
         self.lock = threading.Lock()
@@ -59,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, state: ChatServer, now: Any, body: Any) -> None:
         if isinstance(now, int):
-            self._send(now, '{"error": "as told"}')
+            self._send(now, json.dumps({"error": state.complaint}))
         elif now == "slow":
             time.sleep(state.pause)
             self.close_connection = True

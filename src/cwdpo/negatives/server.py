@@ -1,4 +1,4 @@
-"""A client of OpenAI-compatible servers (vLLM, SGLang, a cloud) that is made for servers having a bad day."""
+"""OpenAI-compatible servers (vLLM, SGLang, a cloud): asking them, also on a bad day, sampling, and loading adapters."""
 
 import base64
 import io
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,10 +21,27 @@ from cwdpo.data.rows import ImageSource, Row
 from cwdpo.errors import UserError
 from cwdpo.generation import Generated, Sampling
 
-TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-"""Statuses of servers that are busy or ill."""
+logger = logging.getLogger(__name__)
 
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+NEUTRAL: Mapping[str, float] = {
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Sampling settings that change nothing, as vLLM and SGLang name them. What a request leaves out they take from the
+checkpoint's ``generation_config.json``, and then do not sample from the model's own distribution."""
+
+_TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+"""Statuses of servers that are busy or broken for the moment."""
+
+_LONGEST_WAIT = 60.0
 _NO_SUCH_MODEL = re.compile(r"(invalid|unknown|no such|not a valid) model", re.IGNORECASE)
+_ENOUGH_PROMPTS, _NEARLY_ALL = 16, 0.9
 
 
 class EndpointError(UserError):
@@ -39,63 +57,6 @@ class RefusalError(EndpointError):
         self.hopeless = hopeless
         """Every other request would be refused as well: the key, the URL or the model's name is wrong."""
 
-    def names(self, field: str) -> bool:
-        """Whether the server complains of a field of the request."""
-        return self.status in (400, 422) and re.search(rf"\b{field}\b", self.text) is not None
-
-
-def refusal_of(response: Any, url: str, *, model: str | None, has_key: bool, has_answered: bool) -> RefusalError:
-    """What an answer that is an error means.
-
-    Args:
-        response: the answer.
-        url: what was asked.
-        model: the model that was asked for, if any.
-        has_key: whether a key was sent.
-        has_answered: whether this server has answered anything yet; if so, 403 may be about one request alone.
-    """
-    status, text = response.status_code, response.text.strip()[:10_000]
-    advice = _advice(status, text, model, has_key)
-    hopeless = advice != "" and not (status == 403 and has_answered)
-    return RefusalError(f"{url} refused: {told(response)}.{advice}", status=status, text=text, hopeless=hopeless)
-
-
-def told(response: Any) -> str:
-    """The status, and the beginning of what came with it."""
-    return f"HTTP {response.status_code} {response.text.strip()[:200]!r}"
-
-
-def retry_after(response: Any) -> float | None:
-    """Seconds that the server asks to wait, if it says so in numbers."""
-    try:
-        return max(0.0, float(response.headers.get("retry-after", "")))
-    except ValueError:
-        return None
-
-
-def _advice(status: int, text: str, model: str | None, has_key: bool) -> str:
-    """Which of key, URL and model's name is wrong; empty where it is none of them."""
-    is_about_model = model is not None and (model in text or "model" in text.lower())
-    if status == 403 and is_about_model:
-        return f" The key may not use the model {model}: put another into OPENAI_API_KEY, or name another model."
-    if status in (401, 403):
-        wrong = "The key in OPENAI_API_KEY is wrong." if has_key else "It wants a key, and OPENAI_API_KEY is not set."
-        return f" {wrong} Put the right one there."
-    if (status == 404 and is_about_model) or (status in (400, 422) and model and _NO_SUCH_MODEL.search(text)):
-        return f" The model's name is wrong: the server has no {model}. `GET /models` there says which it has."
-    if status == 404:
-        return " The URL is wrong: it usually ends in /v1."
-    return ""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One answer of the server."""
-
-    text: str
-    ended: bool
-    """False where it ran into ``max_tokens``."""
-
 
 @dataclass(slots=True)
 class Usage:
@@ -106,11 +67,6 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-    def add(self, used: Mapping[str, Any] | None) -> None:
-        """Count what an answer says that it used."""
-        for name in ("prompt_tokens", "completion_tokens"):
-            setattr(self, name, getattr(self, name) + int((used or {}).get(name) or 0))
-
     def cost(self, *, prompt_price: float, completion_price: float) -> float:
         """In the prices' currency; these are per million tokens.
 
@@ -119,38 +75,6 @@ class Usage:
             4.0
         """
         return (self.prompt_tokens * prompt_price + self.completion_tokens * completion_price) / 1e6
-
-
-def read_replies(body: Any) -> list[Reply]:
-    """The answers in what a server sent.
-
-    Raises:
-        ValueError: there are none, or it has another form; likewise ``KeyError``, ``TypeError`` and ``IndexError``.
-    """
-    replies = [
-        Reply((choice["message"]["content"] or "").strip(), choice.get("finish_reason") != "length")
-        for choice in body["choices"]
-    ]
-    if not replies:
-        raise ValueError("no choices")
-    return replies
-
-
-logger = logging.getLogger(__name__)
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-_LONGEST_WAIT = 60.0
-
-NEUTRAL: Mapping[str, float] = {
-    "top_k": -1,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
-"""Sampling settings that change nothing, as vLLM and SGLang name them. What a request leaves out they take from the
-checkpoint's ``generation_config.json``, and then do not sample from the model's own distribution."""
 
 
 class Endpoint:
@@ -174,8 +98,8 @@ class Endpoint:
         Args:
             url: the base, such as ``http://127.0.0.1:8000/v1``.
             model: by default the first that the server names.
-            api_key: by default ``OPENAI_API_KEY`` of the environment, if there is one. Never written to a file.
-            timeout: seconds that one request may take.
+            api_key: by default ``OPENAI_API_KEY`` of the environment, if it is set. Never written to a file or message.
+            timeout: seconds that the server may take to connect, and then to send the next piece of its answer.
             retries: further attempts after a request that was refused for the moment, broke off or made no sense.
             backoff: seconds before the first of them; doubled every time, unless the server says how long to wait.
             concurrency: requests at one time.
@@ -183,17 +107,19 @@ class Endpoint:
             sleep: for tests.
         """
         if not url.startswith(("http://", "https://")):
-            raise UserError(f"the endpoint {url!r} is no URL. Write one such as http://127.0.0.1:8000/v1.")
+            raise UserError(f"the endpoint {url!r} is not a URL. Write one such as http://127.0.0.1:8000/v1.")
         self.url, self.concurrency, self.usage = url.rstrip("/"), concurrency, Usage()
-        self._model, self._retries, self._backoff, self._sleep = model, retries, backoff, sleep
         self.adapter: str | None = None
         """Asked for in place of the model, once one is loaded."""
 
+        self._model, self._retries, self._backoff, self._sleep = model, retries, backoff, sleep
         self._give_up_after, self._failures, self._has_answered = give_up_after, 0, False
         self._neutral = dict(NEUTRAL)
         self._lock = threading.Lock()
-        key = api_key or os.environ.get("OPENAI_API_KEY")
-        self._has_key = bool(key)
+        self._key = key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            # httpx2 would refuse such a header in a message that quotes the key
+            raise UserError("OPENAI_API_KEY has a line break or another character that no key has. Copy it again.")
         self._client = httpx2.Client(timeout=timeout, headers={"Authorization": f"Bearer {key}"} if key else {})
 
     @property
@@ -204,16 +130,15 @@ class Endpoint:
             EndpointError: none was named, and the server names none either.
         """
         if self._model is None:
-            found = self.models()
-            if not found:
+            served = self.models()
+            if not served:
                 raise EndpointError(f"{self.url} serves no model. Name one with --served-model.")
-            self._model = found[0]
+            self._model = served[0]
         return self._model
 
     def models(self) -> list[str]:
         """The names that the server answers to: its models, and the adapters that are loaded."""
-        found: list[str] = self._ask("GET", "/models", None, lambda body: [str(item["id"]) for item in body["data"]])
-        return found
+        return self._ask("GET", "/models", None, lambda answer: [str(item["id"]) for item in answer.json()["data"]])
 
     def chat(
         self,
@@ -226,27 +151,21 @@ class Endpoint:
         seed: int | None = None,
         schema: Mapping[str, Any] | None = None,
         neutral: bool = False,
-    ) -> list[Reply]:
+    ) -> list[Generated]:
         """Ask for ``n`` answers to a conversation.
 
         Args:
-            messages: see :func:`cwdpo.negatives.server.messages_of`.
+            messages: see :func:`messages_of`.
             n, temperature, top_p, max_tokens, seed: as the API names them.
             schema: a JSON schema that the server must keep the answer to.
             neutral: sample from the model's own distribution, changed by temperature and top_p alone; see
                 :data:`NEUTRAL`. Fields that the server does not know are left out from then on, with a warning.
 
         Raises:
-            EndpointError: no answer after all retries, or a refusal that no retry would mend.
+            EndpointError: no answer after all retries, or a refusal that no retry would change.
         """
-        request: dict[str, Any] = {
-            "model": self.adapter or self.model,
-            "messages": list(messages),
-            "n": n,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_tokens": max_tokens,
-        }
+        request: dict[str, Any] = {"model": self.adapter or self.model, "messages": list(messages), "n": n}
+        request |= {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
         if seed is not None:
             request["seed"] = seed
         if schema is not None:
@@ -255,10 +174,9 @@ class Endpoint:
         while True:
             sent = request | (self._neutral if neutral else {})
             try:
-                replies: list[Reply] = self._ask("POST", "/chat/completions", sent, self._replies)
-                return replies
+                return self._ask("POST", "/chat/completions", sent, self._replies)
             except RefusalError as error:
-                if not self._leave_out([field for field in NEUTRAL if field in sent and error.names(field)]):
+                if error.status not in (400, 422) or not self._leave_out(error.text, sent):
                     raise
 
     def post(self, path: str, body: Mapping[str, Any], *, retries: int | None = None) -> None:
@@ -269,7 +187,7 @@ class Endpoint:
             body: what is sent.
             retries: in place of the endpoint's own number.
         """
-        self._ask("POST", path, body, None, retries=retries)
+        self._ask("POST", path, body, lambda answer: None, retries=retries)
 
     def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[tuple[int, _Result | None]]:
         """Call a function that asks this server for many items, a few at one time.
@@ -285,88 +203,132 @@ class Endpoint:
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
                 while True:
-                    while len(running) < self.concurrency and (following := next(queue, None)) is not None:
-                        running[pool.submit(function, following[1])] = following[0]
+                    for number, item in islice(queue, self.concurrency - len(running)):
+                        running[pool.submit(function, item)] = number
                     if not running:
                         return
                     for done in wait(running, return_when=FIRST_COMPLETED).done:
-                        yield running.pop(done), self._outcome(done)
+                        yield running.pop(done), self._result(done)
             finally:
-                for future in running:
-                    future.cancel()
+                pool.shutdown(wait=False, cancel_futures=True)
 
-    def _outcome(self, done: "Future[_Result]") -> _Result | None:
+    def _result(self, done: "Future[_Result]") -> _Result | None:
         try:
             return done.result()
         except EndpointError as error:
             if isinstance(error, RefusalError) and error.hopeless:
                 raise
             if self._failures >= self._give_up_after:
-                raise EndpointError(
-                    f"{error} This was number {self._failures} in a row, so no more are asked."
-                ) from error
+                many = f"{error} This was number {self._failures} in a row, so no more are asked."
+                raise EndpointError(many) from error
             logger.warning("%s", error)
             return None
 
-    def _leave_out(self, fields: Sequence[str]) -> bool:
-        """Send fields no more; whether there are any."""
-        with self._lock:
-            new = [field for field in fields if self._neutral.pop(field, None) is not None]
+    def _leave_out(self, complaint: str, sent: Mapping[str, Any]) -> bool:
+        """Send neutral fields that the server complains of no more; whether there are any among what was sent."""
+        unknown = [field for field in NEUTRAL if field in sent and re.search(rf"\b{field}\b", complaint)]
+        with self._lock:  # several threads may learn of a field at once: one of them warns
+            new = [field for field in unknown if self._neutral.pop(field, None) is not None]
         if new:
-            names = ", ".join(new)
             logger.warning(
-                "%s does not know %s: sent no more. If it has defaults of its own for them, samples are not quite the "
-                "model's own.",
+                "%s does not know %s: not sent any more. If it has a default of its own for it, samples are not quite "
+                "the model's.",
                 self.url,
-                names,
+                ", ".join(new),
             )
-        return bool(fields)
+        return bool(unknown)
 
     def _ask(
-        self, method: str, path: str, body: Any, read: Callable[[Any], Any] | None, *, retries: int | None = None
-    ) -> Any:
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        read: Callable[[httpx2.Response], _Result],
+        *,
+        retries: int | None = None,
+    ) -> _Result:
+        """What ``read`` makes of the answer; whatever may pass by itself is tried again."""
         problem, retries = "", self._retries if retries is None else retries
         for attempt in range(retries + 1):
             with self._lock:
                 self.usage.requests += 1
                 self.usage.retries += attempt > 0
-            pause: float | None = None
+            pause = self._backoff * 2**attempt
             try:
                 response = self._client.request(method, self.url + path, json=body)
-                if response.status_code in TRY_AGAIN:
-                    problem, pause = told(response), retry_after(response)
-                elif response.is_error:
-                    raise self._refusal(response, path, body)
-                else:
-                    answer = None if read is None else read(response.json())
+                if response.is_success:
+                    answer = read(response)
                     self._failures, self._has_answered = 0, True
                     return answer
+                if response.status_code not in _TRY_AGAIN:
+                    raise self._refusal(response, path, body)
+                problem, pause = self._quoted(response), _retry_after(response, pause)
             except EndpointError:
                 raise
             except httpx2.RequestError as error:
                 problem = f"{type(error).__name__} {error}".strip()
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
                 problem = f"its answer made no sense ({type(error).__name__}: {error})"
             if self._failures >= self._give_up_after:
                 break
             if attempt < retries:
-                self._sleep(min(self._backoff * 2**attempt if pause is None else pause, _LONGEST_WAIT))
+                self._sleep(min(pause, _LONGEST_WAIT))
         self._failures += 1
         raise EndpointError(f"{self.url}{path} failed {attempt + 1} times; the last time: {problem}.")
 
-    def _refusal(self, response: Any, path: str, body: Any) -> RefusalError:
-        model = body.get("model") if isinstance(body, Mapping) else None
-        error = refusal_of(
-            response, self.url + path, model=model, has_key=self._has_key, has_answered=self._has_answered
-        )
-        self._failures += response.status_code in (401, 403, 404)
-        return error
+    def _refusal(self, response: httpx2.Response, path: str, body: Mapping[str, Any] | None) -> RefusalError:
+        status, text = response.status_code, self._text(response)
+        self._failures += status in (401, 403, 404)
+        advice = _advice(status, text, (body or {}).get("model"), bool(self._key))
+        # a server that has answered before may refuse one prompt alone with 403
+        hopeless = advice != "" and not (status == 403 and self._has_answered)
+        message = f"{self.url}{path} refused: {self._quoted(response)}.{advice}"
+        return RefusalError(message, status=status, text=text, hopeless=hopeless)
 
-    def _replies(self, body: Any) -> list[Reply]:
-        replies = read_replies(body)
+    def _quoted(self, response: httpx2.Response) -> str:
+        return f"HTTP {response.status_code} {self._text(response)[:200]!r}"
+
+    def _text(self, response: httpx2.Response) -> str:
+        """What came, without the key, which some servers repeat; short ones such as ``EMPTY`` are no secrets."""
+        text = response.text.strip()
+        return (text.replace(self._key, "<key>") if len(self._key) >= 8 else text)[:10_000]
+
+    def _replies(self, response: httpx2.Response) -> list[Generated]:
+        body = response.json()
+        replies = [
+            Generated((choice["message"]["content"] or "").strip(), choice.get("finish_reason") != "length")
+            for choice in body["choices"]
+        ]
+        if not replies:
+            raise ValueError("no choices")
+        used = body.get("usage") or {}
         with self._lock:
-            self.usage.add(body.get("usage"))
+            self.usage.prompt_tokens += int(used.get("prompt_tokens") or 0)
+            self.usage.completion_tokens += int(used.get("completion_tokens") or 0)
         return replies
+
+
+def _retry_after(response: httpx2.Response, otherwise: float) -> float:
+    """Seconds that the server asks to wait, if it says so in numbers."""
+    try:
+        return max(0.0, float(response.headers.get("retry-after", "")))
+    except ValueError:
+        return otherwise
+
+
+def _advice(status: int, text: str, model: str | None, has_key: bool) -> str:
+    """Which of key, URL and model's name is wrong; empty where it is none of them."""
+    is_about_model = model is not None and (model in text or "model" in text.lower())
+    if status == 403 and is_about_model:
+        return f" The key may not use the model {model}: put another into OPENAI_API_KEY, or name another model."
+    if status in (401, 403):
+        wrong = "The key in OPENAI_API_KEY is wrong." if has_key else "It wants a key, and OPENAI_API_KEY is not set."
+        return f" {wrong} Put the right one there."
+    if (status == 404 and is_about_model) or (status in (400, 422) and model and _NO_SUCH_MODEL.search(text)):
+        return f" The model's name is wrong: the server has no {model}. `GET /models` there says which it has."
+    if status == 404:
+        return " The URL is wrong: it usually ends in /v1."
+    return ""
 
 
 def messages_of(row: Row) -> list[dict[str, Any]]:
@@ -393,12 +355,8 @@ def _data_uri(image: ImageSource, source: str) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-_ENOUGH = 16
-_NEARLY_ALL = 0.9
-
-
 class ServerSampler:
-    """Draws from an OpenAI-compatible server; see :class:`cwdpo.generation.Sampler`."""
+    """Draws from a server in place of the model in memory; see :class:`cwdpo.generation.Sampler`."""
 
     def __init__(self, endpoint: Endpoint, sampling: Sampling) -> None:
         self.endpoint, self.sampling = endpoint, sampling
@@ -411,47 +369,40 @@ class ServerSampler:
         Raises:
             EndpointError: it failed for every row, or is dead.
         """
-        found: list[list[Generated]] = [[] for _ in rows]
-        missed = 0
-        for place, answers in self.endpoint.map(lambda item: self._ask(item[1], seed + item[0]), enumerate(rows)):
-            found[place] = answers or []
-            missed += answers is None
+        how = self.sampling
+        settings: dict[str, Any] = {"n": how.k, "temperature": how.temperature, "top_p": how.top_p}
+        settings |= {"max_tokens": how.max_new_tokens, "neutral": True}
+
+        def ask(place: int) -> list[Generated]:
+            return self.endpoint.chat(messages_of(rows[place]), seed=(seed + place) % 2**31, **settings)
+
+        by_place = dict(self.endpoint.map(ask, range(len(rows))))
+        missed = sum(answers is None for answers in by_place.values())
         if missed:
             message = f"{self.endpoint.url} gave no answer for {missed} of {len(rows)} prompts"
             if missed == len(rows):
                 raise EndpointError(f"{message}.")
             logger.warning("%s", message)
+        found = [by_place[place] or [] for place in range(len(rows))]
         self._look_for_repetition(found)
         return found
 
-    def _ask(self, row: Row, seed: int) -> list[Generated]:
-        how = self.sampling
-        replies = self.endpoint.chat(
-            messages_of(row),
-            n=how.k,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            max_tokens=how.max_new_tokens,
-            seed=seed % 2**31,
-            neutral=True,
-        )
-        return [Generated(reply.text, reply.ended) for reply in replies]
-
-    def _look_for_repetition(self, found: Sequence[Sequence[Generated]]) -> None:
+    def _look_for_repetition(self, answers: Sequence[Sequence[Generated]]) -> None:
         """Warn once of a server that says the same thing ``k`` times to nearly every prompt."""
-        several = [{answer.text for answer in of_row} for of_row in found if len(of_row) > 1]
+        several = [{answer.text for answer in of_row} for of_row in answers if len(of_row) > 1]
         self._answered += len(several)
         self._alike += sum(len(texts) == 1 for texts in several)
-        if self._answered >= _ENOUGH and self._alike >= _NEARLY_ALL * self._answered and not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "%s gave %d answers that are all alike to %d of %d prompts. Unless the model is this sure of itself, "
-                "the server does not sample: see whether it heeds temperature, n and seed.",
-                self.endpoint.url,
-                self.sampling.k,
-                self._alike,
-                self._answered,
-            )
+        if self._has_warned or self._answered < _ENOUGH_PROMPTS or self._alike < _NEARLY_ALL * self._answered:
+            return
+        self._has_warned = True
+        logger.warning(
+            "%s gave %d answers that are all alike to %d of %d prompts. Unless the model is this sure of itself, the "
+            "server does not sample: check whether it respects temperature, n and seed.",
+            self.endpoint.url,
+            self.sampling.k,
+            self._alike,
+            self._answered,
+        )
 
 
 def load_adapter(endpoint: Endpoint, name: str, directory: Path) -> None:
@@ -469,7 +420,7 @@ def load_adapter(endpoint: Endpoint, name: str, directory: Path) -> None:
     except RefusalError as error:
         if not _is_loaded_already(error):
             raise
-        # not `load_inplace`: older servers do not know it, and the name would go on standing for cached prompts
+        # not `load_inplace`: older servers do not know it, and what was cached under the name would be used again
         endpoint.post("/unload_lora_adapter", {"lora_name": name})
         _load(endpoint, name, directory)
     endpoint.adapter = name
@@ -500,19 +451,21 @@ def unload_left_over(endpoint: Endpoint, prefix: str) -> None:
 
 
 def _load(endpoint: Endpoint, name: str, directory: Path) -> None:
+    path = str(directory.resolve())
     try:
-        endpoint.post("/load_lora_adapter", {"lora_name": name, "lora_path": str(directory.resolve())})
+        endpoint.post("/load_lora_adapter", {"lora_name": name, "lora_path": path})
     except RefusalError as error:
         if error.status != 404:
             raise
-        advice = (
-            f"It must see the directory {directory.resolve()}."
-            if name in error.text or str(directory.resolve()) in error.text
-            else "Start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and check the URL, which ends "
-            "in /v1."
-        )
+        advice = "Start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; the URL must end in /v1."
+        if name in error.text or path in error.text:
+            advice = f"It must see the directory {path}."
         message = f"{endpoint.url} cannot load the adapter: HTTP 404 {error.text[:200]!r}. {advice}"
-        raise RefusalError(message, status=error.status, text=error.text, hopeless=True) from error
+        raise RefusalError(message, status=404, text=error.text, hopeless=True) from error
+
+
+def _is_loaded_already(error: RefusalError) -> bool:
+    return error.status == 400 and "already been loaded" in error.text
 
 
 def _unload(endpoint: Endpoint, name: str, *, retries: int | None = None) -> None:
@@ -521,7 +474,3 @@ def _unload(endpoint: Endpoint, name: str, *, retries: int | None = None) -> Non
     except EndpointError as error:
         if not isinstance(error, RefusalError) or error.status != 404:
             logger.warning("the adapter %s stays loaded: %s", name, error)
-
-
-def _is_loaded_already(error: RefusalError) -> bool:
-    return error.status == 400 and "already been loaded" in error.text

@@ -1,6 +1,6 @@
 """Gentle negatives from a server: image, question and right answer in, one minimal edit out.
 
-The server is kept to a JSON schema; what still is no JSON is repaired where that is safe, and else dropped.
+The server is kept to a JSON schema; what still is not JSON is repaired where that is safe, and dropped otherwise.
 """
 
 import json
@@ -79,10 +79,10 @@ def ask_gentle(
 
 
 def parse_json(text: str) -> dict[str, Any] | None:
-    """Read an object from what a model wrote, with the slips that models make mended.
+    """Read an object from what a model wrote, with the slips that models make repaired.
 
-    Mended are text around the object, code fences, commas before a bracket, and brackets missing at the end. An object
-    that breaks off inside a text is not: nobody knows how the text would have gone on.
+    Repaired are text around the object, code fences, commas before a bracket, and brackets missing at the end. An
+    object that breaks off inside a text is not: nobody knows how the text would have gone on.
 
     Example:
         >>> parse_json('Sure!\\n```json\\n{"a": [1, 2,],}\\n```')
@@ -96,7 +96,7 @@ def parse_json(text: str) -> dict[str, Any] | None:
     if start < 0:
         return None
     body, end = text[start:], text.rfind("}") + 1
-    for candidate in (body, text[start:end], _mended(text[start:end] or body), _mended(body)):
+    for candidate in (body, text[start:end], _repaired(text[start:end] or body), _repaired(body)):
         try:
             found = json.loads(candidate)
         except (ValueError, RecursionError):
@@ -106,7 +106,7 @@ def parse_json(text: str) -> dict[str, Any] | None:
     return None
 
 
-def _mended(text: str) -> str:
+def _repaired(text: str) -> str:
     """Commas before brackets taken out, and missing brackets added; texts inside the object stay as they are."""
     pieces = re.split(r'("(?:[^"\\]|\\.)*")', text)
     pieces[::2] = [re.sub(r",(?=\s*[}\]])", "", piece.split("```")[0]) for piece in pieces[::2]]
