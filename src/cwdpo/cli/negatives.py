@@ -201,7 +201,7 @@ def _load(model: str) -> tuple[Any, Any]:
     from cwdpo.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from cwdpo.recipes.checkpoints import load_checkpoint
+    from cwdpo.models.saving import load_checkpoint
 
     return load_checkpoint(str(adapter_directory(Path(model))) if Path(model).is_dir() else model)
 

@@ -90,6 +90,7 @@ class Probing(TrainerCallback):
         self._probes: ProbeSet | None = None
         self._means: Mapping[str, float] = {}
         self._distributions = StartDistributions(len(rows))
+        trainer.probe_metrics = self.metrics
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -99,7 +99,7 @@ def train_stage(context: RunContext, stage: Stage) -> None:
     for callback in watchers.ordered:
         trainer.add_callback(callback)
     if isinstance(trainer, CWDPOTrainer):
-        trainer.open()
+        trainer.measure_reference()
         _record_floor(context, trainer)
     checkpoint = last_checkpoint(run.checkpoints(stage))  # a new run has none
     try:
@@ -293,7 +293,7 @@ def _probing(
     recipe, probes = context.recipe, context.recipe.probes
     if probes is None or not context.probe_rows:
         return None
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if trainer.is_sharded:
         if probes.stop_on or probes.keep_best:
             raise ConfigError(
                 "probes.stop_on and probes.keep_best need the whole model in each process, which FSDP and DeepSpeed "
@@ -385,7 +385,7 @@ def _record_floor(context: RunContext, trainer: CWDPOTrainer) -> None:
 
 
 def _save(trainer: StageTrainer, run: RunDirectory, stage: Stage, note: Mapping[str, Any]) -> None:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if trainer.is_sharded:
         trainer.save_model(str(run.stage(stage)))  # gathers the shards; every rank takes part
     elif trainer.is_world_process_zero():
         save_checkpoint(trainer.model, trainer.processing_class, run.stage(stage))  # type: ignore[arg-type]
