@@ -201,7 +201,7 @@ def cw_dpo(
         peft_config=_lora(model, task.lora_rank),
         engine=TreeEngine(flex_from=1, features=kept) if flex else make_engine(engine, features=kept),
     )
-    trainer.open()
+    trainer.measure_reference()
     rows: Any = trainer.train_dataset
     collator: Any = trainer.data_collator
     return Contestant(trainer, collator([rows[i] for i in range(len(rows))]))

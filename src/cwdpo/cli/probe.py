@@ -1,9 +1,9 @@
 """``cwdpo probe``: measure a probe set on any checkpoint."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,10 +11,10 @@ from rich.table import Table
 
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError
-from cwdpo.records import checkpoint_directory
+from cwdpo.records import ProbeLine, ProbeMeasure, checkpoint_directory
 
-_COLUMNS = ("mean_logprob", "p10", "p50", "p90", "delta")
-_OF_CHOSEN = ("entropy", "top1", "argmax_mass", "ece", "tv", "js", "moved_to_argmax")
+_COLUMNS: tuple[ProbeMeasure, ...] = ("mean_logprob", "p10", "p50", "p90", "delta")
+_OF_CHOSEN: tuple[ProbeMeasure, ...] = ("entropy", "top1", "argmax_mass", "ece", "tv", "js", "moved_to_argmax")
 
 
 def probe(
@@ -60,7 +60,7 @@ def probe(
         _show(lines, Console())
 
 
-def _show(lines: Sequence[Mapping[str, Any]], console: Console) -> None:
+def _show(lines: Sequence[ProbeLine], console: Console) -> None:
     shown = [name for name in _COLUMNS if name in lines[0]]
     table = Table("group", "n", *shown, caption="Mean log-probs of answers, nats per token.", caption_justify="left")
     for line in lines:
