@@ -1,4 +1,4 @@
-"""Fixtures for tests of training: rows on disk, and trainers that take a few steps on them. Import them in a conftest."""
+"""Rows on disk, and trainers that take a few steps on them: fixtures to import in a conftest."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ def sixteen_rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 
 @pytest.fixture
 def make_trainer(tiny: Callable[[str], Path], rows: list[Row], tmp_path: Path) -> TrainerFactory:
-    """Trains on the fixture ``rows``: ``make_trainer(1 or 2, "llava", lora=False, out="name", rows=..., **arguments)``."""
+    """``make_trainer(1 or 2, "llava", lora=False, out="name", **arguments)`` trains on the fixture ``rows``."""
 
     def make(
         stage: int,

@@ -12,8 +12,9 @@ import pytest
 import torch
 from trainers.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scripted
 
-from cwdpo.config.recipe import NegativesConfig
+from cwdpo.config.recipe import NegativesConfig, ProbesConfig
 from cwdpo.data.rows import Row
+from cwdpo.engine import make_engine
 from cwdpo.errors import ConfigError
 from cwdpo.negatives.candidates import read_refreshes
 from cwdpo.on_policy.schedule import has_choice, level_readings

@@ -142,7 +142,7 @@ def _check_merge(source: Path, target: Path) -> None:
         raise UserError(f"{target} lies in {source}, which the merged model is made from. Name a directory outside it.")
 
 
-def load_checkpoint(name: str) -> tuple[nn.Module, ProcessorMixin]:
+def load_checkpoint(name: str) -> tuple[PreTrainedModel | PeftModel, ProcessorMixin]:
     """A model to look at, on the GPU if there is one, and its processor.
 
     Args:
@@ -151,10 +151,11 @@ def load_checkpoint(name: str) -> tuple[nn.Module, ProcessorMixin]:
     directory = Path(name)
     if (directory / "adapter_config.json").is_file():
         base = load_policy(named_base(directory), freeze_vision=False)
-        model: nn.Module = load_adapter(base, directory, trainable=False)
+        model: PreTrainedModel | PeftModel = load_adapter(base, directory, trainable=False)
     else:
         model = load_policy(name, freeze_vision=False)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(name)
+    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")  # in place
+    return model, load_processor(name)
 
 
 def named_base(source: Path) -> str:

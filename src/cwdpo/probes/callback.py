@@ -19,7 +19,7 @@ from cwdpo.probes.keeping import Keeper, StageFiles, Start
 from cwdpo.probes.measuring import Reading, StartDistributions, measure, scalars, warm_up
 from cwdpo.probes.probe_set import ProbeSet, probe_rows
 from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
-from cwdpo.records import PROBE_GROUPS, ProbeLine, RunDirectory, Stage
+from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine, RunDirectory, Stage
 from cwdpo.trainer_view import TrainerView
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Probing(TrainerCallback):
         self.lines: list[ProbeLine] = []
         """The stage's readings so far, oldest first: the same on every rank, and after an interruption."""
         self._probes: ProbeSet | None = None
-        self._means: Mapping[str, float] = {}
+        self._means: Mapping[ProbeGroup, float] = {}
         self._distributions = StartDistributions(len(rows))
         trainer.probe_metrics = self.metrics
 
@@ -178,7 +178,7 @@ class Probing(TrainerCallback):
         if is_main:
             self._files.write_answers(self._probes.rows)
             examples, owed = self._examples.start, self._schedule.owed
-            self._files.write_start(Start(dict(self._means), greedy, on_policy, examples, owed, self._distributions))
+            self._files.write_start(Start(self._means, greedy, on_policy, examples, owed, self._distributions))
 
     def _resume(self, state: TrainerState) -> None:
         start = self._files.read_start(len(self._rows))

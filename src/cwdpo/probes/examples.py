@@ -1,4 +1,4 @@
-"""Examples: some answers of a probe set, token by token, at both ends of a stage; ``examples.jsonl`` and its pictures."""
+"""Examples: some answers of a probe set, token by token, at both ends of a stage, with small copies of the pictures."""
 
 import io
 import logging

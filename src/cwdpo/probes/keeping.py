@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +22,7 @@ from cwdpo.errors import UserError
 from cwdpo.probes.examples import Numbers
 from cwdpo.probes.measuring import StartDistributions
 from cwdpo.probes.probe_set import ProbeRow
-from cwdpo.records import ProbeLine, append_jsonl, write_json
+from cwdpo.records import ProbeGroup, ProbeLine, append_jsonl, write_json
 
 _HARDEST_FIRST = ("gentle", "rejected")
 
@@ -183,7 +183,7 @@ def _level(line: ProbeLine) -> float:
 class Start(NamedTuple):
     """What a stage's readings and examples are compared with."""
 
-    means: dict[str, float]
+    means: Mapping[ProbeGroup, float]
     """Mean lbar of each group, nats per token."""
 
     greedy: list[str] | None

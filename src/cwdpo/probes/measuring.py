@@ -17,7 +17,7 @@ from cwdpo.engine import Engine
 from cwdpo.errors import UserError
 from cwdpo.metrics import jensen_shannon, reliability, token_ece, total_variation
 from cwdpo.probes.probe_set import ProbeBatch, ProbeSet
-from cwdpo.records import PROBE_GROUPS, ProbeLine
+from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Mixed precision as in training."""
@@ -60,11 +60,11 @@ class Reading:
                 whole.tokens.setdefault(name, {}).update(values)
         return whole
 
-    def means(self) -> dict[str, float]:
+    def means(self) -> dict[ProbeGroup, float]:
         """Mean lbar of each group, in the order of :data:`cwdpo.records.PROBE_GROUPS`."""
         return {group: self._of_group(group).mean().item() for group in PROBE_GROUPS if group in self.answers}
 
-    def lines(self, start: Mapping[str, float] | None) -> list[ProbeLine]:
+    def lines(self, start: Mapping[ProbeGroup, float] | None) -> list[ProbeLine]:
         """A line a group, without stage and step.
 
         Args:
@@ -262,10 +262,10 @@ def undisturbed(model: nn.Module, autocast: Autocast = nullcontext) -> Iterator[
 def scalars(lines: Sequence[ProbeLine]) -> dict[str, float]:
     """A reading for loggers and best-model choice: ``probes/delta/chosen``, ``probes/ece/chosen``, ..."""
     return {
-        f"probes/{name}/{line['group']}": float(value)  # type: ignore[arg-type]  # all others are numbers
+        f"probes/{name}/{line['group']}": float(value)
         for line in lines
         for name, value in line.items()
-        if name not in ("group", "stage", "step", "n", "reliability")
+        if isinstance(value, int | float) and name not in ("step", "n")
     }
 
 

@@ -1,4 +1,4 @@
-"""A probe set: held-out rows with many answers each, in batches that are the same at every reading and on every rank."""
+"""A probe set: held-out rows with many answers each, in batches that are the same at every reading."""
 
 import io
 import logging
@@ -84,8 +84,7 @@ def own_answers(
     model: nn.Module, rows: Sequence[Row], *, processor: ProcessorMixin, temperature: float | None = None, seed: int = 0
 ) -> list[str]:
     """A model's own answers, cut a few tokens beyond the longest chosen answer: greedy ones without a temperature."""
-    tokenizer = processor.tokenizer  # type: ignore[attr-defined]
-    longest = max((len(tokenizer(row.chosen)["input_ids"]) for row in rows), default=0)
+    longest = max((len(processor.tokenizer(row.chosen)["input_ids"]) for row in rows), default=0)
     return generate_answers(
         model,
         processor,

@@ -301,7 +301,7 @@ def _probing(
             )
         logger.warning("no probes: FSDP and DeepSpeed divide the model. Use `cwdpo probe` on what the stage leaves.")
         return None
-    write = partial(own_answers, processor=trainer.processing_class)
+    write = partial(own_answers, processor=trainer.processing_class)  # type: ignore[arg-type]  # load_processor's
     probing = Probing(
         trainer,
         context.probe_rows,
