@@ -1,4 +1,4 @@
-"""Probes in a recipe: on by default, from held-out rows, told in findings.json, the same on two ranks."""
+"""Probes in a recipe: on by default, from held-out rows, what ended a stage in findings.json, the same on two ranks."""
 
 import json
 import logging
@@ -131,7 +131,7 @@ def test_resuming_with_another_probe_set_is_refused(tiny: Tiny, data: Path, tmp_
         run_recipe(replace(first, probes=ProbesConfig(rows=4)), resume=True)
 
 
-def test_held_out_rows_come_first_and_training_rows_are_told(
+def test_held_out_rows_come_first_and_training_rows_are_reported(
     tiny: Tiny, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = read_rows(data)

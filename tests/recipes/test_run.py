@@ -187,7 +187,7 @@ def test_an_interrupted_run_resumes_to_the_same_models(
     assert len(histories[0]) == 8
 
 
-def test_a_signal_is_told_with_the_way_on(
+def test_a_signal_is_reported_with_the_way_on(
     tiny: Tiny, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def receive(self: StopOnSignal, *args: Any, **kwargs: Any) -> None:
@@ -226,7 +226,7 @@ def test_resuming_another_experiment_is_refused(tiny: Tiny, data: Path, tmp_path
         run_recipe(changed, resume=True)
 
 
-def test_missing_negatives_are_told_before_anything_is_loaded(tiny: Tiny, tmp_path: Path) -> None:
+def test_missing_negatives_are_reported_before_anything_is_loaded(tiny: Tiny, tmp_path: Path) -> None:
     rows = disc_data.records(8)
     for row in rows:
         del row["gentle"]

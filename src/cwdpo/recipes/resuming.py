@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import xxhash
 from PIL import Image
@@ -17,7 +17,7 @@ from cwdpo.config.recipe import DataConfig, Recipe
 from cwdpo.data.reading import resolve_root
 from cwdpo.data.rows import ImageSource, Message, Row
 from cwdpo.errors import ConfigError, DataError, UserError
-from cwdpo.records import RunDirectory, Stage, write_text
+from cwdpo.records import STAGES, RunDirectory, Stage, write_text
 from cwdpo.trainers.checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def resumed_recipe(run: RunDirectory, recipe: Recipe) -> Recipe:
     """
     recipe = with_measured_floor(run, recipe)
     saved = read_recipe(run.recipe)
-    begun = [stage for stage in get_args(Stage) if _has_begun(run, stage)]
+    begun = [stage for stage in STAGES if _has_begun(run, stage)]
     _check_stages(run, saved, recipe)
     changes = _changes(saved, recipe)
     for stage in begun:
@@ -273,7 +273,7 @@ def _refuse(run: RunDirectory, recipe: Recipe, changes: Mapping[str, tuple[str, 
 
 def _notify(run: RunDirectory, key: str, before: str, now: str, begun: Sequence[Stage]) -> None:
     """Log a change that is allowed, where it has an effect."""
-    stage = next((stage for stage in get_args(Stage) if key.startswith(tuple(_OF_STAGES[stage]))), None)
+    stage = next((stage for stage in STAGES if key.startswith(tuple(_OF_STAGES[stage]))), None)
     if stage is not None and run.is_finished(stage):
         return
     where = "from now on"
