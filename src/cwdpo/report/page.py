@@ -52,8 +52,8 @@ _HOW_TRAINING = (
 )
 _HOW_LEVELS = (
     "The same held-out answers at every reading. Line: mean log-prob per token of the group's answers; band: the "
-    "middle 80 % of them (p10 to p90). A band that widens downwards shows answers that become very unlikely. Each chart has "
-    "its own scale."
+    "middle 80 % of them (p10 to p90). A band that widens downwards shows answers that become very unlikely. Each "
+    "chart has its own scale."
 )
 _HOW_CHANGES = "The means above, minus their values when the stage began."
 _HOW_PREDICTIONS = "How the tokens of the held-out chosen answers were predicted; every token counts the same."
