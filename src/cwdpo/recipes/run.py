@@ -113,7 +113,9 @@ class WallTime(TrainerCallback):
 
 
 def _summary(context: RunContext, seconds: float) -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    cpu = f"{threads} CPU thread{'' if threads == 1 else 's'}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     recipe, run = context.recipe, context.run
     return {
         "title": Path(recipe.output_dir).name,
