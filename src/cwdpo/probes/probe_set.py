@@ -289,10 +289,8 @@ def _exchanged(rows: Sequence[Row], index: int, seed: int) -> list[ProbeAnswer]:
 
     The other row is the first, a seeded distance further on, that differs in what is exchanged.
     """
-    row = rows[index]
-    first = random.Random(seed).randrange(len(rows))
-    others = [rows[(index + first + step) % len(rows)] for step in range(len(rows))]
-    others = [other for other in others if other.chosen != row.chosen]
+    row, first = rows[index], index + random.Random(seed).randrange(len(rows))
+    others = [o for step in range(len(rows)) if (o := rows[(first + step) % len(rows)]).chosen != row.chosen]
     pictured = [o for o in others if row.images and len(o.images) == len(row.images) and o.images != row.images]
     return [
         *(ProbeAnswer("other_answer", other.chosen) for other in others[:1]),
@@ -304,11 +302,9 @@ def _blank(row: Row) -> list[ProbeAnswer]:
     """The chosen answer under grey images of the same sizes, as files in memory: a grey PNG takes little."""
     if not row.images:
         return []
-    images = tuple(_grey_png(*open_image(image, source=row.source).size) for image in row.images)
-    return [ProbeAnswer("blank", row.chosen, images)]
-
-
-def _grey_png(width: int, height: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), _GREY).save(file, format="PNG")
-    return file.getvalue()
+    images = []
+    for image in row.images:
+        file = io.BytesIO()
+        Image.new("RGB", open_image(image, source=row.source).size, _GREY).save(file, format="PNG")
+        images.append(file.getvalue())
+    return [ProbeAnswer("blank", row.chosen, tuple(images))]

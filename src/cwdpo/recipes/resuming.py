@@ -103,7 +103,7 @@ class NewIntervals(TrainerCallback):
     """The Trainer logs, saves and evaluates as often as its checkpoint says; a resumed run may have new settings."""
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Put the present settings in place of the checkpoint's."""
         state.compute_steps(args, state.max_steps)  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ import difflib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -432,17 +432,14 @@ def _since(trainer: StageTrainer) -> str:
 
 
 def _is_finite(checkpoint: Path) -> bool:
+    """Whether all weights of a checkpoint are finite; one that cannot be read is not."""
+    files = sorted(checkpoint.glob("*.safetensors"))
     try:
-        return all(torch.isfinite(weight).all() for weight in _saved_weights(checkpoint))
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()  # no dictionary: it has keys alone
+                if not all(torch.isfinite(file.get_tensor(name)).all() for name in names):
+                    return False
     except (OSError, SafetensorError):
         return False
-
-
-def _saved_weights(checkpoint: Path) -> Iterator[Tensor]:
-    files = sorted(checkpoint.glob("*.safetensors"))
-    if not files:
-        raise OSError(f"{checkpoint} has no weights that can be looked at")
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  # no dictionary: it has keys alone
-                yield file.get_tensor(name)
+    return bool(files)
