@@ -131,9 +131,9 @@ class Probing(TrainerCallback):
                 logger.warning("%s: leaves the model of step %d", self._stage, step)
         with self._schedule.preparing():
             self._examples.end()
-        count = len({line["step"] for line in self.lines})
         seconds, share = self._schedule.spent, self._schedule.share
         logger.info("%s: probes took %.1f s, %.1f %% of the rest of the stage", self._stage, seconds, 100 * share)
+        count = len({line["step"] for line in self.lines})
         return {"probes": {"readings": count, "seconds": round(seconds, 2), "share_of_time": round(share, 4)}, **note}
 
     def clean_up(self) -> None:
@@ -226,7 +226,7 @@ class StoppingRule:
 
         Args:
             stop_on: names of findings; none never stops.
-            patience: readings in a row that must show the same finding.
+            patience: readings in a row that must show the same one.
             tolerance: nats per token; a smaller fall of the chosen answers is not a finding.
         """
         self._stop_on, self._patience = tuple(stop_on), patience
@@ -236,12 +236,7 @@ class StoppingRule:
         """What ended the stage: ``finding``, ``stage``, ``step``, ``readings`` in a row, ``evidence``, ``advice``."""
 
     def update(self, history: Sequence[Mapping[str, Any]], *, beta: float | None) -> dict[str, Any] | None:
-        """Take in the history up to a new reading; the reason if the stage must end.
-
-        Args:
-            history: lines of metrics and probes of this stage, oldest first.
-            beta: of the preference loss, if it has one.
-        """
+        """Take in the history up to a new reading, its lines oldest first; the reason if the stage must end."""
         if not self._stop_on:
             return None
         found: dict[str, Finding] = {}

@@ -151,10 +151,7 @@ class SafestReading:
 def margin(reading: Sequence[ProbeLine]) -> float:
     """Mean lbar of the chosen answers, less that of the hardest negatives there are (gentle, else rejected).
 
-    Without negatives it is the chosen answers' alone. Nats per token.
-
-    Args:
-        reading: lines of one reading.
+    Of the lines of one reading, in nats per token. Without negatives it is the chosen answers' alone.
     """
     means = {line["group"]: _level(line) for line in reading}
     negatives = [means[group] for group in _HARDEST_FIRST if group in means]

@@ -110,7 +110,7 @@ def probe_rows(
 
     Args:
         rows: the probe set.
-        groups: the wanted ones of :data:`cwdpo.records.PROBE_GROUPS`.
+        groups: the wanted ones.
         seed: of the shuffled words and of which other row is taken.
         greedy: the starting model's own answer to each row, or None if there are none.
         on_policy: the same, sampled.
@@ -139,14 +139,9 @@ class ProbeSet:
     def __init__(
         self, rows: Sequence[ProbeRow], encoder: Encoder, *, answers_in_a_pass: int = 24, rank: int = 0, ranks: int = 1
     ) -> None:
-        """Take this rank's share of the rows. Nothing is encoded before the first reading.
+        """Take this rank's share of all ``rows``. Nothing is encoded before the first reading.
 
-        Args:
-            rows: from :func:`cwdpo.probes.probe_rows`, all of them.
-            encoder: as in training.
-            answers_in_a_pass: most answers that go through the model at once; bounds the memory.
-            rank: of this process.
-            ranks: how many there are.
+        At most ``answers_in_a_pass`` go through the model at once, which bounds the memory.
         """
         self.rows = tuple(rows)
         # a rank without a row measures the first one again, as an engine's self-check waits for all ranks
@@ -170,9 +165,8 @@ class ProbeSet:
     def batches(self, *, chosen_apart: bool = False) -> Iterator[ProbeBatch]:
         """All answers of this rank's rows, in batches of whole rows.
 
-        Args:
-            chosen_apart: give the chosen answers in batches of their own, a row each; for what is too large to be
-                held for all answers (distributions over a large vocabulary).
+        With ``chosen_apart`` the chosen answers come in batches of their own, a row each; for what is too large to be
+        held for all answers (distributions over a large vocabulary).
         """
         for start in range(0, len(self._mine), self._rows_in_a_pass):
             prompts = [p for row in self._mine[start : start + self._rows_in_a_pass] for p in self._prompts(row)]

@@ -1,6 +1,5 @@
 """One stage of a run: its model, its trainer, its callbacks and loggers, and the model that it leaves."""
 
-import dataclasses
 import difflib
 import logging
 import math
@@ -31,7 +30,7 @@ from cwdpo.models.parts import some
 from cwdpo.models.saving import save_checkpoint
 from cwdpo.probes import choose_rows, own_answers
 from cwdpo.probes.callback import Probing
-from cwdpo.recipes.resuming import NewIntervals, keep_floor, keep_rows
+from cwdpo.recipes.resuming import NewIntervals, keep_rows, record_floor
 from cwdpo.records import RunDirectory, Stage, write_json, write_text
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal, TensorBoardRecorder
@@ -100,7 +99,8 @@ def train_stage(context: RunContext, stage: Stage) -> None:
         trainer.add_callback(callback)
     if isinstance(trainer, CWDPOTrainer):
         trainer.measure_reference()
-        _record_floor(context, trainer)
+        if trainer.floor is not None and trainer.is_world_process_zero():
+            record_floor(run, recipe, trainer.floor)
     checkpoint = last_checkpoint(run.checkpoints(stage))  # a new run has none
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -147,10 +147,7 @@ def stage_trainer(context: RunContext, stage: Stage) -> StageTrainer:
 def load_start(config: ModelConfig, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
     """Load the policy as a stage finds it.
 
-    Args:
-        config: the recipe's ``model`` section.
-        checkpoint: what the stage before left (a full model, or adapters on ``config``'s base); None starts from
-            ``config`` alone.
+    ``checkpoint`` is what the stage before left (a full model, or adapters on ``config``'s base), if there was one.
     """
     lora, quantization = config.lora, config.quantization
     own_weights = checkpoint is not None and lora is None
@@ -192,12 +189,8 @@ def stage_arguments(
 ) -> SmoothSFTConfig | CWDPOConfig:
     """The training arguments of a stage: our defaults, under the recipe's ``trainer``, under the stage's own.
 
-    Args:
-        recipe: what is run.
-        run: where; nothing is written.
-        stage: which; the recipe has it.
-        has_eval: whether there are rows to evaluate on.
-        overrides: arguments that replace the recipe's.
+    Nothing is written into ``run``. ``has_eval`` says whether there are rows to evaluate on; ``overrides`` replace what
+    the recipe says.
     """
     settings = recipe.stages[stage]
     given = recipe.trainer | settings.trainer
@@ -216,25 +209,19 @@ def stage_arguments(
         "max_length": recipe.data.max_length,
         **overrides,
     }
+    own = asdict(settings)
+    del own["trainer"]
     if isinstance(settings, Stage1Config):
-        return SmoothSFTConfig(
-            objective=settings.objective,
-            penalty=settings.penalty,
-            ceiling=settings.ceiling,
-            epsilon=settings.epsilon,
-            **shared,
-        )
-    cooling = settings.cooling
-    weights = {} if cooling is None else {f"cooling_{name}": value for name, value in asdict(cooling).items()}
+        return SmoothSFTConfig(**own, **shared)
+    del own["loss"]  # of one value, which the trainer's name says
+    cooling = own.pop("cooling")
     return CWDPOConfig(
-        beta=settings.beta,
+        **own,
         cooling=cooling is not None,
-        reference=settings.reference,
+        **{f"cooling_{name}": value for name, value in (cooling or {}).items()},
         reference_dir=str(run.reference),
         on_policy=None if recipe.negatives is None else asdict(recipe.negatives),
         on_policy_dir=str(run.negatives),
-        reference_batch_size=settings.reference_batch_size,
-        **weights,
         **shared,
     )
 
@@ -336,10 +323,7 @@ def choose_probe_rows(recipe: Recipe, rows: Sequence[Row], eval_rows: Sequence[R
 
 
 def wanted_loggers(trainer: Mapping[str, Any]) -> list[str]:
-    """The loggers of a stage, by transformers' names; TensorBoard where ``report_to`` is not given.
-
-    Args:
-        trainer: the recipe's ``trainer`` settings, under the stage's own.
+    """The loggers that ``trainer`` settings name, by transformers' names; TensorBoard where ``report_to`` is not given.
 
     Raises:
         ConfigError: one is unknown, or not installed.
@@ -371,17 +355,6 @@ def wanted_loggers(trainer: Mapping[str, Any]) -> list[str]:
                 f"{_INSTALL.get(name, name)}`, or take it out of trainer.report_to."
             )
     return list(dict.fromkeys(names))
-
-
-def _record_floor(context: RunContext, trainer: CWDPOTrainer) -> None:
-    """Write the measured floor into the run's recipe, so that the run can be repeated with it as a number."""
-    stage2 = context.recipe.stage2
-    if trainer.floor is None or stage2 is None or stage2.cooling is None or not trainer.is_world_process_zero():
-        return
-    keep_floor(context.run, stage2.cooling.floor, trainer.floor)
-    cooling = dataclasses.replace(stage2.cooling, floor=trainer.floor)
-    resolved = dataclasses.replace(context.recipe, stage2=dataclasses.replace(stage2, cooling=cooling))
-    write_text(context.run.recipe, dump_recipe(resolved))
 
 
 def _save(trainer: StageTrainer, run: RunDirectory, stage: Stage, note: Mapping[str, Any]) -> None:
