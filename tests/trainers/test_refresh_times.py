@@ -80,5 +80,5 @@ def test_whether_anything_is_ever_sampled() -> None:
 
 
 def test_steps_of_an_epoch() -> None:
-    args = SimpleNamespace(train_batch_size=4, gradient_accumulation_steps=2, world_size=3)
-    assert epoch_steps(SimpleNamespace(train_dataset=[0] * 49, args=args)) == 3  # 24 rows a step
+    args: Any = SimpleNamespace(train_batch_size=4, gradient_accumulation_steps=2, world_size=3)
+    assert epoch_steps(args, num_rows=49) == 3  # 24 rows a step

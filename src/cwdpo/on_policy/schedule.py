@@ -1,4 +1,4 @@
-"""When negatives are sampled anew, and the largest share of them that can be needed until then."""
+"""When negatives are sampled again and how hard they are to be: staleness, refresh times and the curriculum."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,8 +7,9 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
 
 from cwdpo.config.limits import Fraction
 from cwdpo.config.recipe import NegativesConfig
@@ -23,7 +24,7 @@ WINDOW = 10
 """Steps that are averaged at the beginning and at the end."""
 
 _STALE = 0.5
-"""Share of the first window's weight at which the negatives count as unlearnt."""
+"""Share of the first window's weight at which the negatives count as stale."""
 
 
 class Staleness:
@@ -48,8 +49,8 @@ class Staleness:
         """Remember ``(n,)`` w_c of a micro-batch's sampled negatives."""
         self._step.append(weights.detach().double())
 
-    def end_step(self, accelerator: Any) -> None:
-        """Average the step over all ranks, so that all of them decide alike; a step without samples does not count."""
+    def end_step(self, accelerator: Accelerator) -> None:
+        """Average the step over all ranks, so that all decide the same; a step without samples does not count."""
         here = torch.cat([torch.zeros(0, dtype=torch.float64, device=accelerator.device), *self._step])
         self._step = []
         total, count = accelerator.reduce(torch.stack([here.sum(), here.new_tensor(len(here))])).tolist()
@@ -64,7 +65,7 @@ class Staleness:
 
 
 class RefreshTimes:
-    """Decides from the settings and the run's state alone, so that every rank and every resumed run decides alike."""
+    """Decides by the settings and the run's state alone, so that every rank and a resumed run decide the same."""
 
     def __init__(self, settings: NegativesConfig) -> None:
         self._rule, self._fraction = settings.refresh, settings.on_policy_fraction
@@ -118,11 +119,10 @@ def epoch(state: TrainerState) -> int:
     return int((state.epoch or 0.0) + 1e-6)
 
 
-def epoch_steps(trainer: Any) -> int:
+def epoch_steps(args: TrainingArguments, num_rows: int) -> int:
     """Optimiser steps of an epoch; one too many where the last step's rows are left out."""
-    args = trainer.args
     of_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return math.ceil(len(trainer.train_dataset) / int(of_step))
+    return math.ceil(num_rows / int(of_step))
 
 
 Readings: TypeAlias = Callable[[], Sequence[Mapping[str, Any]]]
