@@ -197,13 +197,13 @@ def _weigh(run: Path) -> "Weigh | None":
 
 def _load(model: str) -> tuple[Any, Any]:
     """A policy and its processor, from a run, a checkpoint, an adapter or a hub name."""
-    from cwdpo.cli.merge import adapter_directory
     from cwdpo.cli.quiet import quiet_libraries
+    from cwdpo.records import checkpoint_directory
 
     quiet_libraries()
     from cwdpo.recipes.checkpoints import load_checkpoint
 
-    return load_checkpoint(str(adapter_directory(Path(model))) if Path(model).is_dir() else model)
+    return load_checkpoint(str(checkpoint_directory(Path(model))) if Path(model).is_dir() else model)
 
 
 def _rule(text: str | None, option: str) -> float | str | None:
