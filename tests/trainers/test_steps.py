@@ -174,6 +174,15 @@ def test_buckets_get_the_epoch_they_resume_in(make_trainer: Make, uneven: list[R
     assert list(sampler) == resumed != first
 
 
+def test_training_again_adds_no_callback(make_trainer: Make, uneven: list[Row]) -> None:
+    trainer = make_trainer(1, train_rows=uneven, length_buckets=True, max_steps=1)
+    before = list(trainer.callback_handler.callbacks)
+    trainer.train()
+    trainer.train()
+    assert trainer.callback_handler.callbacks == before
+    assert [callback for callback in before if callback in trainer.own_callbacks()] == trainer.own_callbacks()
+
+
 def test_buckets_use_the_counts_of_the_reference_pass(make_trainer: Make, uneven: list[Row]) -> None:
     trainer = make_trainer(2, train_rows=uneven, length_buckets=True)
     trainer.measure_reference()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from trainers.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scripted
+from on_policy.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scripted
 
 from cwdpo.config.recipe import NegativesConfig
 from cwdpo.data.rows import Row

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from trainers.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scripted
+from on_policy.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scripted
 
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
