@@ -23,6 +23,10 @@ class TrainerView(Protocol):
         """The policy, without the wrappers of training."""
 
     @property
+    def policy(self) -> nn.Module:
+        """The same, which is always there."""
+
+    @property
     def args(self) -> TrainingArguments:
         """The Trainer's own settings; a part's own settings are passed to the part."""
 

@@ -26,7 +26,9 @@ def test_a_rows_own_negative_that_is_right_is_not_taken(
 ) -> None:
     """Its own right answer in capitals, and the paraphrase; both are easier to find than the wrong answer."""
     several = [
-        replace(row, longer=f"{row.chosen} It is so.", rejected=(row.chosen.upper(), f"{row.chosen} it is so", "A cat."))
+        replace(
+            row, longer=f"{row.chosen} It is so.", rejected=(row.chosen.upper(), f"{row.chosen} it is so", "A cat.")
+        )
         for row in rows
     ]
     record = Record()

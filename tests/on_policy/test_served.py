@@ -267,7 +267,7 @@ class Sampled:
         return [[Generated(text, True) for text in self.texts] for _ in rows]
 
 
-def test_a_wrong_key_is_told_in_one_line(make_trainer: Make, server: ChatServer, tmp_path: Path) -> None:
+def test_a_wrong_key_is_reported_in_one_line(make_trainer: Make, server: ChatServer, tmp_path: Path) -> None:
     server.script = ["ok"] + [401] * 100  # adapters may be free to load
     make_trainer(2, **STEPS | {"max_steps": 1} | on_policy(server)).train()
     ((_, error, _),) = sampled(tmp_path / "out")

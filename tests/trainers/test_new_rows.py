@@ -92,9 +92,7 @@ def test_predictions_of_stage_one_are_mean_log_probs(make_trainer: Make) -> None
 
 
 @pytest.mark.parametrize(("lora", "reference"), [(True, "cached"), (True, "live"), (False, "live")])
-def test_predictions_of_stage_two_are_rewards_against_the_start(
-    make_trainer: Make, lora: bool, reference: str
-) -> None:
+def test_predictions_of_stage_two_are_rewards_against_the_start(make_trainer: Make, lora: bool, reference: str) -> None:
     """Also where the rows are new after training: the model that it started from can still be asked."""
     trainer = make_trainer(2, lora=lora, reference=reference, beta=0.3, **MOVING)
     start, _ = logprobs(trainer, batch := batch_of(trainer))

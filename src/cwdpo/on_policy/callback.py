@@ -18,7 +18,6 @@ from transformers import ProcessorMixin, TrainerCallback, TrainerControl, Traine
 
 from cwdpo.batch import Batch
 from cwdpo.config.recipe import NegativesConfig
-from cwdpo.data.collate import RowDataset
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.generation import LocalSampler, Sampler, Sampling
@@ -27,7 +26,7 @@ from cwdpo.negatives.server import Endpoint
 from cwdpo.negatives.verify import Judge, RightAnswers, load_judge
 from cwdpo.on_policy.pool import NegativePool, RowTexts
 from cwdpo.on_policy.refresh import Refresher, RefreshError
-from cwdpo.on_policy.schedule import Curriculum, RefreshTimes, Staleness, epoch, epoch_steps, has_choice
+from cwdpo.on_policy.schedule import Curriculum, RefreshTimes, Staleness, epoch, epoch_steps, warn_without_choice
 from cwdpo.on_policy.served import ServedPolicy
 from cwdpo.reference import Reference, ReferenceCache
 from cwdpo.trainer_view import TrainerView
@@ -77,7 +76,7 @@ class OnPolicy(TrainerCallback):
             trainer, settings, judge=judge or (load_judge(settings.judge) if settings.judge else None)
         )
         sampling = Sampling(**{each.name: getattr(settings, each.name) for each in fields(Sampling)})
-        model, encoder = trainer.model, self._refresher.encoder
+        model, encoder = trainer.policy, self._refresher.encoder
         self._sampler: Sampler = (
             LocalSampler(model, processor, sampling, encoder=encoder)
             if settings.endpoint is None
@@ -163,7 +162,7 @@ class OnPolicy(TrainerCallback):
         assert rows is not None, "training has rows"
         if self.curriculum is not None:
             self.curriculum.begin()
-            _warn_without_choice(rows, self.settings, samples=self._times.samples)
+            warn_without_choice((rows[i][1] for i in range(len(rows))), self.settings, samples=self._times.samples)
         right_answers = RightAnswers((rows[index][1] for index in range(len(rows))), also=self.also_right)
         self._refresher.right_answers, self._texts = right_answers, RowTexts(rows, right_answers)
         if state.is_world_process_zero:
@@ -238,7 +237,7 @@ class OnPolicy(TrainerCallback):
     def _details(self, began: float, cpu_began: float) -> dict[str, Any]:
         settings = ("temperature", "top_p", "k", "max_new_tokens", "curriculum", "judge", "endpoint")
         return {
-            "model": str(self.trainer.model.config.name_or_path),  # type: ignore[union-attr]
+            "model": str(self.trainer.policy.config.name_or_path),  # type: ignore[union-attr]
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.monotonic() - began, 3),
             "cpu_seconds": round(time.process_time() - cpu_began, 3),
@@ -247,17 +246,7 @@ class OnPolicy(TrainerCallback):
 
 
 def _check(settings: NegativesConfig, *, samples: bool, cools: bool, is_sharded: bool) -> None:
-    """Refuse settings that cannot work together, and name those that do nothing.
-
-    Args:
-        settings: the recipe's ``negatives``.
-        samples: whether any step asks for samples.
-        cools: whether there is a cooling weight to watch.
-        is_sharded: whether the weights are divided among the GPUs.
-
-    Raises:
-        ConfigError: says what to write.
-    """
+    """Refuse settings that cannot work together, and name those that do nothing."""
     if is_sharded:
         raise ConfigError(
             "negatives are sampled from whole weights, which FSDP and DeepSpeed divide among the GPUs. Train with DDP "
@@ -279,18 +268,6 @@ def _check(settings: NegativesConfig, *, samples: bool, cools: bool, is_sharded:
             "negatives.refresh is auto, which watches sampled negatives, but negatives.on_policy_fraction is 0. Write "
             "`refresh: epoch` or a number of steps."
         )
-
-
-def _warn_without_choice(rows: RowDataset, settings: NegativesConfig, *, samples: bool) -> None:
-    """Warn where the curriculum has nothing to choose from."""
-    if has_choice((rows[i][1] for i in range(len(rows))), settings, samples=samples):
-        return
-    logger.warning(
-        "negatives.curriculum has no effect: no prompt has more candidates than it takes (%s, per_prompt is %s). Write "
-        "a larger k, a smaller per_prompt, or give rows more negatives.",
-        f"k is {settings.k}" if samples else "nothing is sampled",
-        "null" if settings.per_prompt is None else settings.per_prompt,
-    )
 
 
 def _log(refresh: Refresh) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -65,14 +66,18 @@ class NegativePool:
             count: negatives of a prompt; None for as many as it has.
             level: of the curriculum; None without one. It has no effect before the first refresh.
         """
-        chosen: dict[int, dict[str, list[int]]] = {}
-        for place, (row, own) in enumerate(zip(batch["row_index"].tolist(), _rejected(batch), strict=True)):
+        answers, is_changed = _by_prompt(batch), False
+        for place, row in enumerate(batch["row_index"].tolist()):
+            own = {key: ids for role, key, ids in answers[place] if role == Role.REJECTED}
+            keys = [key for role, key, _ in answers[place] if role == Role.REJECTED]
             rejected, right = texts(row)
-            taken = self._choose(row, own, dict(zip(own, rejected, strict=True)), right, share, count, level)
-            if set(taken) != set(own):
-                tokens, sampled = _tokens(batch, place), self._sampled.get(row, {})
-                chosen[place] = {key: tokens.get(key) or sampled[key].ids or [] for key in taken}
-        return replace_rejected(batch, chosen)
+            taken = self._choose(row, keys, dict(zip(keys, rejected, strict=True)), right, share, count, level)
+            if set(taken) != set(keys):
+                is_changed = True
+                others = [answer for answer in answers[place] if answer[0] != Role.REJECTED]
+                new = [(int(Role.REJECTED), key, own.get(key) or self._sampled[row][key].ids or []) for key in taken]
+                answers[place] = others + new
+        return _with_answers(batch, answers) if is_changed else batch
 
     def is_sampled(self, batch: Batch, answers: Tensor) -> Tensor:
         """``(n,)`` whether each of these ``(n,)`` answers of a batch is one of this pool."""
@@ -127,62 +132,38 @@ class NegativePool:
         return taken or list(own[:wanted])  # right or not: a row that has no other negative keeps its own
 
 
-def replace_rejected(batch: Batch, chosen: Mapping[int, Mapping[str, Sequence[int]]]) -> Batch:
-    """The batch with other rejected answers for some of its prompts.
+Answer: TypeAlias = tuple[int, str, list[int]]
+"""Role, content key, and token ids through the end token."""
 
-    Args:
-        batch: as collated, on any device.
-        chosen: for a prompt's position in the batch, its rejected answers from now on: content key to token ids
-            through the end token. Prompts that are not named keep theirs.
 
-    Returns:
-        A new batch; the given one is unchanged.
-    """
-    if not chosen:
-        return batch
-    owners, roles = batch["prompt_index"].tolist(), batch["roles"].tolist()
-    lengths, ids = batch["answer_mask"].sum(dim=-1).tolist(), batch["answer_ids"].tolist()
-    answers = [
-        (owner, role, ids[place][: lengths[place]], batch["keys"][place])
-        for place, (owner, role) in enumerate(zip(owners, roles, strict=True))
-        if not (role == Role.REJECTED and owner in chosen)
-    ]
-    answers += [
-        (owner, int(Role.REJECTED), list(tokens), key) for owner, new in chosen.items() for key, tokens in new.items()
-    ]
-    answers.sort(key=lambda answer: answer[0])  # stable: a prompt's own answers stay before its new ones
-    padded, mask = pad_answers([tokens for _, _, tokens, _ in answers])
-    like = batch["answer_ids"]
+def _by_prompt(batch: Batch) -> list[list[Answer]]:
+    """The answers of each prompt, in the batch's order."""
+    found: list[list[Answer]] = [[] for _ in batch["prompts"]]
+    columns = (batch["prompt_index"], batch["roles"], batch["answer_mask"].sum(dim=-1), batch["answer_ids"])
+    for key, (owner, role, length, ids) in zip(
+        batch["keys"], zip(*(column.tolist() for column in columns), strict=True), strict=True
+    ):
+        found[owner].append((role, key, ids[:length]))
+    return found
+
+
+def _with_answers(batch: Batch, answers: Sequence[Sequence[Answer]]) -> Batch:
+    """A batch of the same prompts with other answers; the given one is unchanged."""
+    flat = [(owner, *answer) for owner, of_prompt in enumerate(answers) for answer in of_prompt]
+    ids, mask = pad_answers([ids for *_, ids in flat])
+    device = batch["answer_ids"].device
     return Batch(
         row_index=batch["row_index"],
         prompts=batch["prompts"],
-        prompt_index=batch["prompt_index"].new_tensor([owner for owner, *_ in answers]),
-        roles=batch["roles"].new_tensor([role for _, role, *_ in answers]),
-        answer_ids=padded.to(like.device),
-        answer_mask=mask.to(like.device),
-        keys=[key for *_, key in answers],
+        prompt_index=batch["prompt_index"].new_tensor([owner for owner, *_ in flat]),
+        roles=batch["roles"].new_tensor([role for _, role, *_ in flat]),
+        answer_ids=ids.to(device),
+        answer_mask=mask.to(device),
+        keys=[key for _, _, key, _ in flat],
     )
-
-
-def _rejected(batch: Batch) -> list[list[str]]:
-    """For each prompt the content keys of its rejected answers, in the batch's order."""
-    found: list[list[str]] = [[] for _ in batch["prompts"]]
-    for owner, role, key in zip(batch["prompt_index"].tolist(), batch["roles"].tolist(), batch["keys"], strict=True):
-        if role == Role.REJECTED:
-            found[owner].append(key)
-    return found
 
 
 def _rows_and_keys(batch: Batch, answers: Tensor) -> list[tuple[int, str]]:
     """Row and content key of some answers."""
     rows, owners = batch["row_index"].tolist(), batch["prompt_index"].tolist()
     return [(rows[owners[i]], batch["keys"][i]) for i in answers.tolist()]
-
-
-def _tokens(batch: Batch, prompt: int) -> dict[str, list[int]]:
-    """Content key to token ids of a prompt's rejected answers."""
-    chosen = (batch["prompt_index"] == prompt) & (batch["roles"] == Role.REJECTED)
-    return {
-        batch["keys"][i]: batch["answer_ids"][i][batch["answer_mask"][i]].tolist()
-        for i in chosen.nonzero()[:, 0].tolist()
-    }

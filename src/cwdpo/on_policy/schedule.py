@@ -1,5 +1,6 @@
 """When negatives are sampled again and how hard they are to be: staleness, refresh times and the curriculum."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
@@ -19,6 +20,8 @@ from cwdpo.negatives.candidates import Refresh
 from cwdpo.negatives.mixing import LevelReading, auto_level, fraction_at
 from cwdpo.probes.keeping import margin
 from cwdpo.records import ProbeLine
+
+logger = logging.getLogger(__name__)
 
 _NAME = "cwdpo_staleness"
 WINDOW = 10
@@ -191,8 +194,8 @@ def level_readings(lines: Sequence[ProbeLine]) -> list[LevelReading]:
     return found
 
 
-def has_choice(rows: Iterable[Row], settings: NegativesConfig, *, samples: bool) -> bool:
-    """Whether some prompt has more candidates than places, and so a level anything to choose.
+def warn_without_choice(rows: Iterable[Row], settings: NegativesConfig, *, samples: bool) -> None:
+    """Warn where no prompt has more candidates than places, so that a curriculum has nothing to choose.
 
     Args:
         rows: those trained on; not all are read where an early one answers.
@@ -200,7 +203,14 @@ def has_choice(rows: Iterable[Row], settings: NegativesConfig, *, samples: bool)
         samples: whether any are drawn.
     """
     drawn = settings.k if samples else 0
-    return any(
+    if any(
         (settings.per_prompt or len(row.rejected)) < len(row.rejected) + drawn and max(len(row.rejected), drawn) > 1
         for row in rows
+    ):
+        return
+    logger.warning(
+        "negatives.curriculum has no effect: no prompt has more candidates than it takes (%s, per_prompt is %s). Write "
+        "a larger k, a smaller per_prompt, or give rows more negatives.",
+        f"k is {settings.k}" if samples else "nothing is sampled",
+        "null" if settings.per_prompt is None else settings.per_prompt,
     )

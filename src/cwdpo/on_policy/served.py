@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class ServedPolicy:
     """A sampler that first hands over the adapter; see :class:`cwdpo.generation.Sampler`."""
 
-    def __init__(self, model: nn.Module | None, endpoint: Endpoint, sampling: Sampling, directory: Path) -> None:
+    def __init__(self, model: nn.Module, endpoint: Endpoint, sampling: Sampling, directory: Path) -> None:
         """Set up; nothing is sent yet.
 
         Args:
