@@ -28,8 +28,8 @@ from cwdpo.demo.world import WorldPaths, check_caption, read_scenes, win_rate, w
 from cwdpo.generation import Generated, generate_answers
 from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.negatives.candidates import read_refreshes
-from cwdpo.negatives.filtering import Rules
-from cwdpo.negatives.verify import Judge, RightAnswers, verify
+from cwdpo.negatives.filtering import RightAnswers, Rules
+from cwdpo.negatives.verify import Judge, verify
 from cwdpo.recipes import run_recipe
 from cwdpo.records import read_jsonl, write_json, write_text
 

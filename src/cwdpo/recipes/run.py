@@ -300,7 +300,9 @@ def _write_findings(run: RunDirectory) -> None:
 
 
 def _summary(recipe: Recipe, run: RunDirectory, stages: dict[Stage, list[Row]], seconds: float) -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    cpu = f"{threads} CPU thread{'' if threads == 1 else 's'}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return {
         "title": Path(recipe.output_dir).name,
         "model": recipe.model.name_or_path,
