@@ -22,8 +22,9 @@ from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.generation import LocalSampler, Sampler, Sampling
 from cwdpo.negatives.candidates import Refresh, read_refreshes, remove_after, summed_up, write_refresh
+from cwdpo.negatives.filtering import RightAnswers
 from cwdpo.negatives.server import Endpoint
-from cwdpo.negatives.verify import Judge, RightAnswers, load_judge
+from cwdpo.negatives.verify import Judge, load_judge
 from cwdpo.on_policy.pool import NegativePool, RowTexts
 from cwdpo.on_policy.refresh import Refresher, RefreshError
 from cwdpo.on_policy.schedule import Curriculum, RefreshTimes, Staleness, epoch, epoch_steps, warn_without_choice

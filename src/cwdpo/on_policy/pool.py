@@ -11,9 +11,8 @@ from torch import Tensor
 from cwdpo.batch import Batch, Role
 from cwdpo.data.collate import RowDataset, pad_answers
 from cwdpo.negatives.candidates import Candidate, Refresh
-from cwdpo.negatives.filtering import normalised
+from cwdpo.negatives.filtering import RightAnswers, normalised
 from cwdpo.negatives.mixing import mix_negatives
-from cwdpo.negatives.verify import RightAnswers
 from cwdpo.reference import ReferenceCache
 
 
@@ -111,20 +110,20 @@ class NegativePool:
         wrong = [key for key in own if texts[key] not in right]
         dropped = [key for key in wrong if key in measured and measured[key].reason is not None]
         text_of = {**{key: candidate.text for key, candidate in sampled.items()}, **texts}
-        keys = {"dataset": [key for key in wrong if key not in dropped], "on_policy": list(sampled)}
         mixed = mix_negatives(
-            [text_of[key] for key in keys["dataset"]],
-            [text_of[key] for key in keys["on_policy"]],
+            [key for key in wrong if key not in dropped],
+            list(sampled),
             fraction=share,
             seed=self._seed,
             row_id=str(row),
             round=self._round,
             count=wanted,
             level=level if has_level else None,
-            lbars={text_of[key]: lbar for key, lbar in lbars.items() if key in text_of},
+            lbars=lbars,
+            text_of=text_of,
         )
-        taken = [keys[negative.source][negative.index] for negative in mixed]
-        forms = {normalised(negative.text) for negative in mixed}
+        taken = [negative.text for negative in mixed]
+        forms = {normalised(text_of[key]) for key in taken}
         for key in sorted(dropped, key=lambda key: (-lbars.get(key, -math.inf), key)):  # the hardest of them first
             if len(taken) < wanted and normalised(texts[key]) not in forms:
                 taken.append(key)
