@@ -8,6 +8,7 @@ import pytest
 from on_policy.scripted_sampling import SAMPLING, STEPS, Record, scripted
 
 from cwdpo.data.rows import Row
+from cwdpo.negatives.filtering import normalised
 
 Make = Callable[..., Any]
 
@@ -51,13 +52,14 @@ def test_a_sample_and_a_rows_own_are_not_both_taken(make_trainer: Make, rows: li
 
 def test_easy_negatives_that_fill_in_differ_too(make_trainer: Make, rows: list[Row]) -> None:
     """Those below the floor are only taken where places are left, and not beside one that they equal but for form."""
-    own = [replace(row, rejected=("A blue cat.", "A blue, blue cat of ice.")) for row in rows]
+    own = [replace(row, rejected=("A blue cat.", "THE blue cat", "Ice.")) for row in rows]
     record = Record()
-    settings = SAMPLING | {"on_policy_fraction": 1.0, "per_prompt": 3, "drop_easier_than": "quantile:1.0"}
+    settings = SAMPLING | {"on_policy_fraction": 1.0, "per_prompt": 3, "drop_easier_than": "quantile:0.5"}
     trainer = record.watch(make_trainer(2, train_rows=own, **STEPS, on_policy=settings))
-    scripted(trainer, lambda row, n: ["a blue cat"])
+    scripted(trainer, lambda row, n: ["a blue cat", f"sample {row.id}"])
     trainer.train()
-    assert all(sum("blue cat" in text.lower() for text in found) == 1 for found in texts(record, trainer).values())
+    for found in texts(record, trainer).values():
+        assert len(found) == len(set(map(normalised, found))) > 1
 
 
 def test_a_row_with_nothing_else_keeps_its_own(make_trainer: Make, rows: list[Row]) -> None:
