@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import ProcessorMixin, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProcessorMixin, TrainerCallback, TrainerControl, TrainerState
 
 from cwdpo.batch import Batch
 from cwdpo.config.recipe import NegativesConfig
@@ -150,9 +150,7 @@ class OnPolicy(TrainerCallback):
             metrics["negatives/lbar"] = self._pool.lbars(batch, rejected)
         return metrics
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Read back what was sampled before the checkpoint, or sample for the first time.
 
         Raises:
@@ -177,9 +175,7 @@ class OnPolicy(TrainerCallback):
         if self._error is not None:
             raise self._error
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Sample again where it is time, before a checkpoint of this step is written."""
         if self.settings.refresh == "auto":
             self._staleness.end_step(self.trainer.accelerator)

@@ -35,15 +35,13 @@ class MetricsRecorder(TrainerCallback):
         """
         self.run, self.stage, self._histograms = run, stage, histograms
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Drop lines that were written after the checkpoint that the stage resumes from."""
         if state.is_world_process_zero:
             self.run.truncate_after(self.stage, state.global_step)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Logs = None, **kwargs: object
+        self, args: object, state: TrainerState, control: TrainerControl, logs: Logs = None, **kwargs: object
     ) -> None:
         """Write a line; not the Trainer's closing one, which repeats means, nor probes, which have their own file."""
         elsewhere = any(name == "train_runtime" or name.startswith("probes/") for name in logs or {})
@@ -62,9 +60,7 @@ class StopOnSignal(TrainerCallback):
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Take over the signals."""
         for number in self._SIGNALS:
             self._before[number] = signal.signal(number, self._receive)
@@ -77,9 +73,7 @@ class StopOnSignal(TrainerCallback):
             self.received = self.received or signal.SIGTERM
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Give the signals back."""
         self.release()
 
@@ -164,7 +158,7 @@ class StageProgress(ReferencePassCallback):
             self._bar.start()
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Logs = None, **kwargs: object
+        self, args: object, state: TrainerState, control: TrainerControl, logs: Logs = None, **kwargs: object
     ) -> None:
         """Show the newest numbers."""
         first = not self._latest
@@ -178,32 +172,24 @@ class StageProgress(ReferencePassCallback):
         if due and state.is_world_process_zero and "loss" in (logs or {}):
             self._write_line(state)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Move the bar, or write a line every few seconds."""
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step, description=self._stage)
         elif state.is_world_process_zero and self._is_due():
             self._write_line(state)
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_prediction_step(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Show that the bar stands still because the model is being evaluated."""
         if self._bar is not None:
             self._bar.update(self._task, description=f"{self._stage} (evaluating)")
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_evaluate(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Show that training goes on."""
         if self._bar is not None:
             self._bar.update(self._task, description=self._stage)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Leave the bar as it is and give the terminal back."""
         self.close()
 
@@ -241,9 +227,7 @@ class TensorBoardRecorder(TrainerCallback):
         self._directory = directory
         self._writer: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Open a file; what earlier files hold of steps after the checkpoint's no longer counts."""
         if state.is_world_process_zero:
             with warnings.catch_warnings():
@@ -254,7 +238,7 @@ class TensorBoardRecorder(TrainerCallback):
                 self._writer = SummaryWriter(str(self._directory), purge_step=purge)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Logs = None, **kwargs: object
+        self, args: object, state: TrainerState, control: TrainerControl, logs: Logs = None, **kwargs: object
     ) -> None:
         """Write a line's scalars; not the Trainer's closing line, which repeats means."""
         values = logs or {}
@@ -266,9 +250,7 @@ class TensorBoardRecorder(TrainerCallback):
                 self._writer.add_scalar(name, value, state.global_step)
         self._writer.flush()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Close the file."""
         self.close()
 

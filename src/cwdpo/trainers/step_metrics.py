@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 _QUANTILES = {"cooling": {"cooling/p10": 0.1, "cooling/p50": 0.5, "cooling/p90": 0.9}}
@@ -84,17 +84,13 @@ class TokenCount(TrainerCallback, ExportableState):
         self._here = 0
         return self.before
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Take up the count of a resumed run."""
         saved = state.stateful_callbacks.get(type(self).__name__)  # type: ignore[union-attr]
         self.before = int(saved["attributes"]["before"]) if isinstance(saved, dict) else 0
         self._here = 0
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Count on all ranks before a checkpoint, which only rank 0 writes."""
         if control.should_save:
             self.total()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cwdpo.batch import Batch, Role
 from cwdpo.engine.layout import select_prompts, tree_costs
@@ -119,9 +119,7 @@ class BucketEpoch(TrainerCallback):
     buckets: LengthBuckets | None = None
     """Of the dataloader in use."""
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_epoch_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Choose the order of the epoch that begins."""
         if self.buckets is not None:
             self.buckets.set_epoch(int(state.epoch or 0))
