@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.config.reading import read_recipe
 from cwdpo.config.recipe import LoraConfig, Recipe
+from cwdpo.config.recipe_file import read_recipe
 from cwdpo.data.check import CheckReport, Notice, memory_estimate
 from cwdpo.data.encode import Encoder
 from cwdpo.errors import ConfigError, DataError, UserError

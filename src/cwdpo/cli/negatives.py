@@ -302,7 +302,7 @@ def weight_of(recipe: "Recipe") -> "Weigh | None":
 
 def recipe_of_run(run: Path) -> "Recipe | None":
     """The resolved recipe in a run's directory; None where there is none."""
-    from cwdpo.config.reading import read_recipe
+    from cwdpo.config.recipe_file import read_recipe
     from cwdpo.records import RunDirectory
 
     path = RunDirectory(run).recipe

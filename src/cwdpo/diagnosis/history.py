@@ -8,6 +8,7 @@ from operator import sub
 from statistics import median
 from typing import Any, Literal, TypeAlias
 
+from cwdpo.config.recipe import Stage2Config
 from cwdpo.diagnosis.thresholds import Thresholds
 
 
@@ -199,9 +200,6 @@ class Curve:
         return 1 if self._few else len(self) // 5
 
 
-DEFAULT_BETA = 0.1
-"""Inverse temperature where a history does not tell it: our default and TRL's."""
-
 _METRICS = frozenset(
     [f"{kind}/{side}" for kind in ("rewards", "logps", "logps_mean") for side in ("chosen", "rejected")]
     + [f"cooling/{part}" for part in ("mean", "p10", "p50", "p90")]
@@ -330,7 +328,7 @@ class History:
         for reading in readings:
             if not (isinstance(reading, Mapping) and _take(reading, stages)):
                 unreadable += 1
-        beta = DEFAULT_BETA if beta is None else beta
+        beta = Stage2Config.beta if beta is None else beta
         return cls(
             tuple(_stage(name, columns, beta, limits or Thresholds()) for name, columns in stages.items()), unreadable
         )

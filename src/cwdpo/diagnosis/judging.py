@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from cwdpo.config.recipe import Stage2Config
 from cwdpo.diagnosis.history import (
-    DEFAULT_BETA,
     Diagnosis,
     Finding,
     History,
@@ -91,7 +91,7 @@ def _notes(history: History, beta: float | None) -> list[str]:
     if history.num_unreadable:
         notes.append(f"{history.num_unreadable} of the readings hold nothing that diagnosis knows, and were left out.")
     if beta is None and any(stage.prefers and stage.num_metrics for stage in history.stages):
-        notes.append(f"beta is not told, and was taken to be {DEFAULT_BETA}; rewards are divided by it.")
+        notes.append(f"beta is not told, and was taken to be {Stage2Config.beta}; rewards are divided by it.")
     return notes
 
 

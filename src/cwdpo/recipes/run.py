@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
 
 from cwdpo import __version__
-from cwdpo.config.reading import dump_recipe
 from cwdpo.config.recipe import Recipe
+from cwdpo.config.recipe_file import dump_recipe
 from cwdpo.data.rows import Row
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.engine import Engine

@@ -27,6 +27,7 @@ from cwdpo.probes import GROUPS, choose_rows
 from cwdpo.probes.callback import ProbeSettings, Probing
 from cwdpo.records import RunDirectory, Stage, write_json
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
+from cwdpo.trainers.arguments import arguments_from
 from cwdpo.trainers.base import AnswerTrainer
 from cwdpo.trainers.callbacks import TensorBoardRecorder
 
@@ -143,24 +144,13 @@ def stage_arguments(
     assert settings is not None
     shared = _shared(recipe, run, stage, settings, has_eval=has_eval) | overrides
     if isinstance(settings, Stage1Config):
-        return SmoothSFTConfig(
-            objective=settings.objective,
-            penalty=settings.penalty,
-            ceiling=settings.ceiling,
-            epsilon=settings.epsilon,
-            **shared,
-        )
-    cooling = settings.cooling
-    weights = {} if cooling is None else {f"cooling_{name}": value for name, value in asdict(cooling).items()}
+        return SmoothSFTConfig(**arguments_from(settings), **shared)
     return CWDPOConfig(
-        beta=settings.beta,
-        cooling=cooling is not None,
-        reference=settings.reference,
+        cooling=settings.cooling is not None,
         reference_dir=str(run.reference),
         on_policy=None if recipe.negatives is None else asdict(recipe.negatives),
         on_policy_dir=str(run.negatives),
-        reference_batch_size=settings.reference_batch_size,
-        **weights,
+        **arguments_from(settings, settings.cooling),
         **shared,
     )
 
@@ -216,10 +206,8 @@ def _shared(
         "report_to": [name for name in wanted_loggers(given) if name != TENSORBOARD] or "none",  # that one is ours
         "output_dir": str(run.checkpoints(stage)),
         "seed": recipe.seed,
-        "engine": recipe.engine,
-        "max_length": recipe.data.max_length,
     }
-    return defaults | given | fixed
+    return defaults | given | fixed | arguments_from(recipe, recipe.data)
 
 
 def load_start(config: ModelConfig, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
