@@ -291,6 +291,23 @@ class RunDirectory:
         return sum(_truncate(path, stage, step) for path in (self.metrics, self.probes))
 
 
+def checkpoint_directory(path: Path) -> Path:
+    """The checkpoint that a path stands for: itself, or the last finished stage of a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory. Give a run, such as runs/cwdpo, or a checkpoint.")
+    run = RunDirectory(path)
+    for candidate in (path, run.stage("stage2"), run.stage("stage1")):
+        if (candidate / "adapter_config.json").is_file() or (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(
+        f"{path} holds neither a checkpoint nor a finished stage. Give the directory with adapter_config.json."
+    )
+
+
 class JsonLines(NamedTuple):
     """What a file of JSON lines holds."""
 

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast, Qwen2_5_VLConfig, set_seed
 
-from cwdpo.bench.flops import ModelSize, Setting, VisionSize
+from cwdpo.bench.sizes import ModelSize, Setting, VisionSize
 from cwdpo.engine import FeatureCache, make_engine
 from cwdpo.engine.tree import TreeEngine
 from cwdpo.errors import UserError

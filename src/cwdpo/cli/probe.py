@@ -9,10 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cwdpo.cli.merge import adapter_directory
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError
-from cwdpo.records import ProbeLine, ProbeMeasure
+from cwdpo.records import ProbeLine, ProbeMeasure, checkpoint_directory
 
 _COLUMNS: tuple[ProbeMeasure, ...] = ("mean_logprob", "p10", "p50", "p90", "delta")
 _OF_CHOSEN: tuple[ProbeMeasure, ...] = ("entropy", "top1", "argmax_mass", "ece", "tv", "js", "moved_to_argmax")
@@ -40,7 +39,9 @@ def probe(
     """
     if rows < 1:
         raise ConfigError(f"--rows is {rows}, but must be at least 1. Try 32.")
-    names = [str(adapter_directory(Path(name))) if Path(name).is_dir() else name for name in (reference, model) if name]
+    names = [
+        str(checkpoint_directory(Path(name))) if Path(name).is_dir() else name for name in (reference, model) if name
+    ]
     quiet_libraries()
     from cwdpo.recipes.checkpoints import probe_checkpoints
 
