@@ -226,7 +226,7 @@ class NegativesConfig:
     ``URL#MODEL``; see docs/on_policy.md."""
 
     endpoint: str | None = None
-    """Sample from this OpenAI-compatible server, which is told to load each refresh's adapter; null samples here."""
+    """Sample from this OpenAI-compatible server, which then loads each refresh's adapter; null samples here."""
 
     on_error: Literal["continue", "stop"] = "continue"
     """Where sampling fails: go on with the negatives there are, or stop with a checkpoint."""
