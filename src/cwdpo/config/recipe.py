@@ -4,6 +4,7 @@ A setting, its default, its limits and its unit stand here and nowhere else; the
 here. No torch, so that ``cwdpo --help`` is instant.
 """
 
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -20,7 +21,7 @@ from cwdpo.config.limits import (
     schedule_of,
 )
 from cwdpo.errors import ConfigError
-from cwdpo.records import PROBE_GROUPS, SIGN_NAMES
+from cwdpo.records import PROBE_GROUPS, SIGN_NAMES, Stage
 
 EngineName: TypeAlias = Literal["auto", "tree", "plain"]
 Objective: TypeAlias = Literal["constrained", "smoothed", "plain"]
@@ -303,6 +304,12 @@ class Recipe:
     seed: Annotated[int, limit(at_least=0, below=2**32, advice="Try 0.")] = 0
     output_dir: Annotated[str, not_empty("Write the directory to fill.")] = "runs/cwdpo"
     """The run directory; a relative path starts at the working directory."""
+
+    @property
+    def stages(self) -> Mapping[Stage, Stage1Config | Stage2Config]:
+        """Settings of the stages that the recipe has, in order."""
+        found: Mapping[Stage, Stage1Config | Stage2Config | None] = {"stage1": self.stage1, "stage2": self.stage2}
+        return {stage: settings for stage, settings in found.items() if settings is not None}
 
     @model_validator(mode="after")
     def _has_a_stage_with_rows(self) -> "Recipe":

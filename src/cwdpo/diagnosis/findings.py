@@ -1,6 +1,6 @@
 """What a diagnosis says: findings, what is clear, and what could not be judged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,22 @@ class Diagnosis:
             "not_judged": [vars(missing) for missing in self.not_judged],
             "notes": list(self.notes),
         }
+
+    @classmethod
+    def from_json(cls, content: object) -> "Diagnosis | None":
+        """The diagnosis that :meth:`to_json` gave; None where this is not a whole one."""
+        if not isinstance(content, Mapping):
+            return None
+        try:
+            return cls(
+                findings=[Finding(**entry) for entry in content["findings"]],
+                looked_at=[str(line) for line in content["looked_at"]],
+                clear=list(content["clear"]),
+                not_judged=[NotJudged(**entry) for entry in content["not_judged"]],
+                notes=[str(note) for note in content["notes"]],
+            )
+        except (KeyError, TypeError):
+            return None
 
 
 def title_of(name: str) -> str:

@@ -142,6 +142,22 @@ def _check_merge(source: Path, target: Path) -> None:
         raise UserError(f"{target} lies in {source}, which the merged model is made from. Name a directory outside it.")
 
 
+def load_checkpoint(name: str) -> tuple[PreTrainedModel | PeftModel, ProcessorMixin]:
+    """A model to look at, on the GPU if there is one, and its processor.
+
+    Args:
+        name: a checkpoint directory, with a full model or with adapters, or a hub name.
+    """
+    directory = Path(name)
+    if (directory / "adapter_config.json").is_file():
+        base = load_policy(named_base(directory), freeze_vision=False)
+        model: PreTrainedModel | PeftModel = load_adapter(base, directory, trainable=False)
+    else:
+        model = load_policy(name, freeze_vision=False)
+    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")  # in place
+    return model, load_processor(name)
+
+
 def named_base(source: Path) -> str:
     """The base model that saved adapters were trained on, as they name it.
 
