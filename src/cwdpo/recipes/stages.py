@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from cwdpo.config.reading import dump_recipe
 from cwdpo.config.recipe import ModelConfig, Recipe, Stage1Config
+from cwdpo.config.recipe_file import dump_recipe
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, FeatureCache, make_engine, separate_engine
 from cwdpo.errors import ConfigError, UserError
@@ -33,6 +33,7 @@ from cwdpo.probes.callback import Probing
 from cwdpo.recipes.resuming import NewIntervals, keep_rows, record_floor
 from cwdpo.records import RunDirectory, Stage, write_json, write_text
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
+from cwdpo.trainers.arguments import arguments_from
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal, TensorBoardRecorder
 from cwdpo.trainers.checkpoints import last_checkpoint, whole_checkpoints
 
@@ -96,6 +97,7 @@ def train_stage(context: RunContext, stage: Stage) -> None:
     watchers = stage_callbacks(context, stage, trainer)
     trainer.remove_callback(PrinterCallback)  # our own report in its place
     for callback in watchers.ordered:
+        trainer.pop_callback(callback)  # the trainer added its own when it was made
         trainer.add_callback(callback)
     if isinstance(trainer, CWDPOTrainer):
         trainer.measure_reference()
@@ -205,23 +207,17 @@ def stage_arguments(
         "report_to": [name for name in wanted_loggers(given) if name != TENSORBOARD] or "none",  # that one is ours
         "output_dir": str(run.checkpoints(stage)),
         "seed": recipe.seed,
-        "engine": recipe.engine,
-        "max_length": recipe.data.max_length,
+        **arguments_from(recipe, recipe.data),
         **overrides,
     }
-    own = asdict(settings)
-    del own["trainer"]
     if isinstance(settings, Stage1Config):
-        return SmoothSFTConfig(**own, **shared)
-    del own["loss"]  # of one value, which the trainer's name says
-    cooling = own.pop("cooling")
+        return SmoothSFTConfig(**arguments_from(settings), **shared)
     return CWDPOConfig(
-        **own,
-        cooling=cooling is not None,
-        **{f"cooling_{name}": value for name, value in (cooling or {}).items()},
+        cooling=settings.cooling is not None,
         reference_dir=str(run.reference),
         on_policy=None if recipe.negatives is None else asdict(recipe.negatives),
         on_policy_dir=str(run.negatives),
+        **arguments_from(settings, settings.cooling),
         **shared,
     )
 
@@ -245,8 +241,8 @@ class StageCallbacks:
 def stage_callbacks(context: RunContext, stage: Stage, trainer: StageTrainer) -> StageCallbacks:
     """All callbacks of a stage, in the order in which each event reaches them.
 
-    Before them come the Trainer's own, which decides at every step whether to log, save and evaluate, and what the
-    trainer cannot do without: it counts tokens, and renews negatives before a checkpoint of their step is written.
+    Before them come transformers' own: the one that decides at every step whether to log, save and evaluate, and those
+    of ``report_to``.
     """
     signals = StopOnSignal()
     boards = []
@@ -254,6 +250,8 @@ def stage_callbacks(context: RunContext, stage: Stage, trainer: StageTrainer) ->
         boards.append(TensorBoardRecorder(context.run.tensorboard(stage)))
     probing = _probing(context, stage, trainer, interrupted=lambda: signals.received is not None)
     ordered = [
+        # the trainer's: negatives of a step are renewed before the step's reading, which may change how hard they are
+        *trainer.own_callbacks(),
         # what a resumed run logs, saves and evaluates by is set before anything asks
         NewIntervals(),
         # drops what an interruption left behind a checkpoint, before the first reading adds to it
