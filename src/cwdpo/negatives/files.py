@@ -195,7 +195,7 @@ def write_filtered(
     """Take negatives out of a file; a row that loses all of them is left out.
 
     What a model measured is written into the rows, in the order of their negatives: ``lbar`` and ``ches``, and ``w_c``
-    where a weight is known. ``negative_sources`` and other columns of theirs are kept in step.
+    where a weight is known. ``negative_sources`` and the like keep the values of the negatives that are left.
 
     Args:
         rules: on the texts alone; right is what any row of the same prompt and images prefers.

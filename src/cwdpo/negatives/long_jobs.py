@@ -51,7 +51,7 @@ def write_asked(
         How many rows got one (``made``), and how many not, by reason.
 
     Raises:
-        UserError: some rows have no reply yet; the same call goes on with them.
+        UserError: some rows have no reply yet; the same call continues with them.
     """
     refuse_existing(out)
     rows = list(rows_with_records(data, image_root))
