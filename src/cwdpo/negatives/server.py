@@ -141,14 +141,14 @@ class Endpoint:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Mapping[str, object]],
         *,
         n: int = 1,
         temperature: float = 1.0,
         top_p: float = 1.0,
         max_tokens: int = 512,
         seed: int | None = None,
-        schema: Mapping[str, Any] | None = None,
+        schema: Mapping[str, object] | None = None,
         neutral: bool = False,
     ) -> list[Generated]:
         """Ask for ``n`` answers to a conversation.
@@ -178,7 +178,7 @@ class Endpoint:
                 if error.status not in (400, 422) or not self._leave_out(error.text, sent):
                     raise
 
-    def post(self, path: str, body: Mapping[str, Any], *, retries: int | None = None) -> None:
+    def post(self, path: str, body: Mapping[str, object], *, retries: int | None = None) -> None:
         """Send a command whose answer does not matter, such as vLLM's ``/load_lora_adapter``.
 
         ``retries`` takes the place of the endpoint's own number.
@@ -220,7 +220,7 @@ class Endpoint:
             logger.warning("%s", error)
             return None
 
-    def _leave_out(self, complaint: str, sent: Mapping[str, Any]) -> bool:
+    def _leave_out(self, complaint: str, sent: Mapping[str, object]) -> bool:
         """Send neutral fields that the server complains of no more; whether there are any among what was sent."""
         unknown = [field for field in NEUTRAL if field in sent and re.search(rf"\b{field}\b", complaint)]
         with self._lock:  # several threads may learn of a field at once: one of them warns
@@ -238,7 +238,7 @@ class Endpoint:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None,
+        body: Mapping[str, object] | None,
         read: Callable[[httpx2.Response], _Result],
         *,
         retries: int | None = None,
@@ -276,11 +276,11 @@ class Endpoint:
         with self._lock:
             self._failures += 1
 
-    def _refusal(self, response: httpx2.Response, path: str, body: Mapping[str, Any] | None) -> RefusalError:
+    def _refusal(self, response: httpx2.Response, path: str, body: Mapping[str, object] | None) -> RefusalError:
         status, text = response.status_code, self._text(response)
         if status in (401, 403, 404):
             self._count_failure()
-        advice = _advice(status, text, (body or {}).get("model"), bool(self._key))
+        advice = _advice(status, text, str((body or {}).get("model", "")), bool(self._key))
         # a server that has answered before may refuse one prompt alone with 403
         hopeless = advice != "" and not (status == 403 and self._has_answered)
         message = f"{self.url}{path} refused: {self._quoted(response)}.{advice}"
@@ -486,9 +486,9 @@ def _retry_after(response: httpx2.Response, otherwise: float) -> float:
         return otherwise
 
 
-def _advice(status: int, text: str, model: str | None, has_key: bool) -> str:
+def _advice(status: int, text: str, model: str, has_key: bool) -> str:
     """Which of key, URL and model's name is wrong; empty where it is none of them."""
-    is_about_model = model is not None and (model in text or "model" in text.lower())
+    is_about_model = model != "" and (model in text or "model" in text.lower())
     if status == 403 and is_about_model:
         return f" The key may not use the model {model}: put another into OPENAI_API_KEY, or name another model."
     if status in (401, 403):
