@@ -130,7 +130,7 @@ def epoch_steps(args: TrainingArguments, num_rows: int) -> int:
 
 
 Readings: TypeAlias = Callable[[], Sequence[ProbeLine]]
-"""Gives the stage's probe lines so far (``step``, ``group``, ``mean_logprob``), oldest first; every rank has the same."""
+"""Gives the stage's probe lines so far (``step``, ``group``, ``mean_logprob``), oldest first, on every rank alike."""
 
 
 class Curriculum:
