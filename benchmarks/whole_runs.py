@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 import transformers
 
-from cwdpo.config.reading import read_recipe
+from cwdpo.config.recipe_file import read_recipe
 from cwdpo.config.recipe import Recipe
 from cwdpo.demo.plans import DemoSettings
 from cwdpo.demo.run import prepare

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, NotRequired, TypeAlias, TypedDict
 
 import torch
 import xxhash
 from torch import Tensor, nn
-from typing_extensions import NotRequired
 
 
 def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> xxhash.xxh3_128:

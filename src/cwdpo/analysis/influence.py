@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cwdpo.analysis.theory import apply_belief_geometry, cw_dpo_pulls, sft_pull, token_residual
 from cwdpo.batch import AnswerLogprobs, Batch, Role, eval_mode
+from cwdpo.config.recipe import CoolingConfig, Stage2Config
 from cwdpo.cooling import cooling_weight
 from cwdpo.engine import Engine
 from cwdpo.engine.forward import LogitTransform, capture_head_input, find_logit_transform
@@ -32,14 +33,14 @@ class Objective:
     loss: LossName
     """``sft``: ``-lbar(y_w)``; ``dpo`` and ``cw_dpo``: the mean over the row's rejected answers."""
 
-    beta: float = 0.1
+    beta: float = Stage2Config.beta
     floor: float = 0.0
     """l_floor, nats per token; only for ``cw_dpo``."""
 
-    temperature: float = 0.3
+    temperature: float = CoolingConfig.temperature
     """tau, nats per token."""
 
-    detach: bool = True
+    detach: bool = CoolingConfig.detach
     """Treat w_c as a constant in the backward pass."""
 
     def weight(self, rejected_mean: Tensor) -> Tensor:

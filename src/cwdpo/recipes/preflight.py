@@ -12,8 +12,8 @@ from transformers import IntervalStrategy, Trainer, get_scheduler
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cwdpo.config.checking import check_trainer_section
-from cwdpo.config.reading import read_recipe
 from cwdpo.config.recipe import LoraConfig, Recipe
+from cwdpo.config.recipe_file import read_recipe
 from cwdpo.data.check import CheckReport, Notice, memory_estimate
 from cwdpo.data.encode import Encoder
 from cwdpo.data.images import peek_image
