@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate.utils import gather_object
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cwdpo.config.recipe import ProbesConfig
@@ -139,7 +138,7 @@ class Probing(TrainerCallback):
             note["kept_step"] = step
             self._trainer.accelerator.wait_for_everyone()  # until the first rank has written them
             if step != self._trainer.state.global_step:
-                self._files.restore_weights(self._model, step)
+                self._files.restore_weights(self._trainer.policy, step)
                 logger.warning("%s: leaves the model of step %d", self._stage, step)
         with self._schedule.preparing():
             self._examples.end()
@@ -170,7 +169,7 @@ class Probing(TrainerCallback):
         with self._schedule.preparing():
             on_policy = shared_answers(self._trainer, self._write_sampled, self._rows)
             self._probes = self._probe_set(greedy, on_policy)
-            warm_up(self._model, self._probes, self._engine)
+            warm_up(self._trainer.policy, self._probes, self._engine)
         self._read(0)
         with self._schedule.preparing() as measuring:
             self._examples.begin(self._probes.rows)
@@ -202,7 +201,7 @@ class Probing(TrainerCallback):
             if is_first:
                 for rows in gather_object([self._distributions]):
                     self._distributions.update(rows)
-            self._keeper.update(step, lines, self._model)
+            self._keeper.update(step, lines, self._trainer.policy)
         lines[0]["seconds"] = round(self._schedule.last_seconds, 4)
         self.lines += lines
         if self._trainer.is_world_process_zero():
@@ -216,7 +215,7 @@ class Probing(TrainerCallback):
     def _measure(self) -> Reading:
         assert self._probes is not None
         autocast = self._trainer.accelerator.autocast
-        here = measure(self._model, self._probes, self._engine, start=self._distributions, autocast=autocast)
+        here = measure(self._trainer.policy, self._probes, self._engine, start=self._distributions, autocast=autocast)
         return Reading().joined(gather_object([here]))
 
     def _history(self, state: TrainerState) -> list[Mapping[str, Any]]:
@@ -227,11 +226,6 @@ class Probing(TrainerCallback):
     @property
     def _read_at(self) -> int | None:
         return self.lines[-1]["step"] if self.lines else None
-
-    @property
-    def _model(self) -> nn.Module:
-        assert self._trainer.model is not None
-        return self._trainer.model
 
 
 class StoppingRule:
