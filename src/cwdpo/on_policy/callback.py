@@ -161,7 +161,7 @@ class OnPolicy(TrainerCallback):
         rows = self.trainer.train_dataset
         assert rows is not None, "training has rows"
         if self.curriculum is not None:
-            self.curriculum.begin()
+            self.curriculum.check()
             warn_without_choice((rows[i][1] for i in range(len(rows))), self.settings, samples=self._times.samples)
         right_answers = RightAnswers((rows[index][1] for index in range(len(rows))), also=self.also_right)
         self._refresher.right_answers, self._texts = right_answers, RowTexts(rows, right_answers)

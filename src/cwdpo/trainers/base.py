@@ -289,10 +289,7 @@ class AnswerTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """See ``Trainer.evaluate``; rows may be in any form that training takes."""
-        if isinstance(eval_dataset, str):
-            rows: Any = eval_dataset
-        else:
-            rows = _by_name(eval_dataset, "eval_dataset")
+        rows: Any = eval_dataset if isinstance(eval_dataset, str) else _by_name(eval_dataset, "eval_dataset")
         if not isinstance(rows, dict):  # each set of a dictionary comes back here by itself
             self.prepare_evaluation(rows if isinstance(rows, RowDataset) else None)
         return super().evaluate(rows, ignore_keys, metric_key_prefix)

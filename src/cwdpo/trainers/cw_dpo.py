@@ -125,9 +125,7 @@ class CWDPOTrainer(AnswerTrainer):
             return
         source = self.ref_model or self.policy
         cached = self.args.reference == "cached"
-        if not cached:
-            self.reference = self._start = self._live_reference()
-        else:
+        if cached:
             cache = self._cache(source)
             self._measured = self._reference_pass(cache).run(source, self._evaluated(), roles=self.roles)
             if self.on_policy is not None or (isinstance(self.policy, PeftModel) and not self.is_sharded):
@@ -135,6 +133,8 @@ class CWDPOTrainer(AnswerTrainer):
             if self.on_policy is not None and self._start is not None:
                 self.on_policy.keep_references(cache, self._start)
             self.reference = cache
+        else:
+            self.reference = self._start = self._live_reference()
         if not self.cools:
             return
         if isinstance(self.args.cooling_floor, str) and (not cached or self.ref_model is not None):
