@@ -23,11 +23,11 @@ def test_run_is_put_after_the_stage_it_starts_from(tmp_path: Path) -> None:
     dpo = write(tmp_path / "dpo", "base", stage1=100, stage2=40)
     sft = write(tmp_path / "sft", "/where/it/was/made/dpo/stage1", stage1=40)
     more = write(tmp_path / "more", "sft/stage1", stage1=5)
-    runs, told = aligned(read(sft, dpo, more))
+    runs, shown = aligned(read(sft, dpo, more))
     assert [run.metrics["loss"].segments[0].points[0][0] for run in runs] == [140.0, 100.0, 145.0]
     assert [run.stages for run in runs] == [{"stage1": 100}, {"stage1": 0, "stage2": 100}, {"stage1": 140}]
     assert [run.num_steps for run in runs] == [140, 140, 145]
-    assert told == [
+    assert shown == [
         "sft continues dpo's stage 1 from step 100.",
         "more continues sft's stage 1 from step 140.",
     ]

@@ -30,16 +30,16 @@ def test_a_spoiled_run_is_told_first(tmp_path: Path) -> None:
     found = page(run, out=tmp_path / "a.html")
     recording = read_recording(run)
     diagnosis = examine(recording.readings, beta=recording.beta)
-    told = found.prose.split("What went wrong")[1].split(" In numbers ")[0]  # before anything else is told
-    assert "Squeezing stage 2, step 120" in told
+    shown = found.prose.split("What went wrong")[1].split(" In numbers ")[0]  # before anything else is shown
+    assert "Squeezing stage 2, step 120" in shown
     assert found.text_of("h4") == [title_of(finding.name) for finding in diagnosis.findings]
     assert len(diagnosis.findings) > 3
     for finding in diagnosis.findings:
-        assert all(piece.strip(" .,;:()") in told for piece in finding.advice.split("`"))
-        assert finding.evidence.split("`")[0].split(": ")[1][1:].strip() in told
+        assert all(piece.strip(" .,;:()") in shown for piece in finding.advice.split("`"))
+        assert finding.evidence.split("`")[0].split(": ")[1][1:].strip() in shown
     assert "stage2.trainer.learning_rate" in found.text_of("code")
-    assert "non finite loss, reward at start, false negatives, gradient spikes and stalled learning" in told
-    assert "Image blindness (stage 1 and stage 2): needs" in told
+    assert "non finite loss, reward at start, false negatives, gradient spikes and stalled learning" in shown
+    assert "Image blindness (stage 1 and stage 2): needs" in shown
 
 
 def test_a_healthy_run_is_told_briefly(tmp_path: Path) -> None:

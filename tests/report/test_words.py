@@ -64,9 +64,9 @@ def test_chosen_answers_that_rise_or_stay(tmp_path: Path) -> None:
 def test_seed_hardware_and_time_are_shown(tmp_path: Path) -> None:
     summary = {"title": "T", "seed": 7, "hardware": "2 CPU cores", "cwdpo_version": "0.1.0", "wall_seconds": 402.4}
     text = prose(tmp_path, summary | {"stages": {"stage1": {"steps": 90}}, "table": comparison()})
-    told = prose(tmp_path, summary | {"settings": {"learning_rate": 3e-4}, "legend": "x: y.", "table": comparison()})
-    assert "Settings learning rate 0.0003" in told
-    assert "x: y. Run" in told
+    shown = prose(tmp_path, summary | {"settings": {"learning_rate": 3e-4}, "legend": "x: y.", "table": comparison()})
+    assert "Settings learning rate 0.0003" in shown
+    assert "x: y. Run" in shown
     assert "Seed 7 Hardware 2 CPU cores cwdpo 0.1.0 Time 6 min 42 s Stage 1 steps 90" in text
 
 

@@ -45,7 +45,7 @@ def check_settings(recipe: Recipe, run: RunDirectory, *, elsewhere: bool = False
     """
     known = argument_types()
     for section, values in _sections(recipe, recipe.stages).items():
-        check_trainer_section(values, known, lambda key: "recipe", name=section)
+        check_trainer_section(values, known, lambda path: "recipe", path=tuple(section.split(".")))
     for stage in recipe.stages:
         try:
             _try(recipe, run, stage, elsewhere=elsewhere)
