@@ -34,12 +34,16 @@ class Reference(Protocol):
         ...
 
 
-class LiveReference(Reference, Protocol):
-    """A reference that can be asked about any answer, at any time."""
+class LiveReference(Protocol):
+    """A model beside the policy, which can be asked about any answer at any time."""
 
     def logprobs(self, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
         """See :meth:`cwdpo.engine.Engine.logprobs`; without gradient."""
         ...
+
+    def totals(self, batch: Batch) -> Tensor:
+        """See :class:`Reference`."""
+        return self.logprobs(batch).total
 
 
 class ReferenceCache:
@@ -132,7 +136,7 @@ class ReferenceCache:
         return torch.tensor([total / n for total, n in entries], dtype=torch.float64)
 
 
-class FrozenCopy:
+class FrozenCopy(LiveReference):
     """A second model in memory, for full fine-tuning."""
 
     def __init__(self, model: nn.Module, engine: Engine) -> None:
@@ -143,12 +147,8 @@ class FrozenCopy:
         """See :class:`LiveReference`."""
         return self.engine.logprobs(self.model, batch, want=want)
 
-    def totals(self, batch: Batch) -> Tensor:
-        """``(A,)`` log pi_ref(y|x)."""
-        return self.logprobs(batch).total
 
-
-class StartingAdapter:
+class StartingAdapter(LiveReference):
     """The policy with its adapter set back to where stage 2 began; the base model is shared, so it costs no memory.
 
     An adapter that has not been trained yet is switched off instead, which is the same model and cheaper.
@@ -168,10 +168,6 @@ class StartingAdapter:
         adapted: Any = self.model
         with eval_mode(self.model), adapted.disable_adapter() if self._is_new else self._set_back():
             return self.engine.logprobs(self.model, batch, want=want)
-
-    def totals(self, batch: Batch) -> Tensor:
-        """``(A,)`` log pi_ref(y|x)."""
-        return self.logprobs(batch).total
 
     @contextmanager
     def _set_back(self) -> Iterator[None]:

@@ -317,7 +317,7 @@ def test_before_a_first_refresh_per_prompt_holds(make_trainer: Make, several: li
     assert {step: steps.count(step) for step in range(6)} == dict.fromkeys(range(6), 8)
 
 
-def test_an_lbar_that_is_no_number_fails_the_refresh(make_trainer: Make, several: list[Row], tmp_path: Path) -> None:
+def test_an_lbar_that_is_not_a_number_fails_the_refresh(make_trainer: Make, several: list[Row], tmp_path: Path) -> None:
     settings = STATIC | {"curriculum": 0.0, "drop_easier_than": "quantile:0.5"}
     trainer = make_trainer(2, train_rows=several, **STEPS | {"max_steps": 1}, on_policy=settings)
     trainer.on_policy._refresher._score = lambda batch, candidates: [

@@ -104,7 +104,7 @@ def test_batch_size_and_order_do_not_matter(make_trainer: Make, rows: list[Row])
         assert other.floor == pytest.approx(one.floor, abs=1e-6)
 
 
-def test_rows_of_like_length_go_together(make_trainer: Make, rows: list[Row]) -> None:
+def test_rows_of_similar_length_go_together(make_trainer: Make, rows: list[Row]) -> None:
     uneven = [replace(row, chosen=row.chosen + " and so on" * (i % 2 * 10)) for i, row in enumerate(rows)]
     trainer = measured(make_trainer, train_rows=uneven, reference_batch_size=4)
     first, second, third, fourth = trainer.engine.tokens

@@ -30,7 +30,7 @@ def test_bins_are_counted_as_by_hand() -> None:
     assert histogram(torch.tensor([])) == [0] * 10
 
 
-def test_counts_begin_anew_with_every_line_and_are_of_the_weights_alone() -> None:
+def test_counts_begin_again_with_every_line_and_are_of_the_weights_alone() -> None:
     seen = StepMetrics()
     seen.add({"cooling": torch.tensor([0.05, 0.95]), "loss": torch.tensor([1.0])})
     seen.add({"cooling": torch.tensor([1.0])})

@@ -130,22 +130,17 @@ def epoch_steps(args: TrainingArguments, num_rows: int) -> int:
 
 
 Readings: TypeAlias = Callable[[], Sequence[ProbeLine]]
-"""Gives the stage's probe lines so far (``step``, ``group``, ``mean_logprob``), oldest first, alike on every rank."""
+"""Gives the stage's probe lines so far (``step``, ``group``, ``mean_logprob``), oldest first, on every rank alike."""
 
 
 class Curriculum:
     """Says how hard the negatives are to be."""
 
     def __init__(self, rule: Fraction | str) -> None:
-        """Set up.
-
-        Args:
-            rule: ``auto``, a level, or points ``[progress, level]``.
-        """
+        """Set up; ``rule`` is ``auto``, a level, or points ``[progress, level]``."""
         self.rule = rule
         self._readings: Readings | None = None
         self._tolerance, self._every = 0.0, 1
-        self._known: tuple[int, float] = (0, 0.0)
 
     def follow(self, readings: Readings, *, tolerance: float = 0.02, every: int = 1) -> None:
         """Let probes drive ``auto``; other rules pass them over.
@@ -158,13 +153,12 @@ class Curriculum:
         """
         self._readings, self._tolerance, self._every = readings, tolerance, every
 
-    def begin(self) -> None:
-        """Training begins, or goes on.
+    def check(self) -> None:
+        """Refuse to train where there is nothing to follow.
 
         Raises:
-            ConfigError: there is nothing to follow.
+            ConfigError: says what to write.
         """
-        self._known = (0, 0.0)
         if self.rule == "auto" and self._readings is None:
             raise ConfigError(
                 "negatives.curriculum is auto, which probes drive, but this trainer has none. Run a recipe with "
@@ -176,12 +170,9 @@ class Curriculum:
         """From 0, the easiest, to 1, the hardest, at this point of the stage."""
         if not isinstance(self.rule, str):
             return fraction_at(self.rule, progress)
-        assert self._readings is not None, "begin() comes first"
-        lines = self._readings()
-        if self._known[0] != len(lines):
-            counted = [line for line in lines if line["step"] % self._every == 0]
-            self._known = (len(lines), auto_level(level_readings(counted), tolerance=self._tolerance))
-        return self._known[1]
+        assert self._readings is not None, "check() comes first"
+        counted = [line for line in self._readings() if line["step"] % self._every == 0]
+        return auto_level(level_readings(counted), tolerance=self._tolerance)
 
 
 def level_readings(lines: Sequence[ProbeLine]) -> list[LevelReading]:

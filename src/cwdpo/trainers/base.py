@@ -23,6 +23,7 @@ from cwdpo.engine.layout import parts_within
 from cwdpo.errors import ConfigError
 from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.saving import restore_weights
+from cwdpo.records import StepMetric
 from cwdpo.trainers.arguments import AnswerArguments
 from cwdpo.trainers.checkpoints import last_checkpoint, no_partial_checkpoints
 from cwdpo.trainers.ranks import agree_on_engine, check_sharding
@@ -117,7 +118,7 @@ class AnswerTrainer(Trainer):
         for callback in (self._tokens, self._epoch):
             self.add_callback(callback)
 
-    def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         """The loss of a batch, ``()``, and per-answer values to log, ``(n,)`` each.
 
         Args:
@@ -288,10 +289,7 @@ class AnswerTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """See ``Trainer.evaluate``; rows may be in any form that training takes."""
-        if isinstance(eval_dataset, str):
-            rows: Any = eval_dataset
-        else:
-            rows = _by_name(eval_dataset, "eval_dataset")
+        rows: Any = eval_dataset if isinstance(eval_dataset, str) else _by_name(eval_dataset, "eval_dataset")
         if not isinstance(rows, dict):  # each set of a dictionary comes back here by itself
             self.prepare_evaluation(rows if isinstance(rows, RowDataset) else None)
         return super().evaluate(rows, ignore_keys, metric_key_prefix)
