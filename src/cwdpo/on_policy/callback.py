@@ -29,6 +29,7 @@ from cwdpo.on_policy.pool import NegativePool, RowTexts
 from cwdpo.on_policy.refresh import Refresher, RefreshError
 from cwdpo.on_policy.schedule import Curriculum, RefreshTimes, Staleness, epoch, epoch_steps, warn_without_choice
 from cwdpo.on_policy.served import ServedPolicy
+from cwdpo.records import StepMetric
 from cwdpo.reference import Reference, ReferenceCache
 from cwdpo.trainer_view import TrainerView
 
@@ -128,7 +129,7 @@ class OnPolicy(TrainerCallback):
             level=self._level(),
         )
 
-    def observe(self, batch: Batch, rejected: Tensor, weight: Tensor) -> Mapping[str, Tensor]:
+    def observe(self, batch: Batch, rejected: Tensor, weight: Tensor) -> Mapping[StepMetric, Tensor]:
         """Look at the weights that a step gave its negatives.
 
         Args:
@@ -143,7 +144,7 @@ class OnPolicy(TrainerCallback):
         is_sampled = self._pool.is_sampled(batch, rejected)
         if self.settings.refresh == "auto":
             self._staleness.add(weight[is_sampled])
-        metrics = {"negatives/on_policy": is_sampled.float()}
+        metrics: dict[StepMetric, Tensor] = {"negatives/on_policy": is_sampled.float()}
         level = self._level()
         if level is not None:
             metrics["negatives/level"] = torch.full_like(metrics["negatives/on_policy"], level)

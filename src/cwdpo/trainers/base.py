@@ -23,6 +23,7 @@ from cwdpo.engine.layout import parts_within
 from cwdpo.errors import ConfigError
 from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.saving import restore_weights
+from cwdpo.records import StepMetric
 from cwdpo.trainers.arguments import AnswerArguments
 from cwdpo.trainers.checkpoints import last_checkpoint, no_partial_checkpoints
 from cwdpo.trainers.ranks import agree_on_engine, check_sharding
@@ -117,7 +118,7 @@ class AnswerTrainer(Trainer):
         for callback in (self._tokens, self._epoch):
             self.add_callback(callback)
 
-    def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         """The loss of a batch, ``()``, and per-answer values to log, ``(n,)`` each.
 
         Args:

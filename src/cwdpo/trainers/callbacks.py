@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cwdpo.records import MetricsLine, RunDirectory, Stage
+from cwdpo.records import MetricName, MetricsLine, RunDirectory, Stage
 
 Logs: TypeAlias = Mapping[str, Any] | None
 """What the Trainer logs at a step."""
@@ -95,7 +95,7 @@ class ReferencePassCallback(TrainerCallback):
         raise NotImplementedError
 
 
-_SHOWN = {"loss": "loss", "rewards/margins": "margin", "cooling/mean": "w_c"}
+_SHOWN: Mapping[MetricName, str] = {"loss": "loss", "rewards/margins": "margin", "cooling/mean": "w_c"}
 _SECONDS_BETWEEN_LINES = 5.0
 
 

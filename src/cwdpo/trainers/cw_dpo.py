@@ -19,6 +19,7 @@ from cwdpo.losses import cw_dpo_loss
 from cwdpo.models.parts import fingerprint
 from cwdpo.negatives.verify import Judge
 from cwdpo.on_policy.callback import OnPolicy
+from cwdpo.records import StepMetric
 from cwdpo.reference import FrozenCopy, LiveReference, Reference, ReferenceCache, StartingAdapter
 from cwdpo.trainers.arguments import CWDPOConfig
 from cwdpo.trainers.base import AnswerTrainer
@@ -83,7 +84,7 @@ class CWDPOTrainer(AnswerTrainer):
             )
             self.add_callback(self.on_policy)
 
-    def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         """See :meth:`AnswerTrainer.batch_loss`."""
         assert self.reference is not None, "measure_reference() comes first"
         start = self.reference.totals(batch)
@@ -95,7 +96,7 @@ class CWDPOTrainer(AnswerTrainer):
         assert now.entropy is not None
         margin = self.args.beta * (logratio[chosen] - logratio[rejected])
         once = torch.unique_consecutive(chosen)
-        metrics = {
+        metrics: dict[StepMetric, Tensor] = {
             "rewards/chosen": self.args.beta * logratio[once],
             "rewards/rejected": self.args.beta * logratio[rejected],
             "rewards/margins": margin,

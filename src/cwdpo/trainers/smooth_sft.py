@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from cwdpo.batch import Batch, Detail, Role, masked_mean
 from cwdpo.engine.layout import select_answers
 from cwdpo.losses import constrained_sft_loss, smoothed_nll, smoothed_sft_loss
+from cwdpo.records import StepMetric
 from cwdpo.trainers.arguments import SmoothSFTConfig
 from cwdpo.trainers.base import AnswerTrainer
 from cwdpo.trainers.steps import WHOLE, Step
@@ -45,7 +46,7 @@ class SmoothSFTTrainer(AnswerTrainer):
             self.roles = (Role.CHOSEN,)
         super().__init__(model, args, **trainer)
 
-    def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         """See :meth:`AnswerTrainer.batch_loss`."""
         smoothed = self.args.objective == "smoothed"
         want: list[Detail] = ["entropy", "uniform"] if smoothed else ["entropy"]

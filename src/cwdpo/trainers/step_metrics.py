@@ -10,20 +10,20 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-_QUANTILES = {"cooling": {"cooling/p10": 0.1, "cooling/p50": 0.5, "cooling/p90": 0.9}}
-_HISTOGRAMS = {"cooling": "cooling/histogram"}
-_BINS = 10
+from cwdpo.records import COOLING_HISTOGRAM, COOLING_QUANTILES, HISTOGRAM_BINS, StepMetric
+
+_WEIGHTS: StepMetric = "cooling"
 
 
 class StepMetrics:
-    """Per-answer values by name. Names in ``_QUANTILES`` are also summed up by quantiles, and counted in bins."""
+    """Per-answer values by name. Of the weights ``cooling`` also quantiles, and counts in bins."""
 
     def __init__(self) -> None:
         self._values: defaultdict[str, list[Tensor]] = defaultdict(list)
         self.histograms: dict[str, list[int]] = {}
         """Counts of the values in the newest summary; apart from it, as loggers take scalars only."""
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
+    def add(self, values: Mapping[StepMetric, Tensor]) -> None:
         """Remember ``(n,)`` values; they stay on their device, so that a step never waits for them."""
         for name, value in values.items():
             self._values[name].append(value.detach().float())
@@ -42,11 +42,10 @@ class StepMetrics:
             values = torch.cat(parts).double()
             if not len(values):
                 continue
-            quantiles = _QUANTILES.get(name, {})
-            summary[f"{name}/mean" if quantiles else name] = values.mean().item()
-            summary |= {key: torch.quantile(values, q).item() for key, q in quantiles.items()}
-            if name in _HISTOGRAMS:
-                self.histograms[_HISTOGRAMS[name]] = histogram(values)
+            summary["cooling/mean" if name == _WEIGHTS else name] = values.mean().item()
+            if name == _WEIGHTS:
+                summary |= {key: torch.quantile(values, q).item() for key, q in COOLING_QUANTILES.items()}
+                self.histograms[COOLING_HISTOGRAM] = histogram(values)
         return summary
 
 
@@ -61,8 +60,8 @@ def histogram(values: Tensor) -> list[int]:
         [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
     """
     numbers = values[~values.isnan()].float()  # rounded to that precision, 0.7 stands in the bin that begins there
-    bins = (numbers * _BINS).floor().clamp(0, _BINS - 1).long()
-    counts: list[int] = torch.bincount(bins, minlength=_BINS).tolist()
+    bins = (numbers * HISTOGRAM_BINS).floor().clamp(0, HISTOGRAM_BINS - 1).long()
+    counts: list[int] = torch.bincount(bins, minlength=HISTOGRAM_BINS).tolist()
     return counts
 
 
