@@ -99,7 +99,7 @@ class ReferenceCache:
 
         Args:
             directory: where the parts lie; None keeps everything in memory.
-            model_fingerprint: of the model whose log-probs these are (see :func:`cwdpo.models.saving.fingerprint`).
+            model_fingerprint: of the model whose log-probs these are (see :func:`cwdpo.models.parts.fingerprint`).
             computed_in: precision and device; other roundings would make the rewards of step 0 differ from 0.
             rank: this process; each writes parts of its own.
 

@@ -58,7 +58,7 @@ def test_names_and_patterns(tiny: Tiny) -> None:
         (["q_prj"], "Did you mean `q_proj`"),
         ("gate_projs", "Did you mean `gate_proj`"),
         ("zzz", "Layers are called"),
-        ("(", "no regular expression"),
+        ("(", "not a regular expression"),
     ],
 )
 def test_nothing_hit_is_refused(target: Any, match: str, tiny: Tiny) -> None:

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from cwdpo.errors import UserError
-from cwdpo.models.adapters import add_lora, load_adapter
+from cwdpo.models.adapters import _BASE_FILE, add_lora, base_fingerprint, load_adapter
 from cwdpo.models.loading import load_policy, load_processor
-from cwdpo.models.parts import FILE, base_fingerprint
 from cwdpo.models.saving import merge_adapter, save_checkpoint
 
 Tiny = Callable[[str], Path]
@@ -91,7 +90,7 @@ def test_adapters_go_into_their_base_only(adapters: Path, sibling: Path, tiny: T
 def test_adapters_of_others_are_told_of(
     adapters: Path, sibling: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (adapters / FILE).unlink()
+    (adapters / _BASE_FILE).unlink()
     merge_adapter(adapters, tmp_path / "one")
     assert "does not say" not in caplog.text
     merge_adapter(adapters, tmp_path / "two", base=sibling)
@@ -99,8 +98,8 @@ def test_adapters_of_others_are_told_of(
 
 
 def test_a_quantised_base_is_known_by_its_kind(adapters: Path, sibling: Path, tiny: Tiny, tmp_path: Path) -> None:
-    said = json.loads((adapters / FILE).read_text())
-    (adapters / FILE).write_text(json.dumps(said | {"fingerprint": None}))
+    said = json.loads((adapters / _BASE_FILE).read_text())
+    (adapters / _BASE_FILE).write_text(json.dumps(said | {"fingerprint": None}))
     assert merge_adapter(adapters, tmp_path / "one", base=sibling).is_dir()
     with pytest.raises(UserError, match="qwen2_5_vl"):
         merge_adapter(adapters, tmp_path / "two", base=tiny("qwen2_5_vl"))

@@ -15,8 +15,8 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from cwdpo.errors import UserError
 from cwdpo.models import loading
-from cwdpo.models.loading import load_policy
-from cwdpo.models.parts import language_model, local_directory, part_sizes, vision_tower
+from cwdpo.models.loading import load_policy, local_directory
+from cwdpo.models.parts import part_sizes, vision_tower
 
 Tiny = Callable[[str], Path]
 
@@ -51,7 +51,7 @@ def test_parts_add_up(name: str, tiny: Tiny) -> None:
     stored = sum(tensor.numel() for tensor in load_file(tiny(name) / "model.safetensors").values())
     assert sum(size.total for size in sizes.values()) == stored
     head = model.get_output_embeddings().weight.numel()
-    assert sizes["language model"].total == head + sum(w.numel() for w in language_model(model).parameters())
+    assert sizes["language model"].total == head + sum(w.numel() for w in model.get_decoder().parameters())
 
 
 def test_dropout_is_off_in_settings_and_modules(tmp_path: Path) -> None:

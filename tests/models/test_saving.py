@@ -127,8 +127,7 @@ def test_failing_to_swap_brings_the_old_checkpoint_back(saved: Path, monkeypatch
 
 FULL_DISK = """
 import resource, signal, sys
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.saving import save_checkpoint
 model, processor = load_policy(sys.argv[1]), load_processor(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -313,7 +313,7 @@ def memory_of(facts: dict[str, Any], longest: int) -> dict[str, dict[str, int]]:
     }
     result = {}
     for name, (total, trainable) in trained.items():
-        estimate = memory_estimate(
+        result[name] = memory_estimate(
             num_parameters=total,
             trainable_parameters=trainable,
             bytes_per_value=getattr(torch, facts["dtype"]).itemsize,
@@ -321,7 +321,6 @@ def memory_of(facts: dict[str, Any], longest: int) -> dict[str, dict[str, int]]:
             checkpointing=True,
             **facts["shape"],
         )
-        result[name] = {**vars(estimate), "total": estimate.total}
     return result
 
 

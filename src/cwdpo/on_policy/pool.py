@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from cwdpo.batch import Batch, Role
-from cwdpo.data.collate import pad_answers
+from cwdpo.batch import Batch, Role, pad_answers
 from cwdpo.negatives.candidates import Candidate, Refresh
 from cwdpo.negatives.mixing import mix_negatives
 from cwdpo.reference import ReferenceCache

@@ -49,7 +49,7 @@ def check_settings(recipe: Recipe, run: RunDirectory, *, elsewhere: bool = False
             raise ConfigError(_explained(recipe, run, stage, error, elsewhere)) from error
         finally:
             # models that are loaded later would be divided by it
-            unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+            unset_hf_deepspeed_config()
     if recipe.stage2 is not None and recipe.negatives is not None and recipe.negatives.judge is not None:
         load_judge(recipe.negatives.judge)
 

@@ -104,7 +104,7 @@ class NewIntervals(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the settings of now in place of the checkpoint's."""
-        state.compute_steps(args, state.max_steps)  # type: ignore[no-untyped-call]
+        state.compute_steps(args, state.max_steps)
 
 
 def _stages(recipe: Recipe) -> list[Stage]:

@@ -24,8 +24,7 @@ from cwdpo.data.rows import Row
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.engine import Engine
 from cwdpo.errors import UserError
-from cwdpo.models.loading import load_processor
-from cwdpo.models.parts import some
+from cwdpo.models.loading import load_processor, some
 from cwdpo.models.saving import save_checkpoint
 from cwdpo.recipes.preflight import (
     check_answers,

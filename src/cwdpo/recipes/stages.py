@@ -83,7 +83,7 @@ def _check(name: str) -> None:
 
 def _installed() -> list[str]:
     """Loggers that can be used here."""
-    found: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    found: list[str] = get_available_reporting_integrations()
     if TENSORBOARD in found and find_spec(TENSORBOARD) is None:  # tensorboardX, which is not what writes here
         found.remove(TENSORBOARD)
     return found + ["flyte"] * (find_spec("flytekit") is not None)
@@ -180,8 +180,8 @@ def run_engine(recipe: Recipe, run: RunDirectory) -> Engine:
     if kept is not None:
         directory = run.features if kept.disk_mb else None
         features = FeatureCache(memory_mb=kept.memory_mb, directory=directory, disk_mb=kept.disk_mb)
-    tell = partial(write_json, run.engine) if int(os.environ.get("RANK", "0")) == 0 else None
-    return make_engine(recipe.engine, features=features, tell=tell)
+    on_choice = partial(write_json, run.engine) if int(os.environ.get("RANK", "0")) == 0 else None
+    return make_engine(recipe.engine, features=features, on_choice=on_choice)
 
 
 def tensorboard(recipe: Recipe, run: RunDirectory, stage: Stage) -> list[TensorBoardRecorder]:

@@ -36,7 +36,7 @@ class AnswerArguments(TrainingArguments):
         Raises:
             ConfigError: a setting has no effect on these trainers.
         """
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
         if self.remove_unused_columns:
             raise ConfigError("remove_unused_columns must be false: images and answers are read from the row itself.")
         if self.label_smoothing_factor:
