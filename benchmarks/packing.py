@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cwdpo.bench.flops import SIZES, ModelSize, decoder_cost
+from benchmarks.closed_form import PUBLISHED, decoder_cost
+from cwdpo.bench.sizes import ModelSize
 from cwdpo.engine.layout import Cost, parts_within
 from cwdpo.trainers.steps import LengthBuckets
 
@@ -74,7 +75,7 @@ def table(lengths: Sequence[int]) -> str:
     lines = ["| | tokens with padding | FLOPs, 3B | FLOPs, 7B |", "|---|--:|--:|--:|"]
     for plan in rows:
         cells = [f"{plan.tokens / sum(lengths):.3f}"]
-        cells += [f"{plan.flops(SIZES[size]) / base.flops(SIZES[size]):.3f}" for size in ("3b", "7b")]
+        cells += [f"{plan.flops(PUBLISHED[size]) / base.flops(PUBLISHED[size]):.3f}" for size in ("3b", "7b")]
         lines.append(f"| {plan.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -129,7 +129,7 @@ def main() -> int:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - a command of its own
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,14 +22,14 @@ from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.config.recipe import DataConfig, NegativesConfig, ProbesConfig, Recipe
 from cwdpo.data.reading import read_rows, split_rows
 from cwdpo.data.rows import Row
-from cwdpo.demo.judge import right_captions, same_meanings, same_words
+from cwdpo.demo.judge import right_captions, same_clauses, same_meanings
 from cwdpo.demo.plans import DemoSettings, Plan, base_checkpoint, make_plans
 from cwdpo.demo.world import WorldPaths, check_caption, read_scenes, win_rate, write_world
 from cwdpo.generation import Generated, generate_answers
 from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.negatives.candidates import read_refreshes
-from cwdpo.negatives.filtering import Rules
-from cwdpo.negatives.verify import Judge, RightAnswers, verify
+from cwdpo.negatives.filtering import RightAnswers, Rules
+from cwdpo.negatives.verify import Judge, verify
 from cwdpo.recipes import run_recipe
 from cwdpo.records import read_jsonl, write_json, write_text
 
@@ -45,7 +45,7 @@ PROBES = ProbesConfig(every=10, groups=["chosen", "rejected", "gentle"])
 RULES: dict[str, tuple[Rules, Judge | None]] = {
     "text rules": (Rules(), None),
     "and max_overlap: 0.8": (Rules(overlap=0.8), None),
-    "and the same words in any order": (Rules(), same_words),
+    "and the same words in any order": (Rules(), same_clauses),
     "and their synonyms": (Rules(), same_meanings),
     "and the truth": (Rules(), right_captions),
 }

@@ -1,4 +1,8 @@
-"""Where a run keeps what it made, and the promise that nothing there is overwritten."""
+"""What a run records: the names of stages, metrics, probe groups and signs, the lines of its files, and its directory.
+
+These names are spelled here and nowhere else; what uses them takes them as types. Every file is written whole or not at
+all, and nothing in a run directory is overwritten.
+"""
 
 import codecs
 import contextlib
@@ -9,59 +13,62 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, TypeGuard, get_args
 
 from cwdpo.errors import UserError
 
 Stage: TypeAlias = Literal["stage1", "stage2"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+Side: TypeAlias = Literal["chosen", "rejected"]
+"""The two answers of a preference pair."""
+
+MetricName: TypeAlias = Literal[
+    "loss", "grad_norm", "entropy", "num_tokens",
+    "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+    "logps/chosen", "logps/rejected",
+    "logps_mean/chosen", "logps_mean/rejected", "logps_mean/gentle",
+    "cooling/mean", "cooling/p10", "cooling/p50", "cooling/p90",
+    "negatives/on_policy", "negatives/level", "negatives/lbar",
+]  # fmt: skip
+"""The numbers of a logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens,
+in nats. ``negatives`` are of on-policy sampling and its curriculum, see docs/curriculum.md."""
+
+METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
+COOLING_QUANTILES: Mapping[MetricName, float] = {"cooling/p10": 0.1, "cooling/p50": 0.5, "cooling/p90": 0.9}
+COOLING_HISTOGRAM: Final = "cooling/histogram"
+HISTOGRAM_BINS: Final = 10
+"""Equal bins of [0, 1] in which :data:`COOLING_HISTOGRAM` counts the w_c since the line before."""
 
 MetricsLine = TypedDict(
     "MetricsLine",
     {
-        "stage": Stage,
-        "step": int,
-        "loss": float,
-        "rewards/chosen": float,
-        "rewards/rejected": float,
-        "rewards/margins": float,
-        "rewards/accuracies": float,
-        "logps/chosen": float,
-        "logps/rejected": float,
-        "logps_mean/chosen": float,
-        "logps_mean/rejected": float,
-        "cooling/mean": float,
-        "cooling/p10": float,
-        "cooling/p50": float,
-        "cooling/p90": float,
+        "stage": Stage, "step": int,
+        "loss": float, "grad_norm": float, "entropy": float, "num_tokens": float,
+        "rewards/chosen": float, "rewards/rejected": float, "rewards/margins": float, "rewards/accuracies": float,
+        "logps/chosen": float, "logps/rejected": float,
+        "logps_mean/chosen": float, "logps_mean/rejected": float, "logps_mean/gentle": float,
+        "cooling/mean": float, "cooling/p10": float, "cooling/p50": float, "cooling/p90": float,
         "cooling/histogram": list[int],
-        "grad_norm": float,
-        "entropy": float,
-        "num_tokens": float,
-        "negatives/on_policy": float,
-        "negatives/level": float,
-        "negatives/lbar": float,
+        "negatives/on_policy": float, "negatives/level": float, "negatives/lbar": float,
     },
     total=False,
-)
-"""One logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens, in nats.
-``cooling/histogram`` counts the w_c since the line before in ten equal bins of [0, 1]; loggers do not get it.
-``negatives`` are of on-policy sampling and its curriculum, see docs/curriculum.md."""
+)  # fmt: skip
+"""One logged step: its :data:`MetricName` numbers, and what else the Trainer logs (``epoch``, ``learning_rate``, ...).
+Loggers do not get ``cooling/histogram``."""
 
-
-PROBE_GROUPS = (
-    "chosen",
-    "rejected",
-    "gentle",
-    "longer",
-    "shorter",
-    "greedy",
-    "on_policy",
-    "shuffled",
-    "other_answer",
-    "other_image",
-    "blank",
-)
+ProbeGroup: TypeAlias = Literal[
+    "chosen", "rejected", "gentle", "longer", "shorter",
+    "greedy", "on_policy", "shuffled", "other_answer", "other_image", "blank",
+]  # fmt: skip
+PROBE_GROUPS: tuple[ProbeGroup, ...] = get_args(ProbeGroup)
 """Groups of answers that probes measure, in the order of a reading's lines."""
+
+ProbeMeasure: TypeAlias = Literal[
+    "mean_logprob", "delta", "p10", "p50", "p90",
+    "entropy", "top1", "argmax_mass", "ece", "tv", "js", "moved_to_argmax",
+]  # fmt: skip
+"""The numbers of a :class:`ProbeLine`."""
 
 
 class ProbeLine(TypedDict, total=False):
@@ -69,9 +76,7 @@ class ProbeLine(TypedDict, total=False):
 
     stage: Stage
     step: int
-    group: str
-    """One of :data:`PROBE_GROUPS`."""
-
+    group: ProbeGroup
     n: int
     mean_logprob: float
     """Mean lbar of the group, nats per token."""
@@ -100,101 +105,13 @@ class ProbeLine(TypedDict, total=False):
     """What the reading cost."""
 
 
-class JsonLines(NamedTuple):
-    """What a file of JSON lines holds."""
-
-    objects: list[dict[str, Any]]
-    skipped: int
-    """Lines that are no JSON object: half-written when a run was killed, or damaged."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole, or leave what was there untouched; see :func:`write_bytes`."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole, or leave what was there untouched.
-
-    Raises:
-        OSError: the disk is full or may not be written; an earlier version of the file is as it was.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all; numbers that are not finite become null."""
-    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_jsonl(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
-    """Write objects, one a line, as a whole file or not at all; numbers that are not finite become null."""
-    write_text(path, _lines(objects))
-
-
-def append_jsonl(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
-    """Append objects, one a line; numbers that are not finite become null.
-
-    A half-written last line, left by a run that was killed, is closed first, so that it spoils no good line.
-    """
-    lines = _lines(objects)
-    with path.open("ab+") as file:
-        if file.seek(0, os.SEEK_END) > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                lines = "\n" + lines
-        file.write(lines.encode("utf-8"))
-
-
-def read_jsonl(path: Path) -> JsonLines:
-    """Every readable object of a file, in order; a missing file holds none."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return JsonLines([], 0)
-    lines = [line for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
-    objects = [item for item in map(_parsed_line, lines) if item is not None]
-    return JsonLines(objects, len(lines) - len(objects))
-
-
-def _lines(objects: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(_finite(item), ensure_ascii=False, allow_nan=False) + "\n" for item in objects)
-
-
-def _parsed_line(line: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _finite(value: Any) -> Any:
-    """The value with null where a float is infinite or no number, which JSON cannot hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+SignName: TypeAlias = Literal[
+    "non_finite_loss", "reward_at_start", "squeezing", "likelihood_displacement", "false_negatives", "overconfidence",
+    "reference_drift", "image_blindness", "length_shortcut", "easy_negative_saturation", "over_cooling",
+    "stale_contrast", "gradient_spikes", "stalled_learning",
+]  # fmt: skip
+SIGN_NAMES: tuple[SignName, ...] = get_args(SignName)
+"""What a diagnosis can find, most harmful first: what spoils the run, the model, what it learns, and the time."""
 
 
 @dataclass(frozen=True)
@@ -343,18 +260,18 @@ class RunDirectory:
 
     def write_findings(self, found: Mapping[str, Any]) -> None:
         """Write ``findings.json``: a diagnosis, and under ``stopped`` what ended stages before their last step."""
-        notes = [self.note(stage) for stage in get_args(Stage)]
+        notes = [self.note(stage) for stage in STAGES]
         write_json(self.findings, {**found, "stopped": [note["stopped"] for note in notes if "stopped" in note]})
 
-    def append_metrics(self, line: Mapping[str, Any]) -> None:
+    def append_metrics(self, line: MetricsLine) -> None:
         """Append one logged step."""
         append_jsonl(self.metrics, [line])
 
-    def append_probes(self, lines: Sequence[Mapping[str, Any]]) -> None:
+    def append_probes(self, lines: Sequence[ProbeLine]) -> None:
         """Append one probe reading, a line a group."""
         append_jsonl(self.probes, lines)
 
-    def readings(self, stage: Stage, *, until: int) -> list[dict[str, Any]]:
+    def readings(self, stage: Stage, *, until: int) -> list[ProbeLine]:
         """A stage's probe lines up to a step, oldest first; what is no such line is left out."""
         return [line for line in read_jsonl(self.probes).objects if _is_reading(line, stage, until)]
 
@@ -374,7 +291,92 @@ class RunDirectory:
         return sum(_truncate(path, stage, step) for path in (self.metrics, self.probes))
 
 
-def _is_reading(line: Mapping[str, Any], stage: Stage, until: int) -> bool:
+def checkpoint_directory(path: Path) -> Path:
+    """The checkpoint that a path stands for: itself, or the last finished stage of a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory. Give a run, such as runs/cwdpo, or a checkpoint.")
+    run = RunDirectory(path)
+    for candidate in (path, run.stage("stage2"), run.stage("stage1")):
+        if (candidate / "adapter_config.json").is_file() or (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(
+        f"{path} holds neither a checkpoint nor a finished stage. Give the directory with adapter_config.json."
+    )
+
+
+class JsonLines(NamedTuple):
+    """What a file of JSON lines holds."""
+
+    objects: list[dict[str, Any]]
+    skipped: int
+    """Lines that are no JSON object: half-written when a run was killed, or damaged."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole, or leave what was there untouched; see :func:`write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole, or leave what was there untouched.
+
+    Raises:
+        OSError: the disk is full or may not be written; an earlier version of the file is as it was.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all; numbers that are not finite become null."""
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+    """Write objects, one a line, as a whole file or not at all; numbers that are not finite become null."""
+    write_text(path, _lines(objects))
+
+
+def append_jsonl(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+    """Append objects, one a line; numbers that are not finite become null.
+
+    A half-written last line, left by a run that was killed, is closed first, so that it spoils no good line.
+    """
+    lines = _lines(objects)
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                lines = "\n" + lines
+        file.write(lines.encode("utf-8"))
+
+
+def read_jsonl(path: Path) -> JsonLines:
+    """Every readable object of a file, in order; a missing file holds none."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return JsonLines([], 0)
+    lines = [line for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
+    objects = [item for item in map(_parsed_line, lines) if item is not None]
+    return JsonLines(objects, len(lines) - len(objects))
+
+
+def _is_reading(line: Mapping[str, object], stage: Stage, until: int) -> TypeGuard[ProbeLine]:
     step = line.get("step")
     if not isinstance(step, int) or not {"group", "mean_logprob"} <= line.keys():
         return False
@@ -404,3 +406,32 @@ def _comes_after(line: Mapping[str, Any], stage: Stage, step: int) -> bool:
         at = line.get("step")
         return not isinstance(at, int) or at > step
     return stage == "stage1" and line.get("stage") == "stage2"
+
+
+def _lines(objects: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(_finite(item), ensure_ascii=False, allow_nan=False) + "\n" for item in objects)
+
+
+def _parsed_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _finite(value: Any) -> Any:
+    """The value with null where a float is infinite or no number, which JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,17 +1,22 @@
 """What on-policy sampling, probes and the reference pass need of a trainer: a small view, so that none imports it."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 from accelerate import Accelerator
 from torch import nn
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from cwdpo.data.collate import RowDataset
 from cwdpo.data.encode import Encoder
 from cwdpo.engine import Engine
 
 
 class TrainerView(Protocol):
     """A ``transformers.Trainer`` whose batch is prompts with answers. Both stages' trainers are one."""
+
+    probe_metrics: Callable[[], dict[str, float]] | None
+    """Readings of probes that an evaluation reports too; whatever measures probes sets it."""
 
     @property
     def model(self) -> nn.Module | None:
@@ -23,7 +28,7 @@ class TrainerView(Protocol):
 
     @property
     def engine(self) -> Engine:
-        """Answers what the log-probs of some answers are."""
+        """Computes log-probs of answers."""
 
     @property
     def encoder(self) -> Encoder:
@@ -38,8 +43,16 @@ class TrainerView(Protocol):
         """Where training is."""
 
     @property
-    def train_dataset(self) -> Any:
-        """``data.collate.RowDataset``, or None."""
+    def control(self) -> TrainerControl:
+        """What the Trainer does next: log, evaluate, save, stop."""
+
+    @property
+    def train_dataset(self) -> RowDataset | None:
+        """The rows that are trained on."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed divide the weights, so that no process has the whole model."""
 
     def log(self, logs: dict[str, float]) -> None:
         """Hand scalars to every logger."""

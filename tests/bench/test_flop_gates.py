@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import pytest
+from bench.tiny_size import TINY
 
 from cwdpo.bench.contestants import Task, build_model, build_processor, cw_dpo, make_rows, trl_dpo
 from cwdpo.bench.counting import count_flops, without_products
-from cwdpo.bench.flops import SETTINGS, SIZES
+from cwdpo.bench.sizes import SETTINGS
 
 
 def make_task(setting: str, directory: Path, *, lora: bool, checkpointing: bool) -> Task:
-    size = SIZES["tiny"]
+    size = TINY
     processor = build_processor(size.vision)
     return Task(
         model=build_model(size, processor),

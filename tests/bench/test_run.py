@@ -12,7 +12,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cwdpo.bench import run
 from cwdpo.bench.contestants import Contestant
-from cwdpo.bench.flops import SIZES, ModelSize, Setting, VisionSize
 from cwdpo.bench.run import (
     BEST,
     FEATURES,
@@ -21,10 +20,10 @@ from cwdpo.bench.run import (
     STRICT,
     Options,
     Result,
-    closed_form_table,
     measured_table,
     run_bench,
 )
+from cwdpo.bench.sizes import SIZES, ModelSize, Setting, VisionSize
 from cwdpo.engine import tree as tree_attention
 from cwdpo.errors import UserError
 
@@ -141,8 +140,3 @@ def test_without_trl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(UserError, match="pip install trl"):
         measure()
-
-
-def test_closed_form_table_names_every_size() -> None:
-    table = closed_form_table()
-    assert table.count("| 72B, 1024 image tokens |") == 4

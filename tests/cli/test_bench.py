@@ -10,12 +10,6 @@ from cwdpo.cli.app import app
 from cwdpo.errors import UserError
 
 
-def test_closed_form_needs_no_model() -> None:
-    result = CliRunner().invoke(app, ["bench", "--closed-form"])
-    assert result.exit_code == 0
-    assert "| 72B, 1024 image tokens | 1316.4 |" in result.output
-
-
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out.json").write_text("{}")
     result = CliRunner().invoke(app, ["bench", "--json", str(tmp_path / "out.json")])

@@ -63,7 +63,7 @@ def test_mistakes_exit_with_2(run: Run, data: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_an_output_elsewhere_tells_where_the_pictures_are(run: Run, data: Path, tmp_path: Path) -> None:
+def test_an_output_elsewhere_says_where_the_pictures_are(run: Run, data: Path, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     _, _, err = run("gentle", data, "--out", tmp_path / "new" / "out.jsonl")
     assert f"image paths in {tmp_path}/new/out.jsonl start at {tmp_path}." in err
@@ -115,15 +115,15 @@ def test_show_a_refresh_of_a_run_and_without_it(run: Run, data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("floor", "told"), [("nan", "must be a number"), ("inf", "must be a number"), ("3", "Did you mean -3?")]
+    ("floor", "message"), [("nan", "must be a number"), ("inf", "must be a number"), ("3", "Did you mean -3?")]
 )
 def test_impossible_floors_are_refused_before_a_model_loads(
-    run: Run, data: Path, tmp_path: Path, floor: str, told: str
+    run: Run, data: Path, tmp_path: Path, floor: str, message: str
 ) -> None:
     words = ["filter", data, "--out", tmp_path / "out.jsonl", "--model", tmp_path / "none"]
     code, _, err = run(*words, "--drop-easier-than", floor)
     assert code == 2
-    assert told in err
+    assert message in err
 
 
 def test_a_filter_that_leaves_nothing_writes_nothing(run: Run, data: Path, tmp_path: Path) -> None:

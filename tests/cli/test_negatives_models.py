@@ -11,8 +11,9 @@ from support import disc_data
 from support.chat_server import serving
 
 from cwdpo.cli import app
-from cwdpo.cli.negatives import recipe_of_run, weight_of
+from cwdpo.cli.negatives import _recipe_of_run
 from cwdpo.data.rows import Row
+from cwdpo.negatives.hardness import weigh_as
 from cwdpo.negatives.server import Endpoint
 
 Run = Callable[..., tuple[int, str, str]]
@@ -145,12 +146,12 @@ def test_a_run_with_a_floor_gives_weights(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(
         "model: {name_or_path: m}\ndata: {train: d}\nstage2: {cooling: {floor: -2.0, temperature: 0.5}}\n"
     )
-    recipe = recipe_of_run(tmp_path)
+    recipe = _recipe_of_run(tmp_path)
     assert recipe is not None
-    weigh = weight_of(recipe)
+    weigh = weigh_as(recipe)
     assert weigh is not None
     assert weigh(-3.0) == pytest.approx(1 / (1 + math.exp(2)))
-    assert recipe_of_run(tmp_path / "none") is None
+    assert _recipe_of_run(tmp_path / "none") is None
 
 
 def test_filter_by_a_model(run: Run, data: Path, tmp_path: Path, tiny: Callable[[str], Path]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
-from cwdpo.demo.judge import right_captions, same_meanings, same_words
+from cwdpo.demo.judge import right_captions, same_clauses, same_meanings
 from cwdpo.demo.world import read_scenes, sample_scene, sample_style, write_caption, write_world
 
 CHOSEN = "a small red disc at the top left and at the lower right there is a big blue box"
@@ -27,7 +27,7 @@ CHOSEN = "a small red disc at the top left and at the lower right there is a big
 )
 def test_what_words_say(caption: str, words: bool, meanings: bool) -> None:
     row = Row(prompt=(), chosen=CHOSEN)
-    assert (same_words([row], [caption]), same_meanings([row], [caption])) == ([words], [meanings])
+    assert (same_clauses([row], [caption]), same_meanings([row], [caption])) == ([words], [meanings])
 
 
 def test_synonyms_find_every_right_caption_and_none_that_is_wrong(tmp_path: Path) -> None:
@@ -40,4 +40,4 @@ def test_synonyms_find_every_right_caption_and_none_that_is_wrong(tmp_path: Path
     right = right_captions(asked, captions)
     assert same_meanings(asked, captions) == right
     assert sum(right) >= 120
-    assert sum(same_words(asked, captions)) < 60
+    assert sum(same_clauses(asked, captions)) < 60

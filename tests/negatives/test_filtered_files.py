@@ -9,8 +9,9 @@ import pytest
 
 from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
-from cwdpo.negatives.files import Hardness, write_filtered
-from cwdpo.negatives.filtering import Rules
+from cwdpo.negatives.candidates import Candidate, drop_easy
+from cwdpo.negatives.files import write_filtered
+from cwdpo.negatives.filtering import Hardness, Rules
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -57,7 +58,18 @@ def test_floor_and_ceiling_are_of_the_whole_file(tmp_path: Path) -> None:
     assert row["ches"] == [5.0]
 
 
-def test_nothing_left_is_told_and_nothing_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", [-10.0, -5.0, "quantile:0.5", "quantile:0.9"])
+def test_a_file_and_a_refresh_have_one_rule_for_too_easy(tmp_path: Path, rule: float | str) -> None:
+    texts = ["a bus", "a van", "a lorry", "some tram", "another thing"]
+    made = [Candidate(0, "", text, lbar=-float(len(text))) for text in texts]
+    drop_easy(made, rule)
+    rows = [{"prompt": "What?", "chosen": "A red car.", "rejected": texts[0], "negatives": texts[1:]}]
+    (row,) = filtered(tmp_path, rows, measure=by_length, drop_easier_than=rule)
+    kept = [candidate.text for candidate in made if candidate.reason is None]
+    assert [row["rejected"], *row.get("negatives", [])] == kept
+
+
+def test_nothing_left_is_reported_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no negative would be left \(2 right_but_for_form, 2 too_easy, 1 repeated\)"):
         filtered(tmp_path, ROWS, measure=by_length, drop_easier_than=-1.0)
     assert not (tmp_path / "out.jsonl").exists()

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cwdpo.negatives.filtering import Rules, filter_negatives, length_gap, ngram_overlap, normalised, quantile
+from cwdpo.negatives.filtering import (
+    Rules,
+    filter_negatives,
+    hardness_reason,
+    length_gap,
+    ngram_overlap,
+    normalised,
+    quantile,
+    threshold,
+)
 
 RIGHT = ["A brown dog sleeps on the couch."]
 
@@ -19,33 +28,44 @@ RIGHT = ["A brown dog sleeps on the couch."]
         ("the brown dog  sleeps on a couch", "right_but_for_form"),
         ("A brown dog sleeps on the couch today.", "too_much_like_right"),
         ("No.", "other_length"),
-        ("Some people wait for a train here.", "too_easy"),
+        ("Some people wait for a train here.", None),
     ],
 )
-def test_each_reason(negative: str, reason: str) -> None:
-    rules = Rules(overlap=0.8, length_gap=0.5, lbar_floor=-3.0)
-    found = filter_negatives(RIGHT, [negative], rules, lbars=[-5.0])
-    assert found.dropped == ((0, reason),)
-    assert found.reasons == {reason: 1}
+def test_each_reason(negative: str, reason: str | None) -> None:
+    assert filter_negatives(RIGHT, [negative], Rules(overlap=0.8, length_gap=0.5)) == [reason]
 
 
 def test_what_is_fine_stays_and_repetitions_do_not() -> None:
     texts = ["A grey cat sleeps on the rug.", "A grey cat sleeps on the rug.", "A bird sits on the old roof."]
-    found = filter_negatives(RIGHT, texts, Rules(lbar_floor=-3.0), lbars=[-1.0, -1.0, None])
-    assert found.kept == (0, 2)
-    assert found.dropped == ((1, "repeated"),)
+    assert filter_negatives(RIGHT, texts, Rules()) == [None, "repeated", None]
 
 
 def test_repetitions_in_another_form_do_not_count() -> None:
-    assert filter_negatives(["A bus."], ["A BLUE car.", "a blue car", "a red car"], Rules()).kept == (0, 2)
+    assert filter_negatives(["A bus."], ["A BLUE car.", "a blue car", "a red car"], Rules()) == [None, "repeated", None]
 
 
 def test_rules_are_off_by_default() -> None:
-    assert filter_negatives(RIGHT, ["No.", RIGHT[0] + " today"], Rules(), lbars=[-99.0, -99.0]).kept == (0, 1)
+    assert filter_negatives(RIGHT, ["No.", RIGHT[0] + " today"], Rules()) == [None, None]
+    assert hardness_reason(lbar=-99.0, ches=99.0) is None
 
 
-def test_the_floor_itself_stays() -> None:
-    assert filter_negatives(["x"], ["y"], Rules(lbar_floor=-2.0), lbars=[-2.0]).kept == (0,)
+@pytest.mark.parametrize(
+    ("lbar", "ches", "reason"),
+    [
+        (-5.0, 0.0, "too_easy"),
+        (-2.0, 1.0, None),  # the limits themselves stay
+        (-1.0, 1.5, "too_similar"),
+        (-5.0, 1.5, "too_easy"),
+        (None, None, None),  # not measured
+    ],
+)
+def test_hardness(lbar: float | None, ches: float | None, reason: str | None) -> None:
+    assert hardness_reason(lbar=lbar, floor=-2.0, ches=ches, ceiling=1.0) == reason
+
+
+def test_a_threshold_is_a_number_or_a_quantile() -> None:
+    assert threshold([-1.0, -2.0], "quantile:0.25") == -1.75
+    assert threshold([-1.0, -2.0], -7) == -7.0
 
 
 def test_overlap_by_hand() -> None:

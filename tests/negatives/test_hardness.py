@@ -11,8 +11,7 @@ from PIL import Image
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.models.loading import load_policy, load_processor
-from cwdpo.negatives.candidates import Candidate
-from cwdpo.negatives.hardness import ches, drop_easy, length_normalised_ches, measure_hardness, threshold
+from cwdpo.negatives.hardness import ches, length_normalised_ches, measure_hardness
 
 
 def by_hand(chosen: list[list[float]], rejected: list[list[float]], normalise: bool) -> float:
@@ -68,14 +67,3 @@ def test_a_models_hardness_is_that_of_rows_alone(tiny: Callable[[str], Path], na
                 means.append(sum(logprobs[i, token].item() for i, token in enumerate(ids)) / len(ids))
             assert hardness.lbar == pytest.approx(means[1], abs=1e-4)
             assert hardness.ches == pytest.approx(by_hand(states[0], states[1], True), rel=1e-3, abs=1e-3)
-
-
-def test_dropping_by_a_number_or_a_quantile() -> None:
-    made = [Candidate(i, "", f"{i}", lbar=-float(i)) for i in range(5)]
-    made.append(Candidate(5, "", "x", reason="cut"))
-    assert drop_easy(made, "quantile:0.5") == -2.0
-    assert [c.reason for c in made] == [None, None, None, "too_easy", "too_easy", "cut"]
-    assert drop_easy(made, -0.5) == -0.5
-    assert [c.reason for c in made[:3]] == [None, "too_easy", "too_easy"]
-    assert drop_easy(made[3:], -0.5) is None
-    assert threshold([-1.0, -2.0], "quantile:0.25") == -1.75

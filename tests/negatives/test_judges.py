@@ -1,4 +1,4 @@
-"""Judges that come with the package: what they take for right, and what they cannot tell."""
+"""Judges that come with the package: what they take for right, and where they are not sure."""
 
 import json
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def judged_answer(body: Any) -> str:
 
 @pytest.fixture
 def server() -> Iterator[ChatServer]:
-    """Knows that what begins with r is right, and cannot tell of what begins with u."""
+    """Knows that what begins with r is right, and is not sure of what begins with u."""
     verdicts = {"r": '{"verdict": "yes"}', "w": '{"verdict": "no"}', "u": "Hm."}
     with serving(lambda body: [verdicts[judged_answer(body)[0]]]) as state:
         yield state
@@ -90,14 +90,14 @@ def test_a_server_is_asked_about_each_answer_and_its_picture(server: ChatServer)
         assert schema["properties"]["verdict"]["enum"] == ["yes", "no", "unsure"]
 
 
-def test_it_is_told_of_other_right_answers(server: ChatServer) -> None:
+def test_it_is_given_other_right_answers(server: ChatServer) -> None:
     judge = EndpointJudge(client(server)).knowing(lambda one: [one.chosen, "a cube, red", "red"])
     judge([row()], ["wrong"])
     question = server.chats()[0]["messages"][-1]["content"][0]["text"]
     assert 'Other right answers are: "a cube, red", "red".\n' in question
 
 
-def test_where_the_server_fails_nobody_can_tell(server: ChatServer) -> None:
+def test_where_the_server_fails_no_answer_is_judged(server: ChatServer) -> None:
     judge = EndpointJudge(client(server, model="tiny", concurrency=1, retries=1))
     server.script = ["ok", 500, "broken", "ok", 503, "ok"]
     assert judge([row()] * 4, ["right", "right", "wrong", "wrong"]) == [True, None, False, False]

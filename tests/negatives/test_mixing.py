@@ -88,7 +88,23 @@ def test_no_text_twice_in_another_form() -> None:
     assert [item.text for item in mixed] == ["A BLUE car.", "a bus"]
 
 
-def test_the_place_of_a_negative_is_told() -> None:
+def test_no_text_twice_in_another_form_where_names_stand_for_texts() -> None:
+    texts = {"k1": "A BLUE car.", "k2": "a blue car", "k3": "a bus"}
+    mixed = mix_negatives(["k1"], ["k2", "k3"], fraction=0.0, seed=0, row_id="r", count=3, text_of=texts)
+    assert [item.text for item in mixed] == ["k1", "k3"]
+    without = mix_negatives(["k1"], ["k2", "k3"], fraction=0.0, seed=0, row_id="r", count=3)
+    assert sorted(item.text for item in without) == ["k1", "k2", "k3"]
+
+
+def test_names_choose_as_their_texts_do() -> None:
+    texts = {f"k{text}": text for text in (*DATASET, *SAMPLED)}
+    names = [[f"k{text}" for text in source] for source in (DATASET, SAMPLED)]
+    for row in map(str, range(50)):
+        mixed = mix_negatives(*names, fraction=0.5, seed=0, row_id=row, text_of=texts)
+        assert [texts[negative.text] for negative in mixed] == chosen(row, 0.5)
+
+
+def test_the_place_of_a_negative_is_returned() -> None:
     for item in mix_negatives(DATASET, SAMPLED, fraction=0.5, seed=0, row_id="r", count=7):
         assert {"dataset": DATASET, "on_policy": SAMPLED}[item.source][item.index] == item.text
 

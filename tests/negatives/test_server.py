@@ -1,9 +1,12 @@
-"""The client, sampling and adapters against a small server that has bad days and keeps adapters as vLLM does."""
+"""The client, sampling and adapters against a small server that fails on demand and keeps adapters as vLLM does."""
 
 import base64
 import io
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from cwdpo.negatives.server import (
     load_adapter,
     load_again,
     messages_of,
+    parse_json,
     unload_adapter,
     unload_left_over,
 )
@@ -87,6 +91,30 @@ def test_a_full_queue_is_left_alone_for_as_long_as_it_asks(server: ChatServer) -
     assert waits == [7.0, 7.0]
 
 
+@pytest.mark.parametrize(
+    ("retry_after", "least", "most"),
+    [
+        (formatdate(time.time() + 1e6, usegmt=True), 60, 60),  # never longer than a minute
+        (formatdate(time.time() - 50, usegmt=True), 0, 0),
+        ("12.5", 12.5, 12.5),
+        ("-3", 0, 0),
+        ("soon", 1, 1),  # the first wait of its own
+    ],
+)
+def test_retry_after_may_be_a_date(server: ChatServer, retry_after: str, least: float, most: float) -> None:
+    endpoint, waits = client(server, model="tiny")
+    server.script, server.retry_after = [429], retry_after
+    assert endpoint.chat(ASK)[0].text == "answer 0"
+    assert least <= waits[0] <= most
+
+
+def test_a_date_soon_is_waited_for(server: ChatServer) -> None:
+    endpoint, waits = client(server, model="tiny")
+    server.script, server.retry_after = [429], formatdate(time.time() + 30, usegmt=True)
+    endpoint.chat(ASK)
+    assert 20 < waits[0] <= 30
+
+
 def test_a_slow_answer_times_out_and_is_asked_for_again(server: ChatServer) -> None:
     endpoint, waits = client(server, model="tiny", timeout=0.2)
     server.script, server.pause = ["slow"], 0.6
@@ -102,7 +130,7 @@ def test_after_all_retries_the_error_names_the_last_trouble(server: ChatServer) 
     assert len(waits) == 2
 
 
-@pytest.mark.parametrize(("status", "advice"), [(401, "OPENAI_API_KEY"), (404, "/v1"), (400, "as told")])
+@pytest.mark.parametrize(("status", "advice"), [(401, "OPENAI_API_KEY"), (404, "/v1"), (400, "as said")])
 def test_a_refusal_is_not_tried_again(server: ChatServer, status: int, advice: str) -> None:
     endpoint, waits = client(server, model="tiny")
     server.script = [status]
@@ -174,7 +202,7 @@ def test_many_at_once_leave_a_field_out_with_one_warning(server: ChatServer, cap
 def test_another_complaint_leaves_nothing_out(server: ChatServer) -> None:
     endpoint, _ = client(server, model="tiny")
     server.script = [400]
-    with pytest.raises(EndpointError, match="as told"):
+    with pytest.raises(EndpointError, match="as said"):
         endpoint.chat(ASK, neutral=True)
     assert len(server.chats()) == 1
 
@@ -234,6 +262,34 @@ def test_no_more_requests_at_one_time_than_asked_for(server: ChatServer) -> None
 
     assert dict(endpoint.map(ask, range(20))) == {number: "answer 0" for number in range(20)}
     assert most == 3
+
+
+def test_more_than_twenty_connections_are_kept(server: ChatServer) -> None:
+    """Twice 30 requests at one time: each connection of the first round serves the second."""
+    endpoint, _ = client(server, model="tiny", concurrency=30)
+    together = threading.Barrier(30)
+
+    def answer(body: dict[str, Any]) -> list[str]:
+        together.wait(timeout=30)
+        return ["yes"]
+
+    server.answer = answer
+    for _ in range(2):
+        found = dict(endpoint.map(lambda _: endpoint.chat(ASK)[0].text, range(30)))
+        assert found == dict.fromkeys(range(30), "yes")
+    assert server.connections == 30
+
+
+def test_failures_in_many_threads_are_all_counted(server: ChatServer) -> None:
+    endpoint, _ = client(server, model="tiny", concurrency=16, retries=0, give_up_after=100)
+    server.script = [500] * 96
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        assert [text for _, text in endpoint.map(lambda _: endpoint.chat(ASK), range(96))] == [None] * 96
+    finally:
+        sys.setswitchinterval(switch)
+    assert endpoint._failures == 96
 
 
 def test_one_failure_is_logged_and_the_others_go_on(server: ChatServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -396,3 +452,21 @@ def test_an_adapter_that_stays_is_logged(server: ChatServer, adapter: Path, capl
     unload_adapter(endpoint, retries=0)
     assert "the adapter one stays loaded" in caplog.text
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        ('{"a": "}, ,] {"}', {"a": "}, ,] {"}),
+        ('Here: {"a": [1, 2, ], } Good luck!', {"a": [1, 2]}),
+        ('{"a": {"b": [1', {"a": {"b": [1]}}),
+        ('{"a": "one\ntwo"}', {"a": "one\ntwo"}),  # a line break that should have been written \\n
+        ('{"a": "one\ntw', None),
+        ('{"a": "1", "b": "cut he', None),
+        ("[1, 2]", None),
+        ("", None),
+    ],
+)
+def test_json_with_slips(text: str, found: Any) -> None:
+    assert parse_json(text) == found

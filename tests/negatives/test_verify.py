@@ -8,8 +8,8 @@ from PIL import Image
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import ConfigError
 from cwdpo.generation import Generated
-from cwdpo.negatives.filtering import Rules
-from cwdpo.negatives.verify import EndpointJudge, RightAnswers, SameWords, load_judge, verify
+from cwdpo.negatives.filtering import RightAnswers, Rules
+from cwdpo.negatives.verify import EndpointJudge, SameWords, load_judge, verify
 
 
 def row(chosen: str, question: str = "what is it", colour: str = "red") -> Row:
@@ -53,7 +53,7 @@ def test_a_judge_is_asked_about_the_rest_alone() -> None:
         reasons(["something", "else"], judge=lambda rows, answers: [True])
 
 
-def test_what_the_judge_cannot_tell_is_no_negative() -> None:
+def test_what_the_judge_is_not_sure_of_is_no_negative() -> None:
     assert reasons(["one", "two", "three"], judge=lambda rows, answers: [None, True, False]) == [
         "not_judged",
         "judged_right",
@@ -89,7 +89,7 @@ def test_paraphrases_and_other_rows_are_right_too() -> None:
     ]
     assert right(twin)[:2] == ["a red circle", "a red circle on white"]
     assert sorted(right(twin)) == sorted(right(one))
-    # a row that nobody told of has its own
+    # a row that is not among them has its own
     assert RightAnswers([])(one) == ["A red disc.", "a red disc on white", "a disc"]
 
 
@@ -99,10 +99,10 @@ def test_loading_a_judge() -> None:
     assert isinstance(served, EndpointJudge)
     assert (served.endpoint.url, served.endpoint.model) == ("http://127.0.0.1:8000/v1", "some/model:8b")
     assert load_judge("operator:eq")([], []) is True
-    for name, told in (
+    for name, message in (
         ("no_such_module:f", "cannot be imported"),
         ("math:f", "cannot be imported"),
         ("math:pi", "float"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             load_judge(name)

@@ -13,7 +13,7 @@ from cwdpo.data.rows import Row
 from cwdpo.diagnosis.signs import SIGNS
 from cwdpo.probes import GROUPS, choose_rows, probe_rows
 from cwdpo.probes.probe_set import ProbeAnswer, shuffled_words
-from cwdpo.records import PROBE_GROUPS
+from cwdpo.records import PROBE_GROUPS, SIGN_NAMES
 
 
 def of(rows: list[Row], index: int, **options: object) -> dict[str, ProbeAnswer]:
@@ -90,6 +90,6 @@ def test_words_without_another_order(text: str) -> None:
 
 
 def test_names_are_the_same_in_every_layer() -> None:
-    assert recipe.PROBE_GROUPS == PROBE_GROUPS == GROUPS
-    assert tuple(sign.name for sign in SIGNS) == recipe.SIGNS
+    assert PROBE_GROUPS == GROUPS
+    assert tuple(sign.name for sign in SIGNS) == SIGN_NAMES
     assert get_args(recipe.ProbesConfig.__annotations__["groups"])

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server on this machine, which can be told to misbehave."""
+"""A small OpenAI-compatible server on this machine, which misbehaves on demand."""
 
 import hashlib
 import json
@@ -24,8 +24,14 @@ class ChatServer:
 
     def __init__(self, answer: Answer) -> None:
         self.answer, self.script, self.pause = answer, list[Any](), 1.0
-        self.complaint = "as told"
+        self.complaint = "as said"
         """What an answer with a status code from the script says."""
+
+        self.retry_after = "7"
+        """Header of a 429."""
+
+        self.connections = 0
+        """Opened so far."""
 
         self.requests: list[tuple[str, Any]] = []
         self.headers: list[Any] = []
@@ -43,6 +49,12 @@ class ChatServer:
 
 class _Handler(BaseHTTPRequestHandler):
     server: Any
+    protocol_version = "HTTP/1.1"  # connections stay open, as at a real server
+
+    def setup(self) -> None:
+        super().setup()
+        with self.server.state.lock:
+            self.server.state.connections += 1
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -105,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = text.encode()
         self.send_response(status)
         if status == 429:
-            self.send_header("Retry-After", "7")
+            self.send_header("Retry-After", self.server.state.retry_after)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

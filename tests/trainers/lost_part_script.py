@@ -18,7 +18,7 @@ def opened(model: str, data: Path, out: Path) -> Any:
     rows, processor = read_rows(data), load_processor(model)
     policy = load_policy(model, dtype="float32")
     trainer = CWDPOTrainer(policy, args=args, train_dataset=rows, processing_class=processor)
-    trainer.open()
+    trainer.measure_reference()
     return trainer
 
 

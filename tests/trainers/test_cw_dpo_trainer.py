@@ -153,7 +153,7 @@ def test_detached_weight_has_no_gradient_and_flowing_weight_has(make_trainer: Ma
 
     def gradient(shift: float, **cooling: Any) -> tuple[torch.Tensor, float]:
         trainer = make_trainer(2, out=f"{cooling}{shift}", **cooling)
-        trainer.open()
+        trainer.measure_reference()
         trainer.reference._entries = {k: (t - shift, n) for k, (t, n) in trainer.reference._entries.items()}
         loss, seen = trainer.batch_loss(trainer.model, trainer.data_collator([trainer.train_dataset[1]]))
         loss.backward()
@@ -171,7 +171,7 @@ def test_detached_weight_has_no_gradient_and_flowing_weight_has(make_trainer: Ma
 
 def test_floor_is_measured_at_the_start_and_frozen(make_trainer: Make) -> None:
     trainer = make_trainer(2, max_steps=4)
-    trainer.open()
+    trainer.measure_reference()
     with torch.no_grad():
         means = [
             -sum(_token_nlls(trainer, row, row.gentle)) / len(_token_nlls(trainer, row, row.gentle))
@@ -201,18 +201,18 @@ def test_a_row_without_rejected_is_named(make_trainer: Make, rows: list[Row]) ->
 
 
 def test_another_models_reference_cache_is_refused(make_trainer: Make, tiny: Any) -> None:
-    make_trainer(2, out="shared").open()
+    make_trainer(2, out="shared").measure_reference()
     other = load_policy(tiny("llava"), dtype="float32", freeze_vision=False)
     with torch.no_grad():
         other.lm_head.weight[0, 0] += 1e-3
     with pytest.raises(ValueError, match="another model"):
-        make_trainer(2, model=other, out="shared").open()
+        make_trainer(2, model=other, out="shared").measure_reference()
 
 
 def test_a_reference_of_another_precision_is_refused(make_trainer: Make) -> None:
-    make_trainer(2, out="shared").open()
+    make_trainer(2, out="shared").measure_reference()
     with pytest.raises(ValueError, match="computed in no mixed precision on cpu, and this run computes in bf16"):
-        make_trainer(2, out="shared", bf16=True).open()
+        make_trainer(2, out="shared", bf16=True).measure_reference()
 
 
 def test_a_reference_that_is_no_number_is_refused(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,4 +226,4 @@ def test_a_reference_that_is_no_number_is_refused(make_trainer: Make, monkeypatc
 
     monkeypatch.setattr(trainer.engine, "logprobs", spoiled)
     with pytest.raises(UserError, match="row 3 a log-prob of nan"):
-        trainer.open()
+        trainer.measure_reference()

@@ -139,7 +139,7 @@ def test_a_frozen_tower_is_shared_with_the_reference(make_trainer: Make) -> None
     trainer = make_trainer(2, **STEPS, on_policy=SAMPLING)
     for name, parameter in trainer.model.named_parameters():
         parameter.requires_grad_("vision" not in name)
-    trainer.open()
+    trainer.measure_reference()
     reference = trainer.on_policy._refresher.reference
     assert isinstance(reference, FrozenCopy)
     copied = dict(reference.model.named_parameters())

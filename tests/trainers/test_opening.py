@@ -32,7 +32,7 @@ class CountingEngine:
 def opened(make_trainer: Make, **settings: Any) -> Any:
     trainer = make_trainer(2, **settings)
     trainer.engine = CountingEngine(trainer.engine)
-    trainer.open()
+    trainer.measure_reference()
     return trainer
 
 

@@ -326,7 +326,7 @@ def test_a_frozen_tower_sees_each_picture_of_the_probes_once(
     trainer = make_trainer(2, lora=True, **STEPS)
     trainer.engine = make_engine("auto", features=FeatureCache())
     probing = watch(trainer, rows[:3], tmp_path / "run", greedy=False)
-    trainer.open()
+    trainer.measure_reference()
     encoded: list[int] = []
     before = dict(trainer.engine.report["features"])
     probing._begin()

@@ -186,7 +186,7 @@ def test_a_refresh_that_fails_leaves_nothing_behind(
     trainer.train()
     errors = [error for _, error, _ in sampled(tmp_path / "out")]
     assert (errors[0], errors[2]) == (None, None)
-    assert errors[1].endswith('/load_lora_adapter failed 6 times; the last time: HTTP 503 \'{"error": "as told"}\'.')
+    assert errors[1].endswith('/load_lora_adapter failed 6 times; the last time: HTTP 503 \'{"error": "as said"}\'.')
     assert "training goes on" in caplog.text
     assert seen == [[]]
     assert server.adapters == {}

@@ -76,7 +76,7 @@ def test_a_token_budget_changes_nothing_but_memory(
     whole = make_trainer(stage, "qwen2_5_vl", out="whole", **common)
     divided = make_trainer(stage, "qwen2_5_vl", out="divided", max_tokens_per_batch=250, **common)
     if stage == 2:
-        divided.open()  # the reference pass has a batch size of its own
+        divided.measure_reference()  # the reference pass has a batch size of its own
     passes: list[int] = []
     divided.model.get_decoder().register_forward_pre_hook(
         lambda module, args, kwargs: passes.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
@@ -176,7 +176,7 @@ def test_buckets_are_told_the_epoch_they_resume_in(make_trainer: Make, uneven: l
 
 def test_buckets_use_the_counts_of_the_opening_pass(make_trainer: Make, uneven: list[Row]) -> None:
     trainer = make_trainer(2, train_rows=uneven, length_buckets=True)
-    trainer.open()
+    trainer.measure_reference()
     counted = [trainer.count_row(trainer.train_dataset[i][1]) for i in range(16)]
     assert trainer.row_lengths() == counted
     assert len(set(counted)) > 4

@@ -29,7 +29,6 @@ from cwdpo.analysis.influence import (
 )
 from cwdpo.analysis.theory import loser_push, push_down_repeatedly
 from cwdpo.batch import Batch, Role, eval_mode
-from cwdpo.cli.merge import adapter_directory
 from cwdpo.cooling import cooling_weight, measure_floor
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.encode import Encoder
@@ -40,7 +39,7 @@ from cwdpo.errors import ConfigError, DataError
 from cwdpo.models.adapters import add_lora, load_adapter
 from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.saving import named_base
-from cwdpo.records import write_json, write_text
+from cwdpo.records import checkpoint_directory, write_json, write_text
 from cwdpo.reference import FrozenCopy
 from cwdpo.report.charts import Curve, Dots, Figure, draw_figure
 
@@ -166,7 +165,7 @@ def _rows(settings: Settings) -> tuple[list[Row], int, int]:
 
 def _load(name: str, lora: int | None) -> tuple[Any, Any]:
     """Model and processor in float32, on the GPU where there is one; what trains is what a recipe would train."""
-    path = adapter_directory(Path(name)) if Path(name).is_dir() else None
+    path = checkpoint_directory(Path(name)) if Path(name).is_dir() else None
     source = str(path or name)
     has_adapters = path is not None and (path / "adapter_config.json").is_file()
     base = named_base(path) if path is not None and has_adapters else source

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast, Qwen2_5_VLConfig, set_seed
 
-from cwdpo.bench.flops import ModelSize, Setting, VisionSize
+from cwdpo.bench.sizes import ModelSize, Setting, VisionSize
 from cwdpo.engine import FeatureCache, make_engine
 from cwdpo.engine.tree import TreeEngine
 from cwdpo.errors import UserError
@@ -201,7 +201,7 @@ def cw_dpo(
         peft_config=_lora(model, task.lora_rank),
         engine=TreeEngine(flex_from=1, features=kept) if flex else make_engine(engine, features=kept),
     )
-    trainer.open()
+    trainer.measure_reference()
     rows: Any = trainer.train_dataset
     collator: Any = trainer.data_collator
     return Contestant(trainer, collator([rows[i] for i in range(len(rows))]))

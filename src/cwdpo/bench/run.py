@@ -27,7 +27,7 @@ from cwdpo.bench.contestants import (
     trl_dpo,
 )
 from cwdpo.bench.counting import clock, count_flops, peak_memory, saved_activations
-from cwdpo.bench.flops import METHODS, SETTINGS, SIZES, step_flops
+from cwdpo.bench.sizes import SETTINGS, SIZES
 
 STRICT = "TRL, answer tokens only"
 SHIPPED = "TRL"
@@ -219,10 +219,6 @@ def _versions() -> dict[str, str]:
     }
 
 
-_PAIR = ((48, 48),)
-"""The pair that closed-form figures are for."""
-
-
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
     """Median, first and third quartile.
 
@@ -303,36 +299,3 @@ def _notes(result: "Result") -> list[str]:
             line += f", time {spread([own / other for own, other in zip(whole, base.seconds, strict=True)])[0]:.3f}"
         notes.append(f"{line}.")
     return notes
-
-
-def closed_form_table() -> str:
-    """Markdown: TFLOP of TRL's step on one pair with answers of 48 tokens, of the published sizes, and ratios to it."""
-    lines = []
-    for lora, checkpointing in ((False, False), (True, False), (False, True), (True, True)):
-        title = ("LoRA" if lora else "full") + (", activation checkpointing" if checkpointing else "")
-        methods = {name: m for name, m in METHODS.items() if lora or m.features == "computed"}
-        names = [f"{name} (TFLOP)" if name == "TRL" else name for name in methods]
-        lines += [f"**{title}**", "", f"| | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
-        for size in ("3b", "7b", "72b"):
-            for setting in SETTINGS:
-                lines.append(_closed_form_line(size, setting, list(methods), lora=lora, checkpointing=checkpointing))
-        lines.append("")
-    return "\n".join(lines).rstrip()
-
-
-def _closed_form_line(size: str, setting: str, methods: list[str], *, lora: bool, checkpointing: bool) -> str:
-    shape = SETTINGS[setting]
-    flops = [
-        step_flops(
-            SIZES[size],
-            METHODS[name],
-            _PAIR,
-            prompt=shape.prompt,
-            image_tokens=shape.image_tokens,
-            lora=lora,
-            checkpointing=checkpointing,
-        )
-        for name in methods
-    ]
-    cells = [f"{flops[0] / 1e12:.1f}", *(f"{value / flops[0]:.3f}" for value in flops[1:])]
-    return f"| {size.upper()}, {shape.image_tokens} image tokens | {' | '.join(cells)} |"

@@ -51,19 +51,11 @@ def bench(
     steps: Annotated[int, typer.Option(min=0, help="Timed steps, each contestant in turn.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="Of a CPU.")] = 1,
     out: Annotated[Path | None, typer.Option("--json", help="Write every number here too.")] = None,
-    closed_form: Annotated[
-        bool, typer.Option("--closed-form", help="Only print FLOPs of the published sizes, from a formula.")
-    ] = False,
 ) -> None:
     """Measure step time, FLOPs and memory beside TRL, on the same random model, rows and threads.
 
-    Nothing is downloaded.
+    Nothing is downloaded. In the source tree, `python -m benchmarks.closed_form` computes the FLOPs of larger models.
     """
-    if closed_form:
-        from cwdpo.bench.run import closed_form_table
-
-        print(closed_form_table())
-        return
     if out is not None and out.exists():
         raise UserError(f"{out} is there already, and nothing is overwritten. Give another name.")
     quiet_libraries()

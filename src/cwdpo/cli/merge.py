@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.errors import UserError
-from cwdpo.records import RunDirectory
+from cwdpo.records import checkpoint_directory
 
 
 def merge(
@@ -15,7 +14,7 @@ def merge(
         Path, typer.Argument(metavar="RUN", help="A run, one of its stages, or a checkpoint.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("--out", help="The new directory.", show_default=False)],
-    base: Annotated[str | None, typer.Option("--base", help="The base model, if it has moved.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The base model, if it was moved.")] = None,
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Merge into a base that the adapters were not trained on.")
     ] = False,
@@ -24,27 +23,10 @@ def merge(
     ] = False,
 ) -> None:
     """Merge adapters into a plain checkpoint that from_pretrained and vLLM load."""
-    source = adapter_directory(run)
+    source = checkpoint_directory(run)
 
     quiet_libraries()
     from cwdpo.models.saving import merge_adapter
 
     merged = merge_adapter(source, out, base=base, any_base=any_base, trust_remote_code=trust_remote_code)
     print(f"merged {source} into {merged}")
-
-
-def adapter_directory(run: Path) -> Path:
-    """The checkpoint that a path means: itself, or the last finished stage of a run.
-
-    Raises:
-        UserError: there is none.
-    """
-    if not run.is_dir():
-        raise UserError(f"{run} is no directory. Give a run, such as runs/cwdpo, or a checkpoint.")
-    stages = RunDirectory(run)
-    for candidate in (run, stages.stage("stage2"), stages.stage("stage1")):
-        if (candidate / "adapter_config.json").is_file() or (candidate / "config.json").is_file():
-            return candidate
-    raise UserError(
-        f"{run} holds neither a checkpoint nor a finished stage. Give the directory with adapter_config.json."
-    )

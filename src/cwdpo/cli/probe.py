@@ -1,20 +1,20 @@
 """``cwdpo probe``: measure a probe set on any checkpoint."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from cwdpo.cli.merge import adapter_directory
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError
+from cwdpo.records import ProbeLine, ProbeMeasure, checkpoint_directory
 
-_COLUMNS = ("mean_logprob", "p10", "p50", "p90", "delta")
-_OF_CHOSEN = ("entropy", "top1", "argmax_mass", "ece", "tv", "js", "moved_to_argmax")
+_COLUMNS: tuple[ProbeMeasure, ...] = ("mean_logprob", "p10", "p50", "p90", "delta")
+_OF_CHOSEN: tuple[ProbeMeasure, ...] = ("entropy", "top1", "argmax_mass", "ece", "tv", "js", "moved_to_argmax")
 
 
 def probe(
@@ -39,7 +39,9 @@ def probe(
     """
     if rows < 1:
         raise ConfigError(f"--rows is {rows}, but must be at least 1. Try 32.")
-    names = [str(adapter_directory(Path(name))) if Path(name).is_dir() else name for name in (reference, model) if name]
+    names = [
+        str(checkpoint_directory(Path(name))) if Path(name).is_dir() else name for name in (reference, model) if name
+    ]
     quiet_libraries()
     from cwdpo.recipes.checkpoints import probe_checkpoints
 
@@ -58,7 +60,7 @@ def probe(
         _show(lines, Console())
 
 
-def _show(lines: Sequence[Mapping[str, Any]], console: Console) -> None:
+def _show(lines: Sequence[ProbeLine], console: Console) -> None:
     shown = [name for name in _COLUMNS if name in lines[0]]
     table = Table("group", "n", *shown, caption="Mean log-probs of answers, nats per token.", caption_justify="left")
     for line in lines:

@@ -20,6 +20,7 @@ from cwdpo.config.limits import (
     not_empty,
 )
 from cwdpo.errors import ConfigError
+from cwdpo.records import PROBE_GROUPS, SIGN_NAMES
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -300,40 +301,6 @@ class Stage2Config:
     """Overrides the recipe's ``trainer`` for this stage."""
 
 
-PROBE_GROUPS = (
-    "chosen",
-    "rejected",
-    "gentle",
-    "longer",
-    "shorter",
-    "greedy",
-    "on_policy",
-    "shuffled",
-    "other_answer",
-    "other_image",
-    "blank",
-)
-"""Answer groups that probes know (``cwdpo.records.PROBE_GROUPS``; neither module may import the other)."""
-
-SIGNS = (
-    "non_finite_loss",
-    "reward_at_start",
-    "squeezing",
-    "likelihood_displacement",
-    "false_negatives",
-    "overconfidence",
-    "reference_drift",
-    "image_blindness",
-    "length_shortcut",
-    "easy_negative_saturation",
-    "over_cooling",
-    "stale_contrast",
-    "gradient_spikes",
-    "stalled_learning",
-)
-"""What a diagnosis can find (``cwdpo.diagnosis.signs.SIGNS``, which is a layer above)."""
-
-
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ProbesConfig:
     """Held-out answers that are measured while the model learns. ``probes: null`` measures none."""
@@ -350,7 +317,9 @@ class ProbesConfig:
     ] = "all"
     """Answers that are measured. ``chosen`` always is."""
 
-    stop_on: Annotated[list[str], names_among("probes.stop_on", SIGNS, what="a finding")] = field(default_factory=list)
+    stop_on: Annotated[list[str], names_among("probes.stop_on", SIGN_NAMES, what="a finding")] = field(
+        default_factory=list
+    )
     """End a stage early when the diagnosis finds one of these."""
 
     patience: Annotated[int, limit("probes.patience", at_least=1, advice="Try 2.")] = 2

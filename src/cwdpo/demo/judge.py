@@ -26,13 +26,13 @@ def right_captions(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
     ]
 
 
-def same_words(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
+def same_clauses(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
     """Whether each caption has the clauses of its row's right one, whatever the order of clauses and words in them."""
     return [_clauses(row.chosen, {}) == _clauses(text, {}) for row, text in zip(rows, captions, strict=True)]
 
 
 def same_meanings(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
-    """As :func:`same_words`, with every word's synonyms taken for the word."""
+    """As :func:`same_clauses`, with every word's synonyms taken for the word."""
     return [
         _clauses(row.chosen, _ONE_WORD_FOR) == _clauses(text, _ONE_WORD_FOR)
         for row, text in zip(rows, captions, strict=True)

@@ -1,4 +1,4 @@
-"""Refreshes on disk: everything that was sampled, what became of it and why, so that a run can be repeated exactly."""
+"""Candidates for negatives and the refreshes that sampled them, kept on disk so that a run can be repeated exactly."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cwdpo.errors import UserError
+from cwdpo.negatives.filtering import hardness_reason, threshold
 from cwdpo.records import read_jsonl, write_text
 
 _FORMAT = 2
@@ -68,8 +69,54 @@ class Refresh:
     candidates: Sequence[Candidate] = ()
 
     def counts(self) -> dict[str, int]:
-        """How many samples were kept, and how many dropped for which reason; and how many own negatives are here."""
-        return dict(Counter(_count_as(candidate) for candidate in self.candidates))
+        """How many samples were kept, how many dropped for which reason, and how many own negatives are here."""
+        return dict(Counter("dataset" if c.source == "dataset" else c.reason or "kept" for c in self.candidates))
+
+
+def drop_easy(candidates: Sequence[Candidate], rule: float | str) -> float | None:
+    """Give the reason ``too_easy`` to negatives below a floor of lbar.
+
+    Args:
+        candidates: those that are still kept have an ``lbar``.
+        rule: nats per token, or ``quantile:q`` of the kept ones' lbar.
+
+    Returns:
+        The floor in nats per token; None where nothing was kept.
+    """
+    kept, lbars = _measured(candidates, "lbar")
+    floor = threshold(lbars, rule) if kept else None
+    for candidate, lbar in zip(kept, lbars, strict=True):
+        candidate.reason = hardness_reason(lbar=lbar, floor=floor)
+    return floor
+
+
+def drop_similar(candidates: Sequence[Candidate], rule: float | str) -> float | None:
+    """Give the reason ``too_similar`` to negatives above a ceiling of CHES.
+
+    Args:
+        candidates: those that are still kept have a ``ches``.
+        rule: a number, or ``quantile:q`` of the kept ones' CHES.
+
+    Returns:
+        The ceiling; None where nothing was kept.
+    """
+    kept, values = _measured(candidates, "ches")
+    ceiling = threshold(values, rule) if kept else None
+    for candidate, value in zip(kept, values, strict=True):
+        candidate.reason = hardness_reason(ches=value, ceiling=ceiling)
+    return ceiling
+
+
+def _measured(candidates: Sequence[Candidate], name: Literal["lbar", "ches"]) -> tuple[list[Candidate], list[float]]:
+    """Those that are still kept, and what was measured of them."""
+    kept = [candidate for candidate in candidates if candidate.reason is None]
+    values: list[float] = []
+    for candidate in kept:
+        value = candidate.lbar if name == "lbar" else candidate.ches
+        if value is None:
+            raise ValueError(f"the candidate {candidate.text!r} has no {name}; measure it before filtering by it")
+        values.append(value)
+    return kept, values
 
 
 def refresh_path(directory: Path, number: int) -> Path:
@@ -93,7 +140,7 @@ def read_refreshes(directory: Path) -> list[Refresh]:
     Raises:
         UserError: a file is damaged, so that the run could not go on as it began.
     """
-    return [_read(path) for path in sorted(directory.glob("refresh-*.jsonl"))]
+    return [read_refresh(path) for path in sorted(directory.glob("refresh-*.jsonl"))]
 
 
 def read_refresh(path: Path) -> Refresh:
@@ -102,10 +149,6 @@ def read_refresh(path: Path) -> Refresh:
     Raises:
         UserError: the file is damaged.
     """
-    return _read(path)
-
-
-def _read(path: Path) -> Refresh:
     lines = read_jsonl(path)
     try:
         header, *rest = lines.objects
@@ -121,36 +164,25 @@ def _read(path: Path) -> Refresh:
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path}: not a whole record of sampled negatives ({error}), so the run cannot go on as it began. Restore "
-            "the file, or start the run anew in another --output_dir."
+            "the file, or start the run again in another --output_dir."
         ) from error
     return refresh
 
 
 def summed_up(refreshes: Sequence[Refresh]) -> dict[str, Any]:
-    """All refreshes of a stage in one object: their number, those that failed, seconds, and candidates by what became
-    of them, ``kept`` or the reason why not."""
-    became: Counter[str] = Counter()
-    for refresh in refreshes:
-        became.update(candidate.reason or "kept" for candidate in refresh.candidates if candidate.source == "on_policy")
+    """All refreshes of a stage: their number, those that failed, seconds, and samples by ``kept`` or why not."""
+    sampled = [c for refresh in refreshes for c in refresh.candidates if c.source == "on_policy"]
     return {
         "refreshes": len(refreshes),
         "failed": sum(refresh.error is not None for refresh in refreshes),
         "seconds": round(sum(float(refresh.details.get("seconds", 0.0)) for refresh in refreshes), 2),
-        "samples": dict(became),
+        "samples": dict(Counter(candidate.reason or "kept" for candidate in sampled)),
     }
 
 
 def remove_after(directory: Path, step: int) -> None:
     """Remove what was sampled after a step, as the resumed run will sample it again."""
     for path in sorted(directory.glob("refresh-*.jsonl"), reverse=True):
-        if _step(path) > step:
+        header = read_jsonl(path).objects[:1]
+        if header and int(header[0].get("step", -1)) > step:
             path.unlink()
-
-
-def _step(path: Path) -> int:
-    first = read_jsonl(path).objects[:1]
-    return int(first[0].get("step", -1)) if first else -1
-
-
-def _count_as(candidate: Candidate) -> str:
-    return candidate.source if candidate.source == "dataset" else candidate.reason or "kept"

@@ -1,19 +1,31 @@
-"""Which negatives to leave out: right answers by accident, other lengths, and those that are too easy."""
+"""Which negatives to leave out: right answers by accident, repetitions, other lengths, too easy or too similar ones.
 
+Rules on texts and measured numbers. What measures with a model is in :mod:`cwdpo.negatives.hardness`.
+"""
+
+import itertools
 import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
-_WORDS = re.compile(r"[^\W_]+(?:[.,:/]\d+)*")
-_ARTICLES = frozenset({"a", "an", "the"})
+import xxhash
+from PIL import Image
+
+from cwdpo.data.rows import ImageSource, Row
+
+TOO_EASY, TOO_SIMILAR = "too_easy", "too_similar"
+
+Reason: TypeAlias = str | None
+"""Why a negative is left out; None where it stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What a negative must be. None switches a rule off."""
+    """What the text of a negative must be. None switches a rule off."""
 
     overlap: float | None = None
     """Drop negatives whose n-gram overlap with a right answer is at least this, in (0, 1]. Not for gentle ones, which
@@ -25,49 +37,121 @@ class Rules:
     length_gap: float | None = None
     """Drop negatives whose number of words differs from every right answer's by more than this share of it."""
 
-    lbar_floor: float | None = None
-    """Drop negatives with lbar below this, nats per token: too easy to teach anything."""
 
-
-@dataclass(frozen=True)
-class Filtered:
-    """What was kept, by index, and why the others were not."""
-
-    kept: tuple[int, ...]
-    dropped: tuple[tuple[int, str], ...]
-    """``(index, reason)``."""
-
-    reasons: Counter[str] = field(default_factory=Counter)
-
-
-def filter_negatives(
-    positives: Sequence[str], negatives: Sequence[str], rules: Rules, *, lbars: Sequence[float | None] | None = None
-) -> Filtered:
+def filter_negatives(positives: Sequence[str], negatives: Sequence[str], rules: Rules) -> list[Reason]:
     """Decide for each negative of a row whether it stays.
 
     Args:
         positives: the row's right answers, one at least.
         negatives: candidates.
-        rules: what to ask of them; exact and normalised matches with a right answer are always dropped, as are
+        rules: of the text. Exact and normalised matches with a right answer are always dropped, and so are
             repetitions, also those that differ in form alone.
-        lbars: mean log-probability of each negative, nats per token, None where it was not measured.
+
+    Returns:
+        For each negative None, or ``same_as_right``, ``right_but_for_form``, ``too_much_like_right``, ``other_length``
+        or ``repeated``.
     """
-    kept: list[int] = []
-    dropped: list[tuple[int, str]] = []
-    seen: set[str] = set()
-    for index, negative in enumerate(negatives):
-        lbar = lbars[index] if lbars is not None else None
-        reason = _reason(positives, negative, rules, lbar) or ("repeated" if normalised(negative) in seen else None)
-        seen.add(normalised(negative))
-        if reason is None:
-            kept.append(index)
-        else:
-            dropped.append((index, reason))
-    return Filtered(tuple(kept), tuple(dropped), Counter(reason for _, reason in dropped))
+    right, seen = {normalised(positive) for positive in positives}, set[str]()
+    reasons: list[Reason] = []
+    for negative in negatives:
+        form = normalised(negative)
+        reason: Reason = None
+        if negative in positives:
+            reason = "same_as_right"
+        elif form in right:
+            reason = "right_but_for_form"
+        elif rules.overlap is not None and any(
+            ngram_overlap(positive, negative, rules.ngram) >= rules.overlap for positive in positives
+        ):
+            reason = "too_much_like_right"
+        elif rules.length_gap is not None and length_gap(positives, negative) > rules.length_gap:
+            reason = "other_length"
+        elif form in seen:
+            reason = "repeated"
+        seen.add(form)
+        reasons.append(reason)
+    return reasons
+
+
+@dataclass(frozen=True, slots=True)
+class Hardness:
+    """Of one negative, as a model sees it."""
+
+    lbar: float
+    """Mean log-prob, nats per token."""
+
+    ches: float
+    """Length-normalised CHES similarity to the right answer."""
+
+
+def hardness_reason(
+    *, lbar: float | None = None, floor: float | None = None, ches: float | None = None, ceiling: float | None = None
+) -> Reason:
+    """Why a negative of this hardness is left out; a limit that is None, or was not measured, drops nothing.
+
+    Args:
+        lbar: nats per token.
+        floor: of lbar; below it a negative is too easy to teach anything.
+        ches: similarity to the right answer.
+        ceiling: of CHES; above it, pushing the negative down drags the right answer along.
+
+    Example:
+        >>> hardness_reason(lbar=-3.0, floor=-2.0), hardness_reason(lbar=-2.0, floor=-2.0)
+        ('too_easy', None)
+    """
+    if lbar is not None and floor is not None and lbar < floor:
+        return TOO_EASY
+    if ches is not None and ceiling is not None and ches > ceiling:
+        return TOO_SIMILAR
+    return None
+
+
+def threshold(values: Sequence[float], rule: float | str) -> float:
+    """A number as it is, or ``quantile:q`` of the values.
+
+    Example:
+        >>> threshold([-3.0, -1.0, -2.0], "quantile:0.5"), threshold([-3.0], -1.5)
+        (-2.0, -1.5)
+    """
+    return quantile(values, float(rule.partition(":")[2])) if isinstance(rule, str) else float(rule)
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The value that a share ``q`` of the values lies below, linear in between; the same as numpy's default.
+
+    Raises:
+        ValueError: no values, one that is not finite, or q outside [0, 1].
+    """
+    if not values or not 0 <= q <= 1 or not all(map(math.isfinite, values)):
+        raise ValueError(f"cannot take the quantile {q} of {len(values)} values; give finite values and 0 <= q <= 1")
+    ordered = sorted(values)
+    place = q * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+class RightAnswers:
+    """Every right answer that a data set gives for a prompt, also those that stand in other rows of the same prompt."""
+
+    def __init__(self, rows: Iterable[Row], also: Iterable[Row] = ()) -> None:
+        """Read the rows.
+
+        Args:
+            rows: those that negatives are made for.
+            also: others of the same data, such as another stage's.
+        """
+        self._of: dict[Hashable, dict[str, None]] = {}
+        for row in itertools.chain(rows, also):
+            self._of.setdefault(_question(row), {}).update(dict.fromkeys(_right_in(row)))
+
+    def __call__(self, row: Row) -> list[str]:
+        """The right answers to a row's prompt and images, its own first; paraphrases count."""
+        return list(dict.fromkeys([*_right_in(row), *self._of.get(_question(row), ())]))
 
 
 def normalised(text: str) -> str:
-    """A text with what does not change its meaning taken off: case, punctuation, spaces, forms of characters, articles.
+    """A text without what does not change its meaning: case, punctuation, spaces, forms of characters, articles.
 
     A text that is nothing but punctuation stays as it is, and a text of articles alone keeps them.
 
@@ -78,7 +162,7 @@ def normalised(text: str) -> str:
         False
     """
     words = _words(text)
-    return " ".join([word for word in words if word not in _ARTICLES] or words) or text.strip()
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words) or text.strip()
 
 
 def ngram_overlap(one: str, other: str, longest: int = 3) -> float:
@@ -104,36 +188,7 @@ def length_gap(positives: Sequence[str], negative: str) -> float:
     return min(abs(count - length) / length for length in lengths)
 
 
-def quantile(values: Sequence[float], q: float) -> float:
-    """The value that a share ``q`` of the values lies below, linear in between; the same as numpy's default.
-
-    Raises:
-        ValueError: no values, one that is not finite, or q outside [0, 1].
-    """
-    if not values or not 0 <= q <= 1 or not all(map(math.isfinite, values)):
-        raise ValueError(f"cannot take the quantile {q} of {len(values)} values; give finite values and 0 <= q <= 1")
-    ordered = sorted(values)
-    place = q * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
-def _reason(positives: Sequence[str], negative: str, rules: Rules, lbar: float | None) -> str | None:
-    """Why a negative is left out; None where it stays."""
-    if negative in positives:
-        return "same_as_right"
-    if normalised(negative) in {normalised(positive) for positive in positives}:
-        return "right_but_for_form"
-    if rules.overlap is not None and any(
-        ngram_overlap(positive, negative, rules.ngram) >= rules.overlap for positive in positives
-    ):
-        return "too_much_like_right"
-    if rules.length_gap is not None and length_gap(positives, negative) > rules.length_gap:
-        return "other_length"
-    if rules.lbar_floor is not None and lbar is not None and lbar < rules.lbar_floor:
-        return "too_easy"
-    return None
+_WORDS = re.compile(r"[^\W_]+(?:[.,:/]\d+)*")
 
 
 def _words(text: str) -> list[str]:
@@ -146,3 +201,17 @@ def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 def _f1(one: Counter[tuple[str, ...]], other: Counter[tuple[str, ...]]) -> float:
     return 2 * (one & other).total() / (one.total() + other.total())
+
+
+def _right_in(row: Row) -> list[str]:
+    return [text for text in (row.chosen, row.longer, row.shorter) if text]
+
+
+def _question(row: Row) -> Hashable:
+    return row.prompt, tuple(_identity(image) for image in row.images)
+
+
+def _identity(image: ImageSource) -> str:
+    if isinstance(image, Image.Image):
+        image = image.tobytes()
+    return xxhash.xxh3_128_hexdigest(image) if isinstance(image, bytes) else str(image)

@@ -1,11 +1,11 @@
-"""Negatives of whole files that a model or a server makes; what is done survives an interruption."""
+"""Negatives of whole files from a model or a server; what is done survives an interruption."""
 
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import xxhash
 
@@ -14,67 +14,16 @@ from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
 from cwdpo.generation import Generated, Sampler, Sampling, chunks
 from cwdpo.negatives.files import json_line, refuse_existing, row_ids, rows_with_records, with_gentle
-from cwdpo.negatives.filtering import Rules, filter_negatives
+from cwdpo.negatives.filtering import Reason, RightAnswers, Rules, filter_negatives
 from cwdpo.negatives.gentle import GentleNegative
 from cwdpo.negatives.gentle.server import Asked, ask_gentle
 from cwdpo.negatives.mixing import hashed
 from cwdpo.negatives.server import Endpoint
-from cwdpo.negatives.verify import Judge, RightAnswers, verify
+from cwdpo.negatives.verify import Judge, verify
 from cwdpo.records import append_jsonl, read_jsonl, write_text
 
-_BLOCK = 2**20
-
-
-class Unfinished:
-    """Results by row number in ``OUT.partial``, until the output can be written whole."""
-
-    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
-        """Take up what an earlier call left.
-
-        Args:
-            out: the file to be.
-            settings: what the results follow from, JSON types only; another call must have the same.
-
-        Raises:
-            UserError: the earlier call was another one.
-        """
-        self.path = out.with_name(f"{out.name}.partial")
-        self.done: dict[int, dict[str, Any]] = {}
-        lines = read_jsonl(self.path).objects
-        if not lines:
-            append_jsonl(self.path, [{"settings": settings}])
-        elif lines[0].get("settings") != settings:
-            raise UserError(
-                f"{self.path}: was left by a call with other settings or other data. Repeat that call to finish it, or "
-                "delete the file to begin anew."
-            )
-        for line in lines[1:]:
-            if isinstance(line.get("number"), int):
-                self.done[line["number"]] = line["result"]
-
-    def add(self, number: int, result: Mapping[str, Any]) -> None:
-        """Keep one row's result, at once on disk."""
-        self.done[number] = dict(result)
-        append_jsonl(self.path, [{"number": number, "result": result}])
-
-    def close(self) -> None:
-        """Forget it, once the output is written."""
-        self.path.unlink(missing_ok=True)
-
-
-def what_was_read(data: Path, image_root: Path | None) -> dict[str, Any]:
-    """What tells a data set from one with other rows or pictures under the same name: a hash of its content."""
-    content = xxhash.xxh3_128()
-    for file in sorted(path for path in data.rglob("*") if path.is_file()) if data.is_dir() else [data]:
-        content.update(str(file.relative_to(data)).encode("utf-8", "surrogateescape"))
-        with file.open("rb") as opened:
-            while block := opened.read(_BLOCK):
-                content.update(block)
-    return {"data": content.hexdigest(), "image_root": str(resolve_root(data, image_root).resolve())}
-
-
-Progress = Callable[[int, int], None]
-"""Told how many rows are done, and of how many."""
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with how many rows are done, and of how many."""
 
 
 def write_asked(
@@ -96,7 +45,7 @@ def write_asked(
         endpoint: the server.
         seed: sent with each request.
         image_root: as in :func:`cwdpo.data.reading.read_rows`.
-        progress: told after each reply.
+        progress: called after each reply.
 
     Returns:
         How many rows got one (``made``), and how many not, by reason.
@@ -113,20 +62,28 @@ def write_asked(
     def ask(number: int) -> Asked:
         return ask_gentle(endpoint, rows[number][1], seed=hashed(seed, "asked", number) % 2**31)
 
-    for place, asked in endpoint.map(ask, left):
-        if asked is not None:
-            work.add(left[place], asdict(asked))
+    for place, reply in endpoint.map(ask, left):
+        if reply is not None:
+            work.add(left[place], asdict(reply))
         progress(len(work.done), len(rows))
-    _refuse_unanswered(work, len(rows))
-    right_answers = RightAnswers(row for _, row in rows)
-    made = [_checked(Asked(**work.done[number]), right_answers(row)) for number, (_, row) in enumerate(rows)]
-    lines = [
-        json_line(with_gentle(record, _as_edit(row.chosen, asked)), row.source)
-        for (record, row), asked in zip(rows, made, strict=True)
-    ]
+    missing = len(rows) - len(work.done)
+    if missing:
+        raise UserError(
+            f"{missing} of {len(rows)} rows have no reply; the others are kept in {work.path}. Run the same command "
+            "again to ask for the missing ones."
+        )
+    right_answers, counts, lines = RightAnswers(row for _, row in rows), Counter[str](), []
+    for number, (record, row) in enumerate(rows):
+        asked = Asked(**work.done[number])
+        made, reason = None, asked.reason
+        if asked.negative is not None:  # it may be right for another row of the prompt
+            (reason,) = filter_negatives(right_answers(row), [asked.negative], Rules())
+            made = _as_edit(row.chosen, asked.negative, asked.kind or "other") if reason is None else None
+        counts[reason or "made"] += 1
+        lines.append(json_line(with_gentle(record, made), row.source))
     write_text(out, "".join(lines))
     work.close()
-    return Counter(asked.reason or "made" for asked in made)
+    return counts
 
 
 def write_samples(
@@ -153,15 +110,15 @@ def write_samples(
         out: JSON lines; must not be there yet.
         sampler: a model or a server.
         sampling: the sampler's settings.
-        made_by: what else the samples follow from, such as the model; an interrupted call is only gone on with where it
-            is the same.
+        made_by: what else the samples follow from, such as the model; an interrupted call continues only where it is
+            the same.
         verified_by: what else their verification follows from, such as the judge's name; where it has changed, samples
-            that are kept are verified anew.
-        rules: of :func:`cwdpo.negatives.verify.verify`.
-        judge: likewise. Where it fails, the samples are kept for the next call.
+            that are kept are verified again.
+        rules, judge: of :func:`cwdpo.negatives.verify.verify`. Where the judge fails, the samples are kept for the
+            next call.
         seed: of all samples.
         image_root: as in :func:`cwdpo.data.reading.read_rows`.
-        progress: told after each portion.
+        progress: called after each portion.
 
     Returns:
         How many samples were kept, and how many dropped, by reason.
@@ -175,33 +132,76 @@ def write_samples(
     settings = {"what": "sample", "seed": seed, **asdict(sampling), **what_was_read(data, image_root)}
     work = Unfinished(out, settings | dict(made_by))
     for place, portion in enumerate(chunks(range(len(rows)), sampling)):
-        asked = [rows[number] for number in portion]
+        of_portion = [rows[number] for number in portion]
         if any(number not in work.done for number in portion):
-            sampled = sampler.sample(asked, seed=hashed(seed, "sampling", place) % 2**63)
+            sampled = sampler.sample(of_portion, seed=hashed(seed, "sampling", place) % 2**63)
             for number, answers in zip(portion, sampled, strict=True):
                 work.add(number, {"answers": [[answer.text, answer.ended] for answer in answers]})
         if any(work.done[number].get("verified_by") != dict(verified_by) for number in portion):
             found = [[Generated(*answer) for answer in work.done[number]["answers"]] for number in portion]
-            reasons = _verified(asked, found, right_answers, rules, judge, work)
+            reasons = _verified(of_portion, found, right_answers, rules, judge, work)
             for number, whys in zip(portion, reasons, strict=True):
                 work.add(number, work.done[number] | {"reasons": whys, "verified_by": verified_by})
         progress(min(portion[-1] + 1, len(rows)), len(rows))
-    counts = _write_verified(out, rows, names, work)
+    counts, lines = Counter[str](), []
+    for number, row in enumerate(rows):
+        done = work.done[number]
+        samples = [(text, why) for (text, _), why in zip(done["answers"], done["reasons"], strict=True)]
+        counts.update(why or "kept" for _, why in samples)
+        dropped = [{"text": text, "reason": why} for text, why in samples if why is not None]
+        kept = [text for text, why in samples if why is None]
+        lines.append(json_line({"id": names[number], "negatives": kept, "dropped": dropped}, row.source))
+    write_text(out, "".join(lines))
     work.close()
     return counts
 
 
-def _write_verified(out: Path, rows: Sequence[Row], names: Sequence[str], work: Unfinished) -> Counter[str]:
-    """A line a row, and how many samples were kept and dropped."""
-    counts: Counter[str] = Counter()
-    lines = []
-    for number, row in enumerate(rows):
-        done = work.done[number]
-        told = [(text, why) for (text, _), why in zip(done["answers"], done["reasons"], strict=True)]
-        counts.update(why or "kept" for _, why in told)
-        lines.append(json_line(_sample_line(names[number], told), row.source))
-    write_text(out, "".join(lines))
-    return counts
+class Unfinished:
+    """Results by row number in ``OUT.partial``, until the output can be written whole."""
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+        """Take up what an earlier call left.
+
+        Args:
+            out: the file to be.
+            settings: what the results follow from, JSON types only; another call must have the same.
+
+        Raises:
+            UserError: the earlier call was another one.
+        """
+        self.path = out.with_name(f"{out.name}.partial")
+        self.done: dict[int, dict[str, Any]] = {}
+        lines = read_jsonl(self.path).objects
+        if not lines:
+            append_jsonl(self.path, [{"settings": settings}])
+        elif lines[0].get("settings") != settings:
+            raise UserError(
+                f"{self.path}: was left by a call with other settings or other data. Repeat that call to finish it, or "
+                "delete the file to start again."
+            )
+        for line in lines[1:]:
+            if isinstance(line.get("number"), int):
+                self.done[line["number"]] = line["result"]
+
+    def add(self, number: int, result: Mapping[str, Any]) -> None:
+        """Keep one row's result, at once on disk."""
+        self.done[number] = dict(result)
+        append_jsonl(self.path, [{"number": number, "result": result}])
+
+    def close(self) -> None:
+        """Remove the file, once the output is written."""
+        self.path.unlink(missing_ok=True)
+
+
+def what_was_read(data: Path, image_root: Path | None) -> dict[str, str]:
+    """A hash of a data set's content and where its pictures are: other rows under the same name differ in it."""
+    content = xxhash.xxh3_128()
+    for file in sorted(path for path in data.rglob("*") if path.is_file()) if data.is_dir() else [data]:
+        content.update(str(file.relative_to(data)).encode("utf-8", "surrogateescape"))
+        with file.open("rb") as opened:
+            while block := opened.read(2**20):
+                content.update(block)
+    return {"data": content.hexdigest(), "image_root": str(resolve_root(data, image_root).resolve())}
 
 
 def _verified(
@@ -211,49 +211,23 @@ def _verified(
     rules: Rules | None,
     judge: Judge | None,
     work: Unfinished,
-) -> list[list[str | None]]:
-    """See :func:`verify`; a judge is the user's own code, and its mistakes are told as such."""
-    if judge is None:
-        return verify(rows, answers, right_answers=right_answers, rules=rules)
+) -> list[list[Reason]]:
+    """See :func:`verify`; a judge is the user's own code, and its mistakes are reported as such."""
     try:
         return verify(rows, answers, right_answers=right_answers, rules=rules, judge=judge)
-    except UserError:
-        raise
     except Exception as error:
+        if judge is None or isinstance(error, UserError):
+            raise
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"the judge failed: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno}). Mend it "
+            f"the judge failed: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno}). Fix it "
             f"and run the same command again; what was sampled is kept in {work.path}."
         ) from error
 
 
-def _checked(asked: Asked, right: Sequence[str]) -> Asked:
-    """A reply that is no right answer of another row either."""
-    if asked.negative is None:
-        return asked
-    dropped = filter_negatives(right, [asked.negative], Rules()).dropped
-    return Asked(reason=dropped[0][1]) if dropped else asked
-
-
-def _sample_line(row_id: str, found: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
-    dropped = [{"text": text, "reason": why} for text, why in found if why is not None]
-    return {"id": row_id, "negatives": [text for text, why in found if why is None], "dropped": dropped}
-
-
-def _as_edit(right: str, asked: Asked) -> GentleNegative | None:
-    """The reply with the span that differs: what is left between the longest common beginning and end."""
-    if asked.negative is None:
-        return None
-    wrong, shorter = asked.negative, min(len(right), len(asked.negative))
+def _as_edit(right: str, wrong: str, kind: str) -> GentleNegative:
+    """A reply with the span that differs: what is left between the longest common beginning and end."""
+    shorter = min(len(right), len(wrong))
     start = next((i for i in range(shorter) if right[i] != wrong[i]), shorter)
     end = next((i for i in range(shorter - start) if right[-1 - i] != wrong[-1 - i]), shorter - start)
-    return GentleNegative(wrong, asked.kind or "other", (((start, len(right) - end), (start, len(wrong) - end)),))
-
-
-def _refuse_unanswered(work: Unfinished, total: int) -> None:
-    missing = total - len(work.done)
-    if missing:
-        raise UserError(
-            f"{missing} of {total} rows have no reply; the others are kept in {work.path}. Run the same command again "
-            "to ask for the missing ones."
-        )
+    return GentleNegative(wrong, kind, (((start, len(right) - end), (start, len(wrong) - end)),))

@@ -1,12 +1,10 @@
-"""Mixing: how many of a row's negatives are sampled from the policy, and which.
+"""Mixing: how many of a prompt's negatives are sampled from the policy, and which; with a curriculum, how hard.
 
-Every choice is a hash of the seed, the row's id and the round, with no state to carry. So it is the same after an
-interruption, in any order of the rows, and under any number of workers and ranks.
+Every choice is a hash of the seed, the row's id and the round, without state. So it is the same after an interruption,
+in any order of the rows, and with any number of workers and ranks.
 
-A curriculum over negatives: from those that are just hard enough to the hardest, as fast as the policy learns.
-
-A *level* in [0, 1] says which of a prompt's candidates its places take, ordered by lbar under the policy: 0 the
-easiest, 1 the hardest. It follows a schedule, or what probes read. Floats only: no torch, no model.
+The *level* of a curriculum, in [0, 1], says which of a prompt's candidates come first, ordered by lbar under the
+policy: 0 the easiest, 1 the hardest. It follows a schedule, or what probes read. Floats only: no torch, no model.
 """
 
 import math
@@ -19,11 +17,107 @@ import xxhash
 from cwdpo.config.limits import Fraction, check_fraction
 from cwdpo.negatives.filtering import normalised
 
+Source: TypeAlias = Literal["dataset", "on_policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class MixedNegative:
+    """A chosen negative, with where it came from and its place there."""
+
+    text: str
+    source: Source
+    index: int
+
+
+def mix_negatives(
+    dataset: Sequence[str],
+    on_policy: Sequence[str],
+    *,
+    fraction: float,
+    seed: int,
+    row_id: str,
+    round: int = 0,
+    count: int | None = None,
+    level: float | None = None,
+    lbars: Mapping[str, float] | None = None,
+    text_of: Mapping[str, str] | None = None,
+) -> list[MixedNegative]:
+    """Choose a row's negatives.
+
+    Each place is filled from the policy's samples with probability ``fraction``; where one source has run out, the
+    other fills in, so that a row without samples keeps all its negatives. No text is taken twice, nor one that differs
+    in form alone.
+
+    Args:
+        dataset: negatives of the data set: their texts, or any names of them.
+        on_policy: answers sampled from the policy, in the same way.
+        fraction: share from the policy, from 0 to 1; see :func:`fraction_at`.
+        seed: of all choices.
+        row_id: names the row; two rows of one id get the same choices.
+        round: the epoch, step or refresh; another round chooses again.
+        count: how many to choose; by default as many as the data set has, or one where it has none.
+        level: which of a source's answers come first, see :func:`order_by_level`; by default the round chooses.
+        lbars: of every answer, nats per token; needed with a level.
+        text_of: where answers are given by name, such as a content key, their texts. A name without one is compared
+            as it is.
+
+    Returns:
+        At most ``count``, fewer only where both sources together hold fewer different texts.
+    """
+    check_fraction(fraction)
+    texts = text_of or {}
+    form = {name: normalised(texts.get(name, name)) for name in (*dataset, *on_policy)}
+    pools = {
+        "dataset": _ordered("dataset", dataset, seed, row_id, round),
+        "on_policy": _ordered("on_policy", on_policy, seed, row_id, round),
+    }
+    if level is not None:
+        pools = {name: _by_level(pool, level, lbars or {}) for name, pool in pools.items()}
+    wanted = (len(dataset) or 1) if count is None else count
+    chosen: list[MixedNegative] = []
+    while len(chosen) < wanted and any(pools.values()):
+        from_policy = uniform(seed, row_id, round, "source", len(chosen)) < fraction
+        first, second = ("on_policy", "dataset") if from_policy else ("dataset", "on_policy")
+        negative = (pools[first] or pools[second]).pop(0)
+        chosen.append(negative)
+        for name, pool in pools.items():
+            pools[name] = [other for other in pool if form[other.text] != form[negative.text]]
+    return chosen
+
+
+def wants_samples(*, fraction: float, seed: int, row_id: str, round: int, num_dataset: int, count: int | None) -> bool:
+    """Whether :func:`mix_negatives` would take a sample for this row if there were one; else none need be drawn."""
+    wanted = (num_dataset or 1) if count is None else count
+    drawn = any(uniform(seed, row_id, round, "source", place) < fraction for place in range(wanted))
+    return drawn or (fraction > 0 and wanted > num_dataset)
+
+
+def fraction_at(value: Fraction, progress: float) -> float:
+    """The share at a point of the run; before the first point and after the last it stays as it is there.
+
+    Example:
+        >>> fraction_at([[0, 0.0], [0.5, 1.0]], 0.25), fraction_at([[0, 0.0], [0.5, 1.0]], 0.9), fraction_at(0.3, 0.5)
+        (0.5, 1.0, 0.3)
+    """
+    check_fraction(value)
+    if isinstance(value, int | float):
+        return float(value)
+    before = value[0]
+    for point in value:
+        if progress < point[0]:
+            if point is before:
+                break
+            along = (progress - before[0]) / (point[0] - before[0])
+            return float(before[1] + along * (point[1] - before[1]))
+        before = point
+    return float(before[1])
+
+
 STEP = 0.25
 """How far one decision moves the level: five levels, so that a reading's noise does not swing it from end to end."""
 
 GROWTH = 0.05
-"""Nats per token by which the margin must grow before harder negatives come: what is there is learnt."""
+"""Nats per token by which the margin must grow before harder negatives come: the present ones are learned."""
 
 PATIENCE = 3
 """Readings since the last decision after which a margin that has grown less counts as stalled."""
@@ -68,7 +162,7 @@ def auto_level(
     The first reading is where counting starts, at level 0. After each later one:
 
     1. chosen answers more than ``tolerance`` below the highest reading before: one :data:`STEP` easier;
-    2. else the margin ``growth`` above that of the last decision (learnt), or ``patience`` readings since then
+    2. else the margin ``growth`` above that of the last decision (learned), or ``patience`` readings since then
        (stalled): one step harder;
     3. else as it is.
 
@@ -98,18 +192,6 @@ def auto_level(
     return level
 
 
-Source: TypeAlias = Literal["dataset", "on_policy"]
-
-
-@dataclass(frozen=True, slots=True)
-class MixedNegative:
-    """A chosen negative, with where it came from and its place there."""
-
-    text: str
-    source: Source
-    index: int
-
-
 def uniform(seed: int, *parts: object) -> float:
     """A number in [0, 1) that depends on nothing but its arguments, on any machine.
 
@@ -126,86 +208,7 @@ def hashed(seed: int, *parts: object) -> int:
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
 
 
-def fraction_at(value: Fraction, progress: float) -> float:
-    """The share at a point of the run; before the first point and after the last it stays as it is there.
-
-    Example:
-        >>> fraction_at([[0, 0.0], [0.5, 1.0]], 0.25), fraction_at([[0, 0.0], [0.5, 1.0]], 0.9), fraction_at(0.3, 0.5)
-        (0.5, 1.0, 0.3)
-    """
-    check_fraction(value)
-    if isinstance(value, int | float):
-        return float(value)
-    before = value[0]
-    for point in value:
-        if progress < point[0]:
-            if point is before:
-                break
-            along = (progress - before[0]) / (point[0] - before[0])
-            return float(before[1] + along * (point[1] - before[1]))
-        before = point
-    return float(before[1])
-
-
-def mix_negatives(
-    dataset: Sequence[str],
-    on_policy: Sequence[str],
-    *,
-    fraction: float,
-    seed: int,
-    row_id: str,
-    round: int = 0,
-    count: int | None = None,
-    level: float | None = None,
-    lbars: Mapping[str, float] | None = None,
-) -> list[MixedNegative]:
-    """Choose a row's negatives.
-
-    Each place is filled from the policy's samples with probability ``fraction``; where one source has run out, the
-    other fills in, so that a row without samples keeps all its negatives. No text is taken twice,
-    nor one that differs in form alone.
-
-    Args:
-        dataset: negatives of the data set.
-        on_policy: answers sampled from the policy.
-        fraction: share from the policy, from 0 to 1; see :func:`fraction_at`.
-        row_id: names the row; two rows of one id are chosen for alike.
-        round: the epoch, step or refresh; another round chooses anew.
-        count: how many to choose; by default as many as the data set has, or one where it has none.
-        level: which of a source's answers come first, see :func:`cwdpo.negatives.mixing.order_by_level`; by default
-            the round chooses.
-        lbars: of every answer, nats per token; only a level asks for it.
-
-    Returns:
-        At most ``count``, fewer only where both sources together hold fewer different texts.
-    """
-    check_fraction(fraction)
-    pools = {
-        "dataset": _shuffled("dataset", dataset, seed, row_id, round),
-        "on_policy": _shuffled("on_policy", on_policy, seed, row_id, round),
-    }
-    if level is not None:
-        pools = {name: _by_level(pool, level, lbars or {}) for name, pool in pools.items()}
-    wanted = (len(dataset) or 1) if count is None else count
-    chosen: list[MixedNegative] = []
-    while len(chosen) < wanted and any(pools.values()):
-        from_policy = uniform(seed, row_id, round, "source", len(chosen)) < fraction
-        first, second = ("on_policy", "dataset") if from_policy else ("dataset", "on_policy")
-        negative = (pools[first] or pools[second]).pop(0)
-        chosen.append(negative)
-        for name, pool in pools.items():
-            pools[name] = [other for other in pool if normalised(other.text) != normalised(negative.text)]
-    return chosen
-
-
-def wants_samples(*, fraction: float, seed: int, row_id: str, round: int, num_dataset: int, count: int | None) -> bool:
-    """Whether :func:`mix_negatives` would take a sample for this row if there were one; else none need be drawn."""
-    wanted = (num_dataset or 1) if count is None else count
-    drawn = any(uniform(seed, row_id, round, "source", place) < fraction for place in range(wanted))
-    return drawn or (fraction > 0 and wanted > num_dataset)
-
-
-def _shuffled(source: Source, texts: Iterable[str], seed: int, row_id: str, round: int) -> list[MixedNegative]:
+def _ordered(source: Source, texts: Iterable[str], seed: int, row_id: str, round: int) -> list[MixedNegative]:
     """One source in the order in which this round would take from it."""
     found = [MixedNegative(text, source, index) for index, text in enumerate(texts)]
     return sorted(found, key=lambda item: (hashed(seed, row_id, round, source, item.index), item.index))

@@ -1,7 +1,8 @@
-"""OpenAI-compatible servers (vLLM, SGLang, a cloud): asking them, also on a bad day, sampling, and loading adapters."""
+"""Client for OpenAI-compatible servers (vLLM, SGLang, a cloud): requests and retries, sampling, adapters, replies."""
 
 import base64
 import io
+import json
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,13 +28,7 @@ logger = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-NEUTRAL: Mapping[str, float] = {
-    "top_k": -1,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
+NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """Sampling settings that change nothing, as vLLM and SGLang name them. What a request leaves out they take from the
 checkpoint's ``generation_config.json``, and then do not sample from the model's own distribution."""
 
@@ -98,8 +94,8 @@ class Endpoint:
         Args:
             url: the base, such as ``http://127.0.0.1:8000/v1``.
             model: by default the first that the server names.
-            api_key: by default ``OPENAI_API_KEY`` of the environment, if it is set. Never written to a file or message.
-            timeout: seconds that the server may take to connect, and then to send the next piece of its answer.
+            api_key: by default ``OPENAI_API_KEY`` of the environment. Never written to a file or message.
+            timeout: seconds to connect, and then between two pieces of an answer.
             retries: further attempts after a request that was refused for the moment, broke off or made no sense.
             backoff: seconds before the first of them; doubled every time, unless the server says how long to wait.
             concurrency: requests at one time.
@@ -120,7 +116,10 @@ class Endpoint:
         if not (key.isascii() and key.isprintable()):
             # httpx2 would refuse such a header in a message that quotes the key
             raise UserError("OPENAI_API_KEY has a line break or another character that no key has. Copy it again.")
-        self._client = httpx2.Client(timeout=timeout, headers={"Authorization": f"Bearer {key}"} if key else {})
+        # by default 100 connections, 20 of them kept: beyond that, requests would wait or connect again
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx2.Client(timeout=timeout, headers=headers, limits=limits)
 
     @property
     def model(self) -> str:
@@ -157,7 +156,7 @@ class Endpoint:
         Args:
             messages: see :func:`messages_of`.
             n, temperature, top_p, max_tokens, seed: as the API names them.
-            schema: a JSON schema that the server must keep the answer to.
+            schema: a JSON schema for the answer.
             neutral: sample from the model's own distribution, changed by temperature and top_p alone; see
                 :data:`NEUTRAL`. Fields that the server does not know are left out from then on, with a warning.
 
@@ -182,10 +181,7 @@ class Endpoint:
     def post(self, path: str, body: Mapping[str, Any], *, retries: int | None = None) -> None:
         """Send a command whose answer does not matter, such as vLLM's ``/load_lora_adapter``.
 
-        Args:
-            path: below the URL.
-            body: what is sent.
-            retries: in place of the endpoint's own number.
+        ``retries`` takes the place of the endpoint's own number.
         """
         self._ask("POST", path, body, lambda answer: None, retries=retries)
 
@@ -273,12 +269,17 @@ class Endpoint:
                 break
             if attempt < retries:
                 self._sleep(min(pause, _LONGEST_WAIT))
-        self._failures += 1
+        self._count_failure()
         raise EndpointError(f"{self.url}{path} failed {attempt + 1} times; the last time: {problem}.")
+
+    def _count_failure(self) -> None:
+        with self._lock:
+            self._failures += 1
 
     def _refusal(self, response: httpx2.Response, path: str, body: Mapping[str, Any] | None) -> RefusalError:
         status, text = response.status_code, self._text(response)
-        self._failures += status in (401, 403, 404)
+        if status in (401, 403, 404):
+            self._count_failure()
         advice = _advice(status, text, (body or {}).get("model"), bool(self._key))
         # a server that has answered before may refuse one prompt alone with 403
         hopeless = advice != "" and not (status == 403 and self._has_answered)
@@ -309,10 +310,15 @@ class Endpoint:
 
 
 def _retry_after(response: httpx2.Response, otherwise: float) -> float:
-    """Seconds that the server asks to wait, if it says so in numbers."""
+    """Seconds that the server asks to wait, as a number or as a date."""
+    wanted = response.headers.get("retry-after", "")
     try:
-        return max(0.0, float(response.headers.get("retry-after", "")))
+        return max(0.0, float(wanted))
     except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(wanted).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
         return otherwise
 
 
@@ -348,11 +354,58 @@ def messages_of(row: Row) -> list[dict[str, Any]]:
     ]
 
 
+def text_message(role: str, text: str) -> dict[str, Any]:
+    """One turn of text as the API takes it."""
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
 def _data_uri(image: ImageSource, source: str) -> str:
     # the very pixels that training sees: upright, RGB, and without another lossy compression
     file = io.BytesIO()
     open_image(image, source=source).save(file, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def parse_json(text: str) -> dict[str, Any] | None:
+    """Read an object from what a model wrote, with the slips that models make repaired.
+
+    Repaired are text around the object, code fences, line breaks inside texts, commas before a bracket, and brackets
+    missing at the end. An object that breaks off inside a text is not: nobody knows how the text would have gone on.
+
+    Example:
+        >>> parse_json('Sure!\\n```json\\n{"a": [1, 2,],}\\n```')
+        {'a': [1, 2]}
+        >>> parse_json('{"a": {"b": 1')
+        {'a': {'b': 1}}
+        >>> parse_json('{"a": "half a sen') is None
+        True
+    """
+    start = text.find("{")
+    if start < 0:
+        return None
+    body, end = text[start:], text.rfind("}") + 1
+    for candidate in (body, text[start:end], _repaired(text[start:end] or body), _repaired(body)):
+        try:
+            found = json.loads(candidate, strict=False)  # a line break may stand in a text
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return None
+
+
+def _repaired(text: str) -> str:
+    """Commas before brackets taken out, and missing brackets added; texts inside the object stay as they are."""
+    pieces = re.split(r'("(?:[^"\\]|\\.)*")', text)
+    pieces[::2] = [re.sub(r",(?=\s*[}\]])", "", piece.split("```")[0]) for piece in pieces[::2]]
+    still_open: list[str] = []
+    for piece in pieces[::2]:
+        for sign in piece:
+            if sign in "{[":
+                still_open.append("}" if sign == "{" else "]")
+            elif sign in "}]" and still_open:
+                still_open.pop()
+    return "".join(pieces).rstrip().rstrip(",") + "".join(reversed(still_open))
 
 
 class ServerSampler:

@@ -18,11 +18,11 @@ from cwdpo.data.rows import Row
 from cwdpo.engine.layout import select_answers
 from cwdpo.errors import UserError
 from cwdpo.generation import Sampler, Sampling, chunks
-from cwdpo.negatives.candidates import Candidate
-from cwdpo.negatives.filtering import Rules
-from cwdpo.negatives.hardness import batch_ches, drop_easy, drop_similar
+from cwdpo.negatives.candidates import Candidate, drop_easy, drop_similar
+from cwdpo.negatives.filtering import RightAnswers, Rules
+from cwdpo.negatives.hardness import batch_ches
 from cwdpo.negatives.mixing import hashed, wants_samples
-from cwdpo.negatives.verify import Judge, RightAnswers, verify
+from cwdpo.negatives.verify import Judge, verify
 from cwdpo.reference import Reference
 
 if TYPE_CHECKING:

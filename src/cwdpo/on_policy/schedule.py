@@ -1,7 +1,7 @@
 """When negatives are sampled anew, and the largest share of them that can be needed until then."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ from cwdpo.errors import ConfigError
 from cwdpo.negatives.candidates import Refresh
 from cwdpo.negatives.mixing import LevelReading, auto_level, fraction_at
 from cwdpo.probes.keeping import margin
+from cwdpo.records import ProbeLine
 
 _NAME = "cwdpo_staleness"
 WINDOW = 10
@@ -125,7 +126,7 @@ def epoch_steps(trainer: Any) -> int:
     return math.ceil(len(trainer.train_dataset) / int(of_step))
 
 
-Readings: TypeAlias = Callable[[], Sequence[Mapping[str, Any]]]
+Readings: TypeAlias = Callable[[], Sequence[ProbeLine]]
 """Gives the stage's probe lines so far (``step``, ``group``, ``mean_logprob``), oldest first, alike on every rank."""
 
 
@@ -180,7 +181,7 @@ class Curriculum:
         return self._known[1]
 
 
-def level_readings(lines: Sequence[Mapping[str, Any]]) -> list[LevelReading]:
+def level_readings(lines: Sequence[ProbeLine]) -> list[LevelReading]:
     """What the curriculum looks at in probe lines, oldest first."""
     found = []
     for _, group in groupby(lines, key=lambda line: line["step"]):

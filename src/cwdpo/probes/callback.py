@@ -29,7 +29,7 @@ from cwdpo.probes.files import (
 from cwdpo.probes.keeping import Keeper
 from cwdpo.probes.reading import flat, warm_up
 from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
-from cwdpo.records import RunDirectory, Stage
+from cwdpo.records import ProbeLine, RunDirectory, Stage
 
 if TYPE_CHECKING:
     from cwdpo.trainers.base import AnswerTrainer
@@ -238,7 +238,7 @@ class Probing(TrainerCallback):
             is_main=self._is_main,
         )
         self._stopping = StoppingRule(settings.stop_on, patience=settings.patience, tolerance=settings.tolerance)
-        self.lines: list[dict[str, Any]] = []
+        self.lines: list[ProbeLine] = []
         """The stage's readings so far, oldest first: the same on every rank, and after an interruption."""
         self._probes: ProbeSet | None = None
         self._beta: float | None = getattr(trainer.args, "beta", None)
@@ -361,7 +361,9 @@ class Probing(TrainerCallback):
             reading = self._measure()
             is_first = not self._means
             self._means = self._means or reading.means()
-            lines = [{"stage": self._stage, "step": step, **line} for line in reading.lines(self._means)]
+            lines: list[ProbeLine] = [
+                {"stage": self._stage, "step": step, **line} for line in reading.lines(self._means)
+            ]
             if is_first:
                 for rows in gather_object([self._distributions]):
                     self._distributions.update(rows)
@@ -390,7 +392,7 @@ class Probing(TrainerCallback):
             control.should_training_stop = True
             logger.warning("%s ends at step %d: %s", self._stage, state.global_step, self._stopping.told())
 
-    def _history(self, state: TrainerState) -> list[dict[str, Any]]:
+    def _history(self, state: TrainerState) -> list[Mapping[str, Any]]:
         """Everything read of this stage so far, as its files say it."""
         logged = [{"stage": self._stage, **line} for line in state.log_history if "loss" in line]
         return [*logged, *self.lines]

@@ -2,19 +2,19 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from torch import nn
 
 from cwdpo.probes.files import StageFiles
+from cwdpo.records import ProbeLine
 
 _HARDEST_FIRST = ("gentle", "rejected")
 
 
-def margin(reading: Sequence[Mapping[str, Any]]) -> float:
+def margin(reading: Sequence[ProbeLine]) -> float:
     """Mean lbar of the chosen answers, less that of the hardest negatives there are (gentle, else rejected).
 
     Without negatives it is the chosen answers' alone. Nats per token.
@@ -27,12 +27,12 @@ def margin(reading: Sequence[Mapping[str, Any]]) -> float:
     return means["chosen"] - negatives[0] if negatives else means["chosen"]
 
 
-def chosen_level(reading: Sequence[Mapping[str, Any]]) -> float:
+def chosen_level(reading: Sequence[ProbeLine]) -> float:
     """Mean lbar of the chosen answers, nats per token; NaN where it was no number."""
     return next((_level(line) for line in reading if line["group"] == "chosen"), math.nan)
 
 
-def _level(line: Mapping[str, Any]) -> float:
+def _level(line: ProbeLine) -> float:
     found = line["mean_logprob"]
     return math.nan if found is None else float(found)  # files have null for what was no number
 
@@ -48,7 +48,7 @@ class SafestReading:
     chosen: float = float("-inf")
     """Mean lbar of the chosen answers at that reading, nats per token."""
 
-    def update(self, step: int, reading: Sequence[Mapping[str, Any]]) -> bool:
+    def update(self, step: int, reading: Sequence[ProbeLine]) -> bool:
         """Take in a new reading; True if it is the safest now."""
         chosen = chosen_level(reading)
         if not chosen > self.chosen:  # NaN too
@@ -77,7 +77,7 @@ class BestReading:
     highest: float = float("-inf")
     """Highest mean lbar of the chosen answers so far."""
 
-    def update(self, step: int, reading: Sequence[Mapping[str, Any]]) -> bool:
+    def update(self, step: int, reading: Sequence[ProbeLine]) -> bool:
         """Take in a new reading; True if it is the best now."""
         chosen, grown = chosen_level(reading), margin(reading)
         if not (math.isfinite(chosen) and math.isfinite(grown)):
@@ -121,7 +121,7 @@ class Keeper:
             return self._safest.step
         return self._best.step if self._keep_best else None
 
-    def update(self, step: int, reading: Sequence[Mapping[str, Any]], model: nn.Module) -> None:
+    def update(self, step: int, reading: Sequence[ProbeLine], model: nn.Module) -> None:
         """Take in a new reading, and write the model's weights if they may be wanted."""
         wanted = self._steps()
         self._best.update(step, reading)
@@ -137,7 +137,7 @@ class Keeper:
         if self._is_main:
             self._remove_others()
 
-    def recall(self, lines: Sequence[Mapping[str, Any]]) -> None:
+    def recall(self, lines: Sequence[ProbeLine]) -> None:
         """Find the best and the safest of an interrupted run's readings again."""
         for step, reading in groupby(lines, key=lambda line: line["step"]):
             whole = list(reading)

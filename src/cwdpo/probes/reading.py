@@ -26,7 +26,7 @@ from cwdpo.engine import Engine
 from cwdpo.errors import UserError
 from cwdpo.metrics import jensen_shannon, reliability, token_ece, total_variation
 from cwdpo.probes.probe_set import ProbeBatch, ProbeSet
-from cwdpo.records import PROBE_GROUPS
+from cwdpo.records import PROBE_GROUPS, ProbeLine
 
 _BUDGET = 2**22
 """Log-probs kept for a whole probe set: 32 MB with their indices."""
@@ -171,27 +171,32 @@ class Reading:
         """Mean lbar of each group, in the order of :data:`cwdpo.records.PROBE_GROUPS`."""
         return {group: self._of_group(group).mean().item() for group in PROBE_GROUPS if group in self.answers}
 
-    def lines(self, start: Mapping[str, float] | None) -> list[dict[str, Any]]:
+    def lines(self, start: Mapping[str, float] | None) -> list[ProbeLine]:
         """A line a group, without stage and step.
 
         Args:
             start: mean lbar of each group when the stage began, or None if there is nothing to compare with.
         """
-        lines = []
-        for group, mean in self.means().items():
+        lines: list[ProbeLine] = []
+        for group in PROBE_GROUPS:
+            if group not in self.answers:
+                continue
             values = self._of_group(group)
-            quantiles = {f"p{q}": torch.quantile(values, q / 100).item() for q in (10, 50, 90)}
-            line: dict[str, Any] = {"group": group, "n": len(values), "mean_logprob": mean, **quantiles}
+            mean, (p10, p50, p90) = values.mean().item(), values.quantile(values.new_tensor([0.1, 0.5, 0.9])).tolist()
+            line: ProbeLine = {"group": group, "n": len(values), "mean_logprob": mean}
+            line |= {"p10": p10, "p50": p50, "p90": p90}
             if start is not None and group in start:
                 line["delta"] = mean - start[group]
-            lines.append(line | (self._of_chosen() if group == "chosen" else {}))
+            if group == "chosen":
+                line |= self._of_chosen()
+            lines.append(line)
         return lines
 
     def _of_group(self, group: str) -> Tensor:
         """``(n,)`` lbar of a group's answers, in the order of the rows however many ranks measured them."""
         return torch.tensor([mean for _, mean in sorted(self.answers[group].items())], dtype=torch.float64)
 
-    def _of_chosen(self) -> dict[str, Any]:
+    def _of_chosen(self) -> ProbeLine:
         """Means over the tokens of all chosen answers."""
         values = {
             name: torch.tensor([value for row in sorted(rows) for value in rows[row]], dtype=torch.float64)
@@ -200,12 +205,12 @@ class Reading:
         hit = values["hit"] > 0
         sound = bool(torch.isfinite(values["confidence"]).all())  # a model that has diverged has no bins
         bins = reliability(values["confidence"], hit).tolist() if sound else []
-        found: dict[str, Any] = {
+        found: ProbeLine = {
             "entropy": values["entropy"].mean().item(),
             "top1": values["hit"].mean().item(),
             "argmax_mass": values["confidence"].mean().item(),
             "ece": token_ece(values["confidence"], hit).item() if sound else math.nan,
-            "reliability": [[int(count), sure, right] for count, sure, right in bins],
+            "reliability": [(int(count), sure, right) for count, sure, right in bins],
         }
         if "tv" in values:
             moved = values["tv"].mean().item()
@@ -288,11 +293,11 @@ def _vocabulary(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def flat(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def flat(lines: Sequence[ProbeLine]) -> dict[str, float]:
     """A reading as scalars for loggers and best-model choice: ``probes/delta/chosen``, ``probes/ece/chosen``, ..."""
     return {
         f"probes/{name}/{line['group']}": float(value)
         for line in lines
         for name, value in line.items()
-        if name not in ("group", "stage", "step", "n", "reliability")
+        if isinstance(value, int | float) and name not in ("step", "n")
     }

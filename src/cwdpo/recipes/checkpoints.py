@@ -13,6 +13,7 @@ from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.saving import named_base
 from cwdpo.probes import ProbeSet, Reading, StartDistributions, choose_rows, measure, probe_rows
 from cwdpo.recipes.stages import write_answers
+from cwdpo.records import ProbeLine
 
 
 def probe_checkpoints(
@@ -24,7 +25,7 @@ def probe_checkpoints(
     seed: int = 0,
     image_root: Path | None = None,
     own_answers: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[ProbeLine]:
     """Measure a probe set on a model, beside a reference if one is given. Only one of them is in memory at a time.
 
     Args:

@@ -241,7 +241,7 @@ def _run_stage(
     )
     if isinstance(trainer, CWDPOTrainer):
         let_probes_drive(recipe, trainer, probing)
-        trainer.open()
+        trainer.measure_reference()
         _record_floor(recipe, run, trainer)
     try:
         trainer.train(resume_from_checkpoint=_checkpoint(run, stage))

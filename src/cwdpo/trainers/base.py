@@ -20,7 +20,7 @@ from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.saving import restore_weights
 from cwdpo.trainers.arguments import AnswerArguments
 from cwdpo.trainers.checkpoints import last_checkpoint, no_partial_checkpoints
-from cwdpo.trainers.ranks import check_sharding, meet
+from cwdpo.trainers.ranks import agree_on_engine, check_sharding
 from cwdpo.trainers.step_metrics import Observations, TokenCount
 from cwdpo.trainers.steps import StepTrainer
 
@@ -33,6 +33,8 @@ class AnswerTrainer(StepTrainer):
 
     required: Sequence[Role]
     """Those of them that every row must have."""
+
+    train_dataset: RowDataset | None
 
     def __init__(
         self,
@@ -78,6 +80,11 @@ class AnswerTrainer(StepTrainer):
         """Readings of probes that an evaluation reports too; set by :class:`cwdpo.probes.callback.Probing`."""
         self._tokens = TokenCount()
         self.add_callback(self._tokens)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed divide the weights, so that no process has the whole model."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def batch_loss(
         self, model: nn.Module, batch: Batch, *, of_step: Tensor | None = None
@@ -165,7 +172,7 @@ class AnswerTrainer(StepTrainer):
         """
         output_dir = Path(str(self.args.output_dir))
         check_sharding(self)
-        meet(self)
+        agree_on_engine(self)
         with no_partial_checkpoints(output_dir):
             checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
             if checkpoint is not None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from cwdpo.records import RunDirectory, Stage
+from cwdpo.records import MetricsLine, RunDirectory, Stage
 
 
 class MetricsRecorder(TrainerCallback):
@@ -42,7 +42,8 @@ class MetricsRecorder(TrainerCallback):
         elsewhere = any(name == "train_runtime" or name.startswith("probes/") for name in logs or {})
         if state.is_world_process_zero and logs and not elsewhere:
             more = self._histograms() if "loss" in logs else {}
-            self.run.append_metrics({"stage": self.stage, "step": state.global_step, **logs, **more})
+            line = {"stage": self.stage, "step": state.global_step, **logs, **more}
+            self.run.append_metrics(cast(MetricsLine, line))
 
 
 class StopOnSignal(TrainerCallback):

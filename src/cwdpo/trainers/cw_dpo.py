@@ -84,7 +84,7 @@ class CWDPOTrainer(AnswerTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """See :meth:`AnswerTrainer.train`. Measures the floor and the reference before the first step."""
-        self.open()  # before a checkpoint is loaded: both belong to the model that stage 2 starts from
+        self.measure_reference()  # before a checkpoint is loaded: both belong to the model that stage 2 starts from
         try:
             output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
@@ -96,10 +96,10 @@ class CWDPOTrainer(AnswerTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """See ``Trainer.evaluate``."""
-        self.open()
+        self.measure_reference()
         return super().evaluate(*args, **kwargs)
 
-    def open(self) -> None:
+    def measure_reference(self) -> None:
         """Fix what stage 2 is measured against: the reference's log-probs and the cooling floor. Done once."""
         if self.reference is not None:
             return
@@ -136,7 +136,7 @@ class CWDPOTrainer(AnswerTrainer):
         self, model: nn.Module, batch: Batch, *, of_step: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`AnswerTrainer.batch_loss`."""
-        assert self.reference is not None, "open() comes first"
+        assert self.reference is not None, "measure_reference() comes first"
         start = self.reference.totals(batch)
         now = self.engine.logprobs(model, batch, want=["entropy"])
         chosen, rejected, of_prompt = _pairs(batch)

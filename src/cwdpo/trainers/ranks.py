@@ -41,7 +41,7 @@ def check_sharding(trainer: "AnswerTrainer") -> None:
 
 
 @torch.no_grad()
-def meet(trainer: "AnswerTrainer", model: nn.Module | None = None) -> None:
+def agree_on_engine(trainer: "AnswerTrainer", model: nn.Module | None = None) -> None:
     """Let all ranks choose together how log-probs are computed: on one and the same row, with images if any has some.
 
     Otherwise each rank would choose at its own first batch. One whose share of the reference is on disk already has

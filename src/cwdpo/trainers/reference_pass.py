@@ -19,7 +19,7 @@ from cwdpo.data.collate import AnswerCollator, RowDataset, estimate_lengths
 from cwdpo.engine.layout import select_answers
 from cwdpo.errors import UserError
 from cwdpo.reference import ReferenceCache
-from cwdpo.trainers.ranks import meet, on_device
+from cwdpo.trainers.ranks import agree_on_engine, on_device
 from cwdpo.trainers.steps import row_tokens
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class OpeningPass:
         """Measure the model on every answer; returns the mean log-probs of the training rows' negatives."""
         negatives: dict[Role, list[str]] = {Role.REJECTED: [], Role.GENTLE: []}
         train_rows: Any = self.trainer.train_dataset
-        meet(self.trainer, model)
+        agree_on_engine(self.trainer, model)
         with on_device(model, self.trainer.args.device), eval_mode(model):
             for rows in self._evaluation_rows():
                 self._fill(model, cache, rows, {})

@@ -9,6 +9,7 @@ from cwdpo.diagnosis.signs.likelihood import likelihood_displacement, squeezing
 from cwdpo.diagnosis.signs.negatives import easy_negative_saturation, false_negatives, over_cooling, stale_contrast
 from cwdpo.diagnosis.signs.optimisation import gradient_spikes, non_finite_loss, reward_at_start, stalled_learning
 from cwdpo.diagnosis.signs.shortcuts import image_blindness, length_shortcut
+from cwdpo.records import SignName
 
 Judge: TypeAlias = Callable[[StageHistory], Finding | None]
 
@@ -16,7 +17,7 @@ Judge: TypeAlias = Callable[[StageHistory], Finding | None]
 class Sign(NamedTuple):
     """One thing that can go wrong."""
 
-    name: str
+    name: SignName
     judge: Judge
     needs_preferences: bool
     """Looked for in stages that train preferences only."""
@@ -38,4 +39,4 @@ SIGNS: Sequence[Sign] = (
     Sign("gradient_spikes", gradient_spikes, False),
     Sign("stalled_learning", stalled_learning, False),
 )
-"""Most harmful first: what spoils the run, then the model, then what it learns, then the time."""
+"""In the order of :data:`cwdpo.records.SIGN_NAMES`."""

@@ -1,4 +1,4 @@
-"""Samples of whole files: what a failing judge must not cost, and whose work is gone on with."""
+"""Samples of whole files: what a failing judge must not cost, and whose work continues."""
 
 import json
 from collections.abc import Sequence
@@ -45,17 +45,17 @@ def raising(rows: Sequence[Row], answers: Sequence[str]) -> list[bool]:
 
 
 @pytest.mark.parametrize(
-    ("judge", "told"),
+    ("judge", "message"),
     [
-        (raising, r"the judge failed: RuntimeError: no such picture \(test_made_elsewhere.py:\d+\)"),
+        (raising, r"the judge failed: RuntimeError: no such picture \(test_long_jobs.py:\d+\)"),
         (lambda rows, answers: [], "the judge failed: ValueError: .*2 answers and gave 0"),
         (lambda rows, answers: None, "the judge failed: TypeError"),
     ],
 )
-def test_samples_survive_the_judge(tmp_path: Path, judge: Any, told: str) -> None:
+def test_samples_survive_the_judge(tmp_path: Path, judge: Any, message: str) -> None:
     data(tmp_path)
     sampler = Counting()
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         write(tmp_path, sampler, judge)
     assert sampler.asked == 2
     lines = write(tmp_path, sampler, lambda rows, answers: [answer.endswith("y1") for answer in answers])

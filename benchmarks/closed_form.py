@@ -1,93 +1,19 @@
-"""FLOPs of a step in closed form, for models too large to run here. No torch; held to torch's counter by the tests."""
+"""FLOPs of a step in closed form, for models too large to run here: ``python -m benchmarks.closed_form``.
 
+The tests compare the formula with torch's counter.
+"""
+
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from cwdpo.bench.sizes import SETTINGS, SIZES, ModelSize
 
-@dataclass(frozen=True, kw_only=True)
-class VisionSize:
-    """A Qwen2.5-VL vision tower. Widths count features, patches count pixels."""
-
-    depth: int
-    full_attention: tuple[int, ...]
-    """Layers that attend over the whole image; the others attend inside windows."""
-
-    width: int
-    mlp_width: int
-    heads: int
-    patch: int = 14
-    window: int = 112
-    """Side of an attention window in pixels."""
-
-    merge: int = 2
-    """Patches along each side that become one image token."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSize:
-    """A model of Qwen2.5-VL's shape."""
-
-    vision: VisionSize
-    depth: int
-    width: int
-    mlp_width: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    tied: bool = False
-    """Whether the head shares the token embeddings' weight."""
-
-    lora_rank: int = 16
-
-    @property
-    def kv_width(self) -> int:
-        """Features of the keys, and of the values, of a token."""
-        return self.width // self.heads * self.kv_heads
-
-
-def _qwen_vision(mlp_width: int = 3420) -> VisionSize:
-    return VisionSize(depth=32, full_attention=(7, 15, 23, 31), width=1280, mlp_width=mlp_width, heads=16)
-
-
-SIZES = {
-    # every width an eighth of the 3B model's and every depth a ninth or an eighth; the vocabulary is such that the
-    # head's share of a token's work is the 3B model's
-    "small": ModelSize(
-        vision=VisionSize(depth=4, full_attention=(3,), width=160, mlp_width=428, heads=2),
-        depth=4,
-        width=256,
-        mlp_width=1376,
-        heads=4,
-        kv_heads=1,
-        vocabulary=2000,
-        tied=True,
-        lora_rank=2,
-    ),
-    # every width a sixteenth; for tests
-    "tiny": ModelSize(
-        vision=VisionSize(depth=4, full_attention=(3,), width=80, mlp_width=214, heads=2),
-        depth=4,
-        width=128,
-        mlp_width=688,
-        heads=4,
-        kv_heads=1,
-        vocabulary=1000,
-        tied=True,
-        lora_rank=1,
-    ),
-    "3b": ModelSize(
-        vision=_qwen_vision(),
-        depth=36,
-        width=2048,
-        mlp_width=11008,
-        heads=16,
-        kv_heads=2,
-        vocabulary=151936,
-        tied=True,
-    ),
+PUBLISHED = {
+    "3b": SIZES["3b"],
     "7b": ModelSize(
-        vision=_qwen_vision(),
+        vision=SIZES["3b"].vision,
         depth=28,
         width=3584,
         mlp_width=18944,
@@ -96,7 +22,7 @@ SIZES = {
         vocabulary=152064,
     ),
     "72b": ModelSize(
-        vision=_qwen_vision(3456),
+        vision=replace(SIZES["3b"].vision, mlp_width=3456),
         depth=80,
         width=8192,
         mlp_width=29568,
@@ -105,45 +31,10 @@ SIZES = {
         vocabulary=152064,
     ),
 }
-"""Qwen2.5-VL's published sizes, and two of the 3B model's proportions with which a CPU takes a step in seconds. The
-narrower a model, the more of its work is attention's, and the tower's share with it, for it has the longer rows."""
+"""Qwen2.5-VL's published sizes."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What a pair looks like. Lengths are in tokens."""
-
-    image_side: int
-    """Image tokens along each side of the square image."""
-
-    shortest: int
-    longest: int
-    """Answers have between so many and so many tokens, end token included."""
-
-    text: int = 32
-    """The prompt's tokens beside the image's, the template's among them."""
-
-    pairs: int = 2
-    """Pairs of a batch."""
-
-    @property
-    def image_tokens(self) -> int:
-        """Tokens of the image in the prompt."""
-        return self.image_side**2
-
-    @property
-    def prompt(self) -> int:
-        """Tokens of the prompt, image included."""
-        return self.image_tokens + self.text
-
-
-SETTINGS = {
-    "ii": Setting(image_side=8, shortest=20, longest=20),
-    "i256": Setting(image_side=16, shortest=32, longest=64),
-    "i1024": Setting(image_side=32, shortest=32, longest=64),
-}
-"""64, 256 and 1,024 image tokens."""
-
+_PAIR = ((48, 48),)
+"""Tokens of the two answers of the pair that the table is for."""
 
 ATTENTION_BACKWARD = 2.5
 """An attention kernel that keeps no scores computes five products going backward, where it computed two forward."""
@@ -193,6 +84,39 @@ class Cost:
 
     def __rmul__(self, times: float) -> "Cost":
         return Cost(times * self.forward, times * self.backward, times * self.again)
+
+
+def closed_form_table() -> str:
+    """Markdown: TFLOP of TRL's step on one pair with answers of 48 tokens, of the published sizes, and ratios to it."""
+    lines = []
+    for lora, checkpointing in ((False, False), (True, False), (False, True), (True, True)):
+        title = ("LoRA" if lora else "full") + (", activation checkpointing" if checkpointing else "")
+        methods = {name: m for name, m in METHODS.items() if lora or m.features == "computed"}
+        names = [f"{name} (TFLOP)" if name == "TRL" else name for name in methods]
+        lines += [f"**{title}**", "", f"| | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
+        for size in PUBLISHED:
+            for setting in SETTINGS:
+                lines.append(_closed_form_line(size, setting, list(methods), lora=lora, checkpointing=checkpointing))
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _closed_form_line(size: str, setting: str, methods: list[str], *, lora: bool, checkpointing: bool) -> str:
+    shape = SETTINGS[setting]
+    flops = [
+        step_flops(
+            PUBLISHED[size],
+            METHODS[name],
+            _PAIR,
+            prompt=shape.prompt,
+            image_tokens=shape.image_tokens,
+            lora=lora,
+            checkpointing=checkpointing,
+        )
+        for name in methods
+    ]
+    cells = [f"{flops[0] / 1e12:.1f}", *(f"{value / flops[0]:.3f}" for value in flops[1:])]
+    return f"| {size.upper()}, {shape.image_tokens} image tokens | {' | '.join(cells)} |"
 
 
 def step_flops(
@@ -324,3 +248,7 @@ def head_cost(size: ModelSize, tokens: int, *, weights: bool, recompute: bool) -
     """The output embeddings on so many tokens."""
     logits = 2 * tokens * size.width * size.vocabulary
     return Cost(logits, logits * (1 + weights + recompute))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{closed_form_table()}\n")

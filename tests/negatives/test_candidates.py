@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from cwdpo.errors import UserError
-from cwdpo.negatives.candidates import Candidate, Refresh, read_refreshes, refresh_path, write_refresh
+from cwdpo.negatives.candidates import (
+    Candidate,
+    Refresh,
+    drop_easy,
+    drop_similar,
+    read_refreshes,
+    refresh_path,
+    write_refresh,
+)
 
 CANDIDATES = [
     Candidate(3, "c", "a blue disc", ids=[5, 6], key="k1", reference_logprob=-1.25, lbar=-0.1),
@@ -57,3 +65,21 @@ def test_a_missing_own_negative_is_noticed(tmp_path: Path) -> None:
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(UserError, match="lines are missing"):
         read_refreshes(tmp_path)
+
+
+def test_dropping_by_a_number_or_a_quantile() -> None:
+    made = [Candidate(i, "", f"{i}", lbar=-float(i)) for i in range(5)]
+    made.append(Candidate(5, "", "x", reason="cut"))
+    assert drop_easy(made, "quantile:0.5") == -2.0
+    assert [c.reason for c in made] == [None, None, None, "too_easy", "too_easy", "cut"]
+    assert drop_easy(made, -0.5) == -0.5
+    assert [c.reason for c in made[:3]] == [None, "too_easy", "too_easy"]
+    assert drop_easy(made[3:], -0.5) is None
+
+
+def test_dropping_what_is_too_similar() -> None:
+    made = [Candidate(i, "", f"{i}", ches=float(i)) for i in range(4)]
+    assert drop_similar(made, "quantile:0.5") == 1.5
+    assert [c.reason for c in made] == [None, None, "too_similar", "too_similar"]
+    with pytest.raises(ValueError, match="'0' has no lbar; measure it"):
+        drop_easy(made, -1.0)

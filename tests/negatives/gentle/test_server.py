@@ -1,13 +1,12 @@
-"""Gentle negatives from a server: what is asked, repaired and refused."""
+"""Gentle negatives from a server: what is sent, kept and dropped."""
 
 import json
-from typing import Any
 
 import pytest
 from support.chat_server import serving
 
 from cwdpo.data.rows import Message, Row
-from cwdpo.negatives.gentle.server import PROMPT, SCHEMA, ask_gentle, parse_json
+from cwdpo.negatives.gentle.server import PROMPT, SCHEMA, ask_gentle
 from cwdpo.negatives.server import Endpoint
 
 RIGHT = "Two red buses stand beside the old station."
@@ -48,19 +47,3 @@ def test_what_is_asked() -> None:
     assert body["messages"][2]["content"][0]["text"] == PROMPT
     assert body["response_format"]["json_schema"]["schema"] == SCHEMA
     assert body["seed"] == 4
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ('{"a": 1}', {"a": 1}),
-        ('{"a": "}, ,] {"}', {"a": "}, ,] {"}),
-        ('Here: {"a": [1, 2, ], } Good luck!', {"a": [1, 2]}),
-        ('{"a": {"b": [1', {"a": {"b": [1]}}),
-        ('{"a": "1", "b": "cut he', None),
-        ("[1, 2]", None),
-        ("", None),
-    ],
-)
-def test_json_with_slips(text: str, found: Any) -> None:
-    assert parse_json(text) == found

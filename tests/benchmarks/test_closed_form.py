@@ -4,21 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bench.tiny_size import TINY
 
-from cwdpo.bench.contestants import Contestant, Task, build_model, build_processor, cw_dpo, make_rows, trl_dpo
-from cwdpo.bench.counting import count_flops, without_products
-from cwdpo.bench.flops import (
+from benchmarks.closed_form import (
     METHODS,
-    SETTINGS,
-    SIZES,
+    PUBLISHED,
     Method,
-    ModelSize,
-    Setting,
-    VisionSize,
+    closed_form_table,
     reference_flops,
     row_lengths,
     step_flops,
 )
+from cwdpo.bench.contestants import Contestant, Task, build_model, build_processor, cw_dpo, make_rows, trl_dpo
+from cwdpo.bench.counting import count_flops, without_products
+from cwdpo.bench.sizes import SETTINGS, ModelSize, Setting, VisionSize
 
 WIDE = ModelSize(
     vision=VisionSize(depth=2, full_attention=(0,), width=64, mlp_width=200, heads=2),
@@ -44,8 +43,8 @@ def make_contestant(task: Task, method: Method) -> Contestant:
 @pytest.mark.parametrize(
     ("size", "setting", "lora", "checkpointing"),
     [
-        (SIZES["tiny"], SETTINGS["ii"], False, False),
-        (SIZES["tiny"], SETTINGS["i256"], True, True),
+        (TINY, SETTINGS["ii"], False, False),
+        (TINY, SETTINGS["i256"], True, True),
         (WIDE, SETTINGS["ii"], True, False),
         (WIDE, replace(SETTINGS["i256"], image_side=4, shortest=3, longest=90), False, True),
     ],
@@ -84,3 +83,17 @@ def test_rows_of_each_layout() -> None:
     assert row_lengths(METHODS["TRL"], pairs, 100) == [130] * 4
     assert row_lengths(METHODS["plain"], pairs, 100) == [129] * 4
     assert row_lengths(METHODS["tree"], pairs, 100) == [148] * 2
+
+
+# what the published checkpoints hold
+@pytest.mark.parametrize(("name", "weights"), [("3b", 3_754_622_976), ("7b", 8_292_166_656)])
+def test_published_sizes(name: str, weights: int) -> None:
+    size = PUBLISHED[name]
+    model = build_model(size, build_processor(size.vision), device="meta", dtype="bfloat16")
+    assert sum(weight.numel() for weight in model.parameters()) == weights
+
+
+def test_the_table_has_every_size() -> None:
+    table = closed_form_table()
+    assert table.count("| 72B, 1024 image tokens |") == 4
+    assert "| 72B, 1024 image tokens | 1316.4 |" in table
