@@ -65,7 +65,7 @@ def test_a_sample_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """However large a weight is, a few thousand of its values are hashed."""
     sizes = []
     monkeypatch.setattr(
-        "cwdpo.models.parts.hash_tensors",
+        "cwdpo.models.adapters.hash_tensors",
         lambda tensors: sizes.append(tensors[0][1].numel()) or __import__("xxhash").xxh3_128(),
     )
     base_fingerprint(nn.Linear(1000, 999))
