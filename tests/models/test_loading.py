@@ -158,7 +158,7 @@ def test_a_slip_in_a_path_of_two_parts_does_not_go_to_the_hub(tmp_path: Path, mo
     monkeypatch.setattr("cwdpo.models.loading.AutoConfig.from_pretrained", reach)
     refused("m/llavva", "there is no directory m/llavva, though m is one. Did you mean m/llava?")
     refused("m/qwen or so", "there is no directory m/qwen or so, though m is one. Check the path.")
-    monkeypatch.setattr("cwdpo.models.parts.try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
+    monkeypatch.setattr("cwdpo.models.loading.try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
     assert local_directory("m/llavva") is None  # a hub model that was downloaded
 
 
