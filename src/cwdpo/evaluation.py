@@ -1,19 +1,25 @@
-"""What a policy says of held-out answers, beside its reference: likelihoods, calibration, entropy and drift."""
+"""Measure models outside training: held-out answers beside a reference, and a probe set on checkpoints."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from transformers import PreTrainedModel, ProcessorMixin
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, eval_mode
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.encode import Encoder
+from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
-from cwdpo.engine import Engine
+from cwdpo.engine import Engine, make_engine
 from cwdpo.metrics import jensen_shannon, token_ece, total_variation
+from cwdpo.models.saving import load_checkpoint
+from cwdpo.probes import ProbeSet, Reading, StartDistributions, choose_rows, measure, own_answers, probe_rows
+from cwdpo.records import ProbeLine
 
 _WANT: tuple[Detail, ...] = ("entropy", "confidence", "hit", "distribution")
 
@@ -22,14 +28,54 @@ class ReferenceLogprobs(Protocol):
     """A reference that can be asked for everything, not for totals alone (a cache cannot)."""
 
     def logprobs(self, batch: Batch, *, want: Collection[Detail] = ...) -> AnswerLogprobs:
-        """What the engine says of the batch under the reference."""
+        """The engine's answer for the batch under the reference."""
         ...
 
 
+def probe_checkpoints(
+    model: str,
+    data: Path,
+    *,
+    reference: str | None = None,
+    num_rows: int = 32,
+    seed: int = 0,
+    image_root: Path | None = None,
+    with_own_answers: bool = True,
+) -> list[ProbeLine]:
+    """Measure a probe set on a model, beside a reference if one is given. Only one of them is in memory at a time.
+
+    Args:
+        model: a checkpoint (adapters too) or a hub name.
+        data: file of rows.
+        reference: what the model is compared with; its own answers are asked about then.
+        num_rows: most rows; more are sampled.
+        seed: of the sample and of what is made of the rows.
+        image_root: where relative image paths start.
+        with_own_answers: let the first model answer too (the groups ``greedy`` and ``on_policy``).
+
+    Returns:
+        A line a group, as in ``probes.jsonl``, without stage and step.
+    """
+    rows = choose_rows(read_rows(data, image_root=image_root), num_rows, seed)
+    start = StartDistributions(len(rows)) if reference is not None else None
+    own: dict[str, list[str]] = {}
+    readings: list[Reading] = []
+    for name in (model,) if reference is None else (reference, model):
+        policy, processor = load_checkpoint(name)
+        if with_own_answers and not own:
+            own["greedy"] = own_answers(policy, rows, processor=processor)
+            own["on_policy"] = own_answers(policy, rows, processor=processor, temperature=1.0, seed=seed)
+        limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+        encoder = Encoder(processor, model_max_length=limit)
+        probes = ProbeSet(probe_rows(rows, seed=seed, **own), encoder)
+        readings.append(measure(policy, probes, make_engine(), start=start))
+    return readings[-1].lines(None if reference is None else readings[0].means())
+
+
 def evaluate_rows(
-    model: Any,
+    model: PreTrainedModel,
     reference: ReferenceLogprobs,
-    processor: Any,
+    processor: ProcessorMixin,
     rows: Sequence[Row],
     engine: Engine,
     *,

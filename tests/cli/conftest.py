@@ -49,4 +49,4 @@ def loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("cwdpo.recipes.run.load_start", load)
+    monkeypatch.setattr("cwdpo.recipes.stages.load_start", load)

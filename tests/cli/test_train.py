@@ -62,7 +62,7 @@ def test_settings_of_the_method_are_taken_too(train: Train, tmp_path: Path) -> N
         ({"max_tokens_per_batch": 0}, "max_tokens_per_batch is 0, but must be at least 1. No limit: leave it out."),
     ],
 )
-def test_wrong_trainer_settings_are_told_before_anything_is_loaded_or_written(
+def test_wrong_trainer_settings_are_reported_before_anything_is_loaded_or_written(
     settings: dict[str, Any], expected: str, train: Train, tmp_path: Path
 ) -> None:
     code, err = train(trainer=settings)
@@ -93,7 +93,7 @@ def test_a_start_that_failed_is_no_obstacle_to_the_next(train: Train, tmp_path: 
     """Whatever fails before the trainer stands leaves nothing that the corrected command would stumble over."""
     code, err = train("--model.name_or_path", tmp_path / "data")
     assert (code, err.count("\n")) == (2, 1)
-    code, err = train("--data.max_length", 100_000)  # told by the encoder, when the model is loaded
+    code, err = train("--data.max_length", 100_000)  # reported by the encoder, when the model is loaded
     assert (code, err.count("\n")) == (2, 1)
     assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == []
     assert train(stage2=None)[0] == 0
@@ -140,6 +140,6 @@ def test_answers_that_are_the_same_are_counted_once(
         row["rejected"] = f" {row['chosen']}"
     disc_data.write(tmp_path / "data", rows)
     assert train("--data.stage1_fraction", 0.25)[0] == 0
-    told = [message for message in caplog.messages if "the same answer as `chosen` and `rejected`" in message]
-    assert len(told) == 1
-    assert re.match(r"[456] of 6 rows of stage 2", told[0])
+    warned = [message for message in caplog.messages if "the same answer as `chosen` and `rejected`" in message]
+    assert len(warned) == 1
+    assert re.match(r"[456] of 6 rows of stage 2", warned[0])

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 from support import disc_data
+from support.stage_trainers import make_trainer, sixteen_rows
 
 from cwdpo.data.encode import Encoder
 from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
 from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.probes import ProbeSet, probe_rows
+
+__all__ = ["loaded", "make_trainer", "probe_set", "rows", "sixteen_rows"]
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def test_saved_and_loaded_again(tmp_path: Path) -> None:
     again = StartDistributions.load(tmp_path / "start.npz", 2)
     assert torch.equal(again.compare(0, p).tv, start.compare(0, p).tv)
     assert again.compare(1, p).tv.abs().max() < 1e-12
-    with pytest.raises(UserError, match="begin the run anew"):
+    with pytest.raises(UserError, match="start again in another --output_dir"):
         StartDistributions.load(tmp_path / "start.npz", 3)
     (tmp_path / "start.npz").write_bytes(b"PK broken")
     with pytest.raises(UserError, match="cannot be read"):

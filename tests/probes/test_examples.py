@@ -15,7 +15,7 @@ from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.engine import make_engine
 from cwdpo.probes import ProbeSet, probe_rows
-from cwdpo.probes.files import (
+from cwdpo.probes.examples import (
     TokenLogprobs,
     as_numbers,
     example_lines,

@@ -1,4 +1,4 @@
-"""Probes in a recipe: on by default, from held-out rows, told in findings.json, the same on two ranks."""
+"""Probes in a recipe: on by default, from held-out rows, what ended a stage in findings.json, the same on two ranks."""
 
 import json
 import logging
@@ -25,10 +25,10 @@ from cwdpo.config.recipe import (
 from cwdpo.data.reading import read_rows
 from cwdpo.diagnosis import Finding
 from cwdpo.errors import ConfigError
+from cwdpo.evaluation import probe_checkpoints
 from cwdpo.recipes import run_recipe
-from cwdpo.recipes.checkpoints import probe_checkpoints
 from cwdpo.recipes.resuming import resumed_recipe
-from cwdpo.recipes.stages import probe_set_rows
+from cwdpo.recipes.stages import choose_probe_rows
 from cwdpo.records import RunDirectory, Stage, read_jsonl
 
 Tiny = Callable[[str], Path]
@@ -120,7 +120,7 @@ def test_what_ended_a_stage_stands_in_findings(
         for line in read_jsonl(run.probes).objects
         if (line["stage"], line["step"], line["group"]) == ("stage2", run.note("stage2")["kept_step"], "chosen")
     )
-    again = probe_checkpoints(str(run.stage("stage2")), data, num_rows=3, own_answers=False)
+    again = probe_checkpoints(str(run.stage("stage2")), data, num_rows=3, with_own_answers=False)
     assert again[0]["mean_logprob"] == pytest.approx(kept, abs=1e-4)
 
 
@@ -131,25 +131,25 @@ def test_resuming_with_another_probe_set_is_refused(tiny: Tiny, data: Path, tmp_
         run_recipe(replace(first, probes=ProbesConfig(rows=4)), resume=True)
 
 
-def test_held_out_rows_come_first_and_training_rows_are_told(
+def test_held_out_rows_come_first_and_training_rows_are_reported(
     tiny: Tiny, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = read_rows(data)
     asks = recipe(tiny, data, tmp_path / "run", rows=3)
     with caplog.at_level(logging.WARNING):
-        assert probe_set_rows(asks, rows, rows[:2]) == rows[:2]
+        assert choose_probe_rows(asks, rows, rows[:2]) == rows[:2]
     assert caplog.text == ""
     with caplog.at_level(logging.WARNING):
-        assert len(probe_set_rows(asks, rows, None)) == 3
+        assert len(choose_probe_rows(asks, rows, None)) == 3
     assert "3 of the training rows" in caplog.text
-    assert probe_set_rows(replace(asks, probes=None), rows, None) == []
+    assert choose_probe_rows(replace(asks, probes=None), rows, None) == []
 
 
 def test_a_checkpoint_beside_another(tiny: Tiny, data: Path, tmp_path: Path) -> None:
     run = run_recipe(recipe(tiny, data, tmp_path / "run", rows=3))
     lines = probe_checkpoints(str(run.stage("stage2")), data, reference=str(tiny("llava")), num_rows=6)
     itself = probe_checkpoints(str(tiny("llava")), data, reference=str(tiny("llava")), num_rows=6)
-    alone = probe_checkpoints(str(run.stage("stage2")), data, num_rows=6, own_answers=False)
+    alone = probe_checkpoints(str(run.stage("stage2")), data, num_rows=6, with_own_answers=False)
     means = [{line["group"]: line["mean_logprob"] for line in some} for some in (lines, itself, alone)]
     assert {line["group"]: line["delta"] for line in lines} == pytest.approx(
         {group: means[0][group] - means[1][group] for group in means[0]}, abs=1e-6

@@ -93,8 +93,8 @@ def train(
         with pytest.raises(SystemExit) as left:
             app.main()
         printed = capsys.readouterr()
-        told = "".join(f"{record.getMessage()}\n" for record in caplog.records if record.name.startswith("cwdpo"))
-        return int(left.value.code or 0), printed.out, told + printed.err
+        logged = "".join(f"{record.getMessage()}\n" for record in caplog.records if record.name.startswith("cwdpo"))
+        return int(left.value.code or 0), printed.out, logged + printed.err
 
     return call
 
@@ -177,7 +177,7 @@ def test_other_rows_are_refused(in_stage1: Path, copy: Any, train: Train) -> Non
             data.write_text("".join(changed))
             assert "as many, but others" in train(here)[2]
         data.write_text(before)
-        (in_stage1 / "3.png").write_bytes((in_stage1 / "4.png").read_bytes())  # a mended picture
+        (in_stage1 / "3.png").write_bytes((in_stage1 / "4.png").read_bytes())  # a picture that was replaced
         assert train(here)[0] == 0
     finally:
         disc_data.write(in_stage1, disc_data.records(16))

@@ -32,8 +32,9 @@ from cwdpo.generation import LocalSampler
 from cwdpo.models.loading import load_processor
 from cwdpo.models.saving import merge_adapter
 from cwdpo.recipes import Interrupted, run_recipe
-from cwdpo.recipes.stages import stage2_trainer
-from cwdpo.records import read_jsonl
+from cwdpo.recipes.stages import RunContext, stage_trainer
+from cwdpo.records import Stage, read_jsonl
+from cwdpo.trainers import CWDPOTrainer
 from cwdpo.trainers.callbacks import StopOnSignal
 
 Tiny = Callable[[str], Path]
@@ -186,7 +187,7 @@ def test_an_interrupted_run_resumes_to_the_same_models(
     assert len(histories[0]) == 8
 
 
-def test_a_signal_is_told_with_the_way_on(
+def test_a_signal_is_reported_with_the_way_on(
     tiny: Tiny, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def receive(self: StopOnSignal, *args: Any, **kwargs: Any) -> None:
@@ -225,7 +226,7 @@ def test_resuming_another_experiment_is_refused(tiny: Tiny, data: Path, tmp_path
         run_recipe(changed, resume=True)
 
 
-def test_missing_negatives_are_told_before_anything_is_loaded(tiny: Tiny, tmp_path: Path) -> None:
+def test_missing_negatives_are_reported_before_anything_is_loaded(tiny: Tiny, tmp_path: Path) -> None:
     rows = disc_data.records(8)
     for row in rows:
         del row["gentle"]
@@ -268,12 +269,14 @@ def test_stage2_knows_the_right_answers_of_stage1(
 ) -> None:
     seen: list[set[str]] = []
 
-    def stage2(recipe: Any, run: Any, model: Any, processor: Any, rows: Any, eval_rows: Any, **more: Any) -> Any:
-        trainer = stage2_trainer(recipe, run, model, processor, rows, eval_rows, **more)
-        seen.extend({row.source for row in of} for of in (rows, trainer.also_right))
-        raise RuntimeError("seen")
+    def watched(context: RunContext, stage: Stage) -> Any:
+        trainer = stage_trainer(context, stage)
+        if isinstance(trainer, CWDPOTrainer):
+            seen.extend({row.source for row in of} for of in (context.stage_rows[stage], trainer.also_right))
+            raise RuntimeError("seen")
+        return trainer
 
-    monkeypatch.setattr("cwdpo.recipes.run.stage2_trainer", stage2)
+    monkeypatch.setattr("cwdpo.recipes.stages.stage_trainer", watched)
     with pytest.raises(RuntimeError, match="seen"):
         run_recipe(recipe(tiny("llava"), data, tmp_path / "run", max_steps=1))
     trained, also_right = seen

@@ -65,4 +65,4 @@ def test_a_run_from_its_first_line_on(followed: tuple[Command, PageServer, Path]
 
     server.shutdown()
     server.server_close()
-    wait_until(browser, "document.getElementById('follow').innerText.includes('No longer followed')")
+    wait_until(browser, "document.getElementById('follow').innerText.includes('No longer updated')")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from report.synthetic import write_lines
 
-from cwdpo.report.panels import aligned, heat_maps, shade, shade_labels
-from cwdpo.report.runs import Run, read_sources
+from cwdpo.report.panels import heat_maps, share_labels, share_shade
+from cwdpo.report.runs import Run, aligned, read_sources
 
 
 def read(path: Path, *histograms: list[int], every: int = 10) -> list[Run]:
@@ -55,7 +55,7 @@ def test_a_run_that_begins_later_is_drawn_later(tmp_path: Path) -> None:
 
 
 def test_every_share_has_its_shade() -> None:
-    assert [shade(s) for s in (0, 0.019, 0.021, 0.06, 0.11, 0.21, 0.36, 0.51, 0.76)] == list(range(9))
-    assert shade_labels()[0] == (1, "under 2%")
-    assert shade_labels()[3] == (4, "10 to 20%")
-    assert shade_labels()[-1] == (8, "75% and more")
+    assert [share_shade(s) for s in (0, 0.019, 0.021, 0.06, 0.11, 0.21, 0.36, 0.51, 0.76)] == list(range(9))
+    assert share_labels()[0] == (1, "under 2%")
+    assert share_labels()[3] == (4, "10 to 20%")
+    assert share_labels()[-1] == (8, "75% and more")

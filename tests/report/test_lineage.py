@@ -6,8 +6,7 @@ from pathlib import Path
 from report.synthetic import write_lines
 
 from cwdpo.report import write_report
-from cwdpo.report.panels import aligned
-from cwdpo.report.runs import Run, read_sources
+from cwdpo.report.runs import Run, aligned, read_sources
 
 
 def write(path: Path, model: object, **stages: int) -> Path:

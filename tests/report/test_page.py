@@ -147,7 +147,7 @@ def test_broken_readings_are_shown_as_gaps_and_told(one_run: Path) -> None:
 def test_run_without_table_gallery_or_summary(one_run: Path) -> None:
     page = read(write_report([one_run], one_run / "new" / "report.html"))
     assert "mine trained 60 steps (stage 1 and stage 2)." in page.prose
-    assert "Where each run ended" in page.prose
+    assert "Final values" in page.prose
     assert "Pictures" not in page.prose
 
 

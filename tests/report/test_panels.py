@@ -6,7 +6,7 @@ from typing import Any
 
 from report.synthetic import write_lines
 
-from cwdpo.report.panels import Panel, change_panels, level_panels, metric_panels, prediction_panels
+from cwdpo.report.panels import CHOSEN_PROBES, METRICS, Panel, changes, levels, panels
 from cwdpo.report.runs import Run, read_sources
 
 
@@ -26,6 +26,10 @@ def run(path: Path, lengths: tuple[int, int], **values: float) -> Path:
     return path
 
 
+def metric_panels(runs: list[Run]) -> list[Panel]:
+    return panels(runs, METRICS)
+
+
 def yticks(panel: Panel) -> list[str]:
     return re.findall(r'class="ytick"[^>]*>([^<]*)<', panel.svg)
 
@@ -36,10 +40,10 @@ def marks(panel: Panel) -> list[tuple[str, str]]:
 
 def test_every_curve_has_the_axis_that_shows_it(tmp_path: Path) -> None:
     keys = {"rewards/chosen": 0.1, "rewards/rejected": -10.0}
-    panels = {panel.title: panel for panel in metric_panels(read(run(tmp_path, (2, 4), **keys)))}
-    assert yticks(panels["Reward of chosen answers"]) == ["0.1", "0.2", "0.3", "0.4"]
-    assert yticks(panels["Reward of rejected answers"]) == ["-40", "-30", "-20", "-10"]
-    assert "Gradient norm" not in panels  # nobody logged it
+    drawn = {panel.title: panel for panel in metric_panels(read(run(tmp_path, (2, 4), **keys)))}
+    assert yticks(drawn["Reward of chosen answers"]) == ["0.1", "0.2", "0.3", "0.4"]
+    assert yticks(drawn["Reward of rejected answers"]) == ["-40", "-30", "-20", "-10"]
+    assert "Gradient norm" not in drawn  # nobody logged it
 
 
 def test_stage_2_begins_after_the_last_step_even_where_that_was_not_logged(tmp_path: Path) -> None:
@@ -76,18 +80,18 @@ def test_every_probe_group_is_drawn_with_its_band_and_its_change(tmp_path: Path)
     ]
     write_lines(tmp_path / "probes.jsonl", lines)
     runs = read(tmp_path)
-    levels = {panel.title: panel for panel in level_panels(runs)}
-    assert list(levels) == ["Chosen", "Other image", "Mine"]  # the order of a reading, then what we do not know
-    assert levels["Other image"].ends[0][2] == "-11"
-    (band,) = re.findall(r'class="band c0 d0" d="([^"]*)"', levels["Chosen"].svg)
+    level = {panel.title: panel for panel in panels(runs, levels(runs))}
+    assert list(level) == ["Chosen", "Other image", "Mine"]  # the order of a reading, then what we do not know
+    assert level["Other image"].ends[0][2] == "-11"
+    (band,) = re.findall(r'class="band c0 d0" d="([^"]*)"', level["Chosen"].svg)
     # from 0 to -3 with a twentieth of that on either side, the picture's 14 to 162
     assert band == "M44.0 20.7L330.0 20.7L330.0 155.3L44.0 155.3Z"
-    changes = {panel.title: panel for panel in change_panels(runs)}
-    assert list(changes) == ["Chosen: change", "Other image: change", "Mine: change"]
-    assert changes["Other image: change"].ends[0][2] == "-10"
-    across = re.findall(r'class="xtick"[^>]*>([^<]*)<', changes["Chosen: change"].svg)
+    change = {panel.title: panel for panel in panels(runs, changes(runs))}
+    assert list(change) == ["Chosen: change", "Other image: change", "Mine: change"]
+    assert change["Other image: change"].ends[0][2] == "-10"
+    across = re.findall(r'class="xtick"[^>]*>([^<]*)<', change["Chosen: change"].svg)
     assert across == ["100", "110", "120", "130", "140", "150"]
-    assert [panel.title for panel in prediction_panels(runs)] == [
+    assert [panel.title for panel in panels(runs, CHOSEN_PROBES)] == [
         "Calibration error (ECE)",
         "Drift: moved to the argmax",
     ]

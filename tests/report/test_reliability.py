@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from report.synthetic import write_lines
 
-from cwdpo.report.panels import diagrams
+from cwdpo.report.panels import reliability_diagrams
 from cwdpo.report.runs import read_sources
 
 Dot = tuple[str, float, float, float]
@@ -20,7 +20,7 @@ def dots(path: Path, *readings: tuple[str, int, list[list[float]]]) -> tuple[lis
         for stage, step, bins in readings
     ]
     write_lines(path / "probes.jsonl", lines)
-    (drawn,) = diagrams([run for source in read_sources([path], []) for run in source.runs])
+    (drawn,) = reliability_diagrams([run for source in read_sources([path], []) for run in source.runs])
     found = re.findall(r'<circle class="(\w+)" cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)">', drawn.svg)
     return [(kind, float(x), float(y), float(r)) for kind, x, y, r in found], drawn.words
 
@@ -50,5 +50,5 @@ def test_other_groups_and_broken_bins_are_left_out_and_told(tmp_path: Path) -> N
     write_lines(tmp_path / "probes.jsonl", [bad, other])
     notes: list[str] = []
     runs = [run for source in read_sources([tmp_path], notes) for run in source.runs]
-    assert diagrams(runs) == []
+    assert reliability_diagrams(runs) == []
     assert notes == [f"{tmp_path.name}: reliability could not be read in 1 line."]

@@ -1,16 +1,19 @@
 """The page begins with the diagnosis, in the diagnosis's own words."""
 
 import json
+import os
 import random
 from pathlib import Path
 
 from report.markup import Page
 from report.synthetic import stage1, write_demo, write_lines
 
-from cwdpo.diagnosis import examine, read_recording, title_of
+from cwdpo.diagnosis import Diagnosis, examine, read_recording, title_of
+from cwdpo.records import PROBE_GROUPS
 from cwdpo.report import write_report
+from cwdpo.report.panels import _GROUPS
 from cwdpo.report.runs import Run, read_sources
-from cwdpo.report.tables import findings_table, verdicts
+from cwdpo.report.tables import diagnosis_of, findings_table, verdicts
 
 
 def page(*runs: Path, out: Path) -> Page:
@@ -96,7 +99,7 @@ def test_broken_findings_files_are_no_matter(tmp_path: Path) -> None:
         assert verdict.stopped == []
     (tmp_path / "cw_dpo/findings.json").write_text('{"stopped": [{}]}')
     (verdict,) = verdicts(runs(tmp_path / "cw_dpo"))
-    assert verdict.stopped[0].summary == "A stage ended early at step ?: a finding."
+    assert verdict.stopped[0].title == "A stage ended early at step ?: a finding."
 
 
 def test_the_count_of_findings_and_the_last_probe_readings_are_in_tables(tmp_path: Path) -> None:
@@ -108,3 +111,36 @@ def test_the_count_of_findings_and_the_last_probe_readings_are_in_tables(tmp_pat
     assert f"{len(dpo.findings)}.0" in values
     assert "-2.0" in values  # the chosen group's last mean_logprob: -0.5 - 1.5
     assert "Drift: moved to the argmax" in found.text_of("th")
+
+
+def test_the_recorded_diagnosis_is_shown_unless_the_readings_are_newer(tmp_path: Path) -> None:
+    write_demo(tmp_path)
+    run = tmp_path / "dpo"
+    recorded = Diagnosis([], ["recorded"], ["squeezing"], [], [])
+    (run / "findings.json").write_text(json.dumps(recorded.to_json()))
+    readings = [run / name for name in ("metrics.jsonl", "probes.jsonl", "recipe.yaml")]
+    for file in readings:
+        os.utime(file, (1000, 1000))
+    os.utime(run / "findings.json", (1000, 1000))
+    assert diagnosis_of(run) == recorded
+    for file in readings:
+        os.utime(file, (1001, 1001))
+        assert "recorded" not in diagnosis_of(run).looked_at
+        assert len(diagnosis_of(run).findings) > 3
+        os.utime(file, (999, 999))
+    assert diagnosis_of(run) == recorded
+    (run / "findings.json").unlink()
+    assert len(diagnosis_of(run).findings) > 3
+
+
+def test_a_diagnosis_comes_back_from_its_file(tmp_path: Path) -> None:
+    write_demo(tmp_path)
+    recording = read_recording(tmp_path / "dpo")
+    diagnosis = examine(recording.readings, beta=recording.beta)
+    assert Diagnosis.from_json(json.loads(json.dumps(diagnosis.to_json()))) == diagnosis
+    for broken in (None, [], {}, {**diagnosis.to_json(), "findings": [{"name": "x"}]}, {"findings": 3}):
+        assert Diagnosis.from_json(broken) is None
+
+
+def test_every_probe_group_is_explained() -> None:
+    assert set(_GROUPS) == set(PROBE_GROUPS)

@@ -12,12 +12,13 @@ import pytest
 import torch
 from trainers.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scripted
 
-from cwdpo.config.recipe import NegativesConfig
+from cwdpo.config.recipe import NegativesConfig, ProbesConfig
 from cwdpo.data.rows import Row
+from cwdpo.engine import make_engine
 from cwdpo.errors import ConfigError
 from cwdpo.negatives.candidates import read_refreshes
 from cwdpo.on_policy.schedule import has_choice, level_readings
-from cwdpo.probes.callback import ProbeSettings, Probing
+from cwdpo.probes.callback import Probing
 from cwdpo.records import RunDirectory
 
 Make = Callable[..., Any]
@@ -218,7 +219,7 @@ def test_auto_resumes_where_its_readings_had_brought_it(
         )
         run = RunDirectory(tmp_path / f"{out}-run")
         run.root.mkdir(exist_ok=True)
-        probing = Probing(trainer, several[:5], run, "stage2", ProbeSettings(every=1))
+        probing = Probing(trainer, several[:5], run, "stage2", ProbesConfig(every=1), engine=make_engine(), beta=0.1)
         trainer.add_callback(probing)
         trainer.on_policy.curriculum.follow(lambda: probing.lines, tolerance=0.3)
         if crash:

@@ -43,7 +43,7 @@ def probe(
         str(checkpoint_directory(Path(name))) if Path(name).is_dir() else name for name in (reference, model) if name
     ]
     quiet_libraries()
-    from cwdpo.recipes.checkpoints import probe_checkpoints
+    from cwdpo.evaluation import probe_checkpoints
 
     lines = probe_checkpoints(
         names[-1],
@@ -52,7 +52,7 @@ def probe(
         num_rows=rows,
         seed=seed,
         image_root=image_root,
-        own_answers=greedy,
+        with_own_answers=greedy,
     )
     if as_json:
         print(json.dumps({"model": model, "reference": reference, "data": str(data), "groups": lines}))

@@ -1,17 +1,16 @@
 """``cwdpo train``: run a recipe."""
 
-import os
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.config.reading import read_recipe
 from cwdpo.errors import ConfigError
-from cwdpo.records import RunDirectory, Stage
+from cwdpo.records import STAGES, RunDirectory
 
 
 def train(
@@ -32,30 +31,23 @@ def train(
     settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
 
     quiet_libraries()
-    from cwdpo.recipes.resuming import nothing_to_do
-    from cwdpo.recipes.run import run_recipe
-    from cwdpo.trainers.callbacks import StageProgress
-
-    found = nothing_to_do(RunDirectory(Path(settings.output_dir)), settings)
-    with closing(StageProgress()) as progress:
-        run = run_recipe(settings, resume=resume, callbacks=[progress])
-    _leave_other_ranks()
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"{'already finished, nothing to do' if found else 'done'}: {run.root}  ({_left(run)})")
-
-
-def _leave_other_ranks() -> None:
-    """End the processes' group: its threads may outlive the interpreter otherwise, which aborts a run that is done."""
     from torch import distributed
 
+    from cwdpo.recipes.resuming import nothing_to_do
+    from cwdpo.recipes.run import run_recipe
+    from cwdpo.recipes.stages import is_main
+    from cwdpo.trainers.callbacks import StageProgress
+
+    was_done = nothing_to_do(RunDirectory(Path(settings.output_dir)), settings)
+    with closing(StageProgress()) as progress:
+        run = run_recipe(settings, resume=resume, callbacks=[progress])
     if distributed.is_available() and distributed.is_initialized():
+        # the group's threads may outlive the interpreter otherwise, which aborts a run that is done
         distributed.destroy_process_group()
-
-
-def _left(run: RunDirectory) -> str:
-    """What a finished run holds; a model that was deleted is not told of."""
-    models = [f"{stage}/" for stage in get_args(Stage) if run.is_finished(stage)]
-    return f"model{'s' if len(models) > 1 else ''} in {' and '.join(models)}, curves in {run.report.name}"
+    if is_main():
+        models = [f"{stage}/" for stage in STAGES if run.is_finished(stage)]  # one that was deleted is not named
+        left = f"model{'s' if len(models) > 1 else ''} in {' and '.join(models)}, curves in {run.report.name}"
+        print(f"{'already finished, nothing to do' if was_done else 'done'}: {run.root}  ({left})")
 
 
 def trainer_fields() -> Mapping[str, Any]:

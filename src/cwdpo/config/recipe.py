@@ -1,7 +1,7 @@
 """Every knob of a run, as frozen dataclasses. No torch here, so that ``cwdpo --help`` is instant."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from cwdpo.config.limits import (
     not_empty,
 )
 from cwdpo.errors import ConfigError
-from cwdpo.records import PROBE_GROUPS, SIGN_NAMES
+from cwdpo.records import PROBE_GROUPS, SIGN_NAMES, Stage
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -368,6 +368,12 @@ class Recipe:
     seed: Annotated[int, limit("seed", at_least=0, below=2**32, advice="Try 0.")] = 0
     output_dir: Annotated[str, not_empty("output_dir", advice="Write the directory to fill.")] = "runs/cwdpo"
     """The run directory; a relative path starts at the working directory."""
+
+    @property
+    def stages(self) -> Mapping[Stage, Stage1Config | Stage2Config]:
+        """Settings of the stages that the recipe has, in order."""
+        found: Mapping[Stage, Stage1Config | Stage2Config | None] = {"stage1": self.stage1, "stage2": self.stage2}
+        return {stage: settings for stage, settings in found.items() if settings is not None}
 
     @model_validator(mode="after")
     def _has_a_stage_with_rows(self) -> "Recipe":

@@ -72,6 +72,22 @@ class Diagnosis:
             "notes": list(self.notes),
         }
 
+    @classmethod
+    def from_json(cls, content: object) -> "Diagnosis | None":
+        """The diagnosis that :meth:`to_json` gave; None where this is not a whole one."""
+        if not isinstance(content, Mapping):
+            return None
+        try:
+            return cls(
+                findings=[Finding(**entry) for entry in content["findings"]],
+                looked_at=[str(line) for line in content["looked_at"]],
+                clear=[str(name) for name in content["clear"]],
+                not_judged=[NotJudged(**entry) for entry in content["not_judged"]],
+                notes=[str(note) for note in content["notes"]],
+            )
+        except (KeyError, TypeError):
+            return None
+
 
 def title_of(name: str) -> str:
     """Words of a sign's name.

@@ -72,6 +72,21 @@ def merge_adapter(
     return save_checkpoint(adapted.merge_and_unload(), processor, target)
 
 
+def load_checkpoint(name: str) -> tuple[PreTrainedModel | PeftModel, ProcessorMixin]:
+    """A model to look at, on the GPU if there is one, and its processor.
+
+    ``name`` is a checkpoint directory, with a full model or with adapters, or a hub name.
+    """
+    directory = Path(name)
+    if (directory / "adapter_config.json").is_file():
+        base = load_policy(named_base(directory), freeze_vision=False)
+        model: PreTrainedModel | PeftModel = load_adapter(base, directory, trainable=False)
+    else:
+        model = load_policy(name, freeze_vision=False)
+    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")  # in place
+    return model, load_processor(name)
+
+
 def named_base(source: Path) -> str:
     """The base model that saved adapters name, unless it is gone."""
     base: str | None = PeftConfig.from_pretrained(str(source)).base_model_name_or_path

@@ -1,6 +1,15 @@
 """Probes: a fixed set of held-out prompts with many answers each, measured again and again while a model learns."""
 
-from cwdpo.probes.probe_set import GROUPS, ProbeRow, ProbeSet, choose_rows, probe_rows
-from cwdpo.probes.reading import Reading, StartDistributions, measure
+from cwdpo.probes.measuring import Reading, StartDistributions, measure
+from cwdpo.probes.probe_set import ProbeRow, ProbeSet, choose_rows, own_answers, probe_rows
 
-__all__ = ["GROUPS", "ProbeRow", "ProbeSet", "Reading", "StartDistributions", "choose_rows", "measure", "probe_rows"]
+__all__ = [
+    "ProbeRow",
+    "ProbeSet",
+    "Reading",
+    "StartDistributions",
+    "choose_rows",
+    "measure",
+    "own_answers",
+    "probe_rows",
+]

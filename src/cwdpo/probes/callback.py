@@ -3,49 +3,235 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 from accelerate.utils import gather_object
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from cwdpo.config.recipe import ProbesConfig
 from cwdpo.data.rows import Row
 from cwdpo.diagnosis import Finding, Thresholds, diagnose
-from cwdpo.engine import Engine, separate_engine
+from cwdpo.engine import Engine
 from cwdpo.errors import ConfigError
-from cwdpo.probes import GROUPS, ProbeRow, ProbeSet, Reading, StartDistributions, measure, probe_rows
-from cwdpo.probes.files import (
-    ByRow,
-    StageFiles,
-    Start,
-    as_numbers,
-    example_lines,
-    example_rows,
-    token_logprobs,
-    token_pieces,
-)
-from cwdpo.probes.keeping import Keeper
-from cwdpo.probes.reading import flat, warm_up
+from cwdpo.probes.examples import Examples, Write, ranks_share, shared_answers
+from cwdpo.probes.keeping import Keeper, StageFiles, Start
+from cwdpo.probes.measuring import Reading, StartDistributions, measure, scalars, warm_up
+from cwdpo.probes.probe_set import ProbeSet, probe_rows
 from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
-from cwdpo.records import ProbeLine, RunDirectory, Stage
+from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine, RunDirectory, Stage
+from cwdpo.trainer_view import TrainerView
 
-if TYPE_CHECKING:
-    from cwdpo.trainers.base import AnswerTrainer
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbeSettings:
-    """What is measured and what follows from it; see :class:`cwdpo.config.recipe.ProbesConfig`."""
+class Probing(TrainerCallback):
+    """Measures a probe set during one stage. Training itself is the same, to the last bit, with it and without."""
 
-    every: int | None = None
-    groups: Sequence[str] = GROUPS
-    stop_on: Sequence[str] = ()
-    patience: int = 2
-    tolerance: float = 0.02
-    keep_best: bool = False
-    seed: int = 0
+    def __init__(
+        self,
+        trainer: TrainerView,
+        rows: Sequence[Row],
+        run: RunDirectory,
+        stage: Stage,
+        settings: ProbesConfig,
+        *,
+        engine: Engine,
+        beta: float | None = None,
+        seed: int = 0,
+        write_greedy: Write | None = None,
+        write_sampled: Write | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """Watch a trainer; add the result to its callbacks.
+
+        Args:
+            trainer: of the stage.
+            rows: the probe set.
+            run: where readings are written.
+            stage: which stage this is.
+            settings: what to measure, and when to end.
+            engine: of the probes alone, see :func:`cwdpo.engine.separate_engine`.
+            beta: of the preference loss, if the stage has one.
+            seed: of what is made of the rows.
+            write_greedy: lets the model answer as the stage begins and ends; None leaves the group ``greedy`` out.
+            write_sampled: lets the model answer as it would by chance; None leaves the group ``on_policy`` out.
+            interrupted: whether the user ends the run, which then needs no last reading.
+            clock: seconds.
+
+        Raises:
+            ConfigError: both the Trainer and the probes are to choose the best model.
+        """
+        if settings.keep_best and trainer.args.load_best_model_at_end:
+            raise ConfigError(
+                "probes.keep_best and trainer.load_best_model_at_end would each choose the model that is kept. "
+                "Take one of them out."
+            )
+        self._trainer, self._rows, self._run, self._stage = trainer, list(rows), run, stage
+        self._engine, self._beta, self._seed, self._interrupted = engine, beta, seed, interrupted
+        self._groups = PROBE_GROUPS if isinstance(settings.groups, str) else ("chosen", *settings.groups)
+        self._write_greedy = write_greedy if "greedy" in self._groups else None
+        self._write_sampled = write_sampled if "on_policy" in self._groups else None
+        self._files = StageFiles(run.probe_files(stage))
+        every = settings.every if isinstance(settings.every, int) else None
+        self._schedule = Schedule(every, clock=clock or idle_clock, agree=from_first_rank)
+        self._examples = Examples(trainer, self._files.directory, engine, write_greedy=self._write_greedy)
+        self._keeper = Keeper(
+            self._files,
+            tolerance=settings.tolerance,
+            keep_best=settings.keep_best,
+            may_stop=bool(settings.stop_on),
+            is_main=trainer.is_world_process_zero(),
+        )
+        self._stopping = StoppingRule(settings.stop_on, patience=settings.patience, tolerance=settings.tolerance)
+        self.lines: list[ProbeLine] = []
+        """The stage's readings so far, oldest first: the same on every rank, and after an interruption."""
+        self._probes: ProbeSet | None = None
+        self._means: Mapping[ProbeGroup, float] = {}
+        self._distributions = StartDistributions(len(rows))
+        trainer.probe_metrics = self.metrics
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Take the first reading, or take up an interrupted stage."""
+        self._schedule.begin(state.global_step, state.max_steps)
+        if state.global_step == 0:
+            self._begin()
+        else:
+            self._resume(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Take a reading if one is due, and end the stage if it shows what must not go on."""
+        if not self._schedule.is_due(state.global_step):
+            return
+        self._read(state.global_step)
+        if state.global_step < state.max_steps and self._stopping.update(self._history(state), beta=self._beta):
+            control.should_training_stop = True
+            logger.warning("%s ends at step %d: %s", self._stage, state.global_step, self._stopping.sentence())
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Take the last reading of a stage that something else ends early."""
+        if control.should_training_stop and not self._interrupted() and self._read_at != state.global_step:
+            self._read(state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """From now on a resumed run begins here, so that earlier best models are not needed again."""
+        self._keeper.checkpointed()
+
+    def finish(self) -> dict[str, Any]:
+        """After training: put the weights of the reading that the stage leaves back, and write the examples.
+
+        Returns:
+            What to note of the stage: ``readings``, ``seconds`` and ``share`` of the time; ``stopped`` if a finding
+            ended it, ``kept_step`` if another model than the last is kept.
+        """
+        note: dict[str, Any] = {}
+        if self._stopping.reason is not None:
+            note["stopped"] = self._stopping.reason
+        step = self._keeper.to_leave(stopped=self._stopping.reason is not None)
+        if step is not None:
+            note["kept_step"] = step
+            self._trainer.accelerator.wait_for_everyone()  # until the first rank has written them
+            if step != self._trainer.state.global_step:
+                self._files.restore_weights(self._model, step)
+                logger.warning("%s: leaves the model of step %d", self._stage, step)
+        with self._schedule.preparing():
+            self._examples.end()
+        count = len({line["step"] for line in self.lines})
+        seconds, share = self._schedule.spent, self._schedule.share
+        logger.info("%s: probes took %.1f s, %.1f %% of the rest of the stage", self._stage, seconds, 100 * share)
+        return {"probes": {"readings": count, "seconds": round(seconds, 2), "share_of_time": round(share, 4)}, **note}
+
+    def clean_up(self) -> None:
+        """After the stage's model is saved."""
+        self._keeper.clear()
+
+    def metrics(self) -> dict[str, float]:
+        """The reading of this step as scalars, for an evaluation; taken now if it chooses the best model."""
+        step = self._trainer.state.global_step
+        wanted = str(self._trainer.args.metric_for_best_model).removeprefix("eval_").startswith("probes/")
+        if self._probes is not None and wanted and self._read_at != step:
+            self._read(step)
+        return scalars([line for line in self.lines if line["step"] == step])
+
+    def _begin(self) -> None:
+        is_main = self._trainer.is_world_process_zero()
+        if is_main:
+            self._files.clear()
+            self._run.truncate_after(self._stage, -1)
+        with self._schedule.preparing() as answering:
+            greedy = shared_answers(self._trainer, self._write_greedy, self._rows)
+        with self._schedule.preparing():
+            on_policy = shared_answers(self._trainer, self._write_sampled, self._rows)
+            self._probes = self._probe_set(greedy, on_policy)
+            warm_up(self._model, self._probes, self._engine)
+        self._read(0)
+        with self._schedule.preparing() as measuring:
+            self._examples.begin(self._probes.rows)
+        self._schedule.owed = answering.seconds + measuring.seconds
+        if is_main:
+            self._files.write_answers(self._probes.rows)
+            examples, owed = self._examples.start, self._schedule.owed
+            self._files.write_start(Start(self._means, greedy, on_policy, examples, owed, self._distributions))
+
+    def _resume(self, state: TrainerState) -> None:
+        start = self._files.read_start(len(self._rows))
+        self._means, self._distributions, self._schedule.owed = start.means, start.distributions, start.end_seconds
+        self._probes = self._probe_set(start.greedy, start.on_policy)
+        self._examples.resume(self._probes.rows, start.examples)
+        self.lines = self._run.readings(self._stage, until=state.global_step)
+        self._keeper.resume(self.lines)
+        self._stopping.resume(self._history(state), beta=self._beta)
+
+    def _probe_set(self, greedy: Sequence[str] | None, on_policy: Sequence[str] | None) -> ProbeSet:
+        rows = probe_rows(self._rows, groups=self._groups, seed=self._seed, greedy=greedy, on_policy=on_policy)
+        return ranks_share(rows, self._trainer)
+
+    def _read(self, step: int) -> None:
+        with self._schedule.reading(step):
+            reading = self._measure()
+            is_first = not self._means
+            self._means = self._means or reading.means()
+            lines = [ProbeLine(stage=self._stage, step=step, **line) for line in reading.lines(self._means)]
+            if is_first:
+                for rows in gather_object([self._distributions]):
+                    self._distributions.update(rows)
+            self._keeper.update(step, lines, self._model)
+        lines[0]["seconds"] = round(self._schedule.last_seconds, 4)
+        self.lines += lines
+        if self._trainer.is_world_process_zero():
+            self._run.append_probes(lines)
+        control = self._trainer.control
+        should_log = control.should_log  # any logging takes it for done
+        with self._schedule.preparing():
+            self._trainer.log(scalars(lines))
+        control.should_log = should_log
+
+    def _measure(self) -> Reading:
+        assert self._probes is not None
+        autocast = self._trainer.accelerator.autocast
+        here = measure(self._model, self._probes, self._engine, start=self._distributions, autocast=autocast)
+        return Reading().joined(gather_object([here]))
+
+    def _history(self, state: TrainerState) -> list[Mapping[str, Any]]:
+        """Everything read of this stage so far, as its files say it."""
+        logged = [{"stage": self._stage, **line} for line in state.log_history if "loss" in line]
+        return [*logged, *self.lines]
+
+    @property
+    def _read_at(self) -> int | None:
+        return self.lines[-1]["step"] if self.lines else None
+
+    @property
+    def _model(self) -> nn.Module:
+        assert self._trainer.model is not None
+        return self._trainer.model
 
 
 class StoppingRule:
@@ -57,7 +243,7 @@ class StoppingRule:
         Args:
             stop_on: names of findings; none never stops.
             patience: readings in a row that must show the same finding.
-            tolerance: nats per token; a smaller fall of the chosen answers is no finding.
+            tolerance: nats per token; a smaller fall of the chosen answers is not a finding.
         """
         self._stop_on, self._patience = tuple(stop_on), patience
         self._thresholds = Thresholds(fall_least=tolerance, fall_most=max(tolerance, Thresholds().fall_most))
@@ -92,7 +278,7 @@ class StoppingRule:
                 return self.reason
         return None
 
-    def recall(self, history: Sequence[Mapping[str, Any]], *, beta: float | None) -> None:
+    def resume(self, history: Sequence[Mapping[str, Any]], *, beta: float | None) -> None:
         """Count again what an interrupted run had counted, from its readings."""
         steps = sorted({line["step"] for line in history if "group" in line and line["step"] > 0})
         for step in steps[-self._patience :]:
@@ -100,299 +286,9 @@ class StoppingRule:
             self.update([line for line in history if line["step"] < step + ("group" in line)], beta=beta)
         self.reason = None
 
-    def told(self) -> str:
+    def sentence(self) -> str:
         """The reason in words."""
         assert self.reason is not None
         times = "reading" if self.reason["readings"] == 1 else "readings in a row"
         finding = self.reason["finding"].replace("_", " ")
         return f"{finding} in {self.reason['readings']} {times}. {self.reason['evidence']} {self.reason['advice']}"
-
-
-logger = logging.getLogger(__name__)
-
-Write: TypeAlias = Callable[[nn.Module, Sequence[Row]], list[str]]
-"""A model's own answers to rows, by greedy decoding."""
-
-
-class Examples:
-    """Measures the first rows of a probe set at both ends of a stage. All ranks take part, and the first one writes."""
-
-    def __init__(self, trainer: "AnswerTrainer", files: StageFiles, engine: Engine, *, write_greedy: Write | None):
-        """Set up.
-
-        Args:
-            trainer: of the stage.
-            files: of the stage.
-            engine: the probes'.
-            write_greedy: lets the model answer when the stage ends; None leaves that out.
-        """
-        self._trainer, self._files, self._engine, self._write_greedy = trainer, files, engine, write_greedy
-        self._rows: Sequence[ProbeRow] = ()
-        self.start: dict[str, Any] | None = None
-        """Log-probs when the stage began, see :data:`cwdpo.probes.files.Numbers`; kept on disk with the start."""
-
-    def begin(self, rows: Sequence[ProbeRow]) -> None:
-        """The stage begins: measure the examples among these rows of the probe set."""
-        self._rows = rows
-        self.start = as_numbers(self._measure(example_rows(rows)))
-
-    def go_on(self, rows: Sequence[ProbeRow], start: Mapping[str, Any] | None) -> None:
-        """The stage goes on from a checkpoint: it began with these numbers."""
-        self._rows = rows
-        self.start = None if start is None else dict(start)
-
-    def end(self) -> None:
-        """The stage is over and its model is the one that is kept: measure again, and write all."""
-        if self.start is None:
-            logger.warning("no examples: the stage began with another version of cwdpo, which measured none.")
-            return
-        asked = [probe.row for probe in example_rows(self._rows)]
-        greedy = shared(self._trainer, self._write_greedy, asked)
-        rows = example_rows(self._rows, greedy)
-        found = self._measure(rows)
-        if self._trainer.is_world_process_zero():
-            template, tokenizer = self._trainer.encoder.template, self._trainer.encoder.tokenizer
-            pieces = partial(token_pieces, tokenizer, controls=frozenset(template.control_tokens))
-            self._files.write_examples(
-                asked,
-                lambda pictures: example_lines(rows, self.start or {}, found, pictures=pictures, pieces=pieces),
-            )
-
-    def _measure(self, rows: Sequence[ProbeRow]) -> ByRow:
-        trainer, accelerator = self._trainer, self._trainer.accelerator
-        probes = ProbeSet(
-            rows,
-            trainer.encoder,
-            answers_in_a_pass=3 * trainer.args.per_device_eval_batch_size,
-            rank=accelerator.process_index,
-            ranks=accelerator.num_processes,
-        )
-        assert trainer.model is not None
-        here = token_logprobs(trainer.model, probes, self._engine, autocast=accelerator.autocast)
-        whole: ByRow = {}
-        for part in gather_object([here]):
-            whole.update(part)
-        return dict(sorted(whole.items()))
-
-
-def shared(trainer: "AnswerTrainer", write: Write | None, rows: Sequence[Row]) -> list[str] | None:
-    """The model's own answer to each row; each rank writes its share, and all have them all. None without a way to."""
-    if write is None:
-        return None
-    rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    assert trainer.model is not None
-    parts: list[list[str]] = gather_object([write(trainer.model, rows[rank::ranks])])
-    return [parts[i % ranks][i // ranks] for i in range(len(rows))]
-
-
-class Probing(TrainerCallback):
-    """Measures a probe set during one stage. Training itself is the same, to the last bit, with it and without."""
-
-    def __init__(
-        self,
-        trainer: "AnswerTrainer",
-        rows: Sequence[Row],
-        run: RunDirectory,
-        stage: Stage,
-        settings: ProbeSettings,
-        *,
-        write_greedy: Write | None = None,
-        write_sampled: Write | None = None,
-        interrupted: Callable[[], bool] = lambda: False,
-        clock: Callable[[], float] | None = None,
-    ) -> None:
-        """Watch a trainer; add the result to its callbacks.
-
-        Args:
-            trainer: of the stage.
-            rows: the probe set.
-            run: where readings are written.
-            stage: which stage this is.
-            settings: what to measure, and when to end.
-            write_greedy: lets the model answer as the stage begins and ends; None leaves the group ``greedy`` out.
-            write_sampled: lets the model answer as it would by chance; None leaves the group ``on_policy`` out.
-            interrupted: whether the user ends the run, which then needs no last reading.
-            clock: seconds.
-
-        Raises:
-            ConfigError: both the Trainer and the probes are to choose the best model.
-        """
-        if settings.keep_best and trainer.args.load_best_model_at_end:
-            raise ConfigError(
-                "probes.keep_best and trainer.load_best_model_at_end would each choose the model that is kept. "
-                "Take one of them out."
-            )
-        self._trainer, self._rows, self._run, self._stage = trainer, list(rows), run, stage
-        self._settings, self._interrupted = settings, interrupted
-        self._write_greedy = write_greedy if "greedy" in settings.groups else None
-        self._write_sampled = write_sampled if "on_policy" in settings.groups else None
-        self._files = StageFiles(run.probe_files(stage))
-        self._schedule = Schedule(settings.every, clock=clock or idle_clock, agree=from_first_rank)
-        self._engine = separate_engine(trainer.engine, trainer.args.engine, budget=trainer.args.max_tokens_per_batch)
-        self._examples = Examples(trainer, self._files, self._engine, write_greedy=self._write_greedy)
-        self._keeper = Keeper(
-            self._files,
-            tolerance=settings.tolerance,
-            keep_best=settings.keep_best,
-            may_stop=bool(settings.stop_on),
-            is_main=self._is_main,
-        )
-        self._stopping = StoppingRule(settings.stop_on, patience=settings.patience, tolerance=settings.tolerance)
-        self.lines: list[ProbeLine] = []
-        """The stage's readings so far, oldest first: the same on every rank, and after an interruption."""
-        self._probes: ProbeSet | None = None
-        self._beta: float | None = getattr(trainer.args, "beta", None)
-        self._means: Mapping[str, float] = {}
-        self._distributions = StartDistributions(len(rows))
-        trainer.probe_metrics = self.metrics
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take the first reading, or take up an interrupted stage."""
-        self._schedule.begin(state.global_step, state.max_steps)
-        if state.global_step == 0:
-            self._begin()
-        else:
-            self._go_on(state)
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take a reading if one is due, and end the stage if it shows what must not go on."""
-        if self._schedule.is_due(state.global_step):
-            self._read(state.global_step)
-            self._stop_if_needed(state, control)
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take the last reading of a stage that something else ends early."""
-        if control.should_training_stop and not self._interrupted() and self._read_at != state.global_step:
-            self._read(state.global_step)
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """From now on a resumed run begins here, so that earlier best models are not needed again."""
-        self._keeper.checkpointed()
-
-    def finish(self) -> dict[str, Any]:
-        """After training: put the weights of the reading that the stage leaves back, and write the examples.
-
-        Returns:
-            What to note of the stage: ``readings``, ``seconds`` and ``share`` of the time; ``stopped`` if a finding
-            ended it, ``kept_step`` if another model than the last is kept.
-        """
-        note: dict[str, Any] = {}
-        if self._stopping.reason is not None:
-            note["stopped"] = self._stopping.reason
-        step = self._keeper.to_leave(stopped=self._stopping.reason is not None)
-        if step is not None:
-            note["kept_step"] = step
-            self._trainer.accelerator.wait_for_everyone()  # until the first rank has written them
-            if step != self._trainer.state.global_step:
-                self._keeper.restore(self._model, step)
-                logger.warning("%s: leaves the model of step %d", self._stage, step)
-        with self._schedule.preparing():
-            self._examples.end()
-        count = len({line["step"] for line in self.lines})
-        seconds, share = self._schedule.spent, self._schedule.share
-        logger.info("%s: probes took %.1f s, %.1f %% of the rest of the stage", self._stage, seconds, 100 * share)
-        return {"probes": {"readings": count, "seconds": round(seconds, 2), "share_of_time": round(share, 4)}, **note}
-
-    def clean_up(self) -> None:
-        """After the stage's model is saved."""
-        self._keeper.clear()
-
-    def metrics(self) -> dict[str, float]:
-        """The reading of this step as scalars, for an evaluation; taken now if it chooses the best model."""
-        step = self._trainer.state.global_step
-        wanted = str(self._trainer.args.metric_for_best_model).removeprefix("eval_").startswith("probes/")
-        if self._probes is not None and wanted and self._read_at != step:
-            self._read(step)
-        return flat([line for line in self.lines if line["step"] == step])
-
-    @property
-    def _read_at(self) -> int | None:
-        return self.lines[-1]["step"] if self.lines else None
-
-    @property
-    def _model(self) -> nn.Module:
-        assert self._trainer.model is not None
-        return self._trainer.model
-
-    @property
-    def _is_main(self) -> bool:
-        return self._trainer.is_world_process_zero()
-
-    def _begin(self) -> None:
-        if self._is_main:
-            self._files.clear()
-            self._run.truncate_after(self._stage, -1)
-        with self._schedule.preparing() as answering:
-            greedy = shared(self._trainer, self._write_greedy, self._rows)
-        with self._schedule.preparing():
-            on_policy = shared(self._trainer, self._write_sampled, self._rows)
-            rows = self._ask(greedy, on_policy)
-            warm_up(self._model, rows, self._engine)
-        self._read(0)
-        with self._schedule.preparing() as measuring:
-            self._examples.begin(rows.rows)
-        self._schedule.owed = answering.seconds + measuring.seconds
-        if self._is_main:
-            self._files.write_answers(rows.rows)
-            examples, owed = self._examples.start, self._schedule.owed
-            self._files.write_start(Start(dict(self._means), greedy, on_policy, examples, owed, self._distributions))
-
-    def _go_on(self, state: TrainerState) -> None:
-        start = self._files.read_start(len(self._rows))
-        self._means, self._distributions, self._schedule.owed = start.means, start.distributions, start.end_seconds
-        self._examples.go_on(self._ask(start.greedy, start.on_policy).rows, start.examples)
-        self.lines = self._run.readings(self._stage, until=state.global_step)
-        self._keeper.recall(self.lines)
-        self._stopping.recall(self._history(state), beta=self._beta)
-
-    def _ask(self, greedy: Sequence[str] | None, on_policy: Sequence[str] | None) -> ProbeSet:
-        groups = {"chosen", *self._settings.groups}
-        self._probes = ProbeSet(
-            probe_rows(self._rows, groups=groups, seed=self._settings.seed, greedy=greedy, on_policy=on_policy),
-            self._trainer.encoder,
-            answers_in_a_pass=3 * self._trainer.args.per_device_eval_batch_size,  # as many as its rows have
-            rank=self._trainer.accelerator.process_index,
-            ranks=self._trainer.accelerator.num_processes,
-        )
-        return self._probes
-
-    def _read(self, step: int) -> None:
-        with self._schedule.reading(step):
-            reading = self._measure()
-            is_first = not self._means
-            self._means = self._means or reading.means()
-            lines: list[ProbeLine] = [
-                {"stage": self._stage, "step": step, **line} for line in reading.lines(self._means)
-            ]
-            if is_first:
-                for rows in gather_object([self._distributions]):
-                    self._distributions.update(rows)
-            self._keeper.update(step, lines, self._model)
-        lines[0]["seconds"] = round(self._schedule.last_seconds, 4)
-        self.lines += lines
-        if self._is_main:
-            self._run.append_probes(lines)
-        control = self._trainer.control
-        should_log = control.should_log  # which any logging takes for done
-        with self._schedule.preparing():
-            self._trainer.log(flat(lines))
-        control.should_log = should_log
-
-    def _measure(self) -> Reading:
-        assert self._probes is not None
-        autocast = self._trainer.accelerator.autocast
-        here = measure(self._model, self._probes, self._engine, start=self._distributions, autocast=autocast)
-        return Reading().joined(gather_object([here]))
-
-    def _stop_if_needed(self, state: TrainerState, control: TrainerControl) -> None:
-        if state.global_step >= state.max_steps:
-            return
-        reason = self._stopping.update(self._history(state), beta=self._beta)
-        if reason is not None:
-            control.should_training_stop = True
-            logger.warning("%s ends at step %d: %s", self._stage, state.global_step, self._stopping.told())
-
-    def _history(self, state: TrainerState) -> list[Mapping[str, Any]]:
-        """Everything read of this stage so far, as its files say it."""
-        logged = [{"stage": self._stage, **line} for line in state.log_history if "loss" in line]
-        return [*logged, *self.lines]

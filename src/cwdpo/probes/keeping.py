@@ -1,60 +1,107 @@
-"""Keep the weights of the readings that a stage may have to leave; an interrupted run finds those it needs."""
+"""What probes keep of a stage on disk: its start, and the weights of the readings that it may have to leave.
 
+A resumed stage compares with the same start, and finds the weights that it needs.
+"""
+
+import json
 import logging
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
 
-from torch import nn
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from cwdpo.probes.files import StageFiles
-from cwdpo.records import ProbeLine
+from cwdpo.errors import UserError
+from cwdpo.probes.examples import Numbers
+from cwdpo.probes.measuring import StartDistributions
+from cwdpo.probes.probe_set import ProbeRow
+from cwdpo.records import ProbeGroup, ProbeLine, append_jsonl, write_json
 
 _HARDEST_FIRST = ("gentle", "rejected")
 
-
-def margin(reading: Sequence[ProbeLine]) -> float:
-    """Mean lbar of the chosen answers, less that of the hardest negatives there are (gentle, else rejected).
-
-    Without negatives it is the chosen answers' alone. Nats per token.
-
-    Args:
-        reading: lines of one reading.
-    """
-    means = {line["group"]: _level(line) for line in reading}
-    negatives = [means[group] for group in _HARDEST_FIRST if group in means]
-    return means["chosen"] - negatives[0] if negatives else means["chosen"]
+logger = logging.getLogger(__name__)
 
 
-def chosen_level(reading: Sequence[ProbeLine]) -> float:
-    """Mean lbar of the chosen answers, nats per token; NaN where it was no number."""
-    return next((_level(line) for line in reading if line["group"] == "chosen"), math.nan)
+class Keeper:
+    """Holds the weights of a few readings: the best and the safest one, and what they were at the newest checkpoint."""
 
+    def __init__(
+        self, files: "StageFiles", *, tolerance: float, keep_best: bool, may_stop: bool, is_main: bool
+    ) -> None:
+        """Set up.
 
-def _level(line: ProbeLine) -> float:
-    found = line["mean_logprob"]
-    return math.nan if found is None else float(found)  # files have null for what was no number
+        Args:
+            files: of the stage.
+            tolerance: see :class:`BestReading`.
+            keep_best: whether the stage is to leave its best reading.
+            may_stop: whether a finding may end the stage, which then leaves its safest reading.
+            is_main: whether this process writes.
+        """
+        self._files, self._is_main, self._tolerance = files, is_main, tolerance
+        self._keep_best, self._may_stop = keep_best, may_stop
+        self._best, self._safest = BestReading(tolerance), SafestReading()
+        self._at_checkpoint: set[int] = set()
 
+    def to_leave(self, *, stopped: bool) -> int | None:
+        """Step of the reading whose model the stage leaves; None for the last one.
 
-@dataclass
-class SafestReading:
-    """The reading whose chosen answers were likeliest, the first of them where several were: the last before any harm.
+        Args:
+            stopped: whether a finding ended the stage.
+        """
+        if stopped:
+            return self._safest.step
+        return self._best.step if self._keep_best else None
 
-    A stage that was ended because its right answers lose probability is best left as it was when they had most of it.
-    """
+    def update(self, step: int, reading: Sequence[ProbeLine], model: nn.Module) -> None:
+        """Take in a new reading, and write the model's weights if they may be wanted."""
+        wanted = self._wanted()
+        self._best.update(step, reading)
+        self._safest.update(step, reading)
+        if self._wanted() != wanted and self._is_main:
+            if step in self._wanted():
+                self._files.save_weights(model, step)
+            self._remove_others()
 
-    step: int | None = None
-    chosen: float = float("-inf")
-    """Mean lbar of the chosen answers at that reading, nats per token."""
+    def checkpointed(self) -> None:
+        """A checkpoint was written: no resumed run begins before it."""
+        self._at_checkpoint = self._wanted()
+        if self._is_main:
+            self._remove_others()
 
-    def update(self, step: int, reading: Sequence[ProbeLine]) -> bool:
-        """Take in a new reading; True if it is the safest now."""
-        chosen = chosen_level(reading)
-        if not chosen > self.chosen:  # NaN too
-            return False
-        self.step, self.chosen = step, chosen
-        return True
+    def resume(self, lines: Sequence[ProbeLine]) -> None:
+        """Find the best and the safest of an interrupted run's readings again."""
+        for step, reading in groupby(lines, key=lambda line: line["step"]):
+            whole = list(reading)
+            self._best.update(step, whole)
+            self._safest.update(step, whole)
+        self._at_checkpoint = self._wanted()
+        gone = [step for step in sorted(self._wanted()) if not self._files.weights(step).exists()]
+        if gone:
+            logger.warning(
+                "the weights of step %d, which this stage may have to leave, are gone: later readings alone count",
+                gone[0],
+            )
+            self._best, self._safest, self._at_checkpoint = BestReading(self._tolerance), SafestReading(), set()
+
+    def clear(self) -> None:
+        """The stage is over: its model is saved elsewhere."""
+        if self._is_main:
+            self._files.keep_only(set())
+
+    def _wanted(self) -> set[int]:
+        """Steps whose weights may be wanted."""
+        wanted = (self._best.step if self._keep_best else None, self._safest.step if self._may_stop else None)
+        return {step for step in wanted if step is not None}
+
+    def _remove_others(self) -> None:
+        self._files.keep_only(self._wanted() | self._at_checkpoint)
 
 
 @dataclass
@@ -90,78 +137,151 @@ class BestReading:
         return True
 
 
-logger = logging.getLogger(__name__)
+@dataclass
+class SafestReading:
+    """The reading whose chosen answers were likeliest, the first of them where several were: the last before any harm.
+
+    A stage that was ended because its right answers lose probability is best left as it was when they had most of it.
+    """
+
+    step: int | None = None
+    chosen: float = float("-inf")
+    """Mean lbar of the chosen answers at that reading, nats per token."""
+
+    def update(self, step: int, reading: Sequence[ProbeLine]) -> bool:
+        """Take in a new reading; True if it is the safest now."""
+        chosen = chosen_level(reading)
+        if not chosen > self.chosen:  # NaN too
+            return False
+        self.step, self.chosen = step, chosen
+        return True
 
 
-class Keeper:
-    """Holds the weights of a few readings: the best and the safest one, and what they were at the newest checkpoint."""
+def margin(reading: Sequence[ProbeLine]) -> float:
+    """Mean lbar of the chosen answers, less that of the hardest negatives there are (gentle, else rejected).
 
-    def __init__(self, files: StageFiles, *, tolerance: float, keep_best: bool, may_stop: bool, is_main: bool) -> None:
-        """Set up.
+    Without negatives it is the chosen answers' alone. Nats per token.
 
-        Args:
-            files: of the stage.
-            tolerance: see :class:`cwdpo.probes.keeping.BestReading`.
-            keep_best: whether the stage is to leave its best reading.
-            may_stop: whether a finding may end the stage, which then leaves its safest reading.
-            is_main: whether this process writes.
-        """
-        self._files, self._is_main, self._tolerance = files, is_main, tolerance
-        self._keep_best, self._may_stop = keep_best, may_stop
-        self._best, self._safest = BestReading(tolerance), SafestReading()
-        self._at_checkpoint: set[int] = set()
+    Args:
+        reading: lines of one reading.
+    """
+    means = {line["group"]: _level(line) for line in reading}
+    negatives = [means[group] for group in _HARDEST_FIRST if group in means]
+    return means["chosen"] - negatives[0] if negatives else means["chosen"]
 
-    def to_leave(self, *, stopped: bool) -> int | None:
-        """Step of the reading whose model the stage leaves; None for the last one.
 
-        Args:
-            stopped: whether a finding ended the stage.
-        """
-        if stopped:
-            return self._safest.step
-        return self._best.step if self._keep_best else None
+def chosen_level(reading: Sequence[ProbeLine]) -> float:
+    """Mean lbar of the chosen answers, nats per token; NaN where it was not finite."""
+    return next((_level(line) for line in reading if line["group"] == "chosen"), math.nan)
 
-    def update(self, step: int, reading: Sequence[ProbeLine], model: nn.Module) -> None:
-        """Take in a new reading, and write the model's weights if they may be wanted."""
-        wanted = self._steps()
-        self._best.update(step, reading)
-        self._safest.update(step, reading)
-        if self._steps() != wanted and self._is_main:
-            if step in self._steps():
-                self._files.save_weights(model, step)
-            self._remove_others()
 
-    def checkpointed(self) -> None:
-        """A checkpoint was written: no resumed run begins before it."""
-        self._at_checkpoint = self._steps()
-        if self._is_main:
-            self._remove_others()
+def _level(line: ProbeLine) -> float:
+    found: float | None = line["mean_logprob"]
+    return math.nan if found is None else float(found)  # files have null for what was not finite
 
-    def recall(self, lines: Sequence[ProbeLine]) -> None:
-        """Find the best and the safest of an interrupted run's readings again."""
-        for step, reading in groupby(lines, key=lambda line: line["step"]):
-            whole = list(reading)
-            self._best.update(step, whole)
-            self._safest.update(step, whole)
-        self._at_checkpoint = self._steps()
-        gone = [step for step in sorted(self._steps()) if not self._files.weights(step).exists()]
-        if gone:
-            logger.warning("the weights of step %d, which this stage may have to leave, are gone: begun anew", gone[0])
-            self._best, self._safest, self._at_checkpoint = BestReading(self._tolerance), SafestReading(), set()
 
-    def restore(self, model: nn.Module, step: int) -> None:
-        """Put the weights of a reading back."""
-        self._files.restore_weights(model, step)
+class Start(NamedTuple):
+    """What a stage's readings and examples are compared with."""
+
+    means: Mapping[ProbeGroup, float]
+    """Mean lbar of each group, nats per token."""
+
+    greedy: list[str] | None
+    """The model's own answer to each row."""
+
+    on_policy: list[str] | None
+    """An answer to each row, sampled from the model at temperature 1."""
+
+    examples: Numbers | None
+    """Log-probs of the examples' tokens; None in runs of old versions."""
+
+    end_seconds: float
+    """What the examples will cost when the stage ends."""
+
+    distributions: StartDistributions
+
+
+@dataclass(frozen=True)
+class StageFiles:
+    """The files that probes keep for one stage."""
+
+    directory: Path
 
     def clear(self) -> None:
-        """The stage is over: its model is saved elsewhere."""
-        if self._is_main:
-            self._files.keep_only(set())
+        """The stage begins: whatever an earlier attempt left goes."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.directory.mkdir(parents=True)
 
-    def _steps(self) -> set[int]:
-        """Steps whose weights may be wanted."""
-        wanted = (self._best.step if self._keep_best else None, self._safest.step if self._may_stop else None)
-        return {step for step in wanted if step is not None}
+    def write_answers(self, rows: Sequence[ProbeRow]) -> None:
+        """List every answer that is measured, for people: ``answers.jsonl``."""
+        append_jsonl(
+            self.directory / "answers.jsonl",
+            (
+                {"row": probe.index, "source": probe.row.source, "group": answer.group, "text": answer.text}
+                for probe in rows
+                for answer in probe.answers
+            ),
+        )
 
-    def _remove_others(self) -> None:
-        self._files.keep_only(self._steps() | self._at_checkpoint)
+    def write_start(self, start: Start) -> None:
+        """Keep what the stage began with; ``start.json`` comes last, so that with it all is there."""
+        start.distributions.save(self.directory / "start.npz")
+        kept = start._asdict()
+        del kept["distributions"]
+        write_json(self.directory / "start.json", kept)
+
+    def read_start(self, num_rows: int) -> Start:
+        """What :meth:`write_start` kept.
+
+        Raises:
+            UserError: they are gone or damaged.
+        """
+        try:
+            found = json.loads((self.directory / "start.json").read_text(encoding="utf-8"))
+            means, greedy, on_policy = dict(found["means"]), found["greedy"], found.get("on_policy")
+            examples, seconds = found.get("examples"), float(found.get("end_seconds", 0.0))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.directory}: what the stage's probes began with cannot be read ({error}). Start the run again "
+                "in another --output_dir."
+            ) from error
+        distributions = StartDistributions.load(self.directory / "start.npz", num_rows)
+        return Start(means, greedy, on_policy, examples, seconds, distributions)
+
+    def weights(self, step: int) -> Path:
+        """Weights of the reading at this step, where they are kept."""
+        return self.directory / f"weights-{step:08d}.safetensors"
+
+    def save_weights(self, model: nn.Module, step: int) -> None:
+        """Write all weights that train, whole or not at all."""
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained_weights(model).items()}
+        written = self.weights(step).with_suffix(".partial")
+        save_file(weights, written)
+        written.replace(self.weights(step))
+
+    def restore_weights(self, model: nn.Module, step: int) -> None:
+        """Put the weights of a reading back, all of them or an error.
+
+        Raises:
+            UserError: the file is gone or damaged.
+        """
+        try:
+            saved = load_file(self.weights(step))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{self.weights(step)}: a reading's weights cannot be read ({error}).") from error
+        weights = _trained_weights(model)
+        assert saved.keys() == weights.keys(), "the model trains other weights than it did when they were saved"
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                tensor.copy_(saved[name])
+
+    def keep_only(self, steps: set[int]) -> None:
+        """Remove the weights of all other steps' readings."""
+        for path in self.directory.glob("weights-*.safetensors"):
+            if int(path.stem.removeprefix("weights-")) not in steps:
+                path.unlink()
+
+
+def _trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter that training changes, once, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

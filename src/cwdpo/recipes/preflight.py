@@ -18,9 +18,11 @@ from cwdpo.data.reading import read_rows, split_rows
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.negatives.verify import load_judge
-from cwdpo.recipes.stages import stage_arguments, wanted_loggers
+from cwdpo.recipes.stages import stage_arguments
 from cwdpo.records import RunDirectory, Stage
 from cwdpo.trainers.arguments import AnswerArguments, argument_types
+
+logger = logging.getLogger(__name__)
 
 _REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, OSError, KeyError, NotImplementedError)
 """What transformers raises of settings that it does not like, and of packages that they need."""
@@ -38,106 +40,20 @@ def check_settings(recipe: Recipe, run: RunDirectory, *, elsewhere: bool = False
         ConfigError: a setting is unknown, wrong, or needs a package that is not installed; the message names it.
     """
     known = argument_types()
-    for section, values in _sections(recipe).items():
+    for section, values in _sections(recipe, recipe.stages).items():
         check_trainer_section(values, known, lambda key: "recipe", name=section)
-    for stage in stages_of(recipe):
+    for stage in recipe.stages:
         try:
-            _try(recipe, run, stage, elsewhere)
+            _try(recipe, run, stage, elsewhere=elsewhere)
         except UserError:
             raise
         except _REFUSALS as error:
-            raise ConfigError(_explained(recipe, run, stage, error, elsewhere)) from error
+            raise ConfigError(_explained(recipe, run, stage, error, elsewhere=elsewhere)) from error
         finally:
             # models that are loaded later would be divided by it
             unset_hf_deepspeed_config()
     if recipe.stage2 is not None and recipe.negatives is not None and recipe.negatives.judge is not None:
         load_judge(recipe.negatives.judge)
-
-
-def stages_of(recipe: Recipe) -> list[Stage]:
-    """The stages that a recipe has, in order."""
-    stages: list[Stage] = []
-    if recipe.stage1 is not None:
-        stages.append("stage1")
-    if recipe.stage2 is not None:
-        stages.append("stage2")
-    return stages
-
-
-def _try(recipe: Recipe, run: RunDirectory, stage: Stage, elsewhere: bool) -> None:
-    """Make of a stage's settings all that needs neither model nor rows."""
-    has_eval = recipe.data.eval is not None
-    args = stage_arguments(recipe, run, stage, has_eval=has_eval, **({"use_cpu": True} if elsewhere else {}))
-    _check_duration(recipe, stage, args)
-    if args.eval_strategy != "no" and not has_eval:
-        strategy = IntervalStrategy(args.eval_strategy)
-        raise ConfigError(
-            f"{_name(recipe, stage, 'eval_strategy')} is {strategy.value}, but the recipe has no data.eval. "
-            "Name held-out rows there, or leave the setting out."
-        )
-    wanted_loggers(recipe.trainer | getattr(recipe, stage).trainer)
-    with contextlib.suppress(ValueError):  # some need the model, which is not there yet
-        Trainer.get_optimizer_cls_and_kwargs(args)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-    get_scheduler(
-        args.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=1,
-        num_training_steps=100,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]  # a text became a dict above
-    )
-
-
-def _check_duration(recipe: Recipe, stage: Stage, args: AnswerArguments) -> None:
-    """Refuse to train for no step; what the Trainer does with such settings is another thing each time."""
-    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
-        key = "num_train_epochs" if args.max_steps else "max_steps"
-        raise ConfigError(
-            f"{_name(recipe, stage, key)} is {getattr(args, key):g}, so {stage} would train for no step. Write "
-            "`num_train_epochs: 1` or a number of `max_steps`; to skip a stage, leave its section out."
-        )
-
-
-def _explained(recipe: Recipe, run: RunDirectory, stage: Stage, error: Exception, elsewhere: bool) -> str:
-    """Name the settings without which a refusal would not be."""
-    names = []
-    for section, values in _sections(recipe, stage).items():
-        for key, value in values.items():
-            try:
-                _try(_without(recipe, section, key), run, stage, elsewhere)
-            except (UserError, *_REFUSALS):
-                continue
-            names.append(f"{section}.{key}, which is {value!r}")
-    told = " ".join(str(error).split()) or type(error).__name__
-    if not names:
-        return f"the trainer settings of {stage} are refused: {told}"
-    return f"{stage} cannot use {', or '.join(names)}: {told.rstrip('.')}. Correct it, or take it out."
-
-
-def _sections(recipe: Recipe, *stages: Stage) -> dict[str, Mapping[str, Any]]:
-    """The ``trainer`` sections by name: all, or the common one and those of some stages."""
-    found: dict[str, Mapping[str, Any]] = {"trainer": recipe.trainer}
-    for stage in stages or stages_of(recipe):
-        found[f"{stage}.trainer"] = getattr(recipe, stage).trainer
-    return found
-
-
-def _without(recipe: Recipe, section: str, key: str) -> Recipe:
-    """The recipe with one setting of a ``trainer`` section taken out."""
-    stage, _, _ = section.rpartition(".")
-    owner: Any = getattr(recipe, stage) if stage else recipe
-    fewer: Any = dataclasses.replace(
-        owner, trainer={name: value for name, value in owner.trainer.items() if name != key}
-    )
-    return dataclasses.replace(recipe, **{stage: fewer}) if stage else fewer
-
-
-def _name(recipe: Recipe, stage: Stage, key: str) -> str:
-    """A setting as messages call it: where it is set, the stage's own section first."""
-    return f"{stage}.trainer.{key}" if key in getattr(recipe, stage).trainer else f"trainer.{key}"
-
-
-logger = logging.getLogger(__name__)
 
 
 def read_data(recipe: Recipe) -> tuple[list[Row], list[Row] | None]:
@@ -159,10 +75,8 @@ def rows_of_stages(recipe: Recipe, rows: Sequence[Row]) -> dict[Stage, list[Row]
     Raises:
         ConfigError: a stage would have none.
     """
-    if recipe.stage1 is None:
-        return {"stage2": list(rows)}
-    if recipe.stage2 is None:
-        return {"stage1": list(rows)}
+    if len(recipe.stages) == 1:
+        return {stage: list(rows) for stage in recipe.stages}
     first, second = split_rows(rows, recipe.data.stage1_fraction, recipe.seed)
     return {"stage1": first, "stage2": second}
 
@@ -192,7 +106,7 @@ def without_rejected(stages: Mapping[Stage, Sequence[Row]], eval_rows: Sequence[
 
 
 def warn_of_equal_answers(stages: Mapping[Stage, Sequence[Row]]) -> None:
-    """Say how many pairs of stage 2 hold the same answer twice: they cost time and teach nothing."""
+    """Log how many pairs of stage 2 hold the same answer twice: they cost time and teach nothing."""
     rows = stages.get("stage2", [])
     equal = [row for row in rows if row.chosen.strip() in (answer.strip() for answer in row.rejected)]
     if equal:
@@ -218,3 +132,70 @@ def peek_at_images(rows: Iterable[Row]) -> None:
                 peek_image(image, source=row.source)
             if isinstance(image, Path):
                 seen.add(image)
+
+
+def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) -> None:
+    """Make of a stage's settings all that needs neither model nor rows."""
+    has_eval = recipe.data.eval is not None
+    args = stage_arguments(recipe, run, stage, has_eval=has_eval, **({"use_cpu": True} if elsewhere else {}))
+    _check_duration(recipe, stage, args)
+    if args.eval_strategy != "no" and not has_eval:
+        strategy = IntervalStrategy(args.eval_strategy)
+        raise ConfigError(
+            f"{_name(recipe, stage, 'eval_strategy')} is {strategy.value}, but the recipe has no data.eval. "
+            "Name held-out rows there, or leave the setting out."
+        )
+    with contextlib.suppress(ValueError):  # some need the model, which is not there yet
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=1,
+        num_training_steps=100,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]  # a text became a dict above
+    )
+
+
+def _check_duration(recipe: Recipe, stage: Stage, args: AnswerArguments) -> None:
+    """Refuse to train for no step; what the Trainer does with such settings is another thing each time."""
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
+        key = "num_train_epochs" if args.max_steps else "max_steps"
+        raise ConfigError(
+            f"{_name(recipe, stage, key)} is {getattr(args, key):g}, so {stage} would train for no step. Write "
+            "`num_train_epochs: 1` or a number of `max_steps`; to skip a stage, leave its section out."
+        )
+
+
+def _explained(recipe: Recipe, run: RunDirectory, stage: Stage, error: Exception, *, elsewhere: bool) -> str:
+    """Name the settings without which a refusal would not be."""
+    names = []
+    for section, values in _sections(recipe, [stage]).items():
+        for key, value in values.items():
+            try:
+                _try(_without(recipe, section, key), run, stage, elsewhere=elsewhere)
+            except (UserError, *_REFUSALS):
+                continue
+            names.append(f"{section}.{key}, which is {value!r}")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if not names:
+        return f"the trainer settings of {stage} are refused: {reason}"
+    return f"{stage} cannot use {', or '.join(names)}: {reason.rstrip('.')}. Correct it, or take it out."
+
+
+def _sections(recipe: Recipe, stages: Iterable[Stage]) -> dict[str, Mapping[str, Any]]:
+    """The ``trainer`` sections by name: the common one and those of some stages."""
+    return {"trainer": recipe.trainer} | {f"{stage}.trainer": recipe.stages[stage].trainer for stage in stages}
+
+
+def _without(recipe: Recipe, section: str, key: str) -> Recipe:
+    """The recipe with one setting of a ``trainer`` section taken out."""
+    stage, _, _ = section.rpartition(".")
+    owner: Any = getattr(recipe, stage) if stage else recipe
+    fewer = dataclasses.replace(owner, trainer={name: value for name, value in owner.trainer.items() if name != key})
+    return dataclasses.replace(recipe, **{stage: fewer}) if stage else fewer
+
+
+def _name(recipe: Recipe, stage: Stage, key: str) -> str:
+    """A setting as messages call it: where it is set, the stage's own section first."""
+    return f"{stage}.trainer.{key}" if key in recipe.stages[stage].trainer else f"trainer.{key}"

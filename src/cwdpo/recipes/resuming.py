@@ -6,18 +6,18 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import xxhash
 from PIL import Image
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cwdpo.config.reading import dump_recipe, read_recipe
 from cwdpo.config.recipe import DataConfig, Recipe
 from cwdpo.data.reading import resolve_root
 from cwdpo.data.rows import ImageSource, Message, Row
 from cwdpo.errors import ConfigError, DataError, UserError
-from cwdpo.records import RunDirectory, Stage, write_text
+from cwdpo.records import STAGES, RunDirectory, Stage, write_text
 from cwdpo.trainers.checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _OF_STAGES: Mapping[Stage, Sequence[str]] = {"stage1": ("stage1",), "stage2": ("
 """Sections that hold for a stage once it has begun."""
 
 _FREE = ("stage2.reference", "negatives.on_error", "negatives.endpoint")
-"""Settings in them that may change: they alter nothing of what is learnt, or are what an error makes one mend."""
+"""Settings in them that may change: they alter nothing of what is learned, or are what an error makes one fix."""
 
 _FREE_OF_TRAINER = (
     *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
@@ -55,32 +55,32 @@ def resumed_recipe(run: RunDirectory, recipe: Recipe) -> Recipe:
     """
     recipe = with_measured_floor(run, recipe)
     saved = read_recipe(run.recipe)
-    begun = [stage for stage in get_args(Stage) if _has_begun(run, stage)]
+    begun = [stage for stage in STAGES if _has_begun(run, stage)]
     _check_stages(run, saved, recipe)
-    before, now = _settings(saved), _settings(recipe)
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changes = _changes(saved, recipe)
     for stage in begun:
-        driven = _OF_AUTO if stage == "stage2" and _drives(recipe) else ()
-        held = [key for key in changed if _holds(key, stage) or key in driven]
-        _refuse(run, held, before, now, stage)
-    _refuse(run, [key for key in changed if key.startswith(_OF_THE_RUN)], before, now, None)
+        # probes that drive the curriculum choose stage 2's negatives
+        auto = stage == "stage2" and recipe.negatives is not None and recipe.negatives.curriculum == "auto"
+        held = [key for key in changes if _holds(key, stage) or (auto and key in _OF_AUTO)]
+        _refuse(run, recipe, {key: changes[key] for key in held}, stage)
+    _refuse(run, recipe, {key: texts for key, texts in changes.items() if key.startswith(_OF_THE_RUN)}, None)
     _check_models(run, recipe)
     if is_complete(run, recipe):
         return recipe
-    for key in changed:
-        _tell(run, key, _shown(before, key), _shown(now, key), begun)
-    if changed:
+    for key, (before, now) in changes.items():
+        _notify(run, key, before, now, begun)
+    if changes:
         write_text(run.recipe, dump_recipe(recipe))
     return recipe
 
 
 def is_complete(run: RunDirectory, recipe: Recipe) -> bool:
     """Whether the recipe's last stage is finished, so that nothing is left to train."""
-    return run.is_finished(_stages(recipe)[-1])
+    return run.is_finished(list(recipe.stages)[-1])
 
 
 def nothing_to_do(run: RunDirectory, recipe: Recipe) -> bool:
-    """Whether all is trained, and what tells of it is written too."""
+    """Whether all is trained, and the summary and the report are written too."""
     return is_complete(run, recipe) and run.summary.is_file() and run.report.is_file()
 
 
@@ -100,112 +100,13 @@ def with_measured_floor(run: RunDirectory, recipe: Recipe) -> Recipe:
 
 
 class NewIntervals(TrainerCallback):
-    """The Trainer logs, saves and evaluates as often as its checkpoint says; a resumed run may have been told anew."""
+    """The Trainer logs, saves and evaluates as often as its checkpoint says; a resumed run may have new settings."""
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put the settings of now in place of the checkpoint's."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Put the present settings in place of the checkpoint's."""
         state.compute_steps(args, state.max_steps)
-
-
-def _stages(recipe: Recipe) -> list[Stage]:
-    return [stage for stage in get_args(Stage) if getattr(recipe, stage) is not None]
-
-
-def _has_begun(run: RunDirectory, stage: Stage) -> bool:
-    """Whether a stage has steps behind it that a resumed run does not repeat; stage 2 only follows stage 1."""
-    has = run.was_finished(stage) or last_checkpoint(run.checkpoints(stage)) is not None
-    return has or (stage == "stage1" and _has_begun(run, "stage2"))
-
-
-def _check_stages(run: RunDirectory, saved: Recipe, recipe: Recipe) -> None:
-    """The division of the rows depends on which stages there are."""
-    before, now = _stages(saved), _stages(recipe)
-    if before != now:
-        raise ConfigError(
-            f"{run.recipe}: the run began with {' and '.join(before)}, not {' and '.join(now)}, and its rows were "
-            "divided for that. Resume with the same stages, or give another --output_dir (and begin there from a "
-            f"model of this run, such as --model.name_or_path {run.stage(before[0])})."
-        )
-
-
-def _check_models(run: RunDirectory, recipe: Recipe) -> None:
-    """A finished stage's model may be gone only if nothing starts from it any more."""
-    for stage in _stages(recipe):
-        if is_complete(run, recipe) or not run.was_finished(stage) or run.is_finished(stage):
-            continue
-        done, checkpoint = run.checkpoints(stage).with_suffix(".done"), last_checkpoint(run.checkpoints(stage))
-        again = f"from {checkpoint}" if checkpoint else "from its start, as no checkpoint of it is left"
-        if stage == "stage1" and recipe.stage2 is not None:
-            raise UserError(
-                f"{run.stage(stage)} is gone, and stage2, which is not finished, starts from it. Put the directory "
-                f"back; or delete {done} and resume, and stage1 is made again {again}."
-            )
-        logger.warning("%s is gone and is made again %s", run.stage(stage), again)
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """Every setting by its full name; those of the shared ``trainer`` as each stage has them."""
-    values = dataclasses.asdict(recipe)
-    shared = values.pop("trainer")
-    for stage in _stages(recipe):
-        values[stage]["trainer"] = shared | values[stage]["trainer"]
-    del values["output_dir"]
-    return dict(_flat(values))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
-
-
-def _drives(recipe: Recipe) -> bool:
-    """Whether probes decide how hard the negatives are."""
-    return recipe.negatives is not None and recipe.negatives.curriculum == "auto"
-
-
-def _holds(key: str, stage: Stage) -> bool:
-    """Whether a setting may not change within a stage."""
-    of_trainer = key.removeprefix(f"{stage}.trainer.")
-    if of_trainer != key:
-        free = of_trainer.split(".")[0] in _FREE_OF_TRAINER or of_trainer.startswith(_FREE_PREFIXES_OF_TRAINER)
-        return not free
-    return key.startswith(tuple(_OF_STAGES[stage])) and not key.startswith(_FREE)
-
-
-def _refuse(
-    run: RunDirectory, keys: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any], stage: Stage | None
-) -> None:
-    if not keys:
-        return
-    key = keys[0]
-    what = f"{stage} of the run" if stage else "the run"
-    floor = run.kept("floor")
-    measured = key == "stage2.cooling.floor" and floor and f" (measured by `{floor['rule']}`)"
-    more = f" (and {len(keys) - 1} more: {', '.join(keys[1:])})" if len(keys) > 1 else ""
-    waits = stage == "stage1" and ".trainer." in key and not _has_begun(run, "stage2")
-    later = f" For stage2 alone write --{key.replace('stage1', 'stage2', 1)}." if waits and "stage2.beta" in now else ""
-    raise ConfigError(
-        f"{run.recipe}: {what} began with {key} = {_shown(before, key)}{measured or ''}, not {_shown(now, key)}{more}, "
-        f"which holds to its end. Resume with the same setting, or give another --output_dir.{later}"
-    )
-
-
-def _tell(run: RunDirectory, key: str, before: str, now: str, begun: Sequence[Stage]) -> None:
-    """Say of a change that is allowed where it has an effect."""
-    stage = next((stage for stage in get_args(Stage) if key.startswith(tuple(_OF_STAGES[stage]))), None)
-    if stage is not None and run.is_finished(stage):
-        return
-    where = "from now on"
-    if stage is not None and stage not in begun and _holds(key, stage):
-        where = f"in {stage}, which has not begun" + (", and not in stage1, which has" if "stage1" in begun else "")
-    logger.warning("%s is %s %s; the run began with %s", key, now, where, before)
-
-
-def _shown(settings: Mapping[str, Any], key: str) -> str:
-    return repr(settings[key]) if key in settings else "its default"
 
 
 def keep_rows(run: RunDirectory, data: DataConfig, rows: Sequence[Row], eval_rows: Sequence[Row] | None) -> None:
@@ -217,16 +118,14 @@ def check_same_rows(run: RunDirectory, data: DataConfig, rows: Sequence[Row], ev
     """Compare the rows with those that the run began with.
 
     Texts, answers, names of images and the order count. What an image file holds does not, so that a damaged one can be
-    mended.
+    replaced.
 
     Raises:
         DataError: they differ; the message names the file.
     """
     before: list[dict[str, Any]] = run.kept("rows").get("files", [])
     if not before:
-        logger.warning(
-            "%s does not say which rows it began with, so they are not compared with those of now.", run.root
-        )
+        logger.warning("%s does not say which rows it began with, so they are not compared with today's.", run.root)
         return
     for was, now in zip(before, _contents(data, rows) + _contents(data, eval_rows or []), strict=False):
         if was != now:
@@ -236,17 +135,8 @@ def check_same_rows(run: RunDirectory, data: DataConfig, rows: Sequence[Row], ev
             raise DataError(
                 f"{now['file']}: its rows are not those that the run in {run.root} began with ({count}). They would be "
                 "divided between the stages another way, so that stage 2 could see what stage 1 trained on. Put the "
-                "file back as it was, or begin anew with another --output_dir. (An image file may be mended.)"
+                "file back as it was, or start again with another --output_dir. (An image file may be replaced.)"
             )
-
-
-def _contents(data: DataConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each data file's name, number of rows and hash, in the order in which they are read."""
-    found = []
-    for file, group in groupby(rows, key=lambda row: row.source.rpartition(":")[0]):
-        of_file, root = list(group), resolve_root(file, data.image_root).resolve()
-        found.append({"file": file, "rows": len(of_file), "hash": hash_rows(of_file, root)})
-    return found
 
 
 def hash_rows(rows: Sequence[Row], root: Path) -> str:
@@ -264,14 +154,129 @@ def hash_rows(rows: Sequence[Row], root: Path) -> str:
     return digest.hexdigest()
 
 
-def _turn(message: Message) -> list[Any]:
+def _contents(data: DataConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each data file's name, number of rows and hash, in the order in which they are read."""
+    found = []
+    for file, group in groupby(rows, key=lambda row: row.source.rpartition(":")[0]):
+        of_file, root = list(group), resolve_root(file, data.image_root).resolve()
+        found.append({"file": file, "rows": len(of_file), "hash": hash_rows(of_file, root)})
+    return found
+
+
+def _turn(message: Message) -> list[object]:
     return [message.role, [part if isinstance(part, str) else None for part in message.parts]]
 
 
-def _name(image: ImageSource, root: Path) -> Any:
+def _name(image: ImageSource, root: Path) -> str | list[str | int]:
     """A file's name; of an image that lies in the data itself, which has none, what is cheap to look at."""
     if isinstance(image, Path):
         return str(image.relative_to(root) if image.is_relative_to(root) else image)
     if isinstance(image, Image.Image):
         return [image.mode, *image.size]
     return xxhash.xxh3_128(image).hexdigest()
+
+
+def _has_begun(run: RunDirectory, stage: Stage) -> bool:
+    """Whether a stage has steps behind it that a resumed run does not repeat; stage 2 only follows stage 1."""
+    has = run.was_finished(stage) or last_checkpoint(run.checkpoints(stage)) is not None
+    return has or (stage == "stage1" and _has_begun(run, "stage2"))
+
+
+def _check_stages(run: RunDirectory, saved: Recipe, recipe: Recipe) -> None:
+    """The division of the rows depends on which stages there are."""
+    before, now = list(saved.stages), list(recipe.stages)
+    if before != now:
+        raise ConfigError(
+            f"{run.recipe}: the run began with {' and '.join(before)}, not {' and '.join(now)}, and its rows were "
+            "divided for that. Resume with the same stages, or give another --output_dir (and begin there from a "
+            f"model of this run, such as --model.name_or_path {run.stage(before[0])})."
+        )
+
+
+def _check_models(run: RunDirectory, recipe: Recipe) -> None:
+    """A finished stage's model may be gone only if nothing starts from it any more."""
+    for stage in recipe.stages:
+        if is_complete(run, recipe) or not run.was_finished(stage) or run.is_finished(stage):
+            continue
+        done, checkpoint = run.checkpoints(stage).with_suffix(".done"), last_checkpoint(run.checkpoints(stage))
+        again = f"from {checkpoint}" if checkpoint else "from its start, as no checkpoint of it is left"
+        if stage == "stage1" and recipe.stage2 is not None:
+            raise UserError(
+                f"{run.stage(stage)} is gone, and stage2, which is not finished, starts from it. Put the directory "
+                f"back; or delete {done} and resume, and stage1 is made again {again}."
+            )
+        logger.warning("%s is gone and is made again %s", run.stage(stage), again)
+
+
+def _changes(saved: Recipe, recipe: Recipe) -> dict[str, tuple[str, str]]:
+    """Settings that differ, by their full names in alphabetical order: what they were and what they are, as text."""
+    before, now = dict(_settings(saved)), dict(_settings(recipe))
+    return {
+        key: (_shown(before, key), _shown(now, key))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    }
+
+
+def _settings(recipe: Recipe) -> Iterator[tuple[str, object]]:
+    """Every setting by its full name; those of the shared ``trainer`` as each stage has them."""
+    values = dataclasses.asdict(recipe)
+    shared = values.pop("trainer")
+    for stage in recipe.stages:
+        values[stage]["trainer"] = shared | values[stage]["trainer"]
+    del values["output_dir"]
+    return _flat(values)
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def _shown(settings: Mapping[str, object], key: str) -> str:
+    return repr(settings[key]) if key in settings else "its default"
+
+
+def _holds(key: str, stage: Stage) -> bool:
+    """Whether a setting may not change within a stage."""
+    of_trainer = key.removeprefix(f"{stage}.trainer.")
+    if of_trainer != key:
+        free = of_trainer.split(".")[0] in _FREE_OF_TRAINER or of_trainer.startswith(_FREE_PREFIXES_OF_TRAINER)
+        return not free
+    return key.startswith(tuple(_OF_STAGES[stage])) and not key.startswith(_FREE)
+
+
+def _refuse(run: RunDirectory, recipe: Recipe, changes: Mapping[str, tuple[str, str]], stage: Stage | None) -> None:
+    """Refuse changes of what holds for a stage, or for the whole run.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if not changes:
+        return
+    key, *others = changes
+    before, now = changes[key]
+    what = f"{stage} of the run" if stage else "the run"
+    floor = run.kept("floor")
+    measured = f" (measured by `{floor['rule']}`)" if key == "stage2.cooling.floor" and floor else ""
+    more = f" (and {len(others)} more: {', '.join(others)})" if others else ""
+    waits = stage == "stage1" and ".trainer." in key and not _has_begun(run, "stage2") and recipe.stage2 is not None
+    later = f" For stage2 alone write --{key.replace('stage1', 'stage2', 1)}." if waits else ""
+    raise ConfigError(
+        f"{run.recipe}: {what} began with {key} = {before}{measured}, not {now}{more}, "
+        f"which holds to its end. Resume with the same setting, or give another --output_dir.{later}"
+    )
+
+
+def _notify(run: RunDirectory, key: str, before: str, now: str, begun: Sequence[Stage]) -> None:
+    """Log a change that is allowed, where it has an effect."""
+    stage = next((stage for stage in STAGES if key.startswith(tuple(_OF_STAGES[stage]))), None)
+    if stage is not None and run.is_finished(stage):
+        return
+    where = "from now on"
+    if stage is not None and stage not in begun and _holds(key, stage):
+        where = f"in {stage}, which has not begun" + (", and not in stage1, which has" if "stage1" in begun else "")
+    logger.warning("%s is %s %s; the run began with %s", key, now, where, before)

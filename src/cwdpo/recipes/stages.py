@@ -1,34 +1,40 @@
-"""One stage of a recipe: its trainer, from settings, rows and a starting model."""
+"""One stage of a run: its model, its trainer, its callbacks and loggers, and the model that it leaves."""
 
+import dataclasses
 import difflib
 import logging
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from cwdpo.config.recipe import ModelConfig, Recipe, Stage1Config, Stage2Config
+from cwdpo.config.reading import dump_recipe
+from cwdpo.config.recipe import ModelConfig, Recipe, Stage1Config
 from cwdpo.data.rows import Row
-from cwdpo.engine import Engine, FeatureCache, make_engine
-from cwdpo.errors import ConfigError
-from cwdpo.generation import generate_answers
+from cwdpo.engine import Engine, FeatureCache, make_engine, separate_engine
+from cwdpo.errors import ConfigError, UserError
 from cwdpo.models.adapters import add_lora, load_adapter, quantization_config
-from cwdpo.models.loading import load_policy
-from cwdpo.probes import GROUPS, choose_rows
-from cwdpo.probes.callback import ProbeSettings, Probing
-from cwdpo.records import RunDirectory, Stage, write_json
+from cwdpo.models.loading import load_policy, load_processor, some
+from cwdpo.models.saving import save_checkpoint
+from cwdpo.probes import choose_rows, own_answers
+from cwdpo.probes.callback import Probing
+from cwdpo.recipes.resuming import NewIntervals, keep_floor, keep_rows
+from cwdpo.records import RunDirectory, Stage, write_json, write_text
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
-from cwdpo.trainers.base import AnswerTrainer
-from cwdpo.trainers.callbacks import TensorBoardRecorder
+from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal, TensorBoardRecorder
+from cwdpo.trainers.checkpoints import last_checkpoint, whole_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -42,95 +48,150 @@ _INSTALL = {
 }
 """What to install for a logger whose package has another name, or is an extra of ours."""
 
+StageTrainer: TypeAlias = SmoothSFTTrainer | CWDPOTrainer
 
-def wanted_loggers(trainer: Mapping[str, Any]) -> list[str]:
-    """The loggers of a stage, by transformers' names; TensorBoard where ``report_to`` is not given.
 
-    Args:
-        trainer: the recipe's ``trainer`` settings, under the stage's own.
+class Interrupted(KeyboardInterrupt):
+    """The user ended the run; the message says where it can go on from."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the stages of a run share."""
+
+    recipe: Recipe
+    run: RunDirectory
+    rows: Sequence[Row]
+    """Of all training files, before they were divided."""
+
+    stage_rows: Mapping[Stage, Sequence[Row]]
+    """Those that each stage trains on."""
+
+    eval_rows: Sequence[Row] | None
+    probe_rows: Sequence[Row]
+    """Those that probes ask about, the same in both stages."""
+
+    engine: Engine
+    callbacks: Sequence[TrainerCallback]
+    """The user's, and the run's clock."""
+
+    def start(self, stage: Stage) -> Path | None:
+        """The model that the stage before left; None where the stage starts from the recipe's own model."""
+        return self.run.stage("stage1") if stage == "stage2" and self.recipe.stage1 is not None else None
+
+
+def train_stage(context: RunContext, stage: Stage) -> None:
+    """Train one stage and save its model.
 
     Raises:
-        ConfigError: one is unknown, or not installed.
+        UserError: the model cannot be used, or was ruined by training.
+        Interrupted: a signal ended the stage, after a checkpoint.
     """
-    if "report_to" not in trainer:
-        if find_spec(TENSORBOARD) is not None:
-            return [TENSORBOARD]
-        logger.warning("no TensorBoard files: tensorboard is not installed. Run `pip install tensorboard`.")
-        return []
-    given = trainer["report_to"]
-    names = [str(name) for name in (given if isinstance(given, list | tuple) else [given]) if name is not None]
-    if names == ["all"]:
-        return _installed()
-    if names in ([], ["none"]):
-        return []
-    for name in names:
-        _check(name)
-    return list(dict.fromkeys(names))
-
-
-def _check(name: str) -> None:
-    known = sorted(INTEGRATION_TO_CALLBACK)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean `{near[0]}`?" if near else f"Write none, all or a list of: {', '.join(known)}."
-        raise ConfigError(f"trainer.report_to: unknown logger `{name}`. {hint}")
-    if name not in _installed():
-        raise ConfigError(
-            f"trainer.report_to names `{name}`, which is not installed. Run `pip install {_INSTALL.get(name, name)}`, "
-            "or take it out of trainer.report_to."
+    recipe, run = context.recipe, context.run
+    trainer = stage_trainer(context, stage)
+    if trainer.is_world_process_zero() and not run.has_begun:
+        # not before: a start that failed leaves nothing to be in the way
+        write_text(run.recipe, dump_recipe(recipe))
+        keep_rows(run, recipe.data, context.rows, context.eval_rows)
+    watchers = stage_callbacks(context, stage, trainer)
+    trainer.remove_callback(PrinterCallback)  # our own report in its place
+    for callback in watchers.ordered:
+        trainer.add_callback(callback)
+    if isinstance(trainer, CWDPOTrainer):
+        trainer.measure_reference()
+        _record_floor(context, trainer)
+    checkpoint = last_checkpoint(run.checkpoints(stage))  # a new run has none
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        watchers.release()
+    if watchers.signals.received:
+        raise Interrupted(
+            f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}."
         )
+    probing = watchers.probing
+    note = probing.finish() if probing is not None else {}
+    if isinstance(trainer, CWDPOTrainer) and trainer.on_policy is not None:
+        note["negatives"] = trainer.on_policy.note()
+    refuse_broken_weights(trainer, run, stage)
+    _save(trainer, run, stage, note)
+    if probing is not None:
+        probing.clean_up()
 
 
-def _installed() -> list[str]:
-    """Loggers that can be used here."""
-    found: list[str] = get_available_reporting_integrations()
-    if TENSORBOARD in found and find_spec(TENSORBOARD) is None:  # tensorboardX, which is not what writes here
-        found.remove(TENSORBOARD)
-    return found + ["flyte"] * (find_spec("flytekit") is not None)
+def stage_trainer(context: RunContext, stage: Stage) -> StageTrainer:
+    """The trainer of a stage, with its model as it starts. In stage 2 every row has a rejected answer."""
+    recipe, start = context.recipe, context.start(stage)
+    set_seed(recipe.seed)  # new adapters begin at random values
+    model = load_start(recipe.model, start)
+    trust = recipe.model.trust_remote_code
+    processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=trust)
+    # after the model is loaded, which DeepSpeed's settings would divide
+    args = stage_arguments(recipe, context.run, stage, has_eval=bool(context.eval_rows))
+    common: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "processing_class": processor,
+        "train_dataset": list(context.stage_rows[stage]),
+        # none where the recipe wants no evaluation, and has `data.eval` for its probes
+        "eval_dataset": None if args.eval_strategy == "no" else context.eval_rows,
+        "engine": context.engine,
+    }
+    if isinstance(args, SmoothSFTConfig):
+        return SmoothSFTTrainer(**common)
+    # a right answer of stage 1's rows is not a negative
+    return CWDPOTrainer(**common, also_right=context.stage_rows.get("stage1", ()))
 
 
-def stage1_trainer(
-    recipe: Recipe,
-    run: RunDirectory,
-    model: Any,
-    processor: Any,
-    rows: Sequence[Row],
-    eval_rows: Sequence[Row] | None,
-    *,
-    engine: Engine | None = None,
-) -> SmoothSFTTrainer:
-    """The trainer of stage 1."""
-    args = stage_arguments(recipe, run, "stage1", has_eval=bool(eval_rows))
-    assert isinstance(args, SmoothSFTConfig)
-    data = {"train_dataset": list(rows), "eval_dataset": _evaluated(args, eval_rows), "processing_class": processor}
-    return SmoothSFTTrainer(model, args, engine=engine, **data)
+def load_start(config: ModelConfig, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
+    """Load the policy as a stage finds it.
 
-
-def stage2_trainer(
-    recipe: Recipe,
-    run: RunDirectory,
-    model: Any,
-    processor: Any,
-    rows: Sequence[Row],
-    eval_rows: Sequence[Row] | None,
-    *,
-    engine: Engine | None = None,
-    also_right: Sequence[Row] = (),
-) -> CWDPOTrainer:
-    """The trainer of stage 2; every row has a rejected answer.
-
-    A right answer in ``also_right``, such as stage 1's rows, is no on-policy negative.
+    Args:
+        config: the recipe's ``model`` section.
+        checkpoint: what the stage before left (a full model, or adapters on ``config``'s base); None starts from
+            ``config`` alone.
     """
-    args = stage_arguments(recipe, run, "stage2", has_eval=bool(eval_rows))
-    assert isinstance(args, CWDPOConfig)
-    data = {"train_dataset": list(rows), "eval_dataset": _evaluated(args, eval_rows), "processing_class": processor}
-    return CWDPOTrainer(model, args=args, engine=engine, also_right=also_right, **data)
+    lora, quantization = config.lora, config.quantization
+    own_weights = checkpoint is not None and lora is None
+    model = load_policy(
+        str(checkpoint) if own_weights else config.name_or_path,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+        freeze_vision=config.freeze_vision,
+        trust_remote_code=config.trust_remote_code,
+        quantization=None if quantization is None else quantization_config(**asdict(quantization)),
+    )
+    if lora is None:
+        return model
+    if checkpoint is not None:
+        return load_adapter(model, checkpoint)
+    return add_lora(model, **asdict(lora), freeze_vision=config.freeze_vision)
+
+
+def run_engine(recipe: Recipe, run: RunDirectory) -> Engine:
+    """The engine of a run. Stages, evaluation and reference share it, with its checks and the features it keeps.
+
+    What it chooses, and why, stands in ``engine.json`` as soon as it is known.
+    """
+    kept = recipe.features
+    features = None
+    if kept is not None:
+        directory = run.features if kept.disk_mb else None
+        features = FeatureCache(memory_mb=kept.memory_mb, directory=directory, disk_mb=kept.disk_mb)
+    return make_engine(
+        recipe.engine, features=features, on_choice=partial(write_json, run.engine) if is_main() else None
+    )
+
+
+def is_main() -> bool:
+    """Whether this process writes the run's files; known before there is a trainer."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def stage_arguments(
     recipe: Recipe, run: RunDirectory, stage: Stage, *, has_eval: bool, **overrides: Any
 ) -> SmoothSFTConfig | CWDPOConfig:
-    """The training arguments of a stage.
+    """The training arguments of a stage: our defaults, under the recipe's ``trainer``, under the stage's own.
 
     Args:
         recipe: what is run.
@@ -139,9 +200,23 @@ def stage_arguments(
         has_eval: whether there are rows to evaluate on.
         overrides: arguments that replace the recipe's.
     """
-    settings = recipe.stage1 if stage == "stage1" else recipe.stage2
-    assert settings is not None
-    shared = _shared(recipe, run, stage, settings, has_eval=has_eval) | overrides
+    settings = recipe.stages[stage]
+    given = recipe.trainer | settings.trainer
+    shared: dict[str, Any] = {
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "save_total_limit": 2,
+        "eval_strategy": "epoch" if has_eval else "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **given,
+        "report_to": [name for name in wanted_loggers(given) if name != TENSORBOARD] or "none",  # that one is ours
+        "output_dir": str(run.checkpoints(stage)),
+        "seed": recipe.seed,
+        "engine": recipe.engine,
+        "max_length": recipe.data.max_length,
+        **overrides,
+    }
     if isinstance(settings, Stage1Config):
         return SmoothSFTConfig(
             objective=settings.objective,
@@ -165,92 +240,89 @@ def stage_arguments(
     )
 
 
-def _evaluated(args: TrainingArguments, rows: Sequence[Row] | None) -> Sequence[Row] | None:
-    """Rows to evaluate on: none where the recipe wants no evaluation, and has ``data.eval`` for its probes."""
-    return None if args.eval_strategy == "no" else rows
+@dataclass(frozen=True)
+class StageCallbacks:
+    """A stage's callbacks, and those of them that are needed again after training."""
+
+    ordered: Sequence[TrainerCallback]
+    signals: StopOnSignal
+    boards: Sequence[TensorBoardRecorder]
+    probing: Probing | None
+
+    def release(self) -> None:
+        """Give back signals and files; also for a stage that an error ended."""
+        self.signals.release()
+        for board in self.boards:
+            board.close()
 
 
-def run_engine(recipe: Recipe, run: RunDirectory) -> Engine:
-    """The engine of a run. Stages, evaluation and reference share it, with its checks and the features it keeps.
+def stage_callbacks(context: RunContext, stage: Stage, trainer: StageTrainer) -> StageCallbacks:
+    """All callbacks of a stage, in the order in which each event reaches them.
 
-    What it chooses, and why, stands in ``engine.json`` as soon as it is known.
+    Before them come the Trainer's own, which decides at every step whether to log, save and evaluate, and what the
+    trainer cannot do without: it counts tokens, and renews negatives before a checkpoint of their step is written.
     """
-    kept = recipe.features
-    features = None
-    if kept is not None:
-        directory = run.features if kept.disk_mb else None
-        features = FeatureCache(memory_mb=kept.memory_mb, directory=directory, disk_mb=kept.disk_mb)
-    on_choice = partial(write_json, run.engine) if int(os.environ.get("RANK", "0")) == 0 else None
-    return make_engine(recipe.engine, features=features, on_choice=on_choice)
+    signals = StopOnSignal()
+    boards = []
+    if TENSORBOARD in wanted_loggers(context.recipe.trainer | context.recipe.stages[stage].trainer):
+        boards.append(TensorBoardRecorder(context.run.tensorboard(stage)))
+    probing = _probing(context, stage, trainer, interrupted=lambda: signals.received is not None)
+    ordered = [
+        # what a resumed run logs, saves and evaluates by is set before anything asks
+        NewIntervals(),
+        # drops what an interruption left behind a checkpoint, before the first reading adds to it
+        MetricsRecorder(context.run, stage, histograms=lambda: trainer.histograms),
+        *boards,
+        # before the first reading, which may take long: Ctrl-C ends the run politely from here on
+        signals,
+        # the user's find files that are up to date; then the clock, which counts their time too
+        *context.callbacks,
+        # last: a reading sees the model, and the decision to stop, as all others have left them
+        *([probing] if probing is not None else []),
+    ]
+    return StageCallbacks(ordered, signals, boards, probing)
 
 
-def tensorboard(recipe: Recipe, run: RunDirectory, stage: Stage) -> list[TensorBoardRecorder]:
-    """What writes a stage's TensorBoard files, if the recipe wants any."""
-    settings = recipe.stage1 if stage == "stage1" else recipe.stage2
-    assert settings is not None
-    wanted = TENSORBOARD in wanted_loggers(recipe.trainer | settings.trainer)
-    return [TensorBoardRecorder(run.tensorboard(stage))] if wanted else []
+def _probing(
+    context: RunContext, stage: Stage, trainer: StageTrainer, *, interrupted: Callable[[], bool]
+) -> Probing | None:
+    """What watches a stage with probes, if the recipe wants any; a curriculum that is ``auto`` follows it.
 
-
-def watch(trainer: SmoothSFTTrainer | CWDPOTrainer, callbacks: Sequence[TrainerCallback]) -> None:
-    """Let our own callbacks report in place of the Trainer's printed dictionaries."""
-    trainer.remove_callback(PrinterCallback)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-
-
-def _shared(
-    recipe: Recipe, run: RunDirectory, stage: Stage, settings: Stage1Config | Stage2Config, *, has_eval: bool
-) -> dict[str, Any]:
-    """Training arguments: our defaults, under the recipe's ``trainer``, under the stage's own."""
-    defaults: dict[str, Any] = {
-        "logging_steps": 10,
-        "logging_first_step": True,
-        "save_total_limit": 2,
-        "eval_strategy": "epoch" if has_eval else "no",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    }
-    given = recipe.trainer | settings.trainer
-    fixed = {
-        "report_to": [name for name in wanted_loggers(given) if name != TENSORBOARD] or "none",  # that one is ours
-        "output_dir": str(run.checkpoints(stage)),
-        "seed": recipe.seed,
-        "engine": recipe.engine,
-        "max_length": recipe.data.max_length,
-    }
-    return defaults | given | fixed
-
-
-def load_start(config: ModelConfig, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
-    """Load the policy as a stage finds it.
-
-    Args:
-        config: the recipe's ``model`` section.
-        checkpoint: what the stage before left (a full model, or adapters on ``config``'s base); None begins anew.
+    Raises:
+        ConfigError: the recipe relies on readings that sharded training cannot give.
     """
-    lora, quantization = config.lora, config.quantization
-    own_weights = checkpoint is not None and lora is None
-    options: dict[str, Any] = {
-        "dtype": config.dtype,
-        "attn_implementation": config.attn_implementation,
-        "freeze_vision": config.freeze_vision,
-        "trust_remote_code": config.trust_remote_code,
-        "quantization": None if quantization is None else quantization_config(**asdict(quantization)),
-    }
-    model = load_policy(str(checkpoint) if own_weights else config.name_or_path, **options)
-    if lora is None:
-        return model
-    if checkpoint is not None:
-        return load_adapter(model, checkpoint)
-    return add_lora(model, **asdict(lora), freeze_vision=config.freeze_vision)
+    recipe, probes = context.recipe, context.recipe.probes
+    if probes is None or not context.probe_rows:
+        return None
+    if trainer.is_sharded:
+        if probes.stop_on or probes.keep_best:
+            raise ConfigError(
+                "probes.stop_on and probes.keep_best need the whole model in each process, which FSDP and DeepSpeed "
+                "divide. Take them out, or train without sharding."
+            )
+        logger.warning("no probes: FSDP and DeepSpeed divide the model. Use `cwdpo probe` on what the stage leaves.")
+        return None
+    write = partial(own_answers, processor=trainer.processing_class)  # type: ignore[arg-type]  # load_processor's
+    probing = Probing(
+        trainer,
+        context.probe_rows,
+        context.run,
+        stage,
+        probes,
+        engine=separate_engine(trainer.engine, recipe.engine, budget=trainer.args.max_tokens_per_batch),
+        beta=trainer.args.beta if isinstance(trainer, CWDPOTrainer) else None,
+        seed=recipe.seed,
+        write_greedy=write,
+        write_sampled=partial(write, temperature=1.0, seed=recipe.seed),
+        interrupted=interrupted,
+    )
+    if isinstance(trainer, CWDPOTrainer) and trainer.on_policy is not None and trainer.on_policy.curriculum is not None:
+        every = probes.every if isinstance(probes.every, int) else 1
+        trainer.on_policy.curriculum.follow(lambda: probing.lines, tolerance=probes.tolerance, every=every)
+    return probing
 
 
-_BEYOND = 8
-"""Tokens that a greedy answer may have more than the longest chosen answer of the probe set."""
-
-
-def probe_set_rows(recipe: Recipe, rows: Sequence[Row], eval_rows: Sequence[Row] | None) -> list[Row]:
+def choose_probe_rows(recipe: Recipe, rows: Sequence[Row], eval_rows: Sequence[Row] | None) -> list[Row]:
     """The rows that probes ask about, the same in both stages: of ``data.eval``, else of the training rows."""
     if recipe.probes is None:
         return []
@@ -264,75 +336,114 @@ def probe_set_rows(recipe: Recipe, rows: Sequence[Row], eval_rows: Sequence[Row]
     return chosen
 
 
-def watch_with_probes(
-    recipe: Recipe,
-    run: RunDirectory,
-    stage: Stage,
-    trainer: AnswerTrainer,
-    processor: Any,
-    rows: Sequence[Row],
-    *,
-    interrupted: Callable[[], bool],
-) -> Probing | None:
-    """Let probes watch a stage's trainer, if the recipe wants any.
+def wanted_loggers(trainer: Mapping[str, Any]) -> list[str]:
+    """The loggers of a stage, by transformers' names; TensorBoard where ``report_to`` is not given.
+
+    Args:
+        trainer: the recipe's ``trainer`` settings, under the stage's own.
 
     Raises:
-        ConfigError: the recipe relies on readings that sharded training cannot give.
+        ConfigError: one is unknown, or not installed.
     """
-    probes = recipe.probes
-    if probes is None or not rows:
-        return None
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        if probes.stop_on or probes.keep_best:
+    if "report_to" not in trainer:
+        if find_spec(TENSORBOARD) is not None:
+            return [TENSORBOARD]
+        logger.warning("no TensorBoard files: tensorboard is not installed. Run `pip install tensorboard`.")
+        return []
+    given = trainer["report_to"]
+    names = [str(name) for name in (given if isinstance(given, list | tuple) else [given]) if name is not None]
+    if names in ([], ["none"]):
+        return []
+    installed: list[str] = get_available_reporting_integrations()
+    if TENSORBOARD in installed and find_spec(TENSORBOARD) is None:  # tensorboardX, which is not what writes here
+        installed.remove(TENSORBOARD)
+    installed += ["flyte"] * (find_spec("flytekit") is not None)
+    if names == ["all"]:
+        return installed
+    known = sorted(INTEGRATION_TO_CALLBACK)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean `{near[0]}`?" if near else f"Write none, all or a list of: {', '.join(known)}."
+            raise ConfigError(f"trainer.report_to: unknown logger `{name}`. {hint}")
+        if name not in installed:
             raise ConfigError(
-                "probes.stop_on and probes.keep_best need the whole model in each process, which FSDP and DeepSpeed "
-                "divide. Take them out, or train without sharding."
+                f"trainer.report_to names `{name}`, which is not installed. Run `pip install "
+                f"{_INSTALL.get(name, name)}`, or take it out of trainer.report_to."
             )
-        logger.warning("no probes: FSDP and DeepSpeed divide the model. Use `cwdpo probe` on what the stage leaves.")
-        return None
-    settings = ProbeSettings(
-        every=probes.every if isinstance(probes.every, int) else None,
-        groups=GROUPS if isinstance(probes.groups, str) else probes.groups,
-        stop_on=probes.stop_on,
-        patience=probes.patience,
-        tolerance=probes.tolerance,
-        keep_best=probes.keep_best,
-        seed=recipe.seed,
+    return list(dict.fromkeys(names))
+
+
+def _record_floor(context: RunContext, trainer: CWDPOTrainer) -> None:
+    """Write the measured floor into the run's recipe, so that the run can be repeated with it as a number."""
+    stage2 = context.recipe.stage2
+    if trainer.floor is None or stage2 is None or stage2.cooling is None or not trainer.is_world_process_zero():
+        return
+    keep_floor(context.run, stage2.cooling.floor, trainer.floor)
+    cooling = dataclasses.replace(stage2.cooling, floor=trainer.floor)
+    resolved = dataclasses.replace(context.recipe, stage2=dataclasses.replace(stage2, cooling=cooling))
+    write_text(context.run.recipe, dump_recipe(resolved))
+
+
+def _save(trainer: StageTrainer, run: RunDirectory, stage: Stage, note: Mapping[str, Any]) -> None:
+    if trainer.is_sharded:
+        trainer.save_model(str(run.stage(stage)))  # gathers the shards; every rank takes part
+    elif trainer.is_world_process_zero():
+        save_checkpoint(trainer.model, trainer.processing_class, run.stage(stage))  # type: ignore[arg-type]
+    if trainer.is_world_process_zero():
+        run.mark_finished(stage, {"steps": trainer.state.global_step, "engine": trainer.engine.report, **note})
+    trainer.accelerator.wait_for_everyone()
+
+
+def refuse_broken_weights(trainer: StageTrainer, run: RunDirectory, stage: Stage) -> None:
+    """Look at every weight that the stage trained, before it is saved as the stage's result.
+
+    Raises:
+        UserError: some are not finite; the message says since when, which checkpoint is good, and what to change.
+    """
+    assert trainer.model is not None
+    trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    here = [name for name, weight in trained.items() if not torch.isfinite(_local(weight)).all()]
+    broken = sorted({name for names in gather_object([here]) for name in names})
+    if not broken:
+        return
+    good = next((path for path in whole_checkpoints(run.checkpoints(stage)) if _is_finite(path)), None)
+    raise UserError(
+        f"{stage} has ruined the model, which is not saved: {len(broken)} of its trained weights are infinite or not "
+        f"numbers ({some(broken)}). {_since(trainer)} "
+        + (f"The last good checkpoint is {good}. " if good else "There is no good checkpoint of this stage. ")
+        + f"Start again with another --output_dir and a lower learning rate (--{stage}.trainer.learning_rate, which "
+        f"was {trainer.args.learning_rate:g}); in float16 write --model.dtype bfloat16 as well."
     )
-    probing = Probing(
-        trainer,
-        rows,
-        run,
-        stage,
-        settings,
-        write_greedy=partial(write_answers, processor=processor),
-        write_sampled=partial(write_answers, processor=processor, temperature=1.0, seed=recipe.seed),
-        interrupted=interrupted,
-    )
-    trainer.add_callback(probing)
-    return probing
 
 
-def let_probes_drive(recipe: Recipe, trainer: CWDPOTrainer, probing: Probing | None) -> None:
-    """Give a curriculum that is ``auto`` the stage's readings to follow."""
-    curriculum = None if trainer.on_policy is None else trainer.on_policy.curriculum
-    probes = recipe.probes
-    if curriculum is not None and probes is not None and probing is not None:
-        every = probes.every if isinstance(probes.every, int) else 1
-        curriculum.follow(lambda: probing.lines, tolerance=probes.tolerance, every=every)
+def _local(weight: Tensor) -> Tensor:
+    """This process's part of a weight that is divided among several."""
+    to_local: Callable[[], Tensor] | None = getattr(weight, "to_local", None)
+    return (to_local() if to_local is not None else weight).detach()
 
 
-def write_answers(
-    model: nn.Module, rows: Sequence[Row], *, processor: Any, temperature: float | None = None, seed: int = 0
-) -> list[str]:
-    """A model's own answers, cut a few tokens beyond the longest chosen answer: greedy ones without a temperature."""
-    longest = max((len(processor.tokenizer(row.chosen)["input_ids"]) for row in rows), default=0)
-    return generate_answers(
-        model,
-        processor,
-        rows,
-        max_new_tokens=longest + _BEYOND,
-        temperature=temperature,
-        seed=seed,
-        warn_of_cut=False,
-    )
+def _since(trainer: StageTrainer) -> str:
+    """The first log line of the stage that shows it."""
+    for line in trainer.state.log_history:
+        for name, what in (("loss", "loss"), ("grad_norm", "gradient's norm")):
+            if not math.isfinite(line.get(name, 0.0)):
+                return f"The {what} was first not finite at step {line['step']}, as far as the log knows."
+    return "The log shows no loss that is not finite, so it happened after its last line."
+
+
+def _is_finite(checkpoint: Path) -> bool:
+    try:
+        return all(torch.isfinite(weight).all() for weight in _saved_weights(checkpoint))
+    except (OSError, SafetensorError):
+        return False
+
+
+def _saved_weights(checkpoint: Path) -> Iterator[Tensor]:
+    files = sorted(checkpoint.glob("*.safetensors"))
+    if not files:
+        raise OSError(f"{checkpoint} has no weights that can be looked at")
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # no dictionary: it has keys alone
+                yield file.get_tensor(name)

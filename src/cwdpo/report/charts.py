@@ -1,14 +1,12 @@
-"""Line charts as SVG without one style attribute: colours are classes of the page, so that a strict CSP allows them,
-both colour schemes fit, and the text keeps its size on a phone.
+"""Curves and the SVG they are drawn as: charts of the report, and pictures that are files of their own.
 
-One picture as an SVG file of its own: curves and dots over two numeric axes, for documents and run directories.
-
-The report's charts take colours and fonts from their page; a file has no page, so it brings its own style, for light
+A chart in the page has no style attribute: its colours are classes of the page, so that a strict CSP allows them, both
+colour schemes fit, and the text keeps its size on a phone. A file has no page, so it brings its own style, for light
 and dark.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -140,8 +138,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-WIDTH, HEIGHT = 340, 190
-LEFT, RIGHT, TOP, BOTTOM = 44, 330, 14, 162
+WIDTH, HEIGHT = 340, 206
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 330.0, 14.0, 162.0
 
 
 def ticks(low: float, high: float, *, about: int = 4, whole: bool = False) -> list[float]:
@@ -181,41 +179,62 @@ class Frame:
     """First and last x of the axis."""
 
     y: tuple[float, float]
+    left: float = LEFT
+    right: float = RIGHT
+    top: float = TOP
     bottom: float = BOTTOM
-    """Where the picture's lower edge is; the others are the same in every picture."""
 
-    def left(self, x: float) -> float:
-        """Where an x lies across the picture."""
+    def across(self, x: float) -> float:
+        """Where an x lies, from the left."""
         share = (x - self.x[0]) / (self.x[1] - self.x[0])
-        return LEFT + min(max(share, 0.0), 1.0) * (RIGHT - LEFT)
+        return self.left + min(max(share, 0.0), 1.0) * (self.right - self.left)
 
-    def top(self, y: float) -> float:
-        """Where a y lies, from the top down."""
+    def down(self, y: float) -> float:
+        """Where a y lies, from the top."""
         share = (y - self.y[0]) / (self.y[1] - self.y[0])
-        return self.bottom - min(max(share, 0.0), 1.0) * (self.bottom - TOP)
+        return self.bottom - min(max(share, 0.0), 1.0) * (self.bottom - self.top)
 
-    def path(self, points: Sequence[Point]) -> str:
-        """Path data; a gap lifts the pen. A reading alone between gaps becomes a dot (the line caps are round)."""
+    def path(self, points: Sequence[Point], *, dots: bool = True) -> str:
+        """Path data; a gap lifts the pen.
+
+        Args:
+            points: of the curve.
+            dots: a reading alone between gaps becomes a dot, where line caps are round.
+        """
         parts, pen = [], False
         for i, (x, y) in enumerate(points):
             if y is not None:
-                parts.append(f"{'L' if pen else 'M'}{self.left(x):.1f} {self.top(y):.1f}")
-                if not pen and (i + 1 == len(points) or points[i + 1][1] is None):
+                parts.append(f"{'L' if pen else 'M'}{self.across(x):.1f} {self.down(y):.1f}")
+                if dots and not pen and (i + 1 == len(points) or points[i + 1][1] is None):
                     parts.append("h0")
             pen = y is not None
         return "".join(parts)
 
 
-def axes(frame: Frame, *, whole: bool = True) -> Iterator[str]:
-    """Grid lines and labelled ticks of both axes; ``whole`` keeps the ticks across to whole steps."""
+def svg_of(parts: Iterable[str], *, label: str, height: float = HEIGHT) -> Markup:
+    """A chart of the page from its parts.
+
+    Args:
+        parts: SVG elements.
+        label: what a screen reader reads instead of the picture.
+        height: of the picture.
+    """
+    start = f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
+    return Markup("".join([start, *parts, "</svg>"]))
+
+
+def axes(frame: Frame, x_name: str, *, whole: bool = True) -> Iterator[str]:
+    """Grid lines, labelled ticks of both axes, and the name of the x axis; ``whole`` keeps its ticks to whole steps."""
     for value in ticks(*frame.y):
-        top = f"{frame.top(value):.1f}"
-        yield f'<path class="{"zero" if value == 0 else "grid"}" d="M{LEFT} {top}H{RIGHT}"/>'
-        yield f'<text class="ytick" x="{LEFT - 5}" y="{top}" dy="4">{tick_label(value)}</text>'
+        top = f"{frame.down(value):.1f}"
+        yield f'<path class="{"zero" if value == 0 else "grid"}" d="M{frame.left:g} {top}H{frame.right:g}"/>'
+        yield f'<text class="ytick" x="{frame.left - 5:g}" y="{top}" dy="4">{tick_label(value)}</text>'
     for value in ticks(*frame.x, about=5, whole=whole):
-        left = f"{frame.left(value):.1f}"
-        yield f'<path class="grid" d="M{left} {frame.bottom}v4"/>'
-        yield f'<text class="xtick" x="{left}" y="{frame.bottom + 17}">{tick_label(value)}</text>'
+        left = f"{frame.across(value):.1f}"
+        yield f'<path class="grid" d="M{left} {frame.bottom:g}v4"/>'
+        yield f'<text class="xtick" x="{left}" y="{frame.bottom + 17:g}">{tick_label(value)}</text>'
+    middle = (frame.left + frame.right) / 2
+    yield f'<text class="xname" x="{middle:g}" y="{frame.bottom + 35:g}">{x_name}</text>'
 
 
 _MOST_POINTS = 240
@@ -244,7 +263,7 @@ class Mark:
 
 
 def style_classes(rank: int | None) -> str:
-    """The page's classes for the run at this position: 24 pairs of colour and dashes before one comes again."""
+    """The page's classes for the run at this position: 24 pairs of colour and dashes before one repeats."""
     if rank is None:
         return "all"
     return f"c{rank % NUM_COLOURS} d{(rank + rank // NUM_COLOURS) % NUM_DASHES}"
@@ -284,17 +303,11 @@ def chart(
         marks: where stages begin.
         x: first and last step of the axis.
         y: lowest and highest value of the axis (see :func:`value_range`).
-        label: what a screen reader says in place of the picture.
+        label: what a screen reader reads instead of the picture.
     """
     frame = Frame(x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5), y if y[1] > y[0] else (y[0] - 0.5, y[0] + 0.5))
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">',
-        *axes(frame),
-        *_stage_marks(frame, marks),
-    ]
-    for line in lines:
-        parts += _curve(frame, line)
-    return Markup("".join([*parts, "</svg>"]))
+    curves = (part for line in lines for part in _curve(frame, line))
+    return svg_of([*axes(frame, "training step"), *_stage_marks(frame, marks), *curves], label=label)
 
 
 def sample(rank: int) -> Markup:
@@ -306,13 +319,13 @@ def sample(rank: int) -> Markup:
 def _stage_marks(frame: Frame, marks: Sequence[Mark]) -> Iterator[str]:
     named: set[str] = set()
     for mark in marks:
-        left = frame.left(mark.x)
-        yield f'<path class="mark {style_classes(mark.rank)}" d="M{left:.1f} {TOP}V{BOTTOM}"/>'
+        left = frame.across(mark.x)
+        yield f'<path class="mark {style_classes(mark.rank)}" d="M{left:.1f} {frame.top:g}V{frame.bottom:g}"/>'
         if mark.label in named:  # runs that begin a stage at different steps: one name is enough, and two may collide
             continue
         named.add(mark.label)
-        side = "start" if left < (LEFT + RIGHT) / 2 else "end"
-        yield f'<text class="mark {side}" x="{left:.1f}" y="{TOP - 4}">{escape(mark.label)}</text>'
+        side = "start" if left < (frame.left + frame.right) / 2 else "end"
+        yield f'<text class="mark {side}" x="{left:.1f}" y="{frame.top - 4:g}">{escape(mark.label)}</text>'
 
 
 def _curve(frame: Frame, line: Line) -> Iterator[str]:
@@ -338,7 +351,6 @@ def _band(frame: Frame, low: Segment, high: Segment) -> str:
 
 
 _WIDTH, _HEIGHT = 560, 330
-_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 544, 34, 246
 _LEGEND_TOP, _LEGEND_ROW = 302, 18
 
 _COLOURS = (("#0b62a8", "#6db3f2"), ("#b3470f", "#f2a06d"), ("#3d7a2a", "#8fce79"), ("#7a3f98", "#c79be0"))
@@ -394,16 +406,17 @@ def draw_figure(figure: Figure) -> str:
     """
     if not (figure.x[0] < figure.x[1] and figure.y[0] < figure.y[1]):
         raise ValueError(f"the axes of {figure.title!r} run over {figure.x} and {figure.y}; both need some extent.")
+    frame = Frame(figure.x, figure.y, left=68, right=544, top=34, bottom=246)
     rows = -(-len([*figure.curves, *figure.dots]) // 2)
     height = max(_HEIGHT, _LEGEND_TOP + rows * _LEGEND_ROW)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
         f'role="img"><title>{escape(figure.title)}</title>{_style()}<rect class="page" width="100%" height="100%"/>',
-        f'<text class="title" x="{_LEFT}" y="20">{escape(figure.title)}</text>',
-        *_axes(figure),
-        *(_figure_curve(figure, curve) for curve in figure.curves),
-        *(_dots(figure, dots) for dots in figure.dots),
-        *_legend(figure),
+        f'<text class="title" x="{frame.left}" y="20">{escape(figure.title)}</text>',
+        *_figure_axes(frame, figure),
+        *(_figure_curve(frame, curve) for curve in figure.curves),
+        *(_dots(frame, dots) for dots in figure.dots),
+        *_legend(frame, [*figure.curves, *figure.dots]),
         "</svg>\n",
     ]
     return "\n".join(parts)
@@ -425,61 +438,48 @@ def _style() -> str:
     return f"<style>{shared}{colours(0)}@media(prefers-color-scheme:dark){{{colours(1)}}}</style>"
 
 
-def _left(figure: Figure, x: float) -> float:
-    return _LEFT + (x - figure.x[0]) / (figure.x[1] - figure.x[0]) * (_RIGHT - _LEFT)
-
-
-def _top(figure: Figure, y: float) -> float:
-    return _BOTTOM - (y - figure.y[0]) / (figure.y[1] - figure.y[0]) * (_BOTTOM - _TOP)
-
-
-def _inside(figure: Figure, point: XY) -> bool:
-    return figure.x[0] <= point[0] <= figure.x[1] and figure.y[0] <= point[1] <= figure.y[1]
-
-
-def _axes(figure: Figure) -> Iterator[str]:
+def _figure_axes(frame: Frame, figure: Figure) -> Iterator[str]:
     if figure.shade:
         (first, last), name = figure.shade
-        left, right = _left(figure, first), _left(figure, last)
-        yield f'<rect class="shade" x="{left:.1f}" y="{_TOP}" width="{right - left:.1f}" height="{_BOTTOM - _TOP}"/>'
-        yield f'<text class="x" x="{(left + right) / 2:.1f}" y="{_TOP + 14}">{escape(name)}</text>'
+        left, right = frame.across(first), frame.across(last)
+        size = f'width="{right - left:.1f}" height="{frame.bottom - frame.top}"'
+        yield f'<rect class="shade" x="{left:.1f}" y="{frame.top}" {size}/>'
+        yield f'<text class="x" x="{(left + right) / 2:.1f}" y="{frame.top + 14}">{escape(name)}</text>'
     for value in ticks(*figure.y):
-        top = _top(figure, value)
-        yield f'<path class="grid" d="M{_LEFT} {top:.1f}H{_RIGHT}"/>'
-        yield f'<text class="y" x="{_LEFT - 6}" y="{top + 4:.1f}">{tick_label(value)}</text>'
+        top = frame.down(value)
+        yield f'<path class="grid" d="M{frame.left} {top:.1f}H{frame.right}"/>'
+        yield f'<text class="y" x="{frame.left - 6}" y="{top + 4:.1f}">{tick_label(value)}</text>'
     for place, text in figure.x_ticks or [(value, tick_label(value)) for value in ticks(*figure.x, about=6)]:
-        left = _left(figure, place)
-        yield f'<path class="grid" d="M{left:.1f} {_BOTTOM}v5"/>'
-        yield f'<text class="x" x="{left:.1f}" y="{_BOTTOM + 18}">{escape(text)}</text>'
-    middle = (_TOP + _BOTTOM) / 2
-    yield f'<text class="x" x="{(_LEFT + _RIGHT) / 2}" y="{_BOTTOM + 38}">{escape(figure.x_label)}</text>'
-    yield f'<text class="x" transform="translate(16 {middle}) rotate(-90)">{escape(figure.y_label)}</text>'
+        left = frame.across(place)
+        yield f'<path class="grid" d="M{left:.1f} {frame.bottom}v5"/>'
+        yield f'<text class="x" x="{left:.1f}" y="{frame.bottom + 18}">{escape(text)}</text>'
+    across, down = (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2
+    yield f'<text class="x" x="{across}" y="{frame.bottom + 38}">{escape(figure.x_label)}</text>'
+    yield f'<text class="x" transform="translate(16 {down}) rotate(-90)">{escape(figure.y_label)}</text>'
 
 
-def _figure_curve(figure: Figure, curve: Curve) -> str:
+def _figure_curve(frame: Frame, curve: Curve) -> str:
     """Path through the points; where it leaves the picture the pen is lifted."""
-    path, pen = [], False
-    for point in curve.points:
-        inside = _inside(figure, point)
-        if inside:
-            path.append(f"{'L' if pen else 'M'}{_left(figure, point[0]):.1f} {_top(figure, point[1]):.1f}")
-        pen = inside
-    return f'<path class="line {_look(curve)}" d="{"".join(path)}"/>'
+    points = [(x, y if _inside(frame, x, y) else None) for x, y in curve.points]
+    return f'<path class="line {_look(curve)}" d="{frame.path(points, dots=False)}"/>'
 
 
-def _dots(figure: Figure, dots: Dots) -> str:
+def _dots(frame: Frame, dots: Dots) -> str:
     circles = "".join(
-        f'<circle cx="{_left(figure, x):.1f}" cy="{_top(figure, y):.1f}" r="2.5"/>'
+        f'<circle cx="{frame.across(x):.1f}" cy="{frame.down(y):.1f}" r="2.5"/>'
         for x, y in dots.points
-        if _inside(figure, (x, y))
+        if _inside(frame, x, y)
     )
     return f'<g class="dots f{dots.colour % len(_COLOURS)}">{circles}</g>'
 
 
-def _legend(figure: Figure) -> Iterator[str]:
-    items: list[Curve | Dots] = [*figure.curves, *figure.dots]
+def _inside(frame: Frame, x: float, y: float) -> bool:
+    return frame.x[0] <= x <= frame.x[1] and frame.y[0] <= y <= frame.y[1]
+
+
+def _legend(frame: Frame, items: Sequence[Curve | Dots]) -> Iterator[str]:
     for i, item in enumerate(items):
-        left, top = _LEFT + (i % 2) * (_RIGHT - _LEFT) / 2, _LEGEND_TOP + (i // 2) * _LEGEND_ROW
+        left, top = frame.left + (i % 2) * (frame.right - frame.left) / 2, _LEGEND_TOP + (i // 2) * _LEGEND_ROW
         if isinstance(item, Curve):
             yield f'<path class="line {_look(item)}" d="M{left:.0f} {top}h26"/>'
         else:

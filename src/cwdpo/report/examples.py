@@ -6,7 +6,7 @@ import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -15,9 +15,8 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from cwdpo.records import RunDirectory, read_jsonl
-from cwdpo.report.charts import finite
-from cwdpo.report.panels import group_title, stage_label
-from cwdpo.report.runs import Run, counted, objects
+from cwdpo.report.panels import group_title
+from cwdpo.report.runs import Run, counted, numbers, objects, stage_label
 
 PROBABILITIES = (0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01)
 """Below each of these a token has the next stronger shade."""
@@ -44,7 +43,7 @@ class Token:
 
     @property
     def title(self) -> str:
-        """What a pointer resting on it reads."""
+        """What is shown when the pointer rests on it."""
         percent = 100 * math.exp(min(self.end, 0.0))
         likely = f"{percent:.0f} %" if percent >= 1 else f"{percent:.1g} %"
         change = "" if self.change is None else f", {self.change:+.2f} since the stage began"
@@ -56,7 +55,7 @@ def read_tokens(entry: Mapping[str, Any]) -> list[Token] | None:
     tokens, end, start = (entry.get(key) for key in ("tokens", "end", "start"))
     if tokens is None or end is None:
         return []
-    ends, starts = _numbers(end), _numbers(start) if start is not None else None
+    ends, starts = numbers(end), numbers(start) if start is not None else None
     if not isinstance(tokens, list) or ends is None or len(tokens) != len(ends):
         return None
     if start is not None and (starts is None or len(starts) != len(ends)):
@@ -117,24 +116,15 @@ def visible(text: str) -> str:
     return "␣" * len(text) if not text.strip(" ") else text.replace("\n", "↵\n")
 
 
-def _numbers(value: object) -> list[float] | None:
-    """A list of finite numbers, else None."""
-    if not isinstance(value, list):
-        return None
-    numbers = [finite(item) for item in value]
-    known = [number for number in numbers if number is not None]
-    return known if len(known) == len(numbers) else None
-
-
 MOST_ITEMS = 60
 """Pictures shown at most; the notes of the page say how many more there are."""
 
 _MOST_BYTES = 40_000
 _SIDE = 320
-UNREADABLE = (
+_UNREADABLE = (
     OSError,
     ValueError,
-    SyntaxError,  # Pillow's word for a broken PNG chunk
+    SyntaxError,  # Pillow raises it for a broken PNG chunk
     EOFError,
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
@@ -144,7 +134,7 @@ _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model said; right is None where nobody judged it."""
+    """What one model answered; right is None where nobody judged it."""
 
     name: str
     text: str
@@ -175,49 +165,57 @@ def read_gallery(directory: Path, summary: Mapping[str, Any], notes: list[str]) 
 
 
 def _item(directory: Path, entry: Mapping[str, Any], notes: list[str]) -> Item:
-    image, small, name = None, False, entry.get("image")
+    picture, name = None, entry.get("image")
     if name is not None:
-        try:
-            image, small = data_uri(directory, str(name))
-        except UnidentifiedImageError:
-            notes.append(f"{directory.name}: the picture {name!r} is no {', '.join(_TYPES)} file.")
-        except UNREADABLE as error:
-            notes.append(f"{directory.name}: the picture {name!r} cannot be shown: {error}.")
-    answers = [
-        Answer(
-            str(a.get("name", "?")), str(a.get("text", "")), a["right"] if isinstance(a.get("right"), bool) else None
-        )
-        for a in objects(entry, "answers")
-    ]
-    return Item(image, small, str(entry.get("prompt") or ""), str(entry.get("chosen") or ""), answers)
+        picture = read_picture(str(name), notes, f"{directory.name}: the picture {name!r}", inside=directory)
+    uri, small = picture or (None, False)
+    answers = []
+    for answer in objects(entry, "answers"):
+        right = answer.get("right")
+        name, text = str(answer.get("name", "?")), str(answer.get("text", ""))
+        answers.append(Answer(name, text, right if isinstance(right, bool) else None))
+    return Item(uri, small, str(entry.get("prompt") or ""), str(entry.get("chosen") or ""), answers)
 
 
-def data_uri(directory: Path, name: str) -> tuple[str, bool]:
-    """A picture by its path relative to ``directory``, which it may not leave; see :func:`picture_uri`."""
+def read_picture(
+    source: Path | str | bytes, notes: list[str], name: str, *, inside: Path | None = None
+) -> tuple[str, bool] | None:
+    """A picture as a ``data:`` URI (a thumbnail where it is large), and whether it has few pixels.
+
+    Args:
+        source: a file, or its content.
+        notes: a sentence is added where the picture cannot be shown, and None returned.
+        name: of the picture, in that sentence.
+        inside: a directory that the source is relative to and may not leave.
+    """
+    try:
+        return _read(source if isinstance(source, bytes) or inside is None else _resolved(inside, str(source)))
+    except UnidentifiedImageError:
+        notes.append(f"{name} is not a {', '.join(_TYPES)} file.")
+    except _UNREADABLE as error:
+        notes.append(f"{name} cannot be shown: {error}.")
+    return None
+
+
+def _resolved(directory: Path, name: str) -> Path:
     path = (directory / name).resolve()
     if not path.is_relative_to(directory.resolve()):
         raise ValueError("its path leaves the run directory")
     if not path.is_file():
         raise ValueError("there is no such file")
-    return picture_uri(path)
+    return path
 
 
-def picture_uri(source: Path | bytes) -> tuple[str, bool]:
-    """A picture as a ``data:`` URI, as it is when it is small, else as a thumbnail, and whether it has few pixels.
-
-    Raises:
-        UNREADABLE: not a picture that can be shown.
-    """
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+def _read(source: Path | str | bytes) -> tuple[str, bool]:
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=list(_TYPES)) as picture:
+        with Image.open(io.BytesIO(content), formats=list(_TYPES)) as picture:
             kind = str(picture.format)
             small = max(picture.size) <= _SIDE // 2
-            length = len(source) if isinstance(source, bytes) else source.stat().st_size
-            if length <= _MOST_BYTES and max(picture.size) <= 2 * _SIDE:
+            if len(content) <= _MOST_BYTES and max(picture.size) <= 2 * _SIDE:
                 picture.load()
-                return _uri(kind, source if isinstance(source, bytes) else source.read_bytes()), small
+                return _uri(kind, content), small
             picture.thumbnail((_SIDE, _SIDE))
             buffer = io.BytesIO()
             picture.convert("RGB").save(buffer, "JPEG", quality=85)
@@ -298,7 +296,7 @@ class ExampleSet:
 
 
 def example_sets(runs: Sequence[Run], notes: list[str]) -> list[ExampleSet]:
-    """The ``probes/STAGE/examples.jsonl`` of every run; what cannot be shown is told in ``notes``."""
+    """The ``probes/STAGE/examples.jsonl`` of every run; ``notes`` name what cannot be shown."""
     found = []
     for rank, run in enumerate(runs):
         sets = [(stage, _read_stage(run, stage, notes)) for stage in run.stages]
@@ -309,7 +307,7 @@ def example_sets(runs: Sequence[Run], notes: list[str]) -> list[ExampleSet]:
 
 
 def example_files(root: Path) -> list[Path]:
-    """Where the examples of a run may be, for whoever watches it."""
+    """Where the examples of a run may be, for readers that follow the run."""
     return sorted((RunDirectory(root).root / "probes").glob("*/examples.jsonl"))
 
 
@@ -328,19 +326,16 @@ def _read_stage(run: Run, stage: str, notes: list[str]) -> list[Example]:
 
 def _example(line: Mapping[str, Any], directory: Path, where: str, notes: list[str]) -> Example:
     row = str(line.get("row", "?"))
-    answers = _with_alike_joined([_answer(entry, f"{where}, row {row}", notes) for entry in objects(line, "answers")])
+    answers = _in_order([_answer(entry, f"{where}, row {row}", notes) for entry in objects(line, "answers")])
     pictures = line.get("pictures")
     names = [str(name) for name in pictures] if isinstance(pictures, list) else []
     if len(names) > _MOST_PICTURES:
         notes.append(f"{where}, row {row}: the first {_MOST_PICTURES} of {len(names)} pictures are shown.")
-    shown = []
-    for name in names[:_MOST_PICTURES]:
-        try:
-            shown.append(data_uri(directory, name))
-        except UnidentifiedImageError:
-            notes.append(f"{where}, row {row}: {name!r} is no picture that a page can show.")
-        except UNREADABLE as error:
-            notes.append(f"{where}, row {row}: the picture {name!r} cannot be shown: {error}.")
+    found = [
+        read_picture(name, notes, f"{where}, row {row}: the picture {name!r}", inside=directory)
+        for name in names[:_MOST_PICTURES]
+    ]
+    shown = [picture for picture in found if picture is not None]
     return Example(row, shown, str(line.get("prompt") or ""), answers)
 
 
@@ -349,26 +344,18 @@ def _answer(entry: Mapping[str, Any], where: str, notes: list[str]) -> ExampleAn
     tokens = read_tokens(entry)
     if tokens is None:
         notes.append(f"{where}: the tokens of {group!r} and their log-probs do not fit together and were left out.")
-    known = [token.end for token in tokens or ()]
-    start = [value for item in _list(entry.get("start")) if (value := finite(item)) is not None]
-    end = fmean(known) if known else None
-    change = end - fmean(start) if end is not None and start and len(start) == len(known) else None
-    return ExampleAnswer(group, _LABELS.get(group, group_title(group)), text, tokens or (), end, change)
+    end = fmean(token.end for token in tokens) if tokens else None
+    known = [token.change for token in tokens or () if token.change is not None]
+    return ExampleAnswer(
+        group, _LABELS.get(group, group_title(group)), text, tokens or (), end, fmean(known) if known else None
+    )
 
 
-def _with_alike_joined(answers: Sequence[ExampleAnswer]) -> list[ExampleAnswer]:
-    """In the order of the labels; where the model says the same before and after, it is shown once."""
-    said = {answer.group: answer.text for answer in answers}
-    alike = "greedy" in said and said.get("greedy") == said.get("greedy_end")
+def _in_order(answers: Sequence[ExampleAnswer]) -> list[ExampleAnswer]:
+    """In the order of the labels; where the model's answer is the same before and after, it is shown once."""
+    texts = {answer.group: answer.text for answer in answers}
+    alike = "greedy" in texts and texts.get("greedy") == texts.get("greedy_end")
     order = list(_LABELS)
     kept = [answer for answer in answers if not (alike and answer.group == "greedy_end")]
     kept.sort(key=lambda answer: order.index(answer.group) if answer.group in order else len(order))
-    if not alike:
-        return kept
-    return [
-        ExampleAnswer(**{**vars(answer), "label": _ALIKE}) if answer.group == "greedy" else answer for answer in kept
-    ]
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
+    return [replace(answer, label=_ALIKE) if alike and answer.group == "greedy" else answer for answer in kept]

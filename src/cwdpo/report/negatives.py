@@ -1,6 +1,7 @@
 """One HTML page of negatives: the picture, the right answer, the wrong one, and how hard the model finds it."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -18,7 +19,7 @@ from cwdpo.errors import DataError, UserError
 from cwdpo.negatives.candidates import read_refresh
 from cwdpo.records import read_jsonl, write_text
 from cwdpo.report.charts import finite
-from cwdpo.report.examples import UNREADABLE, picture_uri
+from cwdpo.report.examples import read_picture
 from cwdpo.report.page import content_policy, resource
 
 Marked: TypeAlias = list[tuple[str, bool]]
@@ -272,6 +273,7 @@ def _page(name: str, cards: Sequence[Card], num_rows: int, notes: Sequence[str])
     style, script = Markup(resource("page.css") + resource("negatives.css")), Markup(resource("negatives.js"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     negatives = [card.negative for card in cards]
+    kinds = Counter(one.kind or one.column for one in negatives)
     page = environment.from_string(resource("negatives.html.j2")).render(
         title=f"Negatives of {name}",
         generator=GENERATOR,
@@ -280,7 +282,7 @@ def _page(name: str, cards: Sequence[Card], num_rows: int, notes: Sequence[str])
         script=script,
         cards=cards,
         num_rows=num_rows,
-        kinds=_counted(one.kind or one.column for one in negatives),
+        kinds=sorted(kinds.items(), key=lambda item: (-item[1], item[0])),
         measured=any(one.lbar is not None or one.weight is not None for one in negatives),
         compared=any(one.ches is not None for one in negatives),
         notes=notes,
@@ -291,25 +293,11 @@ def _page(name: str, cards: Sequence[Card], num_rows: int, notes: Sequence[str])
 def _cards(shown: Sequence[Shown], notes: list[str]) -> Iterator[Card]:
     place = 0
     for row, negatives in shown:
-        image, small = _picture(row, notes) if negatives else (None, False)
+        first = row.images[0] if negatives and row.images else None
+        name = f"row {row.id or row.source}: its picture"
+        picture = read_picture(first, notes, name) if isinstance(first, Path | bytes) else None
+        image, small = picture or (None, False)
         prompt = "\n".join(part for turn in row.prompt for part in turn.parts if isinstance(part, str))
         for negative in negatives:
             yield Card(place, row.id or row.source.rpartition(":")[2], image, small, prompt, negative)
             place += 1
-
-
-def _picture(row: Row, notes: list[str]) -> tuple[str | None, bool]:
-    for image in row.images[:1]:
-        try:
-            if isinstance(image, Path | bytes):
-                return picture_uri(image)
-        except UNREADABLE as error:
-            notes.append(f"row {row.id or row.source}: its picture cannot be shown: {error}.")
-    return None, False
-
-
-def _counted(names: Iterator[str]) -> list[tuple[str, int]]:
-    found: dict[str, int] = {}
-    for name in names:
-        found[name] = found.get(name, 0) + 1
-    return sorted(found.items(), key=lambda item: (-item[1], item[0]))

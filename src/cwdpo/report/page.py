@@ -13,12 +13,19 @@ from markupsafe import Markup
 
 from cwdpo.errors import UserError
 from cwdpo.records import RunDirectory, write_text
-from cwdpo.report import examples as tokens
-from cwdpo.report import panels as heat
 from cwdpo.report.charts import sample
-from cwdpo.report.examples import Item, example_sets, read_gallery
-from cwdpo.report.panels import aligned, change_panels, diagrams, level_panels, metric_panels, prediction_panels
-from cwdpo.report.runs import Run, Source, read_sources
+from cwdpo.report.examples import Item, change_labels, example_sets, read_gallery, shade_labels
+from cwdpo.report.panels import (
+    CHOSEN_PROBES,
+    METRICS,
+    changes,
+    heat_maps,
+    levels,
+    panels,
+    reliability_diagrams,
+    share_labels,
+)
+from cwdpo.report.runs import Run, Source, aligned, read_sources
 from cwdpo.report.tables import (
     Table,
     coded,
@@ -26,28 +33,30 @@ from cwdpo.report.tables import (
     ends_table,
     facts,
     findings_table,
+    joined,
     lead,
     probes_table,
     verdicts,
 )
 
 GENERATOR = "cwdpo report"
-"""What the head of every page says of its maker, so that nothing else is overwritten."""
+"""Named in the head of every page, so that ours are recognised and nothing else is overwritten."""
 
 _MOST_RECIPE = 20_000
 _STYLES = ("page.css", "parts.css", "examples.css")
 _SCRIPTS = ("page.js", "examples.js")
 _HOW_TRAINING = (
-    "Across: training steps, all stages of a run counted on. Thick: moving average; faint: every reading (long runs: "
-    "the highest and lowest of each stretch). Upright lines: a new stage begins. Under each chart: mean of the last "
-    "tenth of the readings."
+    "Over training steps, counted through all stages. Thick: moving average; thin: every reading (in long runs the "
+    "highest and lowest of each stretch). Vertical lines: a new stage begins. Under each chart: the mean of the last "
+    "tenth of the readings. The cooling weight w_c is the factor by which CW-DPO scales the push on a rejected answer."
 )
 _HOW_LEVELS = (
-    "The same held-out answers at every reading. Line: mean log-prob per token of the group's answers; band: where the "
-    "middle 80 % of them lie (p10 to p90); a band that opens downwards is a tail being given up. Mind the axes."
+    "The same held-out answers at every reading. Line: mean log-prob per token of the group's answers; band: the "
+    "middle 80 % of them (p10 to p90). A band that widens downwards shows answers that become very unlikely. Each "
+    "chart has its own scale."
 )
-_HOW_CHANGES = "The means above, less what they were when the stage began."
-_HOW_PREDICTIONS = "How the tokens of the held-out chosen answers were predicted, each token weighing the same."
+_HOW_CHANGES = "The means above, minus their values when the stage began."
+_HOW_PREDICTIONS = "How the tokens of the held-out chosen answers were predicted; every token counts the same."
 
 
 @dataclass(frozen=True)
@@ -66,14 +75,14 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
     Args:
         runs: run directories (``metrics.jsonl``, ``probes.jsonl``, ``summary.json``, ``recipe.yaml``), or directories
-            that hold one such run a method. Missing, broken or non-finite readings are skipped and told on the page.
+            that hold one such run a method. Missing, broken or non-finite readings are skipped, and the page says so.
         out: the file to write; an older one is replaced only once the new one is complete.
 
     Returns:
         ``out``.
 
     Raises:
-        UserError: a path is no run directory, holds nothing to show, or ``out`` cannot be a file.
+        UserError: a path is not a run directory, holds nothing to show, or ``out`` cannot be a file.
     """
     if out.is_dir():
         raise UserError(f"{out} is a directory. Name the file to write, for example {out / 'report.html'}.")
@@ -95,7 +104,7 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
             for runs that have logged nothing yet.
 
     Raises:
-        UserError: a path is no run directory, or holds nothing to show and is not waited for.
+        UserError: a path is not a run directory, or holds nothing to show and is not waited for.
     """
     notes: list[str] = []
     sources = read_sources([Path(run) for run in runs], notes, wait=following is not None)
@@ -108,7 +117,7 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["coded"] = coded
+    environment.filters |= {"coded": coded, "joined": joined}
     content = _content(sources, notes)
     page = environment.get_template("page.html.j2").render(
         policy=content_policy(style, script, connects=following is not None),
@@ -123,7 +132,7 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
 
 
 def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
-    """Everything that the page tells of the runs."""
+    """Everything that the page shows of the runs."""
     shown, continued = aligned(_distinctly_named([run for source in sources for run in source.runs]))
     parts = [_part(source, notes) for source in sources]
     tables = [part.table for part in parts if part.table is not None]
@@ -140,19 +149,22 @@ def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
         "legend": [(run.name, sample(rank)) for rank, run in enumerate(shown)],
         "samples": {run.name: sample(rank) for rank, run in enumerate(shown)} if len(shown) > 1 else {},
         "charts": [
-            ("Training", "training", _HOW_TRAINING, metric_panels(shown)),
-            ("Probes: how likely held-out answers are", "levels", _HOW_LEVELS, level_panels(shown)),
-            ("Probes: what changed since the stage began", "changes", _HOW_CHANGES, change_panels(shown)),
-            ("Probes: certainty, calibration and drift", "predictions", _HOW_PREDICTIONS, prediction_panels(shown)),
+            (heading, name, how, panels(shown, measures))
+            for heading, name, how, measures in (
+                ("Training", "training", _HOW_TRAINING, METRICS),
+                ("Probes: how likely held-out answers are", "levels", _HOW_LEVELS, levels(shown)),
+                ("Probes: change since the stage began", "changes", _HOW_CHANGES, changes(shown)),
+                ("Probes: predictions, calibration and drift", "predictions", _HOW_PREDICTIONS, CHOSEN_PROBES),
+            )
         ],
-        "heat_maps": heat.heat_maps(shown),
-        "heat_shades": heat.shade_labels(),
-        "diagrams": diagrams(shown),
+        "heat_maps": heat_maps(shown),
+        "heat_shades": share_labels(),
+        "diagrams": reliability_diagrams(shown),
         "ends": ends_table(shown, [len(verdict.findings) for verdict in judged]) if shown else None,
         "probe_ends": probes_table(shown),
         "example_sets": example_sets(shown, notes),
-        "token_shades": tokens.shade_labels(),
-        "token_changes": tokens.change_labels(),
+        "token_shades": shade_labels(),
+        "token_changes": change_labels(),
         "recipes": [(run.name, text) for run in shown if (text := _recipe(run, notes))],
         "notes": notes,
     }
@@ -161,18 +173,18 @@ def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
 def _sections(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Id and label of the parts that the page has, in their order."""
     parts = list(enumerate(content["parts"], start=1))
-    panels = {name: bool(found) for _, name, _, found in content["charts"]}
+    drawn = {name: bool(found) for _, name, _, found in content["charts"]}
     wanted = [
         ("findings", "Findings", content["verdicts"]),
         ("summary", "In numbers", content["lead"]),
         *((f"results-{i}", "Results", part.table) for i, part in parts),
-        ("training", "Training", panels["training"]),
+        ("training", "Training", drawn["training"]),
         ("cooling", "Cooling", content["heat_maps"]),
-        ("levels", "Probes", panels["levels"]),
-        ("changes", "Changes", panels["changes"]),
-        ("predictions", "Certainty and drift", panels["predictions"]),
+        ("levels", "Probes", drawn["levels"]),
+        ("changes", "Changes", drawn["changes"]),
+        ("predictions", "Predictions", drawn["predictions"]),
         ("reliability", "Calibration", content["diagrams"]),
-        ("ends", "Ends", content["ends"]),
+        ("ends", "Final values", content["ends"]),
         ("examples", "Token by token", content["example_sets"]),
         *((f"pictures-{i}", "Pictures", part.gallery) for i, part in parts),
         ("recipes", "Recipes", content["recipes"]),
@@ -191,7 +203,7 @@ def _part(source: Source, notes: list[str]) -> Part:
 
 
 def _distinctly_named(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one name get their directory in front of it, so that the legend can tell them apart."""
+    """Runs of one name get their directory in front of it, so that the legend distinguishes them."""
     names = [run.name for run in runs]
     return [
         replace(run, name=f"{run.path.parent.name}/{run.path.name}") if names.count(run.name) > 1 else run

@@ -3,18 +3,19 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cwdpo.errors import UserError
-from cwdpo.records import RunDirectory, read_jsonl
+from cwdpo.records import COOLING_HISTOGRAM, HISTOGRAM_BINS, RunDirectory, read_jsonl
 from cwdpo.report.charts import Point, Segment, Series, finite
 
-HISTOGRAM = "cooling/histogram"
-RELIABILITY = "reliability"
-NUM_BINS = 10
-"""Bins of equal width that cooling weights are counted in."""
+Record: TypeAlias = dict[str, Any]
+
+_RELIABILITY = "reliability"
+_PLACE = ("stage", "step", "epoch", "group", "n")
+"""Keys that say where a reading belongs rather than what was measured."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Bin:
-    """Tokens of like confidence."""
+    """Tokens of similar confidence."""
 
     n: float
     confidence: float
-    """Mean probability of the likeliest token."""
+    """Mean probability of the most likely token."""
 
     accuracy: float
     """How often that was the right one."""
@@ -63,85 +64,6 @@ class Reliability:
     def ece(self) -> float:
         """Expected calibration error: the mean gap between confidence and accuracy, by token."""
         return math.fsum(found.n * abs(found.accuracy - found.confidence) for found in self.bins) / self.n
-
-
-def read_histograms(records: Sequence[Mapping[str, Any]], starts: Mapping[str, int]) -> tuple[list[Histogram], int]:
-    """The histograms of metric lines that are sorted by stage and step, and how many could not be read.
-
-    Args:
-        records: with ``stage`` and ``step``.
-        starts: stage -> the step of the whole run at which it begins.
-    """
-    found, broken, ends = [], 0, {stage: float(start) for stage, start in starts.items()}
-    for record in records:
-        if HISTOGRAM not in record:
-            continue
-        counts = _numbers(record[HISTOGRAM], NUM_BINS)
-        if counts is None or min(counts) < 0:
-            broken += 1
-            continue
-        stage = record["stage"]
-        begin, end = ends[stage], float(starts[stage] + record["step"])
-        ends[stage] = end
-        if math.fsum(counts) > 0 and end > begin:
-            found.append(Histogram(begin, end, counts))
-    return found, broken
-
-
-def joined_histograms(histograms: Sequence[Histogram], *, most: int) -> list[Histogram]:
-    """At most ``most`` of them: neighbours are added up where there are more."""
-    size = math.ceil(len(histograms) / most) if histograms else 1
-    return [_added(histograms[i : i + size]) for i in range(0, len(histograms), size)]
-
-
-def _added(group: Sequence[Histogram]) -> Histogram:
-    columns = zip(*(histogram.counts for histogram in group), strict=True)
-    return Histogram(group[0].begin, group[-1].end, tuple(math.fsum(column) for column in columns))
-
-
-def read_reliability(records: Sequence[Mapping[str, Any]]) -> tuple[list[Reliability], int]:
-    """The reliability of probe lines that are sorted by stage and step, and how many could not be read."""
-    found, broken = [], 0
-    for record in records:
-        if RELIABILITY not in record:
-            continue
-        bins = list(_bins(record[RELIABILITY]))
-        if not bins or None in bins:
-            broken += 1
-            continue
-        filled = tuple(one for one in bins if one is not None and one.n > 0)
-        if filled:
-            found.append(Reliability(record["stage"], record["step"], filled))
-    return found, broken
-
-
-def first_and_last(readings: Sequence[Reliability]) -> list[Reliability]:
-    """The first and the last reading of the last stage; one where there is only one."""
-    last = [reading for reading in readings if reading.stage == readings[-1].stage]
-    return last if len(last) < 2 else [last[0], last[-1]]
-
-
-def _bins(value: object) -> Iterator[Bin | None]:
-    for entry in value if isinstance(value, list) else []:
-        numbers = _numbers(entry, 3)
-        if numbers is None or numbers[0] < 0 or not all(0 <= share <= 1 for share in numbers[1:]):
-            yield None
-        else:
-            yield Bin(*numbers)
-
-
-def _numbers(value: object, length: int) -> tuple[float, ...] | None:
-    """A list of so many finite numbers, else None."""
-    if not isinstance(value, list) or len(value) != length:
-        return None
-    numbers = [finite(item) for item in value]
-    known = tuple(number for number in numbers if number is not None)
-    return known if len(known) == length else None
-
-
-Record = dict[str, Any]
-_PLACE = ("stage", "step", "epoch", "group", "n")
-"""Keys that say where a reading belongs rather than what was measured."""
 
 
 @dataclass(frozen=True)
@@ -176,11 +98,11 @@ class Source:
 
 
 def read_sources(paths: Sequence[Path], notes: list[str], *, wait: bool = False) -> list[Source]:
-    """Read every path; what had to be skipped is told in ``notes``.
+    """Read every path.
 
     Args:
         paths: run directories, or directories of them.
-        notes: is added to.
+        notes: sentences on what had to be skipped are added.
         wait: a directory that holds nothing yet is read as a source without runs.
 
     Raises:
@@ -190,6 +112,116 @@ def read_sources(paths: Sequence[Path], notes: list[str], *, wait: bool = False)
         raise UserError("no run to report on. Give at least one run directory: `cwdpo report RUN`.")
     distinct = list(dict.fromkeys(path.resolve() for path in paths))
     return [_read_source(path, notes, wait=wait) for path in distinct]
+
+
+def aligned(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Put runs that start from another's stage after it.
+
+    A run's start is the ``model`` of its summary. Only runs that lie beside each other are matched, by the names of
+    directory and stage, so that a tree of runs can be moved.
+
+    Returns:
+        The runs, with steps counted from the first ancestor among them, and a sentence on each run that was moved.
+    """
+    parents = {run.path: parent for run in runs if (parent := _parent(run, runs))}
+    moved, sentences = [], []
+    for run in runs:
+        begin = _begin(run, parents, len(runs))
+        moved.append(_shifted(run, begin) if begin else run)
+        if begin:
+            origin, stage = parents[run.path]
+            sentences.append(f"{run.name} continues {origin.name}'s {stage_label(stage)} from step {begin}.")
+    return moved, sentences
+
+
+def read_histograms(records: Sequence[Record], starts: Mapping[str, int]) -> tuple[list[Histogram], int]:
+    """The histograms of metric lines that are sorted by stage and step, and how many could not be read.
+
+    Args:
+        records: with ``stage`` and ``step``.
+        starts: stage -> the step of the whole run at which it begins.
+    """
+    found, broken, ends = [], 0, {stage: float(start) for stage, start in starts.items()}
+    for record in records:
+        if COOLING_HISTOGRAM not in record:
+            continue
+        counts = numbers(record[COOLING_HISTOGRAM])
+        if counts is None or len(counts) != HISTOGRAM_BINS or min(counts) < 0:
+            broken += 1
+            continue
+        stage = record["stage"]
+        begin, end = ends[stage], float(starts[stage] + record["step"])
+        ends[stage] = end
+        if math.fsum(counts) > 0 and end > begin:
+            found.append(Histogram(begin, end, tuple(counts)))
+    return found, broken
+
+
+def joined_histograms(histograms: Sequence[Histogram], *, most: int) -> list[Histogram]:
+    """At most ``most`` of them: neighbours are added up where there are more."""
+    size = math.ceil(len(histograms) / most) if histograms else 1
+    groups = [histograms[i : i + size] for i in range(0, len(histograms), size)]
+    return [
+        Histogram(group[0].begin, group[-1].end, tuple(map(math.fsum, zip(*(h.counts for h in group), strict=True))))
+        for group in groups
+    ]
+
+
+def read_reliability(records: Sequence[Record]) -> tuple[list[Reliability], int]:
+    """The reliability of probe lines that are sorted by stage and step, and how many could not be read."""
+    found, broken = [], 0
+    for record in records:
+        if _RELIABILITY not in record:
+            continue
+        value = record[_RELIABILITY]
+        bins = [_bin(entry) for entry in value] if isinstance(value, list) else []
+        if not bins or None in bins:
+            broken += 1
+            continue
+        filled = tuple(one for one in bins if one is not None and one.n > 0)
+        if filled:
+            found.append(Reliability(record["stage"], record["step"], filled))
+    return found, broken
+
+
+def first_and_last(readings: Sequence[Reliability]) -> list[Reliability]:
+    """The first and the last reading of the last stage; one where there is only one."""
+    last = [reading for reading in readings if reading.stage == readings[-1].stage]
+    return last if len(last) < 2 else [last[0], last[-1]]
+
+
+def numbers(value: object) -> list[float] | None:
+    """A list of finite numbers, else None."""
+    if not isinstance(value, list):
+        return None
+    known = [number for item in value if (number := finite(item)) is not None]
+    return known if len(known) == len(value) else None
+
+
+def objects(holder: object, key: str) -> list[Record]:
+    """The JSON objects of the list under a key; nothing where there is no such list."""
+    found = holder.get(key) if isinstance(holder, dict) else None
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "line"), counted(2, "line")
+        ('1 line', '2 lines')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def stage_label(stage: str) -> str:
+    """``stage2`` as people write it.
+
+    Example:
+        >>> stage_label("stage2"), stage_label("warm_up")
+        ('stage 2', 'warm up')
+    """
+    return f"stage {stage[5:]}" if stage.startswith("stage") and stage[5:].isdigit() else stage.replace("_", " ")
 
 
 def _read_source(path: Path, notes: list[str], *, wait: bool) -> Source:
@@ -202,7 +234,7 @@ def _read_source(path: Path, notes: list[str], *, wait: bool) -> Source:
         directories = [path]
     else:
         directories = [child for child in sorted(path.iterdir()) if RunDirectory(child).metrics.is_file()]
-    rows = _row_names(source.summary)
+    rows = [str(row["name"]) for row in objects(source.summary.get("table"), "rows") if "name" in row]
     order = {_plain(name): i for i, name in enumerate(rows)}
     directories.sort(key=lambda child: order.get(_plain(child.name), len(order)))
     source.runs = [run for run in (_read_run(child, rows, notes) for child in directories) if run is not None]
@@ -220,14 +252,19 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
     if not metrics and not probes:
         return None
     summary = _read_summary(path, notes)
-    lengths = _lengths([*metrics, *probes], summary)
+    lengths: dict[str, int] = {}  # how many steps each stage took, in the order of training
+    for record in [*metrics, *probes]:
+        stage = record["stage"]
+        lengths[stage] = max(lengths.get(stage, _steps_in_summary(summary, stage)), record["step"])
     starts: dict[str, int] = {}
     for stage in lengths:
         starts[stage] = sum(lengths[before] for before in starts)
     histograms, broken_histograms = read_histograms(metrics, starts)
     reliability, broken_reliability = read_reliability([r for r in probes if r["group"] == "chosen"])
+    # the comparison table's name for this directory (``cw_dpo`` is CW-DPO), else its own title, else its name
+    named = next((row for row in rows if _plain(row) == _plain(path.name)), None)
     run = Run(
-        name=_run_name(path, summary, rows),
+        name=named or str(summary.get("title") or path.name),
         path=path,
         summary=summary,
         stages=starts,
@@ -237,35 +274,28 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
         histograms=histograms,
         reliability=reliability,
     )
-    _note_broken(run, notes)
-    for key, count in ((HISTOGRAM, broken_histograms), (RELIABILITY, broken_reliability)):
+    notes += _broken_curves(run)
+    for key, count in ((COOLING_HISTOGRAM, broken_histograms), (_RELIABILITY, broken_reliability)):
         if count:
             notes.append(f"{run.name}: {key} could not be read in {counted(count, 'line')}.")
     return run
 
 
-def _lengths(records: Sequence[Record], summary: Mapping[str, Any]) -> dict[str, int]:
-    """Stage -> how many steps it took, in the order of training."""
-    lengths: dict[str, int] = {}
-    for record in records:
-        stage = str(record["stage"])
-        lengths[stage] = max(lengths.get(stage, _told_steps(summary, stage)), record["step"])
-    return lengths
-
-
-def _told_steps(summary: Mapping[str, Any], stage: str) -> int:
-    """How many steps the summary says the stage took: the last of them need not have been logged."""
+def _steps_in_summary(summary: Mapping[str, Any], stage: str) -> int:
+    """How many steps a stage took by its summary: the last of them need not have been logged."""
     stages = summary.get("stages")
-    told = stages.get(stage) if isinstance(stages, dict) else None
-    return int(finite(told.get("steps")) or 0) if isinstance(told, dict) else 0
+    entry = stages.get(stage) if isinstance(stages, dict) else None
+    return int(finite(entry.get("steps")) or 0) if isinstance(entry, dict) else 0
 
 
 def _read_placed(path: Path, notes: list[str]) -> list[Record]:
-    """The lines that say their step, sorted by stage and step; a step told twice keeps its last value of each key."""
-    records = _read_lines(path, notes)
+    """The lines that have a step, sorted by stage and step; of a repeated step, the last value of each key."""
+    found = read_jsonl(path)
+    if found.skipped:
+        notes.append(f"{_short(path)}: {counted(found.skipped, 'line')} could not be read, and the others are shown.")
     merged: dict[tuple[str, str, int], Record] = {}
     lost = 0
-    for record in records:
+    for record in found.objects:
         step = finite(record.get("step"))
         if step is None or step < 0:
             lost += 1
@@ -283,7 +313,7 @@ def _curves(records: Sequence[Record], starts: Mapping[str, int]) -> dict[tuple[
     for record in records:
         x = float(starts[record["stage"]] + record["step"])
         for key, value in record.items():
-            if key not in _PLACE and not isinstance(value, list):  # a histogram is no curve
+            if key not in _PLACE and not isinstance(value, list):  # a histogram is not a curve
                 curve = points.setdefault((record["group"], key), {})
                 curve.setdefault(record["stage"], []).append((x, finite(value)))
     return {
@@ -292,20 +322,11 @@ def _curves(records: Sequence[Record], starts: Mapping[str, int]) -> dict[tuple[
     }
 
 
-def _note_broken(run: Run, notes: list[str]) -> None:
+def _broken_curves(run: Run) -> Iterator[str]:
     named = {**run.metrics, **{f"{group} {key}": curve for (group, key), curve in run.probes.items()}}
-    broken = {key: curve.num_broken for key, curve in named.items() if curve.num_broken}
+    broken = [f"{key} ({curve.num_broken})" for key, curve in sorted(named.items()) if curve.num_broken]
     if broken:
-        told = ", ".join(f"{key} ({count})" for key, count in sorted(broken.items()))
-        notes.append(f"{run.name}: readings that are not finite numbers leave a gap in the curve: {told}.")
-
-
-def _read_lines(path: Path, notes: list[str]) -> list[Record]:
-    """Every readable object of a JSON-lines file; a missing file has none."""
-    found = read_jsonl(path)
-    if found.skipped:
-        notes.append(f"{_short(path)}: {counted(found.skipped, 'line')} could not be read, and the others are shown.")
-    return found.objects
+        yield f"{run.name}: readings that are not finite numbers leave a gap in the curve: {', '.join(broken)}."
 
 
 def _read_summary(path: Path, notes: list[str]) -> Record:
@@ -319,40 +340,54 @@ def _read_summary(path: Path, notes: list[str]) -> Record:
         return {}
     if isinstance(summary, dict):
         return summary
-    notes.append(f"{_short(file)} holds no JSON object and was left out.")
+    notes.append(f"{_short(file)} is not a JSON object and was left out.")
     return {}
 
 
-def objects(holder: object, key: str) -> list[Record]:
-    """The JSON objects of the list that stands under a key; nothing where there is no such list."""
-    found = holder.get(key) if isinstance(holder, dict) else None
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
-
-
-def counted(count: int, noun: str) -> str:
-    """A number with its noun.
-
-    Example:
-        >>> counted(1, "line"), counted(2, "line")
-        ('1 line', '2 lines')
-    """
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _bin(entry: object) -> Bin | None:
+    found = numbers(entry)
+    if found is None or len(found) != 3 or found[0] < 0 or not all(0 <= share <= 1 for share in found[1:]):
+        return None
+    return Bin(*found)
 
 
 def _short(path: Path) -> str:
-    """File and directory: pages are passed on, and where the runs lay is nobody else's business."""
+    """File and directory alone: pages are passed on, and the full path is private."""
     return f"{path.parent.name}/{path.name}"
-
-
-def _row_names(summary: Mapping[str, Any]) -> list[str]:
-    return [str(row["name"]) for row in objects(summary.get("table"), "rows") if "name" in row]
-
-
-def _run_name(path: Path, summary: Mapping[str, Any], rows: Sequence[str]) -> str:
-    """The name the comparison table gives this directory (``cw_dpo`` is CW-DPO), else its own title, else its name."""
-    match = next((row for row in rows if _plain(row) == _plain(path.name)), None)
-    return match or str(summary.get("title") or path.name)
 
 
 def _plain(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def _parent(run: Run, runs: Sequence[Run]) -> tuple[Run, str] | None:
+    model = run.summary.get("model")
+    start = Path(model).parts[-2:] if isinstance(model, str) else ()
+    for other in runs:
+        for stage in other.stages:
+            if other is not run and other.path.parent == run.path.parent and start == (other.path.name, stage):
+                return other, stage
+    return None
+
+
+def _begin(run: Run, parents: Mapping[Path, tuple[Run, str]], most: int) -> int:
+    """The step at which a run begins; ``most`` ends a circle of runs that each claim to start from the next."""
+    if run.path not in parents or most == 0:
+        return 0
+    parent, stage = parents[run.path]
+    later = [start for start in parent.stages.values() if start > parent.stages[stage]]
+    return _begin(parent, parents, most - 1) + min(later, default=parent.num_steps)
+
+
+def _shifted(run: Run, by: int) -> Run:
+    def moved(series: Series) -> Series:
+        return Series(tuple(Segment(s.stage, tuple((x + by, y) for x, y in s.points)) for s in series.segments))
+
+    return replace(
+        run,
+        stages={stage: start + by for stage, start in run.stages.items()},
+        num_steps=run.num_steps + by,
+        metrics={key: moved(series) for key, series in run.metrics.items()},
+        probes={key: moved(series) for key, series in run.probes.items()},
+        histograms=[replace(h, begin=h.begin + by, end=h.end + by) for h in run.histograms],
+    )

@@ -1,10 +1,11 @@
-"""Tables of the report: numbers with their formats, the best of each column marked, columns a reader can sort."""
+"""Tables and sentences of the report: results and who leads, where curves ended, and the diagnosis of every run."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 from markupsafe import Markup, escape
 
@@ -13,11 +14,11 @@ from cwdpo.diagnosis.signs import SIGNS
 from cwdpo.errors import DataError
 from cwdpo.records import RunDirectory
 from cwdpo.report.charts import Segment, finite
-from cwdpo.report.panels import CHOSEN_PROBES, METRICS, group_title, number, probe_groups, stage_label
-from cwdpo.report.runs import Run, Source, counted, objects
+from cwdpo.report.panels import CHOSEN_PROBES, METRICS, Measure, changes, levels, number
+from cwdpo.report.runs import Run, Source, counted, objects, stage_label
 
 _FORMAT = re.compile(r"\+?,?(\.\d)?[dfeg%]")
-"""Format strings we obey. Others (a width of a billion) could make a page that no browser opens."""
+"""Format strings that are obeyed. Others (a width of a billion) could make a page that no browser opens."""
 
 
 @dataclass(frozen=True)
@@ -60,54 +61,51 @@ def comparison_table(summary: Mapping[str, Any]) -> Table | None:
 
 
 def ends_table(runs: Sequence[Run], num_findings: Sequence[int]) -> Table:
-    """Where the curves of each run ended, for runs side by side; nothing is judged here."""
-    shown = [measure for measure in METRICS if any(_end(run, measure.key) is not None for run in runs)]
-    columns = [
-        Column("steps", "Last step", None, "d"),
-        Column("findings", "Findings", None, "d"),
-        *(Column(measure.key, measure.title, None, ".3g") for measure in shown),
+    """Where the metrics of each run ended, for runs side by side; nothing is judged here."""
+    columns, rows = _last_values(runs, METRICS)
+    first = [Column("steps", "Last step", None, "d"), Column("findings", "Findings", None, "d")]
+    counts = [
+        [Cell(float(count), str(count)) for count in (run.num_steps, found)]
+        for run, found in zip(runs, num_findings, strict=True)
     ]
-    rows = []
-    for run, count in zip(runs, num_findings, strict=True):
-        ends = [_number_cell(_end(run, measure.key)) for measure in shown]
-        rows.append((run.name, [Cell(float(run.num_steps), str(run.num_steps)), Cell(float(count), str(count)), *ends]))
-    return Table(columns, rows)
+    named = zip(runs, counts, rows, strict=True)
+    return Table([*first, *columns], [(run.name, [*own, *cells]) for run, own, cells in named])
 
 
 def probes_table(runs: Sequence[Run]) -> Table | None:
     """The last probe reading of each run: every group's log-prob and its change, then the chosen answers' measures."""
-    groups = probe_groups(runs)
-    wanted = [
-        *((group, "mean_logprob", f"{group_title(group)}, log-prob") for group in groups),
-        *((group, "delta", f"{group_title(group)}, change") for group in groups),
-        *(("chosen", measure.key, measure.title) for measure in CHOSEN_PROBES),
-    ]
-    shown = [
-        (group, key, label) for group, key, label in wanted if any(_last(run, group, key) is not None for run in runs)
-    ]
-    columns = [Column(f"{group} {key}", label, None, ".3g") for group, key, label in shown]
     measured = [run for run in runs if run.probes]
-    rows = [(run.name, [_number_cell(_last(run, group, key)) for group, key, _ in shown]) for run in measured]
-    return Table(columns, rows) if columns else None
+    columns, rows = _last_values(measured, [*levels(runs), *changes(runs), *CHOSEN_PROBES])
+    return Table(columns, [(run.name, cells) for run, cells in zip(measured, rows, strict=True)]) if columns else None
+
+
+def _last_values(runs: Sequence[Run], measures: Sequence[Measure]) -> tuple[list[Column], list[list[Cell]]]:
+    """Columns for the measures that any run has, and each run's cells."""
+    values = [[_last(measure, run) for run in runs] for measure in measures]
+    shown = [(one, of) for one, of in zip(measures, values, strict=True) if any(value is not None for value in of)]
+    columns = [
+        Column(
+            f"{one.group} {one.key}", f"{one.title}, log-prob" if one.key == "mean_logprob" else one.title, None, "g"
+        )
+        for one, _ in shown
+    ]
+    texts = [["-" if value is None else number(value) for value in of] for _, of in shown]
+    return columns, [
+        [Cell(of[i], text[i]) for (_, of), text in zip(shown, texts, strict=True)] for i in range(len(runs))
+    ]
+
+
+def _last(measure: Measure, run: Run) -> float | None:
+    """Where a curve ended; of a probe the last finite reading itself: they are few and exact."""
+    series = measure.of(run)
+    if series is None:
+        return None
+    return series.end if measure.group is None else next(reversed(series.values), None)
 
 
 def best_rows(table: Table, position: int) -> list[tuple[str, Cell]]:
     """The rows that share the best shown value of one column; none where the column is not judged."""
     return [(name, cells[position]) for name, cells in table.rows if cells[position].best]
-
-
-def _end(run: Run, key: str) -> float | None:
-    return run.metrics[key].end if key in run.metrics else None
-
-
-def _last(run: Run, group: str, key: str) -> float | None:
-    """The last finite reading of a probe; probes are few and exact, so none is averaged away."""
-    series = run.probes.get((group, key))
-    return series.values[-1] if series and series.values else None
-
-
-def _number_cell(value: float | None) -> Cell:
-    return Cell(value, "-" if value is None else number(value))
 
 
 def _column(entry: Mapping[str, Any]) -> Column:
@@ -155,14 +153,14 @@ _DIRECTION = {"up": "higher is better", "down": "lower is better"}
 
 def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
     """First what is compared and who leads, then a sentence on each fact that shows it."""
-    said = [" ".join([_what_is_here(runs, tables), *(text for table in tables if (text := _leaders(table)))])]
-    said += [text for table in tables if (text := _first_judged(table))]
+    sentences = [" ".join([_what_is_here(runs, tables), *(text for table in tables if (text := _leaders(table)))])]
+    sentences += [text for table in tables if (text := _first_judged(table))]
     fates = [sentence for run in runs if (sentence := _chosen_fate(run))]
     if fates:
-        said += [*fates, "From and to: means over the first and the last tenth of that stage's readings."]
+        sentences += [*fates, "From and to: means over the first and the last tenth of that stage's readings."]
     if len(tables) == 1 and len(tables[0].rows) > 1 and any(type(s.summary.get("seed")) is int for s in sources):
-        said.append("Each row of the table is one run of one seed, so a small difference may be chance.")
-    return said
+        sentences.append("Each row of the table is one run of one seed, so a small difference may be chance.")
+    return sentences
 
 
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -258,31 +256,33 @@ def _last_segment(run: Run, key: str) -> Segment | None:
     return next((s for s in reversed(series.segments) if s.values), None) if series else None
 
 
-def _stage_facts(told: object) -> str:
-    """What a summary says of a stage, with its engines by name; how they were checked is left out."""
-    if not isinstance(told, dict):
-        return _flat(told)
-    engines = [str(choice["engine"]) for choice in objects(told.get("engine"), "choices") if "engine" in choice]
-    rest = _flat({key: value for key, value in told.items() if key != "engine"})
+def _stage_facts(entry: object) -> str:
+    """A stage of a summary, with its engines by name; how they were checked is left out."""
+    if not isinstance(entry, dict):
+        return _flat(entry)
+    engines = [str(choice["engine"]) for choice in objects(entry.get("engine"), "choices") if "engine" in choice]
+    rest = _flat({key: value for key, value in entry.items() if key != "engine"})
     named = f"engine {joined(list(dict.fromkeys(engines)))}" if engines else ""
     return ", ".join(part for part in (rest, named) if part)
 
 
-def _flat(value: object, *, depth: int = 2) -> str:
-    """Names and values of a mapping; what lies deeper, and lists, are left out."""
+def _flat(value: object, *, depth: int = 2, is_share: bool = False) -> str:
+    """Names and values of a mapping, shares in percent; what lies deeper, and lists, are left out."""
     if isinstance(value, dict):
         too_deep = list if depth > 1 else (list, dict)
         shown = {key: inner for key, inner in value.items() if not isinstance(inner, too_deep)}
         return ", ".join(
-            f"{str(key).replace('_', ' ')} {_flat(inner, depth=depth - 1)}" for key, inner in shown.items()
+            f"{str(key).replace('_', ' ')} {_flat(inner, depth=depth - 1, is_share=str(key).startswith('share'))}"
+            for key, inner in shown.items()
         )
-    number = finite(value)
-    return str(value) if number is None else f"{number:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float) or finite(value) is None:
+        return str(value)
+    return f"{value:.0%}" if is_share else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
-class Told:
-    """A finding in the words of the page."""
+class Problem:
+    """A finding, or what ended a stage before its last step, in the words of the page."""
 
     title: str
     where: str
@@ -290,13 +290,8 @@ class Told:
     advice: str
 
 
-@dataclass(frozen=True)
-class Stopped:
-    """What ended a stage before its last step."""
-
-    summary: str
-    evidence: str
-    advice: str
+State: TypeAlias = Literal["found", "clear", "unknown", "idle"]
+"""``idle``: a sign of preference training, in a run that trained none."""
 
 
 @dataclass(frozen=True)
@@ -306,24 +301,55 @@ class Verdict:
     rank: int
     name: str
     headline: str
-    findings: Sequence[Told]
-    stopped: Sequence[Stopped]
-    clear: str
-    """Signs that were looked for and not found, as a sentence lists them; empty if there are none."""
+    findings: Sequence[Problem]
+    stopped: Sequence[Problem]
+    clear: Sequence[str]
+    """Signs that were looked for and not found."""
 
     missing: Sequence[tuple[str, str, str]]
-    """Sign, stages, and the readings that it wanted."""
+    """Sign, stages, and the readings that it needs."""
 
     looked_at: Sequence[str]
     notes: Sequence[str]
-    found: dict[str, str]
-    """Name of a sign -> the stages it was found in."""
+    states: Mapping[str, tuple[State, str]]
+    """Of every sign, by its name, and the state in words."""
 
-    clear_names: frozenset[str]
-    """Names of the signs that were looked for and found in no stage."""
 
-    unjudged: frozenset[str]
-    """Names of the signs that could not be judged in at least one stage."""
+@dataclass(frozen=True)
+class FindingsTable:
+    """Runs x findings, for those that at least one run has."""
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[State, str]]]]
+
+
+def verdicts(runs: Sequence[Run]) -> list[Verdict]:
+    """The diagnosis of every run."""
+    return [_verdict(rank, run) for rank, run in enumerate(runs)]
+
+
+def findings_table(found: Sequence[Verdict]) -> FindingsTable | None:
+    """Runs side by side; None for a single run, and where no run has a finding."""
+    names = [sign.name for sign in SIGNS if any(verdict.states[sign.name][0] == "found" for verdict in found)]
+    if len(found) < 2 or not names:
+        return None
+    rows = [(verdict.name, [verdict.states[name] for name in names]) for verdict in found]
+    return FindingsTable([title_of(name) for name in names], rows)
+
+
+def diagnosis_of(path: Path) -> Diagnosis:
+    """A run's diagnosis: from its ``findings.json``, or made from its readings where these are newer."""
+    run = RunDirectory(path)
+    readings = [file.stat().st_mtime_ns for file in (run.recipe, run.metrics, run.probes) if file.is_file()]
+    if run.findings.is_file() and run.findings.stat().st_mtime_ns >= max(readings, default=0):
+        recorded = Diagnosis.from_json(_findings_file(run))
+        if recorded is not None:
+            return recorded
+    try:
+        recording = read_recording(path)
+    except DataError:
+        return examine([])
+    return examine(recording.readings, beta=recording.beta, notes=recording.notes)
 
 
 def coded(text: str) -> Markup:
@@ -339,108 +365,65 @@ def coded(text: str) -> Markup:
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(pieces))
 
 
-State = Literal["found", "clear", "unknown", "idle"]
-"""``idle``: a sign of preference training, in a run that trained none."""
-
-
-@dataclass(frozen=True)
-class FindingsTable:
-    """Runs x findings, for those that at least one run has."""
-
-    columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[tuple[State, str]]]]
-
-
-def verdicts(runs: Sequence[Run]) -> list[Verdict]:
-    """The diagnosis of every run, from its own readings."""
-    return [_verdict(rank, run) for rank, run in enumerate(runs)]
-
-
-def findings_table(found: Sequence[Verdict]) -> FindingsTable | None:
-    """Runs side by side; None for a single run, and where no run has a finding."""
-    names = [sign.name for sign in SIGNS if any(sign.name in verdict.found for verdict in found)]
-    if len(found) < 2 or not names:
-        return None
-    rows = [(verdict.name, [_state(verdict, name) for name in names]) for verdict in found]
-    return FindingsTable([title_of(name) for name in names], rows)
-
-
-def _state(verdict: Verdict, name: str) -> tuple[State, str]:
-    if name in verdict.found:
-        return "found", verdict.found[name]
-    if name in verdict.clear_names:
-        return "clear", "not found"
-    return ("unknown", "not judged") if name in verdict.unjudged else ("idle", "does not apply")
-
-
 def _verdict(rank: int, run: Run) -> Verdict:
-    try:
-        recording = read_recording(run.path)
-        diagnosis = examine(recording.readings, beta=recording.beta, notes=recording.notes)
-    except DataError:
-        diagnosis = examine([])
-    stopped = _stopped(run)
+    diagnosis = diagnosis_of(run.path)
+    stopped = [_ended(entry) for entry in objects(_findings_file(RunDirectory(run.path)), "stopped")]
     found: dict[str, list[str]] = {}
     for finding in diagnosis.findings:
-        found.setdefault(finding.name, []).append(_stage_of(finding))
+        found.setdefault(finding.name, []).append("found" if finding.stage is None else stage_label(finding.stage))
+    states: dict[str, tuple[State, str]] = {sign.name: ("idle", "does not apply") for sign in SIGNS}
+    states |= {missing.name: ("unknown", "not judged") for missing in diagnosis.not_judged}
+    states |= {name: ("clear", "not found") for name in diagnosis.clear}
+    states |= {name: ("found", joined(stages)) for name, stages in found.items()}
     return Verdict(
         rank=rank,
         name=run.name,
-        headline=_headline(diagnosis, list(found), stopped),
-        findings=[_told(finding) for finding in diagnosis.findings],
+        headline=_headline(diagnosis, list(found)) + (" A stage ended early." if stopped else ""),
+        findings=[_problem(finding) for finding in diagnosis.findings],
         stopped=stopped,
-        clear=joined([title_of(name).lower() for name in diagnosis.clear]) if diagnosis.clear else "",
+        clear=[title_of(name).lower() for name in diagnosis.clear],
         missing=[
             (title_of(name), joined([stage_label(stage) for stage in stages]), needs)
             for name, stages, needs in diagnosis.missing()
         ],
         looked_at=diagnosis.looked_at,
         notes=diagnosis.notes,
-        found={name: joined(stages) for name, stages in found.items()},
-        clear_names=frozenset(diagnosis.clear),
-        unjudged=frozenset(missing.name for missing in diagnosis.not_judged),
+        states=states,
     )
 
 
-def _headline(diagnosis: Diagnosis, found: Sequence[str], stopped: Sequence[Stopped]) -> str:
-    early = " A stage ended early." if stopped else ""
+def _headline(diagnosis: Diagnosis, found: Sequence[str]) -> str:
     if found:
-        return f"{joined([title_of(found[0]), *(title_of(name).lower() for name in found[1:])])}.{early}"
+        return f"{joined([title_of(found[0]), *(title_of(name).lower() for name in found[1:])])}."
     if not diagnosis.clear:
-        return f"Nothing could be judged: too few readings.{early}"
+        return "Nothing could be judged: too few readings."
     num_clear = len(diagnosis.clear)
     unjudged = len({missing.name for missing in diagnosis.not_judged} - set(diagnosis.clear))
     if unjudged > num_clear:
-        return f"Too few readings to say much: {counted(num_clear, 'sign')} not found, {unjudged} not judged.{early}"
+        return f"Too few readings to say much: {counted(num_clear, 'sign')} not found, {unjudged} not judged."
     rest = f"; {unjudged} more could not be judged" if unjudged else ""
-    return f"No problem found: {counted(num_clear, 'sign')} looked for{rest}.{early}"
+    return f"No problem found: {counted(num_clear, 'sign')} looked for{rest}."
 
 
-def _told(finding: Finding) -> Told:
+def _problem(finding: Finding) -> Problem:
     """The evidence begins with stage and step; where these are known they have a place of their own."""
     begin = f"{finding.stage}, step {finding.step}: " if finding.stage else f"step {finding.step}: "
     evidence = finding.evidence.removeprefix(begin)
     where = f"step {finding.step}" if finding.stage is None else f"{stage_label(finding.stage)}, step {finding.step}"
-    return Told(title_of(finding.name), where, evidence[:1].upper() + evidence[1:], finding.advice)
+    return Problem(title_of(finding.name), where, evidence[:1].upper() + evidence[1:], finding.advice)
 
 
-def _stage_of(finding: Finding) -> str:
-    return "found" if finding.stage is None else stage_label(finding.stage)
-
-
-def _stopped(run: Run) -> list[Stopped]:
-    """What ``findings.json`` says that only the run itself could know."""
-    try:
-        content = json.loads(RunDirectory(run.path).findings.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return []
-    return [_ended(entry) for entry in objects(content, "stopped")]
-
-
-def _ended(entry: dict[str, Any]) -> Stopped:
+def _ended(entry: Mapping[str, Any]) -> Problem:
     stage, name = (stage_label(str(entry.get("stage", "a stage"))), title_of(str(entry.get("finding", "a finding"))))
-    summary = f"{stage.capitalize()} ended early at step {entry.get('step', '?')}: {name.lower()}"
-    readings = entry.get("readings")
-    if isinstance(readings, int):
-        summary += f" in {counted(readings, 'reading')} in a row"
-    return Stopped(f"{summary}.", str(entry.get("evidence", "")), str(entry.get("advice", "")))
+    title = f"{stage.capitalize()} ended early at step {entry.get('step', '?')}: {name.lower()}"
+    if isinstance(entry.get("readings"), int):
+        title += f" in {counted(entry['readings'], 'reading')} in a row"
+    return Problem(f"{title}.", "", str(entry.get("evidence", "")), str(entry.get("advice", "")))
+
+
+def _findings_file(run: RunDirectory) -> object:
+    """The content of ``findings.json``; None where it cannot be read."""
+    try:
+        return json.loads(run.findings.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -71,10 +71,10 @@
         document.title = page.title;
         restore();
         version = page.getElementById("follow").dataset.version;
-        say(`Followed live. Last news ${new Date().toLocaleTimeString()}.`, false);
-      } else if (status.classList.contains("lost")) say("Followed live.", false);
+        say(`Live. Last update ${new Date().toLocaleTimeString()}.`, false);
+      } else if (status.classList.contains("lost")) say("Live.", false);
     } catch {
-      say("No longer followed: cwdpo report has ended, or cannot be reached.", true);
+      say("No longer updated: cwdpo report has ended, or cannot be reached.", true);
     }
     setTimeout(look, 1500);
   };

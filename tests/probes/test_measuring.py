@@ -15,7 +15,7 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import make_engine
 from cwdpo.errors import DataError
 from cwdpo.probes import ProbeSet, Reading, StartDistributions, measure, probe_rows
-from cwdpo.probes.reading import flat
+from cwdpo.probes.measuring import scalars
 from cwdpo.records import PROBE_GROUPS
 
 Load = Callable[..., tuple[Any, Any]]
@@ -50,7 +50,7 @@ def test_a_reading_by_hand(
     loaded: Load, rows: list[Row], probe_set: Make, wide: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if wide:
-        monkeypatch.setattr("cwdpo.probes.reading._WIDE_VOCABULARY", 10)
+        monkeypatch.setattr("cwdpo.probes.measuring._WIDE_VOCABULARY", 10)
     model, processor = loaded()
     probes, start = probe_set(processor), StartDistributions(len(rows))
     first = measure(model, probes, make_engine("plain"), start=start)
@@ -76,7 +76,7 @@ def test_a_reading_by_hand(
     count = sum(n for n, *_ in bins)
     assert count == sum(len(p) for p in before.values())
     assert sum(n * abs(sure - right) for n, sure, right in bins) / count == pytest.approx(expected["ece"], abs=2e-4)
-    assert not [name for name in flat(list(lines.values())) if "reliability" in name]
+    assert not [name for name in scalars(list(lines.values())) if "reliability" in name]
     assert lines["chosen"]["tv"] > 0.05  # it moved, so equality means something
     assert 0 < lines["chosen"]["moved_to_argmax"] < 1
 

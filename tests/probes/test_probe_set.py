@@ -11,7 +11,7 @@ from PIL import Image
 from cwdpo.config import recipe
 from cwdpo.data.rows import Row
 from cwdpo.diagnosis.signs import SIGNS
-from cwdpo.probes import GROUPS, choose_rows, probe_rows
+from cwdpo.probes import choose_rows, probe_rows
 from cwdpo.probes.probe_set import ProbeAnswer, shuffled_words
 from cwdpo.records import PROBE_GROUPS, SIGN_NAMES
 
@@ -24,7 +24,7 @@ def of(rows: list[Row], index: int, **options: object) -> dict[str, ProbeAnswer]
 
 def test_every_group_of_a_full_row(rows: list[Row]) -> None:
     found, row = of(rows, 1), rows[1]
-    assert set(found) == set(GROUPS)
+    assert set(found) == set(PROBE_GROUPS)
     assert {
         name: found[name].text for name in ("chosen", "rejected", "gentle", "longer", "shorter", "greedy", "on_policy")
     } == {
@@ -90,6 +90,5 @@ def test_words_without_another_order(text: str) -> None:
 
 
 def test_names_are_the_same_in_every_layer() -> None:
-    assert PROBE_GROUPS == GROUPS
     assert tuple(sign.name for sign in SIGNS) == SIGN_NAMES
     assert get_args(recipe.ProbesConfig.__annotations__["groups"])

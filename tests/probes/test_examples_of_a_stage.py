@@ -1,40 +1,29 @@
 """Examples of a stage: what they say at both ends, also after interruptions, and of the model that is left."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from probes.watching import Crash, Make, Ruin
 from support import naive_logprobs
-from transformers import TrainerCallback
 
+from cwdpo.config.recipe import ProbesConfig
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.rows import Row
-from cwdpo.probes.callback import ProbeSettings, Probing
+from cwdpo.engine import separate_engine
+from cwdpo.probes.callback import Probing
 from cwdpo.records import RunDirectory, read_jsonl
 
-Make = Callable[..., Any]
 STEPS: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
 
-class Crash(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise RuntimeError("power cut")
-
-
-class Ruin(TrainerCallback):
-    """Turns every prediction into its opposite, at the last step but one."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step == 3:
-            with torch.no_grad():
-                model.get_output_embeddings().weight.mul_(-4)
+@pytest.fixture
+def rows(sixteen_rows: list[Row]) -> list[Row]:
+    """What is trained on; the probe set is some of them."""
+    return sixteen_rows
 
 
 def write(model: Any, some: Sequence[Row]) -> list[str]:
@@ -46,7 +35,14 @@ def write(model: Any, some: Sequence[Row]) -> list[str]:
 def watch(trainer: Any, rows: Sequence[Row], root: Path, *, greedy: Any = write, **settings: Any) -> Probing:
     root.mkdir(exist_ok=True)
     probing = Probing(
-        trainer, rows, RunDirectory(root), "stage2", ProbeSettings(**{"every": 1, **settings}), write_greedy=greedy
+        trainer,
+        rows,
+        RunDirectory(root),
+        "stage2",
+        ProbesConfig(**{"every": 1, **settings}),
+        engine=separate_engine(trainer.engine, trainer.args.engine, budget=None),
+        beta=trainer.args.beta,
+        write_greedy=greedy,
     )
     trainer.add_callback(probing)
     return probing
@@ -120,7 +116,7 @@ def test_a_resumed_stage_shows_what_an_uninterrupted_one_shows(
 
 
 def test_the_end_is_of_the_model_that_is_kept(make_trainer: Make, rows: list[Row], tmp_path: Path) -> None:
-    trainer = make_trainer(2, callbacks=[Ruin()], **STEPS)
+    trainer = make_trainer(2, callbacks=[Ruin(3)], **STEPS)
     probing = watch(trainer, rows[:5], tmp_path / "run", keep_best=True)
     trainer.train()
     ruined = naive(trainer, rows[0])

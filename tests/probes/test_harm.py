@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from trainers.test_probing import (
+from probes.watching import (
     SAVING,
     STEPS,
     Crash,
@@ -25,6 +25,12 @@ from transformers import TrainerCallback
 
 from cwdpo.data.rows import Row
 from cwdpo.records import read_jsonl
+
+
+@pytest.fixture
+def rows(sixteen_rows: list[Row]) -> list[Row]:
+    """What is trained on; the probe set is some of them."""
+    return sixteen_rows
 
 
 @pytest.mark.parametrize("crash", [None, 3])
@@ -100,12 +106,11 @@ def test_lines_that_are_no_readings_do_not_stop_a_resumed_stage(
 
 
 def test_what_the_model_says_by_chance_is_asked_about_again_and_again(
-    make_trainer: Make, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_trainer: Make, rows: list[Row], tmp_path: Path
 ) -> None:
     sampled: Callable[..., list[str]] = lambda model, some: [f"sampled {len(row.chosen)}" for row in some]  # noqa: E731
-    monkeypatch.setattr("trainers.test_probing.SAMPLED", sampled)
     trainer = make_trainer(2, **STEPS)
-    watch(trainer, rows, tmp_path / "run", every=3)
+    watch(trainer, rows, tmp_path / "run", every=3, sampled=sampled)
     trainer.train()
     found = [line for line in lines(tmp_path / "run") if line["group"] == "on_policy"]
     assert [(line["step"], line["n"]) for line in found] == [(0, 5), (3, 5), (6, 5)]
