@@ -129,8 +129,8 @@ class RunDirectory:
             resume: continue what is there; a directory that is missing or holds no file starts a new run.
 
         Raises:
-            UserError: something is there and ``resume`` is off, what is there is no run, or it is not a directory and
-                none can be made.
+            UserError: something is there and ``resume`` is off, what is there is not a run, or it is not a directory
+                and none can be made.
         """
         run = cls(Path(root))
         if run.root.exists() and not run.root.is_dir():

@@ -55,8 +55,8 @@ def test_mistakes_exit_with_2(run: Run, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert run("gentle", data, "--out", out, "--kinds", "color")[::2] == (
         2,
-        "'color' is no kind of edit. Write one or more of object, colour, size, material, age, state, count, relation, "
-        "action, order, yes_no, choice, number.\n",
+        "'color' is not a kind of edit. Write one or more of object, colour, size, material, age, state, count, "
+        "relation, action, order, yes_no, choice, number.\n",
     )
     assert run("mix", data, "--on-policy", data, "--out", out, "--fraction", "half")[0] == 2
     assert run("mix", data, "--on-policy", data, "--out", out, "--fraction", "0:0,0:1")[0] == 2

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cwdpo.config.reading import read_recipe
 from cwdpo.config.recipe import CoolingConfig, Recipe
+from cwdpo.config.recipe_file import read_recipe
 from cwdpo.errors import ConfigError
 
 RECIPE = "model: {name_or_path: m}\ndata: {train: a.jsonl}\nstage2: {beta: 0.5}\ntrainer: {max_steps: 3}\n"
@@ -103,7 +103,7 @@ def test_mistakes(tmp_path: Path, words: list[str], expected: str) -> None:
 
 
 def test_an_ambiguous_name_lists_its_meanings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cwdpo.config.reading._known_paths", lambda *_: [("stage1", "beta"), ("stage2", "beta")])
+    monkeypatch.setattr("cwdpo.config.recipe_file._known_paths", lambda *_: [("stage1", "beta"), ("stage2", "beta")])
     with pytest.raises(
         ConfigError, match=r"--beta could be any of --stage1\.beta, --stage2\.beta\. Write the full name\."
     ):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cwdpo.config.reading import dump_recipe, read_recipe
+from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.trainers.arguments import argument_types
 
 ROOT = Path(__file__).parents[2]

@@ -85,7 +85,7 @@ def test_trl_state(tmp_path: Path) -> None:
         assert [finding.name for finding in said.findings][:2] == ["squeezing", "likelihood_displacement"]
         assert "nats/answer" in said.findings[0].evidence
         assert said.findings[0].evidence.startswith("step 195: ")
-        assert said.notes == ["beta is not told, and was taken to be 0.1; rewards are divided by it."]
+        assert said.notes == ["beta is not given, and was taken to be 0.1; rewards are divided by it."]
 
 
 def test_lines_with_logps_alone() -> None:

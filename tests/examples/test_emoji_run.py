@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.whole_runs import LIMIT, compare_engines
 from cwdpo.cli import app
-from cwdpo.config.reading import read_recipe
+from cwdpo.config.recipe_file import read_recipe
 from cwdpo.data.reading import read_rows
 
 RECIPE = Path(score.__file__).with_name("recipe.yaml")

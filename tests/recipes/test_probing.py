@@ -11,7 +11,6 @@ import pytest
 from support import disc_data
 from transformers import TrainerCallback, TrainerState
 
-from cwdpo.config.reading import dump_recipe
 from cwdpo.config.recipe import (
     DataConfig,
     LoraConfig,
@@ -22,6 +21,7 @@ from cwdpo.config.recipe import (
     Stage1Config,
     Stage2Config,
 )
+from cwdpo.config.recipe_file import dump_recipe
 from cwdpo.data.reading import read_rows
 from cwdpo.diagnosis import Finding
 from cwdpo.errors import ConfigError

@@ -12,8 +12,8 @@ from support import disc_data
 from transformers import TrainerCallback
 
 from cwdpo.cli import app
-from cwdpo.config.reading import read_recipe
 from cwdpo.config.recipe import Recipe
+from cwdpo.config.recipe_file import read_recipe
 from cwdpo.recipes import run_recipe
 from cwdpo.records import RunDirectory, read_jsonl
 from cwdpo.trainers.checkpoints import last_checkpoint

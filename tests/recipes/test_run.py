@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from support import disc_data
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
-from cwdpo.config.reading import read_recipe
 from cwdpo.config.recipe import (
     CoolingConfig,
     DataConfig,
@@ -26,6 +25,7 @@ from cwdpo.config.recipe import (
     Stage1Config,
     Stage2Config,
 )
+from cwdpo.config.recipe_file import read_recipe
 from cwdpo.data.reading import read_rows
 from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.generation import LocalSampler

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from cwdpo.config.reading import read_recipe
+from cwdpo.config.recipe_file import read_recipe
 from cwdpo.recipes import run_recipe
 
 if __name__ == "__main__":

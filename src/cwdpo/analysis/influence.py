@@ -1,4 +1,4 @@
-"""Influence: what one SGD step on one row does to the answers of another, predicted by A K G and observed."""
+"""Influence: what one SGD step on one row does to the answers of another, predicted by A K G and measured."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cwdpo.analysis.theory import apply_belief_geometry, cw_dpo_pulls, sft_pull, token_residual
 from cwdpo.batch import AnswerLogprobs, Batch, Role, eval_mode
+from cwdpo.config.recipe import CoolingConfig, Stage2Config
 from cwdpo.cooling import cooling_weight
 from cwdpo.engine import Engine
 from cwdpo.engine.forward import LogitTransform, capture_head_input, find_logit_transform
@@ -20,6 +21,9 @@ from cwdpo.engine.layout import one_row_an_answer
 from cwdpo.losses import cw_dpo_loss
 
 LossName: TypeAlias = Literal["sft", "dpo", "cw_dpo"]
+
+Direction: TypeAlias = Mapping[str, Tensor]
+"""A vector in parameter space: one tensor a trainable parameter, by the parameter's name in the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +33,14 @@ class Objective:
     loss: LossName
     """``sft``: ``-lbar(y_w)``; ``dpo`` and ``cw_dpo``: the mean over the row's rejected answers."""
 
-    beta: float = 0.1
+    beta: float = Stage2Config.beta
     floor: float = 0.0
     """l_floor, nats per token; only for ``cw_dpo``."""
 
-    temperature: float = 0.3
+    temperature: float = CoolingConfig.temperature
     """tau, nats per token."""
 
-    detach: bool = True
+    detach: bool = CoolingConfig.detach
     """Treat w_c as a constant in the backward pass."""
 
     def weight(self, rejected_mean: Tensor) -> Tensor:
@@ -72,97 +76,6 @@ class Objective:
         )
         pulls[chosen], pulls[rejected] = up.mean(), down / len(rejected)
         return pulls
-
-
-def _answers_of_row(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Positions of the chosen answer, ``(1,)``, and of the rejected ones."""
-    if len(batch["row_index"]) != 1:
-        raise ValueError(f"expected a batch of one row, got {len(batch['row_index'])}. Collate rows one by one.")
-    return (batch["roles"] == Role.CHOSEN).nonzero()[:, 0], (batch["roles"] == Role.REJECTED).nonzero()[:, 0]
-
-
-Direction: TypeAlias = Mapping[str, Tensor]
-"""A vector in parameter space: one tensor a trainable parameter, by the parameter's name in the model."""
-
-
-class AnswerLogits(nn.Module):
-    """A model as a function from a batch to the logits that predict the batch's answer tokens.
-
-    The rows are laid out as the plain engine lays them out; unlike the engine, it keeps all logits, so use it on small
-    batches. J below is the Jacobian of these logits in the trainable parameters.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        """Wrap a bare model or one with adapters, in place."""
-        super().__init__()
-        self.model = model
-        self._transform: LogitTransform | None = None
-
-    def forward(self, batch: Batch) -> Tensor:
-        """``(n, V)`` logits of the batch's answer tokens, in the order of ``answer_ids[answer_mask]``."""
-        model: Any = self.model
-        layout = one_row_an_answer(batch)
-        head = model.get_output_embeddings()
-        with capture_head_input(head) as captured:
-            output = model(**layout.inputs, use_cache=False, logits_to_keep=layout.predicts)
-        if self._transform is None:
-            self._transform = find_logit_transform(model, captured, head, output.logits)
-        (hidden,) = captured.hidden
-        return self._transform(head(hidden))
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Parameters that a training step would change, by name; tied ones once."""
-        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-
-    def pull_back(self, logits: Tensor, weights: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
-        """``J^T weights``: the parameter direction along which ``sum(weights * logits)`` grows.
-
-        Args:
-            logits: ``(n, V)`` from this module, with their graph.
-            weights: ``(n, V)``.
-            keep: keep the graph for another call.
-        """
-        parameters = self.trainable()
-        found = torch.autograd.grad(
-            logits, list(parameters.values()), weights.to(logits.dtype), retain_graph=keep, allow_unused=True
-        )
-        return {
-            name: torch.zeros_like(value) if gradient is None else gradient
-            for (name, value), gradient in zip(parameters.items(), found, strict=True)
-        }
-
-    @torch.no_grad()
-    def push_forward(self, batch: Batch, direction: Direction) -> tuple[Tensor, Tensor]:
-        """Logits and ``J direction``, their rate of change along it, in one forward pass.
-
-        Returns:
-            ``(n, V)`` logits and ``(n, V)`` rates.
-        """
-        forward_mode: Any = forward_ad  # torch leaves its functions without types
-        with forward_mode.dual_level():
-            dual = {
-                f"model.{name}": forward_mode.make_dual(value.detach(), direction[name].to(value.dtype))
-                for name, value in self.trainable().items()
-            }
-            primal, tangent = forward_mode.unpack_dual(torch.func.functional_call(self, dual, (batch,)))
-        return primal, torch.zeros_like(primal) if tangent is None else tangent
-
-
-def inner(one: Direction, other: Direction) -> float:
-    """Inner product of two parameter directions, added up in double precision."""
-    return sum(float((value.double() * other[name].double()).sum()) for name, value in one.items())
-
-
-@contextmanager
-def differentiable_attention() -> Iterator[None]:
-    """Attention by plain matrix products inside: fused kernels have no forward-mode derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-def answer_of_token(batch: Batch) -> Tensor:
-    """``(n,)`` which answer each row of the logits belongs to."""
-    return batch["answer_mask"].nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -211,6 +124,91 @@ class InfluenceReport:
     checks: list[Check]
 
 
+@dataclass(frozen=True)
+class MeanKernel:
+    """The kernel between answers, averaged over their tokens and the vocabulary.
+
+        k_ou = mean over t, s, v of K[t, v, s, v]
+
+    How much what moves one answer's logits moves another's in the same direction.
+    """
+
+    mean: Tensor
+    """``(A, A)`` estimates, float64."""
+
+    error: Tensor
+    """``(A, A)`` their standard errors, from the scatter over the random directions."""
+
+    @property
+    def cosine(self) -> Tensor:
+        """``(A, A)`` each kernel over the geometric mean of the two answers' own: 1 for an answer with itself."""
+        own = self.mean.diagonal().sqrt()
+        return self.mean / (own[:, None] * own)
+
+
+class AnswerLogits(nn.Module):
+    """A model as a function from a batch to the logits that predict the batch's answer tokens.
+
+    The rows are laid out as the plain engine lays them out; unlike the engine, it keeps all logits, so use it on small
+    batches. J below is the Jacobian of these logits in the trainable parameters.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a bare model or one with adapters, in place."""
+        super().__init__()
+        self.model = model
+        self._transform: LogitTransform | None = None
+
+    def forward(self, batch: Batch) -> Tensor:
+        """``(n, V)`` logits of the batch's answer tokens, in the order of ``answer_ids[answer_mask]``."""
+        model: Any = self.model
+        layout = one_row_an_answer(batch)
+        head = model.get_output_embeddings()
+        with capture_head_input(head) as captured:
+            output = model(**layout.inputs, use_cache=False, logits_to_keep=layout.predicts)
+        if self._transform is None:
+            self._transform = find_logit_transform(model, captured, head, output.logits)
+        (hidden,) = captured.hidden
+        return self._transform(head(hidden))
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters that a training step would change, by name; tied ones once."""
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+    def pull_back(self, logits: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """``J^T weights``: the parameter direction along which ``sum(weights * logits)`` grows.
+
+        Args:
+            logits: ``(n, V)`` from this module, or any other tensor of the model's, with their graph.
+            weights: of the same shape.
+        """
+        parameters = self.trainable()
+        found = torch.autograd.grad(
+            logits,
+            list(parameters.values()),
+            weights.to(logits.dtype),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return dict(zip(parameters, found, strict=True))
+
+    @torch.no_grad()
+    def push_forward(self, batch: Batch, direction: Direction) -> tuple[Tensor, Tensor]:
+        """Logits and ``J direction``, their rate of change along it, in one forward pass.
+
+        Returns:
+            ``(n, V)`` logits and ``(n, V)`` rates.
+        """
+        forward_mode: Any = forward_ad  # torch leaves its functions without types
+        with forward_mode.dual_level():
+            dual = {
+                f"model.{name}": forward_mode.make_dual(value.detach(), direction[name].to(value.dtype))
+                for name, value in self.trainable().items()
+            }
+            primal, tangent = forward_mode.unpack_dual(torch.func.functional_call(self, dual, (batch,)))
+        return primal, torch.zeros_like(primal) if tangent is None else tangent
+
+
 def measure_influence(
     model: nn.Module,
     engine: Engine,
@@ -237,7 +235,7 @@ def measure_influence(
         observed: batches of one row each.
         start: ``(A,)`` log pi_ref of a batch; by default the model's own, as at the first step of stage 2.
         etas: learning rates, each tried from the same weights.
-        on_row: told how many trained rows are done.
+        on_row: called with how many trained rows are done.
 
     Returns:
         Influences in the order trained, eta, observed, answer; and a check for each trained row, on one observed row
@@ -261,6 +259,114 @@ def measure_influence(
     return report
 
 
+def correlation(influences: Sequence[Influence]) -> float:
+    """Pearson correlation of predicted and measured changes; nan where one of them does not vary.
+
+    Example:
+        >>> one = Influence(0, 0, "chosen", 0.1, predicted=1.0, measured=1.0, predicted_top=0.0, measured_top=0.0)
+        >>> correlation([one])
+        nan
+    """
+    predicted = torch.tensor([one.predicted for one in influences], dtype=torch.float64)
+    measured = torch.tensor([one.measured for one in influences], dtype=torch.float64)
+    if len(influences) < 2:
+        return float("nan")
+    predicted, measured = predicted - predicted.mean(), measured - measured.mean()
+    return float((predicted @ measured) / (predicted.norm() * measured.norm()))
+
+
+def slope(influences: Sequence[Influence]) -> float:
+    """Least-squares slope, through the origin, of measured on predicted changes: 1 where the first order is all."""
+    squares = sum(one.predicted**2 for one in influences)
+    return sum(one.predicted * one.measured for one in influences) / squares if squares else float("nan")
+
+
+def projected_kernel(
+    logits: AnswerLogits,
+    batches: Sequence[Batch],
+    *,
+    num_directions: int,
+    seed: int = 0,
+    on_direction: Callable[[int], None] = lambda done: None,
+) -> MeanKernel:
+    r"""Estimate the kernel between all answers of some batches, by forward passes along random directions.
+
+        k_ou = E_r [ (1/V) sum_v (mean_t (J r)_tv) (mean_s (J r)_sv) ],    r_i = +1 or -1, each half of the time
+
+    Without bias, at any size of vocabulary and model; the standard error falls with the root of ``num_directions`` and
+    is returned. Good for asking which answers are near each other; the products A K G need no estimate, see
+    :mod:`cwdpo.analysis.influence`.
+
+    Args:
+        logits: the model.
+        batches: their answers, one batch after the other, are the kernel's rows and columns.
+        num_directions: random directions, at least 2.
+        seed: they follow from it.
+        on_direction: called with how many are done.
+    """
+    if num_directions < 2:
+        raise ValueError(f"num_directions must be at least 2 for an error estimate, got {num_directions}. Use 64.")
+    generator = torch.Generator().manual_seed(seed)
+    total = squares = torch.zeros((), dtype=torch.float64)
+    for done in range(1, num_directions + 1):
+        direction = {name: _signs(value, generator) for name, value in logits.trainable().items()}
+        rates = torch.cat([_mean_rates(logits, batch, direction) for batch in batches]).cpu()
+        found = rates @ rates.T / rates.shape[1]
+        total, squares = total + found, squares + found**2
+        on_direction(done)
+    mean = total / num_directions
+    variance = (squares / num_directions - mean**2).clamp(min=0) / (num_directions - 1)
+    return MeanKernel(mean, variance.sqrt())
+
+
+_MOST_ELEMENTS = 2**28
+"""Values of one Jacobian, or of one kernel (1 GB in fp32)."""
+
+_ROWS_AT_ONCE = 128
+
+
+def exact_kernel(logits: AnswerLogits, observed: Batch, trained: Batch) -> Tensor:
+    r"""The whole kernel between the tokens of two batches, by one backward pass a logit.
+
+        K[t, v, s, w] = <d z_tv / d theta, d z_sw / d theta>        arXiv 2407.10490, proposition 1
+
+    Args:
+        logits: the model; theta are its trainable parameters (those of the adapters, where it has some).
+        observed: ``n_o`` answer tokens.
+        trained: ``n_u`` answer tokens.
+
+    Returns:
+        ``(n_o, V, n_u, V)``.
+
+    Raises:
+        ValueError: it would not fit in memory.
+    """
+    right = logits(trained)
+    _check_size(right.numel() * sum(value.numel() for value in logits.trainable().values()), "the Jacobian")
+    columns = torch.cat(list(_jacobian(logits, right))).T
+    left = logits(observed)
+    _check_size(left.numel() * right.numel(), "the kernel")
+    kernel = torch.cat([rows @ columns for rows in _jacobian(logits, left)])
+    return kernel.reshape(*left.shape, *right.shape)
+
+
+@contextmanager
+def differentiable_attention() -> Iterator[None]:
+    """Attention by plain matrix products inside: fused kernels have no forward-mode derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def inner(one: Direction, other: Direction) -> float:
+    """Inner product of two parameter directions, added up in double precision."""
+    return sum(float((value.double() * other[name].double()).sum()) for name, value in one.items())
+
+
+def answer_of_token(batch: Batch) -> Tensor:
+    """``(n,)`` which answer each row of the logits belongs to."""
+    return batch["answer_mask"].nonzero()[:, 0]
+
+
 @dataclass(frozen=True)
 class _Seen:
     """Mean log-probs of a batch's answers, or their rates of change."""
@@ -273,6 +379,36 @@ class _Seen:
 
     top: Tensor
     """``(n,)`` the likeliest token at each place before any step."""
+
+
+def _answers_of_row(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Positions of the chosen answer, ``(1,)``, and of the rejected ones."""
+    if len(batch["row_index"]) != 1:
+        raise ValueError(f"expected a batch of one row, got {len(batch['row_index'])}. Collate rows one by one.")
+    return (batch["roles"] == Role.CHOSEN).nonzero()[:, 0], (batch["roles"] == Role.REJECTED).nonzero()[:, 0]
+
+
+def _directions(
+    logits: AnswerLogits,
+    engine: Engine,
+    objective: Objective,
+    row: Batch,
+    start: Callable[[Batch], Tensor] | None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The loss gradient twice: as J_u^T G, with G from its formula, and by autograd through the loss itself."""
+    now = engine.logprobs(logits.model, row)
+    first = now.total.detach() if start is None else start(row)
+    gradient = _gradient(logits, objective.value(row, now, first))
+    z = logits(row)
+    with torch.no_grad():
+        pulls = objective.pulls(row, now, first)[answer_of_token(row)]
+        residual = pulls[:, None] * token_residual(z, row["answer_ids"][row["answer_mask"]])
+    return logits.pull_back(z, residual), gradient
+
+
+def _gradient(logits: AnswerLogits, value: Tensor) -> dict[str, Tensor]:
+    """Gradient of a number in the trainable parameters."""
+    return logits.pull_back(value, torch.ones_like(value))
 
 
 @torch.no_grad()
@@ -297,31 +433,6 @@ def _read(values: Tensor, batch: Batch, top: Tensor) -> _Seen:
         return picked.new_zeros(len(lengths)).index_add(0, answer, picked) / lengths
 
     return _Seen(mean(batch["answer_ids"][mask]), mean(top), top)
-
-
-def _directions(
-    logits: AnswerLogits,
-    engine: Engine,
-    objective: Objective,
-    row: Batch,
-    start: Callable[[Batch], Tensor] | None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The loss gradient twice: as J_u^T G, with G from its formula, and by autograd through the loss itself."""
-    now = engine.logprobs(logits.model, row)
-    first = now.total.detach() if start is None else start(row)
-    gradient = _gradient(logits, objective.value(row, now, first))
-    z = logits(row)
-    with torch.no_grad():
-        pulls = objective.pulls(row, now, first)[answer_of_token(row)]
-        residual = pulls[:, None] * token_residual(z, row["answer_ids"][row["answer_mask"]])
-    return logits.pull_back(z, residual), gradient
-
-
-def _gradient(logits: AnswerLogits, value: Tensor) -> dict[str, Tensor]:
-    """Gradient of a number in the trainable parameters."""
-    parameters = logits.trainable()
-    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(parameters, found, strict=True))
 
 
 def _check(
@@ -364,119 +475,6 @@ def _of_answers(row: Batch, batch: Batch, eta: float, rate: _Seen, old: _Seen, n
         )
 
 
-def correlation(influences: Sequence[Influence]) -> float:
-    """Pearson correlation of predicted and measured changes; nan where one of them does not vary.
-
-    Example:
-        >>> one = Influence(0, 0, "chosen", 0.1, predicted=1.0, measured=1.0, predicted_top=0.0, measured_top=0.0)
-        >>> correlation([one])
-        nan
-    """
-    predicted = torch.tensor([one.predicted for one in influences], dtype=torch.float64)
-    measured = torch.tensor([one.measured for one in influences], dtype=torch.float64)
-    if len(influences) < 2:
-        return float("nan")
-    predicted, measured = predicted - predicted.mean(), measured - measured.mean()
-    return float((predicted @ measured) / (predicted.norm() * measured.norm()))
-
-
-def slope(influences: Sequence[Influence]) -> float:
-    """Least-squares slope, through the origin, of measured on predicted changes: 1 where the first order is all."""
-    squares = sum(one.predicted**2 for one in influences)
-    return sum(one.predicted * one.measured for one in influences) / squares if squares else float("nan")
-
-
-_MOST_ELEMENTS = 2**28
-"""Values of one Jacobian, or of one kernel (1 GB in fp32)."""
-
-_ROWS_AT_ONCE = 128
-
-
-def exact_kernel(logits: AnswerLogits, observed: Batch, trained: Batch) -> Tensor:
-    r"""The whole kernel between the tokens of two batches, by one backward pass a logit.
-
-        K[t, v, s, w] = <d z_tv / d theta, d z_sw / d theta>        arXiv 2407.10490, proposition 1
-
-    Args:
-        logits: the model; theta are its trainable parameters (those of the adapters, where it has some).
-        observed: ``n_o`` answer tokens.
-        trained: ``n_u`` answer tokens.
-
-    Returns:
-        ``(n_o, V, n_u, V)``.
-
-    Raises:
-        ValueError: it would not fit in memory.
-    """
-    right = logits(trained)
-    _check_size(right.numel() * _num_parameters(logits), "the Jacobian")
-    columns = torch.cat(list(_jacobian(logits, right))).T
-    left = logits(observed)
-    _check_size(left.numel() * right.numel(), "the kernel")
-    kernel = torch.cat([rows @ columns for rows in _jacobian(logits, left)])
-    return kernel.reshape(*left.shape, *right.shape)
-
-
-@dataclass(frozen=True)
-class MeanKernel:
-    """The kernel between answers, averaged over their tokens and the vocabulary.
-
-        k_ou = mean over t, s, v of K[t, v, s, v]
-
-    How much what moves one answer's logits moves another's in the same direction.
-    """
-
-    mean: Tensor
-    """``(A, A)`` estimates, float64."""
-
-    error: Tensor
-    """``(A, A)`` their standard errors, from the scatter over the random directions."""
-
-    @property
-    def cosine(self) -> Tensor:
-        """``(A, A)`` each kernel over the geometric mean of the two answers' own: 1 for an answer with itself."""
-        own = self.mean.diagonal().sqrt()
-        return self.mean / (own[:, None] * own)
-
-
-def projected_kernel(
-    logits: AnswerLogits,
-    batches: Sequence[Batch],
-    *,
-    num_directions: int,
-    seed: int = 0,
-    on_direction: Callable[[int], None] = lambda done: None,
-) -> MeanKernel:
-    r"""Estimate the kernel between all answers of some batches, by forward passes along random directions.
-
-        k_ou = E_r [ (1/V) sum_v (mean_t (J r)_tv) (mean_s (J r)_sv) ],    r_i = +1 or -1, each half of the time
-
-    Without bias, at any size of vocabulary and model; the standard error falls with the root of ``num_directions`` and
-    is returned. Good for asking which answers are near each other; the products A K G need no estimate, see
-    :mod:`cwdpo.analysis.influence`.
-
-    Args:
-        logits: the model.
-        batches: their answers, one batch after the other, are the kernel's rows and columns.
-        num_directions: random directions, at least 2.
-        seed: they follow from it.
-        on_direction: told how many are done.
-    """
-    if num_directions < 2:
-        raise ValueError(f"num_directions must be at least 2 for an error to be told, got {num_directions}. Use 64.")
-    generator = torch.Generator().manual_seed(seed)
-    total = squares = torch.zeros((), dtype=torch.float64)
-    for done in range(1, num_directions + 1):
-        direction = {name: _signs(value, generator) for name, value in logits.trainable().items()}
-        rates = torch.cat([_mean_rates(logits, batch, direction) for batch in batches]).cpu()
-        found = rates @ rates.T / rates.shape[1]
-        total, squares = total + found, squares + found**2
-        on_direction(done)
-    mean = total / num_directions
-    variance = (squares / num_directions - mean**2).clamp(min=0) / (num_directions - 1)
-    return MeanKernel(mean, variance.sqrt())
-
-
 def _mean_rates(logits: AnswerLogits, batch: Batch, direction: Direction) -> Tensor:
     """``(A, V)`` rates of the logits along the direction, averaged over each answer's tokens."""
     _, rates = logits.push_forward(batch, direction)
@@ -485,36 +483,24 @@ def _mean_rates(logits: AnswerLogits, batch: Batch, direction: Direction) -> Ten
     return sums.index_add(0, answer_of_token(batch), rates.double()) / lengths[:, None]
 
 
-def _jacobian(logits: AnswerLogits, z: Tensor) -> Iterator[Tensor]:
-    """Rows of the Jacobian, ``(rows, P)`` a time, row ``t * V + v`` for logit v of token t."""
-    parameters = list(logits.trainable().values())
-    unit = torch.eye(z.numel(), dtype=z.dtype, device=z.device)
-    for chosen in torch.split(unit, _ROWS_AT_ONCE):
-        found = torch.autograd.grad(
-            z,
-            parameters,
-            chosen.reshape(-1, *z.shape),
-            retain_graph=True,
-            is_grads_batched=True,
-            allow_unused=True,
-        )
-        yield torch.cat(
-            [
-                chosen.new_zeros(len(chosen), value.numel()) if part is None else part.reshape(len(chosen), -1)
-                for part, value in zip(found, parameters, strict=True)
-            ],
-            dim=1,
-        )
-
-
 def _signs(value: Tensor, generator: torch.Generator) -> Tensor:
     """Random +1 and -1, drawn on the CPU so that every device gets the same."""
     signs = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
     return signs.to(device=value.device, dtype=value.dtype)
 
 
-def _num_parameters(logits: AnswerLogits) -> int:
-    return sum(value.numel() for value in logits.trainable().values())
+def _jacobian(logits: AnswerLogits, z: Tensor) -> Iterator[Tensor]:
+    """Rows of the Jacobian, ``(rows, P)`` a time, row ``t * V + v`` for logit v of token t."""
+    parameters = list(logits.trainable().values())
+    unit = torch.eye(z.numel(), dtype=z.dtype, device=z.device)
+    for chosen in torch.split(unit, _ROWS_AT_ONCE):
+        weights = chosen.reshape(-1, *z.shape)
+        found = torch.autograd.grad(z, parameters, weights, retain_graph=True, is_grads_batched=True, allow_unused=True)
+        rows = [
+            chosen.new_zeros(len(chosen), value.numel()) if part is None else part.reshape(len(chosen), -1)
+            for part, value in zip(found, parameters, strict=True)
+        ]
+        yield torch.cat(rows, dim=1)
 
 
 def _check_size(elements: int, what: str) -> None:

@@ -1,10 +1,10 @@
-"""The measurements behind ``cwdpo analyse``: load, choose rows, predict, step, compare."""
+"""``cwdpo analyse``: load a model, choose rows, predict and measure influences, and show or write what was found."""
 
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ from cwdpo.report.charts import Curve, Dots, Figure, draw_figure
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""Told what is going on, how much of it is done, and how much there is."""
+"""Called with what is going on, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Pushed:
-    """A place where a rejected answer goes against the model: the softmax that squeezing is shown on."""
+    """The rejected token that the model finds least likely: its softmax shows the squeezing effect."""
 
     row: str
     token: int
@@ -103,6 +103,10 @@ class Analysis:
     num_parameters: int
     pushed: Pushed | None
 
+    def of_eta(self, eta: float) -> list[Influence]:
+        """What steps of this learning rate did."""
+        return [one for one in self.report.influences if one.eta == eta]
+
 
 def analyse_model(settings: Settings, on_progress: Progress) -> Analysis:
     """Do what the settings ask.
@@ -132,120 +136,25 @@ def analyse_model(settings: Settings, on_progress: Progress) -> Analysis:
     )
     chosen = _batches(model, processor, rows, AnswerCollator(Encoder(processor), roles=(Role.CHOSEN,)))
     lengths = torch.cat([b["answer_mask"].sum(dim=-1)[b["roles"] == Role.REJECTED] for b in batches])
+    names = [row.id or str(position) for position, row in enumerate(rows)]
     return Analysis(
         settings=settings,
-        names=[row.id or str(position) for position, row in enumerate(rows)],
+        names=names,
         report=report,
         kernel=_kernel(settings, model, chosen, on_progress),
         floor=floor,
         rejected_length=int(lengths.median()) if len(lengths) else None,
         num_parameters=sum(value.numel() for value in AnswerLogits(model).trainable().values()),
-        pushed=_most_against(model, batches, [row.id or str(i) for i, row in enumerate(rows)]),
+        pushed=_least_likely(model, batches, names),
     )
 
 
-def _rows(settings: Settings) -> tuple[list[Row], int, int]:
-    """Rows spread evenly over the file, and how many of them, from the first, are trained on and observed."""
-    found = read_rows(settings.data, image_root=settings.image_root)
-    if not found:
-        raise DataError(f"{settings.data} has no rows. Give a file with some.")
-    trained = min(int(settings.pairs**0.5), len(found))
-    observed = min(settings.pairs // trained, len(found))
-    if trained * observed < settings.pairs:
-        logger.warning(
-            "%d pairs (%d rows trained on, %d observed) stand for --pairs %d",
-            trained * observed,
-            trained,
-            observed,
-            settings.pairs,
-        )
-    count = max(trained, observed)
-    return [found[i * len(found) // count] for i in range(count)], trained, observed
-
-
-def _load(name: str, lora: int | None) -> tuple[Any, Any]:
-    """Model and processor in float32, on the GPU where there is one; what trains is what a recipe would train."""
-    path = checkpoint_directory(Path(name)) if Path(name).is_dir() else None
-    source = str(path or name)
-    has_adapters = path is not None and (path / "adapter_config.json").is_file()
-    base = named_base(path) if path is not None and has_adapters else source
-    model: Any = load_policy(base, dtype="float32")
-    if has_adapters:
-        if lora is not None:
-            raise ConfigError(f"{source} has adapters already. Leave out --lora, or name the base model.")
-        model = load_adapter(model, source)
-    elif lora is not None:
-        model = add_lora(model, r=lora, alpha=2 * lora)
-    own = path is None or any((path / file).is_file() for file in ("processor_config.json", "preprocessor_config.json"))
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(source if own else base)
-
-
-def _batches(model: Any, processor: Any, rows: Sequence[Row], collate: AnswerCollator) -> list[Batch]:
-    """One batch a row."""
-    return [send_to_device(collate([(position, row)]), model.device) for position, row in enumerate(rows)]
-
-
-@torch.no_grad()
-def _floor(settings: Settings, model: Any, engine: Engine, batches: Sequence[Batch]) -> float | None:
-    """l_floor from the rows that are used; None where they have no negatives and none are needed."""
-    means: dict[Role, list[Tensor]] = {Role.REJECTED: [torch.empty(0)], Role.GENTLE: [torch.empty(0)]}
-    with eval_mode(model):
-        for batch in batches:
-            mean = engine.logprobs(model, batch).mean.cpu()
-            for role, found in means.items():
-                found.append(mean[batch["roles"].cpu() == role])
-    rejected, gentle = torch.cat(means[Role.REJECTED]), torch.cat(means[Role.GENTLE])
-    try:
-        rule: float | str = float(settings.floor)
-    except ValueError:
-        rule = settings.floor
-    if settings.loss == "sft" and not len(rejected) + len(gentle):
-        return None
-    return measure_floor(rule, rejected=rejected, gentle=gentle)
-
-
-def _kernel(settings: Settings, model: Any, chosen: Sequence[Batch], on_progress: Progress) -> MeanKernel | None:
-    if not settings.directions:
-        return None
-    with eval_mode(model), differentiable_attention():
-        return projected_kernel(
-            AnswerLogits(model),
-            chosen,
-            num_directions=settings.directions,
-            on_direction=partial(_tell_kernel, on_progress, settings.directions),
-        )
-
-
-def _tell_kernel(on_progress: Progress, total: int, done: int) -> None:
-    on_progress("kernel", done, total)
-
-
-@torch.no_grad()
-def _most_against(model: Any, batches: Sequence[Batch], names: Sequence[str]) -> Pushed | None:
-    """The rejected token that the model finds least likely; None where nothing was rejected."""
-    best: Pushed | None = None
-    with eval_mode(model):
-        for batch, name in zip(batches, names, strict=False):
-            logprobs = AnswerLogits(model)(batch).log_softmax(dim=-1).cpu()
-            mask = batch["answer_mask"].cpu()
-            targets = batch["answer_ids"].cpu()[mask]
-            answers, places = mask.nonzero().unbind(dim=1)
-            token = logprobs.gather(1, targets[:, None])[:, 0]
-            token = token.masked_fill(batch["roles"].cpu()[answers] != Role.REJECTED, 0.0)
-            at = int(token.argmin())
-            if token[at] < (0.0 if best is None else best.logprobs[best.target]):
-                best = Pushed(name, int(places[at]), int(targets[at]), logprobs[at].double())
-    return best
-
-
 _SHOWN = 20
-_PUSHES = 60
-_PUSH_SIZE = 0.5
 
 
 def show_analysis(analysis: Analysis, console: Console) -> None:
     """Print the largest influences and how well they were predicted."""
-    first = [one for one in analysis.report.influences if one.eta == analysis.settings.etas[0]]
+    first = analysis.of_eta(analysis.settings.etas[0])
     table = Table(title=f"Change of lbar after one SGD step, {analysis.settings.loss}, nats per token")
     for name in ("trained", "observed", "answer"):
         table.add_column(name, overflow="fold")
@@ -253,7 +162,9 @@ def show_analysis(analysis: Analysis, console: Console) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for one in sorted(first, key=lambda one: -abs(one.measured))[:_SHOWN]:
         numbers = [f"{value:+.2e}" for value in (one.predicted, one.measured, one.measured_top)]
-        table.add_row(*_names(analysis, one), one.role, *numbers, _nearness(analysis, one))
+        cosine = None if analysis.kernel is None else analysis.kernel.cosine[one.observed, one.trained].item()
+        rows = (analysis.names[one.trained], analysis.names[one.observed])
+        table.add_row(*rows, one.role, *numbers, "" if cosine is None else f"{cosine:+.2f}")
     console.print(table)
     notes = ["argmax: measured change of the tokens that were likeliest before the step."]
     if analysis.kernel is not None:
@@ -346,72 +257,97 @@ def vulnerable_region(floor: float, temperature: float, beta: float, length: int
     )
 
 
-def _predicted_measured(analysis: Analysis) -> Figure:
-    first = [one for one in analysis.report.influences if one.eta == analysis.settings.etas[0]]
-    most = max([abs(v) for one in first for v in (one.predicted, one.measured)] + [1e-12]) * 1.08
-    same = [(one.predicted, one.measured) for one in first if one.trained == one.observed]
-    other = [(one.predicted, one.measured) for one in first if one.trained != one.observed]
-    return Figure(
-        title=f"One SGD step, {analysis.settings.loss}, eta {analysis.settings.etas[0]:g}: "
-        f"correlation {correlation(first):.4f}",
-        x_label="predicted: -eta A K G, nats per token",
-        y_label="measured change of lbar",
-        x=(-most, most),
-        y=(-most, most),
-        curves=[Curve("predicted = measured", [(-most, -most), (most, most)], 3, True)],
-        dots=[Dots("other rows", other, 0), Dots("the row trained on", same, 1)],
-    )
+def _rows(settings: Settings) -> tuple[list[Row], int, int]:
+    """Rows spread evenly over the file, and how many of them, from the first, are trained on and observed."""
+    found = read_rows(settings.data, image_root=settings.image_root)
+    if not found:
+        raise DataError(f"{settings.data} has no rows. Give a file with some.")
+    trained = min(int(settings.pairs**0.5), len(found))
+    observed = min(settings.pairs // trained, len(found))
+    if trained * observed < settings.pairs:
+        logger.warning(
+            "%d pairs (%d rows trained on, %d observed) are used instead of --pairs %d",
+            trained * observed,
+            trained,
+            observed,
+            settings.pairs,
+        )
+    count = max(trained, observed)
+    return [found[i * len(found) // count] for i in range(count)], trained, observed
 
 
-def _learning_rate(analysis: Analysis) -> Figure:
-    found = [(math.log10(eta), _of_eta(analysis, eta)) for eta in sorted(set(analysis.settings.etas))]
-    curves = [
-        Curve("correlation", [(x, correlation(of)) for x, of in found], 0),
-        Curve("measured / predicted (slope)", [(x, slope(of)) for x, of in found], 1, True),
-    ]
-    values = [y for curve in curves for _, y in curve.points if math.isfinite(y)]
-    span = found[-1][0] - found[0][0] or 1.0
-    return Figure(
-        title=f"How far the first order carries, {analysis.settings.loss}",
-        x_label="eta of the SGD step",
-        y_label="",
-        x=(found[0][0] - 0.03 * span, found[-1][0] + 0.03 * span),
-        y=(min([0.0, *values]) - 0.02, max([1.0, *values]) * 1.05),
-        curves=curves,
-        x_ticks=[(x, f"{10**x:.3g}") for x, _ in found],
-    )
+def _load(name: str, lora: int | None) -> tuple[Any, Any]:
+    """Model and processor in float32, on the GPU where there is one; what trains is what a recipe would train."""
+    path = checkpoint_directory(Path(name)) if Path(name).is_dir() else None
+    source = str(path or name)
+    has_adapters = path is not None and (path / "adapter_config.json").is_file()
+    base = named_base(path) if path is not None and has_adapters else source
+    model: Any = load_policy(base, dtype="float32")
+    if has_adapters:
+        if lora is not None:
+            raise ConfigError(f"{source} has adapters already. Leave out --lora, or name the base model.")
+        model = load_adapter(model, source)
+    elif lora is not None:
+        model = add_lora(model, r=lora, alpha=2 * lora)
+    own = path is None or any((path / file).is_file() for file in ("processor_config.json", "preprocessor_config.json"))
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), load_processor(source if own else base)
 
 
-def _squeezing(pushed: Pushed, floor: float, temperature: float) -> Figure:
-    """The model's own softmax at one place, while a rejected token is pushed down there."""
-    others = pushed.logprobs.clone()
-    others[pushed.target] = -math.inf
-    top, second = others.topk(2).indices.tolist()
-    hot = push_down_repeatedly(pushed.logprobs, pushed.target, step=_PUSH_SIZE, num_steps=_PUSHES)
-    cooled = push_down_repeatedly(
-        pushed.logprobs, pushed.target, step=_PUSH_SIZE, num_steps=_PUSHES, floor=floor, temperature=temperature
-    )
-    curves = [
-        Curve(f"{name}{kind}", list(enumerate(path[:, token].exp().tolist())), colour, dashed)
-        for token, name, colour in ((top, "the likeliest token", 0), (second, "the second", 1))
-        for path, kind, dashed in ((hot, "", False), (cooled, ", cooled", True))
-    ]
-    return Figure(
-        title=f"Pushing down a rejected token of probability {pushed.logprobs[pushed.target].exp():.1e}",
-        x_label=f"steps of {_PUSH_SIZE} on its logits (row {pushed.row}, token {pushed.token + 1} of the answer)",
-        y_label="probability",
-        x=(0, _PUSHES),
-        y=(0.0, 1.02),
-        curves=curves,
-    )
+def _batches(model: Any, processor: Any, rows: Sequence[Row], collate: AnswerCollator) -> list[Batch]:
+    """One batch a row."""
+    return [send_to_device(collate([(position, row)]), model.device) for position, row in enumerate(rows)]
 
 
-def _of_eta(analysis: Analysis, eta: float) -> list[Influence]:
-    return [one for one in analysis.report.influences if one.eta == eta]
+@torch.no_grad()
+def _floor(settings: Settings, model: Any, engine: Engine, batches: Sequence[Batch]) -> float | None:
+    """l_floor from the rows that are used; None where they have no negatives and none are needed."""
+    means: dict[Role, list[Tensor]] = {Role.REJECTED: [torch.empty(0)], Role.GENTLE: [torch.empty(0)]}
+    with eval_mode(model):
+        for batch in batches:
+            mean = engine.logprobs(model, batch).mean.cpu()
+            for role, found in means.items():
+                found.append(mean[batch["roles"].cpu() == role])
+    rejected, gentle = torch.cat(means[Role.REJECTED]), torch.cat(means[Role.GENTLE])
+    rule: float | str = settings.floor
+    with suppress(ValueError):
+        rule = float(settings.floor)
+    if settings.loss == "sft" and not len(rejected) + len(gentle):
+        return None
+    return measure_floor(rule, rejected=rejected, gentle=gentle)
+
+
+def _kernel(settings: Settings, model: Any, chosen: Sequence[Batch], on_progress: Progress) -> MeanKernel | None:
+    if not settings.directions:
+        return None
+    with eval_mode(model), differentiable_attention():
+        return projected_kernel(
+            AnswerLogits(model),
+            chosen,
+            num_directions=settings.directions,
+            on_direction=lambda done: on_progress("kernel", done, settings.directions),
+        )
+
+
+@torch.no_grad()
+def _least_likely(model: Any, batches: Sequence[Batch], names: Sequence[str]) -> Pushed | None:
+    """The rejected token that the model finds least likely; None where nothing was rejected."""
+    best: Pushed | None = None
+    with eval_mode(model):
+        for batch, name in zip(batches, names, strict=False):
+            logprobs = AnswerLogits(model)(batch).log_softmax(dim=-1).cpu()
+            mask = batch["answer_mask"].cpu()
+            targets = batch["answer_ids"].cpu()[mask]
+            answers, places = mask.nonzero().unbind(dim=1)
+            token = logprobs.gather(1, targets[:, None])[:, 0]
+            token = token.masked_fill(batch["roles"].cpu()[answers] != Role.REJECTED, 0.0)
+            at = int(token.argmin())
+            if token[at] < (0.0 if best is None else best.logprobs[best.target]):
+                best = Pushed(name, int(places[at]), int(targets[at]), logprobs[at].double())
+    return best
 
 
 def _summary(analysis: Analysis, eta: float) -> dict[str, Any]:
-    found = _of_eta(analysis, eta)
+    found = analysis.of_eta(eta)
     others = [one for one in found if one.trained != one.observed]
     return {
         "eta": eta,
@@ -453,9 +389,65 @@ def _sentences(analysis: Analysis) -> Iterator[str]:
     yield f"A K G and plain autograd differ by {worst_check(analysis):.1e} of the most it could be."
 
 
-def _names(analysis: Analysis, one: Influence) -> tuple[str, str]:
-    return analysis.names[one.trained], analysis.names[one.observed]
+def _predicted_measured(analysis: Analysis) -> Figure:
+    first = analysis.of_eta(analysis.settings.etas[0])
+    most = max([abs(v) for one in first for v in (one.predicted, one.measured)] + [1e-12]) * 1.08
+    same = [(one.predicted, one.measured) for one in first if one.trained == one.observed]
+    other = [(one.predicted, one.measured) for one in first if one.trained != one.observed]
+    return Figure(
+        title=f"One SGD step, {analysis.settings.loss}, eta {analysis.settings.etas[0]:g}: "
+        f"correlation {correlation(first):.4f}",
+        x_label="predicted: -eta A K G, nats per token",
+        y_label="measured change of lbar",
+        x=(-most, most),
+        y=(-most, most),
+        curves=[Curve("predicted = measured", [(-most, -most), (most, most)], 3, True)],
+        dots=[Dots("other rows", other, 0), Dots("the row trained on", same, 1)],
+    )
 
 
-def _nearness(analysis: Analysis, one: Influence) -> str:
-    return "" if analysis.kernel is None else f"{analysis.kernel.cosine[one.observed, one.trained].item():+.2f}"
+def _learning_rate(analysis: Analysis) -> Figure:
+    found = [(math.log10(eta), analysis.of_eta(eta)) for eta in sorted(set(analysis.settings.etas))]
+    curves = [
+        Curve("correlation", [(x, correlation(of)) for x, of in found], 0),
+        Curve("measured / predicted (slope)", [(x, slope(of)) for x, of in found], 1, True),
+    ]
+    values = [y for curve in curves for _, y in curve.points if math.isfinite(y)]
+    span = found[-1][0] - found[0][0] or 1.0
+    return Figure(
+        title=f"How far the first order carries, {analysis.settings.loss}",
+        x_label="eta of the SGD step",
+        y_label="",
+        x=(found[0][0] - 0.03 * span, found[-1][0] + 0.03 * span),
+        y=(min([0.0, *values]) - 0.02, max([1.0, *values]) * 1.05),
+        curves=curves,
+        x_ticks=[(x, f"{10**x:.3g}") for x, _ in found],
+    )
+
+
+_PUSHES = 60
+_PUSH_SIZE = 0.5
+
+
+def _squeezing(pushed: Pushed, floor: float, temperature: float) -> Figure:
+    """The model's own softmax at one place, while a rejected token is pushed down there."""
+    others = pushed.logprobs.clone()
+    others[pushed.target] = -math.inf
+    top, second = others.topk(2).indices.tolist()
+    hot = push_down_repeatedly(pushed.logprobs, pushed.target, step=_PUSH_SIZE, num_steps=_PUSHES)
+    cooled = push_down_repeatedly(
+        pushed.logprobs, pushed.target, step=_PUSH_SIZE, num_steps=_PUSHES, floor=floor, temperature=temperature
+    )
+    curves = [
+        Curve(f"{name}{kind}", list(enumerate(path[:, token].exp().tolist())), colour, dashed)
+        for token, name, colour in ((top, "the likeliest token", 0), (second, "the second", 1))
+        for path, kind, dashed in ((hot, "", False), (cooled, ", cooled", True))
+    ]
+    return Figure(
+        title=f"Pushing down a rejected token of probability {pushed.logprobs[pushed.target].exp():.1e}",
+        x_label=f"steps of {_PUSH_SIZE} on its logits (row {pushed.row}, token {pushed.token + 1} of the answer)",
+        y_label="probability",
+        x=(0, _PUSHES),
+        y=(0.0, 1.02),
+        curves=curves,
+    )

@@ -1,24 +1,18 @@
-"""G, the loss residual: where each loss pulls the logits of the answers that it trains on.
-
-Every loss here sees an answer through sums of its token log-probs alone, so all have the same residual up to a number:
-
-    G_t = dL/dz_t = c (pi_t - onehot(y_t))
-
-The *pull* c belongs to the answer. Gradient descent raises an answer whose pull is positive and lowers one whose pull
-is negative.
-
-The squeezing effect in one softmax: pushing down an improbable token feeds the argmax and starves the rest.
-
-The logits themselves are the parameters, so K is the identity and one step of gradient descent is exact.
-
-Learning dynamics as formulae: what one gradient step does to log-probs, before any model is asked.
+"""Learning dynamics as formulae: what one gradient step does to log-probs, before any model is asked.
 
 After Ren and Sutherland, "Learning Dynamics of LLM Finetuning" (ICLR 2025, arXiv 2407.10490), whose decomposition
 arXiv 2510.11978 carries to vision-language models:
 
     Delta lbar(y|x_o) ~ -eta * A(x_o) K(x_o, x_u) G(x_u, y_u)
 
-:mod:`cwdpo.analysis.influence` measures it on a real model.
+G is the loss residual. Every loss here depends on an answer through sums of its token log-probs alone, so all have the
+same residual up to a factor, the *pull* c of the answer:
+
+    G_t = dL/dz_t = c (pi_t - onehot(y_t))
+
+Gradient descent raises an answer whose pull is positive and lowers one whose pull is negative. :func:`push_down` is the
+squeezing effect in one softmax, whose logits are the parameters: K is the identity, and one step is exact.
+:mod:`cwdpo.analysis.influence` measures the decomposition on a real model.
 """
 
 import math
@@ -132,7 +126,7 @@ def loser_push(
         tensor([2.0000])
     """
     if length < 1:
-        raise ValueError(f"an answer has at least its end token, got length {length}.")
+        raise ValueError(f"an answer has at least its end token, but length is {length}. Count the tokens with it.")
     rejected_logratio = length * (mean_logprob - start)
     chosen = torch.full_like(rejected_logratio, chosen_logratio)
     _, pull = cw_dpo_pulls(chosen, rejected_logratio, weight, beta=beta)
@@ -245,11 +239,6 @@ def push_down(logprobs: Tensor, target: int, *, step: float, weight: Tensor | fl
     return (logprobs + step * weight * change).log_softmax(dim=-1)
 
 
-def gains_share(logprobs: Tensor, target: int, *, step: float, weight: Tensor | float = 1.0) -> Tensor:
-    """``(V,)`` True for the tokens that :func:`push_down` makes likelier."""
-    return push_down(logprobs, target, step=step, weight=weight) > logprobs
-
-
 def push_down_repeatedly(
     logprobs: Tensor,
     target: int,
@@ -278,6 +267,11 @@ def push_down_repeatedly(
         weight = 1.0 if floor is None else cooling_weight(now[target], floor, temperature=temperature)
         path.append(push_down(now, target, step=step, weight=weight))
     return torch.stack(path)
+
+
+def gains_share(logprobs: Tensor, target: int, *, step: float, weight: Tensor | float = 1.0) -> Tensor:
+    """``(V,)`` True for the tokens that :func:`push_down` makes likelier."""
+    return push_down(logprobs, target, step=step, weight=weight) > logprobs
 
 
 def _check_target(logprobs: Tensor, target: int) -> None:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cwdpo.config.recipe import CoolingConfig, Stage2Config
 from cwdpo.errors import ConfigError, UserError
 
 
@@ -23,11 +24,13 @@ def analyse(
     reference: Annotated[
         str | None, typer.Option("--reference", help="pi_ref.  [default: MODEL, as at the first step of stage 2]")
     ] = None,
-    beta: Annotated[float, typer.Option("--beta", help="As stage2.beta.")] = 0.1,
-    floor: Annotated[
-        str, typer.Option("--floor", help="As stage2.cooling.floor; measured on the rows used.")
-    ] = "gentle",
-    temperature: Annotated[float, typer.Option("--temperature", help="As stage2.cooling.temperature.")] = 0.3,
+    beta: Annotated[float, typer.Option("--beta", help="As stage2.beta.")] = Stage2Config.beta,
+    floor: Annotated[str, typer.Option("--floor", help="As stage2.cooling.floor; measured on the rows used.")] = str(
+        CoolingConfig.floor
+    ),
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="As stage2.cooling.temperature.")
+    ] = CoolingConfig.temperature,
     lora: Annotated[int | None, typer.Option("--lora", min=1, help="Train fresh adapters of this rank.")] = None,
     directions: Annotated[
         int, typer.Option("--directions", min=0, help="Random directions for the kernel's estimate; 0 leaves it out.")

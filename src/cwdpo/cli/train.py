@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.config.reading import read_recipe
+from cwdpo.config.recipe_file import read_recipe
 from cwdpo.errors import ConfigError
 from cwdpo.records import STAGES, RunDirectory
 

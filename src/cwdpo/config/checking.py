@@ -9,7 +9,9 @@ from enum import Enum
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
+from cwdpo.config.limits import STRICT
 from cwdpo.config.located_yaml import KeyPath
 from cwdpo.errors import ConfigError
 
@@ -17,25 +19,43 @@ Where: TypeAlias = Callable[[KeyPath], str]
 """Says where a setting stands: ``recipe.yaml:4`` or ``--stage2.beta``."""
 
 _Section = TypeVar("_Section")
-_PLAIN_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null"}
 
 
-def build(section: type[_Section], values: Mapping[str, Any], where: Where) -> _Section:
+def build(
+    section: type[_Section], values: Mapping[str, Any], where: Where | None = None, *, path: KeyPath = ()
+) -> _Section:
     """Make a recipe section, and the sections in it, from plain values.
 
     Args:
         section: the dataclass, usually :class:`cwdpo.config.recipe.Recipe`.
         values: keys and values as the YAML gave them.
-        where: says where a setting stands, for messages.
+        where: says where a setting stands, for messages; None where the name says it all.
+        path: the section's own place in the recipe.
 
     Raises:
         ConfigError: one line for each setting that is unknown, missing or wrong.
     """
-    problems: list[str] = []
-    built = _build(section, values, (), where, problems)
-    if problems or built is None:
-        raise ConfigError("\n".join(problems))
+    builder = _Builder(where)
+    built = builder.build(section, values, path)
+    if builder.problems or built is None:
+        raise ConfigError("\n".join(builder.problems))
     return built
+
+
+def problem_with(section: type, name: str, value: object) -> str:
+    """Why a section would refuse a value, as a sentence that goes on after the setting's name; empty if it would not.
+
+    Example:
+        >>> from cwdpo.config.recipe import Stage2Config
+        >>> problem_with(Stage2Config, "beta", -0.1)
+        'is -0.1, but must be > 0. Try 0.1.'
+    """
+    hint = get_type_hints(section, include_extras=True)[name]
+    try:
+        TypeAdapter(hint, config=STRICT).validate_python(value)
+    except ValidationError as error:
+        return _explain(error.errors(include_url=False)[0], value, hint)
+    return ""
 
 
 @functools.cache
@@ -45,7 +65,7 @@ def section_fields(section: type) -> dict[str, tuple[Field[Any], Any]]:
     return {field.name: (field, hints[field.name]) for field in fields(section)}
 
 
-def section_type(hint: Any) -> type | None:
+def section_type(hint: object) -> type | None:
     """The dataclass that a type is, or may be beside null.
 
     Example:
@@ -53,101 +73,107 @@ def section_type(hint: Any) -> type | None:
         >>> section_type(CoolingConfig | None).__name__
         'CoolingConfig'
     """
-    return next((part for part in alternatives(hint) if isinstance(part, type) and is_dataclass(part)), None)
+    return next((part for part in _alternatives(hint) if isinstance(part, type) and is_dataclass(part)), None)
 
 
-def _build(
-    section: type[_Section], values: Mapping[str, Any], path: KeyPath, where: Where, problems: list[str]
-) -> _Section | None:
-    known = section_fields(section)  # type: ignore[arg-type]  # classes are hashable, a TypeVar of one is not to mypy
-    before = len(problems)
-    ready: dict[str, Any] = {}
-    for key, value in values.items():
-        here = (*path, key)
-        if key not in known:
-            problems.append(f"{where(here)}: unknown key '{'.'.join(here)}'{_suggestion(key, known, _prefix(path))}")
-            continue
-        inner = section_type(known[key][1])
-        ready[key] = value
-        if inner is not None and isinstance(value, Mapping):
-            ready[key] = _build(inner, value, here, where, problems)
-    for name, (field, hint) in known.items():
-        if name not in values and field.default is MISSING and field.default_factory is MISSING:
-            full = ".".join((*path, name))
-            problems.append(f"{where(path)}: '{full}' is missing. Add it; it is {describe(hint)}.")
-    if len(problems) > before:
-        return None
-    try:
-        return section(**ready)
-    except ValidationError as error:
-        problems.extend(_explain(error, ready, path, where, known))
-        return None
+class _Builder:
+    """Builds sections from the innermost out, and notes a line for each mistake."""
+
+    def __init__(self, where: Where | None) -> None:
+        self._where = where
+        self.problems: list[str] = []
+
+    def build(self, section: type[_Section], values: Mapping[str, Any], path: KeyPath) -> _Section | None:
+        known = section_fields(section)  # type: ignore[arg-type]  # classes are hashable, a TypeVar of one is not to mypy
+        before = len(self.problems)
+        ready: dict[str, Any] = {}
+        for key, value in values.items():
+            if key not in known:
+                prefix = "".join(f"{part}." for part in path)
+                otherwise = f". Known here: {', '.join(known)}."
+                self._note((*path, key), f"unknown key '{prefix}{key}'{_suggestion(key, known, prefix, otherwise)}")
+                continue
+            inner = section_type(known[key][1])
+            is_section = inner is not None and isinstance(value, Mapping)
+            ready[key] = self.build(inner, value, (*path, key)) if is_section and inner is not None else value
+        for name, (field, hint) in known.items():
+            if name not in values and field.default is MISSING and field.default_factory is MISSING:
+                self._note(path, f"'{'.'.join((*path, name))}' is missing. Add it; it is {_describe(hint)}.")
+        if len(self.problems) > before:
+            return None
+        try:
+            return section(**ready)
+        except ValidationError as error:
+            self._note_refusals(error, ready, path, known)
+            return None
+
+    def _note_refusals(
+        self, error: ValidationError, values: Mapping[str, Any], path: KeyPath, known: Mapping[str, tuple[Any, Any]]
+    ) -> None:
+        """One line a setting; pydantic gives one a setting and alternative of its type."""
+        seen = set()
+        for detail in error.errors(include_url=False):
+            name = str(detail["loc"][0]) if detail["loc"] else None
+            if name is None:  # settings that do not go together
+                self._note(path, str(detail["ctx"]["error"]))
+            elif name not in seen:
+                full = (*path, name)
+                self._note(full, f"{'.'.join(full)} {_explain(detail, values.get(name), known[name][1])}")
+            seen.add(name)
+
+    def _note(self, path: KeyPath, text: str) -> None:
+        self.problems.append(text if self._where is None else f"{self._where(path)}: {text}")
 
 
-def _explain(
-    error: ValidationError, values: Mapping[str, Any], path: KeyPath, where: Where, known: Mapping[str, tuple[Any, Any]]
-) -> Sequence[str]:
-    """One line a setting; pydantic gives one a setting and alternative of its type."""
-    lines: dict[str, str] = {}
-    for detail in error.errors(include_url=False):
-        name = str(detail["loc"][0]) if detail["loc"] else ""
-        here = (*path, name) if name else path
-        if detail["type"] == "value_error":
-            text = str(detail["ctx"]["error"])
-        else:
-            text = _wrong_type(".".join(here), values.get(name), known[name][1])
-        lines.setdefault(name, f"{where(here)}: {text}")
-    return list(lines.values())
-
-
-def _wrong_type(name: str, value: Any, hint: Any) -> str:
-    choices = [str(choice) for part in alternatives(hint) if get_origin(part) is Literal for choice in get_args(part)]
+def _explain(detail: ErrorDetails, value: object, hint: object) -> str:
+    """What is wrong with a value, as it goes on after the setting's name."""
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    choices = [str(choice) for part in _alternatives(hint) if get_origin(part) is Literal for choice in get_args(part)]
     near = difflib.get_close_matches(str(value), choices, n=1)
-    hint_text = f" Did you mean {near[0]}?" if near else ""
-    return f"{name} is {shown(value)}, but must be {describe(hint)}.{hint_text}"
+    return f"is {_shown(value)}, but must be {_describe(hint)}." + (f" Did you mean {near[0]}?" if near else "")
 
 
-def shown(value: Any) -> str:
+def _suggestion(key: str, known: Collection[str], prefix: str, otherwise: str) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f" - did you mean '{prefix}{near[0]}'?" if near else otherwise
+
+
+def _shown(value: object) -> str:
     """A value as the recipe would write it."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return repr(value)
 
 
-def describe(hint: Any) -> str:
+def _describe(hint: object) -> str:
     """A type as messages call it, such as ``a whole number or null``."""
-    return " or ".join(_describe_one(part) for part in alternatives(hint))
+    return " or ".join(_describe_one(part) for part in _alternatives(hint))
 
 
-def _describe_one(part: Any) -> str:
+_PLAIN_NAMES: Mapping[object, str] = {
+    float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null"
+}  # fmt: skip
+
+
+def _describe_one(part: object) -> str:
     if get_origin(part) is Literal:
-        choices = [choice if isinstance(choice, str) else shown(choice) for choice in get_args(part)]
+        choices = [choice if isinstance(choice, str) else _shown(choice) for choice in get_args(part)]
         return "one of " + ", ".join(choices) if len(choices) > 1 else choices[0]
     if get_origin(part) is list:
         return "a list of texts" if get_args(part)[0] is str else "a list of points [progress, share]"
     if (get_origin(part) or part) is dict:
         return "a section of keys and values"
-    if is_dataclass(part):
+    if isinstance(part, type) and is_dataclass(part):
         return "a section with the keys " + ", ".join(field.name for field in fields(part))
     return _PLAIN_NAMES[part]
 
 
-def alternatives(hint: Any) -> tuple[Any, ...]:
+def _alternatives(hint: object) -> tuple[object, ...]:
     """The types that a hint allows, ``Annotated`` taken off: ``int | None`` is int and NoneType."""
     if get_origin(hint) is Annotated:
-        return alternatives(get_args(hint)[0])
+        return _alternatives(get_args(hint)[0])
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _suggestion(key: str, known: Collection[str], prefix: str) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1)
-    if near:
-        return f" - did you mean '{prefix}{near[0]}'?"
-    return f". Known here: {', '.join(known)}."
-
-
-def _prefix(path: KeyPath) -> str:
-    return "".join(f"{part}." for part in path)
 
 
 _ELSEWHERE = {
@@ -170,13 +196,11 @@ _MUST_BE = {
 }
 """Smallest value and advice, where the Trainer itself would fail late or not at all."""
 
-_STRICT = ConfigDict(strict=True)
-
 
 def check_trainer_section(
     section: Mapping[str, Any], known: Mapping[str, Any], where: Callable[[str], str], *, name: str = "trainer"
 ) -> None:
-    """Refuse keys that there are not or that the recipe sets itself, and values of another type than declared.
+    """Refuse keys that do not exist or that the recipe sets itself, and values of another type than declared.
 
     Args:
         section: the keys and values under ``trainer``.
@@ -193,33 +217,33 @@ def check_trainer_section(
         if key in _ELSEWHERE:
             problems.append(f"{where(key)}: '{full}' is not set here. {_ELSEWHERE[key]}")
         elif key not in known:
-            problems.append(f"{where(key)}: unknown key '{full}'{_argument_suggestion(key, known, name)}")
-        else:
-            wrong = _wrong_value(key, value, known[key])
-            problems += [f"{where(key)}: {full} is {wrong}"] if wrong else []
+            otherwise = ". It is not a setting of transformers.TrainingArguments; see its documentation."
+            problems.append(f"{where(key)}: unknown key '{full}'{_suggestion(key, known, f'{name}.', otherwise)}")
+        elif wrong := _wrong_argument(key, value, known[key]):
+            problems.append(f"{where(key)}: {full} is {wrong}")
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def _wrong_value(key: str, value: Any, hint: Any) -> str:
+def _wrong_argument(key: str, value: object, hint: object) -> str:
     """What is wrong with a value, as the end of a sentence; empty if nothing is."""
     if key in _FREE:
         return ""
     kinds = _as_written(hint)
-    adapter: TypeAdapter[Any] = TypeAdapter(Union[kinds], config=_STRICT)  # type: ignore[arg-type]  # noqa: UP007
+    adapter: TypeAdapter[Any] = TypeAdapter(Union[kinds], config=ConfigDict(strict=True))  # type: ignore[arg-type]  # noqa: UP007
     try:
         adapter.validate_python(value)
     except ValidationError:
-        return f"{shown(value)}, but {_wanted(value, kinds)}"
+        return f"{_shown(value)}, but {_wanted(value, kinds)}"
     smallest, advice = _MUST_BE.get(key, (None, ""))
     if smallest is not None and isinstance(value, (int, float)) and not value >= smallest:
         return f"{value}, but must be at least {smallest}. {advice}"
     return ""
 
 
-def _as_written(hint: Any) -> tuple[Any, ...]:
+def _as_written(hint: object) -> tuple[Any, ...]:
     """The types of a hint as YAML writes them: an enumeration as its texts, which rule out any other text."""
-    kinds = alternatives(hint)
+    kinds = _alternatives(hint)
     enumerated = any(isinstance(kind, type) and issubclass(kind, Enum) for kind in kinds)
     return tuple(_one_as_written(kind) for kind in kinds if not (enumerated and kind is str))
 
@@ -234,23 +258,16 @@ def _one_as_written(kind: Any) -> Any:
     return Annotated[kind, InstanceOf()]  # type: ignore[type-arg]
 
 
-def _wanted(value: Any, kinds: Sequence[Any]) -> str:
+def _wanted(value: object, kinds: Sequence[object]) -> str:
     """What a value must be that fits none of the types, and what may have been meant."""
     for kind in kinds:
         if get_origin(kind) is type(value):
-            return f"its values must be {describe(get_args(kind)[-1])}."
+            return f"its values must be {_describe(get_args(kind)[-1])}."
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     near = difflib.get_close_matches(str(value), map(str, choices), n=1)
     advice = f" Did you mean {near[0]}?" if near else ""
     if value is False and "no" in choices:
         advice = " YAML reads a bare no as false: write 'no', in quotes."
     writable = (kind for kind in kinds if get_origin(kind) is not Annotated)  # only Python can make an instance
-    named = ("a list" if get_origin(kind) is list else describe(kind) for kind in writable)
+    named = ("a list" if get_origin(kind) is list else _describe(kind) for kind in writable)
     return f"must be {' or '.join(named)}.{advice}"
-
-
-def _argument_suggestion(key: str, known: Collection[str], name: str) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1)
-    if near:
-        return f" - did you mean '{name}.{near[0]}'?"
-    return ". It is no setting of transformers.TrainingArguments; see its documentation."

@@ -1,9 +1,13 @@
-"""What a setting's value may be, said beside the field that holds it: ``Annotated[float, limit(...)]``."""
+"""What a setting's value may be, declared beside the field that holds it: ``Annotated[float, limit(above=0, ...)]``.
+
+A validator gives the value back as it is, or raises a ``ValueError`` that goes on after the setting's name: ``is 3, but
+must be < 1. ...``. So one limit serves a recipe, the command line and Python, which have different names for a setting.
+"""
 
 import difflib
 import math
-from collections.abc import Sequence, Sized
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import TypeAlias, TypeVar
 
 from pydantic import AfterValidator, ConfigDict
 
@@ -12,11 +16,16 @@ from cwdpo.errors import ConfigError
 # strict: a quoted "16" or a `yes` where a number belongs is a slip of the pen, not a number
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-_Value = TypeVar("_Value", bound=Sized)
+Fraction: TypeAlias = float | Sequence[Sequence[float]]
+"""A share, or points ``[progress, share]`` with straight lines between them; progress goes from 0 to 1 over the run."""
+
+RULES = ("same_words",)
+"""Judges that need nothing but the texts."""
+
+_Value = TypeVar("_Value")
 
 
 def limit(
-    name: str,
     *,
     above: float | None = None,
     at_least: float | None = None,
@@ -24,10 +33,9 @@ def limit(
     at_most: float | None = None,
     advice: str,
 ) -> AfterValidator:
-    """Validator of a number; null passes where the field allows it.
+    """Validator of a number; null and texts pass where the field allows them.
 
     Args:
-        name: the setting as messages call it, such as ``cooling.temperature``.
         above: smallest value, itself excluded.
         at_least: smallest value, itself included.
         below: largest value, itself excluded.
@@ -37,39 +45,36 @@ def limit(
     bounds = {"> ": above, ">= ": at_least, "< ": below, "<= ": at_most}
     wanted = " and ".join(f"{sign}{bound:g}" for sign, bound in bounds.items() if bound is not None)
 
-    def check(value: float | None) -> float | None:
-        if value is None:
-            return None
-        inside = (
+    def check(value: _Value) -> _Value:
+        inside = not isinstance(value, int | float) or (
             (above is None or value > above)
             and (at_least is None or value >= at_least)
             and (below is None or value < below)
             and (at_most is None or value <= at_most)
         )
         if not inside:
-            raise ConfigError(f"{name} is {value}, but must be {wanted}. {advice}")
+            raise ValueError(f"is {value}, but must be {wanted}. {advice}")
         return value
 
     return AfterValidator(check)
 
 
-def not_empty(name: str, *, advice: str) -> AfterValidator:
+def not_empty(advice: str) -> AfterValidator:
     """Validator of a text or a list of texts: neither it nor any item is empty or blank."""
 
-    def check(value: _Value) -> _Value:
-        items = [value] if isinstance(value, str) else list(value)  # type: ignore[call-overload]
-        if not items or not all(str(item).strip() for item in items):
-            raise ConfigError(f"{name} is {value!r}, which names nothing. {advice}")
+    def check(value: str | list[str]) -> str | list[str]:
+        items = [value] if isinstance(value, str) else value
+        if not items or not all(item.strip() for item in items):
+            raise ValueError(f"is {value!r}, which names nothing. {advice}")
         return value
 
     return AfterValidator(check)
 
 
-def names_among(name: str, known: Sequence[str], *, what: str) -> AfterValidator:
+def names_among(known: Sequence[str], *, what: str) -> AfterValidator:
     """Validator of a list of names, each known and none twice; other values pass.
 
     Args:
-        name: the setting as messages call it.
         known: the names that there are.
         what: one of them as messages call it, such as ``an answer group``.
     """
@@ -81,48 +86,31 @@ def names_among(name: str, known: Sequence[str], *, what: str) -> AfterValidator
             if item not in known:
                 near = difflib.get_close_matches(item, known, n=1)
                 advice = f"Did you mean {near[0]}?" if near else f"Write some of: {', '.join(known)}."
-                raise ConfigError(f"{name} holds {item!r}, which is not {what}. {advice}")
+                raise ValueError(f"holds {item!r}, which is not {what}. {advice}")
         if len(set(value)) < len(value):
-            raise ConfigError(f"{name} holds a name twice: {', '.join(value)}. Write each once.")
+            raise ValueError(f"holds a name twice: {', '.join(value)}. Write each once.")
         return value
 
     return AfterValidator(check)
 
 
-def checked_every(every: int | str) -> int | str:
-    """``auto``, or steps of at least 1; as given.
+def number_or_quantile(*words: str, logprob: bool, advice: str) -> AfterValidator:
+    """Validator of a number, ``quantile:q`` or one of some words; null passes where the field allows it.
 
-    Raises:
-        ConfigError: it is neither.
+    Args:
+        words: what may stand in place of a number.
+        logprob: the number is a log-probability, and so at most 0.
+        advice: what to write instead, a full sentence.
     """
-    if every == "auto" or (isinstance(every, int) and every >= 1):
-        return every
-    raise ConfigError(
-        f"probes.every is {every!r}. Write auto, or the number of steps between two readings. To read nothing write "
-        "`probes: null`."
-    )
 
+    def check(value: _Value) -> _Value:
+        if isinstance(value, str) and value not in words and not is_quantile(value):
+            raise ValueError(f"is {value!r}. {advice} A quantile is above 0 and below 1.")
+        if logprob and isinstance(value, int | float) and value > 0:
+            raise ValueError(f"is {value}, but log-probabilities are never positive. Did you mean {-value}?")
+        return value
 
-def checked_floor(floor: float | str) -> float | str:
-    """``gentle``, ``mean``, ``quantile:q`` with 0 < q < 1, or nats per token at most 0; as given.
-
-    Raises:
-        ConfigError: it is none of these.
-
-    Example:
-        >>> checked_floor("quantile:0.5")
-        'quantile:0.5'
-    """
-    if isinstance(floor, str):
-        if floor in ("gentle", "mean") or is_quantile(floor):
-            return floor
-        raise ConfigError(
-            f"cooling.floor is {floor!r}. Write gentle, mean, quantile:q with 0 < q < 1 (such as quantile:0.5), "
-            "or a number of nats per token, at most 0."
-        )
-    if floor > 0:
-        raise ConfigError(f"cooling.floor is {floor}, but log-probabilities are never positive. Did you mean {-floor}?")
-    return floor
+    return AfterValidator(check)
 
 
 def is_quantile(rule: str) -> bool:
@@ -134,43 +122,56 @@ def is_quantile(rule: str) -> bool:
         return False
 
 
-Fraction: TypeAlias = float | Sequence[Sequence[float]]
-"""A share, or points ``[progress, share]`` with straight lines between them; progress goes from 0 to 1 over the run."""
-
-
-def check_fraction(value: Fraction, name: str = "on_policy_fraction", what: str = "share") -> None:
-    """Refuse what is neither a share nor a schedule.
+def schedule_of(what: str) -> AfterValidator:
+    """Validator of a :data:`Fraction`; null and texts pass where the field allows them.
 
     Args:
-        value: from the recipe.
-        name: the setting, as messages call it.
-        what: the number, as messages call it.
+        what: the number as messages call it, such as ``share``.
+    """
+
+    def check(value: _Value) -> _Value:
+        if value is not None and not isinstance(value, str):
+            check_schedule(value, what)
+        return value
+
+    return AfterValidator(check)
+
+
+def check_schedule(value: object, what: str = "share") -> None:
+    """Refuse what is neither a share nor points in the order of progress.
+
+    Raises:
+        ValueError: goes on after the setting's name.
+    """
+    points = [(0.0, value)] if _is_number(value) else value
+    if isinstance(points, str) or not isinstance(points, Sequence) or not points:
+        raise ValueError(f"is {value!r}, but must be a {what} such as 0.5, or points such as [[0, 0], [1, 0.8]].")
+    last = -math.inf
+    for point in points:
+        if not isinstance(point, Sequence) or len(point) != 2 or not all(map(_is_number, point)):
+            raise ValueError(f"is {value!r}, but {point!r} is not a point. Write [progress, {what}], as [0.5, 0.8].")
+        progress, share = map(float, point)
+        if not (0 <= progress <= 1 and 0 <= share <= 1):
+            raise ValueError(f"is {value!r}, but progress and {what} go from 0 to 1. Correct {point!r}.")
+        if progress <= last:
+            raise ValueError(f"is {value!r}, but its points are not in the order of progress. Sort them, each once.")
+        last = progress
+
+
+def check_fraction(value: Fraction) -> None:
+    """:func:`check_schedule` for the share of on-policy negatives.
 
     Raises:
         ConfigError: a share outside [0, 1], or points that are not in the order of progress.
     """
-    points: Any = [(0.0, value)] if _is_number(value) else value
-    told = f"{name} is {value!r}"
-    if isinstance(points, str) or not isinstance(points, Sequence) or not points:
-        raise ConfigError(f"{told}, but must be a {what} such as 0.5, or points such as [[0, 0], [1, 0.8]].")
-    last = -math.inf
-    for point in points:
-        if not isinstance(point, Sequence) or len(point) != 2 or not all(map(_is_number, point)):
-            raise ConfigError(f"{told}, but {point!r} is no point. Write [progress, {what}], as [0.5, 0.8].")
-        progress, share = map(float, point)
-        if not (0 <= progress <= 1 and 0 <= share <= 1):
-            raise ConfigError(f"{told}, but progress and {what} go from 0 to 1. Correct {point!r}.")
-        if progress <= last:
-            raise ConfigError(f"{told}, but its points are not in the order of progress. Sort them, each once.")
-        last = progress
+    try:
+        check_schedule(value)
+    except ValueError as error:
+        raise ConfigError(f"on_policy_fraction {error}") from None
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-RULES = ("same_words",)
-"""Judges that need nothing but the texts."""
 
 
 def is_server(judge: str) -> bool:
@@ -192,18 +193,14 @@ def server_and_model(judge: str) -> tuple[str, str | None]:
 
 
 def checked_judge(judge: str | None) -> str | None:
-    """``module:function``, the name of a rule, ``URL`` or ``URL#MODEL``; as given.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
+    """Validator: ``module:function``, the name of a rule, ``URL`` or ``URL#MODEL``."""
     if judge is None or judge in RULES or is_server(judge):
         return judge
     if judge.count(":") != 1:
-        raise ConfigError(
-            f"negatives.judge is {judge!r}, but must have one colon: `module:function`. There are also "
-            f"{', '.join(RULES)}, and a server as http://127.0.0.1:8000/v1#MODEL."
+        raise ValueError(
+            f"is {judge!r}, but must have one colon: `module:function`. There are also {', '.join(RULES)}, and a "
+            "server as http://127.0.0.1:8000/v1#MODEL."
         )
     if not all(part.isidentifier() for part in judge.replace(":", ".").split(".")):
-        raise ConfigError(f"negatives.judge is {judge!r}, but must name a function: `module:function`, or null.")
+        raise ValueError(f"is {judge!r}, but must name a function: `module:function`, or null.")
     return judge

@@ -1,42 +1,53 @@
-"""Every knob of a run, as frozen dataclasses. No torch here, so that ``cwdpo --help`` is instant."""
+"""Every setting of a run, as frozen dataclasses: the sections in a recipe's order, and last the :class:`Recipe` itself.
 
-import math
-from collections.abc import Mapping, Sequence
+A setting, its default, its limits and its unit stand here and nowhere else; the trainers' config classes take them from
+here. No torch, so that ``cwdpo --help`` is instant.
+"""
+
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
 from cwdpo.config.limits import (
     STRICT,
-    check_fraction,
-    checked_every,
-    checked_floor,
     checked_judge,
-    is_quantile,
     limit,
     names_among,
     not_empty,
+    number_or_quantile,
+    schedule_of,
 )
 from cwdpo.errors import ConfigError
 from cwdpo.records import PROBE_GROUPS, SIGN_NAMES, Stage
+
+EngineName: TypeAlias = Literal["auto", "tree", "plain"]
+Objective: TypeAlias = Literal["constrained", "smoothed", "plain"]
+"""Of stage 1: the paper's body (a hinge on the negatives' NLL), its abstract (label-smoothed negatives), plain SFT."""
+
+PreferenceLoss: TypeAlias = Literal["sigmoid"]
+"""Of stage 2; there is one."""
+
+ReferenceKind: TypeAlias = Literal["cached", "live"]
+"""``cached`` computes the reference once and keeps it on disk; ``live`` runs it beside the policy at every step."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoraConfig:
     """Low-rank adapters; ``lora: null`` trains all weights."""
 
-    r: Annotated[int, limit("lora.r", at_least=1, advice="To train all weights write `lora: null`.")] = 16
+    r: Annotated[int, limit(at_least=1, advice="To train all weights write `lora: null`.")] = 16
     """Rank of the adapters."""
 
-    alpha: Annotated[int, limit("lora.alpha", at_least=1, advice="Try twice lora.r.")] = 32
+    alpha: Annotated[int, limit(at_least=1, advice="Try twice lora.r.")] = 32
     """Scale; the adapter's update is multiplied by alpha / r."""
 
-    dropout: Annotated[float, limit("lora.dropout", at_least=0, below=1, advice="Try 0.05.")] = 0.0
+    dropout: Annotated[float, limit(at_least=0, below=1, advice="Try 0.05.")] = 0.0
     """Dropout inside the adapters. Above 0 the reward of step 0 is no longer exactly 0 in training mode."""
 
-    target_modules: Annotated[str | list[str], not_empty("lora.target_modules", advice="Write language.")] = "language"
+    target_modules: Annotated[str | list[str], not_empty("Write language.")] = "language"
     """``language`` (every linear layer of the language model), ``all-linear``, a regular expression or names."""
 
 
@@ -54,7 +65,7 @@ class QuantizationConfig:
 class ModelConfig:
     """Which model is trained, and which part of it."""
 
-    name_or_path: Annotated[str, not_empty("model.name_or_path", advice="Write a local directory or a hub name.")]
+    name_or_path: Annotated[str, not_empty("Write a local directory or a hub name.")]
     """A local directory or a hub name that ``AutoModelForImageTextToText`` loads."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -79,94 +90,135 @@ class ModelConfig:
         return self
 
 
-def _checked_share(share: float | list[list[float]]) -> float | list[list[float]]:
-    check_fraction(share, "negatives.on_policy_fraction")
-    return share
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DataConfig:
+    """Which rows are trained on."""
+
+    train: Annotated[str | list[str], not_empty("Write the path of a JSONL file of preferences.")]
+    """Files or directories of rows; relative paths resolve against the recipe file."""
+
+    eval: str | None = None
+    image_root: str | None = None
+    """Where relative image paths start, and what they may not leave; by default the data file's own directory."""
+
+    stage1_fraction: Annotated[float, limit(above=0, at_most=1, advice="To skip a stage, leave it out.")] = 0.75
+    """Share of the training rows that stage 1 sees; stage 2 sees the others (the paper's 75/25)."""
+
+    max_length: Annotated[int | None, limit(at_least=2, advice="Write null for the model's own limit.")] = None
+    """Most tokens in prompt and answer together; a longer row stops the run. Null takes the model's own limit."""
 
 
-def _checked_level(level: float | list[list[float]] | str | None) -> float | list[list[float]] | str | None:
-    if level is not None and not isinstance(level, str):
-        check_fraction(level, "negatives.curriculum", "level")
-    return level
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Stage1Config:
+    """Smooth supervised fine-tuning with gentle negatives."""
+
+    objective: Objective = "constrained"
+
+    penalty: Annotated[float, limit(at_least=0, advice="For plain SFT write `objective: plain`.")] = 0.1
+    """lambda: weight of the gentle-negative term."""
+
+    ceiling: Annotated[float, limit(above=0, advice="Try 2.0 nats per token.")] = 2.0
+    """C, nats per token: the hinge is idle while the gentle negatives' mean NLL is above it (``constrained``)."""
+
+    epsilon: Annotated[float, limit(above=0, below=1, advice="Try 0.1.")] = 0.1
+    """Label smoothing of the gentle negative's cross-entropy (``smoothed``)."""
+
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Overrides the recipe's ``trainer`` for this stage."""
 
 
-def _checked_refresh(refresh: str | int) -> str | int:
-    if isinstance(refresh, int) and refresh < 1:
-        raise ConfigError(f"negatives.refresh is {refresh}, but counts steps. Write 1 or more, epoch or auto.")
-    return refresh
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CoolingConfig:
+    """How much easy negatives are held back (the paper's w_c). ``cooling: null`` means plain DPO."""
+
+    floor: Annotated[
+        float | str,
+        number_or_quantile(
+            "gentle", "mean", logprob=True, advice="Write gentle, mean, quantile:0.5 or a number of nats per token."
+        ),
+    ] = "gentle"
+    """l_floor: ``gentle``, ``mean``, ``quantile:0.5`` (each measured once before stage 2) or nats per token."""
+
+    temperature: Annotated[float, limit(above=0, advice="To switch cooling off, write `cooling: null`.")] = 0.3
+    """tau, nats per token. Smaller makes the easy/hard switch sharper."""
+
+    detach: bool = True
+    """Treat the weight as a constant in the backward pass."""
+
+    constant: Annotated[float | None, limit(at_least=0, at_most=1, advice="Write null for the paper's weight.")] = None
+    """One weight for every negative in place of the paper's (DPO-Shift, arXiv 2502.07599), for ablations."""
 
 
-def _checked_hardness(rule: float | str | None) -> float | str | None:
-    if (isinstance(rule, str) and not is_quantile(rule)) or (isinstance(rule, float) and math.isnan(rule)):
-        raise ConfigError(
-            f"negatives.drop_easier_than is {rule!r}. Write quantile:q with 0 < q < 1 (such as quantile:0.1), a number "
-            "of nats per token, at most 0, or null."
-        )
-    if isinstance(rule, int | float) and rule > 0:
-        raise ConfigError(
-            f"negatives.drop_easier_than is {rule}, but log-probabilities are never positive. Did you mean {-rule}?"
-        )
-    return rule
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Stage2Config:
+    """Cooling-weighted DPO against the model that stage 1 left."""
 
+    beta: Annotated[float, limit(above=0, advice="Try 0.1.")] = 0.1
+    """Inverse temperature of the implicit reward."""
 
-def _checked_similarity(rule: float | str | None) -> float | str | None:
-    if (isinstance(rule, str) and not is_quantile(rule)) or (isinstance(rule, float) and math.isnan(rule)):
-        raise ConfigError(
-            f"negatives.drop_ches_above is {rule!r}. Write quantile:q with 0 < q < 1 (such as quantile:0.9), a number, "
-            "or null."
-        )
-    return rule
+    loss: PreferenceLoss = "sigmoid"
+    cooling: CoolingConfig | None = field(default_factory=CoolingConfig)
+    reference: ReferenceKind = "cached"
+
+    reference_batch_size: Annotated[
+        int | None, limit(at_least=1, advice="Write null for the evaluation batch size.")
+    ] = None
+    """Rows at a time while the reference is computed, which needs no gradients; null: the evaluation batch size."""
+
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Overrides the recipe's ``trainer`` for this stage."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class NegativesConfig:
     """On-policy negatives. ``negatives: null`` trains on the rows' own alone."""
 
-    on_policy_fraction: Annotated[float | list[list[float]], AfterValidator(_checked_share)] = 0.5
+    on_policy_fraction: Annotated[float | list[list[float]], schedule_of("share")] = 0.5
     """Share of negatives that come from the policy, or a schedule: points ``[progress, share]`` joined by straight
     lines, such as ``[[0, 0], [0.5, 0.8]]``; progress goes from 0 to 1 over stage 2."""
 
-    refresh: Annotated[int | Literal["epoch", "auto"], AfterValidator(_checked_refresh)] = "epoch"
-    """When to sample anew: every epoch, every so many steps, or ``auto``: when the mean w_c of the sampled negatives
+    refresh: Annotated[
+        int | Literal["epoch", "auto"], limit(at_least=1, advice="It counts steps: write 1 or more, epoch or auto.")
+    ] = "epoch"
+    """When to sample again: every epoch, every so many steps, or ``auto``: when the mean w_c of the sampled negatives
     has fallen to half of what it was, so that they hardly teach any more."""
 
-    k: Annotated[int, limit("negatives.k", at_least=1, advice="Try 1.")] = 1
+    k: Annotated[int, limit(at_least=1, advice="Try 1.")] = 1
     """Answers sampled for each prompt; the more, the more prompts keep one after verification."""
 
-    per_prompt: Annotated[
-        int | None, limit("negatives.per_prompt", at_least=1, advice="Write null for as many as the row has.")
-    ] = None
+    per_prompt: Annotated[int | None, limit(at_least=1, advice="Write null for as many as the row has.")] = None
     """Negatives of a prompt in a step, from both sources; null takes as many as the row has. The loss is their mean."""
 
-    temperature: Annotated[float, limit("negatives.temperature", above=0, advice="Try 1.0.")] = 1.0
-    top_p: Annotated[float, limit("negatives.top_p", above=0, at_most=1, advice="Write 1.0 for all tokens.")] = 1.0
+    temperature: Annotated[float, limit(above=0, advice="Try 1.0.")] = 1.0
+    top_p: Annotated[float, limit(above=0, at_most=1, advice="Write 1.0 for all tokens.")] = 1.0
     """Sample from the smallest set of tokens with this probability only."""
 
-    max_new_tokens: Annotated[int, limit("negatives.max_new_tokens", at_least=1, advice="Try 256.")] = 256
+    max_new_tokens: Annotated[int, limit(at_least=1, advice="Try 256.")] = 256
     """Longest sample; one that does not end by then is dropped, because the policy never said it."""
 
-    batch_size: Annotated[int, limit("negatives.batch_size", at_least=1, advice="Try 64.")] = 64
+    batch_size: Annotated[int, limit(at_least=1, advice="Try 64.")] = 64
     """Answers sampled at one time: fewer take less memory, more less time. Samples follow from it, as from the seed."""
 
-    max_overlap: Annotated[
-        float | None, limit("negatives.max_overlap", above=0, at_most=1, advice="Write null to keep close ones.")
-    ] = None
+    max_overlap: Annotated[float | None, limit(above=0, at_most=1, advice="Write null to keep close ones.")] = None
     """Drop samples whose n-gram overlap with a right answer is at least this. Null: hard negatives are close ones."""
 
-    length_gap: Annotated[
-        float | None, limit("negatives.length_gap", above=0, advice="Write null to keep all lengths.")
-    ] = None
+    length_gap: Annotated[float | None, limit(above=0, advice="Write null to keep all lengths.")] = None
     """Drop samples whose number of words differs from every right answer's by more than this share of it."""
 
-    drop_easier_than: Annotated[float | str | None, AfterValidator(_checked_hardness)] = None
+    drop_easier_than: Annotated[
+        float | str | None,
+        number_or_quantile(logprob=True, advice="Write quantile:0.1, a number of nats per token, or null."),
+    ] = None
     """Drop negatives with lbar under the policy below this, nats per token, or below ``quantile:q`` of a refresh's: the
     samples, and the rows' own, which are only taken where nothing else is left."""
 
-    drop_ches_above: Annotated[float | str | None, AfterValidator(_checked_similarity)] = None
+    drop_ches_above: Annotated[
+        float | str | None, number_or_quantile(logprob=False, advice="Write quantile:0.9, a number, or null.")
+    ] = None
     """The same for negatives whose length-normalised CHES similarity to the right answer under the policy (arXiv
     2410.08847) is above this, or above ``quantile:q``: pushing them down drags the right answer along."""
 
-    curriculum: Annotated[float | list[list[float]] | Literal["auto"] | None, AfterValidator(_checked_level)] = None
+    curriculum: Annotated[float | list[list[float]] | Literal["auto"] | None, schedule_of("level")] = None
     """Which of its candidates, ordered by lbar under the policy, a prompt takes: a level from 0, the easiest that is
     hard enough, to 1, the hardest; points ``[progress, level]``; or ``auto``: probes drive it. Null: any of them."""
 
@@ -175,7 +227,7 @@ class NegativesConfig:
     ``URL#MODEL``; see docs/on_policy.md."""
 
     endpoint: str | None = None
-    """Sample from this OpenAI-compatible server, which is told to load each refresh's adapter; null samples here."""
+    """Sample from this OpenAI-compatible server, which then loads each refresh's adapter; null samples here."""
 
     on_error: Literal["continue", "stop"] = "continue"
     """Where sampling fails: go on with the negatives there are, or stop with a checkpoint."""
@@ -186,146 +238,30 @@ class NegativesConfig:
         return any(rule is not None for rule in (self.curriculum, self.drop_easier_than, self.drop_ches_above))
 
 
-def check_curriculum(
-    negatives: NegativesConfig | None, *, every: int | str | None, groups: str | Sequence[str]
-) -> None:
-    """Refuse a curriculum that probes are to drive, where they cannot or would not do so alike in a resumed run.
-
-    Args:
-        negatives: the recipe's section.
-        every: ``probes.every``; None where there are no probes.
-        groups: ``probes.groups``.
-
-    Raises:
-        ConfigError: says what to write.
-    """
-    if negatives is None or negatives.curriculum != "auto":
-        return
-    told = "negatives.curriculum is auto, which the probes drive"
-    if every is None:
-        raise ConfigError(
-            f"{told}, but probes is null. Write `probes: {{every: 10}}`, or `curriculum: [[0, 0], [1, 1]]`."
-        )
-    if not isinstance(every, int):
-        raise ConfigError(
-            f"{told}, but with `probes.every: {every}` the machine's speed would choose the negatives. Write a number "
-            "of steps, such as `probes: {every: 10}`."
-        )
-    if not isinstance(groups, str) and not {"gentle", "rejected"} & set(groups):
-        raise ConfigError(f"{told} by the margin, but probes.groups has no negatives. Add gentle or rejected to it.")
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class DataConfig:
-    """Which rows are trained on."""
-
-    train: Annotated[str | list[str], not_empty("data.train", advice="Write the path of a JSONL file of preferences.")]
-    """Files or directories of rows; relative paths resolve against the recipe file."""
-
-    eval: str | None = None
-    image_root: str | None = None
-    """Where relative image paths start, and what they may not leave; by default the data file's own directory."""
-
-    stage1_fraction: Annotated[
-        float, limit("data.stage1_fraction", above=0, at_most=1, advice="To skip a stage, leave it out.")
-    ] = 0.75
-    """Share of the training rows that stage 1 sees; stage 2 sees the others (the paper's 75/25)."""
-
-    max_length: Annotated[
-        int | None, limit("data.max_length", at_least=2, advice="Write null for the model's own limit.")
-    ] = None
-    """Most tokens in prompt and answer together; a longer row stops the run. Null takes the model's own limit."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class CoolingConfig:
-    """How much easy negatives are held back (the paper's w_c). ``cooling: null`` means plain DPO."""
-
-    floor: Annotated[float | str, AfterValidator(checked_floor)] = "gentle"
-    """l_floor: ``gentle``, ``mean``, ``quantile:0.5`` (each measured once before stage 2) or nats per token."""
-
-    temperature: Annotated[
-        float, limit("cooling.temperature", above=0, advice="To switch cooling off, write `cooling: null`.")
-    ] = 0.3
-    """tau, nats per token. Smaller makes the easy/hard switch sharper."""
-
-    detach: bool = True
-    """Treat the weight as a constant in the backward pass."""
-
-    constant: Annotated[
-        float | None, limit("cooling.constant", at_least=0, at_most=1, advice="Write null for the paper's weight.")
-    ] = None
-    """One weight for every negative in place of the paper's (DPO-Shift, arXiv 2502.07599), for ablations."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Stage1Config:
-    """Smooth supervised fine-tuning with gentle negatives."""
-
-    objective: Literal["constrained", "smoothed", "plain"] = "constrained"
-    """The paper's body (a hinge on the negatives' NLL), its abstract (label-smoothed negatives), or plain SFT."""
-
-    penalty: Annotated[float, limit("stage1.penalty", at_least=0, advice="For plain SFT write `objective: plain`.")] = (
-        0.1
-    )
-    """lambda: weight of the gentle-negative term."""
-
-    ceiling: Annotated[float, limit("stage1.ceiling", above=0, advice="Try 2.0 nats per token.")] = 2.0
-    """C, nats per token: the hinge is idle while the gentle negatives' mean NLL is above it (``constrained``)."""
-
-    epsilon: Annotated[float, limit("stage1.epsilon", above=0, below=1, advice="Try 0.1.")] = 0.1
-    """Label smoothing of the gentle negative's cross-entropy (``smoothed``)."""
-
-    trainer: dict[str, Any] = field(default_factory=dict)
-    """Overrides the recipe's ``trainer`` for this stage."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Stage2Config:
-    """Cooling-weighted DPO against the model that stage 1 left."""
-
-    beta: Annotated[float, limit("stage2.beta", above=0, advice="Try 0.1.")] = 0.1
-    """Inverse temperature of the implicit reward."""
-
-    loss: Literal["sigmoid"] = "sigmoid"
-    cooling: CoolingConfig | None = field(default_factory=CoolingConfig)
-    reference: Literal["cached", "live"] = "cached"
-    """``cached`` computes the reference once and keeps it on disk; ``live`` runs it beside the policy at every step."""
-
-    reference_batch_size: Annotated[
-        int | None, limit("stage2.reference_batch_size", at_least=1, advice="Write null for the evaluation batch size.")
-    ] = None
-    """Rows at a time while the reference is computed, which needs no gradients; null: the evaluation batch size."""
-
-    trainer: dict[str, Any] = field(default_factory=dict)
-    """Overrides the recipe's ``trainer`` for this stage."""
-
-
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ProbesConfig:
     """Held-out answers that are measured while the model learns. ``probes: null`` measures none."""
 
-    rows: Annotated[int, limit("probes.rows", at_least=1, advice="To read nothing write `probes: null`.")] = 32
+    rows: Annotated[int, limit(at_least=1, advice="To read nothing write `probes: null`.")] = 32
     """Rows in the probe set: of ``data.eval`` where there is one, else of the training rows."""
 
-    every: Annotated[int | str, AfterValidator(checked_every)] = "auto"
+    every: Annotated[
+        int | Literal["auto"],
+        limit(at_least=1, advice="It counts steps: write 1 or more, or auto. To read nothing write `probes: null`."),
+    ] = "auto"
     """Steps between readings. ``auto`` measures what one costs, and reads as often as adds a tenth to the run's time.
     The first and the last step always have a reading."""
 
-    groups: Annotated[
-        list[str] | Literal["all"], names_among("probes.groups", PROBE_GROUPS, what="an answer group")
-    ] = "all"
+    groups: Annotated[list[str] | Literal["all"], names_among(PROBE_GROUPS, what="an answer group")] = "all"
     """Answers that are measured. ``chosen`` always is."""
 
-    stop_on: Annotated[list[str], names_among("probes.stop_on", SIGN_NAMES, what="a finding")] = field(
-        default_factory=list
-    )
+    stop_on: Annotated[list[str], names_among(SIGN_NAMES, what="a finding")] = field(default_factory=list)
     """End a stage early when the diagnosis finds one of these."""
 
-    patience: Annotated[int, limit("probes.patience", at_least=1, advice="Try 2.")] = 2
+    patience: Annotated[int, limit(at_least=1, advice="Try 2.")] = 2
     """Readings in a row that must show the same finding before the stage ends."""
 
-    tolerance: Annotated[float, limit("probes.tolerance", at_least=0, advice="Try 0.02 nats per token.")] = 0.02
+    tolerance: Annotated[float, limit(at_least=0, advice="Try 0.02 nats per token.")] = 0.02
     """Nats per token that the chosen answers may lose: a smaller fall stops nothing, and is no bar to the best."""
 
     keep_best: bool = False
@@ -340,11 +276,11 @@ class FeaturesConfig:
     whether it was. ``features: null`` encodes every image at every step.
     """
 
-    memory_mb: Annotated[int, limit("features.memory_mb", at_least=0, advice="Write `features: null` for none.")] = 1024
+    memory_mb: Annotated[int, limit(at_least=0, advice="Write `features: null` for none.")] = 1024
     """Most megabytes of main memory in each process; the longest unused go first. An image has its number of tokens
     times the language model's hidden size values: 4 MB for 1,024 tokens of a 3B model in bfloat16."""
 
-    disk_mb: Annotated[int, limit("features.disk_mb", at_least=0, advice="Write 0 to keep none on disk.")] = 0
+    disk_mb: Annotated[int, limit(at_least=0, advice="Write 0 to keep none on disk.")] = 0
     """Most megabytes in the run directory's ``features/``, for what memory does not hold and for ``--resume``."""
 
 
@@ -360,13 +296,13 @@ class Recipe:
     """Negatives that stage 2 samples from the policy while it trains; null takes those of the rows alone."""
 
     probes: ProbesConfig | None = field(default_factory=ProbesConfig)
-    engine: Literal["auto", "tree", "plain"] = "auto"
+    engine: EngineName = "auto"
     features: FeaturesConfig | None = field(default_factory=FeaturesConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     """Passed to ``TrainingArguments`` as it is."""
 
-    seed: Annotated[int, limit("seed", at_least=0, below=2**32, advice="Try 0.")] = 0
-    output_dir: Annotated[str, not_empty("output_dir", advice="Write the directory to fill.")] = "runs/cwdpo"
+    seed: Annotated[int, limit(at_least=0, below=2**32, advice="Try 0.")] = 0
+    output_dir: Annotated[str, not_empty("Write the directory to fill.")] = "runs/cwdpo"
     """The run directory; a relative path starts at the working directory."""
 
     @property
@@ -383,7 +319,25 @@ class Recipe:
             raise ConfigError(
                 "data.stage1_fraction is 1, so stage 2 would have no rows. Write 0.75, or leave stage2 out."
             )
-        probes = self.probes or ProbesConfig()
-        if self.stage2 is not None:
-            check_curriculum(self.negatives, every=None if self.probes is None else probes.every, groups=probes.groups)
+        return self
+
+    @model_validator(mode="after")
+    def _probes_can_drive_the_curriculum(self) -> "Recipe":
+        """They must, where it is ``auto``, and in a resumed run as in an uninterrupted one."""
+        if self.stage2 is None or self.negatives is None or self.negatives.curriculum != "auto":
+            return self
+        found = "negatives.curriculum is auto, which the probes drive"
+        if self.probes is None:
+            raise ConfigError(
+                f"{found}, but probes is null. Write `probes: {{every: 10}}`, or `curriculum: [[0, 0], [1, 1]]`."
+            )
+        if self.probes.every == "auto":
+            raise ConfigError(
+                f"{found}, but with `probes.every: auto` the machine's speed would choose the negatives. Write a "
+                "number of steps, such as `probes: {every: 10}`."
+            )
+        if self.probes.groups != "all" and not {"gentle", "rejected"} & {*self.probes.groups}:
+            raise ConfigError(
+                f"{found} by the margin, but probes.groups has no negatives. Add gentle or rejected to it."
+            )
         return self

@@ -48,7 +48,7 @@ class DemoSettings:
     stage2_steps: int = 120
     stage1_learning_rate: float = 5e-4
     stage2_learning_rate: float = 3e-4
-    beta: float = 0.1
+    beta: float = Stage2Config.beta
 
     @classmethod
     def small(cls) -> "DemoSettings":

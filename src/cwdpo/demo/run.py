@@ -29,7 +29,40 @@ from cwdpo.records import write_json, write_text
 from cwdpo.reference import FrozenCopy
 from cwdpo.report import write_report
 
-_LONGEST = 40  # tokens; the longest caption of the grammar has 24
+logger = logging.getLogger(__name__)
+
+COLUMNS: tuple[dict[str, str], ...] = (
+    {"key": "exact", "label": "exact", "better": "up", "format": ".1%"},
+    {"key": "exact_sampled", "label": "exact, sampled", "better": "up", "format": ".1%"},
+    {"key": "hallucination", "label": "hallucination", "better": "down", "format": ".1%"},
+    {"key": "win", "label": "win rate", "better": "up", "format": ".1%"},
+    {"key": "win_sampled", "label": "win, sampled", "better": "up", "format": ".1%"},
+    {"key": "chosen_delta", "label": "chosen Delta", "better": "up", "format": "+.2f"},
+    {"key": "rejected_delta", "label": "rejected Delta", "format": "+.2f"},
+    {"key": "ece", "label": "ECE", "better": "down", "format": ".3f"},
+    {"key": "tv", "label": "TV", "better": "down", "format": ".3f"},
+    {"key": "steps", "label": "steps", "format": "d"},
+)
+"""What is measured, in the form that the report reads."""
+
+LEGEND = (
+    "exact: captions with every attribute right; hallucination: captions that name a thing that is not there; "
+    "win rate: against plain SFT after stage 1, ties half; Delta: log pi - log pi_ref of held-out captions, nats; "
+    "ECE: token calibration error; TV: total variation to the model before the second phase. "
+    "One seed: differences of a point or two are chance."
+)
+"""What the columns mean, in one line."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found, and where it lies."""
+
+    table: str
+    """For a terminal."""
+
+    summary: Path
+    report: Path
 
 
 @dataclass(frozen=True)
@@ -47,6 +80,47 @@ class Captions:
     greedy: Sequence[str]
     sampled: Sequence[str]
     """At temperature 1."""
+
+
+def run_demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    small: bool = False,
+    say: Callable[[str], None] = logger.info,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> DemoResult:
+    """Draw a world, train SFT, DPO and two-stage CW-DPO on it from the same base model, and compare them.
+
+    Args:
+        out: a new directory: the world in ``world/``, a run directory a method, ``summary.json`` and ``report.html``.
+        seed: of the world and of every run.
+        small: a few steps only.
+        say: called with a line when a step begins.
+        callbacks: of the trainers, to follow their progress.
+
+    Raises:
+        UserError: ``out`` is in use.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already, and nothing is overwritten. Give another --out, or remove it first.")
+    with _one_thread():
+        return _run(out, seed, DemoSettings.small() if small else DemoSettings(), say, callbacks)
+
+
+def prepare(out: Path, settings: DemoSettings, seed: int) -> tuple[WorldPaths, Sequence[Plan]]:
+    """Draw the demo's world into ``out/world``, and plan a run of each method beside it."""
+    world = write_world(out / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
+    plans = make_plans(
+        out,
+        base=base_checkpoint(),
+        train=world.train,
+        held_out=world.eval,
+        stage2_rows=_write_stage2_rows(world, settings, seed),
+        settings=settings,
+        seed=seed,
+    )
+    return world, plans
 
 
 def write_captions(checkpoint: Path, held_out: HeldOut, *, seed: int) -> Captions:
@@ -93,33 +167,6 @@ def compare_likelihoods(checkpoint: Path, start: Path, held_out: HeldOut, engine
     return evaluate_rows(model, FrozenCopy(reference, engine), load_processor(checkpoint), held_out.rows, engine)
 
 
-def _verdicts(captions: Sequence[str], scenes: Sequence[Scene]) -> list[Verdict]:
-    return [check_caption(caption, scene) for caption, scene in zip(captions, scenes, strict=True)]
-
-
-COLUMNS: tuple[dict[str, str], ...] = (
-    {"key": "exact", "label": "exact", "better": "up", "format": ".1%"},
-    {"key": "exact_sampled", "label": "exact, sampled", "better": "up", "format": ".1%"},
-    {"key": "hallucination", "label": "hallucination", "better": "down", "format": ".1%"},
-    {"key": "win", "label": "win rate", "better": "up", "format": ".1%"},
-    {"key": "win_sampled", "label": "win, sampled", "better": "up", "format": ".1%"},
-    {"key": "chosen_delta", "label": "chosen Delta", "better": "up", "format": "+.2f"},
-    {"key": "rejected_delta", "label": "rejected Delta", "format": "+.2f"},
-    {"key": "ece", "label": "ECE", "better": "down", "format": ".3f"},
-    {"key": "tv", "label": "TV", "better": "down", "format": ".3f"},
-    {"key": "steps", "label": "steps", "format": "d"},
-)
-"""What is measured, in the form that the report reads."""
-
-LEGEND = (
-    "exact: captions with every attribute right; hallucination: captions that name a thing that is not there; "
-    "win rate: against plain SFT after stage 1, ties half; Delta: log pi - log pi_ref of held-out captions, nats; "
-    "ECE: token calibration error; TV: total variation to the model before the second phase. "
-    "One seed: differences of a point or two are chance."
-)
-"""What the columns mean, in one line."""
-
-
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table as text; a value that a row lacks is a dash.
 
@@ -160,52 +207,10 @@ def make_gallery(
     return sorted(entries, key=_agreement)[:count]
 
 
-def _agreement(entry: Mapping[str, Any]) -> int:
-    right: int = sum(answer["right"] for answer in entry["answers"])
-    return abs(2 * right - len(entry["answers"]))
-
-
-logger = logging.getLogger(__name__)
-
 _BASE, _START = "base model", "after plain SFT"
 _ORDER = ("SFT", "DPO", "CW-DPO")
 _PICTURES = 12
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo found, and where it lies."""
-
-    table: str
-    """For a terminal."""
-
-    summary: Path
-    report: Path
-
-
-def run_demo(
-    out: Path,
-    *,
-    seed: int = 0,
-    small: bool = False,
-    say: Callable[[str], None] = logger.info,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> DemoResult:
-    """Draw a world, train SFT, DPO and two-stage CW-DPO on it from the same base model, and compare them.
-
-    Args:
-        out: a new directory: the world in ``world/``, a run directory a method, ``summary.json`` and ``report.html``.
-        seed: of the world and of every run.
-        small: a few steps only.
-        say: told what happens, a line at a time.
-        callbacks: told of the training's progress.
-
-    Raises:
-        UserError: ``out`` is in use.
-    """
-    _check_new(out)
-    with _one_thread():
-        return _run(out, seed, DemoSettings.small() if small else DemoSettings(), say, callbacks)
+_LONGEST = 40  # tokens; the longest caption of the grammar has 24
 
 
 def _run(
@@ -235,47 +240,6 @@ def _run(
     return DemoResult(table=f"{format_table(rows)}\n\n{LEGEND}", summary=out / "summary.json", report=report)
 
 
-def prepare(out: Path, settings: DemoSettings, seed: int) -> tuple[WorldPaths, Sequence[Plan]]:
-    """Draw the demo's world into ``out/world``, and plan a run of each method beside it."""
-    world = write_world(out / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
-    plans = make_plans(
-        out,
-        base=base_checkpoint(),
-        train=world.train,
-        held_out=world.eval,
-        stage2_rows=_write_stage2_rows(world, settings, seed),
-        settings=settings,
-        seed=seed,
-    )
-    return world, plans
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """On a model this small, threads wait for each other longer than they compute, above all when others run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _check_new(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already, and nothing is overwritten. Give another --out, or remove it first.")
-
-
-def _write_stage2_rows(world: WorldPaths, settings: DemoSettings, seed: int) -> Path:
-    """The rows that stage 2 of a two-stage recipe sees, as a file of their own for a method with no stage 2."""
-    _, second = split_rows(read_rows(world.train), settings.stage1_fraction, seed)
-    ids = {row.id for row in second}
-    lines = world.train.read_text(encoding="utf-8").splitlines()
-    path = world.train.with_name("stage2.jsonl")
-    write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["id"] in ids))
-    return path
-
-
 def _measure(
     plans: Sequence[Plan], world: WorldPaths, settings: DemoSettings, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -292,24 +256,45 @@ def _measure(
     for name, path in checkpoints.items():
         reference = plan_of[name].start if name in _ORDER else path
         likelihoods = compare_likelihoods(path, reference, held_out, engine)
-        found = _table_row(captions[name], captions[_START], held_out, likelihoods, moved=name in _ORDER)
-        total = steps.get(name, settings.stage1_steps + settings.stage2_steps)
-        table.append({"name": name, **found, "steps": total})
-    shown: Mapping[str, Captions] = {name: texts for name, texts in captions.items() if name != _START}
+        moved = name in _ORDER  # a model that is itself a start has no Delta and no drift
+        found = {
+            **judge_captions(captions[name], captions[_START], held_out),
+            "chosen_delta": likelihoods["delta_total/chosen"] if moved else None,
+            "rejected_delta": likelihoods["delta_total/rejected"] if moved else None,
+            "tv": likelihoods["tv"] if moved else None,
+            "ece": likelihoods["ece"],
+            "steps": steps.get(name, settings.stage1_steps + settings.stage2_steps),
+        }
+        table.append({"name": name, **found})
+    shown = {name: texts for name, texts in captions.items() if name != _START}
     return table, make_gallery(shown, held_out, images="world/images", count=_PICTURES)
 
 
-def _table_row(
-    captions: Captions, rival: Captions, held_out: HeldOut, likelihoods: Mapping[str, float], *, moved: bool
-) -> dict[str, float | None]:
-    """One line of the table. A model that is itself a start has no Delta and no drift."""
-    drift = {
-        "chosen_delta": likelihoods["delta_total/chosen"],
-        "rejected_delta": likelihoods["delta_total/rejected"],
-        "tv": likelihoods["tv"],
-    }
-    return {
-        **judge_captions(captions, rival, held_out),
-        **{name: value if moved else None for name, value in drift.items()},
-        "ece": likelihoods["ece"],
-    }
+def _write_stage2_rows(world: WorldPaths, settings: DemoSettings, seed: int) -> Path:
+    """The rows that stage 2 of a two-stage recipe sees, as a file of their own for a method with no stage 2."""
+    _, second = split_rows(read_rows(world.train), settings.stage1_fraction, seed)
+    ids = {row.id for row in second}
+    lines = world.train.read_text(encoding="utf-8").splitlines()
+    path = world.train.with_name("stage2.jsonl")
+    write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["id"] in ids))
+    return path
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """On a model this small, threads wait for each other longer than they compute, above all when others run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _verdicts(captions: Sequence[str], scenes: Sequence[Scene]) -> list[Verdict]:
+    return [check_caption(caption, scene) for caption, scene in zip(captions, scenes, strict=True)]
+
+
+def _agreement(entry: Mapping[str, Any]) -> int:
+    right: int = sum(answer["right"] for answer in entry["answers"])
+    return abs(2 * right - len(entry["answers"]))

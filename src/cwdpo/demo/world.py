@@ -1,6 +1,6 @@
-"""Write the demo's world to disk: image files, rows and ground truth, as a user's own data would lie there.
+"""The demo's world: drawn scenes, captions of them right and wrong, and files of both as a user's own data would be.
 
-A small caption grammar, both ways: scenes to sentences, sentences back to scenes.
+A small grammar, read in both directions, from scenes to captions and back:
 
     caption := phrase | phrase "and" phrase
     phrase  := "a" size colour shape "at the" position | "at the" position "there is a" size colour shape
@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import permutations
 from pathlib import Path
@@ -27,30 +27,53 @@ Shape: TypeAlias = Literal["disc", "square", "triangle", "diamond", "cross"]
 Size: TypeAlias = Literal["small", "large"]
 Position: TypeAlias = Literal["top left", "top right", "bottom left", "bottom right"]
 
+Kind: TypeAlias = Literal["gentle", "other_scene", "shuffled", "off_topic"]
+"""The kind of negative that a rejected caption is."""
+
 COLOURS: tuple[Colour, ...] = get_args(Colour)
 """In the order of the colour wheel, so that neighbours in the tuple (cyclically) look alike."""
 
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 SIZES: tuple[Size, ...] = get_args(Size)
 POSITIONS: tuple[Position, ...] = get_args(Position)
+EASY_KINDS: tuple[Kind, ...] = ("other_scene", "shuffled", "off_topic")
+
+SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
+    "colour": {
+        "red": ("red",),
+        "orange": ("orange",),
+        "yellow": ("yellow",),
+        "green": ("green",),
+        "cyan": ("cyan", "turquoise"),
+        "blue": ("blue",),
+        "purple": ("purple", "violet"),
+        "pink": ("pink",),
+    },
+    "shape": {
+        "disc": ("disc", "circle"),
+        "square": ("square", "box"),
+        "triangle": ("triangle",),
+        "diamond": ("diamond", "rhombus"),
+        "cross": ("cross", "plus"),
+    },
+    "size": {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")},
+    "position": {
+        "top left": ("top left", "upper left"),
+        "top right": ("top right", "upper right"),
+        "bottom left": ("bottom left", "lower left"),
+        "bottom right": ("bottom right", "lower right"),
+    },
+}
+"""For each attribute, the words that may stand for each of its values."""
+
+PROMPT = "describe the picture"
+"""The one instruction of the demo."""
+
+EASY_SHARE = 0.7
+"""Share of rejected captions that are easy: the situation in which plain DPO goes wrong."""
 
 IMAGE_SIZE = 32
 """Side of a picture in pixels."""
-
-_HUE: dict[Colour, float] = {
-    "red": 0.0,
-    "orange": 28.0,
-    "yellow": 55.0,
-    "green": 120.0,
-    "cyan": 180.0,
-    "blue": 225.0,
-    "purple": 275.0,
-    "pink": 322.0,
-}
-_HUE_JITTER = 10.0  # degrees; neighbours such as red and orange come close, so that colour errors happen
-_RADIUS: dict[Size, tuple[float, float]] = {"small": (2.7, 3.8), "large": (5.0, 6.5)}
-_NOISE = 12.0  # standard deviation in units of 1/255
-_SCALE = 4  # drawn larger and reduced, so that edges are smooth
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +88,118 @@ class Thing:
 
 Scene: TypeAlias = tuple[Thing, ...]
 """One or two things at different positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhraseStyle:
+    """How one thing is put into words: a number in [0, 1) picks among the synonyms of each attribute's value."""
+
+    colour: float
+    shape: float
+    size: float
+    position: float
+    place_first: bool
+    """Begin with "at the ...", rather than end with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a scene is put into words. The same style on a changed scene changes only the words that must change."""
+
+    phrases: tuple[PhraseStyle, ...]
+    """One for each thing of the scene."""
+
+    order: tuple[int, ...]
+    """The things, in the order in which they are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The checker's verdict on one caption."""
+
+    exact: bool
+    """Every thing named once, with all four attributes right, and nothing else."""
+
+    attributes: float
+    """Share of right attributes under the best matching of things, from 0 to 1; missing and extra things count."""
+
+    hallucinated: bool
+    """Names a thing whose colour and shape are not in the picture, or is not a caption at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorldPaths:
+    """Where the world lies."""
+
+    train: Path
+    """Rows to train on."""
+
+    eval: Path
+    """Rows held out."""
+
+    scenes: Path
+    """Ground truth: a JSON object from row id to the list of things in the picture."""
+
+    images: Path
+    """Directory of the PNG files."""
+
+
+def write_world(directory: Path, *, seed: int, train: int, eval: int) -> WorldPaths:
+    """Draw pictures, write captions and negatives, and put all of it on disk.
+
+    Args:
+        directory: made if missing; files of the same name are replaced.
+        seed: everything random follows from it; the two splits are drawn independently of each other's size.
+        train: number of rows to train on.
+        eval: number of held-out rows.
+    """
+    paths = WorldPaths(
+        train=directory / "train.jsonl",
+        eval=directory / "eval.jsonl",
+        scenes=directory / "scenes.json",
+        images=directory / "images",
+    )
+    paths.images.mkdir(parents=True, exist_ok=True)
+    truth: dict[str, list[dict[str, str]]] = {}
+    for split, (path, count) in enumerate(((paths.train, train), (paths.eval, eval))):
+        rng = np.random.default_rng([seed, split])
+        rows = []
+        for number in range(count):
+            scene = sample_scene(rng)
+            row = make_row(f"{path.stem}-{number:05d}", scene, rng)
+            draw_scene(scene, rng).save(directory / row["images"][0], compress_level=1)
+            truth[row["id"]] = [asdict(thing) for thing in scene]
+            rows.append(row)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    paths.scenes.write_text(json.dumps(truth), encoding="utf-8")
+    return paths
+
+
+def make_row(row_id: str, scene: Scene, rng: np.random.Generator) -> dict[str, Any]:
+    """One preference row: a right caption, a rejected one that is mostly easy, and a gentle one."""
+    style = sample_style(scene, rng)
+    chosen = write_caption(scene, style)
+    kind: Kind = "gentle"
+    if rng.random() >= EASY_SHARE:
+        rejected = gentle_negative(scene, style, rng)
+    else:
+        kind = EASY_KINDS[int(rng.integers(len(EASY_KINDS)))]
+        rejected = easy_negative(kind, scene, chosen, rng)
+    return {
+        "id": row_id,
+        "images": [f"images/{row_id}.png"],
+        "prompt": [{"role": "user", "content": PROMPT}],
+        "chosen": chosen,
+        "rejected": rejected,
+        "gentle": gentle_negative(scene, style, rng),
+        "kind": kind,
+    }
+
+
+def read_scenes(path: Path) -> dict[str, Scene]:
+    """Read the ground truth that :func:`write_world` wrote, by row id."""
+    truth = json.loads(path.read_text(encoding="utf-8"))
+    return {row_id: tuple(Thing(**thing) for thing in things) for row_id, things in truth.items()}
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
@@ -98,104 +233,13 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def _draw_thing(brush: ImageDraw.ImageDraw, thing: Thing, rng: np.random.Generator) -> None:
-    hue = _HUE[thing.colour] + rng.uniform(-_HUE_JITTER, _HUE_JITTER)
-    red, green, blue = colorsys.hsv_to_rgb((hue % 360) / 360, rng.uniform(0.75, 1.0), rng.uniform(0.7, 0.95))
-    fill = (int(red * 255), int(green * 255), int(blue * 255))
-    quarter = IMAGE_SIZE * _SCALE / 4
-    down, right = thing.position.split()
-    x = (3 if right == "right" else 1) * quarter + rng.uniform(-1.0, 1.0) * _SCALE
-    y = (3 if down == "bottom" else 1) * quarter + rng.uniform(-1.0, 1.0) * _SCALE
-    radius = rng.uniform(*_RADIUS[thing.size]) * _SCALE
-    if thing.shape == "disc":
-        brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
-    elif thing.shape == "cross":
-        arm = radius * 0.36
-        brush.rectangle((x - radius, y - arm, x + radius, y + arm), fill=fill)
-        brush.rectangle((x - arm, y - radius, x + arm, y + radius), fill=fill)
-    else:
-        brush.polygon(_corners(thing.shape, x, y, radius), fill=fill)
-
-
-def _corners(shape: Shape, x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Corners of a regular polygon whose area is near that of the disc of this radius."""
-    count, start = {"square": (4, 45.0), "diamond": (4, 0.0), "triangle": (3, -90.0)}[shape]
-    reach = radius * 1.15
-    angles = [math.radians(start + 360 * corner / count) for corner in range(count)]
-    return [(x + reach * math.cos(angle), y + reach * math.sin(angle)) for angle in angles]
-
-
-SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
-    "colour": {
-        "red": ("red",),
-        "orange": ("orange",),
-        "yellow": ("yellow",),
-        "green": ("green",),
-        "cyan": ("cyan", "turquoise"),
-        "blue": ("blue",),
-        "purple": ("purple", "violet"),
-        "pink": ("pink",),
-    },
-    "shape": {
-        "disc": ("disc", "circle"),
-        "square": ("square", "box"),
-        "triangle": ("triangle",),
-        "diamond": ("diamond", "rhombus"),
-        "cross": ("cross", "plus"),
-    },
-    "size": {"small": ("small", "tiny", "little"), "large": ("large", "big", "huge")},
-    "position": {
-        "top left": ("top left", "upper left"),
-        "top right": ("top right", "upper right"),
-        "bottom left": ("bottom left", "lower left"),
-        "bottom right": ("bottom right", "lower right"),
-    },
-}
-"""For each attribute, the words that may stand for each of its values."""
-
-_VALUE_OF = {
-    attribute: {word: value for value, words in values.items() for word in words}
-    for attribute, values in SYNONYMS.items()
-}
-_SIZE, _COLOUR, _SHAPE, _POSITION = (
-    "(?P<{}>{})".format(attribute, "|".join(_VALUE_OF[attribute]))
-    for attribute in ("size", "colour", "shape", "position")
-)
-_PHRASES = tuple(
-    re.compile(pattern)
-    for pattern in (
-        f"a {_SIZE} {_COLOUR} {_SHAPE} at the {_POSITION}",
-        f"at the {_POSITION} there is a {_SIZE} {_COLOUR} {_SHAPE}",
-    )
-)
-
-
-@dataclass(frozen=True, slots=True)
-class PhraseStyle:
-    """How one thing is put into words: a number in [0, 1) picks among the synonyms of each attribute's value."""
-
-    colour: float
-    shape: float
-    size: float
-    position: float
-    place_first: bool
-    """Begin with "at the ...", rather than end with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How a scene is put into words. The same style on a changed scene changes only the words that must change."""
-
-    phrases: tuple[PhraseStyle, ...]
-    """One for each thing of the scene."""
-
-    order: tuple[int, ...]
-    """The things, in the order in which they are named."""
-
-
 def sample_style(scene: Scene, rng: np.random.Generator) -> Style:
     """Choose synonyms, phrase forms and order at random."""
-    phrases = tuple(_sample_phrase(rng) for _ in scene)
+    picks = [rng.random(5).tolist() for _ in scene]
+    phrases = tuple(
+        PhraseStyle(colour, shape, size, position, place_first=form < 0.5)
+        for colour, shape, size, position, form in picks
+    )
     return Style(phrases=phrases, order=tuple(int(index) for index in rng.permutation(len(scene))))
 
 
@@ -247,34 +291,6 @@ def grammar_words() -> list[str]:
     return sorted(words)
 
 
-def _sample_phrase(rng: np.random.Generator) -> PhraseStyle:
-    colour, shape, size, position, form = (float(pick) for pick in rng.random(5))
-    return PhraseStyle(colour=colour, shape=shape, size=size, position=position, place_first=form < 0.5)
-
-
-def _phrase(thing: Thing, style: PhraseStyle) -> str:
-    word = {}
-    for attribute in (f.name for f in fields(thing)):
-        synonyms = SYNONYMS[attribute][getattr(thing, attribute)]
-        word[attribute] = synonyms[int(getattr(style, attribute) * len(synonyms))]
-    named, place = f"a {word['size']} {word['colour']} {word['shape']}", f"at the {word['position']}"
-    return f"{place} there is {named}" if style.place_first else f"{named} {place}"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the checker says of one caption."""
-
-    exact: bool
-    """Every thing named once, with all four attributes right, and nothing else."""
-
-    attributes: float
-    """Share of right attributes under the best matching of things, from 0 to 1; missing and extra things count."""
-
-    hallucinated: bool
-    """Names a thing whose colour and shape are not in the picture, or is no caption at all."""
-
-
 def check_caption(caption: str, scene: Scene) -> Verdict:
     """Compare a caption with the scene it describes.
 
@@ -314,29 +330,6 @@ def win_rate(captions: Sequence[str], rivals: Sequence[str], scenes: Sequence[Sc
     return points / len(scenes)
 
 
-def _attribute_score(named: Sequence[Thing], scene: Scene) -> float:
-    few, many = sorted((tuple(named), tuple(scene)), key=len)
-    if len(many) > 4:  # more things than positions: no picture is like that, and permutations would explode
-        return 0.0
-    best = max(sum(map(_shared, few, order)) for order in permutations(many, len(few)))
-    return best / (len(fields(Thing)) * len(many))
-
-
-def _shared(one: Thing, other: Thing) -> int:
-    return sum(getattr(one, f.name) == getattr(other, f.name) for f in fields(one))
-
-
-Kind: TypeAlias = Literal["gentle", "other_scene", "shuffled", "off_topic"]
-"""What sort of negative a rejected caption is."""
-
-EASY_KINDS: tuple[Kind, ...] = ("other_scene", "shuffled", "off_topic")
-
-_NEAR_COLOUR = 0.8  # share of colour changes that go to a neighbour on the colour wheel
-_WHO = ("my neighbour", "our teacher", "an old sailor", "that orchestra", "somebody", "her cousin")
-_DOES = ("cooks soup", "reads newspapers", "repairs bicycles", "practises chess", "waters tomatoes", "plays music")
-_WHEN = ("on sundays", "before breakfast", "during winter", "every evening", "in autumn", "after work")
-
-
 def gentle_negative(scene: Scene, style: Style, rng: np.random.Generator) -> str:
     """The scene's caption in the same style with one attribute of one thing changed."""
     index = int(rng.integers(len(scene)))
@@ -346,7 +339,7 @@ def gentle_negative(scene: Scene, style: Style, rng: np.random.Generator) -> str
 
 
 def easy_negative(kind: Kind, scene: Scene, caption: str, rng: np.random.Generator) -> str:
-    """A caption that is wrong at first sight.
+    """A caption that is obviously wrong.
 
     Args:
         kind: one of :data:`EASY_KINDS`.
@@ -357,9 +350,13 @@ def easy_negative(kind: Kind, scene: Scene, caption: str, rng: np.random.Generat
     if kind == "off_topic":
         return off_topic_sentence(rng)
     if kind == "shuffled":
-        return _shuffled(caption, rng)
+        words = caption.split()
+        while True:
+            mixed = " ".join(str(word) for word in rng.permutation(words))
+            if parse_caption(mixed) is None:
+                return mixed
     if kind != "other_scene":
-        raise ValueError(f"{kind!r} is no easy negative; write one of {', '.join(EASY_KINDS)}")
+        raise ValueError(f"{kind!r} is not an easy negative; write one of {', '.join(EASY_KINDS)}")
     while True:
         other = sample_scene(rng)
         candidate = write_caption(other, sample_style(other, rng))
@@ -377,12 +374,94 @@ def off_topic_words() -> list[str]:
     return sorted({word for part in (_WHO, _DOES, _WHEN) for phrase in part for word in phrase.split()})
 
 
-def _shuffled(caption: str, rng: np.random.Generator) -> str:
-    words = caption.split()
-    while True:
-        mixed = " ".join(str(word) for word in rng.permutation(words))
-        if parse_caption(mixed) is None:
-            return mixed
+_HUE: dict[Colour, float] = {
+    "red": 0.0,
+    "orange": 28.0,
+    "yellow": 55.0,
+    "green": 120.0,
+    "cyan": 180.0,
+    "blue": 225.0,
+    "purple": 275.0,
+    "pink": 322.0,
+}
+
+_HUE_JITTER = 10.0  # degrees; neighbours such as red and orange come close, so that colour errors happen
+_RADIUS: dict[Size, tuple[float, float]] = {"small": (2.7, 3.8), "large": (5.0, 6.5)}
+_NOISE = 12.0  # standard deviation in units of 1/255
+_SCALE = 4  # drawn larger and reduced, so that edges are smooth
+
+
+def _draw_thing(brush: ImageDraw.ImageDraw, thing: Thing, rng: np.random.Generator) -> None:
+    hue = _HUE[thing.colour] + rng.uniform(-_HUE_JITTER, _HUE_JITTER)
+    red, green, blue = colorsys.hsv_to_rgb((hue % 360) / 360, rng.uniform(0.75, 1.0), rng.uniform(0.7, 0.95))
+    fill = (int(red * 255), int(green * 255), int(blue * 255))
+    quarter = IMAGE_SIZE * _SCALE / 4
+    down, right = thing.position.split()
+    x = (3 if right == "right" else 1) * quarter + rng.uniform(-1.0, 1.0) * _SCALE
+    y = (3 if down == "bottom" else 1) * quarter + rng.uniform(-1.0, 1.0) * _SCALE
+    radius = rng.uniform(*_RADIUS[thing.size]) * _SCALE
+    if thing.shape == "disc":
+        brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+    elif thing.shape == "cross":
+        arm = radius * 0.36
+        brush.rectangle((x - radius, y - arm, x + radius, y + arm), fill=fill)
+        brush.rectangle((x - arm, y - radius, x + arm, y + radius), fill=fill)
+    else:
+        brush.polygon(_corners(thing.shape, x, y, radius), fill=fill)
+
+
+def _corners(shape: Shape, x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    """Corners of a regular polygon whose area is near that of the disc of this radius."""
+    count, start = {"square": (4, 45.0), "diamond": (4, 0.0), "triangle": (3, -90.0)}[shape]
+    reach = radius * 1.15
+    angles = [math.radians(start + 360 * corner / count) for corner in range(count)]
+    return [(x + reach * math.cos(angle), y + reach * math.sin(angle)) for angle in angles]
+
+
+_VALUE_OF = {
+    attribute: {word: value for value, words in values.items() for word in words}
+    for attribute, values in SYNONYMS.items()
+}
+
+_SIZE, _COLOUR, _SHAPE, _POSITION = (
+    "(?P<{}>{})".format(attribute, "|".join(_VALUE_OF[attribute]))
+    for attribute in ("size", "colour", "shape", "position")
+)
+
+_PHRASES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        f"a {_SIZE} {_COLOUR} {_SHAPE} at the {_POSITION}",
+        f"at the {_POSITION} there is a {_SIZE} {_COLOUR} {_SHAPE}",
+    )
+)
+
+
+def _phrase(thing: Thing, style: PhraseStyle) -> str:
+    word = {}
+    for attribute in (f.name for f in fields(thing)):
+        synonyms = SYNONYMS[attribute][getattr(thing, attribute)]
+        word[attribute] = synonyms[int(getattr(style, attribute) * len(synonyms))]
+    named, place = f"a {word['size']} {word['colour']} {word['shape']}", f"at the {word['position']}"
+    return f"{place} there is {named}" if style.place_first else f"{named} {place}"
+
+
+def _attribute_score(named: Sequence[Thing], scene: Scene) -> float:
+    few, many = sorted((tuple(named), tuple(scene)), key=len)
+    if len(many) > 4:  # more things than positions: no picture is like that, and permutations would explode
+        return 0.0
+    best = max(sum(map(_shared, few, order)) for order in permutations(many, len(few)))
+    return best / (len(fields(Thing)) * len(many))
+
+
+def _shared(one: Thing, other: Thing) -> int:
+    return sum(getattr(one, f.name) == getattr(other, f.name) for f in fields(one))
+
+
+_NEAR_COLOUR = 0.8  # share of colour changes that go to a neighbour on the colour wheel
+_WHO = ("my neighbour", "our teacher", "an old sailor", "that orchestra", "somebody", "her cousin")
+_DOES = ("cooks soup", "reads newspapers", "repairs bicycles", "practises chess", "waters tomatoes", "plays music")
+_WHEN = ("on sundays", "before breakfast", "during winter", "every evening", "in autumn", "after work")
 
 
 def _changed_attribute(scene: Scene, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -395,91 +474,3 @@ def _changed_attribute(scene: Scene, index: int, rng: np.random.Generator) -> di
     values = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "position": POSITIONS}[attribute]
     free = [value for value in values if value not in taken]
     return {attribute: free[int(rng.integers(len(free)))]}
-
-
-PROMPT = "describe the picture"
-"""The one instruction of the demo."""
-
-EASY_SHARE = 0.7
-"""Share of rejected captions that are easy: the situation in which plain DPO goes wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorldPaths:
-    """Where the world lies."""
-
-    train: Path
-    """Rows to train on."""
-
-    eval: Path
-    """Rows held out."""
-
-    scenes: Path
-    """Ground truth: a JSON object from row id to the list of things in the picture."""
-
-    images: Path
-    """Directory of the PNG files."""
-
-
-def write_world(directory: Path, *, seed: int, train: int, eval: int) -> WorldPaths:
-    """Draw pictures, write captions and negatives, and put all of it on disk.
-
-    Args:
-        directory: made if missing; files of the same name are replaced.
-        seed: everything random follows from it; the two splits are drawn independently of each other's size.
-        train: number of rows to train on.
-        eval: number of held-out rows.
-    """
-    paths = WorldPaths(
-        train=directory / "train.jsonl",
-        eval=directory / "eval.jsonl",
-        scenes=directory / "scenes.json",
-        images=directory / "images",
-    )
-    paths.images.mkdir(parents=True, exist_ok=True)
-    truth: dict[str, list[dict[str, str]]] = {}
-    for split, (path, count) in enumerate(((paths.train, train), (paths.eval, eval))):
-        rng = np.random.default_rng([seed, split])
-        rows = []
-        for number in range(count):
-            scene = sample_scene(rng)
-            row = make_row(f"{path.stem}-{number:05d}", scene, rng)
-            draw_scene(scene, rng).save(directory / row["images"][0], compress_level=1)
-            truth[row["id"]] = [asdict(thing) for thing in scene]
-            rows.append(row)
-        _write_jsonl(path, rows)
-    paths.scenes.write_text(json.dumps(truth), encoding="utf-8")
-    return paths
-
-
-def make_row(row_id: str, scene: Scene, rng: np.random.Generator) -> dict[str, Any]:
-    """One preference row: a right caption, a rejected one that is mostly easy, and a gentle one."""
-    style = sample_style(scene, rng)
-    chosen = write_caption(scene, style)
-    kind, rejected = _rejected(scene, style, chosen, rng)
-    return {
-        "id": row_id,
-        "images": [f"images/{row_id}.png"],
-        "prompt": [{"role": "user", "content": PROMPT}],
-        "chosen": chosen,
-        "rejected": rejected,
-        "gentle": gentle_negative(scene, style, rng),
-        "kind": kind,
-    }
-
-
-def read_scenes(path: Path) -> dict[str, Scene]:
-    """Read the ground truth that :func:`write_world` wrote, by row id."""
-    truth = json.loads(path.read_text(encoding="utf-8"))
-    return {row_id: tuple(Thing(**thing) for thing in things) for row_id, things in truth.items()}
-
-
-def _rejected(scene: Scene, style: Style, chosen: str, rng: np.random.Generator) -> tuple[Kind, str]:
-    if rng.random() >= EASY_SHARE:
-        return "gentle", gentle_negative(scene, style, rng)
-    kind = EASY_KINDS[int(rng.integers(len(EASY_KINDS)))]
-    return kind, easy_negative(kind, scene, chosen, rng)
-
-
-def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

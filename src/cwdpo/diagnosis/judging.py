@@ -1,42 +1,38 @@
-"""Look for every sign in every stage."""
+"""Look for every sign in every stage of a history, and read the histories that runs and other trainers leave."""
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from cwdpo.diagnosis.history import (
-    DEFAULT_BETA,
-    Diagnosis,
-    Finding,
-    History,
-    MissingReadingsError,
-    NotJudged,
-    StageHistory,
-)
+from cwdpo.config.recipe import Stage2Config
+from cwdpo.diagnosis.curves import MissingReadingsError
+from cwdpo.diagnosis.findings import Diagnosis, Finding, NotJudged
+from cwdpo.diagnosis.history import History, StageHistory
 from cwdpo.diagnosis.signs import SIGNS
 from cwdpo.diagnosis.thresholds import Thresholds
 from cwdpo.errors import DataError
-from cwdpo.records import RunDirectory, read_jsonl
+from cwdpo.records import RunDirectory, SignName, read_jsonl
+
+_STATE = "trainer_state.json"
 
 
 def diagnose(
-    readings: Iterable[Any], *, beta: float | None = None, thresholds: Thresholds | None = None
+    readings: Iterable[object], *, beta: float | None = None, thresholds: Thresholds | None = None
 ) -> list[Finding]:
     """Name what went wrong in a run, from its readings alone.
 
     Args:
         readings: lines of ``metrics.jsonl`` and ``probes.jsonl`` in any mixture, or the ``log_history`` of TRL; those
-            of one stage oldest first. An item that is no reading is left out; :func:`examine` counts them.
-        beta: of the preference loss; None takes 0.1.
+            of one stage oldest first. An item that is not a reading is left out; :func:`examine` counts them.
+        beta: of the preference loss; None takes the recipe's default.
         thresholds: None takes the defaults.
 
     Returns:
-        Most harmful first; empty where nothing was found, or nothing could be judged: :func:`examine` tells which.
+        Most harmful first; empty where nothing was found, or nothing could be judged: :func:`examine` says which.
 
     Example:
         >>> fall = [{"stage": "stage2", "step": s, "group": "chosen", "delta": -s / 100} for s in (0, 50, 100)]
@@ -48,7 +44,7 @@ def diagnose(
 
 
 def examine(
-    readings: Iterable[Any],
+    readings: Iterable[object],
     *,
     beta: float | None = None,
     thresholds: Thresholds | None = None,
@@ -57,7 +53,7 @@ def examine(
     """The same, with what was looked at and what could not be judged; ``notes`` go before its own."""
     history = History.of(readings, beta=beta, limits=thresholds)
     found: list[tuple[int, Finding]] = []
-    judged: dict[str, bool] = {}
+    judged: dict[SignName, bool] = {}
     missing: list[NotJudged] = []
     for stage in history.stages:
         for rank, sign in enumerate(SIGNS):
@@ -82,7 +78,7 @@ def examine(
 
 def _looked_at(stage: StageHistory) -> str:
     kind = "preferences" if stage.prefers else "supervised"
-    steps = f"steps {stage.first_step} to {stage.last_step}" if stage.has_steps else "no steps told"
+    steps = f"steps {stage.first_step} to {stage.last_step}" if stage.has_steps else "lines without a step"
     return f"{stage.name} ({kind}): {stage.num_metrics} metric lines, {stage.num_probes} probe lines, {steps}"
 
 
@@ -91,22 +87,19 @@ def _notes(history: History, beta: float | None) -> list[str]:
     if history.num_unreadable:
         notes.append(f"{history.num_unreadable} of the readings hold nothing that diagnosis knows, and were left out.")
     if beta is None and any(stage.prefers and stage.num_metrics for stage in history.stages):
-        notes.append(f"beta is not told, and was taken to be {DEFAULT_BETA}; rewards are divided by it.")
+        notes.append(f"beta is not given, and was taken to be {Stage2Config.beta}; rewards are divided by it.")
     return notes
-
-
-_STATE = "trainer_state.json"
 
 
 @dataclass
 class Recording:
     """A history as it was read."""
 
-    readings: list[Any]
+    readings: Sequence[object]
     """Lines of metrics, then of probes."""
 
     beta: float | None = None
-    """Of the preference loss, where the source tells it."""
+    """Of the preference loss, where the source has it."""
 
     run: RunDirectory | None = None
     """The run directory that ``findings.json`` belongs in, if it is one."""
@@ -128,8 +121,8 @@ def read_recording(path: Path) -> Recording:
     elif path.suffix == ".json" and not _is_lines(path):
         recording = _read_state(path)
     else:
-        recording = Recording([])
-        recording.readings = _read_lines(path, recording.notes)
+        notes: list[str] = []
+        recording = Recording(_read_lines(path, notes), notes=notes)
     if not recording.readings:
         raise DataError(f"{path} holds no reading yet. Give a run that has logged at least one step.")
     return recording
@@ -143,11 +136,10 @@ def _read_directory(path: Path) -> Recording:
             return _read_state(state)
         runs = [child.name for child in sorted(path.iterdir()) if RunDirectory(child).metrics.is_file()]
         holds = f"It holds the runs {', '.join(runs)}: give one of them." if runs else "Give the output_dir of a run."
-        raise DataError(f"{path} is no run: neither metrics.jsonl, probes.jsonl nor {_STATE} is in it. {holds}")
-    recording = Recording([], run=run)
-    recording.readings = [*_read_lines(run.metrics, recording.notes), *_read_lines(run.probes, recording.notes)]
-    recording.beta = _beta_of(run.recipe, recording.notes)
-    return recording
+        raise DataError(f"{path} is not a run: neither metrics.jsonl, probes.jsonl nor {_STATE} is in it. {holds}")
+    notes: list[str] = []
+    readings = [*_read_lines(run.metrics, notes), *_read_lines(run.probes, notes)]
+    return Recording(readings, _beta_of(run.recipe, notes), run, notes)
 
 
 def _newest_state(path: Path) -> Path | None:
@@ -169,12 +161,12 @@ def _is_lines(path: Path) -> bool:
     return first.endswith(b"}") and second.startswith(b"{")
 
 
-def _read_lines(path: Path, notes: list[str]) -> list[Any]:
+def _read_lines(path: Path, notes: list[str]) -> Sequence[object]:
     lines = read_jsonl(path)
     if lines.skipped:
         some = "1 line" if lines.skipped == 1 else f"{lines.skipped} lines"
         notes.append(f"{path.name}: {some} could not be read (half-written or damaged), and were left out.")
-    return list(lines.objects)
+    return lines.objects
 
 
 def _read_state(path: Path) -> Recording:
@@ -201,6 +193,6 @@ def _beta_of(recipe: Path, notes: list[str]) -> float | None:
         notes.append(f"{recipe.name} could not be read.")
         return None
     if not 0 < beta < math.inf:
-        notes.append(f"{recipe.name} has stage2.beta {beta}, which is no inverse temperature: it was not used.")
+        notes.append(f"{recipe.name} has stage2.beta {beta}, which is not an inverse temperature: it was not used.")
         return None
     return beta

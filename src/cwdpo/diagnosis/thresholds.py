@@ -87,7 +87,7 @@ class Thresholds:
     """Nats per token between chosen and negatives (or less): these are hard by the model's own account."""
 
     chance_accuracy: float = 0.55
-    """Share of pairs in the right order up to which it is a coin's."""
+    """Share of pairs in the right order up to which it is at chance."""
 
     likelier: float = 0.1
     """Nats per token by which rejected answers are likelier than chosen ones, beyond differences of style."""
@@ -155,7 +155,7 @@ class Thresholds:
     """... or nats per token if that is more: half precision rounds each token's log-prob a little."""
 
     bad_gradients: int = 3
-    """Gradient norms that are no finite number: half precision's loss scaling makes one or two, and skips them."""
+    """Gradient norms that are not finite: half precision's loss scaling makes one or two, and skips them."""
 
     stall_readings: int = 20
     """Logged steps before a run is called stalled; fewer may all lie in the warm-up."""

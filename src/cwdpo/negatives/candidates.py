@@ -83,32 +83,15 @@ def drop_easy(candidates: Sequence[Candidate], rule: float | str) -> float | Non
     Returns:
         The floor in nats per token; None where nothing was kept.
     """
-    kept, lbars = _measured(candidates, "lbar")
-    floor = threshold(lbars, rule) if kept else None
-    for candidate, lbar in zip(kept, lbars, strict=True):
-        candidate.reason = hardness_reason(lbar=lbar, floor=floor)
-    return floor
+    return _drop(candidates, "lbar", rule)
 
 
 def drop_similar(candidates: Sequence[Candidate], rule: float | str) -> float | None:
-    """Give the reason ``too_similar`` to negatives above a ceiling of CHES.
-
-    Args:
-        candidates: those that are still kept have a ``ches``.
-        rule: a number, or ``quantile:q`` of the kept ones' CHES.
-
-    Returns:
-        The ceiling; None where nothing was kept.
-    """
-    kept, values = _measured(candidates, "ches")
-    ceiling = threshold(values, rule) if kept else None
-    for candidate, value in zip(kept, values, strict=True):
-        candidate.reason = hardness_reason(ches=value, ceiling=ceiling)
-    return ceiling
+    """Give the reason ``too_similar`` to negatives above a ceiling of CHES; as :func:`drop_easy`, by ``ches``."""
+    return _drop(candidates, "ches", rule)
 
 
-def _measured(candidates: Sequence[Candidate], name: Literal["lbar", "ches"]) -> tuple[list[Candidate], list[float]]:
-    """Those that are still kept, and what was measured of them."""
+def _drop(candidates: Sequence[Candidate], name: Literal["lbar", "ches"], rule: float | str) -> float | None:
     kept = [candidate for candidate in candidates if candidate.reason is None]
     values: list[float] = []
     for candidate in kept:
@@ -116,7 +99,13 @@ def _measured(candidates: Sequence[Candidate], name: Literal["lbar", "ches"]) ->
         if value is None:
             raise ValueError(f"the candidate {candidate.text!r} has no {name}; measure it before filtering by it")
         values.append(value)
-    return kept, values
+    limit = threshold(values, rule) if kept else None
+    for candidate, value in zip(kept, values, strict=True):
+        if name == "lbar":
+            candidate.reason = hardness_reason(lbar=value, floor=limit)
+        else:
+            candidate.reason = hardness_reason(ches=value, ceiling=limit)
+    return limit
 
 
 def refresh_path(directory: Path, number: int) -> Path:

@@ -1,6 +1,7 @@
 """Negatives of whole files, without a server: gentle ones, mixed ones, filtered ones.
 
-Rows in, rows out, and everything else in a row as it was. Nothing is written over.
+Rows in, rows out, and everything else in a row as it was. ``data`` is a file of rows in any format that is read here,
+``out`` the JSON lines to write, which must not exist, ``image_root`` as in :func:`cwdpo.data.reading.read_rows`.
 """
 
 import json
@@ -76,15 +77,12 @@ def write_gentle(
     What a row gets depends on the seed, its place in the file and its text, not on the rows before it.
 
     Args:
-        data: a file of rows, in any format that is read here.
-        out: JSON lines; must not be there yet.
         lexicon: from :func:`cwdpo.negatives.read_lexicon`.
         seed: of all choices.
         kinds: kinds of edits to choose from.
         column: where the right answer stands; ``chosen`` is the preferred answer in every format.
         positives: a column with a list of further right answers, which no negative may equal; neither may it be right
             for another row of the same prompt and images, nor a paraphrase (``longer``, ``shorter``).
-        image_root: as in :func:`cwdpo.data.reading.read_rows`.
 
     Raises:
         DataError: a row that cannot be read, or a column that is missing.
@@ -142,11 +140,10 @@ def write_mixed(
     Args:
         data: rows with ids, or else named by their number in the file, from 0.
         on_policy: JSON lines of ``{"id": ..., "negatives": [...]}``; an id may come more than once.
-        progress: where in the run a schedule is read, from 0 to 1; the others are as there.
+        progress: where in the run a schedule is read, from 0 to 1; the others as in ``mix_negatives``.
 
     Raises:
-        DataError: a row or a sample that cannot be read, two rows of one
-            name, or a row that ends up without a negative.
+        DataError: a row or a sample that cannot be read, two rows of one name, or a row left without a negative.
     """
     refuse_existing(out)
     share, samples = fraction_at(fraction, progress), _read_samples(on_policy)
@@ -201,22 +198,20 @@ def write_filtered(
     where a weight is known. ``negative_sources`` and other columns of theirs are kept in step.
 
     Args:
-        data: rows with negatives.
-        out: JSON lines; must not be there yet.
         rules: on the texts alone; right is what any row of the same prompt and images prefers.
         drop_easier_than: floor of lbar in nats per token, or ``quantile:q`` of the file's.
         drop_ches_above: ceiling of the length-normalised CHES, or ``quantile:q`` of the file's.
         measure: the hardness of every negative of some rows; needed for the last two.
         weigh: w_c by lbar, of a run whose floor is known.
-        image_root: as in :func:`cwdpo.data.reading.read_rows`.
 
     Raises:
         UserError: no negative would be left; nothing is written then.
     """
+    assert measure is not None or (drop_easier_than is None and drop_ches_above is None), (
+        "a model is needed to measure hardness"
+    )
     refuse_existing(out)
     rows = list(rows_with_records(data, image_root))
-    needs_model = drop_easier_than is not None or drop_ches_above is not None
-    assert measure is not None or not needs_model, "a model is needed to measure hardness"
     hardness = None if measure is None else measure([row for _, row in rows])
     every = [one for of_row in hardness or () for one in of_row]
     floor = threshold([one.lbar for one in every], drop_easier_than) if every and drop_easier_than is not None else None
@@ -277,7 +272,7 @@ def row_ids(rows: Sequence[Row]) -> list[str]:
     """The name of each row for samples: its id, or where it has none its number in the file, from 0.
 
     Raises:
-        DataError: two rows of one name, whose samples could not be told apart.
+        DataError: two rows of one name, whose samples could not be distinguished.
     """
     names = [row.id or str(number) for number, row in enumerate(rows)]
     first: dict[str, int] = {}
@@ -315,7 +310,6 @@ def rows_sampled_for(
         path: the refresh.
         recipe: of its run; None where the file has lost its run, whose candidates then name the rows.
         data: the rows; by default those of the recipe.
-        image_root: where relative image paths start.
 
     Raises:
         UserError: there is neither recipe nor data, or the data has not all of the rows.

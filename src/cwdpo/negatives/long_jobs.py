@@ -1,4 +1,7 @@
-"""Negatives of whole files from a model or a server; what is done survives an interruption."""
+"""Negatives of whole files from a model or a server; what is done survives an interruption.
+
+``data``, ``out`` and ``image_root`` as in :mod:`cwdpo.negatives.files`.
+"""
 
 import traceback
 from collections import Counter
@@ -40,11 +43,8 @@ def write_asked(
     Every reply is kept in ``OUT.partial`` as it comes, and never paid for twice; ``OUT`` is written at the end.
 
     Args:
-        data: a file of rows, in any format that is read here.
-        out: JSON lines; must not be there yet.
         endpoint: the server.
         seed: sent with each request.
-        image_root: as in :func:`cwdpo.data.reading.read_rows`.
         progress: called after each reply.
 
     Returns:
@@ -106,8 +106,6 @@ def write_samples(
     id are named by their number, from 0. What is sampled is kept in ``OUT.partial`` until then.
 
     Args:
-        data: a file of rows, in any format that is read here.
-        out: JSON lines; must not be there yet.
         sampler: a model or a server.
         sampling: the sampler's settings.
         made_by: what else the samples follow from, such as the model; an interrupted call continues only where it is
@@ -117,7 +115,6 @@ def write_samples(
         rules, judge: of :func:`cwdpo.negatives.verify.verify`. Where the judge fails, the samples are kept for the
             next call.
         seed: of all samples.
-        image_root: as in :func:`cwdpo.data.reading.read_rows`.
         progress: called after each portion.
 
     Returns:

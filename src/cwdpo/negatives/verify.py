@@ -136,7 +136,9 @@ The assistant's answer above is right. Judge another answer to the same question
 Is it right too? It is right if everything that it says is true (of the image, where there is one) and it answers the \
 question; it may use other words, or say more or less than the answer above. It is wrong if anything in it is false or \
 if it does not answer the question.
-Answer in JSON: {{"verdict": "yes" if it is right, "no" if it is wrong, "unsure" if you cannot tell}}."""
+Answer in JSON: {{"verdict": "yes" if it is right, "no" if it is wrong, "unsure" if you \
+"""
+PROMPT += "cannot tell}}."  # codespell:ignore tell
 """What the server is asked, after the conversation with its right answer."""
 
 SCHEMA: dict[str, Any] = {

@@ -3,20 +3,26 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from transformers import IntervalStrategy, Trainer, get_scheduler
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cwdpo.config.checking import check_trainer_section
-from cwdpo.config.recipe import Recipe
+from cwdpo.config.recipe import LoraConfig, Recipe
+from cwdpo.config.recipe_file import read_recipe
+from cwdpo.data.check import CheckReport, Notice, memory_estimate
+from cwdpo.data.encode import Encoder
 from cwdpo.data.images import peek_image
 from cwdpo.data.reading import read_rows, split_rows
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, DataError, UserError
+from cwdpo.models.adapters import lora_targets
+from cwdpo.models.loading import load_outline, load_processor
+from cwdpo.models.parts import freeze_vision_tower, part_sizes
 from cwdpo.negatives.verify import load_judge
 from cwdpo.recipes.stages import stage_arguments
 from cwdpo.records import RunDirectory, Stage
@@ -134,6 +140,144 @@ def peek_at_images(rows: Iterable[Row]) -> None:
                 seen.add(image)
 
 
+class PartFacts(TypedDict):
+    """Weights of one part of a model, and how many of them full fine-tuning trains."""
+
+    total: int
+    trainable: int
+
+
+class LoraFacts(TypedDict):
+    """The layers that LoRA would train, and how many weights it adds."""
+
+    r: int
+    targets: list[str]
+    weights: int
+
+
+ModelFacts = TypedDict(
+    "ModelFacts",
+    {
+        "name_or_path": str,
+        "class": str,
+        "dtype": str,
+        "max_length": int | None,
+        "parts": dict[str, PartFacts],
+        "lora": LoraFacts,
+        "shape": dict[str, int],
+    },
+)
+"""What is known of a model without its weights."""
+
+
+def check_recipe(
+    path: Path, check: Callable[[Path, Path | None, Encoder | None], CheckReport]
+) -> tuple[CheckReport, ModelFacts]:
+    """Check all that a recipe names, without its weights. Whether this machine has a GPU does not matter.
+
+    Args:
+        path: the recipe.
+        check: makes the report of one file, with an image root and an encoder.
+
+    Returns:
+        One report over all files, and the facts of the model.
+
+    Raises:
+        UserError: a setting, or the model, cannot be used.
+    """
+    recipe = read_recipe(path, trainer_fields=argument_types)
+    check_settings(recipe, RunDirectory(Path(recipe.output_dir)), elsewhere=True)
+    lora = recipe.model.lora or LoraConfig()
+    encoder, facts = read_model(
+        recipe.model.name_or_path,
+        lora.target_modules,
+        trust_remote_code=recipe.model.trust_remote_code,
+        max_length=recipe.data.max_length,
+        rank=lora.r,
+    )
+    root = Path(recipe.data.image_root) if recipe.data.image_root is not None else None
+    whole = CheckReport(str(path))
+    for file in train_files(recipe) + ([Path(recipe.data.eval)] if recipe.data.eval is not None else []):
+        report = check(file, root, encoder)
+        whole.num_records += report.num_records
+        whole.rows += report.rows
+        whole.findings += report.findings
+        whole.notes += [note for note in report.notes if note.name != "no_rejected"]  # exact below
+    if not any(finding.name != "too_long" for finding in whole.findings):
+        whole.findings += _missing_answers(recipe, path)
+    return whole, facts
+
+
+def read_model(
+    model: str,
+    target_modules: str | list[str],
+    *,
+    trust_remote_code: bool,
+    max_length: int | None = None,
+    rank: int | None = None,
+) -> tuple[Encoder, ModelFacts]:
+    """An encoder that knows the model's limit, and what is known of the model without its weights.
+
+    Args:
+        model: a local directory or a hub name.
+        target_modules: as ``model.lora.target_modules``.
+        trust_remote_code: run Python code that comes with the model.
+        max_length: as ``data.max_length``; None for the model's own limit.
+        rank: as ``model.lora.r``; None for its default.
+
+    Raises:
+        UserError: the model or its processor cannot be used, or LoRA would train no layer.
+    """
+    outline = load_outline(model, trust_remote_code=trust_remote_code)
+    freeze_vision_tower(outline)
+    text = outline.config.get_text_config()
+    processor = load_processor(model, trust_remote_code=trust_remote_code)
+    limit = getattr(text, "max_position_embeddings", None)
+    encoder = Encoder(processor, max_length=max_length, model_max_length=limit)
+    rank = LoraConfig().r if rank is None else rank
+    targets = lora_targets(outline, target_modules)
+    layers = dict(outline.named_modules())
+    return encoder, {
+        "name_or_path": model,
+        "class": type(outline).__name__,
+        "dtype": str(outline.config.dtype or torch.float32).removeprefix("torch."),
+        "max_length": encoder.limit,
+        "parts": {part.part: {"total": part.total, "trainable": part.trainable} for part in part_sizes(outline)},
+        "lora": {"r": rank, "targets": targets, "weights": sum(rank * sum(layers[n].weight.shape) for n in targets)},
+        "shape": {
+            "hidden_size": text.hidden_size,
+            "num_layers": text.num_hidden_layers,
+            "vocabulary_size": text.vocab_size,
+        },
+    }
+
+
+def memory_of(facts: ModelFacts, longest: int) -> dict[str, dict[str, int]]:
+    """Bytes that one pair of the longest row takes in stage 2, with gradient checkpointing, for LoRA and in full.
+
+    Args:
+        facts: from :func:`read_model`.
+        longest: tokens of the longest prompt with its answer.
+    """
+    num_parameters = sum(part["total"] for part in facts["parts"].values())
+    adapters = facts["lora"]["weights"]
+    trained = {
+        "lora": (num_parameters + adapters, adapters),
+        "full": (num_parameters, sum(part["trainable"] for part in facts["parts"].values())),
+    }
+    result = {}
+    for name, (total, trainable) in trained.items():
+        result[name] = memory_estimate(
+            num_parameters=total,
+            trainable_parameters=trainable,
+            bytes_per_value=getattr(torch, facts["dtype"]).itemsize,
+            tokens_per_batch=2 * longest,
+            checkpointing=True,
+            **facts["shape"],
+        )
+    return result
+
+
 def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) -> None:
     """Make of a stage's settings all that needs neither model nor rows."""
     has_eval = recipe.data.eval is not None
@@ -199,3 +343,25 @@ def _without(recipe: Recipe, section: str, key: str) -> Recipe:
 def _name(recipe: Recipe, stage: Stage, key: str) -> str:
     """A setting as messages call it: where it is set, the stage's own section first."""
     return f"{stage}.trainer.{key}" if key in recipe.stages[stage].trainer else f"trainer.{key}"
+
+
+def _missing_answers(recipe: Recipe, path: Path) -> list[Notice]:
+    """What the stages would stop at, of rows that can all be read."""
+    try:
+        rows, eval_rows = read_data(recipe)
+        stages = rows_of_stages(recipe, rows)
+        missing = without_rejected(stages, eval_rows)
+        if not missing:
+            check_answers(recipe, stages, eval_rows)
+    except DataError:
+        raise
+    except UserError as problem:
+        return [Notice(str(path), "settings", f"{path}: {problem}")]
+    return [
+        Notice(
+            row.source,
+            "missing_answer",
+            f"{row.source}: the row has no `rejected` answer, which stage 2 needs. Add one.",
+        )
+        for row in missing
+    ]

@@ -12,8 +12,8 @@ import xxhash
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cwdpo.config.reading import dump_recipe, read_recipe
 from cwdpo.config.recipe import DataConfig, Recipe
+from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.data.reading import resolve_root
 from cwdpo.data.rows import ImageSource, Message, Row
 from cwdpo.errors import ConfigError, DataError, UserError

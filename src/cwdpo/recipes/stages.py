@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from cwdpo.config.reading import dump_recipe
 from cwdpo.config.recipe import ModelConfig, Recipe, Stage1Config
+from cwdpo.config.recipe_file import dump_recipe
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, FeatureCache, make_engine, separate_engine
 from cwdpo.errors import ConfigError, UserError
@@ -33,6 +33,7 @@ from cwdpo.probes.callback import Probing
 from cwdpo.recipes.resuming import NewIntervals, keep_floor, keep_rows
 from cwdpo.records import RunDirectory, Stage, write_json, write_text
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
+from cwdpo.trainers.arguments import arguments_from
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal, TensorBoardRecorder
 from cwdpo.trainers.checkpoints import last_checkpoint, whole_checkpoints
 
@@ -213,29 +214,17 @@ def stage_arguments(
         "report_to": [name for name in wanted_loggers(given) if name != TENSORBOARD] or "none",  # that one is ours
         "output_dir": str(run.checkpoints(stage)),
         "seed": recipe.seed,
-        "engine": recipe.engine,
-        "max_length": recipe.data.max_length,
+        **arguments_from(recipe, recipe.data),
         **overrides,
     }
     if isinstance(settings, Stage1Config):
-        return SmoothSFTConfig(
-            objective=settings.objective,
-            penalty=settings.penalty,
-            ceiling=settings.ceiling,
-            epsilon=settings.epsilon,
-            **shared,
-        )
-    cooling = settings.cooling
-    weights = {} if cooling is None else {f"cooling_{name}": value for name, value in asdict(cooling).items()}
+        return SmoothSFTConfig(**arguments_from(settings), **shared)
     return CWDPOConfig(
-        beta=settings.beta,
-        cooling=cooling is not None,
-        reference=settings.reference,
+        cooling=settings.cooling is not None,
         reference_dir=str(run.reference),
         on_policy=None if recipe.negatives is None else asdict(recipe.negatives),
         on_policy_dir=str(run.negatives),
-        reference_batch_size=settings.reference_batch_size,
-        **weights,
+        **arguments_from(settings, settings.cooling),
         **shared,
     )
 

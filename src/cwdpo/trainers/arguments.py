@@ -1,23 +1,66 @@
-"""Training arguments of both stages: ``TrainingArguments`` and the few settings that the method adds."""
+"""Training arguments of both stages: ``TrainingArguments`` and the settings that the method adds.
 
+Their defaults and limits are those of the recipe's sections: Python and YAML refuse the same values.
+"""
+
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints
 
 from transformers import TrainingArguments
 
-from cwdpo.config.checking import build
-from cwdpo.config.recipe import NegativesConfig
+from cwdpo.config.checking import build, problem_with
+from cwdpo.config.recipe import (
+    CoolingConfig,
+    DataConfig,
+    EngineName,
+    NegativesConfig,
+    Objective,
+    Recipe,
+    ReferenceKind,
+    Stage1Config,
+    Stage2Config,
+)
 from cwdpo.errors import ConfigError
+
+_DECLARED: Mapping[str, tuple[type, str]] = {
+    "max_length": (DataConfig, "max_length"),
+    "engine": (Recipe, "engine"),
+    **{name: (Stage1Config, name) for name in ("objective", "penalty", "ceiling", "epsilon")},
+    **{name: (Stage2Config, name) for name in ("beta", "reference", "reference_batch_size")},
+    **{f"cooling_{name}": (CoolingConfig, name) for name in ("floor", "temperature", "detach", "constant")},
+}
+"""Python's name of a setting: the recipe's section and key."""
+
+_IN_PYTHON = {r"`cooling: null`": "`cooling=False`", r"`objective: plain`": '`objective="plain"`', r"\bnull\b": "None"}
+"""What a recipe's advice is called in Python."""
+
+if TYPE_CHECKING:
+    Floor: TypeAlias = float | str
+else:
+
+    class Floor(str):
+        """``HfArgumentParser`` reads one type from the command line, and this one gives a number where it is one."""
+
+        def __new__(cls, text: str) -> "float | str":
+            try:
+                return float(text)
+            except ValueError:
+                return text
 
 
 @dataclass
 class AnswerArguments(TrainingArguments):
     """What both stages share. Every other setting is the Trainer's own."""
 
-    max_length: int | None = field(default=None, metadata={"help": "Most tokens in prompt and answer; longer stops."})
-    engine: Literal["auto", "tree", "plain"] = field(default="auto", metadata={"help": "How log-probs are computed."})
+    max_length: int | None = field(
+        default=DataConfig.max_length, metadata={"help": "Most tokens in prompt and answer; longer stops."}
+    )
+    engine: EngineName = field(default=Recipe.engine, metadata={"help": "How log-probs are computed."})
     length_buckets: bool = field(
-        default=False, metadata={"help": "Put rows of like length (images, prompt and all answers) in the same step."}
+        default=False,
+        metadata={"help": "Put rows of similar length (images, prompt and all answers) in the same step."},
     )
     max_tokens_per_batch: int | None = field(
         default=None,
@@ -31,12 +74,13 @@ class AnswerArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        """Refuse what would silently do nothing here.
+        """Refuse what would be wrong, or silently do nothing here.
 
         Raises:
-            ConfigError: a setting has no effect on these trainers.
+            ConfigError: a value that a recipe would refuse too, or a setting that has no effect on these trainers.
         """
         super().__post_init__()
+        self._check_declared()
         if self.remove_unused_columns:
             raise ConfigError("remove_unused_columns must be false: images and answers are read from the row itself.")
         if self.label_smoothing_factor:
@@ -61,6 +105,17 @@ class AnswerArguments(TrainingArguments):
                 "answers. Start with `torchrun --nproc-per-node N -m cwdpo train ...`, or set CUDA_VISIBLE_DEVICES=0."
             )
 
+    def _check_declared(self) -> None:
+        problems = []
+        for name in (each.name for each in fields(self) if each.name in _DECLARED):
+            if problem := problem_with(*_DECLARED[name], getattr(self, name)):
+                problems.append(f"{name} {problem}")
+        text = "\n".join(problems)
+        for ours, python in _IN_PYTHON.items():
+            text = re.sub(ours, python, text)
+        if text:
+            raise ConfigError(text)
+
 
 def argument_types() -> dict[str, Any]:
     """What both stages take, by name, with its declared type."""
@@ -68,29 +123,42 @@ def argument_types() -> dict[str, Any]:
     return {each.name: types[each.name] for each in fields(AnswerArguments) if each.init}
 
 
+def arguments_from(*sections: object) -> dict[str, Any]:
+    """The settings of some recipe sections under Python's names."""
+    return {
+        name: getattr(section, key)
+        for name, (kind, key) in _DECLARED.items()
+        for section in sections
+        if isinstance(section, kind)
+    }
+
+
 @dataclass
 class SmoothSFTConfig(AnswerArguments):
     """Settings of stage 1, see :class:`cwdpo.config.recipe.Stage1Config`."""
 
-    objective: Literal["constrained", "smoothed", "plain"] = "constrained"
-    penalty: float = 0.1
-    ceiling: float = 2.0
-    epsilon: float = 0.1
+    objective: Objective = Stage1Config.objective
+    penalty: float = Stage1Config.penalty
+    ceiling: float = Stage1Config.ceiling
+    epsilon: float = Stage1Config.epsilon
 
 
 @dataclass
 class CWDPOConfig(AnswerArguments):
     """Settings of stage 2, see :class:`cwdpo.config.recipe.Stage2Config`."""
 
-    beta: float = 0.1
+    beta: float = Stage2Config.beta
     cooling: bool = field(default=True, metadata={"help": "False is plain DPO."})
-    cooling_floor: float | str = "gentle"
-    cooling_temperature: float = 0.3
-    cooling_detach: bool = True
-    cooling_constant: float | None = field(default=None, metadata={"help": "One weight for every negative."})
-    reference: Literal["cached", "live"] = "cached"
+    cooling_floor: Floor = CoolingConfig.floor
+    cooling_temperature: float = CoolingConfig.temperature
+    cooling_detach: bool = CoolingConfig.detach
+    cooling_constant: float | None = field(
+        default=CoolingConfig.constant, metadata={"help": "One weight for every negative."}
+    )
+    reference: ReferenceKind = Stage2Config.reference
     reference_batch_size: int | None = field(
-        default=None, metadata={"help": "Rows at a time in the reference pass; per_device_eval_batch_size by default."}
+        default=Stage2Config.reference_batch_size,
+        metadata={"help": "Rows at a time in the reference pass; per_device_eval_batch_size by default."},
     )
     reference_dir: str | None = field(default=None, metadata={"help": "Default: output_dir/reference."})
     on_policy: dict[str, Any] | None = field(
@@ -104,6 +172,4 @@ class CWDPOConfig(AnswerArguments):
         Raises:
             ConfigError: one line for each setting that is unknown or wrong.
         """
-        if self.on_policy is None:
-            return None
-        return build(NegativesConfig, self.on_policy, lambda path: ".".join(("on_policy", *map(str, path))))
+        return None if self.on_policy is None else build(NegativesConfig, self.on_policy, path=("on_policy",))

@@ -239,8 +239,8 @@ def test_options_of_the_prompt_are_used() -> None:
     assert all_of("A. red", "choice", "What colour is it?") == set()
 
 
-def test_unknown_kinds_are_told() -> None:
-    with pytest.raises(ConfigError, match="'color' is no kind"):
+def test_unknown_kinds_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'color' is not a kind"):
         made("a red car", "color")
 
 

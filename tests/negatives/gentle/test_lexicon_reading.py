@@ -55,7 +55,7 @@ def test_a_users_kept_phrase_is_kept() -> None:
         ("groups:\n  a:\n    kind: object\n    members: [on, off]\n", "mine.yaml:4: 'groups.a.members' holds true"),
         (
             "groups:\n  a:\n    kind: object\n    memebrs: [x, y]\n",
-            "mine.yaml:4: 'groups.a.memebrs' is no key of a lexicon. Did you mean 'members'",
+            "mine.yaml:4: 'groups.a.memebrs' is not a key of a lexicon. Did you mean 'members'",
         ),
         (
             "groups:\n  a:\n    kind: object\n    members: [x, y]\n    next: [<dett>]\n",
@@ -70,23 +70,23 @@ def test_a_users_kept_phrase_is_kept() -> None:
             "mine.yaml:5: 'groups.a.next' holds 'two words'",
         ),
         ("verbs:\n  sit: [sits]\n", "mine.yaml:2: 'verbs.sit' has 1 forms"),
-        ("group: {}\n", "mine.yaml:1: 'group' is no key of a lexicon. Did you mean 'groups'"),
+        ("group: {}\n", "mine.yaml:1: 'group' is not a key of a lexicon. Did you mean 'groups'"),
         ("groups:\n\t- a", "mine.yaml:2: this line is indented with a tab"),
     ],
 )
-def test_mistakes_are_told_with_their_line(text: str, message: str) -> None:
+def test_mistakes_are_reported_with_their_line(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_lexicon(text, "mine.yaml", onto=read_lexicon())
     assert message in str(error.value)
 
 
-def test_every_mistake_is_told_at_once() -> None:
+def test_every_mistake_is_reported_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         parse_lexicon("groups:\n  a: {kind: x, members: [b, c]}\n  d: {kind: y, members: [e, f]}\n", "mine.yaml")
     assert [line.split(":")[1] for line in str(error.value).splitlines()] == ["2", "3"]
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         read_lexicon(tmp_path / "nothing.yaml")
 

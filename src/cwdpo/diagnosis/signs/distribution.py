@@ -1,6 +1,9 @@
 """What the model has become: too sure of itself, or far from where it started."""
 
-from cwdpo.diagnosis.history import Finding, MissingReadingsError, StageHistory, hold_negatives_back, movements
+from cwdpo.diagnosis.curves import MissingReadingsError
+from cwdpo.diagnosis.findings import Finding
+from cwdpo.diagnosis.history import StageHistory, hold_negatives_back, movements
+from cwdpo.records import ProbeMeasure, Side
 
 
 def overconfidence(stage: StageHistory) -> Finding | None:
@@ -71,10 +74,11 @@ def _collapse(stage: StageHistory) -> str | None:
 
 
 def _moved_mass(stage: StageHistory) -> str | None:
-    for name, limit, words in (
+    distances: tuple[tuple[ProbeMeasure, float, str], ...] = (
         ("tv", stage.limits.drift_tv, "total variation"),
         ("js", stage.limits.drift_js, "Jensen-Shannon divergence in nats"),
-    ):
+    )
+    for name, limit, words in distances:
         curve = stage.find_probe("chosen", name)
         if curve is not None and curve.change(stage.limits.sigmas, base=0.0).rose(limit):
             return f"the distance to the reference on chosen tokens (`{name}`, {words}) is {curve.end:.3g}"
@@ -83,7 +87,8 @@ def _moved_mass(stage: StageHistory) -> str | None:
 
 def _moved_answers(stage: StageHistory) -> str | None:
     limits = stage.limits
-    for side, per_token in (("chosen", limits.drift_chosen), ("rejected", limits.drift_rejected)):
+    most: dict[Side, float] = {"chosen": limits.drift_chosen, "rejected": limits.drift_rejected}
+    for side, per_token in most.items():
         for movement in movements(stage, side):
             change = movement.change(limits.sigmas)
             least = per_token if movement.per_token else limits.drift_answer

@@ -2,16 +2,10 @@
 
 from dataclasses import dataclass
 
-from cwdpo.diagnosis.history import (
-    Change,
-    Curve,
-    Finding,
-    MissingReadingsError,
-    Movement,
-    StageHistory,
-    hold_negatives_back,
-    movements,
-)
+from cwdpo.diagnosis.curves import Change, Curve, MissingReadingsError
+from cwdpo.diagnosis.findings import Finding
+from cwdpo.diagnosis.history import Movement, StageHistory, hold_negatives_back, pairs_of_movements
+from cwdpo.records import ProbeMeasure
 
 
 @dataclass(frozen=True)
@@ -68,19 +62,14 @@ def likelihood_displacement(stage: StageHistory) -> Finding | None:
 
 def _falls(stage: StageHistory) -> list[_Fall]:
     """Every account by which chosen answers fell and stayed down."""
-    rejected = {movement.source: movement for movement in movements(stage, "rejected")}
-    found, judged = [], False
-    for chosen in movements(stage, "chosen"):
-        other = rejected.get(chosen.source)
-        if other is None or other.per_token != chosen.per_token:
-            continue
-        judged = True
+    pairs, found = pairs_of_movements(stage), []
+    if not pairs:
+        raise MissingReadingsError("readings of chosen and rejected answers from the same rows")
+    for chosen, rejected in pairs:
         change, lowest = chosen.change(stage.limits.sigmas), chosen.curve.lowest
         tolerance = _tolerance(stage, chosen)
         if lowest[0] - change.start <= -tolerance and change.fell(tolerance * stage.limits.recovered):
-            found.append(_Fall(chosen, change, lowest, other.change(stage.limits.sigmas)))
-    if not judged:
-        raise MissingReadingsError("readings of chosen and rejected answers from the same rows")
+            found.append(_Fall(chosen, change, lowest, rejected.change(stage.limits.sigmas)))
     return found
 
 
@@ -95,9 +84,10 @@ def _tolerance(stage: StageHistory, chosen: Movement) -> float:
 
 
 def _concentration(stage: StageHistory) -> tuple[bool | None, str]:
-    """Whether mass moved to the argmax: yes, no, or None where nothing tells; and the reading that says it."""
+    """Whether mass moved to the argmax: yes, no, or None where no reading shows it; and the reading."""
     limits = stage.limits
-    for name in ("argmax_mass", "top1"):
+    masses: tuple[ProbeMeasure, ...] = ("argmax_mass", "top1")
+    for name in masses:
         mass = stage.find_probe("chosen", name)
         if mass is not None and (verdict := _moved(mass.change(limits.sigmas), limits.mass_shift, limits.mass_shift)):
             return verdict > 0, _from_to(f"`{name}`", mass)
@@ -109,7 +99,7 @@ def _concentration(stage: StageHistory) -> tuple[bool | None, str]:
     greedy = stage.find_probe("greedy", "delta")
     if greedy is not None and greedy.end > 0:
         return True, f"greedy answers moved {greedy.end:+.3g} nats/token"
-    return None, "whether the mass went to the argmax was not seen: probes tell `argmax_mass`"
+    return None, "whether the mass went to the argmax was not seen: probes measure it as `argmax_mass`"
 
 
 def _moved(change: Change, up: float, down: float) -> int:

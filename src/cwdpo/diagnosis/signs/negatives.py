@@ -1,14 +1,19 @@
 """Negatives that teach nothing, teach the wrong thing, or are not heard."""
 
+from cwdpo.diagnosis.curves import MissingReadingsError
+from cwdpo.diagnosis.findings import Finding
 from cwdpo.diagnosis.history import (
-    Finding,
-    MissingReadingsError,
     StageHistory,
     cooling_mode,
     hold_negatives_back,
     movements,
+    pairs_of_movements,
     tokens,
 )
+from cwdpo.records import ProbeGroup
+
+_NOBODY_SAYS: tuple[ProbeGroup, ...] = ("shuffled", "other_answer")
+_HARD: tuple[ProbeGroup, ...] = ("gentle", "on_policy", "rejected")
 
 
 def easy_negative_saturation(stage: StageHistory) -> Finding | None:
@@ -18,7 +23,7 @@ def easy_negative_saturation(stage: StageHistory) -> Finding | None:
         f"{hold_negatives_back(stage)}. Better negatives teach more: answers with one mistake (`gentle`), or the "
         "model's own wrong ones."
     )
-    for group in ("shuffled", "other_answer"):
+    for group in _NOBODY_SAYS:
         delta = stage.find_probe(group, "delta")
         if delta is not None and delta.change(limits.sigmas, base=0.0).fell(limits.free_fall):
             said = f"answers of probe group `{group}` fell by {-delta.end:.3g} nats/token, though nobody would say them"
@@ -42,7 +47,7 @@ def stale_contrast(stage: StageHistory) -> Finding | None:
     """No pair is left that pulls: every negative is cooled away, or every margin is past the sigmoid's bend."""
     limits, accuracy = stage.limits, stage.metric("rewards/accuracies")
     advice = (
-        "Stop here, or bring negatives that the model still finds likely: its own wrong answers, sampled anew as it "
+        "Stop here, or bring negatives that the model still finds likely: its own wrong answers, sampled again as it "
         "changes, or answers with one mistake (`gentle`)."
     )
     if cooling_mode(stage) == "on":
@@ -90,12 +95,8 @@ def false_negatives(stage: StageHistory) -> Finding | None:
 
 
 def _rejected_gains(stage: StageHistory) -> str | None:
-    chosen = {movement.source: movement for movement in movements(stage, "chosen")}
-    for rejected in movements(stage, "rejected"):
-        other = chosen.get(rejected.source)
-        if other is None or other.per_token != rejected.per_token:
-            continue
-        rise, change = rejected.change(stage.limits.sigmas), other.change(stage.limits.sigmas)
+    for chosen, rejected in pairs_of_movements(stage):
+        rise, change = rejected.change(stage.limits.sigmas), chosen.change(stage.limits.sigmas)
         least = stage.limits.blind_move if rejected.per_token else stage.limits.margin_rise
         if rise.rose(least) and rise.amount >= change.amount and not _margin_holds(stage):
             return (
@@ -147,7 +148,7 @@ def _hard_negatives(stage: StageHistory) -> str | None:
     if chosen is not None and rejected is not None and chosen.end - rejected.end < limits.hard_gap:
         return f"rejected answers are within {chosen.end - rejected.end:.2g} nats/token of chosen ones"
     of_chosen = stage.find_probe("chosen", "mean_logprob")
-    for group in ("gentle", "on_policy", "rejected"):
+    for group in _HARD:
         level = stage.find_probe(group, "mean_logprob")
         if of_chosen is not None and level is not None and of_chosen.end - level.end < limits.hard_gap:
             gap = of_chosen.end - level.end

@@ -1,13 +1,19 @@
-"""The training itself: numbers that are none, gradients that jump, a reference that is another model, no progress."""
+"""The training itself: numbers that are not finite, gradients that jump, a wrong reference, no progress."""
 
 import math
 from statistics import median
+from typing import get_args
 
-from cwdpo.diagnosis.history import Curve, Finding, MissingReadingsError, StageHistory, movements, tokens
+from cwdpo.diagnosis.curves import Curve, MissingReadingsError
+from cwdpo.diagnosis.findings import Finding
+from cwdpo.diagnosis.history import StageHistory, movements, tokens
+from cwdpo.records import Side
+
+_SIDES: tuple[Side, ...] = get_args(Side)
 
 
 def non_finite_loss(stage: StageHistory) -> Finding | None:
-    """A loss that is no number, or gradients that are none again and again."""
+    """A loss that is not finite, or gradients that are not, again and again."""
     limits, gradients = stage.limits, stage.broken.get("grad_norm", ())
     names = [name for name in stage.broken if name not in ("grad_norm", "entropy") and not name.startswith("eval_")]
     if len(gradients) >= limits.bad_gradients or stage.last_step in gradients:
@@ -19,10 +25,10 @@ def non_finite_loss(stage: StageHistory) -> Finding | None:
     if not names:
         return None
     first = min(stage.broken[name][0] for name in names)
-    told = ", ".join(f"`{name}` {len(stage.broken[name])} times" for name in names)
+    named = ", ".join(f"`{name}` {len(stage.broken[name])} times" for name in names)
     return stage.finding(
         "non_finite_loss",
-        f"first of the readings that are no finite number: {told}",
+        f"first of the readings that are not finite: {named}",
         "Go back to a checkpoint from before this step. Train in bfloat16 or float32 (`model.dtype`, "
         "`trainer.bf16: true`) instead of float16, lower `trainer.learning_rate`, add `trainer.warmup_steps`, "
         "and keep `trainer.max_grad_norm: 1.0`.",
@@ -35,7 +41,7 @@ def reward_at_start(stage: StageHistory) -> Finding | None:
     if not stage.has_steps:
         raise MissingReadingsError("steps: the lines do not say which is the first")
     limits = stage.limits
-    seen = {side: stage.metrics.get(f"rewards/{side}") for side in ("chosen", "rejected")}
+    seen = {side: stage.metrics.get(f"rewards/{side}") for side in _SIDES}
     first = {side: curve.values[0] for side, curve in seen.items() if curve is not None and curve.steps[0] <= 1}
     if not first:
         raise MissingReadingsError("`rewards/chosen` at step 0 or 1: write `trainer.logging_first_step: true`")
@@ -46,10 +52,10 @@ def reward_at_start(stage: StageHistory) -> Finding | None:
             off[side] = reward
     if not off:
         return None
-    told = " and ".join(f"{side} {reward:+.3g} ({reward / stage.beta:+.3g} nats)" for side, reward in off.items())
+    rewards = " and ".join(f"{side} {reward:+.3g} ({reward / stage.beta:+.3g} nats)" for side, reward in off.items())
     return stage.finding(
         "reward_at_start",
-        f"the rewards are not 0 before the first update: {told}. The reference is not the model that is trained",
+        f"the rewards are not 0 before the first update: {rewards}. The reference is not the model that is trained",
         "Take the reference from the model that this stage starts with (leave `ref_model` out), set "
         "`model.lora.dropout` to 0 or expect its noise here, compute both in one precision, and remove a cached "
         "reference of another model.",
@@ -90,9 +96,9 @@ def _stalled_preferences(stage: StageHistory) -> Finding | None:
     at_chance = accuracy is None or accuracy.end <= limits.chance_accuracy
     if not at_chance or abs(loss.end - math.log(2)) > limits.stall_loss * math.log(2):
         return None
-    moved = {side: movements(stage, side)[-1] for side in ("chosen", "rejected")}
+    moved = {side: movements(stage, side)[-1] for side in _SIDES}
     amounts = {side: movement.change(limits.sigmas) for side, movement in moved.items()}
-    said = f"after {len(loss)} readings the loss is {loss.end:.4f}, that of a coin (log 2)"
+    said = f"after {len(loss)} readings the loss is {loss.end:.4f}, as at chance (log 2)"
     if accuracy is not None:
         said += f", {accuracy.end:.0%} of pairs are in the right order"
     sizes = [

@@ -1,6 +1,11 @@
 """Margins made of something other than what the picture shows: length, or words alone."""
 
-from cwdpo.diagnosis.history import Curve, Finding, MissingReadingsError, StageHistory, movements, tokens
+from cwdpo.diagnosis.curves import Curve, MissingReadingsError
+from cwdpo.diagnosis.findings import Finding
+from cwdpo.diagnosis.history import StageHistory, movements, tokens
+from cwdpo.records import ProbeGroup
+
+_OTHER_PICTURES: tuple[ProbeGroup, ...] = ("other_image", "blank")
 
 
 def length_shortcut(stage: StageHistory) -> Finding | None:
@@ -11,15 +16,15 @@ def length_shortcut(stage: StageHistory) -> Finding | None:
     return stage.finding(
         "length_shortcut",
         said,
-        "Balance the lengths: pair answers of like length, or cut the longer ones. `stage2.cooling` counts per token "
-        "and so does not see length. Raise `stage2.beta` to keep the drift of long answers small.",
+        "Balance the lengths: pair answers of similar length, or cut the longer ones. `stage2.cooling` counts per "
+        "token and so does not see length. Raise `stage2.beta` to keep the drift of long answers small.",
     )
 
 
 def image_blindness(stage: StageHistory) -> Finding | None:
     """Answers are as likely under another image, or none: the model reads the words and does not look."""
     chosen = stage.find_probe("chosen", "mean_logprob")
-    others = {group: stage.find_probe(group, "mean_logprob") for group in ("other_image", "blank")}
+    others = {group: stage.find_probe(group, "mean_logprob") for group in _OTHER_PICTURES}
     if chosen is None or not any(others.values()):
         least = stage.limits.min_probe_readings
         raise MissingReadingsError(f"probe groups `chosen` and `other_image` or `blank`, {least} readings or more")
@@ -29,7 +34,7 @@ def image_blindness(stage: StageHistory) -> Finding | None:
             return stage.finding(
                 "image_blindness",
                 said,
-                "Use negatives that only the image tells apart (`gentle`: one attribute changed; another image's "
+                "Use negatives that only the image rules out (`gentle`: one attribute changed; another image's "
                 "answer), keep `model.freeze_vision: false` in mind if the vision tower never learned these images, "
                 "and check with `cwdpo check` that the rows' images are the right ones.",
             )

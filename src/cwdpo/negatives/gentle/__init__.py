@@ -1,8 +1,10 @@
-"""Gentle negatives: an answer with exactly one minor error, and everything else as it was."""
+"""Gentle negatives: an answer with exactly one minor error, and everything else as it was.
+
+:func:`gentle_negative` is what this package is for; it needs no model and no torch. (:mod:`.server` asks a server.)
+"""
 
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import chain
 
 from cwdpo.errors import ConfigError
@@ -10,30 +12,10 @@ from cwdpo.negatives.filtering import normalised
 from cwdpo.negatives.gentle.lexicon import KINDS, Lexicon
 from cwdpo.negatives.gentle.numbers import counts, numbers, swaps
 from cwdpo.negatives.gentle.short_answers import choices, yes_no
-from cwdpo.negatives.gentle.text import Edit, Reading, Span, apply, outside_scopes
+from cwdpo.negatives.gentle.text import Edit, GentleNegative, Reading, apply, outside_scopes
 from cwdpo.negatives.gentle.words import substitutions
 
-
-@dataclass(frozen=True, slots=True)
-class GentleNegative:
-    """A wrong answer and what is wrong in it. Outside its parts the two texts are the same character for character."""
-
-    text: str
-    kind: str
-    """One of :data:`cwdpo.negatives.gentle.lexicon.KINDS`."""
-
-    parts: tuple[tuple[Span, Span], ...]
-    """Of each place that changed, its characters ``(start, end)`` in the right answer and in this one."""
-
-    @property
-    def before(self) -> Span:
-        """Characters of the right answer from the first change to the last."""
-        return self.parts[0][0][0], self.parts[-1][0][1]
-
-    @property
-    def after(self) -> Span:
-        """Characters of the wrong answer that stand in their place."""
-        return self.parts[0][1][0], self.parts[-1][1][1]
+__all__ = ["GentleNegative", "gentle_negative"]
 
 
 def gentle_negative(
@@ -74,7 +56,7 @@ def gentle_negative(
         for edit in edits:
             made = apply(edit, reading)
             if normalised(made.text) not in right:
-                return GentleNegative(made.text, kind, made.parts)
+                return made
     return None
 
 
@@ -99,5 +81,5 @@ def checked_kinds(kinds: Sequence[str] | None) -> tuple[str, ...]:
         return KINDS
     for kind in kinds:
         if kind not in KINDS:
-            raise ConfigError(f"{kind!r} is no kind of edit. Write one or more of {', '.join(KINDS)}.")
+            raise ConfigError(f"{kind!r} is not a kind of edit. Write one or more of {', '.join(KINDS)}.")
     return tuple(kind for kind in KINDS if kind in kinds)

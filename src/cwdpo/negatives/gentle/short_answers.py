@@ -35,58 +35,13 @@ _OPTION = re.compile(r"(?:^|(?<=\s))\(?([A-Ha-h])[).:]\s*(\S.*?)(?=\s+\(?[A-Ha-h
 def yes_no(reading: Reading) -> Iterator[Edit]:
     """ "Yes." becomes "No."; "Yes, there is a dog." becomes "No, there is not a dog."."""
     bare = _BARE.fullmatch(reading.text)
-    if bare:
-        word = bare[1]
-        yield Edit("yes_no", (Part(*bare.span(1), cased_like(word, _OPPOSITE[word.lower()])),))
-        return
     clause = _CLAUSE.match(reading.text)
-    if clause and not _SECOND_CLAUSE.search(clause[3]):
-        yield from _turned_clause(clause)
-
-
-def _turned_clause(clause: re.Match[str]) -> Iterator[Edit]:
-    """The answer's first word and its verb change together, so that they go on agreeing."""
-    word, offset = clause[1], clause.start(3)
-    first = Part(*clause.span(1), cased_like(word, _OPPOSITE[word.lower()]))
-    negations = _ANY_NEGATION.findall(clause[3])
-    if word.lower() == "yes" and not negations:
-        verb = _POSITIVE.search(clause[3])
-        if verb and not re.search(r"\bsome\b", clause[3], re.IGNORECASE):
-            yield from _denied(first, verb, clause)
-    elif word.lower() == "no" and len(negations) == 1:
-        negated = _NEGATED.search(clause[3])
-        if negated and not re.search(r"\b(?:won|can)['\u2019]t\b", clause[3], re.IGNORECASE):
-            group = next(number for number in (1, 2, 3) if negated[number])
-            if group == 3 and not re.search(r"\b(?:any|a|an)\b", clause[3]):
-                yield Edit(
-                    "yes_no", (first, Part(offset + negated.start(3), offset + negated.end(3), _some(negated, clause)))
-                )
-            elif group != 3 and not re.search(r"\bany\b", clause[3]):
-                yield Edit("yes_no", (first, Part(offset + negated.start(group), offset + negated.end(group), "")))
-
-
-def _denied(first: Part, verb: re.Match[str], clause: re.Match[str]) -> Iterator[Edit]:
-    """ "is" becomes "is not", "can" becomes "cannot", and "has a hat" becomes "does not have a hat"."""
-    start, end = clause.start(3) + verb.start(), clause.start(3) + verb.end()
-    loud = clause[3].isupper()
-    word, rest = verb[0].lower(), clause[3][verb.end() :]
-    if word in _HAS and not _PARTICIPLE.match(rest):
-        if not _OBJECT.match(rest) or verb.start() == 0:
-            return
-        text = f"{_HAS[word]} not have"
-        yield Edit("yes_no", (first, Part(start, end, text.upper() if loud else text)))
-    else:
-        text = "not" if word == "can" else " not"
-        yield Edit("yes_no", (first, Part(end, end, text.upper() if loud else text)))
-
-
-def _some(negated: re.Match[str], clause: re.Match[str]) -> str:
-    """What stands for "no" when there is one: "there is no dog" becomes "there is a dog"."""
-    singular = negated[0].lower().split()[1] in ("is", "was")
-    rest = clause[3][negated.end() :].lstrip()
-    if not singular:
-        return ""
-    return " an" if rest[:1].lower() in tuple("aeiou") else " a"
+    if bare:
+        yield Edit("yes_no", (_opposite(bare),))
+    elif clause and not _SECOND_CLAUSE.search(clause[3]):
+        second = _denied(clause) if clause[1].lower() == "yes" else _asserted(clause)
+        if second is not None:  # the answer's first word and its verb change together, so that they agree
+            yield Edit("yes_no", (_opposite(clause), second))
 
 
 def choices(reading: Reading, prompt: str) -> Iterator[Edit]:
@@ -95,17 +50,54 @@ def choices(reading: Reading, prompt: str) -> Iterator[Edit]:
     found = _LETTER.fullmatch(reading.text)
     if found and reading.text.strip() not in ("a", "i"):
         letter = found[1]
-        known = sorted(options) if letter.upper() in options else ["A", "B", "C", "D"]
-        for other in known:
+        for other in sorted(options) if letter.upper() in options else ["A", "B", "C", "D"]:
             if other != letter.upper():
                 yield Edit("choice", (Part(*found.span(1), other if letter.isupper() else other.lower()),))
         return
-    told = _WITH_TEXT.fullmatch(reading.text)
-    if told and told[1].upper() in options and _same(options[told[1].upper()], told[2]):
+    full = _WITH_TEXT.fullmatch(reading.text)
+    if full and full[1].upper() in options and _same(options[full[1].upper()], full[2]):
         for other, text in sorted(options.items()):
-            if other != told[1].upper() and not _same(text, told[2]):
-                letter = other if told[1].isupper() else other.lower()
-                yield Edit("choice", (Part(*told.span(1), letter), Part(*told.span(2), text)))
+            if other != full[1].upper() and not _same(text, full[2]):
+                letter = other if full[1].isupper() else other.lower()
+                yield Edit("choice", (Part(*full.span(1), letter), Part(*full.span(2), text)))
+
+
+def _opposite(answer: re.Match[str]) -> Part:
+    """The first group, a yes or a no, as its opposite."""
+    return Part(*answer.span(1), cased_like(answer[1], _OPPOSITE[answer[1].lower()]))
+
+
+def _denied(clause: re.Match[str]) -> Part | None:
+    """ "is" becomes "is not", "can" becomes "cannot", and "has a hat" becomes "does not have a hat"."""
+    verb = _POSITIVE.search(clause[3])
+    if verb is None or _ANY_NEGATION.search(clause[3]) or re.search(r"\bsome\b", clause[3], re.IGNORECASE):
+        return None
+    start, end = clause.start(3) + verb.start(), clause.start(3) + verb.end()
+    word, rest = verb[0].lower(), clause[3][verb.end() :]
+    if word in _HAS and not _PARTICIPLE.match(rest):
+        if not _OBJECT.match(rest) or verb.start() == 0:
+            return None
+        text = f"{_HAS[word]} not have"
+    else:
+        start, text = end, "not" if word == "can" else " not"
+    return Part(start, end, text.upper() if clause[3].isupper() else text)
+
+
+def _asserted(clause: re.Match[str]) -> Part | None:
+    """The negation is left out: "is not" becomes "is", and "there is no dog" becomes "there is a dog"."""
+    negated = _NEGATED.search(clause[3])
+    if negated is None or len(_ANY_NEGATION.findall(clause[3])) != 1:
+        return None
+    if re.search(r"\b(?:won|can)['\u2019]t\b", clause[3], re.IGNORECASE):
+        return None
+    group = next(number for number in (1, 2, 3) if negated[number])
+    if re.search(r"\b(?:any|a|an)\b" if group == 3 else r"\bany\b", clause[3]):
+        return None
+    text = ""
+    if group == 3 and negated[0].lower().split()[1] in ("is", "was"):
+        rest = clause[3][negated.end() :].lstrip()
+        text = " an" if rest[:1].lower() in tuple("aeiou") else " a"
+    return Part(clause.start(3) + negated.start(group), clause.start(3) + negated.end(group), text)
 
 
 def _same(one: str, other: str) -> bool:

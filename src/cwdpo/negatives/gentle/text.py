@@ -1,4 +1,4 @@
-"""A text as the lexicon sees it: words, phrases, their neighbours and their readings."""
+"""A text as the lexicon sees it (words, phrases, neighbours), the edits that change it, and what stays as it is."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,20 +8,51 @@ from typing import TypeAlias
 
 from cwdpo.negatives.gentle.lexicon import KINDS, Conditions, Lexicon, Sense, indefinite_article
 
-NUMBER_WORDS = (
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-)
+NUMBER_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+Span: TypeAlias = tuple[int, int]
+"""Characters ``(start, end)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Characters ``start`` to ``end`` of the original become ``text``."""
+
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One error: one part, or several that change together, in the order of the text."""
+
+    kind: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GentleNegative:
+    """A wrong answer and what is wrong in it. Outside its parts the two texts are the same character for character."""
+
+    text: str
+    kind: str
+    """One of :data:`cwdpo.negatives.gentle.lexicon.KINDS`."""
+
+    parts: tuple[tuple[Span, Span], ...]
+    """Of each place that changed, its characters ``(start, end)`` in the right answer and in this one."""
+
+    @property
+    def before(self) -> Span:
+        """Characters of the right answer from the first change to the last."""
+        return self.parts[0][0][0], self.parts[-1][0][1]
+
+    @property
+    def after(self) -> Span:
+        """Characters of the wrong answer that stand in their place."""
+        return self.parts[0][1][0], self.parts[-1][1][1]
+
+
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?![^\W_])|[^\W_]+(?:[-'\u2019./][^\W_]+)*")
 _SENTENCE_END = re.compile(r"(?:^|[.!?:]|\n)[\s\"'\u201c\u2018(\[*#-]*$")
 _ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|mt|no|vs|prof|[a-z])\.\s*$", re.IGNORECASE)
@@ -95,31 +126,41 @@ class Reading:
         before = self.text[:start]
         return _SENTENCE_END.search(before) is not None and _ABBREVIATION.search(before) is None
 
+    def span(self, phrase: Phrase) -> Span:
+        """The characters of a phrase."""
+        return self.tokens[phrase.first].start, self.tokens[phrase.last - 1].end
+
+    def text_of(self, phrase: Phrase) -> str:
+        """The text of a phrase."""
+        return self.text[slice(*self.span(phrase))]
+
+    def senses(self, index: int | None) -> tuple[Sense, ...]:
+        """The senses of the phrase that a token belongs to; none where the lexicon does not know it."""
+        return self.at[index].senses if index is not None and index in self.at else ()
+
     def is_noun(self, index: int | None) -> bool:
         """Whether a token belongs to a thing that the lexicon knows."""
-        return index in self.at and any(sense.is_noun for sense in self.at[index].senses)
-
-    def is_animate(self, index: int | None) -> bool:
-        """Whether a token belongs to a person or an animal that the lexicon knows."""
-        return index in self.at and any(sense.group.animate for sense in self.at[index].senses)
+        return any(sense.is_noun for sense in self.senses(index))
 
     def is_plural(self, index: int | None) -> bool:
         """Whether a token belongs to a plural noun."""
-        return index in self.at and any(sense.form == "plural" for sense in self.at[index].senses)
+        return any(sense.form == "plural" for sense in self.senses(index))
+
+    def lower(self, index: int | None) -> str:
+        """A token in small letters; empty for None, the edge of a clause."""
+        return "" if index is None else self.tokens[index].lower
 
     def is_content(self, index: int) -> bool:
         """Whether a token is a word with a meaning of its own."""
-        lower = self.tokens[index].lower
-        return lower[0].isalpha() and lower not in self.lexicon.classes.get("function", frozenset())
+        return self.lower(index)[0].isalpha() and not self.in_class(index, "function")
 
     def is_number(self, index: int) -> bool:
         """Whether a token is a number in digits or a small one in words."""
-        lower = self.tokens[index].lower
-        return lower[0].isdigit() or lower in NUMBER_WORDS
+        return self.lower(index)[0].isdigit() or self.lower(index) in NUMBER_WORDS
 
     def in_class(self, index: int | None, name: str) -> bool:
         """Whether a token is in one of the lexicon's classes."""
-        return index is not None and self.tokens[index].lower in self.lexicon.classes.get(name, frozenset())
+        return self.lower(index) in self.lexicon.classes.get(name, frozenset())
 
     def head(self, phrase: Phrase) -> Phrase | None:
         """The thing that an attribute before it belongs to."""
@@ -146,11 +187,13 @@ class Reading:
         if not item.startswith("<"):
             return lower == item
         name = item[1:-1]
-        known = {"noun": self.is_noun, "content": self.is_content, "number": self.is_number, "animate": self.is_animate}
+        if name == "animate":
+            return any(sense.group.animate for sense in self.senses(index))
+        known = {"noun": self.is_noun, "content": self.is_content, "number": self.is_number}
         if name in known:
             return known[name](index)
         if name in KINDS:
-            return index in self.at and any(sense.group.kind == name for sense in self.at[index].senses)
+            return any(sense.group.kind == name for sense in self.senses(index))
         return self.in_class(index, name)
 
     def allows(self, conditions: Conditions, phrase: Phrase) -> bool:
@@ -180,15 +223,13 @@ class Reading:
             index = found.last if found else index + 1
 
     def _longest_at(self, first: int) -> Phrase | None:
-        last, best = first, None
-        words, exact = "", ""
-        while last < len(self.tokens) and last - first < self.lexicon.longest:
-            if last > first:
-                if self.text[self.tokens[last - 1].end : self.tokens[last].start] != " ":
-                    break
-                words, exact = words + " ", exact + " "
-            words, exact = words + self.tokens[last].lower, exact + self.tokens[last].text
-            last += 1
+        best, exact = None, ""
+        for last in range(first + 1, min(first + self.lexicon.longest, len(self.tokens)) + 1):
+            gap = self.text[self.tokens[last - 2].end : self.tokens[last - 1].start] if exact else ""
+            if exact and gap != " ":
+                break
+            exact += gap + self.tokens[last - 1].text
+            words = exact.lower()
             senses = self.lexicon.senses.get(exact, ()) or self.lexicon.senses.get(words, ())
             kept, relation = words in self.lexicon.keep, words in self.lexicon.asymmetric
             if senses or kept or relation:
@@ -196,68 +237,14 @@ class Reading:
         return best
 
 
-_ARTICLE = re.compile(r"(?<![\w'\u2019.-])(an?)(?=\s+$)", re.IGNORECASE)
-
-
-Span: TypeAlias = tuple[int, int]
-"""Characters ``(start, end)``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Characters ``start`` to ``end`` of the original become ``text``."""
-
-    start: int
-    end: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """One error: one part, or several that change together, in the order of the text."""
-
-    kind: str
-    parts: tuple[Part, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """An edited text, with what was replaced and what replaced it."""
-
-    text: str
-    parts: tuple[tuple[Span, Span], ...]
-    """Of each part, the characters of the original and those of the edited text."""
-
-
-def apply(edit: Edit, reading: Reading) -> Applied:
+def apply(edit: Edit, reading: Reading) -> GentleNegative:
     """Put an edit into its text; an article before a changed word is changed with it where its sound asks for it."""
-    original = reading.text
-    parts = [_with_article(part, reading) for part in edit.parts]
-    text, end = "", 0
-    spans = []
-    for part in parts:
-        text += original[end : part.start]
+    text, end, spans = "", 0, []
+    for part in (_with_article(part, reading) for part in edit.parts):
+        text += reading.text[end : part.start]
         spans.append(((part.start, part.end), (len(text), len(text) + len(part.text))))
         text, end = text + part.text, part.end
-    return Applied(text + original[end:], tuple(spans))
-
-
-def _with_article(part: Part, reading: Reading) -> Part:
-    """The part, with the ``a`` or ``an`` before it where that must change."""
-    found = _ARTICLE.search(reading.text[: part.start])
-    if found is None or not part.text:
-        return part
-    old = found.group(1)
-    word = part.text.lower() if reading.shape == "upper" else part.text
-    new = indefinite_article(word)
-    if new == old.lower():
-        return part
-    between = reading.text[found.end(1) : part.start]
-    if reading.shape == "upper":
-        new = new.upper()
-    elif old[0].isupper():
-        new = new.capitalize()
-    return Part(found.start(1), part.end, new + between + part.text)
+    return GentleNegative(text + reading.text[end:], edit.kind, tuple(spans))
 
 
 # "not riding a bike" stays true of whoever is put in the rider's place, so these deny the whole clause
@@ -316,3 +303,18 @@ def _gap(left: int, reading: Reading) -> str:
     """What stands between a token and the next."""
     end = reading.tokens[left + 1].start if left + 1 < len(reading.tokens) else len(reading.text)
     return reading.text[reading.tokens[left].end : end]
+
+
+_ARTICLE = re.compile(r"(?<![\w'\u2019.-])(an?)(?=\s+$)", re.IGNORECASE)
+
+
+def _with_article(part: Part, reading: Reading) -> Part:
+    """The part, with the ``a`` or ``an`` before it where that must change."""
+    found, loud = _ARTICLE.search(reading.text[: part.start]), reading.shape == "upper"
+    if found is None or not part.text:
+        return part
+    new = indefinite_article(part.text.lower() if loud else part.text)
+    if new == found[1].lower():
+        return part
+    new = new.upper() if loud else new.capitalize() if found[1][0].isupper() else new
+    return Part(found.start(1), part.end, new + reading.text[found.end(1) : part.start] + part.text)

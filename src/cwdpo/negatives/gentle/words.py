@@ -8,13 +8,9 @@ from cwdpo.negatives.gentle.text import Edit, Part, Phrase, Reading
 
 _SINGULAR = frozenset({"a", "an", "one", "this", "that", "each", "every", "another"})
 _PLURAL = frozenset({"these", "those", "several", "many", "few", "some", "of"})
-_WHOLE_TEXT = (
-    "object",
-    "action",
-    "material",
-    "state",
-    "relation",
-)  # kinds whose target may stand nowhere else in the answer
+_WHOLE_TEXT = ("object", "action", "material", "state", "relation")
+"""Kinds whose target may stand nowhere else in the answer."""
+
 _NEARBY = 3
 
 
@@ -27,37 +23,13 @@ def substitutions(reading: Reading) -> Iterator[Edit]:
 
 
 def is_certain(sense: Sense, phrase: Phrase, reading: Reading) -> bool:
-    """Whether a phrase stands where this reading of it is the right one."""
+    """Whether a phrase stands where this sense of it is the right one."""
     conditions = (sense.group.conditions, sense.group.guards.get(sense.base, {}))
     if not all(reading.allows(each, phrase) for each in conditions):
         return False
     if sense.group.form == "noun" and len({other.form for other in phrase.senses if other.group is sense.group}) > 1:
         return _number_fits(sense.form, phrase, reading)  # sheep, deer: one form for one and for many
     return sense.group.form != "verb" or _is_verb(sense.form, phrase, reading)
-
-
-def written(base: str, sense: Sense, phrase: Phrase, reading: Reading) -> str | None:
-    """A word in the form and the capitals of the phrase it replaces; None where the capitals make it a name."""
-    text, lexicon = span_text(phrase, reading), reading.lexicon
-    form = lexicon.write(base, sense)
-    if sense.base != sense.base.lower():
-        return form.upper() if reading.shape == "upper" else form
-    if text == text.lower():
-        return form
-    if reading.shape == "upper":
-        return form.upper()
-    if text.isupper() and len(text) <= 3:  # TV in a sentence of small letters
-        return form.upper() if sense.group.kind == "number" else form
-    first, rest = text[:1], text[1:]
-    starts = reading.starts_sentence(reading.tokens[phrase.first].start)
-    if first.isupper() and ((starts and rest == rest.lower()) or reading.shape == "title"):
-        return cased_like(text, form)
-    return None
-
-
-def span_text(phrase: Phrase, reading: Reading) -> str:
-    """The characters of a phrase."""
-    return reading.text[reading.tokens[phrase.first].start : reading.tokens[phrase.last - 1].end]
 
 
 def same_sort(sense: Sense, phrase: Phrase, reading: Reading) -> list[Phrase]:
@@ -84,19 +56,37 @@ def _exchanges(sense: Sense, phrase: Phrase, reading: Reading) -> Iterator[Edit]
             continue
         if sense.group.kind == "relation" and target[0] in reading.words and _names_a_thing_twice(reading):
             continue  # "the dog is left of the cat, and the cat is right of the dog" says one thing two ways
-        parts = [_part(target[0], one, place, reading) for place, one in together]
-        if None not in parts:
-            yield Edit(sense.group.kind, tuple(part for part in parts if part is not None))
+        parts = []
+        for place, one in together:
+            text = _written(target[0], one, place, reading)
+            if text is not None:
+                parts.append(Part(*reading.span(place), text))
+        if len(parts) == len(together):
+            yield Edit(sense.group.kind, tuple(parts))
 
 
-def _part(base: str, sense: Sense, phrase: Phrase, reading: Reading) -> Part | None:
-    text = written(base, sense, phrase, reading)
-    start, end = reading.tokens[phrase.first].start, reading.tokens[phrase.last - 1].end
-    return None if text is None else Part(start, end, text)
+def _written(base: str, sense: Sense, phrase: Phrase, reading: Reading) -> str | None:
+    """A word in the form and the capitals of the phrase it replaces; None where the capitals make it a name."""
+    text, form, loud = reading.text_of(phrase), reading.lexicon.write(base, sense), reading.shape == "upper"
+    if sense.base != sense.base.lower():
+        return form.upper() if loud else form
+    if text == text.lower():
+        return form
+    if loud:
+        return form.upper()
+    if text.isupper() and len(text) <= 3:  # TV in a sentence of small letters
+        return form.upper() if sense.group.kind == "number" else form
+    starts = reading.starts_sentence(reading.span(phrase)[0])
+    if text[:1].isupper() and ((starts and text[1:] == text[1:].lower()) or reading.shape == "title"):
+        return cased_like(text, form)
+    return None
 
 
 def _mentions(sense: Sense, phrase: Phrase, reading: Reading) -> list[tuple[Phrase, Sense]] | None:
-    """Every place that must change with a phrase, lest the answer contradict itself; None where that cannot be done."""
+    """Every place that must change with a phrase, so that the answer does not contradict itself.
+
+    None where that cannot be done.
+    """
     found = [(phrase, sense)]
     if sense.is_noun and _has_possessive(sense, reading):
         return None
@@ -104,10 +94,10 @@ def _mentions(sense: Sense, phrase: Phrase, reading: Reading) -> list[tuple[Phra
         if _are_introduced_apart(phrase, other, reading):
             continue  # a red car and a blue car: two things
         if not sense.is_noun:
-            things = [_thing(place, sense, reading) for place in (phrase, other)]
-            if things[0] is None or things[1] is None:
+            one_thing, other_thing = (_thing(place, sense, reading) for place in (phrase, other))
+            if one_thing is None or other_thing is None:
                 return None
-            if not reading.are_one_sort(things[0], things[1]):
+            if not reading.are_one_sort(one_thing, other_thing):
                 continue  # a red car and a red bus: two facts
         usable = [
             one
@@ -122,16 +112,14 @@ def _mentions(sense: Sense, phrase: Phrase, reading: Reading) -> list[tuple[Phra
 
 def _are_introduced_apart(one: Phrase, other: Phrase, reading: Reading) -> bool:
     """Whether two mentions in one sentence have an "a" each, so that they speak of two things."""
-    first, last = sorted((one, other), key=lambda phrase: phrase.first)
-    between = reading.text[reading.tokens[first.first].start : reading.tokens[last.first].start]
-    return not re.search(r"[.!?;\n]", between) and all(_is_introduced(phrase, reading) for phrase in (first, last))
+    start, end = sorted(reading.span(phrase)[0] for phrase in (one, other))
+    between = reading.text[start:end]
+    return not re.search(r"[.!?;\n]", between) and all(_is_introduced(phrase, reading) for phrase in (one, other))
 
 
 def _is_introduced(phrase: Phrase, reading: Reading) -> bool:
-    for index in reading.around(phrase.first, -1):
-        if not reading.is_content(index):
-            return reading.tokens[index].lower in ("a", "an", "another")
-    return False
+    before = (index for index in reading.around(phrase.first, -1) if not reading.is_content(index))
+    return reading.lower(next(before, None)) in ("a", "an", "another")
 
 
 def _names_a_thing_twice(reading: Reading) -> bool:
@@ -158,7 +146,7 @@ def _stands_already(target: tuple[str, ...], sense: Sense, phrase: Phrase, readi
         text, words = reading.text.lower(), reading.words
     else:
         near = [*reading.around(phrase.first, -1, _NEARBY), *reading.around(phrase.last - 1, 1, _NEARBY)]
-        words = frozenset(reading.tokens[index].lower for index in near)
+        words = frozenset(reading.lower(index) for index in near)
         text = " ".join(words)
     forms = [form.lower() for word in target for _, form in reading.lexicon.forms(word, sense.group.form)]
     return any(form in text if " " in form else form in words for form in forms)
@@ -176,7 +164,7 @@ def _number_fits(form: str, phrase: Phrase, reading: Reading) -> bool:
     before = reading.neighbour(phrase.first, -1)
     if before is None:
         return False
-    lower = reading.tokens[before].lower
+    lower = reading.lower(before)
     several = lower in _PLURAL or (reading.is_number(before) and lower not in ("one", "1"))
     return lower in _SINGULAR if form == "singular" else several
 

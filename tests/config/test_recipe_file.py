@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cwdpo.config import located_yaml
-from cwdpo.config.reading import dump_recipe, read_recipe
 from cwdpo.config.recipe import CoolingConfig, DataConfig, ModelConfig, Recipe, Stage1Config, Stage2Config
+from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.errors import ConfigError
 
 MINIMAL = "model: {name_or_path: some/model}\ndata: {train: rows.jsonl}\nstage2: {}\n"
@@ -86,13 +86,19 @@ def test_each_mistake_names_its_line(tmp_path: Path, extra: str, expected: str) 
         ("coolling: null", "bad.yaml:4: unknown key 'stage2.coolling' - did you mean 'stage2.cooling'?"),
         ("beta: high", "bad.yaml:4: stage2.beta is 'high', but must be a number."),
         ("beta: 0", "bad.yaml:4: stage2.beta is 0.0, but must be > 0."),
-        ("cooling: {temperature: 0}", "bad.yaml:4: cooling.temperature is 0.0, but must be > 0. To switch cooling off"),
+        (
+            "cooling: {temperature: 0}",
+            "bad.yaml:4: stage2.cooling.temperature is 0.0, but must be > 0. To switch cooling off",
+        ),
         (
             "cooling: {floor: 2}",
-            "bad.yaml:4: cooling.floor is 2.0, but log-probabilities are never positive. Did you mean -2.0?",
+            "bad.yaml:4: stage2.cooling.floor is 2.0, but log-probabilities are never positive. Did you mean -2.0?",
         ),
-        ("cooling: {floor: quantile:1}", "bad.yaml:4: cooling.floor is 'quantile:1'. Write gentle, mean, quantile:q"),
-        ("cooling: {floor: median}", "bad.yaml:4: cooling.floor is 'median'. Write gentle"),
+        (
+            "cooling: {floor: quantile:1}",
+            "bad.yaml:4: stage2.cooling.floor is 'quantile:1'. Write gentle, mean, quantile:0.5",
+        ),
+        ("cooling: {floor: median}", "bad.yaml:4: stage2.cooling.floor is 'median'. Write gentle"),
         ("cooling: {floor: [1]}", "bad.yaml:4: stage2.cooling.floor is [1], but must be a number or text."),
         ("cooling: {detach: 1}", "bad.yaml:4: stage2.cooling.detach is 1, but must be true or false."),
     ],
@@ -197,7 +203,7 @@ def test_settings_without_effect_are_named(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_python_objects_are_checked_too() -> None:
-    with pytest.raises(ValueError, match=r"cooling\.temperature is -1"):
+    with pytest.raises(ValueError, match=r"temperature\s+Value error, is -1\.0, but must be > 0"):
         CoolingConfig(temperature=-1)
 
 
@@ -244,8 +250,8 @@ def test_no_text_breaks_the_reader(text: str) -> None:
         ("{groups: [chosen, blind]}", r"probes\.groups holds 'blind', which is not an answer group\. .*blank"),
         ("{groups: [chosen, chosen]}", "twice"),
         ("{stop_on: [displacement]}", "Did you mean likelihood_displacement"),
-        ("{every: sometimes}", r"probes\.every is 'sometimes'\. Write auto"),
-        ("{every: 0}", r"probes\.every is 0"),
+        ("{every: sometimes}", r"probes\.every is 'sometimes', but must be a whole number or auto\."),
+        ("{every: 0}", r"probes\.every is 0, .* write 1 or more, or auto\. To read nothing write `probes: null`\."),
         ("{rows: 0}", "probes: null"),
         ("{tolerance: -1}", "must be >= 0"),
     ],

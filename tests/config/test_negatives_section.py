@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cwdpo.config.reading import dump_recipe, read_recipe
+from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.errors import ConfigError
 
 RECIPE = """\
@@ -40,7 +40,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, text: str) -> None:
     [
         ("{on_policy_fraction: 1.5}", "negatives.on_policy_fraction is 1.5"),
         ("{on_policy_fraction: [[0.5, 0], [0.2, 1]]}", "not in the order of progress"),
-        ("{refresh: 0}", "negatives.refresh is 0, but counts steps"),
+        ("{refresh: 0}", "negatives.refresh is 0, but must be >= 1. It counts steps: write 1 or more, epoch or auto."),
         ("{refresh: epochs}", "must be a whole number or one of epoch, auto. Did you mean epoch?"),
         ("{judge: my_rules}", "must have one colon"),
         ("{judge: some_words}", "There are also same_words, and a server as http://127.0.0.1:8000/v1#MODEL"),

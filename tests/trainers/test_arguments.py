@@ -1,0 +1,121 @@
+"""The trainers' config classes: the recipe's defaults and limits, under Python's names."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import HfArgumentParser
+
+from cwdpo.config.recipe import CoolingConfig, DataConfig, ModelConfig, Recipe, Stage1Config, Stage2Config
+from cwdpo.errors import ConfigError
+from cwdpo.trainers.arguments import CWDPOConfig, SmoothSFTConfig, arguments_from
+
+
+def stage2(**settings: Any) -> CWDPOConfig:
+    return CWDPOConfig(output_dir="x", report_to="none", **settings)
+
+
+def stage1(**settings: Any) -> SmoothSFTConfig:
+    return SmoothSFTConfig(output_dir="x", report_to="none", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": -0.1}, "beta is -0.1, but must be > 0. Try 0.1."),
+        ({"beta": 0}, "beta is 0.0, but must be > 0. Try 0.1."),
+        ({"beta": float("nan")}, "beta is nan, but must be a number."),
+        ({"beta": "high"}, "beta is 'high', but must be a number."),
+        (
+            {"cooling_floor": 2.0},
+            "cooling_floor is 2.0, but log-probabilities are never positive. Did you mean -2.0?",
+        ),
+        (
+            {"cooling_floor": "median"},
+            "cooling_floor is 'median'. Write gentle, mean, quantile:0.5 or a number of nats",
+        ),
+        (
+            {"cooling_temperature": 0.0},
+            "cooling_temperature is 0.0, but must be > 0. To switch cooling off, write `cooling=False`.",
+        ),
+        (
+            {"cooling_constant": 2.0},
+            "cooling_constant is 2.0, but must be >= 0 and <= 1. Write None for the paper's weight.",
+        ),
+        ({"cooling_detach": 1}, "cooling_detach is 1, but must be true or false."),
+        ({"engine": "fast"}, "engine is 'fast', but must be one of auto, tree, plain."),
+        ({"reference": "disk"}, "reference is 'disk', but must be one of cached, live."),
+        (
+            {"reference_batch_size": 0},
+            "reference_batch_size is 0, but must be >= 1. Write None for the evaluation batch size.",
+        ),
+        ({"max_length": 0}, "max_length is 0, but must be >= 2. Write None for the model's own limit."),
+        ({"max_length": "long"}, "max_length is 'long', but must be a whole number or None."),
+    ],
+)
+def test_what_a_recipe_refuses_in_stage_2_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        stage2(**settings)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"objective": "smooth"},
+            "objective is 'smooth', but must be one of constrained, smoothed, plain. Did you mean smoothed?",
+        ),
+        ({"penalty": -1.0}, 'penalty is -1.0, but must be >= 0. For plain SFT write `objective="plain"`.'),
+        ({"ceiling": -2}, "ceiling is -2.0, but must be > 0. Try 2.0 nats per token."),
+        ({"epsilon": 1.0}, "epsilon is 1.0, but must be > 0 and < 1. Try 0.1."),
+        ({"engine": "tre"}, "engine is 'tre', but must be one of auto, tree, plain. Did you mean tree?"),
+        ({"max_length": 1}, "max_length is 1, but must be >= 2."),
+    ],
+)
+def test_what_a_recipe_refuses_in_stage_1_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        stage1(**settings)
+    assert str(caught.value).startswith(message)
+
+
+def test_every_mistake_has_a_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        stage2(beta=-1, engine="fast")
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == ["engine", "beta"]
+
+
+def test_the_defaults_are_the_recipes() -> None:
+    recipe = Recipe(model=ModelConfig(name_or_path="m"), data=DataConfig(train="t"), stage2=Stage2Config())
+    first = arguments_from(recipe, recipe.data, Stage1Config())
+    second = arguments_from(recipe, recipe.data, Stage2Config(), CoolingConfig())
+    assert {name: getattr(stage1(), name) for name in first} == first
+    assert {name: getattr(stage2(), name) for name in second} == second
+    assert {*first, *second} >= {"objective", "penalty", "ceiling", "epsilon", "beta", "engine", "max_length"}
+
+
+def test_python_has_every_setting_of_the_sections() -> None:
+    named = {*arguments_from(Stage1Config(), Stage2Config(), CoolingConfig())}
+    assert {*vars(Stage1Config())} - {"trainer"} <= named
+    assert {*vars(Stage2Config())} - {"trainer", "cooling", "loss"} <= named
+    assert {f"cooling_{name}" for name in vars(CoolingConfig())} <= named
+
+
+def test_they_survive_what_transformers_does_with_them(tmp_path: Path) -> None:
+    given = stage2(beta=0.2, cooling_floor=-2.5, on_policy={"k": 2})
+    assert pickle.loads(pickle.dumps(given)).to_dict() == given.to_dict()
+    assert json.loads(given.to_json_string())["cooling_floor"] == -2.5
+    words = ["--output_dir", str(tmp_path), "--beta", "0.2", "--objective", "plain"]
+    (read,) = HfArgumentParser(CWDPOConfig).parse_args_into_dataclasses(words[:4])  # type: ignore[arg-type]
+    assert (read.beta, read.cooling_floor, read.engine) == (0.2, "gentle", "auto")
+    (read,) = HfArgumentParser(CWDPOConfig).parse_args_into_dataclasses(  # type: ignore[arg-type]
+        [*words[:2], "--cooling_floor", "-1.5", "--reference", "live"]
+    )
+    assert (read.cooling_floor, read.reference) == (-1.5, "live")
+    (read,) = HfArgumentParser(SmoothSFTConfig).parse_args_into_dataclasses([*words[:2], *words[4:]])  # type: ignore[arg-type]
+    assert read.objective == "plain"
+    (read,) = HfArgumentParser(CWDPOConfig).parse_dict({"output_dir": str(tmp_path), "cooling_floor": "mean"})  # type: ignore[arg-type]
+    assert read.cooling_floor == "mean"
