@@ -305,7 +305,7 @@ class ChatTemplate:
 
     def _shows(self, content: str | list[dict[str, str]]) -> bool:
         """Whether the template writes this content of a user's turn, and not its Python form."""
-        message = {"role": "user", "content": content}
+        message: dict[str, Any] = {"role": "user", "content": content}
         try:
             text = self._processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         except _REFUSALS:

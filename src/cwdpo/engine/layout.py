@@ -88,11 +88,8 @@ class TreePlan:
     def allow(self, own: Tensor, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Cut the model's own mask across answers: a token sees its prompt and its own answer.
 
-        Args:
-            own: whether the model lets the query see the key at their places in ``[prompt | their answer]``.
-            row: index of the row; the three indices broadcast against each other and ``own``.
-            query: physical index of the token that looks.
-            key: physical index of the token looked at.
+        ``own`` is whether the model lets the query see the key at their places in ``[prompt | their answer]``. The
+        indices of the row, of the token that looks and of the one looked at broadcast against each other and ``own``.
         """
         queries, keys = self.branch[row, query], self.branch[row, key]
         seen = own & (queries != PADDING) & ((keys == queries) | (keys == PROMPT))

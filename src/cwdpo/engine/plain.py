@@ -14,7 +14,11 @@ from cwdpo.models.parts import bare_model
 
 
 class PlainEngine:
-    """Log-probs by ``[prompt | answer]`` rows, without (row, length, vocabulary) logits."""
+    """Log-probs by ``[prompt | answer]`` rows, without (row, length, vocabulary) logits.
+
+    With ``images_once`` each prompt's images are encoded once, the features shared among its rows, and those of frozen
+    towers kept; for models that :func:`cwdpo.engine.vision.can_share_images`.
+    """
 
     def __init__(
         self,
@@ -23,14 +27,6 @@ class PlainEngine:
         images_once: bool = False,
         features: FeatureCache | None = None,
     ) -> None:
-        """Choose the rows.
-
-        Args:
-            padding_side: where shorter rows are filled.
-            images_once: encode each prompt's images once and share the features among its rows; for models that
-                :func:`cwdpo.engine.vision.can_share_images`.
-            features: with ``images_once``, where features of frozen towers are kept.
-        """
         self.padding_side: PaddingSide = padding_side
         self.images_once = images_once
         self.report: dict[str, Any] = {"asked": "plain", "choices": []}

@@ -57,12 +57,8 @@ class TreeEngine:
     """
 
     def __init__(self, *, flex_from: int | None = None, features: FeatureCache | None = None) -> None:
-        """Choose the attention kernel.
-
-        Args:
-            flex_from: rows of at least this many tokens run by ``flex_attention``, whose block masks skip what no
-                query may see, where the model's own attention is sdpa; None leaves every row to the model's own.
-            features: where the image features of frozen towers are kept; None encodes images at every step.
+        """Rows of ``flex_from`` tokens or more run by ``flex_attention``, whose block masks skip what no query may see,
+        where the model's own attention is sdpa; with None every row is left to the model's own.
         """
         self.flex_from = flex_from
         self.report: dict[str, Any] = {"asked": "tree", "choices": []}
