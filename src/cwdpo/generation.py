@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from torch import nn
+from transformers import GenerationConfig, ProcessorMixin
 
 from cwdpo.batch import eval_mode
 from cwdpo.data.encode import Encoder
@@ -57,7 +57,7 @@ class Generated:
 
 
 def generate_answers(
-    model: PreTrainedModel | PeftModel,
+    model: nn.Module,
     processor: ProcessorMixin,
     rows: Sequence[Row],
     *,
@@ -89,7 +89,7 @@ def generate_answers(
 
 
 def generate(
-    model: PreTrainedModel | PeftModel,
+    model: nn.Module,
     processor: ProcessorMixin,
     rows: Sequence[Row],
     *,
@@ -138,7 +138,8 @@ def generate(
         max_new_tokens=max_new_tokens,
     )
     answers: list[Generated] = []
-    device, make_ids = model.device, model.generate
+    policy: Any = model
+    device = policy.device
     ends = torch.tensor(config.eos_token_id, device=device)
     with (
         eval_mode(model),
@@ -152,7 +153,7 @@ def generate(
                 again = position > start and rows[position] is rows[position - 1]
                 prompts.append(prompts[-1] if again else encoder.encode(rows[position]).prompt)
             inputs = {name: value.to(device) for name, value in prompts_alone(prompts).items()}
-            ids = make_ids(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+            ids = policy.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
             ended = torch.isin(ids, ends).any(dim=1).tolist()
             texts = processor.batch_decode(ids, skip_special_tokens=True)
             answers += [Generated(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
@@ -186,7 +187,7 @@ class LocalSampler:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: nn.Module,
         processor: ProcessorMixin,
         sampling: Sampling,
         *,
@@ -221,9 +222,10 @@ def chunks(indices: Sequence[int], sampling: Sampling) -> list[Sequence[int]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def _generation_config(model: PreTrainedModel | PeftModel, encoder: Encoder, row: Row) -> GenerationConfig:
+def _generation_config(model: nn.Module, encoder: Encoder, row: Row) -> GenerationConfig:
     """The model's own, with the end token that training teaches among its ends, and special tokens forbidden."""
-    config: GenerationConfig = copy.deepcopy(model.generation_config)
+    theirs: Any = model.generation_config
+    config: GenerationConfig = copy.deepcopy(theirs)
     own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     taught = encoder.encode(row, ["a"]).answers[0][-1]
     ends = sorted({taught, *(token for token in own if token is not None)})
@@ -242,9 +244,9 @@ def _generation_config(model: PreTrainedModel | PeftModel, encoder: Encoder, row
 
 
 @contextmanager
-def _instead_of_own(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
+def _instead_of_own(model: nn.Module, config: GenerationConfig) -> Iterator[None]:
     """The config as the model's own, since ``generate`` fills in from that what a config leaves open."""
-    owners = [module for module in model.modules() if "generation_config" in vars(module)]
+    owners: list[Any] = [module for module in model.modules() if "generation_config" in vars(module)]
     before = [module.generation_config for module in owners]
     for module in owners:
         module.generation_config = config

@@ -63,7 +63,8 @@ def add_lora(
     targets = lora_targets(model, target_modules, freeze_vision=freeze_vision)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
     wrapped = _wrap(model, config)
-    hit = sorted(wrapped.base_model.targeted_module_names)
+    inner: Any = wrapped.base_model
+    hit = sorted(inner.targeted_module_names)
     assert hit == sorted(targets), f"PEFT put adapters into other layers than asked for: {hit} for {targets}"
     return wrapped
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -123,11 +124,13 @@ def _saved_copy(model: PreTrainedModel, path: Path) -> nn.Module:
     widest = reduce(torch.promote_types, (weight.dtype for weight in model.parameters() if weight.is_floating_point()))
     try:
         with reported_by_us():
-            saved, report = type(model).from_pretrained(
+            loaded: Any = type(model).from_pretrained(
                 path, config=model.config, dtype=widest, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the weights in {path} cannot be read: {one_line(error)}") from error
+    saved: nn.Module
+    saved, report = loaded
     for what, names in (
         ("lacks", report["missing_keys"]),
         ("has, beyond the model's,", report["unexpected_keys"]),

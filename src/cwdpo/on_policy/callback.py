@@ -271,7 +271,9 @@ class OnPolicy(TrainerCallback):
         model, endpoint = self.trainer.model, self.settings.endpoint
         if endpoint is not None:
             return ServedPolicy(model, Endpoint(endpoint), sampling, self.directory)
-        return LocalSampler(model, self.trainer.processing_class, sampling, encoder=self._refresher.encoder)
+        assert model is not None
+        processor: Any = self.trainer.processing_class  # typed as a processor or any of its parts
+        return LocalSampler(model, processor, sampling, encoder=self._refresher.encoder)
 
     def _details(self, began: float, cpu_began: float) -> dict[str, Any]:
         return {

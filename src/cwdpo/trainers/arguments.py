@@ -79,7 +79,7 @@ class AnswerArguments(TrainingArguments):
         Raises:
             ConfigError: a value that a recipe would refuse too, or a setting that has no effect on these trainers.
         """
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self._check_declared()
         if self.remove_unused_columns:
             raise ConfigError("remove_unused_columns must be false: images and answers are read from the row itself.")
