@@ -69,7 +69,7 @@ def compare_engines(
         recipe: its probes are left out, which change no training.
         out: new directories are made in here.
         other: the other way.
-        say: told what happens.
+        say: called with a line before each run.
 
     Raises:
         RuntimeError: the runs are not of the same steps, or the tree was not used.

@@ -42,7 +42,7 @@ def measure_floor(rule: float | str, *, rejected: Tensor, gentle: Tensor) -> flo
     ``gentle`` is the mean over the gentle negatives (over all negatives where there are none), ``mean`` the mean over
     all negatives (the paper keeps the floor near it), ``quantile:q`` that quantile of all negatives; a number stands
     for itself. Measure once, at the start of stage 2, and freeze: a floor that follows the policy would let negatives
-    that are pushed down stay "hard" for ever.
+    that are pushed down stay "hard" forever.
 
     Args:
         rule: as above.

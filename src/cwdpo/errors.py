@@ -1,4 +1,4 @@
-"""Mistakes of the user, told in one line that says what to write instead."""
+"""Mistakes of the user: one line that says what to write instead."""
 
 
 class UserError(ValueError):

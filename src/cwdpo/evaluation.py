@@ -47,7 +47,7 @@ def probe_checkpoints(
     Args:
         model: a checkpoint (adapters too) or a hub name.
         data: file of rows.
-        reference: what the model is compared with; its own answers are asked about then.
+        reference: what the model is compared with; its own answers are measured then.
         num_rows: most rows; more are sampled.
         seed: of the sample and of what is made of the rows.
         image_root: where relative image paths start.
@@ -81,15 +81,9 @@ def evaluate_rows(
     *,
     batch_size: int = 16,
 ) -> dict[str, float]:
-    """Encode held-out rows and evaluate all their answers; see :func:`evaluate_answers`.
+    """Encode held-out rows, ``batch_size`` at a time, and evaluate all their answers; see :func:`evaluate_answers`.
 
-    Args:
-        model: the policy.
-        reference: what the policy is compared with.
-        processor: the model's processor.
-        rows: with a chosen answer; rejected and gentle ones where there are any.
-        engine: computes the log-probs.
-        batch_size: rows at a time.
+    Every row has a chosen answer; rejected and gentle ones count where there are any.
     """
     collate = AnswerCollator(Encoder(processor))
     numbered = list(enumerate(rows))
@@ -129,25 +123,21 @@ def evaluate_answers(
         for batch in batches:
             policy = engine.logprobs(model, batch, want=_WANT)
             start = reference.logprobs(batch, want=_WANT[-1:])
+            of_answers = {
+                "logps": policy.total,
+                "logps_mean": policy.mean,
+                "delta_total": policy.total - start.total,
+                "delta": policy.mean - start.mean,
+            }
             for role in Role:
                 of_role = batch["roles"] == role
-                for name, values in _answer_values(policy, start).items():
+                for name, values in of_answers.items():
                     answers[f"{name}/{role.name.lower()}"].append(values[of_role].cpu())
             answers["reward_accuracy"].append(_pairs_won(policy.total - start.total, batch).cpu())
             chosen = policy.mask & (batch["roles"] == Role.CHOSEN)[:, None]
             for name, values in _token_values(policy, start).items():
                 tokens[name].append(values[chosen].cpu())
     return _averages(answers, tokens)
-
-
-def _answer_values(policy: AnswerLogprobs, start: AnswerLogprobs) -> dict[str, Tensor]:
-    """``(A,)`` values by name."""
-    return {
-        "logps": policy.total,
-        "logps_mean": policy.mean,
-        "delta_total": policy.total - start.total,
-        "delta": policy.mean - start.mean,
-    }
 
 
 def _token_values(policy: AnswerLogprobs, start: AnswerLogprobs) -> dict[str, Tensor]:

@@ -1,4 +1,16 @@
-"""Stage 2 objective: DPO in which easy negatives push less."""
+r"""The objectives of the paper: stage 1 smooths the policy with gentle negatives, stage 2 is DPO with cooled negatives.
+
+    stage 1, body        E[-log pi(y+|x)] + lambda * ReLU(C - E_batch[NLL(y-|x)])       constrained_sft_loss
+    stage 1, abstract    E[NLL(y+|x)] + lambda * E[CE_eps(y-|x)]                        smoothed_sft_loss
+    stage 2              -log sigmoid(beta * (Delta_w - w_c * Delta_l))                 cw_dpo_loss
+
+A step that is computed in parts (micro-batches, ranks) adds up the parts' losses: ``chosen_share`` and
+``negative_share`` are the shares of the step's chosen answers and gentle negatives that are in this part.
+
+References:
+    CW-DPO, arXiv 2510.11978: all three objectives, and w_c in :mod:`cwdpo.cooling`.
+    Rafailov et al., Direct Preference Optimization, arXiv 2305.18290: equation 7 is stage 2 with w_c = 1.
+"""
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -7,11 +19,11 @@ from cwdpo.batch import masked_mean
 
 
 def cw_dpo_loss(chosen_logratio: Tensor, rejected_logratio: Tensor, weight: Tensor, *, beta: float) -> Tensor:
-    r"""Cooling-weighted DPO loss of each preference pair.
+    r"""Stage 2: cooling-weighted DPO loss of each preference pair.
 
-        loss = -log sigmoid(beta * (Delta_w - w_c * Delta_l))        CW-DPO loss, arXiv 2510.11978
+        loss = -log sigmoid(beta * (Delta_w - w_c * Delta_l))
 
-    ``weight = 1`` is plain DPO (arXiv 2305.18290, equation 7). ``weight = 0`` ignores the rejected answer.
+    ``weight = 1`` is plain DPO. ``weight = 0`` ignores the rejected answer.
 
     Args:
         chosen_logratio: ``(batch,)`` Delta_w = log pi(y_w|x) - log pi_ref(y_w|x), nats, summed over tokens.
@@ -23,7 +35,7 @@ def cw_dpo_loss(chosen_logratio: Tensor, rejected_logratio: Tensor, weight: Tens
         ``(batch,)`` losses. Not averaged: the trainer decides what "the batch" is.
 
     Raises:
-        ValueError: the three shapes differ, for example because log-ratios still stand per token.
+        ValueError: the three shapes differ, for example because log-ratios are still per token.
 
     Example:
         >>> import torch
@@ -52,9 +64,9 @@ def constrained_sft_loss(
     chosen_share: Tensor | float = 1.0,
     negative_share: Tensor | float = 1.0,
 ) -> Tensor:
-    r"""Constrained SFT: imitate the chosen answers and keep the gentle negatives from becoming likely.
+    r"""Stage 1, body of the paper: imitate the chosen answers and keep the gentle negatives from becoming likely.
 
-        loss = E[-log pi(y+|x)] + lambda * ReLU(C - E_batch[NLL(y-|x)])        stage 1, body of arXiv 2510.11978
+        loss = E[-log pi(y+|x)] + lambda * ReLU(C - E_batch[NLL(y-|x)])
 
     The hinge is a function of a batch mean, so it does not add up over micro-batches: it opens when the *mean* NLL
     falls below C, however the single answers scatter. Where the batch is spread over ranks, pass the mean over all of
@@ -66,9 +78,8 @@ def constrained_sft_loss(
         penalty: lambda >= 0.
         ceiling: C, nats per token.
         batch_negative_nll: ``()`` mean NLL over the whole batch, detached; by default the mean of ``negative_nll``.
-        chosen_share: where a step is computed in parts, the share of its chosen answers that are in this one; the
-            losses of the parts then add up to the step's.
-        negative_share: the same of the negatives.
+        chosen_share: of the step's chosen answers.
+        negative_share: of the step's gentle negatives.
 
     Returns:
         ``()`` loss.
@@ -78,14 +89,47 @@ def constrained_sft_loss(
         >>> constrained_sft_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.5, 1.0]), penalty=2.0, ceiling=1.0)
         tensor(2.5000)
     """
-    if penalty < 0:
-        raise ValueError(f"penalty must be >= 0, got {penalty}. Write `objective: plain` for SFT without negatives.")
+    _check_penalty(penalty)
     loss = chosen_share * chosen_nll.mean()
     if not len(negative_nll):
         return loss
     here = negative_nll.mean()
     gate = here.detach() if batch_negative_nll is None else batch_negative_nll.detach()
     return loss + negative_share * penalty * (ceiling - here) * (gate < ceiling)
+
+
+def smoothed_sft_loss(
+    chosen_nll: Tensor,
+    negative_smoothed_nll: Tensor,
+    *,
+    penalty: float,
+    chosen_share: Tensor | float = 1.0,
+    negative_share: Tensor | float = 1.0,
+) -> Tensor:
+    r"""Stage 1, abstract of the paper: low-weight smoothed supervision on gentle negatives, without a constraint.
+
+        loss = E[NLL(y+)] + lambda * E[CE_eps(y-)]
+
+    Args:
+        chosen_nll: ``(n,)`` NLL of the chosen answers.
+        negative_smoothed_nll: ``(m,)`` from :func:`smoothed_nll`; may be empty.
+        penalty: lambda >= 0, low (the gentle negative is wrong in one place and right in all others).
+        chosen_share: of the step's chosen answers.
+        negative_share: of the step's gentle negatives.
+
+    Returns:
+        ``()`` loss.
+
+    Example:
+        >>> import torch
+        >>> smoothed_sft_loss(torch.tensor([1.0]), torch.tensor([3.0]), penalty=0.1)
+        tensor(1.3000)
+    """
+    _check_penalty(penalty)
+    loss = chosen_share * chosen_nll.mean()
+    if not len(negative_smoothed_nll):
+        return loss
+    return loss + negative_share * penalty * negative_smoothed_nll.mean()
 
 
 def smoothed_nll(token: Tensor, uniform: Tensor, mask: Tensor, *, epsilon: float) -> Tensor:
@@ -116,36 +160,6 @@ def smoothed_nll(token: Tensor, uniform: Tensor, mask: Tensor, *, epsilon: float
     return -masked_mean((1 - epsilon) * token + epsilon * uniform, mask)
 
 
-def smoothed_sft_loss(
-    chosen_nll: Tensor,
-    negative_smoothed_nll: Tensor,
-    *,
-    penalty: float,
-    chosen_share: Tensor | float = 1.0,
-    negative_share: Tensor | float = 1.0,
-) -> Tensor:
-    r"""Low-weight smoothed supervision on gentle negatives, without a constraint.
-
-        loss = E[NLL(y+)] + lambda * E[CE_eps(y-)]        stage 1, abstract of arXiv 2510.11978
-
-    Args:
-        chosen_nll: ``(n,)`` NLL of the chosen answers.
-        negative_smoothed_nll: ``(m,)`` from :func:`smoothed_nll`; may be empty.
-        penalty: lambda >= 0, low (the gentle negative is wrong in one place and right in all others).
-        chosen_share: see :func:`constrained_sft_loss`.
-        negative_share: see :func:`constrained_sft_loss`.
-
-    Returns:
-        ``()`` loss.
-
-    Example:
-        >>> import torch
-        >>> smoothed_sft_loss(torch.tensor([1.0]), torch.tensor([3.0]), penalty=0.1)
-        tensor(1.3000)
-    """
+def _check_penalty(penalty: float) -> None:
     if penalty < 0:
         raise ValueError(f"penalty must be >= 0, got {penalty}. Write `objective: plain` for SFT without negatives.")
-    loss = chosen_share * chosen_nll.mean()
-    if not len(negative_smoothed_nll):
-        return loss
-    return loss + negative_share * penalty * negative_smoothed_nll.mean()

@@ -1,4 +1,4 @@
-"""Calibration: does the model know when its next token is right?"""
+"""Calibration (does the model know when its next token is right?) and drift (how far have predictions moved?)."""
 
 import math
 
@@ -20,7 +20,7 @@ def token_ece(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
         ``()`` in [0, 1]; 0 is perfect.
 
     Raises:
-        ValueError: for no tokens at all, or numbers that are no probabilities.
+        ValueError: for no tokens at all, or numbers that are not probabilities.
 
     Example:
         >>> import torch
@@ -33,8 +33,6 @@ def token_ece(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
 
 def reliability(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
     r"""The bins of :func:`token_ece`: how sure the model was, and how often it was right.
-
-        ECE = sum_b (n_b / n) |confidence_b - accuracy_b|
 
     Args:
         confidence: ``(tokens,)`` probability of the likeliest token.
@@ -52,29 +50,13 @@ def reliability(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tenso
         tensor([[1.0000, 0.2500, 0.0000],
                 [2.0000, 0.8750, 0.5000]], dtype=torch.float64)
     """
-    probability = _checked(confidence, hit)
+    probability = _probabilities(confidence, hit)
     edges = torch.linspace(0, 1, num_bins + 1, dtype=probability.dtype, device=probability.device)
     bins = (torch.bucketize(probability, edges, right=True) - 1).clamp(max=num_bins - 1)
     sums = torch.stack([torch.ones_like(probability), probability, hit.double()], dim=1)
     found = sums.new_zeros(num_bins, 3).index_add(0, bins, sums)
     found[:, 1:] /= found[:, :1].clamp(min=1)
     return found
-
-
-def _checked(confidence: Tensor, hit: Tensor) -> Tensor:
-    """``(tokens,)`` the confidences in double precision, if they are that."""
-    if confidence.shape != hit.shape or confidence.ndim != 1 or not len(confidence):
-        raise ValueError(
-            f"expected two (tokens,) tensors with at least one token, got confidence {tuple(confidence.shape)}, "
-            f"hit {tuple(hit.shape)}. Select the answer's tokens first: confidence[mask]."
-        )
-    lowest, highest = confidence.min().item(), confidence.max().item()
-    if not (lowest >= 0 and highest <= 1 + 1e-5):
-        raise ValueError(
-            f"confidence runs from {lowest:.3g} to {highest:.3g}, but probabilities lie in [0, 1]. "
-            "If these are log-probabilities, take .exp() first."
-        )
-    return confidence.double().clamp(max=1.0)
 
 
 def total_variation(policy: Tensor, reference: Tensor) -> Tensor:
@@ -94,7 +76,7 @@ def total_variation(policy: Tensor, reference: Tensor) -> Tensor:
         >>> total_variation(p.log(), q.log())
         tensor(0.2500)
     """
-    _check(policy, reference)
+    _check_shapes(policy, reference)
     return (policy.exp() - reference.exp()).abs().sum(dim=-1) / 2
 
 
@@ -110,9 +92,25 @@ def jensen_shannon(policy: Tensor, reference: Tensor) -> Tensor:
     Returns:
         ``(...)`` nats, from 0 (equal) to log 2 (no token in common).
     """
-    _check(policy, reference)
+    _check_shapes(policy, reference)
     middle = torch.logaddexp(policy, reference) - math.log(2)
     return (_kl(policy, middle) + _kl(reference, middle)) / 2
+
+
+def _probabilities(confidence: Tensor, hit: Tensor) -> Tensor:
+    """``(tokens,)`` the confidences in double precision, if they are probabilities."""
+    if confidence.shape != hit.shape or confidence.ndim != 1 or not len(confidence):
+        raise ValueError(
+            f"expected two (tokens,) tensors with at least one token, got confidence {tuple(confidence.shape)}, "
+            f"hit {tuple(hit.shape)}. Select the answer's tokens first: confidence[mask]."
+        )
+    lowest, highest = confidence.min().item(), confidence.max().item()
+    if not (lowest >= 0 and highest <= 1 + 1e-5):
+        raise ValueError(
+            f"confidence runs from {lowest:.3g} to {highest:.3g}, but probabilities lie in [0, 1]. "
+            "If these are log-probabilities, take .exp() first."
+        )
+    return confidence.double().clamp(max=1.0)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -120,7 +118,7 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1)
 
 
-def _check(policy: Tensor, reference: Tensor) -> None:
+def _check_shapes(policy: Tensor, reference: Tensor) -> None:
     if policy.shape != reference.shape:
         raise ValueError(
             f"expected two (..., V) tensors of one shape, got policy {tuple(policy.shape)}, reference "

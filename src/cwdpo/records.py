@@ -34,6 +34,9 @@ MetricName: TypeAlias = Literal[
 """The numbers of a logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens,
 in nats. ``negatives`` are of on-policy sampling and its curriculum, see docs/curriculum.md."""
 
+StepMetric: TypeAlias = MetricName | Literal["cooling"]
+"""What a training step gives of each answer; of the weights ``cooling`` a line has mean, quantiles and histogram."""
+
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
 COOLING_QUANTILES: Mapping[MetricName, float] = {"cooling/p10": 0.1, "cooling/p50": 0.5, "cooling/p90": 0.9}
 COOLING_HISTOGRAM: Final = "cooling/histogram"
@@ -114,6 +117,16 @@ SIGN_NAMES: tuple[SignName, ...] = get_args(SignName)
 """What a diagnosis can find, most harmful first: what spoils the run, the model, what it learns, and the time."""
 
 
+class _Inside:
+    """A path with a fixed name in a run directory."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: "RunDirectory", owner: object = None) -> Path:
+        return run.root / self._name
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The paths of one run. Open it with :meth:`open` to write, or make it bare to read."""
@@ -162,55 +175,35 @@ class RunDirectory:
         """Whether there is any file; directories alone are what a start that failed leaves."""
         return any(path != besides and (path.is_symlink() or not path.is_dir()) for path in self.root.rglob("*"))
 
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe, with the measured floor."""
-        return self.root / "recipe.yaml"
+    recipe = _Inside("recipe.yaml")
+    """The resolved recipe, with the measured floor."""
 
-    @property
-    def metrics(self) -> Path:
-        """One :class:`cwdpo.records.MetricsLine` a logged step."""
-        return self.root / "metrics.jsonl"
+    metrics = _Inside("metrics.jsonl")
+    """One :class:`MetricsLine` a logged step."""
 
-    @property
-    def probes(self) -> Path:
-        """One :class:`cwdpo.records.ProbeLine` a reading and group."""
-        return self.root / "probes.jsonl"
+    probes = _Inside("probes.jsonl")
+    """One :class:`ProbeLine` a reading and group."""
 
-    @property
-    def engine(self) -> Path:
-        """How log-probs are computed, and on which numbers that was decided."""
-        return self.root / "engine.json"
+    engine = _Inside("engine.json")
+    """How log-probs are computed, and on which numbers that was decided."""
 
-    @property
-    def findings(self) -> Path:
-        """What went wrong, by name."""
-        return self.root / "findings.json"
+    findings = _Inside("findings.json")
+    """What went wrong, by name."""
 
-    @property
-    def summary(self) -> Path:
-        """The run's results in one object."""
-        return self.root / "summary.json"
+    summary = _Inside("summary.json")
+    """The run's results in one object."""
 
-    @property
-    def report(self) -> Path:
-        """The page for people."""
-        return self.root / "report.html"
+    report = _Inside("report.html")
+    """The page for people."""
 
-    @property
-    def reference(self) -> Path:
-        """Cached log-probs of the reference; internal."""
-        return self.root / "reference"
+    reference = _Inside("reference")
+    """Cached log-probs of the reference; internal."""
 
-    @property
-    def negatives(self) -> Path:
-        """What was sampled from the policy, a file a refresh; see docs/on_policy.md."""
-        return self.root / "negatives"
+    negatives = _Inside("negatives")
+    """What was sampled from the policy, a file a refresh; see docs/on_policy.md."""
 
-    @property
-    def features(self) -> Path:
-        """Kept features of a frozen vision tower; internal."""
-        return self.root / "features"
+    features = _Inside("features")
+    """Kept features of a frozen vision tower; internal."""
 
     def stage(self, stage: Stage) -> Path:
         """The model that a stage left: loads with ``from_pretrained``, or is a PEFT adapter directory."""
@@ -272,7 +265,7 @@ class RunDirectory:
         append_jsonl(self.probes, lines)
 
     def readings(self, stage: Stage, *, until: int) -> list[ProbeLine]:
-        """A stage's probe lines up to a step, oldest first; what is no such line is left out."""
+        """A stage's probe lines up to a step, oldest first; other lines are left out."""
         return [line for line in read_jsonl(self.probes).objects if _is_reading(line, stage, until)]
 
     def truncate_after(self, stage: Stage, step: int) -> int:
@@ -313,7 +306,7 @@ class JsonLines(NamedTuple):
 
     objects: list[dict[str, Any]]
     skipped: int
-    """Lines that are no JSON object: half-written when a run was killed, or damaged."""
+    """Lines that are not a JSON object: half-written when a run was killed, or damaged."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -421,7 +414,7 @@ def _parsed_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null where a float is infinite or no number, which JSON cannot hold."""
+    """The value with null where a float is infinite or NaN, which JSON cannot hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

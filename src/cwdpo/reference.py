@@ -1,16 +1,14 @@
-"""References that run beside the policy: a frozen copy, or the policy itself with the adapter it started from.
+"""The reference of stage 2: log pi_ref of every answer, from a cache on disk or from a model beside the policy.
 
-Reference log-probs on disk, for vision data too: computed once, then the reference model is not needed again.
-
-An entry's key is a hash of everything the model would see (prompt tokens, image tensors as the processor made them,
-answer tokens; see ``Batch.keys``), so another processor, row or picture is simply not found. The directory also holds
-the fingerprint of the model that computed it, and refuses to serve any other.
+In the cache, an entry's key is a hash of everything the model would see (prompt tokens, image tensors as the processor
+made them, answer tokens; see ``Batch.keys``), so another processor, row or picture is simply not found. The directory
+also holds the fingerprint of the model that computed it, and refuses to serve any other.
 """
 
 import json
 import logging
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cwdpo.batch import AnswerLogprobs, Batch, eval_mode
+from cwdpo.batch import AnswerLogprobs, Batch, Detail, eval_mode
 from cwdpo.engine import Engine
 from cwdpo.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 2
 
 
 class Reference(Protocol):
@@ -32,93 +34,46 @@ class Reference(Protocol):
         ...
 
 
-class FrozenCopy:
-    """A second model in memory, for full fine-tuning."""
+class LiveReference(Protocol):
+    """A model beside the policy, which can be asked about any answer at any time."""
 
-    def __init__(self, model: nn.Module, engine: Engine) -> None:
-        self.model, self.engine = model.eval().requires_grad_(False), engine
-
-    @torch.no_grad()
-    def logprobs(self, batch: Batch, **details: Any) -> AnswerLogprobs:
-        """Everything the engine says of the batch under the frozen model."""
-        return self.engine.logprobs(self.model, batch, **details)
+    def logprobs(self, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
+        """See :meth:`cwdpo.engine.Engine.logprobs`; without gradient."""
+        ...
 
     def totals(self, batch: Batch) -> Tensor:
-        """``(A,)`` log pi_ref(y|x)."""
+        """See :class:`Reference`."""
         return self.logprobs(batch).total
-
-
-class StartingAdapter:
-    """The policy with its adapter set back to where stage 2 began; the base model is shared, so it costs no memory.
-
-    An adapter that has not been trained yet is switched off instead, which is the same model and cheaper.
-    """
-
-    def __init__(self, model: nn.Module, engine: Engine) -> None:
-        self.model, self.engine = model, engine
-        self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._start = {name: p.detach().clone() for name, p in self._trainable.items()}
-        self._is_new = all("lora_" in n for n in self._start) and not any(
-            value.any() for name, value in self._start.items() if "lora_B" in name
-        )
-
-    @torch.no_grad()
-    def logprobs(self, batch: Batch, **details: Any) -> AnswerLogprobs:
-        """Everything the engine says of the batch under the starting adapter."""
-        adapted: Any = self.model
-        with eval_mode(self.model), adapted.disable_adapter() if self._is_new else self._set_back():
-            return self.engine.logprobs(self.model, batch, **details)
-
-    def totals(self, batch: Batch) -> Tensor:
-        """``(A,)`` log pi_ref(y|x)."""
-        return self.logprobs(batch).total
-
-    @contextmanager
-    def _set_back(self) -> Iterator[None]:
-        # The storage is exchanged, not the values: autograd graphs that hold the policy's weights stay valid.
-        now = {name: p.data for name, p in self._trainable.items()}
-        for name, p in self._trainable.items():
-            p.data = self._start[name].to(p.device)
-        try:
-            yield
-        finally:
-            for name, p in self._trainable.items():
-                p.data = now[name]
-
-
-logger = logging.getLogger(__name__)
-
-_FORMAT = 2
 
 
 class ReferenceCache:
     """``key -> (log pi_ref, number of tokens)``, in part files that are written whole or not at all."""
 
-    def __init__(self, directory: Path | None, *, model_fingerprint: str, computed_in: str = "", rank: int = 0) -> None:
+    def __init__(self, directory: Path | None, *, of_model: str, computed_in: str = "", rank: int = 0) -> None:
         """Open the cache of a directory, or begin one.
 
         Args:
             directory: where the parts lie; None keeps everything in memory.
-            model_fingerprint: of the model whose log-probs these are (see :func:`cwdpo.models.parts.fingerprint`).
+            of_model: fingerprint of the model whose log-probs these are (see :func:`cwdpo.models.parts.fingerprint`).
             computed_in: precision and device; other roundings would make the rewards of step 0 differ from 0.
             rank: this process; each writes parts of its own.
 
         Raises:
             UserError: the directory holds another model's log-probs, or such as were computed otherwise.
         """
-        self.directory, self.rank = directory, rank
+        self.directory, self.of_model, self.rank = directory, of_model, rank
         self._entries: dict[str, tuple[float, int]] = {}
         self._unsaved: dict[str, tuple[float, int]] = {}
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
-            header = {"format": _FORMAT, "model": model_fingerprint, "computed_in": computed_in}
+            header = {"format": _FORMAT, "model": of_model, "computed_in": computed_in}
             _check_header(directory, header, rank)
             self.reload()
 
     @classmethod
     def in_memory(cls) -> "ReferenceCache":
         """A cache that no file backs."""
-        return cls(None, model_fingerprint="")
+        return cls(None, of_model="")
 
     def reload(self) -> None:
         """Read all parts, those of other ranks too."""
@@ -181,6 +136,52 @@ class ReferenceCache:
         return torch.tensor([total / n for total, n in entries], dtype=torch.float64)
 
 
+class FrozenCopy(LiveReference):
+    """A second model in memory, for full fine-tuning."""
+
+    def __init__(self, model: nn.Module, engine: Engine) -> None:
+        self.model, self.engine = model.eval().requires_grad_(False), engine
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
+        """See :class:`LiveReference`."""
+        return self.engine.logprobs(self.model, batch, want=want)
+
+
+class StartingAdapter(LiveReference):
+    """The policy with its adapter set back to where stage 2 began; the base model is shared, so it costs no memory.
+
+    An adapter that has not been trained yet is switched off instead, which is the same model and cheaper.
+    """
+
+    def __init__(self, model: nn.Module, engine: Engine) -> None:
+        self.model, self.engine = model, engine
+        self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._is_new = all("lora_" in name for name in self._trainable) and not any(
+            p.any() for name, p in self._trainable.items() if "lora_B" in name
+        )
+        self._start = {} if self._is_new else {name: p.detach().clone() for name, p in self._trainable.items()}
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
+        """See :class:`LiveReference`."""
+        adapted: Any = self.model
+        with eval_mode(self.model), adapted.disable_adapter() if self._is_new else self._set_back():
+            return self.engine.logprobs(self.model, batch, want=want)
+
+    @contextmanager
+    def _set_back(self) -> Iterator[None]:
+        # The storage is exchanged, not the values: autograd graphs that hold the policy's weights stay valid.
+        now = {name: p.data for name, p in self._trainable.items()}
+        for name, p in self._trainable.items():
+            p.data = self._start[name].to(p.device)
+        try:
+            yield
+        finally:
+            for name, p in self._trainable.items():
+                p.data = now[name]
+
+
 def _check_header(directory: Path, header: Mapping[str, Any], rank: int) -> None:
     path = directory / "cache.json"
     if not path.exists():
@@ -198,7 +199,7 @@ def _check_header(directory: Path, header: Mapping[str, Any], rank: int) -> None
         why = f"were computed in {found.get('computed_in')}, and this run computes in {header['computed_in']}"
     raise UserError(
         f"{directory}: these reference log-probs {why}, so they cannot be used. Delete that directory to compute them "
-        "anew, or write `stage2: {reference: live}`."
+        "again, or write `stage2: {reference: live}`."
     )
 
 

@@ -19,8 +19,8 @@ class TrainerView(Protocol):
     """Readings of probes that an evaluation reports too; whatever measures probes sets it."""
 
     @property
-    def model(self) -> nn.Module | None:
-        """The policy, without the wrappers of training."""
+    def policy(self) -> nn.Module:
+        """The model, without the wrappers of training."""
 
     @property
     def args(self) -> TrainingArguments:

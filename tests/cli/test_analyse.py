@@ -92,7 +92,7 @@ def test_saved_adapters_train_alone(run: Run, data: Path, tiny: Callable[[str], 
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--eta", "-1"], "--eta is -1.0"),
         (["--directions", "1"], "--directions 1"),
@@ -100,10 +100,10 @@ def test_saved_adapters_train_alone(run: Run, data: Path, tiny: Callable[[str], 
         (["--out", "."], "nothing is overwritten"),
     ],
 )
-def test_bad_settings_exit_2(run: Run, data: Path, tiny: Callable[[str], Path], words: list[str], told: str) -> None:
+def test_bad_settings_exit_2(run: Run, data: Path, tiny: Callable[[str], Path], words: list[str], message: str) -> None:
     code, out, err = run(tiny("llava"), "--data", data, "--pairs", 1, *words)
     assert (code, out) == (2, "")
-    assert told in err
+    assert message in err
 
 
 def test_the_vulnerable_region_by_hand() -> None:

@@ -102,7 +102,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     }
 
 
-def assert_told(result: tuple[int, str], *expected: str) -> None:
+def assert_message(result: tuple[int, str], *expected: str) -> None:
     code, err = result
     assert code == 2
     assert err.count("\n") == 1, err
@@ -118,7 +118,7 @@ def test_bad_rows_and_images(name: str, train: Train, tmp_path: Path) -> None:
     disc_data.write(data, disc_data.records(8))
     spoil(data)
     before = snapshot(data)
-    assert_told(train(stage1=None), f"{data}/train.jsonl:3: ", expected)
+    assert_message(train(stage1=None), f"{data}/train.jsonl:3: ", expected)
     assert snapshot(data) == before
 
 
@@ -127,31 +127,33 @@ def test_bad_rows_and_images(name: str, train: Train, tmp_path: Path) -> None:
 def test_what_the_header_tells_is_told_before_a_model_is_loaded(name: str, train: Train, tmp_path: Path) -> None:
     disc_data.write(tmp_path / "data", disc_data.records(8))
     BAD_DATA[name][0](tmp_path / "data")
-    assert_told(train(), "train.jsonl:3: ")
+    assert_message(train(), "train.jsonl:3: ")
 
 
 @pytest.mark.usefixtures("loads_nothing")
 def test_bad_recipes(train: Train, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
-    assert_told(train(stage2={"coolling": None}), f"{recipe}:", "unknown key 'stage2.coolling'")
-    assert_told(train(stage2={"beta": "x"}), f"{recipe}:", "stage2.beta is 'x', but must be a number.")
-    assert_told(train(data={"train": "nothing.jsonl"}), f"{tmp_path}/nothing.jsonl: no such file")
+    assert_message(train(stage2={"coolling": None}), f"{recipe}:", "unknown key 'stage2.coolling'")
+    assert_message(train(stage2={"beta": "x"}), f"{recipe}:", "stage2.beta is 'x', but must be a number.")
+    assert_message(train(data={"train": "nothing.jsonl"}), f"{tmp_path}/nothing.jsonl: no such file")
 
 
 def test_models_that_are_none(train: Train, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
     text_only = tmp_path / "text_only"
     text_only.mkdir()
     (text_only / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    assert_told(train(model={"name_or_path": str(text_only)}), str(text_only), "a llama model, which does not read")
+    assert_message(train(model={"name_or_path": str(text_only)}), str(text_only), "a llama model, which does not read")
     bare = tmp_path / "bare"
     bare.mkdir()
     for path in tiny("llava").iterdir():
         if path.suffix == ".safetensors" or path.name in ("config.json", "generation_config.json"):
             (bare / path.name).write_bytes(path.read_bytes())
-    assert_told(
+    assert_message(
         train(model={"name_or_path": str(bare)}), str(bare), "preprocessor_config.json", "tokenizer_config.json"
     )
-    assert_told(train(model={"name_or_path": str(tmp_path / "nowhere")}), f"there is no directory {tmp_path}/nowhere")
+    assert_message(
+        train(model={"name_or_path": str(tmp_path / "nowhere")}), f"there is no directory {tmp_path}/nowhere"
+    )
     assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
 
 
@@ -174,8 +176,8 @@ def test_a_disk_that_is_full_while_saving(strategy: str, expected: str, train: T
     before = snapshot(tmp_path / "run")
     assert (tmp_path / "run" / "stage1" / "model.safetensors").stat().st_size > 100_000
     with files_of_at_most(100_000):
-        told = train("--output_dir", tmp_path / "second", "--trainer.save_strategy", f"'{strategy}'", stage2=None)
-    assert_told(told, expected)
+        message = train("--output_dir", tmp_path / "second", "--trainer.save_strategy", f"'{strategy}'", stage2=None)
+    assert_message(message, expected)
     assert not (tmp_path / "second" / "stage1").exists()
     assert snapshot(tmp_path / "run") == before
 
@@ -198,7 +200,7 @@ def test_code_of_a_checkpoint_runs_only_where_it_is_trusted(
     settings = json.loads((model / "config.json").read_text())
     code = {"AutoConfig": "code.OwnConfig", "AutoModelForImageTextToText": "code.OwnModel"}
     (model / "config.json").write_text(json.dumps(settings | {"model_type": "own", "auto_map": code}))
-    assert_told(train(model={"name_or_path": str(model)}), str(model), "set `model.trust_remote_code: true`")
+    assert_message(train(model={"name_or_path": str(model)}), str(model), "set `model.trust_remote_code: true`")
     assert not ran.exists()
     train(model={"name_or_path": str(model), "trust_remote_code": True})
     assert ran.exists()  # so the test above would have seen it

@@ -60,7 +60,7 @@ def test_a_file_that_is_no_page_of_ours_is_not_overwritten(call: Call, runs: lis
     Path("report.html").write_text("<html>my thesis</html>")
     code, out, err = call(*runs, *options)
     assert (code, out) == (2, "")
-    assert err == "report.html is no report of cwdpo, and nothing else is overwritten. Give another --out.\n"
+    assert err == "report.html is not a report of cwdpo, and nothing else is overwritten. Give another --out.\n"
     assert Path("report.html").read_text() == "<html>my thesis</html>"
 
 
@@ -103,7 +103,7 @@ def test_following_ends_cleanly(tmp_path: Path) -> None:
         served.send_signal(signal.SIGINT)
         out, err = served.communicate(timeout=20)
     assert (served.returncode, err) == (0, "")
-    assert out == "\nNo longer followed. Runs that are training go on.\n"
+    assert out == "\nThe page is no longer served. Training continues.\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,7 +11,7 @@ from cwdpo.trainers.arguments import argument_types
 
 def complaint(**section: Any) -> str:
     try:
-        check_trainer_section(section, argument_types(), lambda key: f"r.yaml/{key}", name="stage1.trainer")
+        check_trainer_section(section, argument_types(), lambda path: f"r.yaml/{path[-1]}", path=("stage1", "trainer"))
     except ConfigError as problem:
         return str(problem)
     return ""

@@ -47,8 +47,8 @@ def test_strange_items_change_nothing_and_are_counted(strange: list[Any], places
         readings.insert(place, item)
     spoiled = examine(readings, beta=0.1)
     assert [finding.name for finding in spoiled.findings] == names(RUNS[0])
-    told = [note for note in spoiled.notes if "left out" in note]
-    assert told == (
+    left_out = [note for note in spoiled.notes if "left out" in note]
+    assert left_out == (
         [f"{len(strange)} of the readings hold nothing that diagnosis knows, and were left out."] if strange else []
     )
 

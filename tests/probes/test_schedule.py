@@ -101,9 +101,9 @@ def test_what_is_owed_at_the_end_is_paid_for_too() -> None:
             taken += 1
             with schedule.reading(step):
                 clock.now += 0.5
-    with schedule.preparing() as end:
+    with schedule.preparing(again_at_end=True):
         clock.now += 5.0
-    assert end.seconds == pytest.approx(5.0)
+    assert schedule.owed == pytest.approx(5.0 + 5.0)
     assert schedule.spent == pytest.approx(taken * 0.5 + 5.0)
     assert 20 <= taken <= 30
     assert schedule.share <= SHARE + 1e-9

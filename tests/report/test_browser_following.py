@@ -1,4 +1,4 @@
-"""A page that is followed, in a real browser: it tells what is new, and stays where its reader is."""
+"""A page that is followed, in a real browser: it shows what is new, and keeps its reader's place."""
 
 import random
 import threading

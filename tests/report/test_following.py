@@ -1,4 +1,4 @@
-"""The server of a page that is followed: what it serves, to whom, and when it draws anew."""
+"""The server of a page that is followed: what it serves, to whom, and when it draws again."""
 
 import http.client
 import random

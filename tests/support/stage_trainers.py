@@ -49,6 +49,7 @@ def make_trainer(tiny: Callable[[str], Path], rows: list[Row], tmp_path: Path) -
         eval_rows: list[Row] | None = None,
         callbacks: Any = None,
         judge: Any = None,
+        also_right: Any = None,
         **arguments: Any,
     ) -> Any:
         trainer_class: Any = SmoothSFTTrainer if stage == 1 else CWDPOTrainer
@@ -65,6 +66,7 @@ def make_trainer(tiny: Callable[[str], Path], rows: list[Row], tmp_path: Path) -
             eval_dataset=eval_rows,
             callbacks=callbacks,
             **({} if judge is None else {"judge": judge}),
+            **({} if also_right is None else {"also_right": also_right}),
         )
 
     return make

@@ -11,7 +11,7 @@ from tiny.prompts import make_batch
 
 from cwdpo.batch import Role
 from cwdpo.engine.layout import Cost, parts_within, plain_costs, tree_costs
-from cwdpo.trainers.steps import LengthBuckets, count_roles, cut_further, row_tokens, select_parts, share
+from cwdpo.trainers.steps import LengthBuckets, Step, count_roles, cut_further, row_tokens, select_parts
 
 
 def mixed_lengths(number: int) -> list[int]:
@@ -102,7 +102,8 @@ def test_shares_of_the_parts_are_a_whole() -> None:
     parts = select_parts(batch, [[2, 0], [1]])
     assert [part["row_index"].tolist() for part in parts] == [[0, 2], [1]]
     counts = count_roles(parts)
+    step = Step(counts)
     assert counts.tolist()[:3] == [3, 0, 2]
-    found = [[float(share(part, role, counts)) for part in parts] for role in (Role.CHOSEN, Role.GENTLE, Role.REJECTED)]
+    found = [[float(step.share_of(part, role)) for part in parts] for role in (Role.CHOSEN, Role.GENTLE, Role.REJECTED)]
     assert found == [[pytest.approx(2 / 3), pytest.approx(1 / 3)], [1.0, 0.0], [0.0, 0.0]]
-    assert share(parts[0], Role.CHOSEN, None) == 1.0
+    assert Step().share_of(parts[0], Role.CHOSEN) == 1.0

@@ -215,7 +215,7 @@ def test_a_reference_of_another_precision_is_refused(make_trainer: Make) -> None
         make_trainer(2, out="shared", bf16=True).measure_reference()
 
 
-def test_a_reference_that_is_no_number_is_refused(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_that_is_not_a_number_is_refused(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(2)
     ask = trainer.engine.logprobs
 

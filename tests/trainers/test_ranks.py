@@ -14,6 +14,7 @@ from support.naive_logprobs import rows_of, token_logprobs, weighted_loss
 from tiny.prompts import load_model, make_batch, make_prompt
 from torch import distributed
 
+from cwdpo.data.collate import RowDataset
 from cwdpo.data.rows import Row
 from cwdpo.engine import make_engine
 from cwdpo.errors import ConfigError
@@ -24,28 +25,24 @@ def sharded(rows: list[Row], **plugins: Any) -> Any:
     """What :func:`check_sharding` looks at."""
     fsdp, deepspeed = plugins.get("fsdp"), plugins.get("deepspeed")
     state = SimpleNamespace(
-        fsdp_plugin=SimpleNamespace(fsdp_version=fsdp), deepspeed_plugin=SimpleNamespace(zero_stage=deepspeed)
+        fsdp_plugin=fsdp and SimpleNamespace(fsdp_version=fsdp),
+        deepspeed_plugin=deepspeed and SimpleNamespace(zero_stage=deepspeed),
     )
-    return SimpleNamespace(
-        is_fsdp_enabled=fsdp is not None,
-        is_deepspeed_enabled=deepspeed is not None,
-        accelerator=SimpleNamespace(state=state),
-        train_dataset=[(i, row) for i, row in enumerate(rows)],
-    )
+    return SimpleNamespace(state=state), RowDataset(rows)
 
 
 def test_what_cannot_work_is_refused(rows: list[Row]) -> None:
     pictured = [row for row in rows if row.images]
     assert 0 < len(pictured) < len(rows)
-    check_sharding(sharded(rows))
-    check_sharding(sharded(rows, deepspeed=2))
-    check_sharding(sharded(pictured, fsdp=2))
-    check_sharding(sharded([replace(row, images=()) for row in rows], deepspeed=3))
+    check_sharding(*sharded(rows))
+    check_sharding(*sharded(rows, deepspeed=2))
+    check_sharding(*sharded(pictured, fsdp=2))
+    check_sharding(*sharded([replace(row, images=()) for row in rows], deepspeed=3))
     with pytest.raises(ConfigError, match="version: 2"):
-        check_sharding(sharded(pictured, fsdp=1))
+        check_sharding(*sharded(pictured, fsdp=1))
     for plugin in ({"fsdp": 2}, {"deepspeed": 3}):
         with pytest.raises(ConfigError, match="some rows have images and some have none"):
-            check_sharding(sharded(rows, **plugin))
+            check_sharding(*sharded(rows, **plugin))
 
 
 def rank(number: int, store: Path, checkpoint: Path, result: Any) -> None:

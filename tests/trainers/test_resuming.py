@@ -60,7 +60,7 @@ def test_resumed_equals_uninterrupted(make_trainer: Make, name: str, lora: bool,
 
 
 def test_best_model_is_loaded_whole(make_trainer: Make, rows: Any) -> None:
-    """Told that a *lower* log-prob of the chosen is better, the first checkpoint is the best and comes back."""
+    """Where a *lower* log-prob of the chosen counts as better, the first checkpoint is the best and comes back."""
     trainer = make_trainer(
         2,
         "qwen2_5_vl",

@@ -123,6 +123,21 @@ def test_negatives_on_other_ranks_decide_about_the_hinge_too(
     assert alone > together + 10
 
 
+def test_evaluation_has_the_hinge_of_its_own_batch(make_trainer: Make, rows: list[Row]) -> None:
+    """Also after a training batch that was divided, whose gentle negatives are on the other side of the ceiling."""
+    longer = [replace(row, gentle=f"{row.gentle} {i}" * (1 + i)) for i, row in enumerate(rows[:6])]
+    trainer = make_trainer(1, penalty=0.5, max_steps=1, max_tokens_per_batch=200, eval_rows=longer)
+    trainer.train()
+    trained = next(-line["logps_mean/gentle"] for line in trainer.state.log_history if "loss" in line)
+    chosen, gentle = (logprobs(trainer, trainer.data_collator(list(trainer.eval_dataset)), role)[0] for role in (0, 2))
+    nll = -statistics.fmean(gentle)
+    assert abs(nll - trained) > 0.01
+    for ceiling in ((nll + trained) / 2, nll + 1, nll - 1):
+        trainer.args.ceiling = ceiling
+        by_hand = -statistics.fmean(chosen) + 0.5 * max(0.0, ceiling - nll)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(by_hand, abs=1e-5)
+
+
 def test_plain_objective_does_not_even_encode_gentle_negatives(make_trainer: Make) -> None:
     trainer = make_trainer(1, objective="plain")
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])

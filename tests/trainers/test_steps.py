@@ -132,7 +132,7 @@ def test_every_pass_keeps_to_the_budget_as_its_engine_lays_rows_out(
         lambda module, args, output: passes.append((torch.is_grad_enabled(), len(args[0]), args[0].shape[:2].numel()))
     )
     trainer.train()
-    assert {training for training, _, _ in passes} == {True, False}  # the opening pass and evaluation, too
+    assert {training for training, _, _ in passes} == {True, False}  # the reference pass and evaluation, too
     alone = 1 if engine == "tree" else 4  # rows of one prompt, which cannot be divided
     assert any(rows > alone for _, rows, _ in passes)
     assert all(tokens <= budget for _, rows, tokens in passes if rows > alone)
@@ -162,7 +162,7 @@ def test_buckets_resume_exactly(workers: int, make_trainer: Make, uneven: list[R
         assert torch.equal(value, weights[name]), name
 
 
-def test_buckets_are_told_the_epoch_they_resume_in(make_trainer: Make, uneven: list[Row]) -> None:
+def test_buckets_get_the_epoch_they_resume_in(make_trainer: Make, uneven: list[Row]) -> None:
     """Accelerate reaches a sampler under a skipped, sharded batch sampler only with our help."""
     trainer = make_trainer(2, train_rows=uneven, length_buckets=True)
     sampler = trainer.get_train_dataloader().batch_sampler.sampler
@@ -174,7 +174,16 @@ def test_buckets_are_told_the_epoch_they_resume_in(make_trainer: Make, uneven: l
     assert list(sampler) == resumed != first
 
 
-def test_buckets_use_the_counts_of_the_opening_pass(make_trainer: Make, uneven: list[Row]) -> None:
+def test_training_again_adds_no_callback(make_trainer: Make, uneven: list[Row]) -> None:
+    trainer = make_trainer(1, train_rows=uneven, length_buckets=True, max_steps=1)
+    before = list(trainer.callback_handler.callbacks)
+    trainer.train()
+    trainer.train()
+    assert trainer.callback_handler.callbacks == before
+    assert [callback for callback in before if callback in trainer.own_callbacks()] == trainer.own_callbacks()
+
+
+def test_buckets_use_the_counts_of_the_reference_pass(make_trainer: Make, uneven: list[Row]) -> None:
     trainer = make_trainer(2, train_rows=uneven, length_buckets=True)
     trainer.measure_reference()
     counted = [trainer.count_row(trainer.train_dataset[i][1]) for i in range(16)]
@@ -182,7 +191,7 @@ def test_buckets_use_the_counts_of_the_opening_pass(make_trainer: Make, uneven: 
     assert len(set(counted)) > 4
 
 
-def test_estimates_without_an_opening_pass(make_trainer: Make, uneven: list[Row]) -> None:
+def test_estimates_without_a_reference_pass(make_trainer: Make, uneven: list[Row]) -> None:
     trainer = make_trainer(1, train_rows=uneven, length_buckets=True)
     counted = [trainer.count_row(trainer.train_dataset[i][1]) for i in range(16)]
     for estimate, exact in zip(trainer.row_lengths(), counted, strict=True):

@@ -101,7 +101,7 @@ class Influence:
     """Delta lbar after the step."""
 
     predicted_top: float
-    """The same for the tokens that were likeliest before the step, in place of the answer's: where squeezing shows."""
+    """The same for the tokens that were most likely before the step, instead of the answer's: this shows squeezing."""
 
     measured_top: float
 
@@ -378,7 +378,7 @@ class _Seen:
     """``(A,)`` of the tokens ``top``."""
 
     top: Tensor
-    """``(n,)`` the likeliest token at each place before any step."""
+    """``(n,)`` the most likely token at each place before any step."""
 
 
 def _answers_of_row(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -424,7 +424,7 @@ def _rates(logits: AnswerLogits, batch: Batch, direction: Direction, top: Tensor
 
 
 def _read(values: Tensor, batch: Batch, top: Tensor) -> _Seen:
-    """Means over each answer's tokens of ``(n, V)`` values, at the answer's tokens and at the likeliest."""
+    """Means over each answer's tokens of ``(n, V)`` values, at the answer's tokens and at the most likely ones."""
     answer, mask = answer_of_token(batch), batch["answer_mask"]
     lengths = mask.sum(dim=-1)
 

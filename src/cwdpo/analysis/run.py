@@ -51,7 +51,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What ``cwdpo analyse`` was asked for; the command's help says what each means."""
+    """The options of ``cwdpo analyse``; the command's help explains each."""
 
     model: str
     data: Path
@@ -166,7 +166,7 @@ def show_analysis(analysis: Analysis, console: Console) -> None:
         rows = (analysis.names[one.trained], analysis.names[one.observed])
         table.add_row(*rows, one.role, *numbers, "" if cosine is None else f"{cosine:+.2f}")
     console.print(table)
-    notes = ["argmax: measured change of the tokens that were likeliest before the step."]
+    notes = ["argmax: measured change of the tokens that were most likely before the step."]
     if analysis.kernel is not None:
         notes.append("kernel: cosine of the empirical NTK between the two rows' chosen answers.")
     if len(first) > _SHOWN:
@@ -440,7 +440,7 @@ def _squeezing(pushed: Pushed, floor: float, temperature: float) -> Figure:
     )
     curves = [
         Curve(f"{name}{kind}", list(enumerate(path[:, token].exp().tolist())), colour, dashed)
-        for token, name, colour in ((top, "the likeliest token", 0), (second, "the second", 1))
+        for token, name, colour in ((top, "the most likely token", 0), (second, "the second", 1))
         for path, kind, dashed in ((hot, "", False), (cooled, ", cooled", True))
     ]
     return Figure(

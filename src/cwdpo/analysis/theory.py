@@ -126,7 +126,7 @@ def loser_push(
         tensor([2.0000])
     """
     if length < 1:
-        raise ValueError(f"an answer has at least its end token, but length is {length}. Count the tokens with it.")
+        raise ValueError(f"an answer has at least its end token, but got length {length}. Count it too.")
     rejected_logratio = length * (mean_logprob - start)
     chosen = torch.full_like(rejected_logratio, chosen_logratio)
     _, pull = cw_dpo_pulls(chosen, rejected_logratio, weight, beta=beta)

@@ -30,6 +30,7 @@ from cwdpo.models.loading import load_processor
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer
 
 _SEED = 0
+
 _STEP_AWAY = 0.005
 """Standard deviation of what is added to every trained weight, so that policy and reference differ and the loss is not
 ln 2 whatever the log-probs are."""
@@ -207,6 +208,112 @@ def cw_dpo(
     return Contestant(trainer, collator([rows[i] for i in range(len(rows))]))
 
 
+Quantity: TypeAlias = Literal["FLOPs", "saved activations", "time"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A limit, and how it was kept."""
+
+    quantity: Quantity
+    features: bool
+    """Whether it is for kept features, or for the tree with a cached reference alone."""
+
+    limit: float
+    ratio: float | None = None
+    """What was measured; None before."""
+
+    @property
+    def met(self) -> bool:
+        """Whether the measured ratio, unrounded, is within the limit."""
+        return self.ratio is not None and self.ratio <= self.limit
+
+
+def targets(setting: str, *, lora: bool, checkpointing: bool) -> Sequence[Target]:
+    """The limits for one setting of the bench.
+
+    Example:
+        >>> [(target.quantity, target.limit) for target in targets("ii", lora=True, checkpointing=True)]
+        [('FLOPs', 0.35), ('time', 0.47)]
+    """
+    limits: dict[tuple[Quantity, bool], float | None] = {
+        ("FLOPs", False): _FLOPS.get((lora, checkpointing), {}).get(setting),
+        ("FLOPs", True): _FLOPS_WITH_FEATURES.get(setting) if lora and not checkpointing else None,
+        ("saved activations", False): None if checkpointing else _SAVED[lora],
+        ("time", False): _TIME[setting],
+    }
+    return [
+        Target(quantity=quantity, features=features, limit=limit)
+        for (quantity, features), limit in limits.items()
+        if limit is not None
+    ]
+
+
+def build_model(size: ModelSize, processor: Any, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> Any:
+    """A model of that size with random weights, made where it will run."""
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(seed)
+        auto: Any = AutoModelForImageTextToText
+        return auto.from_config(build_config(size, processor), dtype=getattr(torch, dtype))
+
+
+def build_processor(vision: VisionSize) -> Any:
+    """Qwen2.5-VL's processor with a tokenizer of whole words, every image taken in its own size."""
+    vocabulary = [*_SPECIAL, "user", "assistant", *(f"w{i}" for i in range(_WORDS))]
+    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # joins words with spaces
+    tokenizer: Any = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        extra_special_tokens=[token for token in _SPECIAL[:-1] if token not in ("<|im_end|>", "<|endoftext|>")],
+    )
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    settings = {
+        "size": {"shortest_edge": 1, "longest_edge": 2**30},
+        "patch_size": vision.patch,
+        "temporal_patch_size": 2,
+        "merge_size": vision.merge,
+    }
+    images = {"image_processor_type": "Qwen2VLImageProcessor", **settings}
+    videos = {"video_processor_type": "Qwen2VLVideoProcessor", **settings}
+    content = {"image_processor": images, "video_processor": videos, "processor_class": "Qwen2_5_VLProcessor"}
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save_pretrained(directory)
+        (Path(directory) / "processor_config.json").write_text(json.dumps(content), encoding="utf-8")
+        return load_processor(directory)
+
+
+def make_rows(setting: Setting, vision: VisionSize, *, seed: int = 0) -> Dataset:
+    """One batch of random pairs, each with an image of noise, in the canonical form that TRL reads too."""
+    generator = random.Random(seed)
+    side = setting.image_side * vision.patch * vision.merge
+
+    def noise(seed: int) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+    def words(count: int) -> str:
+        return " ".join(f"w{generator.randrange(_WORDS)}" for _ in range(count))
+
+    def answer() -> list[dict[str, str]]:
+        length = generator.randint(setting.shortest, setting.longest)
+        return [{"role": "assistant", "content": words(length - 1)}]  # the end token is one of them
+
+    return Dataset.from_list(
+        [
+            {
+                "images": [noise(seed + i)],
+                "prompt": [{"role": "user", "content": words(setting.text - _TEMPLATE_TOKENS)}],
+                "chosen": answer(),
+                "rejected": answer(),
+            }
+            for i in range(setting.pairs)
+        ]
+    )
+
+
 def _arguments(task: Task) -> dict[str, Any]:
     return {
         "output_dir": tempfile.mkdtemp(dir=task.directory),
@@ -240,93 +347,24 @@ def _step_away(model: nn.Module) -> None:
             weight.add_(noise.to(weight.device, weight.dtype))
 
 
-Quantity: TypeAlias = Literal["FLOPs", "saved activations", "time"]
-
 _FLOPS = {
     # lora, checkpointing
     (False, False): {"ii": 0.44, "i256": 0.43, "i1024": 0.40},
     (True, False): {"ii": 0.39, "i256": 0.38, "i1024": 0.33},
     (True, True): {"ii": 0.35, "i256": 0.31, "i1024": 0.22},
 }
+
 _FLOPS_WITH_FEATURES = {"i1024": 0.20}  # LoRA without checkpointing
 _SAVED = {False: 0.56, True: 0.62}
 _TIME = {"ii": 0.47, "i256": 0.45, "i1024": 0.45}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A limit, and how it was kept."""
-
-    quantity: Quantity
-    features: bool
-    """Whether it is for kept features, or for the tree with a cached reference alone."""
-
-    limit: float
-    ratio: float | None = None
-    """What was measured; None before."""
-
-    @property
-    def met(self) -> bool:
-        """Whether the measured ratio, unrounded, is within the limit."""
-        return self.ratio is not None and self.ratio <= self.limit
-
-
-def targets(setting: str, *, lora: bool, checkpointing: bool) -> Sequence[Target]:
-    """The limits for one setting of the bench.
-
-    Example:
-        >>> [(target.quantity, target.limit) for target in targets("ii", lora=True, checkpointing=True)]
-        [('FLOPs', 0.35), ('time', 0.47)]
-    """
-    found: list[tuple[float | None, Quantity, bool]] = [
-        (_FLOPS.get((lora, checkpointing), {}).get(setting), "FLOPs", False)
-    ]
-    if lora and not checkpointing:
-        found.append((_FLOPS_WITH_FEATURES.get(setting), "FLOPs", True))
-    if not checkpointing:
-        found.append((_SAVED[lora], "saved activations", False))
-    found.append((_TIME[setting], "time", False))
-    return [Target(quantity=q, features=f, limit=limit) for limit, q, f in found if limit is not None]
-
-
-_SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<unk>",
-)
-_WORDS = 900
-"""Words that rows are made of; ids beyond them are never used, but the head scores them."""
-
-# The end token ends a turn, with no newline behind it: TRL would score that newline, and losses could not agree.
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|> {{ message['role'] }} "
-    "{% if message['content'] is string %}{{ message['content'] }} {% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|> {% else %}{{ part['text'] }} "
-    "{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
-)
-_TEMPLATE_TOKENS = 7
-"""Of a prompt: start, role, vision start and end, end; start and role of the answer."""
-
-
-def build_model(size: ModelSize, processor: Any, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> Any:
-    """A model of that size with random weights, made where it will run."""
-    with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(seed)
-        auto: Any = AutoModelForImageTextToText
-        return auto.from_config(build_config(size, processor), dtype=getattr(torch, dtype))
-
-
 def build_config(size: ModelSize, processor: Any) -> Qwen2_5_VLConfig:
     """The model's configuration; its special tokens are the processor's."""
     ids = processor.tokenizer.convert_tokens_to_ids
-    head_width = size.width // size.heads
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": _sections(head_width // 2)}
+    vision, half = size.vision, size.width // size.heads // 2
+    side = half * 3 // 8  # rotary features of time, height and width: a quarter and twice three eighths, as published
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [half - 2 * side, side, side]}
     text = {
         "vocab_size": size.vocabulary,
         "hidden_size": size.width,
@@ -342,7 +380,17 @@ def build_config(size: ModelSize, processor: Any) -> Qwen2_5_VLConfig:
     }
     return Qwen2_5_VLConfig(
         text_config=text,
-        vision_config=_vision_config(size.vision, size.width),
+        vision_config={
+            "depth": vision.depth,
+            "hidden_size": vision.width,
+            "intermediate_size": vision.mlp_width,
+            "num_heads": vision.heads,
+            "out_hidden_size": size.width,
+            "patch_size": vision.patch,
+            "window_size": vision.window,
+            "spatial_merge_size": vision.merge,
+            "fullatt_block_indexes": list(vision.full_attention),
+        },
         tie_word_embeddings=size.tied,
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
@@ -351,82 +399,28 @@ def build_config(size: ModelSize, processor: Any) -> Qwen2_5_VLConfig:
     )
 
 
-def _sections(half: int) -> list[int]:
-    """The rotary features given to time, height and width: a quarter and twice three eighths, as published."""
-    side = half * 3 // 8
-    return [half - 2 * side, side, side]
+_SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<unk>",
+)
 
+_WORDS = 900
+"""Words that rows are made of; ids beyond them are never used, but the head scores them."""
 
-def _vision_config(vision: VisionSize, out_width: int) -> dict[str, Any]:
-    return {
-        "depth": vision.depth,
-        "hidden_size": vision.width,
-        "intermediate_size": vision.mlp_width,
-        "num_heads": vision.heads,
-        "out_hidden_size": out_width,
-        "patch_size": vision.patch,
-        "window_size": vision.window,
-        "spatial_merge_size": vision.merge,
-        "fullatt_block_indexes": list(vision.full_attention),
-    }
+# The end token ends a turn, with no newline behind it: TRL would score that newline, and losses could not agree.
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|> {{ message['role'] }} "
+    "{% if message['content'] is string %}{{ message['content'] }} {% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|> {% else %}{{ part['text'] }} "
+    "{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+)
 
-
-def build_processor(vision: VisionSize) -> Any:
-    """Qwen2.5-VL's processor with a tokenizer of whole words, every image taken in its own size."""
-    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(_vocabulary())}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # joins words with spaces
-    tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token="<unk>",
-        extra_special_tokens=[token for token in _SPECIAL[:-1] if token not in ("<|im_end|>", "<|endoftext|>")],
-    )
-    tokenizer.chat_template = _CHAT_TEMPLATE
-    settings = {
-        "size": {"shortest_edge": 1, "longest_edge": 2**30},
-        "patch_size": vision.patch,
-        "temporal_patch_size": 2,
-        "merge_size": vision.merge,
-    }
-    images = {"image_processor_type": "Qwen2VLImageProcessor", **settings}
-    videos = {"video_processor_type": "Qwen2VLVideoProcessor", **settings}
-    content = {"image_processor": images, "video_processor": videos, "processor_class": "Qwen2_5_VLProcessor"}
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer.save_pretrained(directory)
-        (Path(directory) / "processor_config.json").write_text(json.dumps(content), encoding="utf-8")
-        return load_processor(directory)
-
-
-def make_rows(setting: Setting, vision: VisionSize, *, seed: int = 0) -> Dataset:
-    """One batch of random pairs, each with an image of noise, in the canonical form that TRL reads too."""
-    generator = random.Random(seed)
-    side = setting.image_side * vision.patch * vision.merge
-
-    def say(words: int) -> str:
-        return " ".join(f"w{generator.randrange(_WORDS)}" for _ in range(words))
-
-    def answer() -> list[dict[str, str]]:
-        length = generator.randint(setting.shortest, setting.longest)
-        return [{"role": "assistant", "content": say(length - 1)}]  # the end token is one of them
-
-    return Dataset.from_list(
-        [
-            {
-                "images": [_noise(side, seed + i)],
-                "prompt": [{"role": "user", "content": say(setting.text - _TEMPLATE_TOKENS)}],
-                "chosen": answer(),
-                "rejected": answer(),
-            }
-            for i in range(setting.pairs)
-        ]
-    )
-
-
-def _noise(side: int, seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
-
-
-def _vocabulary() -> list[str]:
-    return [*_SPECIAL, "user", "assistant", *(f"w{i}" for i in range(_WORDS))]
+_TEMPLATE_TOKENS = 7
+"""Of a prompt: start, role, vision start and end, end; start and role of the answer."""

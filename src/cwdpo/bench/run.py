@@ -85,7 +85,7 @@ class Result:
     """The pass that fills the reference cache, over the same batch; it has no backward pass and no loss."""
 
     targets: list[Target] = field(default_factory=list)
-    """What this package holds itself to, and what was measured."""
+    """The limits that this package sets itself, and what was measured."""
 
 
 def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
@@ -93,7 +93,7 @@ def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
 
     Args:
         options: what to measure.
-        say: told what is going on.
+        say: called with a line about what is measured next.
 
     Raises:
         UserError: TRL is missing or not known.
@@ -117,7 +117,12 @@ def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
         result = Result(
             options=options,
             hardware=_hardware(device),
-            versions=_versions(),
+            versions={
+                "cwdpo": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "trl": version("trl"),
+            },
             threads=torch.get_num_threads(),
             baseline=STRICT if STRICT in contestants else SHIPPED,
         )
@@ -128,28 +133,49 @@ def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
             with ready[name].at_work():
                 result.measurements[name] = _measure(ready[name])
                 if name == BEST:
-                    result.reference_pass = _measure_reference_pass(ready[name])
+                    once = ready[name].reference_pass
+                    flops, peak = count_flops(once), peak_memory(once, device)
+                    result.reference_pass = Measurement(loss=0.0, flops=flops, saved_bytes=0, peak_bytes=peak)
         _time_in_turn(ready, result, say)
     result.targets = _judge(result)
     return result
 
 
-def _judge(result: Result) -> list[Target]:
-    """The targets for what was measured, with the ratios to the baseline beside them."""
-    options, base, judged = result.options, result.measurements[result.baseline], []
-    for target in targets(options.setting, lora=options.lora, checkpointing=options.checkpointing):
-        one = result.measurements.get(FEATURES if target.features else BEST)
-        if one is not None and (one.seconds or target.quantity != "time"):
-            judged.append(replace(target, ratio=_ratio(target.quantity, one, base)))
-    return judged
+def measured_table(result: Result) -> str:
+    """Markdown. Ratios are to the baseline; those of time are medians over rounds, with the quartiles."""
+    base = result.measurements[result.baseline]
+    lines = [
+        f'{_title(result)}; ratios to "{result.baseline}"',
+        "",
+        "| | loss | GFLOP | ratio | saved MB | ratio | peak MB | ratio | time s | ratio (quartiles) |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, one in result.measurements.items():
+        cells = [f"{one.loss:.7f}"]
+        for value, other, unit in (
+            (one.flops, base.flops, 1e9),
+            (one.saved_bytes, base.saved_bytes, 1e6),
+            (one.peak_bytes, base.peak_bytes, 1e6),
+        ):
+            cells += [f"{value / unit:.1f}", f"{value / other:.3f}"]
+        cells += _times(one.seconds, base.seconds)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_notes(result), *_targets(result)])
 
 
-def _ratio(quantity: Quantity, one: Measurement, base: Measurement) -> float:
-    if quantity == "FLOPs":
-        return one.flops / base.flops
-    if quantity == "saved activations":
-        return one.saved_bytes / base.saved_bytes
-    return median(own / other for own, other in zip(one.seconds, base.seconds, strict=True))
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, first and third quartile.
+
+    Example:
+        >>> spread([1.0, 2.0, 3.0, 4.0, 5.0])
+        (3.0, 2.0, 4.0)
+        >>> spread([7.0])
+        (7.0, 7.0, 7.0)
+    """
+    if len(values) == 1:
+        return (values[0],) * 3
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return median(values), first, third
 
 
 def _contestants(options: Options) -> dict[str, Callable[[Task], Contestant]]:
@@ -180,12 +206,6 @@ def _measure(contestant: Contestant) -> Measurement:
     return Measurement(loss=loss, flops=flops, saved_bytes=saved_bytes, peak_bytes=peak)
 
 
-def _measure_reference_pass(contestant: Contestant) -> Measurement:
-    flops = count_flops(contestant.reference_pass)
-    peak = peak_memory(contestant.reference_pass, contestant.device)
-    return Measurement(loss=0.0, flops=flops, saved_bytes=0, peak_bytes=peak)
-
-
 def _time_in_turn(ready: dict[str, Contestant], result: Result, say: Callable[[str], None]) -> None:
     for number in range(result.options.steps):
         say(f"timing step {number + 1} of {result.options.steps}")
@@ -202,6 +222,24 @@ def _seconds(step: Callable[[], object], device: torch.device) -> float:
     return clock(device) - start
 
 
+def _judge(result: Result) -> list[Target]:
+    """The targets for what was measured, with the ratios to the baseline beside them."""
+    options, base, judged = result.options, result.measurements[result.baseline], []
+    for target in targets(options.setting, lora=options.lora, checkpointing=options.checkpointing):
+        one = result.measurements.get(FEATURES if target.features else BEST)
+        if one is not None and (one.seconds or target.quantity != "time"):
+            judged.append(replace(target, ratio=_ratio(target.quantity, one, base)))
+    return judged
+
+
+def _ratio(quantity: Quantity, one: Measurement, base: Measurement) -> float:
+    if quantity == "FLOPs":
+        return one.flops / base.flops
+    if quantity == "saved activations":
+        return one.saved_bytes / base.saved_bytes
+    return median(own / other for own, other in zip(one.seconds, base.seconds, strict=True))
+
+
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -210,64 +248,7 @@ def _hardware(device: torch.device) -> str:
     return names[0] if names else platform.processor()
 
 
-def _versions() -> dict[str, str]:
-    return {
-        "cwdpo": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": version("trl"),
-    }
-
-
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, first and third quartile.
-
-    Example:
-        >>> spread([1.0, 2.0, 3.0, 4.0, 5.0])
-        (3.0, 2.0, 4.0)
-        >>> spread([7.0])
-        (7.0, 7.0, 7.0)
-    """
-    if len(values) == 1:
-        return (values[0],) * 3
-    first, _, third = quantiles(values, n=4, method="inclusive")
-    return median(values), first, third
-
-
-def measured_table(result: "Result") -> str:
-    """Markdown. Ratios are to the baseline; those of time are medians over rounds, with the quartiles."""
-    base = result.measurements[result.baseline]
-    lines = [
-        f'{_title(result)}; ratios to "{result.baseline}"',
-        "",
-        "| | loss | GFLOP | ratio | saved MB | ratio | peak MB | ratio | time s | ratio (quartiles) |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name, one in result.measurements.items():
-        cells = [f"{one.loss:.7f}"]
-        for value, other, unit in (
-            (one.flops, base.flops, 1e9),
-            (one.saved_bytes, base.saved_bytes, 1e6),
-            (one.peak_bytes, base.peak_bytes, 1e6),
-        ):
-            cells += [f"{value / unit:.1f}", f"{value / other:.3f}"]
-        cells += _times(one.seconds, base.seconds)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_notes(result), *_targets(result)])
-
-
-def _targets(result: "Result") -> list[str]:
-
-    if not result.targets:
-        return []
-    lines = ["", "| target | at most | measured | |", "|---|--:|--:|---|"]
-    for target in result.targets:
-        what = f"{target.quantity}, {FEATURES if target.features else BEST}"
-        lines.append(f"| {what} | {target.limit:.2f} | {target.ratio:.3f} | {'pass' if target.met else 'miss'} |")
-    return lines
-
-
-def _title(result: "Result") -> str:
+def _title(result: Result) -> str:
     options = result.options
     what = "LoRA on the language model" if options.lora else "full fine-tuning"
     checkpointing = ", activation checkpointing" if options.checkpointing else ""
@@ -282,8 +263,7 @@ def _times(seconds: Sequence[float], base: Sequence[float]) -> list[str]:
     return [f"{median(seconds):.3f}", f"{middle:.3f} ({low:.3f}-{high:.3f})"]
 
 
-def _notes(result: "Result") -> list[str]:
-
+def _notes(result: Result) -> list[str]:
     base = result.measurements[result.baseline]
     losses = [one.loss for one in result.measurements.values()]
     notes = [f"Losses differ by at most {max(losses) - min(losses):.2g}."]
@@ -299,3 +279,13 @@ def _notes(result: "Result") -> list[str]:
             line += f", time {spread([own / other for own, other in zip(whole, base.seconds, strict=True)])[0]:.3f}"
         notes.append(f"{line}.")
     return notes
+
+
+def _targets(result: Result) -> list[str]:
+    if not result.targets:
+        return []
+    lines = ["", "| target | at most | measured | |", "|---|--:|--:|---|"]
+    for target in result.targets:
+        what = f"{target.quantity}, {FEATURES if target.features else BEST}"
+        lines.append(f"| {what} | {target.limit:.2f} | {target.ratio:.3f} | {'pass' if target.met else 'miss'} |")
+    return lines

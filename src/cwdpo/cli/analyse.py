@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cwdpo.config.recipe import CoolingConfig, Stage2Config
 from cwdpo.errors import ConfigError, UserError
@@ -16,8 +16,8 @@ def analyse(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A checkpoint, adapters, a run, or a hub name.", show_default=False)
     ],
-    data: Annotated[Path, typer.Option("--data", help="Rows to train on and to look at.", show_default=False)],
-    loss: Annotated[Literal["sft", "dpo", "cw_dpo"], typer.Option("--loss", help="What a step minimises.")] = "cw_dpo",
+    data: Annotated[Path, typer.Option("--data", help="Rows to train on and to observe.", show_default=False)],
+    loss: Annotated[Literal["sft", "dpo", "cw_dpo"], typer.Option("--loss", help="The loss of a step.")] = "cw_dpo",
     pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of a trained row and an observed one.")] = 64,
     eta: Annotated[list[float] | None, typer.Option("--eta", help="SGD learning rate; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="A new directory for JSON and pictures.")] = None,
@@ -42,7 +42,11 @@ def analyse(
     Weights are put back after every step; nothing is trained, and MODEL is not changed.
     """
     etas = tuple(eta or [1e-3])
-    _check_settings(etas, beta, temperature, directions)
+    for name, value in (*(("--eta", eta) for eta in etas), ("--beta", beta), ("--temperature", temperature)):
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{name} is {value}, but must be a number > 0. Write for example {name} 1e-3.")
+    if directions == 1:
+        raise ConfigError("--directions 1 gives no error estimate. Write 64, or 0 to leave the kernel out.")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already, and nothing is overwritten. Give another --out, or remove it first.")
 
@@ -64,11 +68,12 @@ def analyse(
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
         def on_progress(what: str, done: int, total: int) -> None:
-            task = tasks.setdefault(what, bars.add_task(what, total=total)) if what not in tasks else tasks[what]
-            bars.update(task, completed=done)  # type: ignore[arg-type]  # rich's TaskID is an int by another name
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
 
         analysis = analyse_model(settings, on_progress)
     show_analysis(analysis, Console())
@@ -76,11 +81,3 @@ def analyse(
         out.mkdir(parents=True, exist_ok=True)
         for path in write_analysis(analysis, out):
             print(f"written: {path}")
-
-
-def _check_settings(etas: tuple[float, ...], beta: float, temperature: float, directions: int) -> None:
-    for name, value in (*(("--eta", eta) for eta in etas), ("--beta", beta), ("--temperature", temperature)):
-        if not 0 < value < float("inf"):
-            raise ConfigError(f"{name} is {value}, but must be a number > 0. Write for example {name} 1e-3.")
-    if directions == 1:
-        raise ConfigError("--directions 1 gives no error estimate. Write 64, or 0 to leave the kernel out.")

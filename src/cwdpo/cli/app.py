@@ -15,12 +15,12 @@ from cwdpo.cli import analyse, bench, check, demo, diagnose, merge, negatives, p
 from cwdpo.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_WORDS = ("No space left on device", "Disk quota exceeded")  # how safetensors, in Rust, says it
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded")  # the words of safetensors, which is written in Rust
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def explain(error: BaseException) -> str | None:
-    """One message for an error that the user can mend; None for a defect of ours, which needs its traceback.
+    """One message for an error that the user can fix; None for a defect of ours, which needs its traceback.
 
     Example:
         >>> explain(UserError("rows.jsonl:3: no answer. Add one."))
@@ -38,7 +38,7 @@ def explain(error: BaseException) -> str | None:
                 "Free some space and run the command again, with --resume if it was training."
             )
         if isinstance(cause, OSError) and cause.errno in _DENIED:
-            return f"no permission{_about(cause)} ({cause.strerror}). Give another path, or mend its permissions."
+            return f"no permission{_about(cause)} ({cause.strerror}). Give another path, or change its permissions."
     return None
 
 
@@ -72,14 +72,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 class _InterruptedError(Exception):
-    """Ctrl-C, told apart from every other way out."""
+    """Ctrl-C, distinct from every other exit."""
 
 
 class _Commands(TyperGroup):
     """Commands in the order they were added, which is the order they are used in."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; an interruption keeps its own name, so that :func:`main` can say how to go on."""
+        """Run a command; an interruption keeps its own type, so that :func:`main` can print how to continue."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interruption:
@@ -129,7 +129,7 @@ def _options(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 done, 1 ``check`` found what stops training, 2 bad input or a full disk, told in one message,
+    Exit codes: 0 done, 1 ``check`` found what stops training, 2 bad input or a full disk, explained in one message,
     130 interrupted. Anything else is a defect of ours, and shows its traceback.
     """
     try:

@@ -12,9 +12,9 @@ from cwdpo.cli.quiet import quiet_libraries
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="The run directory.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides scenes, answers and order.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of scenes, answers and order.")] = 0,
     small: Annotated[
-        bool, typer.Option("--small", help="A minute's worth: it shows that all works, not what it gives.")
+        bool, typer.Option("--small", help="One minute: it shows that everything works, but gives no results.")
     ] = False,
 ) -> None:
     """Train a tiny model through both stages on drawn scenes, beside SFT and DPO, and write a report.

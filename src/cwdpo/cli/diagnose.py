@@ -18,7 +18,7 @@ def diagnose(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="A run directory, a trainer_state.json or a JSONL of logs.", show_default=False
+            metavar="RUN", help="A run directory, a trainer_state.json or a JSONL file of logs.", show_default=False
         ),
     ],
     beta: Annotated[
@@ -68,7 +68,7 @@ def _show(diagnosis: "Diagnosis", console: Console) -> None:
         clear = ", ".join(title_of(name).lower() for name in diagnosis.clear)
         console.print(Text(f"Looked for and not found: {clear}."), soft_wrap=True)
     if diagnosis.not_judged:
-        console.print(Text("Could not be judged, for want of readings:"))
+        console.print(Text("Could not be judged, as readings are missing:"))
         for name, where, needs in diagnosis.missing():
             console.print(Text(f"  {title_of(name).lower()} ({', '.join(where)}): {needs}"), soft_wrap=True)
     for note in diagnosis.notes:

@@ -1,4 +1,4 @@
-"""Keep what libraries say to their own developers away from the user's terminal."""
+"""Hide messages that libraries write for their own developers."""
 
 import sys
 import warnings

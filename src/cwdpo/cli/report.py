@@ -1,4 +1,4 @@
-"""``cwdpo report``: one page about one run or several, written once or served while they go on."""
+"""``cwdpo report``: one page about one or several runs, written once or served while they train."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from cwdpo.errors import ConfigError, UserError
 from cwdpo.records import RunDirectory
 
 _HEAD = 4096
-"""Bytes of a file in which a page of ours says so."""
+"""Bytes at the start of a file in which a page of ours is recognised."""
 
 
 def report(
@@ -22,7 +22,7 @@ def report(
         typer.Option("--out", help="The page.  [default: RUN/report.html, for several ./report.html]"),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Serve the page to this machine, up to date, until Ctrl-C.")
+        bool, typer.Option("--follow", help="Serve the page on this machine, kept up to date, until Ctrl-C.")
     ] = False,
     port: Annotated[
         int | None, typer.Option("--port", help="With --follow.  [default: 8765, or the next that is free]")
@@ -60,7 +60,7 @@ def _check_ours(page: Path, runs: list[Path]) -> None:
     with page.open("rb") as file:
         ours = f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(_HEAD)
     if not ours:
-        raise UserError(f"{page} is no report of cwdpo, and nothing else is overwritten. Give another --out.")
+        raise UserError(f"{page} is not a report of cwdpo, and nothing else is overwritten. Give another --out.")
 
 
 def _follow(runs: list[Path], port: int | None) -> None:
@@ -73,4 +73,4 @@ def _follow(runs: list[Path], port: int | None) -> None:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print("\nNo longer followed. Runs that are training go on.")
+            print("\nThe page is no longer served. Training continues.")

@@ -198,29 +198,30 @@ _MUST_BE = {
 
 
 def check_trainer_section(
-    section: Mapping[str, Any], known: Mapping[str, Any], where: Callable[[str], str], *, name: str = "trainer"
+    section: Mapping[str, Any], known: Mapping[str, Any], where: Where, *, path: KeyPath = ("trainer",)
 ) -> None:
     """Refuse keys that do not exist or that the recipe sets itself, and values of another type than declared.
 
     Args:
         section: the keys and values under ``trainer``.
         known: the training arguments' fields and their types.
-        where: says where a key stands, such as ``recipe.yaml:7``.
-        name: the section as messages call it, such as ``stage2.trainer``.
+        where: says where a setting stands.
+        path: of the section, such as ``("stage2", "trainer")``.
 
     Raises:
         ConfigError: one line for each such key.
     """
     problems = []
+    prefix = "".join(f"{part}." for part in path)
     for key, value in section.items():
-        full = f"{name}.{key}"
+        full, place = f"{prefix}{key}", where((*path, key))
         if key in _ELSEWHERE:
-            problems.append(f"{where(key)}: '{full}' is not set here. {_ELSEWHERE[key]}")
+            problems.append(f"{place}: '{full}' is not set here. {_ELSEWHERE[key]}")
         elif key not in known:
             otherwise = ". It is not a setting of transformers.TrainingArguments; see its documentation."
-            problems.append(f"{where(key)}: unknown key '{full}'{_suggestion(key, known, f'{name}.', otherwise)}")
+            problems.append(f"{place}: unknown key '{full}'{_suggestion(key, known, prefix, otherwise)}")
         elif wrong := _wrong_argument(key, value, known[key]):
-            problems.append(f"{where(key)}: {full} is {wrong}")
+            problems.append(f"{place}: {full} is {wrong}")
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -1,4 +1,4 @@
-"""Read a recipe file, with what the command line changes, and write one that reads back equal."""
+"""Recipe files: read one, with what the command line changes, and write one that reads back equal."""
 
 import dataclasses
 import difflib
@@ -9,14 +9,98 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.config import located_yaml
-from cwdpo.config.checking import Where, build, check_trainer_section, section_fields, section_type
+from cwdpo.config.checking import build, check_trainer_section, section_fields, section_type
 from cwdpo.config.located_yaml import KeyPath, load_value
 from cwdpo.config.recipe import CoolingConfig, ProbesConfig, Recipe, Stage1Config
 from cwdpo.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
+_LARGEST = 1_000_000  # bytes; a model or a data file given by mistake should not be parsed first
+_PATHS = (("data", "train"), ("data", "eval"), ("data", "image_root"))
+_IDLE = {"plain": ("penalty", "ceiling", "epsilon"), "constrained": ("epsilon",), "smoothed": ("ceiling",)}
+
+
+def read_recipe(
+    path: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    trainer_fields: Callable[[], Mapping[str, Any]] | None = None,
+) -> Recipe:
+    """Read a recipe and check every key and value.
+
+    Relative paths of data in the file start at the file's directory, and those in overrides at the working directory;
+    ``model.name_or_path`` does so too where that directory exists, and is a hub name otherwise. ``output_dir`` always
+    starts at the working directory.
+
+    Args:
+        path: the YAML file.
+        overrides: settings that replace the file's, by full or unambiguous name, or words of a command line.
+        trainer_fields: gives the names that ``trainer`` sections may hold and their types, asked once all else is
+            right, as only transformers knows them and takes seconds to import; None leaves those sections unchecked.
+
+    Raises:
+        ConfigError: one line for each mistake, starting with ``file:line`` or the override's name.
+
+    Warns through ``logging`` of settings that have no effect in this recipe.
+    """
+    path = Path(path)
+    name = str(path)
+    located = located_yaml.load(_text(path), name)
+    values = located.values
+    _resolve_paths(values, path.absolute().parent)
+    changes = _parsed(overrides)
+    for change in changes:
+        _apply(_resolved(change), values)
+
+    def where(setting: KeyPath) -> str:
+        """The last override that set this, or else its line, or that of the nearest section above it."""
+        for change in reversed(changes):
+            if change.path == setting[: len(change.path)]:
+                return change.where
+        above = (setting[:length] for length in range(len(setting), 0, -1))
+        return f"{name}:{next((located.lines[key] for key in above if key in located.lines), 1)}"
+
+    recipe = build(Recipe, values, where)
+    if trainer_fields is not None:
+        known = trainer_fields()
+        check_trainer_section(recipe.trainer, known, where)
+        for stage, settings in recipe.stages.items():
+            check_trainer_section(settings.trainer, known, where, path=(stage, "trainer"))
+    for message in settings_without_effect(recipe):
+        logger.warning("%s: %s", name, message)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe as YAML, defaults written out; :func:`read_recipe` reads it back equal."""
+    return located_yaml.dump(dataclasses.asdict(recipe))
+
+
+def settings_without_effect(recipe: Recipe) -> list[str]:
+    """A sentence for each setting that was changed from its default, yet does nothing in this recipe."""
+    messages = []
+    if recipe.stage1 is not None:
+        defaults = {field.name: field.default for field in dataclasses.fields(Stage1Config)}
+        for key in _IDLE[recipe.stage1.objective]:
+            if getattr(recipe.stage1, key) != defaults[key]:
+                messages.append(f"stage1.{key} has no effect with objective {recipe.stage1.objective}. Take it out.")
+    probes = recipe.probes
+    if probes is not None and not probes.stop_on and probes.patience != ProbesConfig().patience:
+        messages.append("probes.patience has no effect without probes.stop_on. Name findings there, or take it out.")
+    cooling = recipe.stage2.cooling if recipe.stage2 is not None else None
+    if cooling is not None and cooling.constant is not None:
+        plain = CoolingConfig()
+        for key in ("floor", "temperature", "detach"):
+            if getattr(cooling, key) != getattr(plain, key):
+                messages.append(f"stage2.cooling.{key} has no effect beside cooling.constant. Take one of them out.")
+    if recipe.negatives is not None and recipe.stage2 is None:
+        messages.append("negatives has no effect without stage2. Take it out, or add `stage2: {}`.")
+    return messages
+
 
 @dataclass(frozen=True)
-class Override:
+class _Override:
     """One setting that replaces what the recipe says."""
 
     path: KeyPath
@@ -25,29 +109,19 @@ class Override:
     """As the user wrote it, for messages: ``--beta``."""
 
 
-def parse_overrides(given: Mapping[str, Any] | Sequence[str]) -> list[Override]:
-    """Read overrides, either from Python or from the words of a command line.
-
-    Args:
-        given: names and values, or words such as ``["--beta", "0.2", "--stage2.cooling=null"]``.
-
-    Raises:
-        ConfigError: a word that is no setting, a name that is unknown or ambiguous, or a missing value.
+def _parsed(given: Mapping[str, Any] | Sequence[str]) -> list[_Override]:
+    """Overrides from Python (names and values) or from words such as ``["--beta", "0.2", "--stage2.cooling=null"]``.
 
     Example:
-        >>> parse_overrides(["--beta", "0.2"])[0].path
+        >>> _parsed(["--beta", "0.2"])[0].path
         ('stage2', 'beta')
     """
     pairs = given.items() if isinstance(given, Mapping) else _pairs(given)
-    return [Override(_full_path(name), value, f"--{name}") for name, value in pairs]
+    return [_Override(_full_path(name), value, f"--{name}") for name, value in pairs]
 
 
-def apply_override(values: dict[str, Any], override: Override) -> None:
-    """Put one override into a recipe's plain values, in place.
-
-    Raises:
-        ConfigError: it belongs to a section that the recipe leaves out, where it would have no effect.
-    """
+def _apply(override: _Override, values: dict[str, Any]) -> None:
+    """Put one override into a recipe's plain values, in place; refused where its section is left out."""
     section: type | None = Recipe
     here = values
     for depth, name in enumerate(override.path[:-1], start=1):
@@ -122,102 +196,6 @@ def _is_free_form(path: KeyPath) -> bool:
     )
 
 
-logger = logging.getLogger(__name__)
-
-_LARGEST = 1_000_000  # bytes; a model or a data file given by mistake should not be parsed first
-_PATHS = (("data", "train"), ("data", "eval"), ("data", "image_root"))
-_IDLE = {"plain": ("penalty", "ceiling", "epsilon"), "constrained": ("epsilon",), "smoothed": ("ceiling",)}
-
-
-def read_recipe(
-    path: str | Path,
-    overrides: Mapping[str, Any] | Sequence[str] = (),
-    *,
-    trainer_fields: Callable[[], Mapping[str, Any]] | None = None,
-) -> Recipe:
-    """Read a recipe and check every key and value.
-
-    Relative paths of data in the file start at the file's directory, and those in overrides at the working directory;
-    ``model.name_or_path`` does so too where that directory exists, and is a hub name otherwise. ``output_dir`` always
-    starts at the working directory.
-
-    Args:
-        path: the YAML file.
-        overrides: settings that replace the file's, by full or unambiguous name, or words of a command line.
-        trainer_fields: gives the names that ``trainer`` sections may hold and their types, asked once all else is
-            right, as only transformers knows them and takes seconds to import; None leaves those sections unchecked.
-
-    Raises:
-        ConfigError: one line for each mistake, starting with ``file:line`` or the override's name.
-
-    Warns through ``logging`` of settings that have no effect in this recipe.
-    """
-    path = Path(path)
-    name = str(path)
-    located = located_yaml.load(_text(path), name)
-    values = located.values
-    _resolve_paths(values, path.absolute().parent)
-    changes = parse_overrides(overrides)
-    for change in changes:
-        apply_override(values, _resolved(change))
-
-    def where(setting: located_yaml.KeyPath) -> str:
-        return _where(setting, changes, located.lines, name)
-
-    recipe = build(Recipe, values, where)
-    if trainer_fields is not None:
-        known = trainer_fields()
-        for section in (("trainer",), ("stage1", "trainer"), ("stage2", "trainer")):
-            _check_trainer(recipe, section, known, where)
-    for message in settings_without_effect(recipe):
-        logger.warning("%s: %s", name, message)
-    return recipe
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The whole recipe as YAML, defaults written out; :func:`read_recipe` reads it back equal."""
-    return located_yaml.dump(dataclasses.asdict(recipe))
-
-
-def settings_without_effect(recipe: Recipe) -> list[str]:
-    """A sentence for each setting that was changed from its default, yet does nothing in this recipe."""
-    messages = []
-    if recipe.stage1 is not None:
-        defaults = {field.name: field.default for field in dataclasses.fields(Stage1Config)}
-        for key in _IDLE[recipe.stage1.objective]:
-            if getattr(recipe.stage1, key) != defaults[key]:
-                messages.append(f"stage1.{key} has no effect with objective {recipe.stage1.objective}. Take it out.")
-    probes = recipe.probes
-    if probes is not None and not probes.stop_on and probes.patience != ProbesConfig().patience:
-        messages.append("probes.patience has no effect without probes.stop_on. Name findings there, or take it out.")
-    cooling = recipe.stage2.cooling if recipe.stage2 is not None else None
-    if cooling is not None and cooling.constant is not None:
-        plain = CoolingConfig()
-        for key in ("floor", "temperature", "detach"):
-            if getattr(cooling, key) != getattr(plain, key):
-                messages.append(f"stage2.cooling.{key} has no effect beside cooling.constant. Take one of them out.")
-    if recipe.negatives is not None and recipe.stage2 is None:
-        messages.append("negatives has no effect without stage2. Take it out, or add `stage2: {}`.")
-    return messages
-
-
-def _check_trainer(recipe: Recipe, section: located_yaml.KeyPath, known: Mapping[str, Any], where: Where) -> None:
-    owner = recipe if len(section) == 1 else getattr(recipe, section[0])
-    if owner is not None:
-        check_trainer_section(owner.trainer, known, lambda key: where((*section, key)), name=".".join(section))
-
-
-def _where(setting: located_yaml.KeyPath, changes: Sequence[Override], lines: Mapping[Any, int], name: str) -> str:
-    """The last override that set this, or else its line, or that of the nearest section above it."""
-    for change in reversed(changes):
-        if change.path == setting[: len(change.path)]:
-            return change.where
-    for length in range(len(setting), 0, -1):
-        if setting[:length] in lines:
-            return f"{name}:{lines[setting[:length]]}"
-    return f"{name}:1"
-
-
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > _LARGEST:
@@ -254,7 +232,7 @@ def _resolve_paths(values: dict[str, Any], base: Path) -> None:
         model["name_or_path"] = _model_directory(model["name_or_path"], base)
 
 
-def _resolved(change: Override) -> Override:
+def _resolved(change: _Override) -> _Override:
     value = change.value
     if change.path in _PATHS:
         value = _absolute(value, Path.cwd())

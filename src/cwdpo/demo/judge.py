@@ -40,7 +40,7 @@ def same_meanings(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
 
 
 def _clauses(caption: str, one_word_for: Mapping[str, str]) -> Counter[tuple[str, ...]]:
-    """What a caption says: for each clause its content words, sorted.
+    """The content of a caption: for each clause its content words, sorted.
 
     Example:
         >>> _clauses("at the upper left there is a tiny disc", {"upper left": "top left", "tiny": "small"})

@@ -74,7 +74,7 @@ def make_plans(
 ) -> Sequence[Plan]:
     """Recipes of the three methods, in the order in which they must run.
 
-    DPO starts with plain SFT on stage 1's rows. SFT goes on from there, on stage 2's rows. CW-DPO has its own stages.
+    DPO starts with plain SFT on stage 1's rows. SFT continues from there, on stage 2's rows. CW-DPO has its own stages.
 
     Args:
         out: each method's run directory is made in here.

@@ -34,7 +34,7 @@ class Candidate:
     """Content key, see :class:`cwdpo.batch.Batch`."""
 
     reference_logprob: float | None = None
-    """log pi_ref(y|x), nats; None where the reference is asked at every step."""
+    """log pi_ref(y|x), nats; None where the reference runs at every step."""
 
     ches: float | None = None
     """Length-normalised CHES similarity to its row's right answer under the policy, where it was needed."""
@@ -64,7 +64,7 @@ class Refresh:
     """Who and when: model, time, seconds, settings. Nothing in training depends on it."""
 
     error: str | None = None
-    """What went wrong; then there are no candidates, and training went on with the refresh before."""
+    """What went wrong; then there are no candidates, and training continued with the refresh before."""
 
     candidates: Sequence[Candidate] = ()
 
@@ -127,7 +127,7 @@ def read_refreshes(directory: Path) -> list[Refresh]:
     """Every refresh in a directory, oldest first.
 
     Raises:
-        UserError: a file is damaged, so that the run could not go on as it began.
+        UserError: a file is damaged, so that the run cannot continue as it began.
     """
     return [read_refresh(path) for path in sorted(directory.glob("refresh-*.jsonl"))]
 
@@ -152,8 +152,8 @@ def read_refresh(path: Path) -> Refresh:
             raise ValueError("lines are missing")
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path}: not a whole record of sampled negatives ({error}), so the run cannot go on as it began. Restore "
-            "the file, or start the run again in another --output_dir."
+            f"{path}: not a whole record of sampled negatives ({error}), so the run cannot continue as it began. "
+            "Restore the file, or start the run again in another --output_dir."
         ) from error
     return refresh
 

@@ -195,7 +195,7 @@ def write_filtered(
     """Take negatives out of a file; a row that loses all of them is left out.
 
     What a model measured is written into the rows, in the order of their negatives: ``lbar`` and ``ches``, and ``w_c``
-    where a weight is known. ``negative_sources`` and other columns of theirs are kept in step.
+    where a weight is known. ``negative_sources`` and the like keep the values of the negatives that are left.
 
     Args:
         rules: on the texts alone; right is what any row of the same prompt and images prefers.
@@ -286,7 +286,7 @@ def row_ids(rows: Sequence[Row]) -> list[str]:
     return names
 
 
-def json_line(record: Mapping[str, Any], source: str) -> str:
+def json_line(record: Mapping[str, object], source: str) -> str:
     """A record as a line of JSON.
 
     Raises:
@@ -343,7 +343,7 @@ OF_EACH = ("negative_sources", "lbar", "ches", "w_c")
 _NEGATIVES = ("rejected", "rejected_response", "negatives")
 
 
-def with_negatives(record: Mapping[str, Any], texts: Sequence[str], kept: Sequence[int] = ()) -> dict[str, Any]:
+def with_negatives(record: Mapping[str, object], texts: Sequence[str], kept: Sequence[int] = ()) -> dict[str, Any]:
     """The record with these negatives, one at least, in the place of its own.
 
     Args:
@@ -370,12 +370,13 @@ def with_negatives(record: Mapping[str, Any], texts: Sequence[str], kept: Sequen
     return new
 
 
-def with_gentle(record: Mapping[str, Any], made: GentleNegative | None) -> dict[str, Any]:
+def with_gentle(record: Mapping[str, object], made: GentleNegative | None) -> dict[str, Any]:
     """The record with this gentle negative, or with none, in the place of an older one."""
     new = {key: value for key, value in record.items() if key not in ("gentle", "gentle_edit")}
     for name in OF_EACH:
-        if isinstance(new.get(name), Mapping):  # what it says of the older one
-            new[name] = {column: value for column, value in new[name].items() if column != "gentle"}
+        values = new.get(name)
+        if isinstance(values, Mapping):  # without what it says of the older one
+            new[name] = {column: value for column, value in values.items() if column != "gentle"}
     if made is not None:
         edit: dict[str, Any] = {"kind": made.kind, "before": list(made.before), "after": list(made.after)}
         if len(made.parts) > 1:
@@ -399,7 +400,7 @@ def _of_kept(value: object, kept: Sequence[int], own: int) -> object:
     return value if own == len(kept) == 1 else None
 
 
-def _answers(record: Mapping[str, Any], row: Row, column: str, positives: str | None) -> tuple[str, list[str]]:
+def _answers(record: Mapping[str, object], row: Row, column: str, positives: str | None) -> tuple[str, list[str]]:
     """The answer to edit, and the further right answers that its own column names."""
     answer = row.chosen
     if column != "chosen":

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from accelerate.utils import send_to_device
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from cwdpo.batch import Batch, Role, eval_mode
@@ -87,11 +87,11 @@ def length_normalised_ches(chosen: Tensor, rejected: Tensor) -> Tensor:
     return ches(chosen.double().mean(dim=0, keepdim=True), rejected.double().mean(dim=0, keepdim=True))
 
 
-def batch_ches(model: PreTrainedModel, batch: Batch) -> list[list[float]]:
+def batch_ches(model: nn.Module, batch: Batch) -> list[list[float]]:
     """Length-normalised CHES of every prompt's negatives to its chosen answer, in the batch's order.
 
     Args:
-        model: in eval mode.
+        model: bare or wrapped, in eval mode.
         batch: with one chosen answer a prompt.
     """
     bare = bare_model(model)

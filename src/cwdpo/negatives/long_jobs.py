@@ -51,7 +51,7 @@ def write_asked(
         How many rows got one (``made``), and how many not, by reason.
 
     Raises:
-        UserError: some rows have no reply yet; the same call goes on with them.
+        UserError: some rows have no reply yet; the same call continues with them.
     """
     refuse_existing(out)
     rows = list(rows_with_records(data, image_root))
@@ -92,8 +92,8 @@ def write_samples(
     sampler: Sampler,
     sampling: Sampling,
     *,
-    made_by: Mapping[str, Any],
-    verified_by: Mapping[str, Any],
+    made_by: Mapping[str, object],
+    verified_by: Mapping[str, object],
     rules: Rules | None = None,
     judge: Judge | None = None,
     seed: int = 0,
@@ -156,7 +156,7 @@ def write_samples(
 class Unfinished:
     """Results by row number in ``OUT.partial``, until the output can be written whole."""
 
-    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, settings: Mapping[str, object]) -> None:
         """Take up what an earlier call left.
 
         Args:
@@ -180,7 +180,7 @@ class Unfinished:
             if isinstance(line.get("number"), int):
                 self.done[line["number"]] = line["result"]
 
-    def add(self, number: int, result: Mapping[str, Any]) -> None:
+    def add(self, number: int, result: Mapping[str, object]) -> None:
         """Keep one row's result, at once on disk."""
         self.done[number] = dict(result)
         append_jsonl(self.path, [{"number": number, "result": result}])

@@ -33,7 +33,7 @@ NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penal
 checkpoint's ``generation_config.json``, and then do not sample from the model's own distribution."""
 
 _TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-"""Statuses of servers that are busy or broken for the moment."""
+"""Statuses of servers that are busy or broken at the moment."""
 
 _LONGEST_WAIT = 60.0
 _NO_SUCH_MODEL = re.compile(r"(invalid|unknown|no such|not a valid) model", re.IGNORECASE)
@@ -56,7 +56,7 @@ class RefusalError(EndpointError):
 
 @dataclass(slots=True)
 class Usage:
-    """What was asked for so far."""
+    """What was used so far."""
 
     requests: int = 0
     retries: int = 0
@@ -89,14 +89,14 @@ class Endpoint:
         give_up_after: int = 16,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Remember where it is; nothing is asked yet.
+        """Nothing is sent yet.
 
         Args:
             url: the base, such as ``http://127.0.0.1:8000/v1``.
             model: by default the first that the server names.
             api_key: by default ``OPENAI_API_KEY`` of the environment. Never written to a file or message.
             timeout: seconds to connect, and then between two pieces of an answer.
-            retries: further attempts after a request that was refused for the moment, broke off or made no sense.
+            retries: further attempts after a request that the server was too busy for, that broke off or made no sense.
             backoff: seconds before the first of them; doubled every time, unless the server says how long to wait.
             concurrency: requests at one time.
             give_up_after: requests that fail one after another, retries and all, before the server counts as dead.
@@ -123,7 +123,7 @@ class Endpoint:
 
     @property
     def model(self) -> str:
-        """The model that is asked.
+        """The model that answers.
 
         Raises:
             EndpointError: none was named, and the server names none either.
@@ -141,14 +141,14 @@ class Endpoint:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Mapping[str, object]],
         *,
         n: int = 1,
         temperature: float = 1.0,
         top_p: float = 1.0,
         max_tokens: int = 512,
         seed: int | None = None,
-        schema: Mapping[str, Any] | None = None,
+        schema: Mapping[str, object] | None = None,
         neutral: bool = False,
     ) -> list[Generated]:
         """Ask for ``n`` answers to a conversation.
@@ -178,7 +178,7 @@ class Endpoint:
                 if error.status not in (400, 422) or not self._leave_out(error.text, sent):
                     raise
 
-    def post(self, path: str, body: Mapping[str, Any], *, retries: int | None = None) -> None:
+    def post(self, path: str, body: Mapping[str, object], *, retries: int | None = None) -> None:
         """Send a command whose answer does not matter, such as vLLM's ``/load_lora_adapter``.
 
         ``retries`` takes the place of the endpoint's own number.
@@ -220,7 +220,7 @@ class Endpoint:
             logger.warning("%s", error)
             return None
 
-    def _leave_out(self, complaint: str, sent: Mapping[str, Any]) -> bool:
+    def _leave_out(self, complaint: str, sent: Mapping[str, object]) -> bool:
         """Send neutral fields that the server complains of no more; whether there are any among what was sent."""
         unknown = [field for field in NEUTRAL if field in sent and re.search(rf"\b{field}\b", complaint)]
         with self._lock:  # several threads may learn of a field at once: one of them warns
@@ -238,12 +238,12 @@ class Endpoint:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None,
+        body: Mapping[str, object] | None,
         read: Callable[[httpx2.Response], _Result],
         *,
         retries: int | None = None,
     ) -> _Result:
-        """What ``read`` makes of the answer; whatever may pass by itself is tried again."""
+        """What ``read`` makes of the answer; after trouble that may pass, the request is repeated."""
         problem, retries = "", self._retries if retries is None else retries
         for attempt in range(retries + 1):
             with self._lock:
@@ -276,11 +276,11 @@ class Endpoint:
         with self._lock:
             self._failures += 1
 
-    def _refusal(self, response: httpx2.Response, path: str, body: Mapping[str, Any] | None) -> RefusalError:
+    def _refusal(self, response: httpx2.Response, path: str, body: Mapping[str, object] | None) -> RefusalError:
         status, text = response.status_code, self._text(response)
         if status in (401, 403, 404):
             self._count_failure()
-        advice = _advice(status, text, (body or {}).get("model"), bool(self._key))
+        advice = _advice(status, text, str((body or {}).get("model", "")), bool(self._key))
         # a server that has answered before may refuse one prompt alone with 403
         hopeless = advice != "" and not (status == 403 and self._has_answered)
         message = f"{self.url}{path} refused: {self._quoted(response)}.{advice}"
@@ -290,7 +290,7 @@ class Endpoint:
         return f"HTTP {response.status_code} {self._text(response)[:200]!r}"
 
     def _text(self, response: httpx2.Response) -> str:
-        """What came, without the key, which some servers repeat; short ones such as ``EMPTY`` are no secrets."""
+        """What came, without the key, which some servers repeat; short ones such as ``EMPTY`` are not secrets."""
         text = response.text.strip()
         return (text.replace(self._key, "<key>") if len(self._key) >= 8 else text)[:10_000]
 
@@ -307,34 +307,6 @@ class Endpoint:
             self.usage.prompt_tokens += int(used.get("prompt_tokens") or 0)
             self.usage.completion_tokens += int(used.get("completion_tokens") or 0)
         return replies
-
-
-def _retry_after(response: httpx2.Response, otherwise: float) -> float:
-    """Seconds that the server asks to wait, as a number or as a date."""
-    wanted = response.headers.get("retry-after", "")
-    try:
-        return max(0.0, float(wanted))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(wanted).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return otherwise
-
-
-def _advice(status: int, text: str, model: str | None, has_key: bool) -> str:
-    """Which of key, URL and model's name is wrong; empty where it is none of them."""
-    is_about_model = model is not None and (model in text or "model" in text.lower())
-    if status == 403 and is_about_model:
-        return f" The key may not use the model {model}: put another into OPENAI_API_KEY, or name another model."
-    if status in (401, 403):
-        wrong = "The key in OPENAI_API_KEY is wrong." if has_key else "It wants a key, and OPENAI_API_KEY is not set."
-        return f" {wrong} Put the right one there."
-    if (status == 404 and is_about_model) or (status in (400, 422) and model and _NO_SUCH_MODEL.search(text)):
-        return f" The model's name is wrong: the server has no {model}. `GET /models` there says which it has."
-    if status == 404:
-        return " The URL is wrong: it usually ends in /v1."
-    return ""
 
 
 def messages_of(row: Row) -> list[dict[str, Any]]:
@@ -359,18 +331,11 @@ def text_message(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
-def _data_uri(image: ImageSource, source: str) -> str:
-    # the very pixels that training sees: upright, RGB, and without another lossy compression
-    file = io.BytesIO()
-    open_image(image, source=source).save(file, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
 def parse_json(text: str) -> dict[str, Any] | None:
     """Read an object from what a model wrote, with the slips that models make repaired.
 
     Repaired are text around the object, code fences, line breaks inside texts, commas before a bracket, and brackets
-    missing at the end. An object that breaks off inside a text is not: nobody knows how the text would have gone on.
+    missing at the end. An object that breaks off inside a text is not: how the text goes on is unknown.
 
     Example:
         >>> parse_json('Sure!\\n```json\\n{"a": [1, 2,],}\\n```')
@@ -392,20 +357,6 @@ def parse_json(text: str) -> dict[str, Any] | None:
         if isinstance(found, dict):
             return found
     return None
-
-
-def _repaired(text: str) -> str:
-    """Commas before brackets taken out, and missing brackets added; texts inside the object stay as they are."""
-    pieces = re.split(r'("(?:[^"\\]|\\.)*")', text)
-    pieces[::2] = [re.sub(r",(?=\s*[}\]])", "", piece.split("```")[0]) for piece in pieces[::2]]
-    still_open: list[str] = []
-    for piece in pieces[::2]:
-        for sign in piece:
-            if sign in "{[":
-                still_open.append("}" if sign == "{" else "]")
-            elif sign in "}]" and still_open:
-                still_open.pop()
-    return "".join(pieces).rstrip().rstrip(",") + "".join(reversed(still_open))
 
 
 class ServerSampler:
@@ -462,52 +413,48 @@ def load_adapter(endpoint: Endpoint, name: str, directory: Path) -> None:
     """Have vLLM serve an adapter, and ask for it from now on; the one before is unloaded first.
 
     The server must run with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=1``, and see the directory. An
-    adapter that it has under this name already is another one, and is replaced.
+    adapter that it already has under this name is a different one, and is replaced.
 
     Raises:
         EndpointError: it refused.
     """
     unload_adapter(endpoint)
-    try:
-        _load(endpoint, name, directory)
-    except RefusalError as error:
-        if not _is_loaded_already(error):
-            raise
+    if not _load(endpoint, name, directory):
         # not `load_inplace`: older servers do not know it, and what was cached under the name would be used again
         endpoint.post("/unload_lora_adapter", {"lora_name": name})
-        _load(endpoint, name, directory)
+        if not _load(endpoint, name, directory):
+            raise EndpointError(f"{endpoint.url} has another adapter named {name}, and keeps it. Restart the server.")
     endpoint.adapter = name
 
 
 def load_again(endpoint: Endpoint, directory: Path) -> None:
-    """Have a server that was restarted serve the adapter that is asked for; another process may have done so."""
+    """Have a restarted server serve the adapter that requests name; another process may have done so already."""
     assert endpoint.adapter is not None
-    try:
-        _load(endpoint, endpoint.adapter, directory)
-    except RefusalError as error:
-        if not _is_loaded_already(error):
-            raise
+    _load(endpoint, endpoint.adapter, directory)
 
 
 def unload_adapter(endpoint: Endpoint, *, retries: int | None = None) -> None:
-    """Have vLLM forget the adapter that is asked for, if there is one; that it is unknown there is no error."""
+    """Have vLLM unload the adapter that requests name, if there is one; it may be unknown there."""
     name, endpoint.adapter = endpoint.adapter, None
     if name is not None:
         _unload(endpoint, name, retries=retries)
 
 
 def unload_left_over(endpoint: Endpoint, prefix: str) -> None:
-    """Have vLLM forget what an earlier process, killed before it could clean up, left loaded."""
+    """Have vLLM unload what an earlier process, killed before it could clean up, left loaded."""
     for name in endpoint.models():
         if name.startswith(prefix):
             _unload(endpoint, name)
 
 
-def _load(endpoint: Endpoint, name: str, directory: Path) -> None:
+def _load(endpoint: Endpoint, name: str, directory: Path) -> bool:
+    """Load an adapter; False where the server has one of this name."""
     path = str(directory.resolve())
     try:
         endpoint.post("/load_lora_adapter", {"lora_name": name, "lora_path": path})
     except RefusalError as error:
+        if error.status == 400 and "already been loaded" in error.text:
+            return False
         if error.status != 404:
             raise
         advice = "Start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; the URL must end in /v1."
@@ -515,10 +462,7 @@ def _load(endpoint: Endpoint, name: str, directory: Path) -> None:
             advice = f"It must see the directory {path}."
         message = f"{endpoint.url} cannot load the adapter: HTTP 404 {error.text[:200]!r}. {advice}"
         raise RefusalError(message, status=404, text=error.text, hopeless=True) from error
-
-
-def _is_loaded_already(error: RefusalError) -> bool:
-    return error.status == 400 and "already been loaded" in error.text
+    return True
 
 
 def _unload(endpoint: Endpoint, name: str, *, retries: int | None = None) -> None:
@@ -527,3 +471,52 @@ def _unload(endpoint: Endpoint, name: str, *, retries: int | None = None) -> Non
     except EndpointError as error:
         if not isinstance(error, RefusalError) or error.status != 404:
             logger.warning("the adapter %s stays loaded: %s", name, error)
+
+
+def _retry_after(response: httpx2.Response, otherwise: float) -> float:
+    """Seconds that the server asks to wait, as a number or as a date."""
+    wanted = response.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(wanted))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(wanted).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return otherwise
+
+
+def _advice(status: int, text: str, model: str, has_key: bool) -> str:
+    """Which of key, URL and model's name is wrong; empty where it is none of them."""
+    is_about_model = model != "" and (model in text or "model" in text.lower())
+    if status == 403 and is_about_model:
+        return f" The key may not use the model {model}: put another into OPENAI_API_KEY, or name another model."
+    if status in (401, 403):
+        wrong = "The key in OPENAI_API_KEY is wrong." if has_key else "It wants a key, and OPENAI_API_KEY is not set."
+        return f" {wrong} Put the right one there."
+    if (status == 404 and is_about_model) or (status in (400, 422) and model and _NO_SUCH_MODEL.search(text)):
+        return f" The model's name is wrong: the server has no {model}. `GET /models` there says which it has."
+    if status == 404:
+        return " The URL is wrong: it usually ends in /v1."
+    return ""
+
+
+def _data_uri(image: ImageSource, source: str) -> str:
+    # the very pixels that training sees: upright, RGB, and without another lossy compression
+    file = io.BytesIO()
+    open_image(image, source=source).save(file, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _repaired(text: str) -> str:
+    """Commas before brackets taken out, and missing brackets added; texts inside the object stay as they are."""
+    pieces = re.split(r'("(?:[^"\\]|\\.)*")', text)
+    pieces[::2] = [re.sub(r",(?=\s*[}\]])", "", piece.split("```")[0]) for piece in pieces[::2]]
+    still_open: list[str] = []
+    for piece in pieces[::2]:
+        for sign in piece:
+            if sign in "{[":
+                still_open.append("}" if sign == "{" else "]")
+            elif sign in "}]" and still_open:
+                still_open.pop()
+    return "".join(pieces).rstrip().rstrip(",") + "".join(reversed(still_open))

@@ -3,60 +3,33 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from cwdpo.batch import Batch, Role, pad_answers
+from cwdpo.data.collate import RowDataset
 from cwdpo.negatives.candidates import Candidate, Refresh
+from cwdpo.negatives.filtering import RightAnswers, normalised
 from cwdpo.negatives.mixing import mix_negatives
 from cwdpo.reference import ReferenceCache
 
 
-def rejected_keys(batch: Batch) -> list[list[str]]:
-    """For each prompt the content keys of its rejected answers, in the batch's order."""
-    found: list[list[str]] = [[] for _ in batch["prompts"]]
-    for owner, role, key in zip(batch["prompt_index"].tolist(), batch["roles"].tolist(), batch["keys"], strict=True):
-        if role == Role.REJECTED:
-            found[owner].append(key)
-    return found
+class RowTexts:
+    """The texts of the rows' own negatives, which a batch holds as tokens alone."""
 
+    def __init__(self, rows: RowDataset, right_answers: RightAnswers) -> None:
+        self._rows, self._right_answers = rows, right_answers
+        self._known: dict[int, tuple[tuple[str, ...], frozenset[str]]] = {}
 
-def replace_rejected(batch: Batch, chosen: Mapping[int, Mapping[str, Sequence[int]]]) -> Batch:
-    """The batch with other rejected answers for some of its prompts.
-
-    Args:
-        batch: as collated, on any device.
-        chosen: for a prompt's position in the batch, its rejected answers from now on: content key to token ids
-            through the end token. Prompts that are not named keep theirs.
-
-    Returns:
-        A new batch; the given one is unchanged.
-    """
-    if not chosen:
-        return batch
-    owners, roles = batch["prompt_index"].tolist(), batch["roles"].tolist()
-    lengths, ids = batch["answer_mask"].sum(dim=-1).tolist(), batch["answer_ids"].tolist()
-    answers = [
-        (owner, role, ids[place][: lengths[place]], batch["keys"][place])
-        for place, (owner, role) in enumerate(zip(owners, roles, strict=True))
-        if not (role == Role.REJECTED and owner in chosen)
-    ]
-    answers += [
-        (owner, int(Role.REJECTED), list(tokens), key) for owner, new in chosen.items() for key, tokens in new.items()
-    ]
-    answers.sort(key=lambda answer: answer[0])  # stable: a prompt's own answers stay before its new ones
-    padded, mask = pad_answers([tokens for _, _, tokens, _ in answers])
-    like = batch["answer_ids"]
-    return Batch(
-        row_index=batch["row_index"],
-        prompts=batch["prompts"],
-        prompt_index=batch["prompt_index"].new_tensor([owner for owner, *_ in answers]),
-        roles=batch["roles"].new_tensor([role for _, role, *_ in answers]),
-        answer_ids=padded.to(like.device),
-        answer_mask=mask.to(like.device),
-        keys=[key for *_, key in answers],
-    )
+    def __call__(self, index: int) -> tuple[tuple[str, ...], frozenset[str]]:
+        """A row's rejected answers, and those of them that differ from a right answer in form alone, if at all."""
+        if index not in self._known:
+            row = self._rows[index][1]
+            right = set(map(normalised, self._right_answers(row)))
+            self._known[index] = row.rejected, frozenset(text for text in row.rejected if normalised(text) in right)
+        return self._known[index]
 
 
 class NegativePool:
@@ -64,62 +37,81 @@ class NegativePool:
 
     def __init__(self, refresh: Refresh | None = None, *, seed: int = 0) -> None:
         self._seed, self._round = seed, refresh.number if refresh else 0
-        self._of_row: defaultdict[int, dict[str, Candidate]] = defaultdict(dict)
+        self._sampled: defaultdict[int, dict[str, Candidate]] = defaultdict(dict)
         self._own: defaultdict[int, dict[str, Candidate]] = defaultdict(dict)
         for candidate in refresh.candidates if refresh else ():
             if candidate.source == "dataset":
                 self._own[candidate.row][str(candidate.key)] = candidate
             elif candidate.reason is None and candidate.key is not None:
-                self._of_row[candidate.row][candidate.key] = candidate
+                self._sampled[candidate.row][candidate.key] = candidate
 
     def add_to(self, cache: ReferenceCache) -> None:
         """Let a cache answer for these negatives too; their own file keeps them."""
-        kept = [candidate for of_row in self._of_row.values() for candidate in of_row.values()]
+        kept = [candidate for of_row in self._sampled.values() for candidate in of_row.values()]
         totals = [candidate.reference_logprob for candidate in kept]
         assert None not in totals, "sampled without the reference"
         lengths = [len(candidate.ids or ()) for candidate in kept]
         cache.add([str(c.key) for c in kept], [total or 0.0 for total in totals], lengths, keep=False)
 
-    def mixed(self, batch: Batch, *, share: float, count: int | None, level: float | None = None) -> Batch:
+    def mixed(
+        self, batch: Batch, texts: RowTexts, *, share: float, count: int | None, level: float | None = None
+    ) -> Batch:
         """The batch with some of its rejected answers exchanged for sampled ones.
 
         Args:
             batch: as collated.
+            texts: of the rows' own negatives.
             share: on-policy fraction, from 0 to 1.
             count: negatives of a prompt; None for as many as it has.
-            level: of the curriculum; None without one. It has no say before the first refresh.
+            level: of the curriculum; None without one. It has no effect before the first refresh.
         """
-        chosen: dict[int, dict[str, list[int]]] = {}
-        for place, (row, keys) in enumerate(zip(batch["row_index"].tolist(), rejected_keys(batch), strict=True)):
-            taken = self._choose(row, keys, share, count, level)
+        answers, is_changed = _by_prompt(batch), False
+        for place, row in enumerate(batch["row_index"].tolist()):
+            own = {key: ids for role, key, ids in answers[place] if role == Role.REJECTED}
+            keys = [key for role, key, _ in answers[place] if role == Role.REJECTED]
+            rejected, right = texts(row)
+            taken = self._choose(row, keys, dict(zip(keys, rejected, strict=True)), right, share, count, level)
             if set(taken) != set(keys):
-                own, sampled = _tokens(batch, place), self._of_row.get(row, {})
-                chosen[place] = {key: own.get(key) or sampled[key].ids or [] for key in taken}
-        return replace_rejected(batch, chosen)
+                is_changed = True
+                others = [answer for answer in answers[place] if answer[0] != Role.REJECTED]
+                new = [(int(Role.REJECTED), key, own.get(key) or self._sampled[row][key].ids or []) for key in taken]
+                answers[place] = others + new
+        return _with_answers(batch, answers) if is_changed else batch
 
     def is_sampled(self, batch: Batch, answers: Tensor) -> Tensor:
         """``(n,)`` whether each of these ``(n,)`` answers of a batch is one of this pool."""
-        found = [key in self._of_row.get(row, {}) for row, key in _named(batch, answers)]
+        found = [key in self._sampled.get(row, {}) for row, key in _rows_and_keys(batch, answers)]
         return torch.tensor(found, dtype=torch.bool, device=answers.device)
 
     def lbars(self, batch: Batch, answers: Tensor) -> Tensor:
         """Up to ``(n,)`` lbar at the refresh, of those of ``(n,)`` answers that were measured there, nats per token."""
         known = []
-        for row, key in _named(batch, answers):
-            candidate = self._of_row.get(row, {}).get(key) or self._own.get(row, {}).get(key)
+        for row, key in _rows_and_keys(batch, answers):
+            candidate = self._sampled.get(row, {}).get(key) or self._own.get(row, {}).get(key)
             if candidate is not None and candidate.lbar is not None:
                 known.append(candidate.lbar)
         return torch.tensor(known, dtype=torch.float32, device=answers.device)
 
-    def _choose(self, row: int, keys: Sequence[str], share: float, count: int | None, level: float | None) -> list[str]:
-        """Keys of a prompt's negatives."""
-        wanted = (len(keys) or 1) if count is None else count
-        own, sampled = self._own.get(row, {}), self._of_row.get(row, {})
-        dropped = [key for key in keys if key in own and own[key].reason is not None]
-        lbars = {key: found.lbar for key, found in (own | sampled).items() if found.lbar is not None}
-        has_level = level is not None and all(key in lbars for key in (*keys, *sampled))
+    def _choose(
+        self,
+        row: int,
+        own: Sequence[str],
+        texts: Mapping[str, str],
+        right: frozenset[str],
+        share: float,
+        count: int | None,
+        level: float | None,
+    ) -> list[str]:
+        """Keys of a prompt's negatives, no two of which differ in form alone; ``texts`` are those of its own ones."""
+        wanted = (len(own) or 1) if count is None else count
+        measured, sampled = self._own.get(row, {}), self._sampled.get(row, {})
+        lbars = {key: found.lbar for key, found in (measured | sampled).items() if found.lbar is not None}
+        has_level = level is not None and all(key in lbars for key in (*own, *sampled))
+        wrong = [key for key in own if texts[key] not in right]
+        dropped = [key for key in wrong if key in measured and measured[key].reason is not None]
+        text_of = {**{key: candidate.text for key, candidate in sampled.items()}, **texts}
         mixed = mix_negatives(
-            [key for key in keys if key not in dropped],
+            [key for key in wrong if key not in dropped],
             list(sampled),
             fraction=share,
             seed=self._seed,
@@ -128,24 +120,49 @@ class NegativePool:
             count=wanted,
             level=level if has_level else None,
             lbars=lbars,
+            text_of=text_of,
         )
         taken = [negative.text for negative in mixed]
-        spare = sorted(
-            set(dropped) - set(taken), key=lambda key: (-lbars.get(key, -math.inf), key)
-        )  # the hardest of them first
-        return taken + spare[: wanted - len(taken)]
+        forms = {normalised(text_of[key]) for key in taken}
+        for key in sorted(dropped, key=lambda key: (-lbars.get(key, -math.inf), key)):  # the hardest of them first
+            if len(taken) < wanted and normalised(texts[key]) not in forms:
+                taken.append(key)
+                forms.add(normalised(texts[key]))
+        return taken or list(own[:wanted])  # right or not: a row that has no other negative keeps its own
 
 
-def _named(batch: Batch, answers: Tensor) -> list[tuple[int, str]]:
+Answer: TypeAlias = tuple[int, str, list[int]]
+"""Role, content key, and token ids through the end token."""
+
+
+def _by_prompt(batch: Batch) -> list[list[Answer]]:
+    """The answers of each prompt, in the batch's order."""
+    found: list[list[Answer]] = [[] for _ in batch["prompts"]]
+    columns = (batch["prompt_index"], batch["roles"], batch["answer_mask"].sum(dim=-1), batch["answer_ids"])
+    for key, (owner, role, length, ids) in zip(
+        batch["keys"], zip(*(column.tolist() for column in columns), strict=True), strict=True
+    ):
+        found[owner].append((role, key, ids[:length]))
+    return found
+
+
+def _with_answers(batch: Batch, answers: Sequence[Sequence[Answer]]) -> Batch:
+    """A batch of the same prompts with other answers; the given one is unchanged."""
+    flat = [(owner, *answer) for owner, of_prompt in enumerate(answers) for answer in of_prompt]
+    ids, mask = pad_answers([ids for *_, ids in flat])
+    device = batch["answer_ids"].device
+    return Batch(
+        row_index=batch["row_index"],
+        prompts=batch["prompts"],
+        prompt_index=batch["prompt_index"].new_tensor([owner for owner, *_ in flat]),
+        roles=batch["roles"].new_tensor([role for _, role, *_ in flat]),
+        answer_ids=ids.to(device),
+        answer_mask=mask.to(device),
+        keys=[key for _, _, key, _ in flat],
+    )
+
+
+def _rows_and_keys(batch: Batch, answers: Tensor) -> list[tuple[int, str]]:
     """Row and content key of some answers."""
     rows, owners = batch["row_index"].tolist(), batch["prompt_index"].tolist()
     return [(rows[owners[i]], batch["keys"][i]) for i in answers.tolist()]
-
-
-def _tokens(batch: Batch, prompt: int) -> dict[str, list[int]]:
-    """Content key to token ids of a prompt's rejected answers."""
-    chosen = (batch["prompt_index"] == prompt) & (batch["roles"] == Role.REJECTED)
-    return {
-        batch["keys"][i]: batch["answer_ids"][i][batch["answer_mask"][i]].tolist()
-        for i in chosen.nonzero()[:, 0].tolist()
-    }

@@ -4,14 +4,15 @@ With a curriculum the rows' own negatives are measured too: those of a sampled p
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
 import torch
 from accelerate.utils import gather_object, send_to_device
 
 from cwdpo.batch import Batch, Role, eval_mode
+from cwdpo.config.recipe import NegativesConfig
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
@@ -24,13 +25,32 @@ from cwdpo.negatives.hardness import batch_ches
 from cwdpo.negatives.mixing import hashed, wants_samples
 from cwdpo.negatives.verify import Judge, verify
 from cwdpo.reference import Reference
+from cwdpo.trainer_view import TrainerView
 
-if TYPE_CHECKING:
-    from cwdpo.trainers.base import AnswerTrainer
+Found = TypeVar("Found")
 
 
 class RefreshError(Exception):
     """A refresh failed, on this rank or another."""
+
+
+def on_all_ranks(work: Callable[[], Found]) -> list[Found]:
+    """What some work gives on each rank, on every rank.
+
+    Raises:
+        RefreshError: something went wrong on any rank; every rank raises it.
+    """
+    found: Found | None = None
+    error: str | None = None
+    try:
+        found = work()
+    except Exception as problem:  # whatever it is, the other ranks wait for an answer and training can go on
+        error = _message(problem)
+    gathered = gather_object([(found, error)])
+    errors = [error for _, error in gathered if error is not None]
+    if errors:
+        raise RefreshError(errors[0])
+    return [found for found, _ in gathered]
 
 
 def sampling_seed(seed: int, refresh: int, chunk: int) -> int:
@@ -41,29 +61,17 @@ def sampling_seed(seed: int, refresh: int, chunk: int) -> int:
 class Refresher:
     """Makes refreshes for a trainer."""
 
-    def __init__(
-        self,
-        trainer: "AnswerTrainer",
-        sampling: Sampling,
-        *,
-        rules: Rules,
-        judge: Judge | None,
-        drop_easier_than: float | str | None,
-        drop_ches_above: float | str | None,
-        per_prompt: int | None,
-        measures_own: bool = False,
-    ) -> None:
-        self.trainer, self.sampling, self.rules, self.judge = trainer, sampling, rules, judge
-        self.drop_easier_than, self.drop_ches_above = drop_easier_than, drop_ches_above
-        self.per_prompt, self.measures_own = per_prompt, measures_own
+    def __init__(self, trainer: TrainerView, settings: NegativesConfig, *, judge: Judge | None) -> None:
+        self.trainer, self.settings, self.judge = trainer, settings, judge
         self.reference: Reference | None = None
         """Asked once for each new negative; None where the reference runs at every step anyway."""
+        self.right_answers = RightAnswers(())
+        """To the prompts that are trained on."""
 
         self.encoder = _without_limit(trainer.encoder)
-        self._collator = AnswerCollator(self.encoder, roles=(Role.REJECTED,))
-        self._with_chosen = AnswerCollator(self.encoder, roles=(Role.CHOSEN, Role.REJECTED))
+        self._collate = AnswerCollator(self.encoder, roles=(Role.REJECTED,))
+        self._collate_with_chosen = AnswerCollator(self.encoder, roles=(Role.CHOSEN, Role.REJECTED))
         self._limit = trainer.encoder.limit
-        self._right_answers: RightAnswers | None = None
 
     def run(self, number: int, *, share: float, sampler: Sampler) -> list[Candidate]:
         """Sample and verify, on all ranks together.
@@ -76,74 +84,67 @@ class Refresher:
         Raises:
             RefreshError: something went wrong on any rank; every rank raises it.
         """
-        found: list[tuple[int, list[Candidate]]] = []
-        error: str | None = None
-        try:
-            found = self._own_part(number, share, sampler)
-        except Exception as problem:  # whatever it is, the other ranks wait for an answer and training can go on
-            error = _told(problem)
-        gathered = gather_object([(found, error)])
-        errors = [told for _, told in gathered if told is not None]
-        if errors:
-            raise RefreshError(errors[0])
-        parts = dict(part for rank, _ in gathered for part in rank)
-        candidates = [candidate for place in sorted(parts) for candidate in parts[place]]
+        ranks = on_all_ranks(lambda: self._part_of_rank(number, share, sampler))
+        portions = dict(portion for rank in ranks for portion in rank)
+        candidates = [candidate for place in sorted(portions) for candidate in portions[place]]
         self._drop(candidates)
         return candidates
 
     def _drop(self, candidates: Sequence[Candidate]) -> None:
         """A quantile is one of its own source: the policy's answers are likelier to it than others."""
+        easy, similar = self.settings.drop_easier_than, self.settings.drop_ches_above
         try:
             for source in ("on_policy", "dataset"):
                 of_source = [candidate for candidate in candidates if candidate.source == source]
-                if self.drop_easier_than is not None:
-                    drop_easy(of_source, self.drop_easier_than)
-                if self.drop_ches_above is not None:
-                    drop_similar(of_source, self.drop_ches_above)
-        except ValueError as problem:  # an lbar that is no number, on all ranks alike
-            raise RefreshError(_told(problem)) from problem
+                if easy is not None:
+                    drop_easy(of_source, easy)
+                if similar is not None:
+                    drop_similar(of_source, similar)
+        except ValueError as problem:  # an lbar that is not a number, on all ranks alike
+            raise RefreshError(_message(problem)) from problem
 
-    def _own_part(self, number: int, share: float, sampler: Sampler) -> list[tuple[int, list[Candidate]]]:
+    def _part_of_rank(self, number: int, share: float, sampler: Sampler) -> list[tuple[int, list[Candidate]]]:
         """This rank's portions, by the portion's number."""
-        trainer: Any = self.trainer
-        rows = trainer.train_dataset
-        if self._right_answers is None:
-            self._right_answers = RightAnswers((rows[index][1] for index in range(len(rows))), also=trainer.also_right)
-        accelerator = self.trainer.accelerator
-        wanted = [index for index in range(len(rows)) if self._wants(index, rows[index][1], number, share)]
-        portions = [(portion, True) for portion in chunks(wanted, self.sampling)]
-        if self.measures_own:
+        accelerator, seed = self.trainer.accelerator, self.trainer.args.seed
+        rows = self.trainer.train_dataset
+        assert rows is not None, "training has rows"
+        wanted = [
+            index
+            for index in range(len(rows))
+            if wants_samples(
+                fraction=share,
+                seed=seed,
+                row_id=str(index),
+                round=number,
+                num_dataset=len(rows[index][1].rejected),
+                count=self.settings.per_prompt,
+            )
+        ]
+        size, k = self.settings.batch_size, self.settings.k
+        portions = [(portion, True) for portion in chunks(wanted, Sampling(k=k, batch_size=size))]
+        if self.settings.measures_own:
             others = sorted(set(range(len(rows))) - set(wanted))
-            portions += [(portion, False) for portion in chunks(others, replace(self.sampling, k=1))]
+            portions += [(portion, False) for portion in chunks(others, Sampling(k=1, batch_size=size))]
         # no rank may be left without one: an engine's first batch is where all ranks agree on how to compute
         share_all, found = len(portions) < accelerator.num_processes, []
         for place, (portion, samples) in enumerate(portions):
             if share_all or place % accelerator.num_processes == accelerator.process_index:
-                seed = sampling_seed(self.trainer.args.seed, number, place)
                 with self.encoder.remembering():
                     of_portion = [rows[i][1] for i in portion]
-                    candidates = self._sampled(portion, of_portion, sampler, seed) if samples else [[] for _ in portion]
+                    candidates: list[list[Candidate]] = [[] for _ in portion]
+                    if samples:
+                        candidates = self._sample(portion, of_portion, sampler, sampling_seed(seed, number, place))
                     found.append((place, self._measured(portion, of_portion, candidates)))
         return found
 
-    def _wants(self, index: int, row: Row, number: int, share: float) -> bool:
-        return wants_samples(
-            fraction=share,
-            seed=self.trainer.args.seed,
-            row_id=str(index),
-            round=number,
-            num_dataset=len(row.rejected),
-            count=self.per_prompt,
-        )
-
-    def _sampled(
+    def _sample(
         self, indices: Sequence[int], rows: Sequence[Row], sampler: Sampler, seed: int
     ) -> list[list[Candidate]]:
         """Samples of a portion, verified."""
-        assert self._right_answers is not None
         with self.trainer.accelerator.autocast():
             answers = sampler.sample(rows, seed=seed)
-        reasons = verify(rows, answers, right_answers=self._right_answers, rules=self.rules, judge=self.judge)
+        rules = Rules(overlap=self.settings.max_overlap, length_gap=self.settings.length_gap)
+        reasons = verify(rows, answers, right_answers=self.right_answers, rules=rules, judge=self.judge)
         return [
             [Candidate(index, row.id, answer.text, why) for answer, why in zip(of_row, whys, strict=True)]
             for index, row, of_row, whys in zip(indices, rows, answers, reasons, strict=True)
@@ -153,14 +154,14 @@ class Refresher:
         self, indices: Sequence[int], rows: Sequence[Row], candidates: list[list[Candidate]]
     ) -> list[Candidate]:
         """All candidates of a portion, measured: in passes of no more answers than are sampled at one time."""
-        if self.measures_own:
+        if self.settings.measures_own:
             for index, row, of_row in zip(indices, rows, candidates, strict=True):
                 of_row += [Candidate(index, row.id, text, source="dataset") for text in dict.fromkeys(row.rejected)]
         part: list[tuple[Row, list[Candidate]]] = []
         answers = 0
         for row, of_row in zip(rows, candidates, strict=True):
             passed = sum(candidate.reason is None for candidate in of_row)
-            if part and answers + passed > self.sampling.batch_size:
+            if part and answers + passed > self.settings.batch_size:
                 self._measure(part)
                 part, answers = [], 0
             part.append((row, of_row))
@@ -177,7 +178,7 @@ class Refresher:
         ]
         if not items:
             return
-        batch = self._collator(items)
+        batch = self._collate(items)
         flat = [candidate for _, of_row in kept for candidate in of_row]
         lengths = batch["answer_mask"].sum(dim=-1).tolist()
         for place, candidate in enumerate(flat):
@@ -192,29 +193,28 @@ class Refresher:
             self._measure(part)  # once more without them: the model has no positions for such
         else:
             self._score(send_to_device(batch, self.trainer.args.device), flat)
-            if self.drop_ches_above is not None:
+            if self.settings.drop_ches_above is not None:
                 self._compare(items, flat)
 
     def _score(self, batch: Batch, candidates: Sequence[Candidate]) -> None:
-        trainer: Any = self.trainer
-        with trainer.accelerator.autocast():
+        """Log-probs of candidates under the reference and under the policy, where they are needed."""
+        with self.trainer.accelerator.autocast():
             sampled = [place for place, candidate in enumerate(candidates) if candidate.source == "on_policy"]
             if self.reference is not None and sampled:
                 part = select_answers(batch, torch.tensor(sampled, device=batch["prompt_index"].device))
                 for place, total in zip(sampled, self.reference.totals(part).tolist(), strict=True):
                     candidates[place].reference_logprob = total
-            if self.drop_easier_than is not None or self.measures_own:
-                with eval_mode(trainer.model):
-                    means = trainer.engine.logprobs(trainer.model, batch).mean.tolist()
+            if self.settings.measures_own:
+                with eval_mode(self.trainer.policy):
+                    means = self.trainer.engine.logprobs(self.trainer.policy, batch).mean.tolist()
                 for candidate, mean in zip(candidates, means, strict=True):
                     candidate.lbar = mean
 
     def _compare(self, items: Sequence[tuple[int, Row]], candidates: Sequence[Candidate]) -> None:
-        """How alike each candidate and its row's right answer are to the policy."""
-        trainer: Any = self.trainer
-        batch = send_to_device(self._with_chosen(items), trainer.args.device)
-        with trainer.accelerator.autocast(), eval_mode(trainer.model):
-            found = [value for of_row in batch_ches(trainer.model, batch) for value in of_row]
+        """How similar each candidate and its row's right answer are to the policy."""
+        batch = send_to_device(self._collate_with_chosen(items), self.trainer.args.device)
+        with self.trainer.accelerator.autocast(), eval_mode(self.trainer.policy):
+            found = [value for of_row in batch_ches(self.trainer.policy, batch) for value in of_row]
         for candidate, value in zip(candidates, found, strict=True):
             candidate.ches = value
 
@@ -226,5 +226,5 @@ def _without_limit(encoder: Encoder) -> Encoder:
     return free
 
 
-def _told(problem: Exception) -> str:
+def _message(problem: Exception) -> str:
     return str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"

@@ -1,5 +1,6 @@
-"""When negatives are sampled anew, and the largest share of them that can be needed until then."""
+"""When negatives are sampled again and how hard they are to be: staleness, refresh times and the curriculum."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
@@ -7,8 +8,9 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
 
 from cwdpo.config.limits import Fraction
 from cwdpo.config.recipe import NegativesConfig
@@ -19,12 +21,14 @@ from cwdpo.negatives.mixing import LevelReading, auto_level, fraction_at
 from cwdpo.probes.keeping import margin
 from cwdpo.records import ProbeLine
 
+logger = logging.getLogger(__name__)
+
 _NAME = "cwdpo_staleness"
 WINDOW = 10
 """Steps that are averaged at the beginning and at the end."""
 
 _STALE = 0.5
-"""Share of the first window's weight at which the negatives count as unlearnt."""
+"""Share of the first window's weight at which the negatives count as stale."""
 
 
 class Staleness:
@@ -49,8 +53,8 @@ class Staleness:
         """Remember ``(n,)`` w_c of a micro-batch's sampled negatives."""
         self._step.append(weights.detach().double())
 
-    def end_step(self, accelerator: Any) -> None:
-        """Average the step over all ranks, so that all of them decide alike; a step without samples does not count."""
+    def end_step(self, accelerator: Accelerator) -> None:
+        """Average the step over all ranks, so that all decide the same; a step without samples does not count."""
         here = torch.cat([torch.zeros(0, dtype=torch.float64, device=accelerator.device), *self._step])
         self._step = []
         total, count = accelerator.reduce(torch.stack([here.sum(), here.new_tensor(len(here))])).tolist()
@@ -65,7 +69,7 @@ class Staleness:
 
 
 class RefreshTimes:
-    """Decides from the settings and the run's state alone, so that every rank and every resumed run decides alike."""
+    """Decides by the settings and the run's state alone, so that every rank and a resumed run decide the same."""
 
     def __init__(self, settings: NegativesConfig) -> None:
         self._rule, self._fraction = settings.refresh, settings.on_policy_fraction
@@ -119,30 +123,24 @@ def epoch(state: TrainerState) -> int:
     return int((state.epoch or 0.0) + 1e-6)
 
 
-def epoch_steps(trainer: Any) -> int:
+def epoch_steps(args: TrainingArguments, num_rows: int) -> int:
     """Optimiser steps of an epoch; one too many where the last step's rows are left out."""
-    args = trainer.args
     of_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return math.ceil(len(trainer.train_dataset) / int(of_step))
+    return math.ceil(num_rows / int(of_step))
 
 
 Readings: TypeAlias = Callable[[], Sequence[ProbeLine]]
-"""Gives the stage's probe lines so far (``step``, ``group``, ``mean_logprob``), oldest first, alike on every rank."""
+"""Gives the stage's probe lines so far (``step``, ``group``, ``mean_logprob``), oldest first, on every rank alike."""
 
 
 class Curriculum:
     """Says how hard the negatives are to be."""
 
     def __init__(self, rule: Fraction | str) -> None:
-        """Set up.
-
-        Args:
-            rule: ``auto``, a level, or points ``[progress, level]``.
-        """
+        """Set up; ``rule`` is ``auto``, a level, or points ``[progress, level]``."""
         self.rule = rule
         self._readings: Readings | None = None
         self._tolerance, self._every = 0.0, 1
-        self._known: tuple[int, float] = (0, 0.0)
 
     def follow(self, readings: Readings, *, tolerance: float = 0.02, every: int = 1) -> None:
         """Let probes drive ``auto``; other rules pass them over.
@@ -155,13 +153,12 @@ class Curriculum:
         """
         self._readings, self._tolerance, self._every = readings, tolerance, every
 
-    def begin(self) -> None:
-        """Training begins, or goes on.
+    def check(self) -> None:
+        """Refuse to train where there is nothing to follow.
 
         Raises:
-            ConfigError: there is nothing to follow.
+            ConfigError: says what to write.
         """
-        self._known = (0, 0.0)
         if self.rule == "auto" and self._readings is None:
             raise ConfigError(
                 "negatives.curriculum is auto, which probes drive, but this trainer has none. Run a recipe with "
@@ -173,12 +170,9 @@ class Curriculum:
         """From 0, the easiest, to 1, the hardest, at this point of the stage."""
         if not isinstance(self.rule, str):
             return fraction_at(self.rule, progress)
-        assert self._readings is not None, "begin() comes first"
-        lines = self._readings()
-        if self._known[0] != len(lines):
-            counted = [line for line in lines if line["step"] % self._every == 0]
-            self._known = (len(lines), auto_level(level_readings(counted), tolerance=self._tolerance))
-        return self._known[1]
+        assert self._readings is not None, "check() comes first"
+        counted = [line for line in self._readings() if line["step"] % self._every == 0]
+        return auto_level(level_readings(counted), tolerance=self._tolerance)
 
 
 def level_readings(lines: Sequence[ProbeLine]) -> list[LevelReading]:
@@ -191,8 +185,8 @@ def level_readings(lines: Sequence[ProbeLine]) -> list[LevelReading]:
     return found
 
 
-def has_choice(rows: Iterable[Row], settings: NegativesConfig, *, samples: bool) -> bool:
-    """Whether some prompt has more candidates than places, and so a level anything to choose.
+def warn_without_choice(rows: Iterable[Row], settings: NegativesConfig, *, samples: bool) -> None:
+    """Warn where no prompt has more candidates than places, so that a curriculum has nothing to choose.
 
     Args:
         rows: those trained on; not all are read where an early one answers.
@@ -200,7 +194,14 @@ def has_choice(rows: Iterable[Row], settings: NegativesConfig, *, samples: bool)
         samples: whether any are drawn.
     """
     drawn = settings.k if samples else 0
-    return any(
+    if any(
         (settings.per_prompt or len(row.rejected)) < len(row.rejected) + drawn and max(len(row.rejected), drawn) > 1
         for row in rows
+    ):
+        return
+    logger.warning(
+        "negatives.curriculum has no effect: no prompt has more candidates than it takes (%s, per_prompt is %s). Write "
+        "a larger k, a smaller per_prompt, or give rows more negatives.",
+        f"k is {settings.k}" if samples else "nothing is sampled",
+        "null" if settings.per_prompt is None else settings.per_prompt,
     )

@@ -7,14 +7,13 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import xxhash
-from accelerate.utils import gather_object
 from peft import PeftModel
+from torch import nn
 
 from cwdpo.data.rows import Row
-from cwdpo.errors import ConfigError, UserError
+from cwdpo.errors import ConfigError
 from cwdpo.generation import Generated, Sampling
 from cwdpo.negatives.server import (
     Endpoint,
@@ -25,7 +24,7 @@ from cwdpo.negatives.server import (
     unload_adapter,
     unload_left_over,
 )
-from cwdpo.on_policy.refresh import RefreshError
+from cwdpo.on_policy.refresh import RefreshError, on_all_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ logger = logging.getLogger(__name__)
 class ServedPolicy:
     """A sampler that first hands over the adapter; see :class:`cwdpo.generation.Sampler`."""
 
-    def __init__(self, model: Any, endpoint: Endpoint, sampling: Sampling, directory: Path) -> None:
+    def __init__(self, model: nn.Module, endpoint: Endpoint, sampling: Sampling, directory: Path) -> None:
         """Set up; nothing is sent yet.
 
         Args:
@@ -47,8 +46,8 @@ class ServedPolicy:
         """
         if not isinstance(model, PeftModel):
             raise ConfigError(
-                "negatives.endpoint needs `model: {lora: ...}`: a server can be told to load an adapter, not a whole "
-                "model. Add lora, or take the endpoint out."
+                "negatives.endpoint needs `model: {lora: ...}`: a server can load an adapter, not a whole model. Add "
+                "lora, or take the endpoint out."
             )
         self.model, self.endpoint, self.directory = model, endpoint, directory
         self._server = ServerSampler(endpoint, sampling)
@@ -63,19 +62,14 @@ class ServedPolicy:
         Raises:
             RefreshError: it could not be written or loaded.
         """
-        name, error = None, None
-        if is_main:
-            try:
-                name = self._serve(number)
-            except Exception as problem:  # the other ranks wait for an answer, and training can go on
-                error = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
+        try:
+            names = on_all_ranks(lambda: self._serve(number) if is_main else None)
+        except RefreshError:
+            if is_main:
                 self._remove_directories()
-                self._has_begun = False  # it may have been loaded for all that
-        told = gather_object([(name, error)])
-        errors = [error for _, error in told if error is not None]
-        if errors:
-            raise RefreshError(errors[0])
-        self.endpoint.adapter = next(name for name, _ in told if name is not None)
+                self._has_begun = False  # it may have been loaded after all
+            raise
+        self.endpoint.adapter = next(name for name in names if name is not None)
         self._loaded = self._path(number)
 
     def sample(self, rows: Sequence[Row], *, seed: int) -> list[list[Generated]]:

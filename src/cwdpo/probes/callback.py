@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate.utils import gather_object
-from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cwdpo.config.recipe import ProbesConfig
 from cwdpo.data.rows import Row
@@ -50,7 +49,7 @@ class Probing(TrainerCallback):
             trainer: of the stage.
             rows: the probe set.
             run: where readings are written.
-            stage: which stage this is.
+            stage: which one this is.
             settings: what to measure, and when to end.
             engine: of the probes alone, see :func:`cwdpo.engine.separate_engine`.
             beta: of the preference loss, if the stage has one.
@@ -73,17 +72,11 @@ class Probing(TrainerCallback):
         self._groups = PROBE_GROUPS if isinstance(settings.groups, str) else ("chosen", *settings.groups)
         self._write_greedy = write_greedy if "greedy" in self._groups else None
         self._write_sampled = write_sampled if "on_policy" in self._groups else None
-        self._files = StageFiles(run.probe_files(stage))
         every = settings.every if isinstance(settings.every, int) else None
         self._schedule = Schedule(every, clock=clock or idle_clock, agree=from_first_rank)
+        self._files = StageFiles(run.probe_files(stage))
         self._examples = Examples(trainer, self._files.directory, engine, write_greedy=self._write_greedy)
-        self._keeper = Keeper(
-            self._files,
-            tolerance=settings.tolerance,
-            keep_best=settings.keep_best,
-            may_stop=bool(settings.stop_on),
-            is_main=trainer.is_world_process_zero(),
-        )
+        self._keeper = Keeper(self._files, settings, is_main=trainer.is_world_process_zero())
         self._stopping = StoppingRule(settings.stop_on, patience=settings.patience, tolerance=settings.tolerance)
         self.lines: list[ProbeLine] = []
         """The stage's readings so far, oldest first: the same on every rank, and after an interruption."""
@@ -92,9 +85,7 @@ class Probing(TrainerCallback):
         self._distributions = StartDistributions(len(rows))
         trainer.probe_metrics = self.metrics
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Take the first reading, or take up an interrupted stage."""
         self._schedule.begin(state.global_step, state.max_steps)
         if state.global_step == 0:
@@ -102,9 +93,7 @@ class Probing(TrainerCallback):
         else:
             self._resume(state)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Take a reading if one is due, and end the stage if it shows what must not go on."""
         if not self._schedule.is_due(state.global_step):
             return
@@ -113,14 +102,12 @@ class Probing(TrainerCallback):
             control.should_training_stop = True
             logger.warning("%s ends at step %d: %s", self._stage, state.global_step, self._stopping.sentence())
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_epoch_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Take the last reading of a stage that something else ends early."""
         if control.should_training_stop and not self._interrupted() and self._read_at != state.global_step:
             self._read(state.global_step)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+    def on_save(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """From now on a resumed run begins here, so that earlier best models are not needed again."""
         self._keeper.checkpointed()
 
@@ -139,13 +126,13 @@ class Probing(TrainerCallback):
             note["kept_step"] = step
             self._trainer.accelerator.wait_for_everyone()  # until the first rank has written them
             if step != self._trainer.state.global_step:
-                self._files.restore_weights(self._model, step)
+                self._files.restore_weights(self._trainer.policy, step)
                 logger.warning("%s: leaves the model of step %d", self._stage, step)
         with self._schedule.preparing():
             self._examples.end()
-        count = len({line["step"] for line in self.lines})
         seconds, share = self._schedule.spent, self._schedule.share
         logger.info("%s: probes took %.1f s, %.1f %% of the rest of the stage", self._stage, seconds, 100 * share)
+        count = len({line["step"] for line in self.lines})
         return {"probes": {"readings": count, "seconds": round(seconds, 2), "share_of_time": round(share, 4)}, **note}
 
     def clean_up(self) -> None:
@@ -165,16 +152,15 @@ class Probing(TrainerCallback):
         if is_main:
             self._files.clear()
             self._run.truncate_after(self._stage, -1)
-        with self._schedule.preparing() as answering:
+        with self._schedule.preparing(again_at_end=True):
             greedy = shared_answers(self._trainer, self._write_greedy, self._rows)
         with self._schedule.preparing():
             on_policy = shared_answers(self._trainer, self._write_sampled, self._rows)
             self._probes = self._probe_set(greedy, on_policy)
-            warm_up(self._model, self._probes, self._engine)
+            warm_up(self._trainer.policy, self._probes, self._engine)
         self._read(0)
-        with self._schedule.preparing() as measuring:
+        with self._schedule.preparing(again_at_end=True):
             self._examples.begin(self._probes.rows)
-        self._schedule.owed = answering.seconds + measuring.seconds
         if is_main:
             self._files.write_answers(self._probes.rows)
             examples, owed = self._examples.start, self._schedule.owed
@@ -195,14 +181,19 @@ class Probing(TrainerCallback):
 
     def _read(self, step: int) -> None:
         with self._schedule.reading(step):
-            reading = self._measure()
+            assert self._probes is not None
+            autocast = self._trainer.accelerator.autocast
+            here = measure(
+                self._trainer.policy, self._probes, self._engine, start=self._distributions, autocast=autocast
+            )
+            reading = Reading().joined(gather_object([here]))
             is_first = not self._means
             self._means = self._means or reading.means()
             lines = [ProbeLine(stage=self._stage, step=step, **line) for line in reading.lines(self._means)]
             if is_first:
                 for rows in gather_object([self._distributions]):
                     self._distributions.update(rows)
-            self._keeper.update(step, lines, self._model)
+            self._keeper.update(step, lines, self._trainer.policy)
         lines[0]["seconds"] = round(self._schedule.last_seconds, 4)
         self.lines += lines
         if self._trainer.is_world_process_zero():
@@ -213,12 +204,6 @@ class Probing(TrainerCallback):
             self._trainer.log(scalars(lines))
         control.should_log = should_log
 
-    def _measure(self) -> Reading:
-        assert self._probes is not None
-        autocast = self._trainer.accelerator.autocast
-        here = measure(self._model, self._probes, self._engine, start=self._distributions, autocast=autocast)
-        return Reading().joined(gather_object([here]))
-
     def _history(self, state: TrainerState) -> list[Mapping[str, Any]]:
         """Everything read of this stage so far, as its files say it."""
         logged = [{"stage": self._stage, **line} for line in state.log_history if "loss" in line]
@@ -227,11 +212,6 @@ class Probing(TrainerCallback):
     @property
     def _read_at(self) -> int | None:
         return self.lines[-1]["step"] if self.lines else None
-
-    @property
-    def _model(self) -> nn.Module:
-        assert self._trainer.model is not None
-        return self._trainer.model
 
 
 class StoppingRule:
@@ -242,7 +222,7 @@ class StoppingRule:
 
         Args:
             stop_on: names of findings; none never stops.
-            patience: readings in a row that must show the same finding.
+            patience: readings in a row that must show the same one.
             tolerance: nats per token; a smaller fall of the chosen answers is not a finding.
         """
         self._stop_on, self._patience = tuple(stop_on), patience
@@ -252,12 +232,7 @@ class StoppingRule:
         """What ended the stage: ``finding``, ``stage``, ``step``, ``readings`` in a row, ``evidence``, ``advice``."""
 
     def update(self, history: Sequence[Mapping[str, Any]], *, beta: float | None) -> dict[str, Any] | None:
-        """Take in the history up to a new reading; the reason if the stage must end.
-
-        Args:
-            history: lines of metrics and probes of this stage, oldest first.
-            beta: of the preference loss, if it has one.
-        """
+        """Take in the history up to a new reading, its lines oldest first; the reason if the stage must end."""
         if not self._stop_on:
             return None
         found: dict[str, Finding] = {}

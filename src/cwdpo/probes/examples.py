@@ -69,14 +69,7 @@ class Examples:
     """Measures the first rows of a probe set at both ends of a stage. All ranks take part, and the first one writes."""
 
     def __init__(self, trainer: TrainerView, directory: Path, engine: Engine, *, write_greedy: Write | None) -> None:
-        """Set up.
-
-        Args:
-            trainer: of the stage.
-            directory: where ``examples.jsonl`` and its pictures are written.
-            engine: the probes'.
-            write_greedy: lets the model answer when the stage ends; None leaves that out.
-        """
+        """Set up, to write into ``directory``; without ``write_greedy`` the model gives no answer at the end."""
         self._trainer, self._directory, self._engine, self._write_greedy = trainer, directory, engine, write_greedy
         self._rows: Sequence[ProbeRow] = ()
         self.start: Numbers | None = None
@@ -109,9 +102,8 @@ class Examples:
 
     def _measure(self, rows: Sequence[ProbeRow]) -> ByRow:
         trainer = self._trainer
-        assert trainer.model is not None
         probes = ranks_share(rows, trainer)
-        here = token_logprobs(trainer.model, probes, self._engine, autocast=trainer.accelerator.autocast)
+        here = token_logprobs(trainer.policy, probes, self._engine, autocast=trainer.accelerator.autocast)
         whole: ByRow = {}
         for part in gather_object([here]):
             whole.update(part)
@@ -134,18 +126,12 @@ def shared_answers(trainer: TrainerView, write: Write | None, rows: Sequence[Row
     if write is None:
         return None
     rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    assert trainer.model is not None
-    parts: list[list[str]] = gather_object([write(trainer.model, rows[rank::ranks])])
+    parts: list[list[str]] = gather_object([write(trainer.policy, rows[rank::ranks])])
     return [parts[i % ranks][i // ranks] for i in range(len(rows))]
 
 
 def example_rows(rows: Sequence[ProbeRow], greedy_end: Sequence[str] | None = None) -> list[ProbeRow]:
-    """The rows that are shown, with the answers that are.
-
-    Args:
-        rows: the probe set.
-        greedy_end: the model's own answer now, one a shown row.
-    """
+    """The rows of a probe set that are shown, with the answers that are, and the model's own answers at the end."""
     found = []
     for i, row in enumerate(rows[:ROWS]):
         answers = [answer for answer in row.answers if answer.group in SHOWN]
@@ -156,14 +142,7 @@ def example_rows(rows: Sequence[ProbeRow], greedy_end: Sequence[str] | None = No
 
 
 def token_logprobs(model: nn.Module, probes: ProbeSet, engine: Engine, *, autocast: Autocast = nullcontext) -> ByRow:
-    """Log-probs of all tokens of a probe set's answers. Leaves no trace: modes and random states are put back.
-
-    Args:
-        model: scored in eval mode.
-        probes: this rank's share of the examples.
-        engine: computes the log-probs.
-        autocast: mixed precision as in training.
-    """
+    """Log-probs of all tokens of a probe set's answers, as far as they are this rank's; see :func:`measure`."""
     found: ByRow = {}
     with undisturbed(model, autocast) as device:
         for part in probes.batches():
@@ -198,7 +177,7 @@ def example_lines(
         start: log-probs when the stage began.
         end: the answers when it ended; one that the model could not take is left out.
         pictures: names of each row's pictures, relative to the file's directory.
-        pieces: token ids to the texts of the tokens.
+        pieces: makes token ids the texts of the tokens.
     """
     lines = []
     for probe, names in zip(rows, pictures, strict=True):
@@ -260,14 +239,7 @@ def token_pieces(tokenizer: Any, ids: Sequence[int], *, controls: Collection[str
 
 
 def write_thumbnails(rows: Sequence[Row], directory: Path) -> list[list[str]]:
-    """Write small copies of all pictures, numbered from ``00`` on.
-
-    Args:
-        rows: whose pictures are copied.
-        directory: where to; made if it is missing.
-
-    Returns:
-        For each row the names of its files.
+    """Write small copies of all pictures, numbered from ``00`` on; gives for each row the names of its files.
 
     Raises:
         DataError: a picture cannot be read.
@@ -287,13 +259,10 @@ def write_thumbnails(rows: Sequence[Row], directory: Path) -> list[list[str]]:
 
 def thumbnail(image: Image.Image) -> tuple[str, bytes]:
     """A picture of at most :data:`SIDE` pixels a side as a file: its suffix, ``png`` or ``jpg``, and its bytes."""
-    small = image.copy()
+    small, png, jpeg = image.copy(), io.BytesIO(), io.BytesIO()
     small.thumbnail((SIDE, SIDE))
-    png = _encoded(small, "PNG", optimize=True)
-    return ("png", png) if len(png) <= _PNG_BYTES else ("jpg", _encoded(small, "JPEG", quality=85))
-
-
-def _encoded(image: Image.Image, kind: str, **options: int | bool) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=kind, **options)
-    return file.getvalue()
+    small.save(png, format="PNG", optimize=True)
+    if len(png.getvalue()) <= _PNG_BYTES:
+        return "png", png.getvalue()
+    small.save(jpeg, format="JPEG", quality=85)
+    return "jpg", jpeg.getvalue()

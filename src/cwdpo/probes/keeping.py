@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cwdpo.config.recipe import ProbesConfig
 from cwdpo.errors import UserError
 from cwdpo.probes.examples import Numbers
 from cwdpo.probes.measuring import StartDistributions
@@ -32,32 +33,17 @@ logger = logging.getLogger(__name__)
 class Keeper:
     """Holds the weights of a few readings: the best and the safest one, and what they were at the newest checkpoint."""
 
-    def __init__(
-        self, files: "StageFiles", *, tolerance: float, keep_best: bool, may_stop: bool, is_main: bool
-    ) -> None:
-        """Set up.
-
-        Args:
-            files: of the stage.
-            tolerance: see :class:`BestReading`.
-            keep_best: whether the stage is to leave its best reading.
-            may_stop: whether a finding may end the stage, which then leaves its safest reading.
-            is_main: whether this process writes.
-        """
-        self._files, self._is_main, self._tolerance = files, is_main, tolerance
-        self._keep_best, self._may_stop = keep_best, may_stop
-        self._best, self._safest = BestReading(tolerance), SafestReading()
+    def __init__(self, files: "StageFiles", settings: ProbesConfig, *, is_main: bool) -> None:
+        """Set up; of several processes the main one writes."""
+        self._files, self._settings, self._is_main = files, settings, is_main
         self._at_checkpoint: set[int] = set()
+        self._forget()
 
     def to_leave(self, *, stopped: bool) -> int | None:
-        """Step of the reading whose model the stage leaves; None for the last one.
-
-        Args:
-            stopped: whether a finding ended the stage.
-        """
+        """Step of the reading whose model the stage leaves, where a finding stopped it or not; None for the last."""
         if stopped:
             return self._safest.step
-        return self._best.step if self._keep_best else None
+        return self._best.step if self._settings.keep_best else None
 
     def update(self, step: int, reading: Sequence[ProbeLine], model: nn.Module) -> None:
         """Take in a new reading, and write the model's weights if they may be wanted."""
@@ -88,17 +74,22 @@ class Keeper:
                 "the weights of step %d, which this stage may have to leave, are gone: later readings alone count",
                 gone[0],
             )
-            self._best, self._safest, self._at_checkpoint = BestReading(self._tolerance), SafestReading(), set()
+            self._forget()
 
     def clear(self) -> None:
         """The stage is over: its model is saved elsewhere."""
         if self._is_main:
             self._files.keep_only(set())
 
+    def _forget(self) -> None:
+        self._best, self._safest = BestReading(self._settings.tolerance), SafestReading()
+        self._at_checkpoint = set()
+
     def _wanted(self) -> set[int]:
-        """Steps whose weights may be wanted."""
-        wanted = (self._best.step if self._keep_best else None, self._safest.step if self._may_stop else None)
-        return {step for step in wanted if step is not None}
+        """Steps whose weights may be wanted: of the best reading, and of the safest where a finding may stop."""
+        best = self._best.step if self._settings.keep_best else None
+        safest = self._safest.step if self._settings.stop_on else None
+        return {step for step in (best, safest) if step is not None}
 
     def _remove_others(self) -> None:
         self._files.keep_only(self._wanted() | self._at_checkpoint)
@@ -160,10 +151,7 @@ class SafestReading:
 def margin(reading: Sequence[ProbeLine]) -> float:
     """Mean lbar of the chosen answers, less that of the hardest negatives there are (gentle, else rejected).
 
-    Without negatives it is the chosen answers' alone. Nats per token.
-
-    Args:
-        reading: lines of one reading.
+    Of the lines of one reading, in nats per token. Without negatives it is the chosen answers' alone.
     """
     means = {line["group"]: _level(line) for line in reading}
     negatives = [means[group] for group in _HARDEST_FIRST if group in means]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,11 +66,7 @@ class Reading:
         return {group: self._of_group(group).mean().item() for group in PROBE_GROUPS if group in self.answers}
 
     def lines(self, start: Mapping[ProbeGroup, float] | None) -> list[ProbeLine]:
-        """A line a group, without stage and step.
-
-        Args:
-            start: mean lbar of each group when the stage began, or None if there is nothing to compare with.
-        """
+        """A line a group, without stage and step; compared with the mean lbar at the start where that is given."""
         lines = []
         for group, mean in self.means().items():
             values = self._of_group(group)
@@ -109,8 +106,7 @@ class Reading:
         return found
 
 
-@dataclass(frozen=True)
-class Moved:
+class Moved(NamedTuple):
     """How far each token's prediction has moved since the stage began; ``(T,)`` each."""
 
     tv: Tensor
@@ -131,12 +127,7 @@ class StartDistributions:
     """
 
     def __init__(self, num_rows: int, *, budget: int = _BUDGET) -> None:
-        """Begin with none.
-
-        Args:
-            num_rows: rows of the probe set, over all ranks; each may take an equal part of the budget.
-            budget: log-probs to keep in all.
-        """
+        """Begin with none. Each of the probe set's rows, over all ranks, may take an equal part of the log-probs."""
         self._num_rows, self._budget = num_rows, budget
         self._rows: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -149,24 +140,14 @@ class StartDistributions:
         return sum(logprobs.numel() for _, logprobs in self._rows.values())
 
     def record(self, row: int, distribution: Tensor) -> None:
-        """Keep the likeliest tokens of each position.
-
-        Args:
-            row: position in the probe set.
-            distribution: ``(T, V)`` log-probs.
-        """
+        """Keep the likeliest tokens of each position of a row's ``(T, V)`` log-probs."""
         positions, vocabulary = distribution.shape
         count = min(vocabulary, max(_FEWEST, self._budget // (self._num_rows * positions)))
         logprobs, tokens = distribution.topk(count, dim=-1)
         self._rows[row] = (tokens.int().cpu(), logprobs.float().cpu())
 
     def compare(self, row: int, distribution: Tensor) -> Moved:
-        """What a row's predictions are now, beside what they were.
-
-        Args:
-            row: one that was recorded.
-            distribution: ``(T, V)`` log-probs now.
-        """
+        """A recorded row's ``(T, V)`` log-probs now, beside what they were."""
         tokens, before = (tensor.to(distribution.device) for tensor in self._rows[row])
         now = distribution.gather(-1, tokens.long()).double()
         whole = tokens.shape[-1] == distribution.shape[-1]
@@ -222,15 +203,10 @@ def measure(
     start: StartDistributions | None,
     autocast: Autocast = nullcontext,
 ) -> Reading:
-    """Score all answers of a probe set. Leaves no trace: modes and random states are put back.
+    """Score this rank's share of a probe set in eval mode. Leaves no trace: modes and random states are put back.
 
-    Args:
-        model: scored in eval mode.
-        probes: this rank's share.
-        engine: computes the log-probs, all answers of a prompt in one pass.
-        start: what the chosen answers' predictions are compared with; rows that it lacks are recorded in it first.
-            None leaves out TV, JS and the mass that moved.
-        autocast: mixed precision as in training.
+    The chosen answers' predictions are compared with ``start``; rows that it lacks are recorded in it first. None
+    leaves out TV, JS and the mass that moved.
     """
     reading = Reading()
     apart = start is not None and _vocabulary_size(model) > _WIDE_VOCABULARY
@@ -292,7 +268,7 @@ def _token_values(scored: AnswerLogprobs, answer: int, row: int, start: StartDis
     distribution = scored.distribution[answer][mask]
     if row not in start:
         start.record(row, distribution)
-    return found | vars(start.compare(row, distribution))
+    return found | start.compare(row, distribution)._asdict()
 
 
 def _with_rest(logprobs: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def probe_rows(
 
     Args:
         rows: the probe set.
-        groups: the wanted ones of :data:`cwdpo.records.PROBE_GROUPS`.
+        groups: the wanted ones.
         seed: of the shuffled words and of which other row is taken.
         greedy: the starting model's own answer to each row, or None if there are none.
         on_policy: the same, sampled.
@@ -139,14 +139,9 @@ class ProbeSet:
     def __init__(
         self, rows: Sequence[ProbeRow], encoder: Encoder, *, answers_in_a_pass: int = 24, rank: int = 0, ranks: int = 1
     ) -> None:
-        """Take this rank's share of the rows. Nothing is encoded before the first reading.
+        """Take this rank's share of all ``rows``. Nothing is encoded before the first reading.
 
-        Args:
-            rows: from :func:`cwdpo.probes.probe_rows`, all of them.
-            encoder: as in training.
-            answers_in_a_pass: most answers that go through the model at once; bounds the memory.
-            rank: of this process.
-            ranks: how many there are.
+        At most ``answers_in_a_pass`` go through the model at once, which bounds the memory.
         """
         self.rows = tuple(rows)
         # a rank without a row measures the first one again, as an engine's self-check waits for all ranks
@@ -170,9 +165,8 @@ class ProbeSet:
     def batches(self, *, chosen_apart: bool = False) -> Iterator[ProbeBatch]:
         """All answers of this rank's rows, in batches of whole rows.
 
-        Args:
-            chosen_apart: give the chosen answers in batches of their own, a row each; for what is too large to be
-                held for all answers (distributions over a large vocabulary).
+        With ``chosen_apart`` the chosen answers come in batches of their own, a row each; for what is too large to be
+        held for all answers (distributions over a large vocabulary).
         """
         for start in range(0, len(self._mine), self._rows_in_a_pass):
             prompts = [p for row in self._mine[start : start + self._rows_in_a_pass] for p in self._prompts(row)]
@@ -289,10 +283,8 @@ def _exchanged(rows: Sequence[Row], index: int, seed: int) -> list[ProbeAnswer]:
 
     The other row is the first, a seeded distance further on, that differs in what is exchanged.
     """
-    row = rows[index]
-    first = random.Random(seed).randrange(len(rows))
-    others = [rows[(index + first + step) % len(rows)] for step in range(len(rows))]
-    others = [other for other in others if other.chosen != row.chosen]
+    row, first = rows[index], index + random.Random(seed).randrange(len(rows))
+    others = [o for step in range(len(rows)) if (o := rows[(first + step) % len(rows)]).chosen != row.chosen]
     pictured = [o for o in others if row.images and len(o.images) == len(row.images) and o.images != row.images]
     return [
         *(ProbeAnswer("other_answer", other.chosen) for other in others[:1]),
@@ -304,11 +296,9 @@ def _blank(row: Row) -> list[ProbeAnswer]:
     """The chosen answer under grey images of the same sizes, as files in memory: a grey PNG takes little."""
     if not row.images:
         return []
-    images = tuple(_grey_png(*open_image(image, source=row.source).size) for image in row.images)
-    return [ProbeAnswer("blank", row.chosen, images)]
-
-
-def _grey_png(width: int, height: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), _GREY).save(file, format="PNG")
-    return file.getvalue()
+    images = []
+    for image in row.images:
+        file = io.BytesIO()
+        Image.new("RGB", open_image(image, source=row.source).size, _GREY).save(file, format="PNG")
+        images.append(file.getvalue())
+    return [ProbeAnswer("blank", row.chosen, tuple(images))]

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -13,45 +12,13 @@ SHARE = 0.1
 """Most that readings may add to the time of the steps between them."""
 
 _PLANNED = 0.8 * SHARE
-"""What is planned for, since later readings may cost more than those that were timed."""
+"""What is planned, since later readings may cost more than those that were timed."""
 
 _MOST = 40
 """Readings of a stage beyond which a curve only gets denser."""
 
 _WARM_UP = 3
 """Steps before their time is trusted: the first ones compile, fill caches and wait for the data."""
-
-
-def next_reading(
-    step: int, last_step: int, *, first_step: int, step_seconds: float, reading_seconds: float, spent: float
-) -> int:
-    """The step of the next reading, such that the rest of the stage can pay for it and for the last one.
-
-    Args:
-        step: steps taken.
-        last_step: of the stage; it always has a reading.
-        first_step: where the stage began, or went on after an interruption.
-        step_seconds: time of a step without readings.
-        reading_seconds: what the next reading will cost.
-        spent: seconds that readings have cost so far, all included, and what is owed after the last one.
-
-    Example:
-        >>> next_reading(0, 100, first_step=0, step_seconds=1.0, reading_seconds=1.0, spent=1.0)
-        15
-    """
-    budget = _PLANNED * step_seconds * (last_step - first_step) - spent
-    payable = math.floor(budget / reading_seconds) if reading_seconds > 0 else _MOST
-    if payable < 2:  # the last one takes the first place
-        return last_step
-    left = last_step - step
-    return min(last_step, step + max(math.ceil(left / payable), math.ceil((last_step - first_step) / _MOST)))
-
-
-@dataclass
-class Taken:
-    """How long something took."""
-
-    seconds: float = 0.0
 
 
 class Schedule:
@@ -87,14 +54,15 @@ class Schedule:
         self._began, self.spent, self.owed = self._clock(), 0.0, 0.0
 
     @contextmanager
-    def preparing(self) -> Iterator[Taken]:
-        """Inside, time counts as the probes'. How much it was is known afterwards."""
-        began, taken = self._clock(), Taken()
+    def preparing(self, *, again_at_end: bool = False) -> Iterator[None]:
+        """Inside, time counts as the probes', and is owed where the same is done after the last reading."""
+        began = self._clock()
         try:
-            yield taken
+            yield
         finally:
-            taken.seconds = self._clock() - began
-            self.spent += taken.seconds
+            seconds = self._clock() - began
+            self.spent += seconds
+            self.owed += seconds if again_at_end else 0.0
 
     @contextmanager
     def reading(self, step: int) -> Iterator[None]:
@@ -135,6 +103,31 @@ class Schedule:
             spent=self.spent + self.owed,
         )
         self._next = self._agree(planned)
+
+
+def next_reading(
+    step: int, last_step: int, *, first_step: int, step_seconds: float, reading_seconds: float, spent: float
+) -> int:
+    """The step of the next reading, such that the rest of the stage can pay for it and for the last one.
+
+    Args:
+        step: steps taken.
+        last_step: of the stage; it always has a reading.
+        first_step: where the stage began, or went on after an interruption.
+        step_seconds: time of a step without readings.
+        reading_seconds: what the next reading will cost.
+        spent: seconds that readings have cost so far, all included, and what is owed after the last one.
+
+    Example:
+        >>> next_reading(0, 100, first_step=0, step_seconds=1.0, reading_seconds=1.0, spent=1.0)
+        15
+    """
+    budget = _PLANNED * step_seconds * (last_step - first_step) - spent
+    payable = math.floor(budget / reading_seconds) if reading_seconds > 0 else _MOST
+    if payable < 2:  # the last one takes the first place
+        return last_step
+    left = last_step - step
+    return min(last_step, step + max(math.ceil(left / payable), math.ceil((last_step - first_step) / _MOST)))
 
 
 def idle_clock() -> float:

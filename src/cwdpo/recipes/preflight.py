@@ -26,7 +26,7 @@ from cwdpo.models.parts import freeze_vision_tower, part_sizes
 from cwdpo.negatives.verify import load_judge
 from cwdpo.recipes.stages import stage_arguments
 from cwdpo.records import RunDirectory, Stage
-from cwdpo.trainers.arguments import AnswerArguments, argument_types
+from cwdpo.trainers.arguments import argument_types
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +37,15 @@ _REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, OSError, KeyError
 def check_settings(recipe: Recipe, run: RunDirectory, *, elsewhere: bool = False) -> None:
     """Build what the ``trainer`` settings of all stages describe, and forget it.
 
-    Args:
-        recipe: what is to be run.
-        run: where; nothing is written.
-        elsewhere: the run will be on another machine, so whether this one has a GPU does not matter.
+    Nothing is written into ``run``. ``elsewhere`` says that the run will be on another machine, so that it does not
+    matter whether this one has a GPU.
 
     Raises:
         ConfigError: a setting is unknown, wrong, or needs a package that is not installed; the message names it.
     """
     known = argument_types()
     for section, values in _sections(recipe, recipe.stages).items():
-        check_trainer_section(values, known, lambda key: "recipe", name=section)
+        check_trainer_section(values, known, lambda path: "recipe", path=tuple(section.split(".")))
     for stage in recipe.stages:
         try:
             _try(recipe, run, stage, elsewhere=elsewhere)
@@ -282,7 +280,13 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) ->
     """Make of a stage's settings all that needs neither model nor rows."""
     has_eval = recipe.data.eval is not None
     args = stage_arguments(recipe, run, stage, has_eval=has_eval, **({"use_cpu": True} if elsewhere else {}))
-    _check_duration(recipe, stage, args)
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
+        # what the Trainer does with such settings is another thing each time
+        key = "num_train_epochs" if args.max_steps else "max_steps"
+        raise ConfigError(
+            f"{_name(recipe, stage, key)} is {getattr(args, key):g}, so {stage} would train for no step. Write "
+            "`num_train_epochs: 1` or a number of `max_steps`; to skip a stage, leave its section out."
+        )
     if args.eval_strategy != "no" and not has_eval:
         strategy = IntervalStrategy(args.eval_strategy)
         raise ConfigError(
@@ -299,16 +303,6 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) ->
         num_training_steps=100,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]  # a text became a dict above
     )
-
-
-def _check_duration(recipe: Recipe, stage: Stage, args: AnswerArguments) -> None:
-    """Refuse to train for no step; what the Trainer does with such settings is another thing each time."""
-    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
-        key = "num_train_epochs" if args.max_steps else "max_steps"
-        raise ConfigError(
-            f"{_name(recipe, stage, key)} is {getattr(args, key):g}, so {stage} would train for no step. Write "
-            "`num_train_epochs: 1` or a number of `max_steps`; to skip a stage, leave its section out."
-        )
 
 
 def _explained(recipe: Recipe, run: RunDirectory, stage: Stage, error: Exception, *, elsewhere: bool) -> str:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import xxhash
 from PIL import Image
@@ -15,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from cwdpo.config.recipe import DataConfig, Recipe
 from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.data.reading import resolve_root
-from cwdpo.data.rows import ImageSource, Message, Row
+from cwdpo.data.rows import ImageSource, Row
 from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.records import STAGES, RunDirectory, Stage, write_text
 from cwdpo.trainers.checkpoints import last_checkpoint
@@ -84,26 +83,42 @@ def nothing_to_do(run: RunDirectory, recipe: Recipe) -> bool:
     return is_complete(run, recipe) and run.summary.is_file() and run.report.is_file()
 
 
-def keep_floor(run: RunDirectory, rule: float | str, measured: float) -> None:
-    """Remember stage 2's floor and how it was measured, for the sessions that go on with the run."""
+def record_floor(run: RunDirectory, recipe: Recipe, measured: float) -> None:
+    """Write stage 2's measured floor into the run's recipe, so that the run can be repeated with it as a number.
+
+    How it was measured is kept beside it, for the sessions that go on with the run.
+    """
+    rule = _floor(recipe)
+    if rule is None:
+        return
     if run.kept("floor").get("measured") != measured:  # else the rule may already be the number that it gave
         run.keep("floor", {"rule": rule, "measured": measured})
+    write_text(run.recipe, dump_recipe(_with_floor(recipe, measured)))
 
 
 def with_measured_floor(run: RunDirectory, recipe: Recipe) -> Recipe:
     """The recipe with the measured floor, where it has been measured by the recipe's own rule."""
-    floor, stage2 = run.kept("floor"), recipe.stage2
-    if not floor or stage2 is None or stage2.cooling is None or stage2.cooling.floor != floor["rule"]:
-        return recipe
-    cooling = dataclasses.replace(stage2.cooling, floor=floor["measured"])
-    return dataclasses.replace(recipe, stage2=dataclasses.replace(stage2, cooling=cooling))
+    kept, rule = run.kept("floor"), _floor(recipe)
+    return _with_floor(recipe, kept["measured"]) if kept and rule is not None and rule == kept["rule"] else recipe
+
+
+def _floor(recipe: Recipe) -> float | str | None:
+    """Stage 2's floor or the rule for it; None without cooling."""
+    return None if recipe.stage2 is None or recipe.stage2.cooling is None else recipe.stage2.cooling.floor
+
+
+def _with_floor(recipe: Recipe, floor: float) -> Recipe:
+    assert recipe.stage2 is not None
+    assert recipe.stage2.cooling is not None
+    cooling = dataclasses.replace(recipe.stage2.cooling, floor=floor)
+    return dataclasses.replace(recipe, stage2=dataclasses.replace(recipe.stage2, cooling=cooling))
 
 
 class NewIntervals(TrainerCallback):
     """The Trainer logs, saves and evaluates as often as its checkpoint says; a resumed run may have new settings."""
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Put the present settings in place of the checkpoint's."""
         state.compute_steps(args, state.max_steps)
@@ -123,7 +138,7 @@ def check_same_rows(run: RunDirectory, data: DataConfig, rows: Sequence[Row], ev
     Raises:
         DataError: they differ; the message names the file.
     """
-    before: list[dict[str, Any]] = run.kept("rows").get("files", [])
+    before = run.kept("rows").get("files", [])
     if not before:
         logger.warning("%s does not say which rows it began with, so they are not compared with today's.", run.root)
         return
@@ -139,32 +154,18 @@ def check_same_rows(run: RunDirectory, data: DataConfig, rows: Sequence[Row], ev
             )
 
 
-def hash_rows(rows: Sequence[Row], root: Path) -> str:
-    """32 hexadecimal digits: equal for equal texts, answers, kinds and names of images in equal order.
-
-    Args:
-        rows: of one file.
-        root: where its image names start, resolved.
-    """
-    digest = xxhash.xxh3_128()
-    for row in rows:
-        answers = [row.chosen, list(row.rejected), row.gentle, row.longer, row.shorter, row.kind]
-        images = [_name(image, root) for image in row.images]
-        digest.update(json.dumps([list(map(_turn, row.prompt)), answers, images]).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _contents(data: DataConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _contents(data: DataConfig, rows: Sequence[Row]) -> list[dict[str, str | int]]:
     """Each data file's name, number of rows and hash, in the order in which they are read."""
-    found = []
+    found: list[dict[str, str | int]] = []
     for file, group in groupby(rows, key=lambda row: row.source.rpartition(":")[0]):
-        of_file, root = list(group), resolve_root(file, data.image_root).resolve()
-        found.append({"file": file, "rows": len(of_file), "hash": hash_rows(of_file, root)})
+        root, count, digest = resolve_root(file, data.image_root).resolve(), 0, xxhash.xxh3_128()
+        for count, row in enumerate(group, start=1):  # noqa: B007  # counted to the end
+            turns = [[turn.role, [p if isinstance(p, str) else None for p in turn.parts]] for turn in row.prompt]
+            answers = [row.chosen, list(row.rejected), row.gentle, row.longer, row.shorter, row.kind]
+            images = [_name(image, root) for image in row.images]
+            digest.update(json.dumps([turns, answers, images]).encode() + b"\n")
+        found.append({"file": file, "rows": count, "hash": digest.hexdigest()})
     return found
-
-
-def _turn(message: Message) -> list[object]:
-    return [message.role, [part if isinstance(part, str) else None for part in message.parts]]
 
 
 def _name(image: ImageSource, root: Path) -> str | list[str | int]:

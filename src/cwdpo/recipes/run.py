@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cwdpo import __version__
 from cwdpo.config.recipe import Recipe
@@ -104,9 +104,7 @@ class WallTime(TrainerCallback):
             self._kept_at = self._clock()
             self._run.keep("wall_time", {"seconds": round(self.seconds, 3)})
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Write it down every few seconds, as a killed process says nothing at its end."""
         if self._clock() - self._kept_at >= _BETWEEN_WRITES:
             self.close()

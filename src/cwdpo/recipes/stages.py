@@ -1,11 +1,10 @@
 """One stage of a run: its model, its trainer, its callbacks and loggers, and the model that it leaves."""
 
-import dataclasses
 import difflib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -30,7 +29,7 @@ from cwdpo.models.loading import load_policy, load_processor, some
 from cwdpo.models.saving import save_checkpoint
 from cwdpo.probes import choose_rows, own_answers
 from cwdpo.probes.callback import Probing
-from cwdpo.recipes.resuming import NewIntervals, keep_floor, keep_rows
+from cwdpo.recipes.resuming import NewIntervals, keep_rows, record_floor
 from cwdpo.records import RunDirectory, Stage, write_json, write_text
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
 from cwdpo.trainers.arguments import arguments_from
@@ -97,10 +96,12 @@ def train_stage(context: RunContext, stage: Stage) -> None:
     watchers = stage_callbacks(context, stage, trainer)
     trainer.remove_callback(PrinterCallback)  # our own report in its place
     for callback in watchers.ordered:
+        trainer.pop_callback(callback)  # the trainer added its own when it was made
         trainer.add_callback(callback)
     if isinstance(trainer, CWDPOTrainer):
         trainer.measure_reference()
-        _record_floor(context, trainer)
+        if trainer.floor is not None and trainer.is_world_process_zero():
+            record_floor(run, recipe, trainer.floor)
     checkpoint = last_checkpoint(run.checkpoints(stage))  # a new run has none
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -147,10 +148,7 @@ def stage_trainer(context: RunContext, stage: Stage) -> StageTrainer:
 def load_start(config: ModelConfig, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
     """Load the policy as a stage finds it.
 
-    Args:
-        config: the recipe's ``model`` section.
-        checkpoint: what the stage before left (a full model, or adapters on ``config``'s base); None starts from
-            ``config`` alone.
+    ``checkpoint`` is what the stage before left (a full model, or adapters on ``config``'s base), if there was one.
     """
     lora, quantization = config.lora, config.quantization
     own_weights = checkpoint is not None and lora is None
@@ -194,12 +192,8 @@ def stage_arguments(
 ) -> SmoothSFTConfig | CWDPOConfig:
     """The training arguments of a stage: our defaults, under the recipe's ``trainer``, under the stage's own.
 
-    Args:
-        recipe: what is run.
-        run: where; nothing is written.
-        stage: which; the recipe has it.
-        has_eval: whether there are rows to evaluate on.
-        overrides: arguments that replace the recipe's.
+    Nothing is written into ``run``. ``has_eval`` says whether there are rows to evaluate on; ``overrides`` replace what
+    the recipe says.
     """
     settings = recipe.stages[stage]
     given = recipe.trainer | settings.trainer
@@ -248,8 +242,8 @@ class StageCallbacks:
 def stage_callbacks(context: RunContext, stage: Stage, trainer: StageTrainer) -> StageCallbacks:
     """All callbacks of a stage, in the order in which each event reaches them.
 
-    Before them come the Trainer's own, which decides at every step whether to log, save and evaluate, and what the
-    trainer cannot do without: it counts tokens, and renews negatives before a checkpoint of their step is written.
+    Before them come transformers' own: the one that decides at every step whether to log, save and evaluate, and those
+    of ``report_to``.
     """
     signals = StopOnSignal()
     boards = []
@@ -257,6 +251,8 @@ def stage_callbacks(context: RunContext, stage: Stage, trainer: StageTrainer) ->
         boards.append(TensorBoardRecorder(context.run.tensorboard(stage)))
     probing = _probing(context, stage, trainer, interrupted=lambda: signals.received is not None)
     ordered = [
+        # the trainer's: negatives of a step are renewed before the step's reading, which may change how hard they are
+        *trainer.own_callbacks(),
         # what a resumed run logs, saves and evaluates by is set before anything asks
         NewIntervals(),
         # drops what an interruption left behind a checkpoint, before the first reading adds to it
@@ -326,10 +322,7 @@ def choose_probe_rows(recipe: Recipe, rows: Sequence[Row], eval_rows: Sequence[R
 
 
 def wanted_loggers(trainer: Mapping[str, Any]) -> list[str]:
-    """The loggers of a stage, by transformers' names; TensorBoard where ``report_to`` is not given.
-
-    Args:
-        trainer: the recipe's ``trainer`` settings, under the stage's own.
+    """The loggers that ``trainer`` settings name, by transformers' names; TensorBoard where ``report_to`` is not given.
 
     Raises:
         ConfigError: one is unknown, or not installed.
@@ -361,17 +354,6 @@ def wanted_loggers(trainer: Mapping[str, Any]) -> list[str]:
                 f"{_INSTALL.get(name, name)}`, or take it out of trainer.report_to."
             )
     return list(dict.fromkeys(names))
-
-
-def _record_floor(context: RunContext, trainer: CWDPOTrainer) -> None:
-    """Write the measured floor into the run's recipe, so that the run can be repeated with it as a number."""
-    stage2 = context.recipe.stage2
-    if trainer.floor is None or stage2 is None or stage2.cooling is None or not trainer.is_world_process_zero():
-        return
-    keep_floor(context.run, stage2.cooling.floor, trainer.floor)
-    cooling = dataclasses.replace(stage2.cooling, floor=trainer.floor)
-    resolved = dataclasses.replace(context.recipe, stage2=dataclasses.replace(stage2, cooling=cooling))
-    write_text(context.run.recipe, dump_recipe(resolved))
 
 
 def _save(trainer: StageTrainer, run: RunDirectory, stage: Stage, note: Mapping[str, Any]) -> None:
@@ -422,17 +404,14 @@ def _since(trainer: StageTrainer) -> str:
 
 
 def _is_finite(checkpoint: Path) -> bool:
+    """Whether all weights of a checkpoint are finite; one that cannot be read is not."""
+    files = sorted(checkpoint.glob("*.safetensors"))
     try:
-        return all(torch.isfinite(weight).all() for weight in _saved_weights(checkpoint))
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()  # no dictionary: it has keys alone
+                if not all(torch.isfinite(file.get_tensor(name)).all() for name in names):
+                    return False
     except (OSError, SafetensorError):
         return False
-
-
-def _saved_weights(checkpoint: Path) -> Iterator[Tensor]:
-    files = sorted(checkpoint.glob("*.safetensors"))
-    if not files:
-        raise OSError(f"{checkpoint} has no weights that can be looked at")
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  # no dictionary: it has keys alone
-                yield file.get_tensor(name)
+    return bool(files)

@@ -1,4 +1,4 @@
-"""The report of a run that goes on, served to the browsers of this machine alone."""
+"""The report of a run that is training, served to the browsers of this machine alone."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ _NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
 class LivePage:
-    """The page about some runs, drawn anew when their files have changed."""
+    """The page about some runs, drawn again when their files have changed."""
 
     def __init__(self, runs: Sequence[Path]) -> None:
         self._runs = tuple(runs)
@@ -30,9 +30,9 @@ class LivePage:
 
     @property
     def version(self) -> str:
-        """Another text whenever a file that the page tells of is another one."""
+        """A text that changes whenever a file that the page is drawn from changes."""
         digest = hashlib.sha256()
-        for path in _told_files(self._runs):
+        for path in _files_of(self._runs):
             with contextlib.suppress(OSError):
                 found = path.stat()
                 digest.update(f"{path}\0{found.st_mtime_ns}\0{found.st_size}\0".encode(errors="surrogateescape"))
@@ -42,7 +42,7 @@ class LivePage:
         """The page as it is now.
 
         Raises:
-            UserError: a run has been taken away, and no page was drawn before.
+            UserError: a run was removed, and no page was drawn before.
         """
         with self._lock:
             version = self.version  # before reading: what changes while it is drawn is a newer version
@@ -71,7 +71,7 @@ class PageServer(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_address[1]}/"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Browsers leave while they are being answered; that is nobody's concern."""
+        """Ignore errors: browsers leave while they are being answered."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -105,18 +105,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the terminal belongs to the user."""
+        """Print nothing: the terminal belongs to the user."""
 
 
 def open_server(runs: Sequence[Path], port: int | None) -> PageServer:
     """Make the server of a live page; ``serve_forever`` starts it.
 
     Args:
-        runs: run directories, which may be empty as yet.
+        runs: run directories, which may still be empty.
         port: None takes the first free one from :data:`DEFAULT_PORT` on.
 
     Raises:
-        UserError: a run is no directory, or holds something that cannot be shown.
+        UserError: a run is not a directory, or holds something that cannot be shown.
         ConfigError: the port is taken, or no port is free.
     """
     page = LivePage(runs)
@@ -132,7 +132,7 @@ def open_server(runs: Sequence[Path], port: int | None) -> PageServer:
 
 
 def is_local(hosts: Sequence[str]) -> bool:
-    """Whether a request names this machine, once: another name that leads here is a trick (DNS rebinding).
+    """Whether a request names this machine, once: another name that leads here is an attack (DNS rebinding).
 
     Example:
         >>> is_local(["localhost:8765"]), is_local(["[::1]"]), is_local(["evil.example:8765"]), is_local([])
@@ -144,7 +144,7 @@ def is_local(hosts: Sequence[str]) -> bool:
     return (name.lower() if colon else hosts[0].lower()) in _NAMES and (not colon or port.isdigit())
 
 
-def _told_files(runs: Sequence[Path]) -> Iterator[Path]:
+def _files_of(runs: Sequence[Path]) -> Iterator[Path]:
     """Every file that the page of these runs is drawn from, pictures excepted."""
     for root in runs:
         children: list[Path] = []

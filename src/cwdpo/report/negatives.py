@@ -62,7 +62,7 @@ Weigh: TypeAlias = Callable[[float], float]
 
 @dataclass(frozen=True)
 class Negative:
-    """One wrong answer, marked beside the right one, and how hard it is as far as the file says so."""
+    """One wrong answer, marked beside the right one, and how hard it is where the file has that."""
 
     right: Marked
     wrong: Marked
@@ -82,7 +82,7 @@ Shown: TypeAlias = tuple[Row, list[Negative]]
 
 
 def is_refresh(file: Path) -> bool:
-    """Whether a file is the record of a refresh (``RUN/negatives/refresh-00001.jsonl``) and no file of rows."""
+    """Whether a file is the record of a refresh (``RUN/negatives/refresh-00001.jsonl``) and not a file of rows."""
     first = read_jsonl(file).objects[:1] if file.suffix == ".jsonl" and file.is_file() else []
     return bool(first) and {"format", "number", "counts"} <= first[0].keys()
 
@@ -102,7 +102,7 @@ def negatives_of_rows(file: Path, image_root: Path | None) -> Iterator[Shown]:
 
 
 def negatives_of_refresh(file: Path, rows: Mapping[int, Row], weigh: Weigh | None = None) -> Iterator[Shown]:
-    """The rows that a refresh sampled for, with all that was sampled; what was dropped has its reason as its kind.
+    """The rows that a refresh sampled for, with all samples; the kind of a dropped one is the reason.
 
     Args:
         file: of the refresh.
@@ -145,7 +145,7 @@ def _negatives(record: Mapping[str, Any], row: Row) -> Iterator[Negative]:
 
 
 def _marked_by(edit: Mapping[str, Any], right: str, wrong: str) -> tuple[Marked, Marked] | None:
-    """The marks that the edit itself tells; None where it is not that of these two texts."""
+    """The marks that the edit itself records; None where it is not that of these two texts."""
     parts = edit.get("parts", [edit])
     try:
         ours, theirs = (
@@ -185,7 +185,7 @@ def _measured(value: Any, texts: Sequence[tuple[str, str]], place: int) -> float
 
 
 GENERATOR = "cwdpo negatives show"
-"""How a page says that it is one of ours, so that a newer one may take its place."""
+"""Named in the head of every page, so that ours are recognised and may be replaced."""
 
 _MOST_HEAD = 8192
 
@@ -224,10 +224,10 @@ def write_negatives_page(
         image_root: where relative image paths start; by default the file's directory.
         limit: rows on the page; the page says how many more there are.
         sampled_for: of a refresh, the rows that it sampled for, by their place in training.
-        weigh: of a refresh, what its run gives an answer for a weight.
+        weigh: of a refresh, the weight that its run gives an answer.
 
     Raises:
-        UserError: nothing to show, ``out`` is something else than a page of ours, or cannot be written.
+        UserError: nothing to show, ``out`` is something other than a page of ours, or cannot be written.
     """
     refuse_to_replace(file, out)
     notes: list[str] = []
@@ -252,7 +252,7 @@ def refuse_to_replace(file: Path, out: Path) -> None:
     """Only an older page of ours is replaced, never data.
 
     Raises:
-        UserError: ``out`` is the file itself, a directory, or something that is no page of ours.
+        UserError: ``out`` is the file itself, a directory, or something that is not a page of ours.
     """
     if out.is_dir():
         raise UserError(f"{out} is a directory. Name the file to write, for example {out / 'negatives.html'}.")
@@ -266,7 +266,7 @@ def refuse_to_replace(file: Path, out: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot read {out}: {error}. Name another file.") from error
     if not is_ours:
-        raise UserError(f"{out} exists and is no page that this command wrote. Name another file, or take it away.")
+        raise UserError(f"{out} exists and is not a page of this command. Name another file, or remove it.")
 
 
 def _page(name: str, cards: Sequence[Card], num_rows: int, notes: Sequence[str]) -> str:

@@ -213,7 +213,7 @@ def _what_is_here(runs: Sequence[Run], tables: Sequence[Table]) -> str:
 
 
 def _leaders(table: Table) -> str | None:
-    """Who has the best value of which judged columns; None where no column tells the rows apart."""
+    """Who has the best value of which judged columns; None where no column distinguishes the rows."""
     wins: dict[str, list[str]] = {}
     for i, column in enumerate(table.columns):
         best = best_rows(table, i)

@@ -1,32 +1,55 @@
-"""What both trainers share: rows in, an engine for log-probs, metrics out, and a resume that loses nothing."""
+"""What both trainers share: rows in, a step in parts that fit in memory, metrics out, a resume that loses nothing."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import datasets
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from cwdpo.batch import Batch, Role
-from cwdpo.data.collate import AnswerCollator, RowDataset
+from cwdpo.data.collate import AnswerCollator, RowDataset, estimate_lengths
 from cwdpo.data.encode import Encoder
+from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine, within_budget
+from cwdpo.engine.layout import parts_within
+from cwdpo.errors import ConfigError
 from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.saving import restore_weights
+from cwdpo.records import StepMetric
 from cwdpo.trainers.arguments import AnswerArguments
 from cwdpo.trainers.checkpoints import last_checkpoint, no_partial_checkpoints
 from cwdpo.trainers.ranks import agree_on_engine, check_sharding
-from cwdpo.trainers.step_metrics import Observations, TokenCount
-from cwdpo.trainers.steps import StepTrainer
+from cwdpo.trainers.step_metrics import StepMetrics, TokenCount
+from cwdpo.trainers.steps import (
+    WHOLE,
+    BucketEpoch,
+    LengthBuckets,
+    Step,
+    count_roles,
+    cut_further,
+    row_tokens,
+    select_parts,
+)
+
+logger = logging.getLogger(__name__)
+
+Rows: TypeAlias = RowDataset | datasets.Dataset | Sequence[Row | Mapping[str, Any]]
+"""Rows, or records in any form that ``cwdpo check`` reads."""
 
 
-class AnswerTrainer(StepTrainer):
-    """A Trainer whose batch is prompts with answers. Not used itself: the two stages subclass it."""
+class AnswerTrainer(Trainer):
+    """A Trainer whose batch is prompts with answers. Not used itself: the two stages subclass it.
+
+    A step's loss is a mean over all its answers, however its rows are divided among micro-batches, ranks and parts.
+    """
 
     roles: Sequence[Role]
     """The answers of a row that take part in a step, in this order."""
@@ -34,15 +57,22 @@ class AnswerTrainer(StepTrainer):
     required: Sequence[Role]
     """Those of them that every row must have."""
 
+    predicted: Mapping[Role, str]
+    """The two metrics that :meth:`predict` gives of each row: of its chosen answer, and of its negatives."""
+
+    loss_is_scaled_for_ga = True  # get_batch_samples counts the step's answers, and each loss is a share of their mean
+
+    args: AnswerArguments
     train_dataset: RowDataset | None
+    eval_dataset: RowDataset | dict[str, RowDataset] | None
 
     def __init__(
         self,
         model: PreTrainedModel | PeftModel | str,
         args: AnswerArguments,
         *,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | Mapping[str, Rows] | None = None,
         processing_class: ProcessorMixin | None = None,
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -64,99 +94,71 @@ class AnswerTrainer(StepTrainer):
             max_length=args.max_length,
             model_max_length=getattr(policy.config.get_text_config(), "max_position_embeddings", None),
         )
-        self._observed = {"train": Observations(), "eval": Observations()}
-        collator: Any = AnswerCollator(self.encoder, roles=self.roles, required=self.required)
+        self.collate = AnswerCollator(self.encoder, roles=self.roles, required=self.required)
+        self.probe_metrics: Callable[[], dict[str, float]] | None = None
+        """Readings of probes that an evaluation reports too; set by :class:`cwdpo.probes.callback.Probing`."""
+        self._metrics = {"train": StepMetrics(), "eval": StepMetrics()}
+        self._tokens, self._epoch = TokenCount(), BucketEpoch()
+        self._warned_of_long_row = False
         super().__init__(
             model=policy,
             args=args,
-            data_collator=collator,
-            train_dataset=_as_rows(train_dataset, "train_dataset"),
-            eval_dataset=_as_rows(eval_dataset, "eval_dataset"),
+            data_collator=self.collate,  # type: ignore[arg-type]
+            train_dataset=None if train_dataset is None else _as_rows(train_dataset, "train_dataset"),
+            eval_dataset=_by_name(eval_dataset, "eval_dataset"),
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.probe_metrics: Callable[[], dict[str, float]] | None = None
-        """Readings of probes that an evaluation reports too; set by :class:`cwdpo.probes.callback.Probing`."""
-        self._tokens = TokenCount()
-        self.add_callback(self._tokens)
+        if args.max_tokens_per_batch is not None and self.is_deepspeed_enabled:
+            raise ConfigError(
+                "max_tokens_per_batch takes several backward passes a step, and DeepSpeed would update the weights "
+                "after each. Take it out, and lower per_device_train_batch_size."
+            )
+        for callback in (self._tokens, self._epoch):
+            self.add_callback(callback)
 
-    @property
-    def is_sharded(self) -> bool:
-        """Whether FSDP or DeepSpeed divide the weights, so that no process has the whole model."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
-
-    def batch_loss(
-        self, model: nn.Module, batch: Batch, *, of_step: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         """The loss of a batch, ``()``, and per-answer values to log, ``(n,)`` each.
 
         Args:
             model: the policy, in its wrappers.
             batch: what is computed at once.
-            of_step: ``(roles,)`` answers by role in the whole step: every mean in the loss is weighted with
-                :func:`cwdpo.trainers.steps.share`. None means that the batch is the whole step.
+            step: that the batch belongs to: every mean in the loss is weighted with :meth:`Step.share_of`.
         """
         raise NotImplementedError
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """See ``Trainer.compute_loss``. ``num_items_in_batch`` is the step's number of answers by role."""
-        of_step = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else None
-        loss, seen = self.batch_loss(model, inputs, of_step=of_step)
-        self._observed["train" if model.training else "eval"].add(seen)
-        if model.training:
-            self._tokens.add(count_tokens(inputs))
-        return (loss, {"loss": loss.detach()}) if return_outputs else loss
+    def own_callbacks(self) -> list[TrainerCallback]:
+        """The callbacks that belong to this trainer; they were added when it was made, in this order."""
+        return [self._tokens, self._epoch]
 
-    def prediction_step(
-        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The loss alone; everything else that evaluation reports comes from what ``batch_loss`` saw."""
-        batch = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, batch)
-        return loss.detach(), None, None
+    def with_negatives(self, batch: Batch) -> Batch:
+        """A collated batch with the negatives that it is trained on; before it is counted or divided."""
+        return batch
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """See ``Trainer.evaluation_loop``; adds the means of the observed values."""
-        self._observed["eval"].summary()  # drops what a broken-off evaluation left
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
-        )
-        seen = self._observed["eval"].summary() | (self.probe_metrics() if self.probe_metrics else {})
-        metrics = (output.metrics or {}) | {f"{metric_key_prefix}_{name}": value for name, value in seen.items()}
-        return output._replace(metrics=metrics)
+    def look_ahead(self, model: nn.Module, parts: Sequence[Batch], step: Step) -> Step:
+        """The step, with what the loss needs to know of all parts of a batch before the first is computed."""
+        return step
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """See ``Trainer.log``; a line of training also carries the observed values."""
-        if "loss" in logs:
-            logs = {**logs, **self._observed["train"].summary(), "num_tokens": float(self._tokens.total())}
-        super().log(logs, start_time)
+    def around_training(self) -> AbstractContextManager[None]:
+        """What is prepared before the first step, and put away after the last, however training ends."""
+        return nullcontext()
+
+    def prepare_evaluation(self, rows: RowDataset | None) -> None:
+        """Called before rows are evaluated; None stands for those that the trainer was made with."""
+        if not self.is_in_train:
+            agree_on_engine(self, self.policy, rows or self.train_dataset, self.collate)
 
     @property
-    def histograms(self) -> dict[str, list[int]]:
-        """What the newest line of training does not say in scalars, for records that hold more than scalars."""
-        return self._observed["train"].histograms
+    def policy(self) -> nn.Module:
+        """The model, without the wrappers of training."""
+        assert self.model is not None
+        return self.model
 
-    def floating_point_ops(self, inputs: Any) -> int:
-        """The usual 6 * tokens * parameters; an estimate, for the Trainer's own log."""
-        if not hasattr(self, "_num_parameters"):
-            policy: Any = self.model
-            self._num_parameters = int(policy.num_parameters(exclude_embeddings=True))
-        return 6 * count_tokens(inputs) * self._num_parameters
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed divide the weights, so that no process has the whole model."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def train(
         self,
@@ -170,10 +172,9 @@ class AnswerTrainer(StepTrainer):
         saved names differ from the module's (Qwen2-VL, LLaVA) it then goes on from the wrong weights
         (transformers issue 43701). So the weights are restored here, by the model's own name mapping, before and after.
         """
-        output_dir = Path(str(self.args.output_dir))
-        check_sharding(self)
-        agree_on_engine(self)
-        with no_partial_checkpoints(output_dir):
+        check_sharding(self.accelerator, self.train_dataset)
+        with self.around_training(), no_partial_checkpoints(Path(str(self.args.output_dir))):
+            agree_on_engine(self, self.policy, self.train_dataset, self.collate)
             checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
             if checkpoint is not None:
                 self._restore(checkpoint)
@@ -182,6 +183,172 @@ class AnswerTrainer(StepTrainer):
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
                 self._restore(self.state.best_model_checkpoint)
         return output
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """See ``Trainer.get_train_dataloader``; ``length_buckets`` puts rows of similar length in one step."""
+        if not self.args.length_buckets:
+            return super().get_train_dataloader()
+        args = self.args
+        if self.train_dataset is None:
+            raise ValueError("training needs a train_dataset.")
+        self._epoch.buckets = LengthBuckets(
+            self.row_lengths(),
+            step_rows=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_size=args.train_batch_size,
+            sampler=self._epoch.buckets,
+            collate_fn=self.collate,
+            drop_last=args.dataloader_drop_last,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def row_lengths(self) -> list[int]:
+        """Tokens of each training row with the answers of a step; estimates, unless a stage has counted them."""
+        rows = self.train_dataset or ()
+        return estimate_lengths([rows[i][1] for i in range(len(rows))], self.count_row)
+
+    def count_row(self, row: Row) -> int:
+        """Tokens of a row with the answers that take part in a step."""
+        return row_tokens(self.collate([(0, row)]))[0]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Any]:
+        """See ``Trainer.get_batch_samples``; gives a :class:`Step` as the number of items.
+
+        The Trainer hands that number to ``training_step`` and ``compute_loss`` of each batch without reading it, and
+        has no other value that goes from here to there.
+        """
+        if self.state.global_step >= self.state.max_steps:  # resumed at the last step, the Trainer would take one more
+            return [], None
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        batches = [self.with_negatives(batch) for batch in batches]
+        return batches, Step(self.accelerator.reduce(count_roles(batches).to(device), reduction="mean"))
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """See ``Trainer.training_step``; one backward pass for each part that ``max_tokens_per_batch`` allows."""
+        if self.args.max_tokens_per_batch is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        batch: Any = self._prepare_inputs(inputs)
+        parts = self._parts(model, batch)
+        if len(parts) == 1:
+            return super().training_step(model, batch, num_items_in_batch)
+        step: Any = self.look_ahead(model, parts, num_items_in_batch or Step(count_roles([batch])))
+        losses = []
+        for part in parts:
+            # ranks wait for each other once a batch, after the last part
+            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, step))  # type: ignore[arg-type]
+        return torch.stack(losses).sum()
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """See ``Trainer.compute_loss``; ``num_items_in_batch`` is the :class:`Step`, None where the batch is all.
+
+        Outputs are the loss, and what :meth:`batch_loss` gives to log.
+        """
+        loss, values = self.batch_loss(model, inputs, step=num_items_in_batch or WHOLE)
+        self._metrics["train" if model.training else "eval"].add(values)
+        if model.training:
+            self._tokens.add(count_tokens(inputs))
+        return (loss, {"loss": loss.detach(), **values}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """See ``Trainer.log``; a line of training also carries the metrics of its steps."""
+        if "loss" in logs:
+            logs = {**logs, **self._metrics["train"].summary(), "num_tokens": float(self._tokens.total())}
+        super().log(logs, start_time)
+
+    @property
+    def histograms(self) -> dict[str, list[int]]:
+        """What belongs to the newest line of training beside its scalars, for records that hold more than scalars."""
+        return self._metrics["train"].histograms
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """The usual 6 * tokens * parameters; an estimate, for the Trainer's own log."""
+        if not hasattr(self, "_num_parameters"):
+            policy: Any = self.model
+            self._num_parameters = int(policy.num_parameters(exclude_embeddings=True))
+        return 6 * count_tokens(inputs) * self._num_parameters
+
+    def evaluate(
+        self,
+        eval_dataset: Rows | Mapping[str, Rows] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """See ``Trainer.evaluate``; rows may be in any form that training takes."""
+        rows: Any = eval_dataset if isinstance(eval_dataset, str) else _by_name(eval_dataset, "eval_dataset")
+        if not isinstance(rows, dict):  # each set of a dictionary comes back here by itself
+            self.prepare_evaluation(rows if isinstance(rows, RowDataset) else None)
+        return super().evaluate(rows, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: Rows, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """See ``Trainer.predict``; rows may be in any form that training takes.
+
+        Returns:
+            ``predictions`` are ``(rows, 2)``, float32, in the order of the rows: a value of the chosen answer and the
+            mean of the same value over the row's negatives, NaN where it has none. The value is lbar in stage 1 (nats
+            per token, of the gentle negative) and the reward in stage 2 (beta times the log-ratio). ``label_ids`` is
+            None, and ``metrics`` are those of an evaluation.
+        """
+        rows = _as_rows(test_dataset, "test_dataset")
+        self.prepare_evaluation(rows)
+        return super().predict(rows, ignore_keys, metric_key_prefix)
+
+    def get_eval_dataloader(self, eval_dataset: str | RowDataset | None = None) -> DataLoader[Any]:  # type: ignore[override]
+        """See ``Trainer.get_eval_dataloader``, which gives persistent workers' rows in place of new ones."""
+        if isinstance(eval_dataset, RowDataset) and eval_dataset is not self.eval_dataset:
+            return self.get_test_dataloader(eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The loss and what :meth:`predict` gives of each row; what else is reported, ``compute_loss`` remembers."""
+        batch: Any = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, values = self.compute_loss(model, batch, return_outputs=True)
+        return loss.detach(), None if prediction_loss_only else self._of_rows(batch, values), None
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """See ``Trainer.evaluation_loop``; adds the means of the metrics that :meth:`batch_loss` gives."""
+        self._metrics["eval"].summary()  # drops what an interrupted evaluation left
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        found = self._metrics["eval"].summary() | (self.probe_metrics() if self.probe_metrics else {})
+        metrics = (output.metrics or {}) | {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        return output._replace(metrics=metrics)
+
+    def _of_rows(self, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
+        """``(P, 2)`` the predicted values of each row's answers, the mean where there are several of a role."""
+        columns = []
+        for role, name in self.predicted.items():
+            owners = batch["prompt_index"][batch["roles"] == role]
+            total = torch.zeros(len(batch["prompts"]), device=owners.device).index_add(0, owners, values[name].float())
+            columns.append(total / torch.bincount(owners, minlength=len(total)))
+        return torch.stack(columns, dim=1)
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
         if not wanted:
@@ -192,10 +359,28 @@ class AnswerTrainer(StepTrainer):
         return str(found)
 
     def _restore(self, checkpoint: str) -> None:
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # those load by their own formats, strictly
-        if not sharded and not isinstance(self.model, PeftModel):
-            assert self.model is not None
-            restore_weights(self.model, Path(checkpoint))
+        if not self.is_sharded and not isinstance(self.policy, PeftModel):  # those load strictly, in their own formats
+            restore_weights(self.policy, Path(checkpoint))
+
+    def _parts(self, model: nn.Module, batch: Batch) -> list[Batch]:
+        budget = self.args.max_tokens_per_batch
+        assert budget is not None
+        with self.compute_loss_context_manager():  # the engine may check itself on the batch, as it will be used
+            costs = self.engine.costs(model, batch)
+        tokens = [cost.rows * cost.tokens for cost in costs]
+        if max(tokens) > budget and not self._warned_of_long_row:
+            self._warned_of_long_row = True
+            logger.warning(
+                "row %d has %d tokens, more than max_tokens_per_batch (%d): such rows run alone",
+                batch["row_index"][tokens.index(max(tokens))].item(),
+                max(tokens),
+                budget,
+            )
+        parts = parts_within(costs, budget)
+        if self.args.world_size > 1:  # wrappers and losses wait for each other in every pass
+            number = torch.tensor(len(parts), device=self.args.device)
+            parts = cut_further(parts, int(self.accelerator.gather(number).max()))
+        return select_parts(batch, parts)
 
 
 def count_tokens(batch: Batch) -> int:
@@ -204,10 +389,15 @@ def count_tokens(batch: Batch) -> int:
     return prompts + int(batch["answer_mask"].sum())
 
 
-def _as_rows(dataset: Any, name: str) -> Any:
-    if isinstance(dataset, dict):  # several evaluation sets by name
-        return {key: _as_rows(rows, f"{name}[{key!r}]") for key, rows in dataset.items()}
-    return dataset if dataset is None or isinstance(dataset, RowDataset) else RowDataset(dataset, name=name)
+def _as_rows(rows: Rows, name: str) -> RowDataset:
+    return rows if isinstance(rows, RowDataset) else RowDataset(rows, name=name)
+
+
+def _by_name(rows: Rows | Mapping[str, Rows] | None, name: str) -> RowDataset | dict[str, RowDataset] | None:
+    """The same for several sets of rows, each by its name."""
+    if isinstance(rows, dict):
+        return {key: _as_rows(of_key, f"{name}[{key!r}]") for key, of_key in rows.items()}
+    return None if rows is None else _as_rows(rows, name)
 
 
 @contextmanager
@@ -217,9 +407,9 @@ def _without_reload_warnings() -> Iterator[None]:
     def is_news(record: logging.LogRecord) -> bool:
         return "keys in the checkpoint model loaded" not in record.getMessage()
 
-    logger = logging.getLogger("transformers.trainer")
-    logger.addFilter(is_news)
+    reload_logger = logging.getLogger("transformers.trainer")
+    reload_logger.addFilter(is_news)
     try:
         yield
     finally:
-        logger.removeFilter(is_news)
+        reload_logger.removeFilter(is_news)

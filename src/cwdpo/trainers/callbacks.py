@@ -1,4 +1,4 @@
-"""Callbacks that write a run's metrics and end it politely."""
+"""Callbacks of a stage: its metrics on disk, its progress on the terminal, and its end on a signal."""
 
 import signal
 import time
@@ -6,15 +6,18 @@ import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import distributed
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cwdpo.records import MetricsLine, RunDirectory, Stage
+from cwdpo.records import MetricName, MetricsLine, RunDirectory, Stage
+
+Logs: TypeAlias = Mapping[str, Any] | None
+"""What the Trainer logs at a step."""
 
 
 class MetricsRecorder(TrainerCallback):
@@ -32,12 +35,14 @@ class MetricsRecorder(TrainerCallback):
         """
         self.run, self.stage, self._histograms = run, stage, histograms
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Drop lines that were written after the checkpoint that the stage resumes from."""
         if state.is_world_process_zero:
             self.run.truncate_after(self.stage, state.global_step)
 
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: object, state: TrainerState, control: TrainerControl, logs: Logs = None, **kwargs: object
+    ) -> None:
         """Write a line; not the Trainer's closing one, which repeats means, nor probes, which have their own file."""
         elsewhere = any(name == "train_runtime" or name.startswith("probes/") for name in logs or {})
         if state.is_world_process_zero and logs and not elsewhere:
@@ -55,18 +60,20 @@ class StopOnSignal(TrainerCallback):
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Take over the signals."""
         for number in self._SIGNALS:
             self._before[number] = signal.signal(number, self._receive)
 
-    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Save and stop after this step, if a signal came to any rank; in time for every ``on_step_end``."""
         if _on_any_rank(bool(self.received), args.device):
             self.received = self.received or signal.SIGTERM
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Give the signals back."""
         self.release()
 
@@ -80,24 +87,23 @@ class StopOnSignal(TrainerCallback):
         self.release()
 
 
-def _on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Signals reach ranks at different times; ranks that stop at different steps would wait for each other for ever."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return flag
-    found = torch.tensor(int(flag), device=device)
-    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
-    return bool(found.item())
+class ReferencePassCallback(TrainerCallback):
+    """A callback that also hears of the reference pass, which comes before stage 2's first step."""
+
+    def on_reference_pass(self, done: int, total: int) -> None:
+        """So many of the first rank's batches are done."""
+        raise NotImplementedError
 
 
-_SHOWN = {"loss": "loss", "rewards/margins": "margin", "cooling/mean": "w_c"}
+_SHOWN: Mapping[MetricName, str] = {"loss": "loss", "rewards/margins": "margin", "cooling/mean": "w_c"}
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class StageProgress(TrainerCallback):
+class StageProgress(ReferencePassCallback):
     """Stage, step, loss, margin, mean w_c and time left; on rank 0 only.
 
     Takes the place of what transformers prints: set ``disable_tqdm=True``, and remove its ``PrinterCallback``. Wrap it
-    in ``contextlib.closing``, so that training that breaks off gives the terminal back. One serves all stages in turn.
+    in ``contextlib.closing``, so that an error in training gives the terminal back. One serves all stages in turn.
     """
 
     def __init__(
@@ -117,8 +123,8 @@ class StageProgress(TrainerCallback):
         self._latest = ""
         self._begun_at, self._begun_step, self._line_at = 0.0, 0, 0.0
 
-    def on_opening(self, done: int, total: int) -> None:
-        """Say how far stage 2's opening pass is, which comes before its first step."""
+    def on_reference_pass(self, done: int, total: int) -> None:
+        """Print how far it is, at most every few seconds."""
         now = self._clock()
         if done < total and now - self._line_at < _SECONDS_BETWEEN_LINES:
             return
@@ -129,11 +135,13 @@ class StageProgress(TrainerCallback):
         else:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the bar, at the step that a resumed run goes on from."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Start the bar, at the step that a resumed run continues from."""
         if not state.is_world_process_zero:
             return
-        self._stage = self._given or Path(args.output_dir).name
+        self._stage = self._given or Path(str(args.output_dir)).name
         self._latest = ""
         self._begun_at, self._begun_step = self._clock(), state.global_step
         self._line_at = self._begun_at
@@ -149,8 +157,10 @@ class StageProgress(TrainerCallback):
             self._task = self._bar.add_task(self._stage, total=state.max_steps, completed=state.global_step, values="")
             self._bar.start()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Remember the newest numbers."""
+    def on_log(
+        self, args: object, state: TrainerState, control: TrainerControl, logs: Logs = None, **kwargs: object
+    ) -> None:
+        """Show the newest numbers."""
         first = not self._latest
         found = [(word, (logs or {}).get(name)) for name, word in _SHOWN.items()]
         if any(value is not None for _, value in found):
@@ -162,29 +172,29 @@ class StageProgress(TrainerCallback):
         if due and state.is_world_process_zero and "loss" in (logs or {}):
             self._write_line(state)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Move the bar, or write a line every few seconds."""
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step, description=self._stage)
         elif state.is_world_process_zero and self._is_due():
             self._write_line(state)
 
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say that the bar stands still because the model is being evaluated."""
+    def on_prediction_step(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Show that the bar stands still because the model is being evaluated."""
         if self._bar is not None:
             self._bar.update(self._task, description=f"{self._stage} (evaluating)")
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say that training goes on."""
+    def on_evaluate(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Show that training goes on."""
         if self._bar is not None:
             self._bar.update(self._task, description=self._stage)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Leave the bar as it is and give the terminal back."""
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back, also when training broke off."""
+        """Give the terminal back, also after an error in training."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -192,12 +202,12 @@ class StageProgress(TrainerCallback):
     def _is_due(self) -> bool:
         return self._clock() - self._line_at >= _SECONDS_BETWEEN_LINES
 
-    def _write_line(self, state: Any) -> None:
+    def _write_line(self, state: TrainerState) -> None:
         self._line_at = self._clock()
         parts = [self._stage, f"step {state.global_step}/{state.max_steps}", self._latest, self._time_left(state)]
         self._console.print("  ".join(part for part in parts if part), highlight=False, markup=False, soft_wrap=True)
 
-    def _time_left(self, state: Any) -> str:
+    def _time_left(self, state: TrainerState) -> str:
         done = state.global_step - self._begun_step
         if done < 1:
             return ""
@@ -217,8 +227,8 @@ class TensorBoardRecorder(TrainerCallback):
         self._directory = directory
         self._writer: Any = None
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Open a file; what earlier ones say of later steps than the checkpoint's is void."""
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Open a file; what earlier files hold of steps after the checkpoint's no longer counts."""
         if state.is_world_process_zero:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TensorBoard's own, on its dependencies
@@ -227,22 +237,34 @@ class TensorBoardRecorder(TrainerCallback):
                 purge = state.global_step + 1 if state.global_step else 0
                 self._writer = SummaryWriter(str(self._directory), purge_step=purge)
 
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: object, state: TrainerState, control: TrainerControl, logs: Logs = None, **kwargs: object
+    ) -> None:
         """Write a line's scalars; not the Trainer's closing line, which repeats means."""
-        if self._writer is None or "train_runtime" in (logs or {}):
+        values = logs or {}
+        if self._writer is None or "train_runtime" in values:
             return
-        for name, value in (logs or {}).items():
-            again = name == "epoch" and "loss" not in logs  # stands on every line of a step, and is told once
+        for name, value in values.items():
+            again = name == "epoch" and "loss" not in values  # stands on every line of a step, and is written once
             if isinstance(value, int | float) and not again:
                 self._writer.add_scalar(name, value, state.global_step)
         self._writer.flush()
 
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Close the file."""
         self.close()
 
     def close(self) -> None:
-        """Close the file; also when training broke off."""
+        """Close the file; also after an error in training."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Signals reach ranks at different times; ranks that stop at different steps would wait for each other forever."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return flag
+    found = torch.tensor(int(flag), device=device)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return bool(found.item())

@@ -53,7 +53,7 @@ def no_partial_checkpoints(directory: Path) -> Iterator[None]:
 
 
 def _found_no_room(error: BaseException) -> bool:
-    """Whether a write failed for want of space; Python, safetensors and torch say it in different words."""
+    """Whether a write failed because the disk is full; Python, safetensors and torch report it in different words."""
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return (
         getattr(error, "errno", None) in codes

@@ -1,29 +1,31 @@
 """Stage 2 trainer. The Trainer owns the loop; this class answers one question: what does this batch cost?"""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProcessorMixin
-from transformers.trainer_utils import TrainOutput
+from transformers import PreTrainedModel, TrainerCallback
 
 from cwdpo.batch import Batch, Role, masked_mean
 from cwdpo.cooling import cooling_weight, measure_floor
+from cwdpo.data.collate import RowDataset
 from cwdpo.data.rows import Row
-from cwdpo.errors import UserError
 from cwdpo.losses import cw_dpo_loss
 from cwdpo.models.parts import fingerprint
 from cwdpo.negatives.verify import Judge
 from cwdpo.on_policy.callback import OnPolicy
-from cwdpo.reference import FrozenCopy, Reference, ReferenceCache, StartingAdapter
+from cwdpo.records import StepMetric
+from cwdpo.reference import FrozenCopy, LiveReference, Reference, ReferenceCache, StartingAdapter
 from cwdpo.trainers.arguments import CWDPOConfig
 from cwdpo.trainers.base import AnswerTrainer
-from cwdpo.trainers.reference_pass import MeanLogprobs, OpeningPass
-from cwdpo.trainers.steps import share
+from cwdpo.trainers.callbacks import ReferencePassCallback
+from cwdpo.trainers.reference_pass import Measured, ReferencePass
+from cwdpo.trainers.steps import WHOLE, Step
 
 
 class CWDPOTrainer(AnswerTrainer):
@@ -35,6 +37,7 @@ class CWDPOTrainer(AnswerTrainer):
 
     roles: Sequence[Role] = (Role.CHOSEN, Role.REJECTED)
     required: Sequence[Role] = (Role.CHOSEN, Role.REJECTED)
+    predicted: Mapping[Role, str] = {Role.CHOSEN: "rewards/chosen", Role.REJECTED: "rewards/rejected"}
     args: CWDPOConfig
 
     def __init__(
@@ -43,98 +46,45 @@ class CWDPOTrainer(AnswerTrainer):
         ref_model: PreTrainedModel | None = None,
         args: CWDPOConfig | None = None,
         *,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: ProcessorMixin | None = None,
-        peft_config: PeftConfig | None = None,
         judge: Judge | None = None,
         also_right: Sequence[Row] = (),
         **trainer: Any,
     ) -> None:
-        """Arguments are named as TRL's ``DPOTrainer`` names them; ``judge`` verifies on-policy negatives.
+        """Arguments are :class:`AnswerTrainer`'s, named as TRL's ``DPOTrainer`` names them.
 
-        ``also_right`` are rows that this stage does not train on; a right answer in them is no negative either.
+        Args:
+            model: the policy.
+            ref_model: the reference; None for the policy as it is when training starts.
+            args: settings.
+            judge: verifies on-policy negatives, in place of the one that the settings name.
+            also_right: rows that this stage does not train on; a right answer in them is no negative either.
+            trainer: the other arguments of :class:`AnswerTrainer`: ``train_dataset``, ``eval_dataset``,
+                ``processing_class``, ``peft_config``, ``callbacks``, ``optimizers``, ``engine``.
         """
-        super().__init__(
-            model,
-            args or CWDPOConfig(output_dir="cw-dpo"),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            peft_config=peft_config,
-            **trainer,
-        )
+        super().__init__(model, args or CWDPOConfig(output_dir="cw-dpo"), **trainer)
         self.ref_model: nn.Module | None = ref_model and nn.Module.to(ref_model, self.args.device)
-        self.also_right = also_right
         self.floor: float | None = None
         """l_floor in nats per token, once it is measured."""
         self.reference: Reference | None = None
-        """What the policy is measured against, once it is open."""
+        """What the policy is measured against, once that is measured."""
+        self._start: LiveReference | None = None
+        """The model that training started from, where it can be asked at any time."""
+        self._measured: Measured | None = None
         self.on_policy: OnPolicy | None = None
         negatives = self.args.negatives()
         if negatives is not None:
-            directory = Path(self.args.on_policy_dir or f"{self.args.output_dir}/negatives")
-            self.on_policy = OnPolicy(self, negatives, directory, judge=judge)
+            self.on_policy = OnPolicy(
+                self,
+                negatives,
+                Path(self.args.on_policy_dir or f"{self.args.output_dir}/negatives"),
+                processor=self.processing_class,  # type: ignore[arg-type]
+                cools=self.cools,
+                judge=judge,
+                also_right=also_right,
+            )
             self.add_callback(self.on_policy)
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """See :meth:`AnswerTrainer.train`. Measures the floor and the reference before the first step."""
-        self.measure_reference()  # before a checkpoint is loaded: both belong to the model that stage 2 starts from
-        try:
-            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        finally:
-            if self.on_policy is not None:
-                self.on_policy.close()
-        if self.on_policy is not None and self.on_policy.failure is not None:
-            raise UserError(self.on_policy.failure)
-        return output
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """See ``Trainer.evaluate``."""
-        self.measure_reference()
-        return super().evaluate(*args, **kwargs)
-
-    def measure_reference(self) -> None:
-        """Fix what stage 2 is measured against: the reference's log-probs and the cooling floor. Done once."""
-        if self.reference is not None:
-            return
-        measures_floor = self.cools and isinstance(self.args.cooling_floor, str)
-        source = self.ref_model or self._policy
-        means: MeanLogprobs = {Role.REJECTED: torch.empty(0), Role.GENTLE: torch.empty(0)}
-        if self.args.reference == "cached":
-            cache = self._cache(source)
-            means = OpeningPass(self).run(source, cache)
-            self.reference = cache
-            if self.on_policy is not None:
-                self.on_policy.measure_with(self._live_reference())
-        else:
-            self.reference = self._live_reference()
-        if measures_floor and (self.args.reference == "live" or self.ref_model is not None):
-            means = OpeningPass(self).run(self._policy, ReferenceCache.in_memory())  # the floor is always the policy's
-        if self.cools:
-            gentle, rejected = means[Role.GENTLE], means[Role.REJECTED]
-            self.floor = measure_floor(self.args.cooling_floor, rejected=rejected, gentle=gentle)
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor | int | None]:
-        """See ``Trainer.get_batch_samples``. Training sees on-policy negatives, evaluation the rows' own.
-
-        They come in here, before a token budget divides the batch: samples may be longer than what they replace.
-        """
-        batches, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.on_policy is not None:
-            batches = [self.on_policy.mixed(batch) for batch in batches]
-        return batches, counts
-
-    def batch_loss(
-        self, model: nn.Module, batch: Batch, *, of_step: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         """See :meth:`AnswerTrainer.batch_loss`."""
         assert self.reference is not None, "measure_reference() comes first"
         start = self.reference.totals(batch)
@@ -146,7 +96,7 @@ class CWDPOTrainer(AnswerTrainer):
         assert now.entropy is not None
         margin = self.args.beta * (logratio[chosen] - logratio[rejected])
         once = torch.unique_consecutive(chosen)
-        seen = {
+        metrics: dict[StepMetric, Tensor] = {
             "rewards/chosen": self.args.beta * logratio[once],
             "rewards/rejected": self.args.beta * logratio[rejected],
             "rewards/margins": margin,
@@ -159,19 +109,83 @@ class CWDPOTrainer(AnswerTrainer):
             "entropy": masked_mean(now.entropy, now.mask)[once],
         }
         if self.on_policy is not None and model.training:
-            seen |= self.on_policy.observe(batch, rejected, weight)
+            metrics |= self.on_policy.observe(batch, rejected, weight)
         # a prompt has one chosen answer, so these count the prompts
-        return share(batch, Role.CHOSEN, of_step) * _mean_over_prompts(losses, of_prompt), seen
-
-    @property
-    def _policy(self) -> nn.Module:
-        assert self.model is not None
-        return self.model
+        return step.share_of(batch, Role.CHOSEN) * _mean_over_prompts(losses, of_prompt), metrics
 
     @property
     def cools(self) -> bool:
         """Whether w_c is the paper's, and not switched off or a constant."""
         return self.args.cooling and self.args.cooling_constant is None
+
+    def measure_reference(self) -> None:
+        """Fix what stage 2 is measured against: the reference's log-probs and the cooling floor. Done once, and before
+        a checkpoint is loaded: both belong to the model that stage 2 starts from."""
+        if self.reference is not None:
+            return
+        source = self.ref_model or self.policy
+        cached = self.args.reference == "cached"
+        if cached:
+            cache = self._cache(source)
+            self._measured = self._reference_pass(cache).run(source, self._evaluated(), roles=self.roles)
+            if self.on_policy is not None or (isinstance(self.policy, PeftModel) and not self.is_sharded):
+                self._start = self._live_reference()
+            if self.on_policy is not None and self._start is not None:
+                self.on_policy.keep_references(cache, self._start)
+            self.reference = cache
+        else:
+            self.reference = self._start = self._live_reference()
+        if not self.cools:
+            return
+        if isinstance(self.args.cooling_floor, str) and (not cached or self.ref_model is not None):
+            floor_pass = self._reference_pass(ReferenceCache.in_memory())  # the floor is always the policy's
+            self._measured = floor_pass.run(self.policy, self._evaluated(), roles=self.roles)
+        means = self._measured.means if self._measured else dict.fromkeys((Role.REJECTED, Role.GENTLE), torch.empty(0))
+        self.floor = measure_floor(self.args.cooling_floor, rejected=means[Role.REJECTED], gentle=means[Role.GENTLE])
+
+    def own_callbacks(self) -> list[TrainerCallback]:
+        """See :meth:`AnswerTrainer.own_callbacks`."""
+        return [*super().own_callbacks(), *([] if self.on_policy is None else [self.on_policy])]
+
+    @contextmanager
+    def around_training(self) -> Iterator[None]:
+        """Measure the reference and the floor; in the end, give back what sampling holds outside this process."""
+        self.measure_reference()
+        with nullcontext() if self.on_policy is None else self.on_policy.in_training():
+            yield
+
+    def with_negatives(self, batch: Batch) -> Batch:
+        """Training sees on-policy negatives, which may be longer than what they replace; evaluation the rows' own."""
+        return batch if self.on_policy is None else self.on_policy.mixed(batch)
+
+    def row_lengths(self) -> list[int]:
+        """See :meth:`AnswerTrainer.row_lengths`; the reference pass has counted them."""
+        return super().row_lengths() if self._measured is None else self._measured.lengths
+
+    def prepare_evaluation(self, rows: RowDataset | None) -> None:
+        """Measure the reference of rows that neither training nor its evaluation reads.
+
+        Raises:
+            ValueError: the model that would have to be asked no longer exists.
+        """
+        super().prepare_evaluation(rows)
+        self.measure_reference()
+        known = [self.train_dataset, *self._evaluated()]
+        if rows is None or not isinstance(self.reference, ReferenceCache) or any(rows is one for one in known):
+            return
+        reference_pass, source = self._reference_pass(self.reference), self.ref_model or self.policy
+        if self._start is not None:
+            reference_pass.add(rows, self._start.logprobs)
+        elif not self._has_moved(source, self.reference):
+            with reference_pass.measured_by(source) as logprobs:
+                reference_pass.add(rows, logprobs)
+        elif (missing := reference_pass.first_missing(rows)) is not None:
+            raise ValueError(
+                f"row {missing} of the new rows has an answer whose reference log-prob is not known. It is that of the "
+                "model that training started from, and training has changed this model's weights since. Write "
+                "`reference: live` (CWDPOConfig(reference='live')), which keeps that model, or give these rows as "
+                "eval_dataset before training."
+            )
 
     def _weight(self, rejected_mean: Tensor) -> Tensor:
         if not self.cools:
@@ -182,19 +196,36 @@ class CWDPOTrainer(AnswerTrainer):
         # flowing, the gradient also pays for a lower weight by a likelier loser (TOY measurements in docs)
         return weight.detach() if self.args.cooling_detach else weight
 
-    def _live_reference(self) -> Reference:
+    def _evaluated(self) -> list[RowDataset]:
+        sets = self.eval_dataset
+        return list(sets.values()) if isinstance(sets, dict) else [] if sets is None else [sets]
+
+    def _live_reference(self) -> LiveReference:
         if self.ref_model is None and isinstance(self.model, PeftModel):
             return StartingAdapter(self.model, self.engine)
-        return FrozenCopy(self.ref_model or _copy(self._policy), self.engine)
+        return FrozenCopy(self.ref_model or _copy(self.policy), self.engine)
+
+    def _has_moved(self, model: nn.Module, cache: ReferenceCache) -> bool:
+        """Whether a model is no longer the one whose log-probs a cache holds."""
+        return self.state.global_step > 0 if self.is_sharded else fingerprint(model) != cache.of_model
 
     def _cache(self, model: nn.Module) -> ReferenceCache:
-        directory = self.args.reference_dir or f"{self.args.output_dir}/reference"
         return ReferenceCache(
-            Path(directory),
-            model_fingerprint=fingerprint(model),
+            Path(self.args.reference_dir or f"{self.args.output_dir}/reference"),
+            of_model=fingerprint(model),
             computed_in=f"{self.accelerator.mixed_precision} mixed precision on {self.args.device.type}",
             rank=self.accelerator.process_index,
         )
+
+    def _reference_pass(self, cache: ReferenceCache) -> ReferencePass:
+        batch_size = self.args.reference_batch_size or self.args.per_device_eval_batch_size
+        return ReferencePass(self, cache, batch_size=batch_size, progress=self._notify)
+
+    def _notify(self, done: int, total: int) -> None:
+        """Report the progress of a reference pass, in batches of this rank."""
+        for callback in self.callback_handler.callbacks if self.is_world_process_zero() else ():
+            if isinstance(callback, ReferencePassCallback):
+                callback.on_reference_pass(done, total)
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -1,65 +1,72 @@
 """Several processes that train as one: what they agree on before the first step, and what they cannot do together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
-from cwdpo.batch import eval_mode
+from cwdpo.batch import Batch, eval_mode
+from cwdpo.data.collate import RowDataset
+from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cwdpo.trainers.base import AnswerTrainer
+from cwdpo.trainer_view import TrainerView
 
 
-def check_sharding(trainer: "AnswerTrainer") -> None:
-    """Refuse what would end in an error or in ranks that wait for each other for ever.
+def check_sharding(accelerator: Accelerator, rows: RowDataset | None) -> None:
+    """Refuse what would end in an error, or in ranks that wait for each other forever.
+
+    Args:
+        accelerator: knows how the weights are divided.
+        rows: that are trained on.
 
     Raises:
         ConfigError: weights are divided among the ranks in a way, or over rows, that cannot work.
     """
-    state = trainer.accelerator.state
-    if trainer.is_fsdp_enabled and state.fsdp_plugin.fsdp_version == 1:
+    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
+    if fsdp is not None and fsdp.fsdp_version == 1:
         raise ConfigError(
             "FSDP version 1 frees the output embeddings before the log-probs of answers are read with them. "
             "Write `fsdp_config: {version: 2}`, which is the default."
         )
-    is_zero3 = trainer.is_deepspeed_enabled and state.deepspeed_plugin.zero_stage == 3
-    if not (trainer.is_fsdp_enabled or is_zero3):
+    if fsdp is None and (deepspeed is None or deepspeed.zero_stage != 3):
         return
-    rows: Any = trainer.train_dataset
     kinds = {bool(rows[i][1].images) for i in range(len(rows))} if rows is not None else set()
     if len(kinds) == 2:
         raise ConfigError(
             "some rows have images and some have none. Where the vision tower's weights are divided among the GPUs, "
-            "one that has no image at a step would leave the others waiting for ever. Train the two kinds of rows one "
+            "one that has no image at a step would leave the others waiting forever. Train the two kinds of rows one "
             "after the other, or without FSDP and ZeRO-3 (`torchrun` alone, or ZeRO-2)."
         )
 
 
 @torch.no_grad()
-def agree_on_engine(trainer: "AnswerTrainer", model: nn.Module | None = None) -> None:
+def agree_on_engine(
+    trainer: TrainerView,
+    model: nn.Module,
+    rows: RowDataset | None,
+    collate: Callable[[Sequence[tuple[int, Row]]], Batch],
+) -> None:
     """Let all ranks choose together how log-probs are computed: on one and the same row, with images if any has some.
 
     Otherwise each rank would choose at its own first batch. One whose share of the reference is on disk already has
-    none before training, and ranks that meet at different times wait for ever.
+    none before training, and ranks that reach the choice at different times wait forever.
 
     Args:
         trainer: of this rank.
-        model: asked about; None for the policy.
+        model: whose log-probs they are.
+        rows: one of them is asked about; without any, nothing happens.
+        collate: makes a batch of it.
     """
-    rows: Any = trainer.train_dataset
-    if trainer.accelerator.num_processes == 1 or rows is None:
+    if trainer.accelerator.num_processes == 1 or not rows:
         return
-    index = next((i for i in range(len(rows)) if rows[i][1].images), 0)
-    collate: Any = trainer.data_collator
-    batch, model = collate([rows[index]]), model or trainer.model
-    assert model is not None
+    row = next((rows[i] for i in range(len(rows)) if rows[i][1].images), rows[0])
+    batch = send_to_device(collate([row]), trainer.args.device)
     with on_device(model, trainer.args.device), eval_mode(model), trainer.accelerator.autocast():
-        trainer.engine.logprobs(model, send_to_device(batch, trainer.args.device))
+        trainer.engine.logprobs(model, batch)
 
 
 @contextmanager

@@ -1,96 +1,141 @@
-"""The pass before stage 2's first step: log-probs of every answer under the model that stage 2 starts from.
+"""The reference pass: log-probs of every answer under the model that stage 2 starts from, before its first step.
 
 One pass serves both the reference (log pi_ref of chosen and rejected answers) and the cooling floor (mean log-probs of
 rejected and gentle ones). What the cache already holds is not computed again, so an interrupted pass goes on. Rows of
-like length go together, the longest first.
+similar length go together, the longest first.
 """
 
-import logging
 import math
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from cwdpo.batch import Batch, Role, eval_mode
+from cwdpo.batch import AnswerLogprobs, Batch, Role, eval_mode
 from cwdpo.data.collate import AnswerCollator, RowDataset, estimate_lengths
 from cwdpo.engine.layout import select_answers
 from cwdpo.errors import UserError
 from cwdpo.reference import ReferenceCache
+from cwdpo.trainer_view import TrainerView
 from cwdpo.trainers.ranks import agree_on_engine, on_device
 from cwdpo.trainers.steps import row_tokens
 
-if TYPE_CHECKING:
-    from cwdpo.trainers.cw_dpo import CWDPOTrainer
-
-logger = logging.getLogger(__name__)
-
-MeanLogprobs: TypeAlias = dict[Role, Tensor]
-"""``(n,)`` lbar of the training set's answers of each role, nats per token, over all ranks."""
+Logprobs: TypeAlias = Callable[[Batch], AnswerLogprobs]
+"""Answers with the log-probs of a batch that is on the trainer's device."""
 
 _SAVE_EVERY = 50
 """Batches between two parts of the cache."""
 
 
-class OpeningPass:
-    """Fills a cache with the log-probs of a trainer's training and evaluation rows."""
+@dataclass(frozen=True)
+class Measured:
+    """What a pass learned of the training rows, over all ranks."""
 
-    def __init__(self, trainer: "CWDPOTrainer") -> None:
-        self.trainer = trainer
-        self.collator = AnswerCollator(trainer.encoder, roles=(Role.CHOSEN, Role.REJECTED, Role.GENTLE))
-        self._lengths: dict[int, int] = {}
+    means: Mapping[Role, Tensor]
+    """``(n,)`` lbar of the rejected and of the gentle answers, nats per token."""
 
-    def run(self, model: nn.Module, cache: ReferenceCache) -> MeanLogprobs:
-        """Measure the model on every answer; returns the mean log-probs of the training rows' negatives."""
-        negatives: dict[Role, list[str]] = {Role.REJECTED: [], Role.GENTLE: []}
-        train_rows: Any = self.trainer.train_dataset
-        agree_on_engine(self.trainer, model)
-        with on_device(model, self.trainer.args.device), eval_mode(model):
-            for rows in self._evaluation_rows():
-                self._fill(model, cache, rows, {})
-            self._lengths = {}
-            self._fill(model, cache, train_rows, negatives)
-        cache.save()
-        self.trainer.accelerator.wait_for_everyone()
-        means = {int(role): cache.means(keys).tolist() for role, keys in negatives.items()}
-        cache.reload()  # what the other ranks have written
-        gathered = gather_object([means])
-        if train_rows is not None:
-            self._share_lengths(len(train_rows))
-        return {
-            role: torch.tensor([mean for rank in gathered for mean in rank[int(role)]], dtype=torch.float64)
-            for role in negatives
-        }
+    lengths: list[int]
+    """Tokens of each row with the answers of a step."""
 
-    def _evaluation_rows(self) -> list[RowDataset]:
-        rows: Any = self.trainer.eval_dataset
-        return list(rows.values()) if isinstance(rows, dict) else [rows]
 
-    @torch.no_grad()
-    def _fill(
-        self, model: nn.Module, cache: ReferenceCache, rows: RowDataset | None, negatives: dict[Role, list[str]]
+class ReferencePass:
+    """Fills a cache with log-probs of rows. All ranks take part, each with its share of the rows."""
+
+    def __init__(
+        self, trainer: TrainerView, cache: ReferenceCache, *, batch_size: int, progress: Callable[[int, int], None]
     ) -> None:
-        if rows is None:
-            return
-        trainer = self.trainer
-        rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
-        loader: DataLoader[Any] = DataLoader(
-            Subset(rows, self._by_length(rows)[rank::ranks]),
-            batch_size=trainer.args.reference_batch_size or trainer.args.per_device_eval_batch_size,
+        """Set up; nothing is computed yet.
+
+        Args:
+            trainer: of this rank.
+            cache: to be filled.
+            batch_size: rows at a time.
+            progress: called with the batches of this rank that are done, and with all of them.
+        """
+        self.trainer, self.cache, self.batch_size, self.progress = trainer, cache, batch_size, progress
+        self.collator = AnswerCollator(trainer.encoder, roles=(Role.CHOSEN, Role.REJECTED, Role.GENTLE))
+
+    def run(self, model: nn.Module, evaluated: Sequence[RowDataset], *, roles: Sequence[Role]) -> Measured:
+        """Measure a model on the rows that are evaluated and on those that are trained on.
+
+        Args:
+            model: that stage 2 starts from.
+            evaluated: sets of rows beside the training rows.
+            roles: the answers that take part in a step.
+        """
+        rows = self.trainer.train_dataset
+        agree_on_engine(self.trainer, model, rows, self.collator)
+        negatives: dict[Role, list[str]] = {Role.REJECTED: [], Role.GENTLE: []}
+        lengths: dict[int, int] = {}
+        in_a_step = torch.tensor([int(role) for role in roles])
+        with self.measured_by(model) as logprobs:
+            for other in evaluated:
+                self._fill(other, logprobs)
+            for batch in self._filled(rows, logprobs) if rows is not None else ():
+                mask = batch["answer_mask"] & torch.isin(batch["roles"], in_a_step)[:, None]
+                counted = row_tokens(batch | {"answer_mask": mask})
+                lengths |= zip(batch["row_index"].tolist(), counted, strict=True)
+                for key, role in zip(batch["keys"], batch["roles"].tolist(), strict=True):
+                    negatives.get(Role(role), []).append(key)
+        self.cache.save()
+        here = {int(role): self.cache.means(keys).tolist() for role, keys in negatives.items()}
+        self._share()
+        means: dict[int, list[float]] = {role: [] for role in here}
+        for rank_means, rank_lengths in gather_object([(here, lengths)]):
+            lengths |= rank_lengths
+            for role, values in rank_means.items():
+                means[role] += values
+        return Measured(
+            {Role(role): torch.tensor(values, dtype=torch.float64) for role, values in means.items()},
+            [lengths[i] for i in range(len(rows or ()))],
+        )
+
+    def add(self, rows: RowDataset, logprobs: Logprobs) -> None:
+        """Measure other rows as well."""
+        self._fill(rows, logprobs)
+        self.cache.save()
+        self._share()
+
+    def first_missing(self, rows: RowDataset) -> int | None:
+        """The position of the first row that has an answer without an entry in the cache, on every rank alike."""
+        for start in range(0, len(rows), self.batch_size):
+            batch = self.collator([rows[i] for i in range(start, min(start + self.batch_size, len(rows)))])
+            if missing := self.cache.missing(batch["keys"]):
+                return int(batch["row_index"][batch["prompt_index"][missing[0]]])
+        return None
+
+    @contextmanager
+    def measured_by(self, model: nn.Module) -> Iterator[Logprobs]:
+        """A model that can be asked, in eval mode."""
+        with on_device(model, self.trainer.args.device), eval_mode(model):
+            yield partial(self.trainer.engine.logprobs, model)
+
+    def _fill(self, rows: RowDataset, logprobs: Logprobs) -> None:
+        for _ in self._filled(rows, logprobs):
+            pass
+
+    def _filled(self, rows: RowDataset, logprobs: Logprobs) -> Iterator[Batch]:
+        """This rank's share of the rows in batches, each after its answers are in the cache."""
+        rank, ranks = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
+        loader: DataLoader[Batch] = DataLoader(
+            Subset(rows, self._by_length(rows)[rank::ranks]),  # type: ignore[arg-type]
+            batch_size=self.batch_size,
             collate_fn=self.collator,
-            num_workers=trainer.args.dataloader_num_workers,
+            num_workers=self.trainer.args.dataloader_num_workers,
         )
         for number, batch in enumerate(loader, start=1):
-            if missing := cache.missing(batch["keys"]):
-                self._measure(model, cache, select_answers(batch, torch.tensor(missing)))
-            self._lengths |= zip(batch["row_index"].tolist(), self._tokens_in_a_step(batch), strict=True)
-            for key, role in zip(batch["keys"], batch["roles"].tolist(), strict=True):
-                negatives.get(Role(role), []).append(key)
+            if missing := self.cache.missing(batch["keys"]):
+                self._measure(select_answers(batch, torch.tensor(missing)), logprobs)
             if number % _SAVE_EVERY == 0:
-                cache.save()
-            self._tell(number, len(loader))
+                self.cache.save()
+            self.progress(number, len(loader))
+            yield batch
 
     def _by_length(self, rows: RowDataset) -> list[int]:
         """Positions of the rows, the longest first; the same on every rank."""
@@ -98,30 +143,11 @@ class OpeningPass:
         lengths = estimate_lengths(every, lambda row: row_tokens(self.collator([(0, row)]))[0])
         return sorted(range(len(rows)), key=lambda i: -lengths[i])
 
-    def _tokens_in_a_step(self, batch: Batch) -> list[int]:
-        """Tokens of each row with the answers that training looks at."""
-        taken = torch.isin(batch["roles"], torch.tensor([int(role) for role in self.trainer.roles]))
-        mask = batch["answer_mask"] & taken[:, None]
-        return row_tokens(batch | {"answer_mask": mask})
-
-    def _share_lengths(self, num_rows: int) -> None:
-        """Give the trainer the counts of the training rows, of all ranks."""
-        counted: dict[int, int] = {}
-        for lengths in gather_object([self._lengths]):
-            counted |= lengths
-        self.trainer.known_lengths = [counted[i] for i in range(num_rows)]
-
-    def _tell(self, done: int, total: int) -> None:
-        """Report progress to callbacks that have ``on_opening(done, total)``, in batches of this rank."""
-        if self.trainer.is_world_process_zero():
-            for callback in self.trainer.callback_handler.callbacks:
-                if hasattr(callback, "on_opening"):
-                    callback.on_opening(done, total)
-
-    def _measure(self, model: nn.Module, cache: ReferenceCache, batch: Batch) -> None:
+    @torch.no_grad()
+    def _measure(self, batch: Batch, logprobs: Logprobs) -> None:
         with self.trainer.accelerator.autocast():
-            logprobs = self.trainer.engine.logprobs(model, send_to_device(batch, self.trainer.args.device))
-        totals = logprobs.total.tolist()
+            found = logprobs(send_to_device(batch, self.trainer.args.device))
+        totals = found.total.tolist()
         for place, total in enumerate(totals):
             if not math.isfinite(total):
                 row = batch["row_index"][batch["prompt_index"][place]].item()
@@ -130,4 +156,9 @@ class OpeningPass:
                     "is nothing to compare with. Start from a checkpoint whose weights are finite; in float16, write "
                     "`model.dtype: bfloat16` or float32."
                 )
-        cache.add(batch["keys"], totals, logprobs.mask.sum(dim=-1).tolist())
+        self.cache.add(batch["keys"], totals, found.mask.sum(dim=-1).tolist())
+
+    def _share(self) -> None:
+        """Let every rank read what the others have written."""
+        self.trainer.accelerator.wait_for_everyone()
+        self.cache.reload()

@@ -1,4 +1,4 @@
-"""Numbers seen while training, kept per answer until the next log line averages them over steps and ranks."""
+"""Metrics of training steps, kept per answer until the next log line averages them over steps and ranks."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -7,23 +7,23 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-_QUANTILES = {"cooling": {"cooling/p10": 0.1, "cooling/p50": 0.5, "cooling/p90": 0.9}}
-_HISTOGRAMS = {"cooling": "cooling/histogram"}
-_BINS = 10
+from cwdpo.records import COOLING_HISTOGRAM, COOLING_QUANTILES, HISTOGRAM_BINS, StepMetric
+
+_WEIGHTS: StepMetric = "cooling"
 
 
-class Observations:
-    """Per-answer values by name. Names in ``_QUANTILES`` are also summed up by quantiles, and counted in bins."""
+class StepMetrics:
+    """Per-answer values by name. Of the weights ``cooling`` also quantiles, and counts in bins."""
 
     def __init__(self) -> None:
         self._values: defaultdict[str, list[Tensor]] = defaultdict(list)
         self.histograms: dict[str, list[int]] = {}
         """Counts of the values in the newest summary; apart from it, as loggers take scalars only."""
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
+    def add(self, values: Mapping[StepMetric, Tensor]) -> None:
         """Remember ``(n,)`` values; they stay on their device, so that a step never waits for them."""
         for name, value in values.items():
             self._values[name].append(value.detach().float())
@@ -40,21 +40,17 @@ class Observations:
         self.histograms = {}
         for name, parts in merged.items():
             values = torch.cat(parts).double()
-            if len(values):
-                summary |= _summarise(name, values)
-                if name in _HISTOGRAMS:
-                    self.histograms[_HISTOGRAMS[name]] = histogram(values)
+            if not len(values):
+                continue
+            summary["cooling/mean" if name == _WEIGHTS else name] = values.mean().item()
+            if name == _WEIGHTS:
+                summary |= {key: torch.quantile(values, q).item() for key, q in COOLING_QUANTILES.items()}
+                self.histograms[COOLING_HISTOGRAM] = histogram(values)
         return summary
 
 
-def _summarise(name: str, values: Tensor) -> dict[str, float]:
-    quantiles = _QUANTILES.get(name, {})
-    summary = {f"{name}/mean" if quantiles else name: values.mean().item()}
-    return summary | {key: torch.quantile(values, q).item() for key, q in quantiles.items()}
-
-
 def histogram(values: Tensor) -> list[int]:
-    """How many values lie in each tenth of [0, 1]; the last tenth has both its ends. What is no number is in none.
+    """How many values lie in each tenth of [0, 1]; the last tenth has both its ends. NaN is in none.
 
     Args:
         values: ``(n,)`` in [0, 1].
@@ -64,8 +60,8 @@ def histogram(values: Tensor) -> list[int]:
         [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
     """
     numbers = values[~values.isnan()].float()  # rounded to that precision, 0.7 stands in the bin that begins there
-    bins = (numbers * _BINS).floor().clamp(0, _BINS - 1).long()
-    counts: list[int] = torch.bincount(bins, minlength=_BINS).tolist()
+    bins = (numbers * HISTOGRAM_BINS).floor().clamp(0, HISTOGRAM_BINS - 1).long()
+    counts: list[int] = torch.bincount(bins, minlength=HISTOGRAM_BINS).tolist()
     return counts
 
 
@@ -87,14 +83,14 @@ class TokenCount(TrainerCallback, ExportableState):
         self._here = 0
         return self.before
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Take up the count of a resumed run."""
-        saved = state.stateful_callbacks.get(type(self).__name__)
+        saved = state.stateful_callbacks.get(type(self).__name__)  # type: ignore[union-attr]
         self.before = int(saved["attributes"]["before"]) if isinstance(saved, dict) else 0
         self._here = 0
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Bring ranks together before a checkpoint, which only rank 0 writes."""
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Count on all ranks before a checkpoint, which only rank 0 writes."""
         if control.should_save:
             self.total()
 

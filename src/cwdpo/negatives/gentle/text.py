@@ -247,7 +247,7 @@ def apply(edit: Edit, reading: Reading) -> GentleNegative:
     return GentleNegative(text + reading.text[end:], edit.kind, tuple(spans))
 
 
-# "not riding a bike" stays true of whoever is put in the rider's place, so these deny the whole clause
+# "not riding a bike" stays true with anybody in the rider's place, so these deny the whole clause
 _DENY_CLAUSE = frozenset({"not", "never", "cannot", "nobody", "nothing", "none", "neither", "nor", "hardly", "barely"})
 _DENY_REST = frozenset({"no", "without", "lacking", "lacks", "except", "excluding", "unlike", "minus", "absent"})
 _DENY_REST_IN_TWO = frozenset({("rather", "than"), ("instead", "of"), ("other", "than"), ("free", "of")})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from trainers.scripted_sampling import SAMPLING, STEPS, scripted
+from on_policy.scripted_sampling import SAMPLING, STEPS, scripted
 
 from cwdpo.batch import Role
 from cwdpo.data.collate import AnswerCollator

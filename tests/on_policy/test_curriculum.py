@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from trainers.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scripted
+from on_policy.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scripted
 
 from cwdpo.config.recipe import NegativesConfig, ProbesConfig
 from cwdpo.data.rows import Row
 from cwdpo.engine import make_engine
 from cwdpo.errors import ConfigError
 from cwdpo.negatives.candidates import read_refreshes
-from cwdpo.on_policy.schedule import has_choice, level_readings
+from cwdpo.on_policy.schedule import level_readings, warn_without_choice
 from cwdpo.probes.callback import Probing
 from cwdpo.records import RunDirectory
 
@@ -196,7 +196,7 @@ class Falling:
 
 def test_auto_follows_the_readings(make_trainer: Make, several: list[Row]) -> None:
     trainer = make_trainer(2, train_rows=several, **STEPS, on_policy=STATIC | {"curriculum": "auto"})
-    # learnt after step 2; chosen answers fall at step 4; what is read at step 5 does not count
+    # learned after step 2; chosen answers fall at step 4; what is read at step 5 does not count
     script = Falling((0, -1.0, -1.0), (2, -1.0, -1.2), (4, -1.1, -2.0), (5, -1.0, -9.0))
     trainer.on_policy.curriculum.follow(lambda: script.until(trainer.state.global_step), tolerance=0.05, every=2)
     trainer.train()
@@ -267,10 +267,13 @@ def test_the_margin_is_to_the_rejected_answers_where_there_are_no_gentle_ones() 
         (1, {"k": 4, "on_policy_fraction": 0, "per_prompt": 1}, False),
     ],
 )
-def test_whether_there_is_anything_to_choose(own: int, settings: dict[str, Any], choice: bool) -> None:
+def test_whether_there_is_anything_to_choose(
+    own: int, settings: dict[str, Any], choice: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     row = Row(prompt=(), chosen="a", rejected=tuple(map(str, range(own))))
     config = NegativesConfig(**settings)
-    assert has_choice([row, row], config, samples=bool(config.on_policy_fraction)) == choice
+    warn_without_choice([row, row], config, samples=bool(config.on_policy_fraction))
+    assert ("negatives.curriculum has no effect" not in caplog.text) == choice
 
 
 def test_where_it_has_no_effect_it_says_so(make_trainer: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -314,7 +317,7 @@ def test_before_a_first_refresh_per_prompt_holds(make_trainer: Make, several: li
     assert {step: steps.count(step) for step in range(6)} == dict.fromkeys(range(6), 8)
 
 
-def test_an_lbar_that_is_no_number_fails_the_refresh(make_trainer: Make, several: list[Row], tmp_path: Path) -> None:
+def test_an_lbar_that_is_not_a_number_fails_the_refresh(make_trainer: Make, several: list[Row], tmp_path: Path) -> None:
     settings = STATIC | {"curriculum": 0.0, "drop_easier_than": "quantile:0.5"}
     trainer = make_trainer(2, train_rows=several, **STEPS | {"max_steps": 1}, on_policy=settings)
     trainer.on_policy._refresher._score = lambda batch, candidates: [

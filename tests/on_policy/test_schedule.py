@@ -1,4 +1,4 @@
-"""When negatives are sampled anew and for which share, against steps counted by hand."""
+"""When negatives are sampled again and for which share, against steps counted by hand."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -64,10 +64,10 @@ def test_epochs_and_steps() -> None:
 
 def test_auto_tries_again_after_an_error_and_where_no_sample_was_kept() -> None:
     """Without a sample in use there is no weight whose fall could ask for new ones."""
-    auto, fresh, unlearnt = times(refresh="auto"), Staleness([0.8] * 20), Staleness([0.8] * 10 + [0.3] * 10)
-    assert auto.is_due(at(25), refresh(0), unlearnt)
+    auto, fresh, stale = times(refresh="auto"), Staleness([0.8] * 20), Staleness([0.8] * 10 + [0.3] * 10)
+    assert auto.is_due(at(25), refresh(0), stale)
     assert not auto.is_due(at(99), refresh(0), fresh)
-    for found, seen in ((refresh(0, error="no server"), unlearnt), (refresh(0), Staleness())):
+    for found, seen in ((refresh(0, error="no server"), stale), (refresh(0), Staleness())):
         assert not auto.is_due(at(19), found, seen)
         assert auto.is_due(at(20), found, seen)
 
@@ -80,5 +80,5 @@ def test_whether_anything_is_ever_sampled() -> None:
 
 
 def test_steps_of_an_epoch() -> None:
-    args = SimpleNamespace(train_batch_size=4, gradient_accumulation_steps=2, world_size=3)
-    assert epoch_steps(SimpleNamespace(train_dataset=[0] * 49, args=args)) == 3  # 24 rows a step
+    args: Any = SimpleNamespace(train_batch_size=4, gradient_accumulation_steps=2, world_size=3)
+    assert epoch_steps(args, num_rows=49) == 3  # 24 rows a step

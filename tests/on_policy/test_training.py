@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from trainers.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scripted
+from on_policy.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scripted
 
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
@@ -212,7 +212,7 @@ def break_at(call: int) -> Callable[[Row, int], list[str]]:
     return write
 
 
-def test_an_error_is_told_and_training_goes_on(
+def test_an_error_is_logged_and_training_goes_on(
     make_trainer: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = Record()
@@ -267,7 +267,7 @@ def test_an_error_before_the_first_step_stops_at_once(make_trainer: Make) -> Non
     assert trainer.state.global_step == 0
 
 
-def test_auto_samples_anew_once_the_weight_has_halved(make_trainer: Make, tmp_path: Path) -> None:
+def test_auto_samples_again_once_the_weight_has_halved(make_trainer: Make, tmp_path: Path) -> None:
     weights = iter([0.8] * 10 + [0.5] * 5 + [0.3] * 100)
     trainer = make_trainer(
         2,

@@ -117,7 +117,7 @@ def test_only_a_page_of_ours_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--out names the data"):
         write_negatives_page(rows, tmp_path / "link.html")
     (tmp_path / "other.html").write_text("<!doctype html><title>mine</title>")
-    with pytest.raises(UserError, match="no page that this command wrote"):
+    with pytest.raises(UserError, match="not a page of this command"):
         write_negatives_page(rows, tmp_path / "other.html")
     assert rows.read_bytes() == data
     assert (tmp_path / "other.html").read_text().endswith("mine</title>")

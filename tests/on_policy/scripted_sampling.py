@@ -1,4 +1,4 @@
-"""What tests of on-policy negatives share: samplers that say what they are told, and eyes on a training."""
+"""What tests of on-policy negatives share: samplers with a script, and a record of what training saw."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ SAMPLING = {"max_new_tokens": 12, "k": 2, "temperature": 1.0, "batch_size": 8}
 
 
 class Scripted:
-    """A sampler that writes what it is told, ``n`` counting its calls."""
+    """A sampler that writes what its script says, ``n`` counting its calls."""
 
     def __init__(self, write: Callable[[Row, int], list[str]]) -> None:
         self.write, self.calls = write, 0

@@ -250,9 +250,10 @@ def test_a_server_may_judge(make_trainer: Make, tmp_path: Path, rows: list[Row])
 
 
 def test_right_answers_of_rows_that_are_not_trained_on(make_trainer: Make, tmp_path: Path, rows: list[Row]) -> None:
-    trainer = make_trainer(2, **STEPS | {"max_steps": 1, "on_policy": {"on_policy_fraction": 1.0}})
+    also_right = [dataclasses.replace(row, chosen="In stage 1.") for row in rows]
+    settings = STEPS | {"max_steps": 1, "on_policy": {"on_policy_fraction": 1.0}}
+    trainer = make_trainer(2, also_right=also_right, **settings)
     trainer.on_policy._sampler = Sampled(["in stage 1", "in neither"])
-    trainer.also_right = [dataclasses.replace(row, chosen="In stage 1.") for row in rows]
     trainer.train()
     (refresh,) = read_refreshes(tmp_path / "out/negatives")
     assert refresh.counts() == {"right_but_for_form": len(rows), "kept": len(rows)}
@@ -266,7 +267,7 @@ class Sampled:
         return [[Generated(text, True) for text in self.texts] for _ in rows]
 
 
-def test_a_wrong_key_is_told_in_one_line(make_trainer: Make, server: ChatServer, tmp_path: Path) -> None:
+def test_a_wrong_key_is_reported_in_one_line(make_trainer: Make, server: ChatServer, tmp_path: Path) -> None:
     server.script = ["ok"] + [401] * 100  # adapters may be free to load
     make_trainer(2, **STEPS | {"max_steps": 1} | on_policy(server)).train()
     ((_, error, _),) = sampled(tmp_path / "out")

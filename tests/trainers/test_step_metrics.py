@@ -12,7 +12,7 @@ import torch
 from cwdpo.data.rows import Row
 from cwdpo.records import RunDirectory, read_jsonl
 from cwdpo.trainers.callbacks import MetricsRecorder
-from cwdpo.trainers.step_metrics import Observations, histogram
+from cwdpo.trainers.step_metrics import StepMetrics, histogram
 
 
 def by_hand(values: Sequence[float]) -> list[int]:
@@ -30,8 +30,8 @@ def test_bins_are_counted_as_by_hand() -> None:
     assert histogram(torch.tensor([])) == [0] * 10
 
 
-def test_counts_begin_anew_with_every_line_and_are_of_the_weights_alone() -> None:
-    seen = Observations()
+def test_counts_begin_again_with_every_line_and_are_of_the_weights_alone() -> None:
+    seen = StepMetrics()
     seen.add({"cooling": torch.tensor([0.05, 0.95]), "loss": torch.tensor([1.0])})
     seen.add({"cooling": torch.tensor([1.0])})
     summary = seen.summary()

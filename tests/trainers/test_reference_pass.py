@@ -29,7 +29,7 @@ class CountingEngine:
         return self.engine.logprobs(model, batch, **want)
 
 
-def opened(make_trainer: Make, **settings: Any) -> Any:
+def measured(make_trainer: Make, **settings: Any) -> Any:
     trainer = make_trainer(2, **settings)
     trainer.engine = CountingEngine(trainer.engine)
     trainer.measure_reference()
@@ -45,9 +45,9 @@ def parts(trainer: Any) -> list[Path]:
 
 
 def test_a_second_start_computes_nothing(make_trainer: Make) -> None:
-    first = opened(make_trainer)
+    first = measured(make_trainer)
     assert sum(first.engine.answers) == 3 * 16  # chosen, rejected, gentle
-    second = opened(make_trainer)
+    second = measured(make_trainer)
     assert second.engine.answers == []
     assert entries(second) == entries(first)
     assert second.floor == first.floor
@@ -56,44 +56,44 @@ def test_a_second_start_computes_nothing(make_trainer: Make) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
 def test_a_damaged_part_is_computed_again(damage: str, make_trainer: Make, caplog: Any) -> None:
-    first = opened(make_trainer)
+    first = measured(make_trainer)
     (part,) = parts(first)
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes({"cut": content[:-50], "flipped": content, "emptied": b""}[damage])
-    second = opened(make_trainer)
+    second = measured(make_trainer)
     assert "damaged" in caplog.text
     assert sum(second.engine.answers) == 3 * 16
     assert entries(second) == entries(first)
-    assert opened(make_trainer).engine.answers == []
+    assert measured(make_trainer).engine.answers == []
 
 
 def test_a_lost_part_does_not_cost_the_others(tmp_path: Path) -> None:
-    cache = ReferenceCache(tmp_path, model_fingerprint="m")
+    cache = ReferenceCache(tmp_path, of_model="m")
     for key in ("a", "b", "c"):
         cache.add([key], [-1.0], [2])
         cache.save()
     (tmp_path / "part-000-00000.npz").write_bytes(b"")
-    again = ReferenceCache(tmp_path, model_fingerprint="m")
+    again = ReferenceCache(tmp_path, of_model="m")
     assert again.missing(["a", "b", "c"]) == [0]
     again.add(["a"], [-1.0], [2])
     again.save()
-    assert ReferenceCache(tmp_path, model_fingerprint="m").missing(["a", "b", "c"]) == []
+    assert ReferenceCache(tmp_path, of_model="m").missing(["a", "b", "c"]) == []
 
 
 def test_only_new_answers_are_computed(make_trainer: Make, rows: list[Row]) -> None:
-    first = opened(make_trainer)
+    first = measured(make_trainer)
     fresh = [replace(row, rejected=(*row.rejected, "A fresh one.")) if i < 2 else row for i, row in enumerate(rows)]
-    second = opened(make_trainer, train_rows=fresh)
+    second = measured(make_trainer, train_rows=fresh)
     assert sum(second.engine.answers) == 2
     old = entries(first)
     assert {key: value for key, value in entries(second).items() if key in old} == old
 
 
 def test_batch_size_and_order_do_not_matter(make_trainer: Make, rows: list[Row]) -> None:
-    one = opened(make_trainer, out="one", reference_batch_size=1)
-    five = opened(make_trainer, out="five", reference_batch_size=5, per_device_eval_batch_size=2)
-    eight = opened(make_trainer, out="eight", train_rows=rows[::-1])  # the evaluation batch size
+    one = measured(make_trainer, out="one", reference_batch_size=1)
+    five = measured(make_trainer, out="five", reference_batch_size=5, per_device_eval_batch_size=2)
+    eight = measured(make_trainer, out="eight", train_rows=rows[::-1])  # the evaluation batch size
     assert one.engine.rows == [1] * 16
     assert five.engine.rows == [5, 5, 5, 1]
     assert eight.engine.rows == [8, 8]
@@ -104,8 +104,8 @@ def test_batch_size_and_order_do_not_matter(make_trainer: Make, rows: list[Row])
         assert other.floor == pytest.approx(one.floor, abs=1e-6)
 
 
-def test_rows_of_like_length_go_together(make_trainer: Make, rows: list[Row]) -> None:
+def test_rows_of_similar_length_go_together(make_trainer: Make, rows: list[Row]) -> None:
     uneven = [replace(row, chosen=row.chosen + " and so on" * (i % 2 * 10)) for i, row in enumerate(rows)]
-    trainer = opened(make_trainer, train_rows=uneven, reference_batch_size=4)
+    trainer = measured(make_trainer, train_rows=uneven, reference_batch_size=4)
     first, second, third, fourth = trainer.engine.tokens
     assert min(first, second) > max(third, fourth) + 30
