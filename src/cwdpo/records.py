@@ -229,7 +229,7 @@ class RunDirectory:
         """Whether a stage's model was saved whole, be it there or not."""
         return self._done(stage).is_file()
 
-    def mark_finished(self, stage: Stage, note: Mapping[str, Any] | None = None) -> None:
+    def mark_finished(self, stage: Stage, note: Mapping[str, object] | None = None) -> None:
         """Say that a stage's model is saved whole, so that resuming skips the stage; the last thing a stage does."""
         self._done(stage).parent.mkdir(parents=True, exist_ok=True)
         write_text(self._done(stage), json.dumps(dict(note or {})) + "\n")
@@ -238,7 +238,7 @@ class RunDirectory:
         """What was said when the stage was finished; empty if it is not."""
         return _object(self._done(stage))
 
-    def keep(self, name: str, value: Mapping[str, Any]) -> None:
+    def keep(self, name: str, value: Mapping[str, object]) -> None:
         """Remember something of the run for the sessions that go on with it; internal."""
         path = self.root / "checkpoints" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +251,7 @@ class RunDirectory:
     def _done(self, stage: Stage) -> Path:
         return self.root / "checkpoints" / f"{stage}.done"
 
-    def write_findings(self, found: Mapping[str, Any]) -> None:
+    def write_findings(self, found: Mapping[str, object]) -> None:
         """Write ``findings.json``: a diagnosis, and under ``stopped`` what ended stages before their last step."""
         notes = [self.note(stage) for stage in STAGES]
         write_json(self.findings, {**found, "stopped": [note["stopped"] for note in notes if "stopped" in note]})
@@ -334,17 +334,17 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON, whole or not at all; numbers that are not finite become null."""
     write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_jsonl(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: Path, objects: Iterable[Mapping[str, object]]) -> None:
     """Write objects, one a line, as a whole file or not at all; numbers that are not finite become null."""
     write_text(path, _lines(objects))
 
 
-def append_jsonl(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+def append_jsonl(path: Path, objects: Iterable[Mapping[str, object]]) -> None:
     """Append objects, one a line; numbers that are not finite become null.
 
     A half-written last line, left by a run that was killed, is closed first, so that it spoils no good line.
@@ -394,14 +394,14 @@ def _truncate(path: Path, stage: Stage, step: int) -> int:
     return dropped
 
 
-def _comes_after(line: Mapping[str, Any], stage: Stage, step: int) -> bool:
+def _comes_after(line: Mapping[str, object], stage: Stage, step: int) -> bool:
     if line.get("stage") == stage:
         at = line.get("step")
         return not isinstance(at, int) or at > step
     return stage == "stage1" and line.get("stage") == "stage2"
 
 
-def _lines(objects: Iterable[Mapping[str, Any]]) -> str:
+def _lines(objects: Iterable[Mapping[str, object]]) -> str:
     return "".join(json.dumps(_finite(item), ensure_ascii=False, allow_nan=False) + "\n" for item in objects)
 
 
@@ -413,7 +413,7 @@ def _parsed_line(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """The value with null where a float is infinite or NaN, which JSON cannot hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None

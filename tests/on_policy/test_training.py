@@ -307,7 +307,7 @@ def test_auto_resumes_with_what_it_had_seen(make_trainer: Make, tmp_path: Path) 
         ({"on_policy": {"refresh": "auto"}, "cooling": False}, "refresh: epoch"),
         ({"on_policy": {"refersh": 2}}, "on_policy.refersh: unknown key"),
         ({"on_policy": {"judge": "no.such.module:f"}}, "cannot be imported"),
-        ({"on_policy": {"judge": "json:decoder"}}, "no function"),
+        ({"on_policy": {"judge": "json:decoder"}}, "not a function"),
     ],
 )
 def test_settings_that_cannot_work(make_trainer: Make, arguments: dict[str, Any], message: str) -> None:

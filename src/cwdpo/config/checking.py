@@ -22,7 +22,7 @@ _Section = TypeVar("_Section")
 
 
 def build(
-    section: type[_Section], values: Mapping[str, Any], where: Where | None = None, *, path: KeyPath = ()
+    section: type[_Section], values: Mapping[str, object], where: Where | None = None, *, path: KeyPath = ()
 ) -> _Section:
     """Make a recipe section, and the sections in it, from plain values.
 
@@ -83,7 +83,7 @@ class _Builder:
         self._where = where
         self.problems: list[str] = []
 
-    def build(self, section: type[_Section], values: Mapping[str, Any], path: KeyPath) -> _Section | None:
+    def build(self, section: type[_Section], values: Mapping[str, object], path: KeyPath) -> _Section | None:
         known = section_fields(section)  # type: ignore[arg-type]  # classes are hashable, a TypeVar of one is not to mypy
         before = len(self.problems)
         ready: dict[str, Any] = {}
@@ -94,8 +94,9 @@ class _Builder:
                 self._note((*path, key), f"unknown key '{prefix}{key}'{_suggestion(key, known, prefix, otherwise)}")
                 continue
             inner = section_type(known[key][1])
-            is_section = inner is not None and isinstance(value, Mapping)
-            ready[key] = self.build(inner, value, (*path, key)) if is_section and inner is not None else value
+            ready[key] = value
+            if inner is not None and isinstance(value, Mapping):
+                ready[key] = self.build(inner, value, (*path, key))
         for name, (field, hint) in known.items():
             if name not in values and field.default is MISSING and field.default_factory is MISSING:
                 self._note(path, f"'{'.'.join((*path, name))}' is missing. Add it; it is {_describe(hint)}.")
@@ -108,7 +109,11 @@ class _Builder:
             return None
 
     def _note_refusals(
-        self, error: ValidationError, values: Mapping[str, Any], path: KeyPath, known: Mapping[str, tuple[Any, Any]]
+        self,
+        error: ValidationError,
+        values: Mapping[str, object],
+        path: KeyPath,
+        known: Mapping[str, tuple[object, object]],
     ) -> None:
         """One line a setting; pydantic gives one a setting and alternative of its type."""
         seen = set()
@@ -198,7 +203,7 @@ _MUST_BE = {
 
 
 def check_trainer_section(
-    section: Mapping[str, Any], known: Mapping[str, Any], where: Where, *, path: KeyPath = ("trainer",)
+    section: Mapping[str, object], known: Mapping[str, object], where: Where, *, path: KeyPath = ("trainer",)
 ) -> None:
     """Refuse keys that do not exist or that the recipe sets itself, and values of another type than declared.
 

@@ -1,6 +1,7 @@
 """YAML that remembers on which line each key stood, reads ``1e-6`` as a number, and loses nothing silently."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -37,7 +38,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes exactly the texts that :class:`_Loader` would otherwise read as something else."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         """Write everything out: an anchor that the writer made up only puzzles the reader."""
         return True
 
@@ -81,7 +82,7 @@ def load_value(text: str, name: str) -> Any:
     return _read(text, name)[0] if text.strip() else text
 
 
-def dump(values: dict[str, Any]) -> str:
+def dump(values: Mapping[str, object]) -> str:
     """Write values as YAML that :func:`load` reads back equal, keys in their order."""
     plain = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     if not _LINE_ENDS.search(plain):

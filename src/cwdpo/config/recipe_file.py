@@ -23,7 +23,7 @@ _IDLE = {"plain": ("penalty", "ceiling", "epsilon"), "constrained": ("epsilon",)
 
 def read_recipe(
     path: str | Path,
-    overrides: Mapping[str, Any] | Sequence[str] = (),
+    overrides: Mapping[str, object] | Sequence[str] = (),
     *,
     trainer_fields: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Recipe:
@@ -109,7 +109,7 @@ class _Override:
     """As the user wrote it, for messages: ``--beta``."""
 
 
-def _parsed(given: Mapping[str, Any] | Sequence[str]) -> list[_Override]:
+def _parsed(given: Mapping[str, object] | Sequence[str]) -> list[_Override]:
     """Overrides from Python (names and values) or from words such as ``["--beta", "0.2", "--stage2.cooling=null"]``.
 
     Example:
@@ -215,7 +215,7 @@ def _text(path: Path) -> str:
 def _near_files(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
-        return f" There is no directory {parent} either."
+        return f" The directory {parent} does not exist either."
     names = sorted(item.name for item in parent.iterdir() if item.suffix in (".yaml", ".yml") and item.name[0] != ".")
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or names[:3]
     return f" Did you mean {' or '.join(str(parent / item) for item in near)}?" if near else ""
@@ -244,12 +244,12 @@ def _resolved(change: _Override) -> _Override:
     return dataclasses.replace(change, value=value)
 
 
-def _absolute(value: Any, base: Path) -> Any:
+def _absolute(value: object, base: Path) -> object:
     if isinstance(value, list):
         return [_absolute(item, base) for item in value]
     return str(base / Path(value).expanduser()) if isinstance(value, str) and value else value
 
 
-def _model_directory(value: Any, base: Path) -> Any:
+def _model_directory(value: object, base: Path) -> object:
     directory = _absolute(value, base)
     return directory if isinstance(directory, str) and Path(directory).is_dir() else value
