@@ -22,9 +22,7 @@ from cwdpo.recipes import run_recipe
 PACKAGE = Path(cwdpo.__file__).parent
 
 TRIPS: Mapping[str, tuple[str, ...]] = {
-    "set-up": ("run_recipe",),
-    "step": ("AnswerCollator.__call__", "AnswerTrainer.get_batch_samples", "AnswerTrainer.training_step"),
-    "step, inside": ("AnswerTrainer.compute_loss",),
+    "batch": ("read_data", "AnswerCollator.__call__", "AnswerTrainer.get_batch_samples", "AnswerTrainer.training_step"),
     "refresh": ("OnPolicy._refresh_if_due",),
     "reading": ("Probing._read",),
     "page": ("write_report",),
@@ -55,11 +53,12 @@ class Watch:
 
 
 def small_recipe(out: Path, *, on_policy: bool) -> Recipe:
-    """The demo's CW-DPO run in small, with probes every three steps."""
+    """Stage 2 of the demo's CW-DPO run in small, with probes every three steps."""
     _, plans = prepare(out, DemoSettings.small(), seed=0)
     plan = next(plan for plan in plans if plan.method == "CW-DPO")
     negatives = NegativesConfig(k=1, refresh=3, on_policy_fraction=0.5) if on_policy else None
-    return dataclasses.replace(plan.recipe, probes=ProbesConfig(every=3, rows=8), negatives=negatives)
+    probes = ProbesConfig(every=3, rows=8)
+    return dataclasses.replace(plan.recipe, stage1=None, probes=probes, negatives=negatives)
 
 
 def watched(recipe: Recipe) -> Mapping[str, set[str]]:
@@ -79,8 +78,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="a new directory for two small runs")
     out = parser.parse_args().out
     plain, sampled = (watched(small_recipe(out / name, on_policy=name == "sampled")) for name in ("plain", "sampled"))
-    for trip, files in (("step", plain["step"]), ("refresh", sampled["refresh"]), ("reading", plain["reading"]), ("page", plain["page"])):
-        engine = sorted(name for name in files if name.startswith("engine/"))
+    for trip in TRIPS:
+        files = sampled[trip] if trip == "refresh" else plain[trip]
+        engine = [name for name in files if name.startswith("engine/")]
         print(f"{trip}: {len(files)} files, {len(engine)} of them the engine's")
         print("  " + ", ".join(sorted(files)))
 
