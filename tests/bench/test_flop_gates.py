@@ -8,6 +8,8 @@ from cwdpo.bench.contestants import trl_dpo
 from cwdpo.bench.counting import count_flops, without_products
 from cwdpo.bench.sizes import SETTINGS
 
+pytestmark = pytest.mark.bench
+
 
 def share_of_trl(method: str, setting: str, *, lora: bool, checkpointing: bool) -> float:
     case = Case(size=TINY, setting=SETTINGS[setting], lora=lora, checkpointing=checkpointing)

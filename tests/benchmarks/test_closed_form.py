@@ -28,6 +28,7 @@ WIDE = ModelSize(
 )
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize(
     ("size", "setting", "lora", "checkpointing"),
     [

@@ -13,6 +13,8 @@ from cwdpo.demo.plans import DemoSettings
 from cwdpo.negatives.filtering import Rules
 from examples.drawn_scenes import on_policy, stopping
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = replace(DemoSettings.small(), train_rows=64, eval_rows=8, batch_size=8, stage1_steps=2, stage2_steps=4)
 
 
