@@ -33,15 +33,7 @@ def limit(
     at_most: float | None = None,
     advice: str,
 ) -> AfterValidator:
-    """Validator of a number; null and texts pass where the field allows them.
-
-    Args:
-        above: smallest value, itself excluded.
-        at_least: smallest value, itself included.
-        below: largest value, itself excluded.
-        at_most: largest value, itself included.
-        advice: what to write instead, a full sentence.
-    """
+    """Validator of a number; null and texts pass where the field allows them. Advice is a full sentence: what to write."""
     bounds = {"> ": above, ">= ": at_least, "< ": below, "<= ": at_most}
     wanted = " and ".join(f"{sign}{bound:g}" for sign, bound in bounds.items() if bound is not None)
 
@@ -72,12 +64,7 @@ def not_empty(advice: str) -> AfterValidator:
 
 
 def names_among(known: Sequence[str], *, what: str) -> AfterValidator:
-    """Validator of a list of names, each known and none twice; other values pass.
-
-    Args:
-        known: the names that there are.
-        what: one of them as messages call it, such as ``an answer group``.
-    """
+    """Validator of a list of names, each known and none twice; messages call one ``what``, such as ``a finding``."""
 
     def check(value: _Value) -> _Value:
         if not isinstance(value, list):
@@ -95,13 +82,7 @@ def names_among(known: Sequence[str], *, what: str) -> AfterValidator:
 
 
 def number_or_quantile(*words: str, logprob: bool, advice: str) -> AfterValidator:
-    """Validator of a number, ``quantile:q`` or one of some words; null passes where the field allows it.
-
-    Args:
-        words: what may stand in place of a number.
-        logprob: the number is a log-probability, and so at most 0.
-        advice: what to write instead, a full sentence.
-    """
+    """Validator of a number (at most 0 for a ``logprob``), ``quantile:q`` or one of some words; null passes."""
 
     def check(value: _Value) -> _Value:
         if isinstance(value, str) and value not in words and not is_quantile(value):
@@ -123,11 +104,7 @@ def is_quantile(rule: str) -> bool:
 
 
 def schedule_of(what: str) -> AfterValidator:
-    """Validator of a :data:`Fraction`; null and texts pass where the field allows them.
-
-    Args:
-        what: the number as messages call it, such as ``share``.
-    """
+    """Validator of a :data:`Fraction`, which messages call ``what``; null and texts pass where the field allows them."""
 
     def check(value: _Value) -> _Value:
         if value is not None and not isinstance(value, str):

@@ -18,7 +18,7 @@ from cwdpo.probes.keeping import Keeper, StageFiles, Start
 from cwdpo.probes.measuring import Reading, StartDistributions, measure, scalars, warm_up
 from cwdpo.probes.probe_set import ProbeSet, probe_rows
 from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
-from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine, RunDirectory, Stage
+from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine, RunDirectory, Stage, append_jsonl
 from cwdpo.trainer_view import TrainerView
 
 logger = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ class Probing(TrainerCallback):
         lines[0]["seconds"] = round(self._schedule.last_seconds, 4)
         self.lines += lines
         if self._trainer.is_world_process_zero():
-            self._run.append_probes(lines)
+            append_jsonl(self._run.probes, lines)
         control = self._trainer.control
         should_log = control.should_log  # any logging takes it for done
         with self._schedule.preparing():

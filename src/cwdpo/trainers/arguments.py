@@ -69,8 +69,7 @@ class AnswerArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be off: rows are read whole."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off, so that a NaN loss is seen."})
     ddp_broadcast_buffers: bool | None = field(
-        default=False,
-        metadata={"help": "Off: ranks may make unequal numbers of passes, and buffers are constant."},
+        default=False, metadata={"help": "Off: ranks may make unequal numbers of passes, and buffers are constant."}
     )
 
     def __post_init__(self) -> None:
@@ -80,7 +79,13 @@ class AnswerArguments(TrainingArguments):
             ConfigError: a value that a recipe would refuse too, or a setting that has no effect on these trainers.
         """
         super().__post_init__()  # type: ignore[no-untyped-call]
-        self._check_declared()
+        named = [(each.name, getattr(self, each.name)) for each in fields(self) if each.name in _DECLARED]
+        problems = [(name, problem_with(*_DECLARED[name], value)) for name, value in named]
+        text = "\n".join(f"{name} {problem}" for name, problem in problems if problem)
+        for ours, python in _IN_PYTHON.items():
+            text = re.sub(ours, python, text)
+        if text:
+            raise ConfigError(text)
         if self.remove_unused_columns:
             raise ConfigError("remove_unused_columns must be false: images and answers are read from the row itself.")
         if self.label_smoothing_factor:
@@ -104,17 +109,6 @@ class AnswerArguments(TrainingArguments):
                 f"{self.n_gpu} GPUs in one process means DataParallel, which cannot split a batch of prompts with "
                 "answers. Start with `torchrun --nproc-per-node N -m cwdpo train ...`, or set CUDA_VISIBLE_DEVICES=0."
             )
-
-    def _check_declared(self) -> None:
-        problems = []
-        for name in (each.name for each in fields(self) if each.name in _DECLARED):
-            if problem := problem_with(*_DECLARED[name], getattr(self, name)):
-                problems.append(f"{name} {problem}")
-        text = "\n".join(problems)
-        for ours, python in _IN_PYTHON.items():
-            text = re.sub(ours, python, text)
-        if text:
-            raise ConfigError(text)
 
 
 def argument_types() -> dict[str, Any]:

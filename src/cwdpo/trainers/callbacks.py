@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cwdpo.records import MetricName, MetricsLine, RunDirectory, Stage
+from cwdpo.records import MetricName, RunDirectory, Stage, append_jsonl
 
 Logs: TypeAlias = Mapping[str, Any] | None
 """What the Trainer logs at a step."""
@@ -48,7 +48,7 @@ class MetricsRecorder(TrainerCallback):
         if state.is_world_process_zero and logs and not elsewhere:
             more = self._histograms() if "loss" in logs else {}
             line = {"stage": self.stage, "step": state.global_step, **logs, **more}
-            self.run.append_metrics(cast(MetricsLine, line))
+            append_jsonl(self.run.metrics, [line])
 
 
 class StopOnSignal(TrainerCallback):

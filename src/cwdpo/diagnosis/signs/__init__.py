@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from cwdpo.diagnosis.findings import Finding
-from cwdpo.diagnosis.history import StageHistory
+from cwdpo.diagnosis.history import Finding, StageHistory
 from cwdpo.diagnosis.signs.distribution import overconfidence, reference_drift
 from cwdpo.diagnosis.signs.likelihood import likelihood_displacement, squeezing
 from cwdpo.diagnosis.signs.negatives import easy_negative_saturation, false_negatives, over_cooling, stale_contrast
