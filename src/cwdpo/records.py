@@ -132,9 +132,7 @@ class RunDirectory:
                     "Continue the run in it with --resume, or give another --output_dir."
                 )
             if not run.recipe.is_file():
-                raise UserError(
-                    f"{run.root} holds no run to resume: no recipe.yaml. Give a run's directory, or a new one."
-                )
+                raise UserError(f"{root} holds no run to resume: no recipe.yaml. Give a run's directory, or a new one.")
         try:
             run.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -279,7 +277,7 @@ class JsonLines(NamedTuple):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole, or leave what was there untouched; see :func:`write_bytes`."""
+    """The same as :func:`write_bytes`, of a text."""
     write_bytes(path, text.encode("utf-8"))
 
 

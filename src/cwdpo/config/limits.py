@@ -33,7 +33,7 @@ def limit(
     at_most: float | None = None,
     advice: str,
 ) -> AfterValidator:
-    """Validator of a number; null and texts pass where the field allows them. Advice is a full sentence: what to write."""
+    """Validator of a number; null and texts pass where the field allows them. ``advice`` says what to write instead."""
     bounds = {"> ": above, ">= ": at_least, "< ": below, "<= ": at_most}
     wanted = " and ".join(f"{sign}{bound:g}" for sign, bound in bounds.items() if bound is not None)
 
@@ -104,7 +104,7 @@ def is_quantile(rule: str) -> bool:
 
 
 def schedule_of(what: str) -> AfterValidator:
-    """Validator of a :data:`Fraction`, which messages call ``what``; null and texts pass where the field allows them."""
+    """Validator of a :data:`Fraction`, called ``what`` in messages; null and texts pass where the field allows them."""
 
     def check(value: _Value) -> _Value:
         if value is not None and not isinstance(value, str):
@@ -115,11 +115,7 @@ def schedule_of(what: str) -> AfterValidator:
 
 
 def check_schedule(value: object, what: str = "share") -> None:
-    """Refuse what is neither a share nor points in the order of progress.
-
-    Raises:
-        ValueError: goes on after the setting's name.
-    """
+    """Raise a ``ValueError`` for what is neither a share nor points in the order of progress."""
     points = [(0.0, value)] if _is_number(value) else value
     if isinstance(points, str) or not isinstance(points, Sequence) or not points:
         raise ValueError(f"is {value!r}, but must be a {what} such as 0.5, or points such as [[0, 0], [1, 0.8]].")
@@ -136,11 +132,7 @@ def check_schedule(value: object, what: str = "share") -> None:
 
 
 def check_fraction(value: Fraction) -> None:
-    """:func:`check_schedule` for the share of on-policy negatives.
-
-    Raises:
-        ConfigError: a share outside [0, 1], or points that are not in the order of progress.
-    """
+    """:func:`check_schedule` for the share of on-policy negatives, with a ConfigError."""
     try:
         check_schedule(value)
     except ValueError as error:
@@ -162,8 +154,6 @@ def server_and_model(judge: str) -> tuple[str, str | None]:
     Example:
         >>> server_and_model("http://127.0.0.1:8000/v1#Qwen/Qwen3-VL-8B-Instruct")
         ('http://127.0.0.1:8000/v1', 'Qwen/Qwen3-VL-8B-Instruct')
-        >>> server_and_model("http://127.0.0.1:8000/v1")
-        ('http://127.0.0.1:8000/v1', None)
     """
     url, _, model = judge.partition("#")
     return url, model or None

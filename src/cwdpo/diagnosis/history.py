@@ -99,10 +99,6 @@ class Curve:
         bends = [abs(a - 2 * b + c) for a, b, c in zip(self.values, self.values[1:], self.values[2:], strict=False)]
         return median(bends) / (0.6745 * math.sqrt(6))
 
-    def scaled(self, factor: float) -> "Curve":
-        """The curve with every value times a factor."""
-        return Curve(self.steps, tuple(value * factor for value in self.values))
-
     def minus(self, other: "Curve") -> "Curve":
         """The difference, at the steps that both have."""
         return self.against(other, operator.sub)
@@ -163,10 +159,8 @@ class StageHistory:
     """``stage1``, ``stage2``, or ``run`` where a history knows no stages."""
 
     metrics: Mapping[str, Curve]
-    """Name in ``metrics.jsonl`` -> curve."""
-
     probes: Mapping[tuple[str, str], Curve]
-    """(answer group, name in ``probes.jsonl``) -> curve."""
+    """Curves by their name in ``metrics.jsonl``, and by answer group and name in ``probes.jsonl``."""
 
     broken: Mapping[str, tuple[int, ...]]
     """Metric -> the steps at which what was logged is not a finite number."""
@@ -315,7 +309,8 @@ def _of_metrics(stage: StageHistory, side: Side, prefix: str) -> Movement | None
     )
     length = tokens(stage, side, prefix)
     if rewards is not None:  # of the same answers twice, so what differs from batch to batch has cancelled
-        ratio = rewards.scaled(1 / (stage.beta * (length or 1)))
+        scale = 1 / (stage.beta * (length or 1))
+        ratio = Curve(rewards.steps, tuple(value * scale for value in rewards.values))
         base = 0.0 if abs(rewards.values[0]) / stage.beta <= stage.limits.start_near else None
         level = means if length else sums
         return Movement(ratio, base, bool(length), _nll(level.start if level else None), rows)
@@ -391,9 +386,7 @@ class _Columns:
 
 
 def _curve(column: _Column) -> Curve:
-    return _joined(
-        (step, value) for step, value in sorted(column.items(), key=operator.itemgetter(0)) if value is not None
-    )
+    return _joined(sorted((step, value) for step, value in column.items() if value is not None))
 
 
 def _joined(points: Iterable[tuple[int, float]]) -> Curve:

@@ -75,12 +75,7 @@ class Diagnosis:
 
 
 def title_of(name: str) -> str:
-    """Words of a sign's name.
-
-    Example:
-        >>> title_of("easy_negative_saturation")
-        'Easy negative saturation'
-    """
+    """Words of a sign's name: ``Easy negative saturation``."""
     return name.replace("_", " ").capitalize()
 
 
@@ -147,11 +142,9 @@ def _looked_at(stage: StageHistory) -> str:
 
 @dataclass
 class Recording:
-    """A history as it was read."""
+    """A history as it was read: lines of metrics, then of probes."""
 
     readings: Sequence[object]
-    """Lines of metrics, then of probes."""
-
     beta: float | None = None
     """Of the preference loss, where the source has it."""
 
@@ -168,21 +161,21 @@ def read_recording(path: Path) -> Recording:
     Raises:
         DataError: it is none of these, or holds nothing that can be read.
     """
+    notes: list[str] = []
     if path.is_dir():
-        recording = _read_directory(path)
+        recording = _read_directory(path, notes)
     elif not path.exists():
         raise DataError(f"{path} does not exist. Give a run directory, a {_STATE} or a file of JSON lines.")
     elif path.suffix == ".json" and not _is_lines(path):
         recording = _read_state(path)
     else:
-        notes: list[str] = []
         recording = Recording(_read_lines(path, notes), notes=notes)
     if not recording.readings:
         raise DataError(f"{path} holds no reading yet. Give a run that has logged at least one step.")
     return recording
 
 
-def _read_directory(path: Path) -> Recording:
+def _read_directory(path: Path, notes: list[str]) -> Recording:
     run = RunDirectory(path)
     if not run.metrics.is_file() and not run.probes.is_file():
         state = _newest_state(path)
@@ -191,7 +184,6 @@ def _read_directory(path: Path) -> Recording:
         runs = [child.name for child in sorted(path.iterdir()) if RunDirectory(child).metrics.is_file()]
         holds = f"It holds the runs {', '.join(runs)}: give one of them." if runs else "Give the output_dir of a run."
         raise DataError(f"{path} is not a run: neither metrics.jsonl, probes.jsonl nor {_STATE} is in it. {holds}")
-    notes: list[str] = []
     readings = [*_read_lines(run.metrics, notes), *_read_lines(run.probes, notes)]
     return Recording(readings, _beta_of(run.recipe, notes), run, notes)
 

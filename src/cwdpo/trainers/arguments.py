@@ -73,11 +73,7 @@ class AnswerArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        """Refuse what would be wrong, or silently do nothing here.
-
-        Raises:
-            ConfigError: a value that a recipe would refuse too, or a setting that has no effect on these trainers.
-        """
+        """Refuse, with a ConfigError, what a recipe would refuse too, and what has no effect on these trainers."""
         super().__post_init__()  # type: ignore[no-untyped-call]
         named = [(each.name, getattr(self, each.name)) for each in fields(self) if each.name in _DECLARED]
         problems = [(name, problem_with(*_DECLARED[name], value)) for name, value in named]
@@ -161,9 +157,5 @@ class CWDPOConfig(AnswerArguments):
     on_policy_dir: str | None = field(default=None, metadata={"help": "Default: output_dir/negatives."})
 
     def negatives(self) -> NegativesConfig | None:
-        """``on_policy``, checked.
-
-        Raises:
-            ConfigError: one line for each setting that is unknown or wrong.
-        """
+        """``on_policy``, checked: a ConfigError names each setting that is unknown or wrong."""
         return None if self.on_policy is None else build(NegativesConfig, self.on_policy, path=("on_policy",))
