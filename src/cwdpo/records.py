@@ -252,11 +252,7 @@ class RunDirectory:
 
 
 def checkpoint_directory(path: Path) -> Path:
-    """The checkpoint that a path stands for: itself, or the last finished stage of a run.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The checkpoint that a path stands for: itself, or the last finished stage of a run; else a UserError."""
     if not path.is_dir():
         raise UserError(f"{path} is not a directory. Give a run, such as runs/cwdpo, or a checkpoint.")
     run = RunDirectory(path)
@@ -314,7 +310,7 @@ def write_jsonl(path: Path, objects: Iterable[Mapping[str, object]]) -> None:
 
 
 def append_jsonl(path: Path, objects: Iterable[Mapping[str, object]]) -> None:
-    """Append objects, one a line; numbers that are not finite become null.
+    """Append objects as :func:`write_jsonl` writes them.
 
     A half-written last line, left by a run that was killed, is closed first, so that it spoils no good line.
     """

@@ -29,7 +29,7 @@ def build(
     Args:
         section: the dataclass, usually :class:`cwdpo.config.recipe.Recipe`.
         values: keys and values as the YAML gave them.
-        where: says where a setting stands, for messages; None where the name says it all.
+        where: None where a setting's name says all.
         path: the section's own place in the recipe.
 
     Raises:
@@ -70,13 +70,7 @@ def section_fields(section: type) -> dict[str, tuple[Field[Any], Any]]:
 
 
 def section_type(hint: object) -> type | None:
-    """The dataclass that a type is, or may be beside null.
-
-    Example:
-        >>> from cwdpo.config.recipe import CoolingConfig
-        >>> section_type(CoolingConfig | None).__name__
-        'CoolingConfig'
-    """
+    """The dataclass that a type is, or may be beside null: ``CoolingConfig`` of ``CoolingConfig | None``."""
     return next((part for part in _alternatives(hint) if isinstance(part, type) and is_dataclass(part)), None)
 
 
@@ -201,14 +195,7 @@ def check_trainer_section(
 ) -> None:
     """Refuse keys that do not exist or that the recipe sets itself, and values of another type than declared.
 
-    Args:
-        section: the keys and values under ``trainer``.
-        known: the training arguments' fields and their types.
-        where: says where a setting stands.
-        path: of the section, such as ``("stage2", "trainer")``.
-
-    Raises:
-        ConfigError: one line for each such key.
+    ``known`` are the training arguments' fields with their types. A ConfigError has one line for each such key.
     """
     problems = []
     prefix = "".join(f"{part}." for part in path)

@@ -69,12 +69,7 @@ def load(text: str, name: str) -> Located:
 
 
 def load_value(text: str, name: str) -> Any:
-    """Parse one value of the command line as the recipe would read it.
-
-    Example:
-        >>> load_value("1e-6", "--trainer.learning_rate"), load_value("null", "--stage2.cooling")
-        (1e-06, None)
-    """
+    """Parse one value of the command line as the recipe would read it: ``1e-6`` is a number, ``null`` is None."""
     return _read(text, name)[0] if text.strip() else text
 
 

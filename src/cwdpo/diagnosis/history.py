@@ -185,11 +185,7 @@ class StageHistory:
         return self.name == "stage2" or rewards or unnamed
 
     def metric(self, name: MetricName) -> Curve:
-        """A curve long enough to judge.
-
-        Raises:
-            MissingReadingsError: it is not there, or too short.
-        """
+        """A curve long enough to judge; where there is none, MissingReadingsError."""
         if curve := self.find_metric(name):
             return curve
         found, least = self.metrics.get(name, ()), self.limits.min_metric_readings
@@ -257,11 +253,7 @@ class Movement:
 
 
 def movements(stage: StageHistory, side: Side) -> list[Movement]:
-    """Every account of a side's answers, the most informative first: probes, held-out rows, training rows.
-
-    Raises:
-        MissingReadingsError: there is none.
-    """
+    """Every account of a side's answers, most informative first: probes, held-out rows, training rows; at least one."""
     found = [_of_probes(stage, side), _of_metrics(stage, side, "eval_"), _of_metrics(stage, side, "")]
     there, limits = [movement for movement in found if movement is not None], stage.limits
     if not there:
@@ -273,11 +265,7 @@ def movements(stage: StageHistory, side: Side) -> list[Movement]:
 
 
 def pairs_of_movements(stage: StageHistory) -> Sequence[tuple[Movement, Movement]]:
-    """The accounts that chosen and rejected answers share, in one unit.
-
-    Raises:
-        MissingReadingsError: a side has no account at all.
-    """
+    """The accounts that chosen and rejected answers share, in one unit."""
     rejected = {movement.source: movement for movement in movements(stage, "rejected")}
     both = [(chosen, rejected.get(chosen.source)) for chosen in movements(stage, "chosen")]
     return [(mine, other) for mine, other in both if other is not None and other.per_token == mine.per_token]

@@ -158,8 +158,7 @@ class Recording:
 def read_recording(path: Path) -> Recording:
     """Read a run directory, a ``trainer_state.json`` (or a directory that holds checkpoints), or a file of JSON lines.
 
-    Raises:
-        DataError: it is none of these, or holds nothing that can be read.
+    A DataError says that it is none of these, or holds nothing that can be read.
     """
     notes: list[str] = []
     if path.is_dir():

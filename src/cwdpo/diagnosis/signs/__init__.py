@@ -1,7 +1,7 @@
 """The signs, one function each: a finding, None where all is well, or MissingReadingsError where readings lack."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from cwdpo.diagnosis.history import Finding, StageHistory
 from cwdpo.diagnosis.signs.distribution import overconfidence, reference_drift
@@ -11,14 +11,12 @@ from cwdpo.diagnosis.signs.optimisation import gradient_spikes, non_finite_loss,
 from cwdpo.diagnosis.signs.shortcuts import image_blindness, length_shortcut
 from cwdpo.records import SignName
 
-Judge: TypeAlias = Callable[[StageHistory], Finding | None]
-
 
 class Sign(NamedTuple):
     """One thing that can go wrong."""
 
     name: SignName
-    judge: Judge
+    judge: Callable[[StageHistory], Finding | None]
     needs_preferences: bool
     """Looked for in stages that train preferences only."""
 
