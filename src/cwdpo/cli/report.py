@@ -14,12 +14,10 @@ _HEAD = 4096
 
 def report(
     runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN", help="Run directories, or directories of runs.", show_default=False),
+        list[Path], typer.Argument(metavar="RUN", help="Run directories, or directories of runs.", show_default=False)
     ],
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="The page.  [default: RUN/report.html, for several ./report.html]"),
+        Path | None, typer.Option("--out", help="The page.  [default: RUN/report.html, for several ./report.html]")
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Serve the page on this machine, kept up to date, until Ctrl-C.")
@@ -39,16 +37,12 @@ def report(
         return
     if port is not None:
         raise ConfigError("--port has no effect without --follow. Add --follow, or leave it out.")
-    page = _target(runs) if out is None else out
+    one = len({run.resolve() for run in runs}) == 1
+    page = out or (RunDirectory(runs[0]).report if one else Path("report.html"))
     _check_ours(page, runs)
     from cwdpo.report import write_report
 
     print(f"report: {write_report(runs, page)}")
-
-
-def _target(runs: list[Path]) -> Path:
-    one = len({run.resolve() for run in runs}) == 1
-    return RunDirectory(runs[0]).report if one else Path("report.html")
 
 
 def _check_ours(page: Path, runs: list[Path]) -> None:
