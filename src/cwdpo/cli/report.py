@@ -8,9 +8,6 @@ import typer
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.records import RunDirectory
 
-_HEAD = 4096
-"""Bytes at the start of a file in which a page of ours is recognised."""
-
 
 def report(
     runs: Annotated[
@@ -49,11 +46,9 @@ def _check_ours(page: Path, runs: list[Path]) -> None:
     """A page of ours may be replaced, and so may the one that a run directory keeps; nothing else is overwritten."""
     if not page.is_file() or page.resolve() in [RunDirectory(run.resolve()).report for run in runs]:
         return
-    from cwdpo.report.page import GENERATOR
+    from cwdpo.report.page import GENERATOR, is_page_of
 
-    with page.open("rb") as file:
-        ours = f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(_HEAD)
-    if not ours:
+    if not is_page_of(GENERATOR, page):
         raise UserError(f"{page} is not a report of cwdpo, and nothing else is overwritten. Give another --out.")
 
 

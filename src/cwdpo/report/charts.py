@@ -374,11 +374,7 @@ class Figure:
 
 
 def draw_figure(figure: Figure) -> str:
-    """The picture as the text of an ``.svg`` file.
-
-    Raises:
-        ValueError: an axis has no extent.
-    """
+    """The picture as the text of an ``.svg`` file; a ValueError where an axis has no extent."""
     if not (figure.x[0] < figure.x[1] and figure.y[0] < figure.y[1]):
         raise ValueError(f"the axes of {figure.title!r} run over {figure.x} and {figure.y}; both need some extent.")
     frame = Frame(figure.x, figure.y, left=68, right=544, top=34, bottom=246)

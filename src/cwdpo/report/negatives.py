@@ -19,7 +19,7 @@ from cwdpo.negatives.candidates import read_refresh
 from cwdpo.records import read_jsonl, write_text
 from cwdpo.report.charts import finite
 from cwdpo.report.examples import read_picture
-from cwdpo.report.page import content_policy, resource
+from cwdpo.report.page import content_policy, is_page_of, resource
 
 Marked: TypeAlias = list[tuple[str, bool]]
 """A text in pieces, each with whether it differs from the other text."""
@@ -79,11 +79,7 @@ def is_refresh(file: Path) -> bool:
 
 
 def negatives_of_rows(file: Path, image_root: Path | None) -> Iterator[Shown]:
-    """Every row of a file with its negatives.
-
-    Raises:
-        DataError: a row that cannot be read.
-    """
+    """Every row of a file with its negatives; a DataError for a row that cannot be read."""
     root = resolve_root(file, image_root)
     for record, source in read_records(file):
         if isinstance(record, DataError):
@@ -173,8 +169,6 @@ def _measured(value: Any, texts: Sequence[tuple[str, str]], place: int) -> float
 GENERATOR = "cwdpo negatives show"
 """Named in the head of every page, so that ours are recognised and may be replaced."""
 
-_MOST_HEAD = 8192
-
 
 class Card(NamedTuple):
     """One negative beside the answer it belongs to, at its place in the file."""
@@ -232,11 +226,7 @@ def write_negatives_page(
 
 
 def refuse_to_replace(file: Path, out: Path) -> None:
-    """Only an older page of ours is replaced, never data.
-
-    Raises:
-        UserError: ``out`` is the file itself, a directory, or something that is not a page of ours.
-    """
+    """A UserError where ``out`` is there and is anything but an older page of ours: data is never replaced."""
     if out.is_dir():
         raise UserError(f"{out} is a directory. Name the file to write, for example {out / 'negatives.html'}.")
     if not out.exists():
@@ -244,8 +234,7 @@ def refuse_to_replace(file: Path, out: Path) -> None:
     if file.exists() and out.samefile(file):
         raise UserError(f"--out names the data, {file}, which the page would replace. Name a file such as page.html.")
     try:
-        with out.open("rb") as there:
-            is_ours = f'content="{GENERATOR}"'.encode() in there.read(_MOST_HEAD)
+        is_ours = is_page_of(GENERATOR, out)
     except OSError as error:
         raise UserError(f"cannot read {out}: {error}. Name another file.") from error
     if not is_ours:

@@ -95,10 +95,7 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
     """The page's text.
 
     A page that is served while its runs go on has a version, ``following``: it asks its server for a newer one, and
-    waits for runs that have logged nothing yet.
-
-    Raises:
-        UserError: a path is not a run directory, or holds nothing to show and is not waited for.
+    waits for runs that have logged nothing yet. Errors are those of :func:`write_report`.
     """
     notes: list[str] = []
     sources = read_sources([Path(run) for run in runs], notes, wait=following is not None)
@@ -231,6 +228,12 @@ def content_policy(style: str, script: str, *, connects: bool = False) -> str:
         f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; "
         "img-src data:; base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if connects else "")
     )
+
+
+def is_page_of(generator: str, file: Path) -> bool:
+    """Whether a file is a page that this command wrote, by its head."""
+    with file.open("rb") as there:
+        return f'<meta name="generator" content="{generator}">'.encode() in there.read(8192)
 
 
 def resource(name: str) -> str:

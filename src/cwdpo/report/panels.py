@@ -229,7 +229,16 @@ def heat_maps(runs: Sequence[Run]) -> list[RunPicture]:
     if not shown:
         return []
     steps = min(run.histograms[0].begin for _, run in shown), max(run.histograms[-1].end for _, run in shown)
-    return [_heat_map(rank, run, Frame(steps, (0.0, 1.0))) for rank, run in shown]
+    frame = Frame(steps, (0.0, 1.0))
+    pictures = []
+    for rank, run in shown:
+        columns = joined_histograms(run.histograms, most=_MOST_COLUMNS)
+        low, high = (f"{columns[0].shares[i]:.0%} at first, {columns[-1].shares[i]:.0%} at last" for i in (0, -1))
+        words = f"w_c under {_EDGE}: {low}. Over {1 - _EDGE}: {high}."
+        parts = [*axes(frame, "training step"), *_cells(columns, frame)]
+        svg = svg_of(parts, label=f"Cooling weights of {run.name} over steps. {words}")
+        pictures.append(RunPicture(rank, run.name, svg, words))
+    return pictures
 
 
 def share_shade(share: float) -> int:
@@ -247,15 +256,6 @@ def share_labels() -> list[tuple[int, str]]:
     percent = [f"{least:.0%}" for least in SHADES]
     between = [f"{low[:-1]} to {high}" for low, high in pairwise(percent)]
     return list(enumerate([f"under {percent[0]}", *between, f"{percent[-1]} and more"], start=1))
-
-
-def _heat_map(rank: int, run: Run, frame: Frame) -> RunPicture:
-    columns = joined_histograms(run.histograms, most=_MOST_COLUMNS)
-    low, high = (f"{columns[0].shares[i]:.0%} at first, {columns[-1].shares[i]:.0%} at last" for i in (0, -1))
-    words = f"w_c under {_EDGE}: {low}. Over {1 - _EDGE}: {high}."
-    parts = [*axes(frame, "training step"), *_cells(columns, frame)]
-    svg = svg_of(parts, label=f"Cooling weights of {run.name} over steps. {words}")
-    return RunPicture(rank, run.name, svg, words)
 
 
 def _cells(columns: Sequence[Histogram], frame: Frame) -> list[str]:

@@ -227,10 +227,14 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
     if not metrics and not probes:
         return None
     summary = _read_summary(path, notes)
+    stages = summary.get("stages")
+    entries = stages if isinstance(stages, dict) else {}
     lengths: dict[str, int] = {}  # how many steps each stage took, in the order of training
     for record in [*metrics, *probes]:
         stage = record["stage"]
-        lengths[stage] = max(lengths.get(stage, _steps_in_summary(summary, stage)), record["step"])
+        entry = entries.get(stage)  # the last step of a stage need not have been logged
+        steps = int(finite(entry.get("steps")) or 0) if isinstance(entry, dict) else 0
+        lengths[stage] = max(lengths.get(stage, steps), record["step"])
     starts: dict[str, int] = {}
     for stage in lengths:
         starts[stage] = sum(lengths[before] for before in starts)
@@ -257,13 +261,6 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
         if count:
             notes.append(f"{run.name}: {key} could not be read in {counted(count, 'line')}.")
     return run
-
-
-def _steps_in_summary(summary: Mapping[str, Any], stage: str) -> int:
-    """How many steps a stage took by its summary: the last of them need not have been logged."""
-    stages = summary.get("stages")
-    entry = stages.get(stage) if isinstance(stages, dict) else None
-    return int(finite(entry.get("steps")) or 0) if isinstance(entry, dict) else 0
 
 
 def _read_placed(path: Path, notes: list[str]) -> list[Record]:

@@ -61,12 +61,9 @@ def ends_table(runs: Sequence[Run], num_findings: Sequence[int]) -> Table:
     """Where the metrics of each run ended, for runs side by side; nothing is judged here."""
     columns, rows = _last_values(runs, METRICS)
     first = [Column("steps", "Last step", None, "d"), Column("findings", "Findings", None, "d")]
-    counts = [
-        [Cell(float(count), str(count)) for count in (run.num_steps, found)]
-        for run, found in zip(runs, num_findings, strict=True)
-    ]
-    named = zip(runs, counts, rows, strict=True)
-    return Table([*first, *columns], [(run.name, [*own, *cells]) for run, own, cells in named])
+    for run, found, cells in zip(runs, num_findings, rows, strict=True):
+        cells[:0] = [Cell(float(count), str(count)) for count in (run.num_steps, found)]
+    return Table([*first, *columns], [(run.name, cells) for run, cells in zip(runs, rows, strict=True)])
 
 
 def probes_table(runs: Sequence[Run]) -> Table | None:
@@ -151,10 +148,8 @@ def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]
 
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Seed, hardware, version, times and settings of a ``summary.json``, as label and text."""
-    found = []
-    for key, label in (("seed", "Seed"), ("hardware", "Hardware"), ("cwdpo_version", "cwdpo")):
-        if summary.get(key) is not None:
-            found.append((label, str(summary[key])))
+    labels = {"seed": "Seed", "hardware": "Hardware", "cwdpo_version": "cwdpo"}
+    found = [(label, str(summary[key])) for key, label in labels.items() if summary.get(key) is not None]
     seconds = finite(summary.get("wall_seconds"))
     if seconds is not None:
         found.append(("Time", duration(seconds)))
@@ -396,7 +391,7 @@ def _problem(finding: Finding) -> Problem:
 
 
 def _ended(entry: Mapping[str, Any]) -> Problem:
-    stage, name = (stage_label(str(entry.get("stage", "a stage"))), title_of(str(entry.get("finding", "a finding"))))
+    stage, name = stage_label(str(entry.get("stage", "a stage"))), title_of(str(entry.get("finding", "a finding")))
     title = f"{stage.capitalize()} ended early at step {entry.get('step', '?')}: {name.lower()}"
     if isinstance(entry.get("readings"), int):
         title += f" in {counted(entry['readings'], 'reading')} in a row"
