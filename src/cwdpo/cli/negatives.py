@@ -384,6 +384,5 @@ def _note_image_root(data: Path, out: Path, image_root: Path | None) -> None:
 
     root = resolve_root(data, image_root).resolve()
     if root != out.parent.resolve():
-        print(
-            f"note: image paths in {out} start at {root}. Give --image-root (data.image_root) {root}.", file=sys.stderr
-        )
+        note = f"note: image paths in {out} start at {root}. Give --image-root (data.image_root) {root}."
+        print(note, file=sys.stderr)

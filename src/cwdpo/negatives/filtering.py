@@ -15,7 +15,7 @@ from typing import TypeAlias
 import xxhash
 from PIL import Image
 
-from cwdpo.data.rows import ImageSource, Row
+from cwdpo.data.rows import Row
 
 TOO_EASY, TOO_SIMILAR = "too_easy", "too_similar"
 
@@ -52,7 +52,6 @@ def filter_negatives(positives: Sequence[str], negatives: Sequence[str], rules: 
         or ``repeated``.
     """
     right, seen = {normalised(positive) for positive in positives}, set[str]()
-    most = math.inf if rules.overlap is None else rules.overlap
     reasons: list[Reason] = []
     for negative in negatives:
         form = normalised(negative)
@@ -61,7 +60,9 @@ def filter_negatives(positives: Sequence[str], negatives: Sequence[str], rules: 
             reason = "same_as_right"
         elif form in right:
             reason = "right_but_for_form"
-        elif any(ngram_overlap(positive, negative, rules.ngram) >= most for positive in positives):
+        elif rules.overlap is not None and any(
+            ngram_overlap(positive, negative, rules.ngram) >= rules.overlap for positive in positives
+        ):
             reason = "too_much_like_right"
         elif rules.length_gap is not None and length_gap(positives, negative) > rules.length_gap:
             reason = "other_length"
@@ -191,10 +192,6 @@ def _right_in(row: Row) -> list[str]:
 
 
 def _question(row: Row) -> Hashable:
-    return row.prompt, tuple(_identity(image) for image in row.images)
-
-
-def _identity(image: ImageSource) -> str:
-    if isinstance(image, Image.Image):
-        image = image.tobytes()
-    return xxhash.xxh3_128_hexdigest(image) if isinstance(image, bytes) else str(image)
+    images = (image.tobytes() if isinstance(image, Image.Image) else image for image in row.images)
+    names = (xxhash.xxh3_128_hexdigest(image) if isinstance(image, bytes) else str(image) for image in images)
+    return row.prompt, tuple(names)

@@ -50,8 +50,7 @@ def mix_negatives(
     in form alone.
 
     Args:
-        dataset: negatives of the data set: their texts, or any names of them.
-        on_policy: answers sampled from the policy, in the same way.
+        dataset, on_policy: negatives of the data set, and samples from the policy: their texts, or any names of them.
         fraction: share from the policy, from 0 to 1.
         row_id: two rows of one id get the same choices.
         round: the epoch, step or refresh; another round chooses again.

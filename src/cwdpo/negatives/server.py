@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from cwdpo.data.images import open_image
-from cwdpo.data.rows import ImageSource, Row
+from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
 from cwdpo.generation import Generated, Sampling
 
@@ -303,7 +303,10 @@ def messages_of(row: Row) -> list[dict[str, Any]]:
     def content(part: object) -> dict[str, Any]:
         if isinstance(part, str):
             return {"type": "text", "text": part}
-        return {"type": "image_url", "image_url": {"url": _data_uri(next(images), row.source)}}
+        file = io.BytesIO()  # the very pixels that training sees: upright, RGB, and without another lossy compression
+        open_image(next(images), source=row.source).save(file, format="PNG")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return {"type": "image_url", "image_url": {"url": url}}
 
     return [{"role": message.role, "content": [content(part) for part in message.parts]} for message in row.prompt]
 
@@ -471,13 +474,6 @@ def _advice(status: int, text: str, model: str, has_key: bool) -> str:
     if status == 404:
         return " The URL is wrong: it usually ends in /v1."
     return ""
-
-
-def _data_uri(image: ImageSource, source: str) -> str:
-    # the very pixels that training sees: upright, RGB, and without another lossy compression
-    file = io.BytesIO()
-    open_image(image, source=source).save(file, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _repaired(text: str) -> str:

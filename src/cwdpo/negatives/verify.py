@@ -29,7 +29,6 @@ class Informed(Protocol):
 
     def knowing(self, right_answers: RightAnswersOf) -> Judge:
         """The judge, with the right answers of a row's prompt and images."""
-        ...
 
 
 def verify(
@@ -93,15 +92,11 @@ class SameWords:
         self._right_answers = right_answers
 
     def knowing(self, right_answers: RightAnswersOf) -> "SameWords":
-        """See :class:`Informed`."""
         return SameWords(right_answers)
 
     def __call__(self, rows: Sequence[Row], answers: Sequence[str]) -> list[bool | None]:
-        """See :data:`Judge`."""
-        return [
-            any(same_words(answer, right) for right in self._right_answers(row))
-            for row, answer in zip(rows, answers, strict=True)
-        ]
+        pairs = zip(rows, answers, strict=True)
+        return [any(same_words(answer, right) for right in self._right_answers(row)) for row, answer in pairs]
 
 
 def same_words(one: str, other: str) -> bool:
@@ -150,15 +145,10 @@ class EndpointJudge:
         self.endpoint, self.max_tokens, self._right_answers = endpoint, max_tokens, right_answers
 
     def knowing(self, right_answers: RightAnswersOf) -> "EndpointJudge":
-        """See :class:`Informed`."""
         return EndpointJudge(self.endpoint, right_answers, max_tokens=self.max_tokens)
 
     def __call__(self, rows: Sequence[Row], answers: Sequence[str]) -> list[bool | None]:
-        """See :data:`Judge`. None where the server gave no answer, or one that says neither yes nor no.
-
-        Raises:
-            EndpointError: it answered for none, or is dead.
-        """
+        """None where the server gave no answer, or one that says neither yes nor no."""
         verdicts: list[bool | None] = [None] * len(answers)
         unanswered = 0
         for place, text in self.endpoint.map(lambda pair: self._ask(*pair), zip(rows, answers, strict=True)):

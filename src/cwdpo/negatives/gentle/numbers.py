@@ -30,12 +30,11 @@ def numbers(reading: Reading) -> Iterator[Edit]:
                 yield Edit("number", (Part(token.start, token.end, target),))
     for index, token in enumerate(reading.tokens):
         hour, dash, rest = token.lower.partition("-")
-        is_hour = reading.lower(reading.neighbour(index, 1)) in _OCLOCK
+        is_hour = reading.lower(reading.neighbour(index, 1)) in _OCLOCK or rest == "thirty"
         is_hour = is_hour or (index > 0 and reading.lower(index - 1) == "past")
-        if hour in NUMBER_WORDS and (is_hour or (dash and rest == "thirty")):
-            for other in NUMBER_WORDS:
-                if other != hour:
-                    yield Edit("number", (Part(token.start, token.end, cased_like(token.text, other + dash + rest)),))
+        for other in NUMBER_WORDS if is_hour and hour in NUMBER_WORDS else ():
+            if other != hour:
+                yield Edit("number", (Part(token.start, token.end, cased_like(token.text, other + dash + rest)),))
 
 
 def swaps(reading: Reading) -> Iterator[Edit]:

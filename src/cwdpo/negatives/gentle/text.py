@@ -211,12 +211,11 @@ class Reading:
 
     def _phrases(self) -> Iterator[Phrase]:
         """The longest known phrases from left to right."""
-        index = 0
-        while index < len(self.tokens):
-            found = self._longest_at(index)
-            if found is not None:
+        end = 0
+        for index in range(len(self.tokens)):
+            if index >= end and (found := self._longest_at(index)) is not None:
                 yield found
-            index = found.last if found else index + 1
+                end = found.last
 
     def _longest_at(self, first: int) -> Phrase | None:
         best, exact = None, ""
@@ -260,9 +259,9 @@ def outside_scopes(edits: Iterator[Edit], reading: Reading) -> Iterator[Edit]:
 
     "There is no dog" would stay right with a rabbit in the dog's place, and so would "a dog or a cat".
     """
-    fixed = [(reading.tokens[index].start, reading.tokens[index].end) for index in sorted(_fixed(reading))]
+    fixed = [reading.tokens[index] for index in _fixed(reading)]
     for edit in edits:
-        if not any(part.start < end and start < part.end for part in edit.parts for start, end in fixed):
+        if not any(part.start < token.end and token.start < part.end for part in edit.parts for token in fixed):
             yield edit
 
 

@@ -80,7 +80,9 @@ def _written(base: str, sense: Sense, phrase: Phrase, reading: Reading) -> str |
 def _mentions(sense: Sense, phrase: Phrase, reading: Reading) -> list[tuple[Phrase, Sense]] | None:
     """Every place that must change with a phrase lest the answer contradicts itself; None where that cannot be done."""
     found = [(phrase, sense)]
-    if sense.is_noun and _has_possessive(sense, reading):
+    forms = {form for _, form in reading.lexicon.forms(sense.base, sense.group.form)}
+    owners = (re.sub("['\u2019]s?$", "", word) for word in reading.words if re.search("['\u2019]", word))
+    if sense.is_noun and not forms.isdisjoint(owners):  # "the dog's bowl" would keep the dog
         return None
     for other in same_sort(sense, phrase, reading):
         if _are_introduced_apart(phrase, other, reading):
@@ -109,11 +111,6 @@ def _are_introduced_apart(one: Phrase, other: Phrase, reading: Reading) -> bool:
     return all(reading.lower(article) in ("a", "an", "another") for article in articles)
 
 
-def _has_possessive(sense: Sense, reading: Reading) -> bool:
-    forms = {form for _, form in reading.lexicon.forms(sense.base, sense.group.form)}
-    return any(re.sub("['\u2019]s?$", "", word) in forms for word in reading.words if re.search("['\u2019]", word))
-
-
 def _thing(phrase: Phrase, sense: Sense, reading: Reading) -> Phrase | None:
     """What a word is said of, or with."""
     if sense.group.kind not in ("relation", "action"):
@@ -124,9 +121,8 @@ def _thing(phrase: Phrase, sense: Sense, reading: Reading) -> Phrase | None:
 
 def _stands_already(target: tuple[str, ...], sense: Sense, phrase: Phrase, reading: Reading) -> bool:
     """Whether the answer names the target too: "a cat and a cat" would say less, not something else."""
-    if sense.group.kind in _WHOLE_TEXT:
-        text, words = reading.text.lower(), reading.words
-    else:
+    text, words = reading.text.lower(), reading.words
+    if sense.group.kind not in _WHOLE_TEXT:
         near = [*reading.around(phrase.first, -1, _NEARBY), *reading.around(phrase.last - 1, 1, _NEARBY)]
         words = frozenset(reading.lower(index) for index in near)
         text = " ".join(words)
@@ -136,8 +132,7 @@ def _stands_already(target: tuple[str, ...], sense: Sense, phrase: Phrase, readi
 
 def _contradicts_pronoun(target: str, reading: Reading) -> bool:
     """Whether the target's sex is not that of the answer's pronouns."""
-    classes = reading.lexicon.classes
-    male, female = classes.get("male", frozenset()), classes.get("female", frozenset())
+    male, female = (reading.lexicon.classes.get(name, frozenset()) for name in ("male", "female"))
     pronouns = reading.words & {"he", "his", "him", "himself", "she", "her", "hers", "herself"}
     return bool((target in male and pronouns & female) or (target in female and pronouns & male))
 
