@@ -78,7 +78,7 @@ class OnPolicy(TrainerCallback):
             trainer, settings, judge=judge or (load_judge(settings.judge) if settings.judge else None)
         )
         sampling = Sampling(**{each.name: getattr(settings, each.name) for each in fields(Sampling)})
-        model, encoder = trainer.policy, self._refresher.encoder
+        model, encoder = trainer.model, self._refresher.encoder
         self._sampler: Sampler = (
             LocalSampler(model, processor, sampling, encoder=encoder)
             if settings.endpoint is None
@@ -235,7 +235,7 @@ class OnPolicy(TrainerCallback):
     def _details(self, began: float, cpu_began: float) -> dict[str, Any]:
         settings = ("temperature", "top_p", "k", "max_new_tokens", "curriculum", "judge", "endpoint")
         return {
-            "model": str(self.trainer.policy.config.name_or_path),  # type: ignore[union-attr]
+            "model": str(self.trainer.model.config.name_or_path),  # type: ignore[union-attr]
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.monotonic() - began, 3),
             "cpu_seconds": round(time.process_time() - cpu_began, 3),

@@ -205,16 +205,16 @@ class Refresher:
                 for place, total in zip(sampled, self.reference.totals(part).tolist(), strict=True):
                     candidates[place].reference_logprob = total
             if self.settings.measures_own:
-                with eval_mode(self.trainer.policy):
-                    means = self.trainer.engine.logprobs(self.trainer.policy, batch).mean.tolist()
+                with eval_mode(self.trainer.model):
+                    means = self.trainer.engine.logprobs(self.trainer.model, batch).mean.tolist()
                 for candidate, mean in zip(candidates, means, strict=True):
                     candidate.lbar = mean
 
     def _compare(self, items: Sequence[tuple[int, Row]], candidates: Sequence[Candidate]) -> None:
         """How similar each candidate and its row's right answer are to the policy."""
         batch = send_to_device(self._collate_with_chosen(items), self.trainer.args.device)
-        with self.trainer.accelerator.autocast(), eval_mode(self.trainer.policy):
-            found = [value for of_row in batch_ches(self.trainer.policy, batch) for value in of_row]
+        with self.trainer.accelerator.autocast(), eval_mode(self.trainer.model):
+            found = [value for of_row in batch_ches(self.trainer.model, batch) for value in of_row]
         for candidate, value in zip(candidates, found, strict=True):
             candidate.ches = value
 

@@ -16,8 +16,8 @@ from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.data.reading import resolve_root
 from cwdpo.data.rows import ImageSource, Row
 from cwdpo.errors import ConfigError, DataError, UserError
+from cwdpo.models.saving import last_checkpoint
 from cwdpo.records import STAGES, RunDirectory, Stage, write_text
-from cwdpo.trainers.checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from cwdpo.engine import Engine, FeatureCache, make_engine, separate_engine
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.models.adapters import add_lora, load_adapter, quantization_config
 from cwdpo.models.loading import load_policy, load_processor, some
-from cwdpo.models.saving import save_checkpoint
+from cwdpo.models.saving import last_checkpoint, save_checkpoint, whole_checkpoints
 from cwdpo.probes import choose_rows, own_answers
 from cwdpo.probes.callback import Probing
 from cwdpo.recipes.resuming import NewIntervals, keep_rows, record_floor
@@ -34,7 +34,6 @@ from cwdpo.records import RunDirectory, Stage, write_json, write_text
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
 from cwdpo.trainers.arguments import arguments_from
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal, TensorBoardRecorder
-from cwdpo.trainers.checkpoints import last_checkpoint, whole_checkpoints
 
 logger = logging.getLogger(__name__)
 

@@ -123,12 +123,12 @@ class CWDPOTrainer(AnswerTrainer):
         a checkpoint is loaded: both belong to the model that stage 2 starts from."""
         if self.reference is not None:
             return
-        source = self.ref_model or self.policy
+        source = self.ref_model or self.model
         cached = self.args.reference == "cached"
         if cached:
             cache = self._cache(source)
             self._measured = self._reference_pass(cache).run(source, self._evaluated(), roles=self.roles)
-            if self.on_policy is not None or (isinstance(self.policy, PeftModel) and not self.is_sharded):
+            if self.on_policy is not None or (isinstance(self.model, PeftModel) and not self.is_sharded):
                 self._start = self._live_reference()
             if self.on_policy is not None and self._start is not None:
                 self.on_policy.keep_references(cache, self._start)
@@ -139,7 +139,7 @@ class CWDPOTrainer(AnswerTrainer):
             return
         if isinstance(self.args.cooling_floor, str) and (not cached or self.ref_model is not None):
             floor_pass = self._reference_pass(ReferenceCache.in_memory())  # the floor is always the policy's
-            self._measured = floor_pass.run(self.policy, self._evaluated(), roles=self.roles)
+            self._measured = floor_pass.run(self.model, self._evaluated(), roles=self.roles)
         means = self._measured.means if self._measured else dict.fromkeys((Role.REJECTED, Role.GENTLE), torch.empty(0))
         self.floor = measure_floor(self.args.cooling_floor, rejected=means[Role.REJECTED], gentle=means[Role.GENTLE])
 
@@ -173,7 +173,7 @@ class CWDPOTrainer(AnswerTrainer):
         known = [self.train_dataset, *self._evaluated()]
         if rows is None or not isinstance(self.reference, ReferenceCache) or any(rows is one for one in known):
             return
-        reference_pass, source = self._reference_pass(self.reference), self.ref_model or self.policy
+        reference_pass, source = self._reference_pass(self.reference), self.ref_model or self.model
         if self._start is not None:
             reference_pass.add(rows, self._start.logprobs)
         elif not self._has_moved(source, self.reference):
@@ -203,7 +203,7 @@ class CWDPOTrainer(AnswerTrainer):
     def _live_reference(self) -> LiveReference:
         if self.ref_model is None and isinstance(self.model, PeftModel):
             return StartingAdapter(self.model, self.engine)
-        return FrozenCopy(self.ref_model or _copy(self.policy), self.engine)
+        return FrozenCopy(self.ref_model or _copy(self.model), self.engine)
 
     def _has_moved(self, model: nn.Module, cache: ReferenceCache) -> bool:
         """Whether a model is no longer the one whose log-probs a cache holds."""
