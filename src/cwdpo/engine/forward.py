@@ -216,17 +216,22 @@ def _read(logits: Tensor, targets: Tensor, want: Collection[Detail]) -> dict[str
         read["uniform"] = logits.mean(dim=-1) - normaliser
     if set(want) - {"uniform"}:
         with torch.no_grad():
-            logprobs = logits - normaliser[:, None]
-            top = logprobs.max(dim=-1)
-            if "entropy" in want:
-                read["entropy"] = -(logprobs.exp() * logprobs).sum(dim=-1)
-            if "confidence" in want:
-                read["confidence"] = top.values.exp()
-            if "hit" in want:
-                read["hit"] = top.indices == targets
-            if "distribution" in want:
-                read["distribution"] = logprobs
+            read |= _details(logits - normaliser[:, None], targets, want)
     return read
+
+
+def _details(logprobs: Tensor, targets: Tensor, want: Collection[Detail]) -> dict[str, Tensor]:
+    details = {}
+    top = logprobs.max(dim=-1)
+    if "entropy" in want:
+        details["entropy"] = -(logprobs.exp() * logprobs).sum(dim=-1)
+    if "confidence" in want:
+        details["confidence"] = top.values.exp()
+    if "hit" in want:
+        details["hit"] = top.indices == targets
+    if "distribution" in want:
+        details["distribution"] = logprobs
+    return details
 
 
 @contextmanager
