@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cwdpo.config.limits import Fraction
+from cwdpo.config.limits import Fraction, check_fraction
 from cwdpo.config.recipe import Recipe
 from cwdpo.data.formats import format_of, read_answer, row_from_record
 from cwdpo.data.reading import read_records, read_rows, resolve_root, split_rows
@@ -132,6 +132,7 @@ def write_mixed(
         progress: where in the run a schedule is read, from 0 to 1; the others as in ``mix_negatives``.
     """
     refuse_existing(out)
+    check_fraction(fraction)
     share, samples = fraction_at(fraction, progress), _read_samples(on_policy)
     sources, without_samples, lines = Counter[str](), 0, []
     rows = list(rows_with_records(data, image_root))

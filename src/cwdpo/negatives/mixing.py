@@ -96,11 +96,12 @@ def wants_samples(*, fraction: float, seed: int, row_id: str, round: int, num_da
 def fraction_at(value: Fraction, progress: float) -> float:
     """The share at a point of the run; before the first point and after the last it stays as it is there.
 
+    The value has passed :func:`check_fraction`, as a recipe's has.
+
     Example:
         >>> fraction_at([[0, 0.0], [0.5, 1.0]], 0.25), fraction_at([[0, 0.0], [0.5, 1.0]], 0.9), fraction_at(0.3, 0.5)
         (0.5, 1.0, 0.3)
     """
-    check_fraction(value)
     if isinstance(value, int | float):
         return float(value)
     if progress < value[0][0]:
