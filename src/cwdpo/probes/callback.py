@@ -18,7 +18,7 @@ from cwdpo.probes.keeping import Keeper, StageFiles, Start
 from cwdpo.probes.measuring import Reading, StartDistributions, measure, scalars, warm_up
 from cwdpo.probes.probe_set import ProbeSet, probe_rows
 from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
-from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine, RunDirectory, Stage
+from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine, RunDirectory, Stage, append_jsonl
 from cwdpo.trainer_view import TrainerView
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Probing(TrainerCallback):
             note["kept_step"] = step
             self._trainer.accelerator.wait_for_everyone()  # until the first rank has written them
             if step != self._trainer.state.global_step:
-                self._files.restore_weights(self._trainer.policy, step)
+                self._files.restore_weights(self._trainer.model, step)
                 logger.warning("%s: leaves the model of step %d", self._stage, step)
         with self._schedule.preparing():
             self._examples.end()
@@ -157,7 +157,7 @@ class Probing(TrainerCallback):
         with self._schedule.preparing():
             on_policy = shared_answers(self._trainer, self._write_sampled, self._rows)
             self._probes = self._probe_set(greedy, on_policy)
-            warm_up(self._trainer.policy, self._probes, self._engine)
+            warm_up(self._trainer.model, self._probes, self._engine)
         self._read(0)
         with self._schedule.preparing(again_at_end=True):
             self._examples.begin(self._probes.rows)
@@ -184,7 +184,7 @@ class Probing(TrainerCallback):
             assert self._probes is not None
             autocast = self._trainer.accelerator.autocast
             here = measure(
-                self._trainer.policy, self._probes, self._engine, start=self._distributions, autocast=autocast
+                self._trainer.model, self._probes, self._engine, start=self._distributions, autocast=autocast
             )
             reading = Reading().joined(gather_object([here]))
             is_first = not self._means
@@ -193,11 +193,11 @@ class Probing(TrainerCallback):
             if is_first:
                 for rows in gather_object([self._distributions]):
                     self._distributions.update(rows)
-            self._keeper.update(step, lines, self._trainer.policy)
+            self._keeper.update(step, lines, self._trainer.model)
         lines[0]["seconds"] = round(self._schedule.last_seconds, 4)
         self.lines += lines
         if self._trainer.is_world_process_zero():
-            self._run.append_probes(lines)
+            append_jsonl(self._run.probes, lines)
         control = self._trainer.control
         should_log = control.should_log  # any logging takes it for done
         with self._schedule.preparing():

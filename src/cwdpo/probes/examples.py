@@ -103,7 +103,7 @@ class Examples:
     def _measure(self, rows: Sequence[ProbeRow]) -> ByRow:
         trainer = self._trainer
         probes = ranks_share(rows, trainer)
-        here = token_logprobs(trainer.policy, probes, self._engine, autocast=trainer.accelerator.autocast)
+        here = token_logprobs(trainer.model, probes, self._engine, autocast=trainer.accelerator.autocast)
         whole: ByRow = {}
         for part in gather_object([here]):
             whole.update(part)
@@ -126,7 +126,7 @@ def shared_answers(trainer: TrainerView, write: Write | None, rows: Sequence[Row
     if write is None:
         return None
     rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    parts: list[list[str]] = gather_object([write(trainer.policy, rows[rank::ranks])])
+    parts: list[list[str]] = gather_object([write(trainer.model, rows[rank::ranks])])
     return [parts[i % ranks][i // ranks] for i in range(len(rows))]
 
 
