@@ -184,11 +184,7 @@ class AnswerLogits(nn.Module):
         """
         parameters = self.trainable()
         found = torch.autograd.grad(
-            logits,
-            list(parameters.values()),
-            weights.to(logits.dtype),
-            allow_unused=True,
-            materialize_grads=True,
+            logits, list(parameters.values()), weights.to(logits.dtype), allow_unused=True, materialize_grads=True
         )
         return dict(zip(parameters, found, strict=True))
 
@@ -389,11 +385,7 @@ def _answers_of_row(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _directions(
-    logits: AnswerLogits,
-    engine: Engine,
-    objective: Objective,
-    row: Batch,
-    start: Callable[[Batch], Tensor] | None,
+    logits: AnswerLogits, engine: Engine, objective: Objective, row: Batch, start: Callable[[Batch], Tensor] | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The loss gradient twice: as J_u^T G, with G from its formula, and by autograd through the loss itself."""
     now = engine.logprobs(logits.model, row)

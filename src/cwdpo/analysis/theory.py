@@ -54,12 +54,7 @@ def sft_pull(lengths: Tensor) -> Tensor:
 
 
 def cw_dpo_pulls(
-    chosen_logratio: Tensor,
-    rejected_logratio: Tensor,
-    weight: Tensor,
-    *,
-    beta: float,
-    flow: Tensor | float = 0.0,
+    chosen_logratio: Tensor, rejected_logratio: Tensor, weight: Tensor, *, beta: float, flow: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor]:
     r"""Pulls of cooling-weighted DPO on the chosen and on the rejected answer.
 
@@ -240,13 +235,7 @@ def push_down(logprobs: Tensor, target: int, *, step: float, weight: Tensor | fl
 
 
 def push_down_repeatedly(
-    logprobs: Tensor,
-    target: int,
-    *,
-    step: float,
-    num_steps: int,
-    floor: float | None = None,
-    temperature: float = 1.0,
+    logprobs: Tensor, target: int, *, step: float, num_steps: int, floor: float | None = None, temperature: float = 1.0
 ) -> Tensor:
     """Push the same token down again and again; cooled, each push is scaled by w_c of what the last one left.
 

@@ -39,11 +39,7 @@ def _added_product(total: Any, left: Any, right: Any, *_: Any, **__: Any) -> int
 
 
 # torch counts CUDA's attention kernels only, and no product that is added in place
-_MISSING = {
-    _CPU_ATTENTION: _attention,
-    _CPU_ATTENTION_BACKWARD: _attention_backward,
-    _ATEN.addmm_: _added_product,
-}
+_MISSING = {_CPU_ATTENTION: _attention, _CPU_ATTENTION_BACKWARD: _attention_backward, _ATEN.addmm_: _added_product}
 
 _BACKWARD_PRODUCTS = 2.5  # five, where there were two forward
 

@@ -129,13 +129,7 @@ def write_captions(checkpoint: Path, held_out: HeldOut, *, seed: int) -> Caption
 
     def captions(temperature: float | None) -> list[str]:
         return generate_answers(
-            model,
-            processor,
-            held_out.rows,
-            batch_size=128,
-            max_new_tokens=_LONGEST,
-            temperature=temperature,
-            seed=seed,
+            model, processor, held_out.rows, batch_size=128, max_new_tokens=_LONGEST, temperature=temperature, seed=seed
         )
 
     return Captions(greedy=captions(None), sampled=captions(1.0))

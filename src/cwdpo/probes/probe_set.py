@@ -86,13 +86,7 @@ def own_answers(
     """A model's own answers, cut a few tokens beyond the longest chosen answer: greedy ones without a temperature."""
     longest = max((len(processor.tokenizer(row.chosen)["input_ids"]) for row in rows), default=0)
     return generate_answers(
-        model,
-        processor,
-        rows,
-        max_new_tokens=longest + _BEYOND,
-        temperature=temperature,
-        seed=seed,
-        warn_of_cut=False,
+        model, processor, rows, max_new_tokens=longest + _BEYOND, temperature=temperature, seed=seed, warn_of_cut=False
     )
 
 
