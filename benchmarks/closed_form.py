@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from cwdpo.bench.sizes import SETTINGS, SIZES, ModelSize
+from cwdpo.bench.contestants import SETTINGS, SIZES, ModelSize
 
 PUBLISHED = {
     "3b": SIZES["3b"],

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from bench.tiny_size import TINY
 
-from cwdpo.bench.contestants import Task, build_model, build_processor, cw_dpo, make_rows, trl_dpo
-from cwdpo.bench.counting import count_flops, without_products
-from cwdpo.bench.sizes import SETTINGS
+from benchmarks.without_products import without_products
+from cwdpo.bench.contestants import SETTINGS, Task, build_model, build_processor, cw_dpo, make_rows, trl_dpo
+from cwdpo.bench.counting import count_flops
 
 
 def make_task(setting: str, directory: Path, *, lora: bool, checkpointing: bool) -> Task:

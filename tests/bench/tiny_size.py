@@ -1,6 +1,6 @@
 """A model of the 3B model's proportions, every width a sixteenth."""
 
-from cwdpo.bench.sizes import ModelSize, VisionSize
+from cwdpo.bench.contestants import ModelSize, VisionSize
 
 TINY = ModelSize(
     vision=VisionSize(depth=4, full_attention=(3,), width=80, mlp_width=214, heads=2),

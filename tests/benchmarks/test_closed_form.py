@@ -15,9 +15,21 @@ from benchmarks.closed_form import (
     row_lengths,
     step_flops,
 )
-from cwdpo.bench.contestants import Contestant, Task, build_model, build_processor, cw_dpo, make_rows, trl_dpo
-from cwdpo.bench.counting import count_flops, without_products
-from cwdpo.bench.sizes import SETTINGS, ModelSize, Setting, VisionSize
+from benchmarks.without_products import without_products
+from cwdpo.bench.contestants import (
+    Contestant,
+    ModelSize,
+    SETTINGS,
+    Setting,
+    Task,
+    VisionSize,
+    build_model,
+    build_processor,
+    cw_dpo,
+    make_rows,
+    trl_dpo,
+)
+from cwdpo.bench.counting import count_flops
 
 WIDE = ModelSize(
     vision=VisionSize(depth=2, full_attention=(0,), width=64, mlp_width=200, heads=2),

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -116,8 +116,7 @@ class Check:
     """eta ||grad lbar|| ||grad L||, the most that either could be."""
 
 
-@dataclass(frozen=True)
-class InfluenceReport:
+class InfluenceReport(NamedTuple):
     """Everything that :func:`measure_influence` found."""
 
     influences: list[Influence]
@@ -147,14 +146,13 @@ class MeanKernel:
 
 
 class AnswerLogits(nn.Module):
-    """A model as a function from a batch to the logits that predict the batch's answer tokens.
+    """A bare model, or one with adapters, as a function from a batch to the logits that predict its answer tokens.
 
     The rows are laid out as the plain engine lays them out; unlike the engine, it keeps all logits, so use it on small
     batches. J below is the Jacobian of these logits in the trainable parameters.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Wrap a bare model or one with adapters, in place."""
         super().__init__()
         self.model = model
         self._transform: LogitTransform | None = None
@@ -178,9 +176,7 @@ class AnswerLogits(nn.Module):
     def pull_back(self, logits: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """``J^T weights``: the parameter direction along which ``sum(weights * logits)`` grows.
 
-        Args:
-            logits: ``(n, V)`` from this module, or any other tensor of the model's, with their graph.
-            weights: of the same shape.
+        The ``(n, V)`` logits, or any other tensor of the model's that has the weights' shape, come with their graph.
         """
         parameters = self.trainable()
         found = torch.autograd.grad(
@@ -190,11 +186,7 @@ class AnswerLogits(nn.Module):
 
     @torch.no_grad()
     def push_forward(self, batch: Batch, direction: Direction) -> tuple[Tensor, Tensor]:
-        """Logits and ``J direction``, their rate of change along it, in one forward pass.
-
-        Returns:
-            ``(n, V)`` logits and ``(n, V)`` rates.
-        """
+        """``(n, V)`` logits and ``(n, V)`` ``J direction``, their rate of change along it, in one forward pass."""
         forward_mode: Any = forward_ad  # torch leaves its functions without types
         with forward_mode.dual_level():
             dual = {
@@ -290,22 +282,19 @@ def projected_kernel(
         k_ou = E_r [ (1/V) sum_v (mean_t (J r)_tv) (mean_s (J r)_sv) ],    r_i = +1 or -1, each half of the time
 
     Without bias, at any size of vocabulary and model; the standard error falls with the root of ``num_directions`` and
-    is returned. Good for asking which answers are near each other; the products A K G need no estimate, see
-    :mod:`cwdpo.analysis.influence`.
-
-    Args:
-        logits: the model.
-        batches: their answers, one batch after the other, are the kernel's rows and columns.
-        num_directions: random directions, at least 2.
-        seed: they follow from it.
-        on_direction: called with how many are done.
+    is returned. The rows and columns are the batches' answers, one batch after the other; ``on_direction`` is called
+    with how many directions are done. Good for asking which answers are near each other; the products A K G of
+    :func:`measure_influence` need no estimate.
     """
     if num_directions < 2:
         raise ValueError(f"num_directions must be at least 2 for an error estimate, got {num_directions}. Use 64.")
     generator = torch.Generator().manual_seed(seed)
     total = squares = torch.zeros((), dtype=torch.float64)
     for done in range(1, num_directions + 1):
-        direction = {name: _signs(value, generator) for name, value in logits.trainable().items()}
+        direction = {  # signs drawn on the CPU, so that every device gets the same
+            name: (torch.randint(0, 2, value.shape, generator=generator) * 2 - 1).to(value)
+            for name, value in logits.trainable().items()
+        }
         rates = torch.cat([_mean_rates(logits, batch, direction) for batch in batches]).cpu()
         found = rates @ rates.T / rates.shape[1]
         total, squares = total + found, squares + found**2
@@ -326,13 +315,10 @@ def exact_kernel(logits: AnswerLogits, observed: Batch, trained: Batch) -> Tenso
 
         K[t, v, s, w] = <d z_tv / d theta, d z_sw / d theta>        arXiv 2407.10490, proposition 1
 
-    Args:
-        logits: the model; theta are its trainable parameters (those of the adapters, where it has some).
-        observed: ``n_o`` answer tokens.
-        trained: ``n_u`` answer tokens.
+    theta are the trainable parameters, those of the adapters where there are some.
 
     Returns:
-        ``(n_o, V, n_u, V)``.
+        ``(n_o, V, n_u, V)``, for ``n_o`` observed and ``n_u`` trained answer tokens.
 
     Raises:
         ValueError: it would not fit in memory.
@@ -346,11 +332,9 @@ def exact_kernel(logits: AnswerLogits, observed: Batch, trained: Batch) -> Tenso
     return kernel.reshape(*left.shape, *right.shape)
 
 
-@contextmanager
-def differentiable_attention() -> Iterator[None]:
+def differentiable_attention() -> AbstractContextManager[None]:
     """Attention by plain matrix products inside: fused kernels have no forward-mode derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def inner(one: Direction, other: Direction) -> float:
@@ -363,18 +347,16 @@ def answer_of_token(batch: Batch) -> Tensor:
     return batch["answer_mask"].nonzero()[:, 0]
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """Mean log-probs of a batch's answers, or their rates of change."""
+class _Seen(NamedTuple):
+    """Mean log-probs of a batch's answers, or their rates of change.
+
+    ``(A,)`` of the answers' own tokens, ``(A,)`` of the tokens ``top``, and these: ``(n,)`` the most likely token at
+    each place before any step.
+    """
 
     lbar: Tensor
-    """``(A,)`` of the answers' own tokens."""
-
     top_lbar: Tensor
-    """``(A,)`` of the tokens ``top``."""
-
     top: Tensor
-    """``(n,)`` the most likely token at each place before any step."""
 
 
 def _answers_of_row(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -473,12 +455,6 @@ def _mean_rates(logits: AnswerLogits, batch: Batch, direction: Direction) -> Ten
     lengths = batch["answer_mask"].sum(dim=-1)
     sums = rates.new_zeros(len(lengths), rates.shape[1], dtype=torch.float64)
     return sums.index_add(0, answer_of_token(batch), rates.double()) / lengths[:, None]
-
-
-def _signs(value: Tensor, generator: torch.Generator) -> Tensor:
-    """Random +1 and -1, drawn on the CPU so that every device gets the same."""
-    signs = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
-    return signs.to(device=value.device, dtype=value.dtype)
 
 
 def _jacobian(logits: AnswerLogits, z: Tensor) -> Iterator[Tensor]:

@@ -28,12 +28,7 @@ def token_residual(logits: Tensor, targets: Tensor) -> Tensor:
 
         pi_t - onehot(y_t)        arXiv 2407.10490, proposition 1
 
-    Args:
-        logits: ``(n, V)``.
-        targets: ``(n,)`` token ids.
-
-    Returns:
-        ``(n, V)``; each row adds up to 0.
+    ``(n, V)``, for ``(n, V)`` logits and ``(n,)`` token ids; each row adds up to 0.
 
     Example:
         >>> token_residual(torch.zeros(1, 2), torch.tensor([0]))
@@ -133,11 +128,7 @@ def belief_geometry(logits: Tensor) -> Tensor:
 
         A = d log pi / dz = I - 1 pi^T        arXiv 2407.10490, proposition 1
 
-    Args:
-        logits: ``(n, V)``.
-
-    Returns:
-        ``(n, V, V)``; row v is the gradient of log pi(v). Large: see :func:`apply_belief_geometry`.
+    ``(n, V, V)``, for ``(n, V)`` logits; row v is the gradient of log pi(v). Large: see :func:`apply_belief_geometry`.
 
     Example:
         >>> belief_geometry(torch.zeros(1, 2))
@@ -149,14 +140,9 @@ def belief_geometry(logits: Tensor) -> Tensor:
 
 
 def apply_belief_geometry(logits: Tensor, change: Tensor) -> Tensor:
-    r"""``A dz`` without the matrix: ``dz_v - sum_j pi_j dz_j``.
+    """``A dz`` without the matrix, ``dz_v - sum_j pi_j dz_j``: first-order change of every log-prob.
 
-    Args:
-        logits: ``(n, V)``.
-        change: ``(n, V)`` change of the logits.
-
-    Returns:
-        ``(n, V)`` first-order change of every log-prob.
+    ``(n, V)``, as the logits and their change are.
     """
     return change - (logits.softmax(dim=-1) * change).sum(dim=-1, keepdim=True)
 
@@ -166,12 +152,7 @@ def mean_logprob_direction(logits: Tensor, targets: Tensor) -> Tensor:
 
         d lbar / dz_t = (onehot(y_t) - pi_t) / L
 
-    Args:
-        logits: ``(L, V)`` of one answer.
-        targets: ``(L,)`` its tokens.
-
-    Returns:
-        ``(L, V)``.
+    ``(L, V)``, for the ``(L, V)`` logits and ``(L,)`` tokens of one answer.
     """
     return -token_residual(logits, targets) / len(targets)
 
@@ -189,9 +170,6 @@ def contract(direction: Tensor, kernel: Tensor, residual: Tensor, *, eta: float)
 
     Returns:
         ``()`` nats per token.
-
-    Raises:
-        ValueError: the shapes do not belong together.
     """
     if kernel.shape != direction.shape + residual.shape:
         raise ValueError(
@@ -228,7 +206,8 @@ def push_down(logprobs: Tensor, target: int, *, step: float, weight: Tensor | fl
     """
     if step <= 0:
         raise ValueError(f"step must be > 0, got {step}. A negative step would pull the token up.")
-    _check_target(logprobs, target)
+    if logprobs.ndim != 1 or not 0 <= target < len(logprobs):
+        raise ValueError(f"expected (V,) log-probs and a token in them, got {tuple(logprobs.shape)} and {target}.")
     change = logprobs.exp()
     change[target] -= 1
     return (logprobs + step * weight * change).log_softmax(dim=-1)
@@ -237,12 +216,15 @@ def push_down(logprobs: Tensor, target: int, *, step: float, weight: Tensor | fl
 def push_down_repeatedly(
     logprobs: Tensor, target: int, *, step: float, num_steps: int, floor: float | None = None, temperature: float = 1.0
 ) -> Tensor:
-    """Push the same token down again and again; cooled, each push is scaled by w_c of what the last one left.
+    """Push the same token down again and again, as :func:`push_down` does.
+
+    Cooled, each push is scaled by w_c of what the last one left; the token counts as an answer of length 1, so that its
+    log-prob is lbar.
 
     Args:
         logprobs: ``(V,)`` log pi.
-        target: the token that is pushed down, an answer of length 1, so that its log-prob is lbar.
-        step: as in :func:`push_down`.
+        target: the token that is pushed down.
+        step: of each push.
         num_steps: how often.
         floor: l_floor, nats per token; None does not cool.
         temperature: tau, nats per token.
@@ -256,13 +238,3 @@ def push_down_repeatedly(
         weight = 1.0 if floor is None else cooling_weight(now[target], floor, temperature=temperature)
         path.append(push_down(now, target, step=step, weight=weight))
     return torch.stack(path)
-
-
-def gains_share(logprobs: Tensor, target: int, *, step: float, weight: Tensor | float = 1.0) -> Tensor:
-    """``(V,)`` True for the tokens that :func:`push_down` makes likelier."""
-    return push_down(logprobs, target, step=step, weight=weight) > logprobs
-
-
-def _check_target(logprobs: Tensor, target: int) -> None:
-    if logprobs.ndim != 1 or not 0 <= target < len(logprobs):
-        raise ValueError(f"expected (V,) log-probs and a token in them, got {tuple(logprobs.shape)} and {target}.")

@@ -7,7 +7,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,8 +15,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from cwdpo.engine import tree as tree_attention
@@ -43,25 +41,12 @@ _MISSING = {_CPU_ATTENTION: _attention, _CPU_ATTENTION_BACKWARD: _attention_back
 
 _BACKWARD_PRODUCTS = 2.5  # five, where there were two forward
 
-_SKIPPED = (
-    _ATEN.mm,
-    _ATEN.addmm,
-    _ATEN.addmm_,
-    _ATEN.bmm,
-    _ATEN.baddbmm,
-    _ATEN.convolution,
-    _ATEN.convolution_backward,
-    _CPU_ATTENTION,
-    _CPU_ATTENTION_BACKWARD,
-)
-
 
 def count_flops(step: Callable[[], Any]) -> int:
     """FLOPs of matrix products, convolutions and attention in a step; a multiplication and an addition count as two.
 
     Attention counts every pair of a query and a key, masked or not, because the dense kernels compute them all; of
-    ``flex_attention``, which torch's counter stops, the blocks that it computes. Inside :func:`without_products` the
-    count is the same and takes a fraction of the time.
+    ``flex_attention``, which torch's counter stops, the blocks that it computes.
     """
     with FlopCounterMode(display=False, custom_mapping=_MISSING) as counter, _flex_counted() as by_flex:
         step()
@@ -96,32 +81,6 @@ class _CountedFlex(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ctx.flops.append(_BACKWARD_PRODUCTS * ctx.products)
         return (*(torch.zeros_like(tensor) for tensor in ctx.saved_tensors), None, None)
-
-
-def without_products() -> AbstractContextManager[Any]:
-    """While open, every operation whose FLOPs are counted gives zeros of the right shape, at once.
-
-    For counting alone: all other numbers mean nothing.
-    """
-    return _WithoutProducts()  # type: ignore[no-untyped-call]
-
-
-class _WithoutProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func._overloadpacket not in _SKIPPED:
-            return func(*args, **kwargs)
-        if func._overloadpacket is _ATEN.addmm_:
-            return args[0]
-        if "out" in kwargs:
-            return kwargs["out"].zero_()
-        shapes = func(*tree_map_only(Tensor, _on_meta, args), **tree_map_only(Tensor, _on_meta, kwargs))
-        device = next(value for value in args if isinstance(value, Tensor)).device
-        return tree_map_only(Tensor, lambda shape: torch.zeros_like(shape, device=device), shapes)
-
-
-def _on_meta(value: Tensor) -> Tensor:
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 @contextmanager

@@ -14,6 +14,8 @@ import transformers
 
 from cwdpo import __version__
 from cwdpo.bench.contestants import (
+    SETTINGS,
+    SIZES,
     Contestant,
     Quantity,
     Target,
@@ -27,7 +29,6 @@ from cwdpo.bench.contestants import (
     trl_dpo,
 )
 from cwdpo.bench.counting import clock, count_flops, peak_memory, saved_activations
-from cwdpo.bench.sizes import SETTINGS, SIZES
 
 STRICT = "TRL, answer tokens only"
 SHIPPED = "TRL"
@@ -89,15 +90,7 @@ class Result:
 
 
 def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
-    """Build the model and the contestants, measure each, then time them in turn.
-
-    Args:
-        options: what to measure.
-        say: called with a line about what is measured next.
-
-    Raises:
-        UserError: TRL is missing or not known.
-    """
+    """Build the model and the contestants, measure each, then time them in turn; ``say`` gets a line before each."""
     require_trl()
     size, setting = SIZES[options.size], SETTINGS[options.setting]
     processor = build_processor(size.vision)
@@ -137,15 +130,24 @@ def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
                     flops, peak = count_flops(once), peak_memory(once, device)
                     result.reference_pass = Measurement(loss=0.0, flops=flops, saved_bytes=0, peak_bytes=peak)
         _time_in_turn(ready, result, say)
-    result.targets = _judge(result)
+    base = result.measurements[result.baseline]
+    for target in targets(options.setting, lora=options.lora, checkpointing=options.checkpointing):
+        one = result.measurements.get(FEATURES if target.features else BEST)
+        if one is not None and (one.seconds or target.quantity != "time"):
+            result.targets.append(replace(target, ratio=_ratio(target.quantity, one, base)))
     return result
 
 
 def measured_table(result: Result) -> str:
     """Markdown. Ratios are to the baseline; those of time are medians over rounds, with the quartiles."""
     base = result.measurements[result.baseline]
+    options = result.options
+    what = "LoRA on the language model" if options.lora else "full fine-tuning"
+    checkpointing = ", activation checkpointing" if options.checkpointing else ""
+    where = f"{result.hardware}, {result.threads} threads" if options.device == "cpu" else result.hardware
     lines = [
-        f'{_title(result)}; ratios to "{result.baseline}"',
+        f"{options.setting}, model `{options.size}`, {what}{checkpointing}; {where}, {options.dtype}"
+        f'; ratios to "{result.baseline}"',
         "",
         "| | loss | GFLOP | ratio | saved MB | ratio | peak MB | ratio | time s | ratio (quartiles) |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -222,16 +224,6 @@ def _seconds(step: Callable[[], object], device: torch.device) -> float:
     return clock(device) - start
 
 
-def _judge(result: Result) -> list[Target]:
-    """The targets for what was measured, with the ratios to the baseline beside them."""
-    options, base, judged = result.options, result.measurements[result.baseline], []
-    for target in targets(options.setting, lora=options.lora, checkpointing=options.checkpointing):
-        one = result.measurements.get(FEATURES if target.features else BEST)
-        if one is not None and (one.seconds or target.quantity != "time"):
-            judged.append(replace(target, ratio=_ratio(target.quantity, one, base)))
-    return judged
-
-
 def _ratio(quantity: Quantity, one: Measurement, base: Measurement) -> float:
     if quantity == "FLOPs":
         return one.flops / base.flops
@@ -246,14 +238,6 @@ def _hardware(device: torch.device) -> str:
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _title(result: Result) -> str:
-    options = result.options
-    what = "LoRA on the language model" if options.lora else "full fine-tuning"
-    checkpointing = ", activation checkpointing" if options.checkpointing else ""
-    where = f"{result.hardware}, {result.threads} threads" if options.device == "cpu" else result.hardware
-    return f"{options.setting}, model `{options.size}`, {what}{checkpointing}; {where}, {options.dtype}"
 
 
 def _times(seconds: Sequence[float], base: Sequence[float]) -> list[str]:

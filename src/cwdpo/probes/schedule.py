@@ -27,12 +27,10 @@ class Schedule:
     def __init__(
         self, every: int | None, *, clock: Callable[[], float], agree: Callable[[int], int] = lambda step: step
     ) -> None:
-        """Set up.
+        """Read every so many steps; None finds them from the measured cost, see :func:`next_reading`.
 
-        Args:
-            every: steps between readings; None finds them from the measured cost, see :func:`next_reading`.
-            clock: seconds, when all work so far is done.
-            agree: gives every rank the first rank's value. All ranks call it at the same steps.
+        The clock gives seconds, when all work so far is done. All ranks call ``agree`` at the same steps: it gives them
+        the first rank's value.
         """
         self.every, self._clock, self._agree = every, clock, agree
         self.spent = 0.0
@@ -93,12 +91,11 @@ class Schedule:
     def _plan(self, step: int) -> None:
         if self.every is not None:
             return
-        seconds = (self._clock() - self._began - self.spent) / (step - self._first)
         planned = next_reading(
             step,
             self._last,
             first_step=self._first,
-            step_seconds=seconds,
+            step_seconds=(self._clock() - self._began - self.spent) / (step - self._first),
             reading_seconds=self.last_seconds,
             spent=self.spent + self.owed,
         )
