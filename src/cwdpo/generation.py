@@ -4,8 +4,8 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -15,7 +15,6 @@ from cwdpo.data.rows import Row
 from cwdpo.engine.layout import prompts_alone
 
 logger = logging.getLogger(__name__)
-
 
 _NEUTRAL: dict[str, Any] = {
     "repetition_penalty": 1.0,
@@ -43,8 +42,7 @@ _NEUTRAL: dict[str, Any] = {
 """Every setting of a generation config that would change what is sampled, as it changes nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Generated:
+class Generated(NamedTuple):
     """One answer as a model gave it."""
 
     text: str
@@ -91,11 +89,11 @@ def generate(
     processor: Any,
     rows: Sequence[Row],
     *,
-    batch_size: int = 64,
-    max_new_tokens: int = 256,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
+    batch_size: int,
+    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int,
     encoder: Encoder | None = None,
 ) -> list[Generated]:
     """Let the model answer every row's prompt.
@@ -108,23 +106,21 @@ def generate(
     Args:
         model: a generative vision-language model, bare or with an adapter; its train and eval modes are put back.
         processor: the model's processor, which is not changed.
-        rows: only their prompts and images are read. With and without images may be mixed. A row that stands several
-            times in a row is encoded once.
+        rows: only their prompts and images are read, with and without images mixed. Neighbours that are the same row
+            are encoded once.
         batch_size: prompts in one call of ``generate``.
         max_new_tokens: longest answer.
         temperature: None decodes greedily; a number > 0 samples from the whole vocabulary (no top-k).
         top_p: sample only from the smallest set of tokens with this probability; needs a temperature.
         seed: the samples follow from it; torch's global random state is left as it was.
         encoder: of this processor, where one is at hand.
-
-    Returns:
-        One answer for each row.
-
-    Raises:
-        ValueError: a temperature or top_p that cannot be meant.
-        DataError: a row cannot be encoded.
     """
-    _check_sampling(temperature, top_p)
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, but must be > 0; for greedy decoding write None")
+    if top_p is not None and (temperature is None or not 0 < top_p <= 1):
+        raise ValueError(
+            f"top_p is {top_p} and temperature {temperature}; top_p needs a temperature and lies in (0, 1]"
+        )
     if not rows:
         return []
     encoder = encoder or Encoder(processor)
@@ -139,7 +135,9 @@ def generate(
     )
     answers: list[Generated] = []
     ends = torch.tensor(config.eos_token_id, device=model.device)
-    with eval_mode(model), _own_randomness(seed, model.device), _instead_of_own(model, config):
+    devices = [model.device] if model.device.type == "cuda" else []
+    with eval_mode(model), torch.random.fork_rng(devices=devices), _instead_of_own(model, config):
+        torch.manual_seed(seed)
         for start in range(0, len(rows), batch_size):
             inputs = prompts_alone(_prompts(encoder, rows[start : start + batch_size]))
             inputs = {name: value.to(model.device) for name, value in inputs.items()}
@@ -157,15 +155,6 @@ def _prompts(encoder: Encoder, rows: Sequence[Row]) -> list[dict[str, torch.Tens
         same = position > 0 and row is rows[position - 1]
         prompts.append(prompts[-1] if same else encoder.encode(row).prompt)
     return prompts
-
-
-def _check_sampling(temperature: float | None, top_p: float | None) -> None:
-    if temperature is not None and not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, but must be > 0; for greedy decoding write None")
-    if top_p is not None and (temperature is None or not 0 < top_p <= 1):
-        raise ValueError(
-            f"top_p is {top_p} and temperature {temperature}; top_p needs a temperature and lies in (0, 1]"
-        )
 
 
 def _generation_config(model: Any, tokenizer: Any, encoder: Encoder, row: Row) -> Any:
@@ -201,13 +190,6 @@ def _instead_of_own(model: Any, config: Any) -> Iterator[None]:
             module.generation_config = own
 
 
-@contextmanager
-def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How answers are drawn."""
@@ -239,19 +221,11 @@ class LocalSampler:
 
     def sample(self, rows: Sequence[Row], *, seed: int) -> list[list[Generated]]:
         """See :class:`Sampler`."""
-        how = self.sampling
-        found = generate(
-            self.model,
-            self.processor,
-            [row for row in rows for _ in range(how.k)],
-            batch_size=how.batch_size,
-            max_new_tokens=how.max_new_tokens,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            seed=seed,
-            encoder=self.encoder,
-        )
-        return [found[start : start + how.k] for start in range(0, len(found), how.k)]
+        settings = asdict(self.sampling)
+        k = settings.pop("k")
+        repeated = [row for row in rows for _ in range(k)]
+        found = generate(self.model, self.processor, repeated, **settings, seed=seed, encoder=self.encoder)
+        return [found[start : start + k] for start in range(0, len(found), k)]
 
 
 def chunks(indices: Sequence[int], sampling: Sampling) -> list[Sequence[int]]:

@@ -17,9 +17,9 @@ from benchmarks.closed_form import (
 )
 from benchmarks.without_products import without_products
 from cwdpo.bench.contestants import (
+    SETTINGS,
     Contestant,
     ModelSize,
-    SETTINGS,
     Setting,
     Task,
     VisionSize,

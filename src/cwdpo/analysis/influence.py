@@ -35,13 +35,10 @@ class Objective:
 
     beta: float = Stage2Config.beta
     floor: float = 0.0
-    """l_floor, nats per token; only for ``cw_dpo``."""
+    """l_floor, nats per token; it and what follows only for ``cw_dpo``."""
 
     temperature: float = CoolingConfig.temperature
-    """tau, nats per token."""
-
     detach: bool = CoolingConfig.detach
-    """Treat w_c as a constant in the backward pass."""
 
     def weight(self, rejected_mean: Tensor) -> Tensor:
         """``(pairs,)`` w_c of the rejected answers."""
@@ -83,10 +80,8 @@ class Influence:
     """What a step on one row did to one answer of another. All changes are nats per token."""
 
     trained: int
-    """Position of the row that the step was taken on."""
-
     observed: int
-    """Position of the row that was looked at; may be the same."""
+    """Positions of the row that the step was taken on, and of the one that was looked at; may be the same."""
 
     role: str
     """``chosen``, ``rejected`` or ``gentle``."""
@@ -95,15 +90,12 @@ class Influence:
     """Learning rate of the SGD step."""
 
     predicted: float
-    """Delta lbar by -eta A K G."""
-
     measured: float
-    """Delta lbar after the step."""
+    """Delta lbar by -eta A K G, and after the step."""
 
     predicted_top: float
-    """The same for the tokens that were most likely before the step, instead of the answer's: this shows squeezing."""
-
     measured_top: float
+    """The same for the tokens that were most likely before the step, instead of the answer's: this shows squeezing."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +125,8 @@ class MeanKernel:
     """
 
     mean: Tensor
-    """``(A, A)`` estimates, float64."""
-
     error: Tensor
-    """``(A, A)`` their standard errors, from the scatter over the random directions."""
+    """``(A, A)`` estimates in float64, and their standard errors, from the scatter over the random directions."""
 
     @property
     def cosine(self) -> Tensor:
@@ -235,7 +225,10 @@ def measure_influence(
         before = [_look(logits, batch) for batch in observed]
         for number, row in enumerate(trained):
             direction, gradient = _directions(logits, engine, objective, row, start)
-            rates = [_rates(logits, batch, direction, seen.top) for batch, seen in zip(observed, before, strict=True)]
+            rates = []
+            for batch, seen in zip(observed, before, strict=True):
+                z, change = logits.push_forward(batch, direction)
+                rates.append(_read(apply_belief_geometry(z, change), batch, seen.top))  # A K G
             turn = number % len(observed)
             report.checks.append(_check(logits, engine, observed[turn], gradient, rates[turn].lbar, etas[0]))
             for eta in etas:
@@ -306,8 +299,6 @@ def projected_kernel(
 
 _MOST_ELEMENTS = 2**28
 """Values of one Jacobian, or of one kernel (1 GB in fp32)."""
-
-_ROWS_AT_ONCE = 128
 
 
 def exact_kernel(logits: AnswerLogits, observed: Batch, trained: Batch) -> Tensor:
@@ -391,12 +382,6 @@ def _look(logits: AnswerLogits, batch: Batch, top: Tensor | None = None) -> _See
     return _read(logprobs, batch, logprobs.argmax(dim=-1) if top is None else top)
 
 
-def _rates(logits: AnswerLogits, batch: Batch, direction: Direction, top: Tensor) -> _Seen:
-    """A K G: how fast each answer's mean log-prob changes along the direction J_u^T G."""
-    z, change = logits.push_forward(batch, direction)
-    return _read(apply_belief_geometry(z, change), batch, top)
-
-
 def _read(values: Tensor, batch: Batch, top: Tensor) -> _Seen:
     """Means over each answer's tokens of ``(n, V)`` values, at the answer's tokens and at the most likely ones."""
     answer, mask = answer_of_token(batch), batch["answer_mask"]
@@ -461,7 +446,7 @@ def _jacobian(logits: AnswerLogits, z: Tensor) -> Iterator[Tensor]:
     """Rows of the Jacobian, ``(rows, P)`` a time, row ``t * V + v`` for logit v of token t."""
     parameters = list(logits.trainable().values())
     unit = torch.eye(z.numel(), dtype=z.dtype, device=z.device)
-    for chosen in torch.split(unit, _ROWS_AT_ONCE):
+    for chosen in torch.split(unit, 128):
         weights = chosen.reshape(-1, *z.shape)
         found = torch.autograd.grad(z, parameters, weights, retain_graph=True, is_grads_batched=True, allow_unused=True)
         rows = [

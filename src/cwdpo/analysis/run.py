@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,17 +69,15 @@ class Settings:
 
 
 class Pushed(NamedTuple):
-    """The rejected token that the model finds least likely: its softmax shows the squeezing effect."""
+    """The rejected token that the model finds least likely: its softmax shows the squeezing effect.
+
+    Its row's name, its position in the answer from 0, its id, and the ``(V,)`` log-probs there.
+    """
 
     row: str
     token: int
-    """Position in the answer, from 0."""
-
     target: int
-    """Its id."""
-
     logprobs: Tensor
-    """``(V,)``."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,8 @@ class Analysis:
     """Between the chosen answers of the rows."""
 
     floor: float | None
-    """l_floor, nats per token; None where no row has a negative."""
-
     rejected_length: int | None
-    """Median tokens of the rejected answers."""
+    """l_floor, nats per token, and median tokens of the rejected answers; None where no row has a negative."""
 
     num_parameters: int
     pushed: Pushed | None
@@ -108,11 +105,7 @@ class Analysis:
 
 
 def analyse_model(settings: Settings, on_progress: Progress) -> Analysis:
-    """Do what the settings ask.
-
-    Raises:
-        UserError: the model, the rows or a setting cannot be used.
-    """
+    """Do what the settings ask; a UserError where the model, the rows or a setting cannot be used."""
     rows, trained, observed = _rows(settings)
     model, processor = _load(settings.model, settings.lora)
     engine = make_engine()
@@ -408,19 +401,14 @@ def _learning_rate(analysis: Analysis) -> Figure:
     )
 
 
-_PUSHES = 60
-_PUSH_SIZE = 0.5
-
-
 def _squeezing(pushed: Pushed, floor: float, temperature: float) -> Figure:
     """The model's own softmax at one place, while a rejected token is pushed down there."""
+    size, count = 0.5, 60
     others = pushed.logprobs.clone()
     others[pushed.target] = -math.inf
     top, second = others.topk(2).indices.tolist()
-    hot = push_down_repeatedly(pushed.logprobs, pushed.target, step=_PUSH_SIZE, num_steps=_PUSHES)
-    cooled = push_down_repeatedly(
-        pushed.logprobs, pushed.target, step=_PUSH_SIZE, num_steps=_PUSHES, floor=floor, temperature=temperature
-    )
+    push = partial(push_down_repeatedly, pushed.logprobs, pushed.target, step=size, num_steps=count)
+    hot, cooled = push(), push(floor=floor, temperature=temperature)
     curves = [
         Curve(f"{name}{kind}", list(enumerate(path[:, token].exp().tolist())), colour, dashed)
         for token, name, colour in ((top, "the most likely token", 0), (second, "the second", 1))
@@ -428,9 +416,9 @@ def _squeezing(pushed: Pushed, floor: float, temperature: float) -> Figure:
     ]
     return Figure(
         title=f"Pushing down a rejected token of probability {pushed.logprobs[pushed.target].exp():.1e}",
-        x_label=f"steps of {_PUSH_SIZE} on its logits (row {pushed.row}, token {pushed.token + 1} of the answer)",
+        x_label=f"steps of {size} on its logits (row {pushed.row}, token {pushed.token + 1} of the answer)",
         y_label="probability",
-        x=(0, _PUSHES),
+        x=(0, count),
         y=(0.0, 1.02),
         curves=curves,
     )

@@ -68,7 +68,7 @@ def cw_dpo_pulls(
         flow: ``(pairs,)`` or 0.
 
     Returns:
-        ``(pairs,)`` c_w >= 0 and ``(pairs,)`` c_l, of opposite sign while the weight is detached.
+        ``(pairs,)`` c_w >= 0 and c_l, of opposite sign while the weight is detached.
 
     Example:
         >>> zero, one = torch.zeros(1), torch.ones(1)

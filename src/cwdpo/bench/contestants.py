@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from unittest import mock
@@ -34,7 +35,7 @@ from cwdpo.trainers import CWDPOConfig, CWDPOTrainer
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSize:
-    """A Qwen2.5-VL vision tower. Widths count features, patches count pixels."""
+    """A Qwen2.5-VL vision tower. Widths count features, patches and attention windows count pixels a side."""
 
     depth: int
     full_attention: tuple[int, ...]
@@ -45,7 +46,6 @@ class VisionSize:
     heads: int
     patch: int = 14
     window: int = 112
-    """Side of an attention window in pixels."""
 
     merge: int = 2
     """Patches along each side that become one image token."""
@@ -104,7 +104,7 @@ attention in its work, and the larger the vision tower's share, because its rows
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a pair looks like. Lengths are in tokens."""
+    """What a pair looks like, and how many a batch has. Lengths are in tokens."""
 
     image_side: int
     """Image tokens along each side of the square image."""
@@ -117,7 +117,6 @@ class Setting:
     """The prompt's tokens beside the image's, the template's among them."""
 
     pairs: int = 2
-    """Pairs of a batch."""
 
     @property
     def image_tokens(self) -> int:
@@ -180,7 +179,12 @@ class Contestant:
         self.batch = send_to_device(batch, self.device)
         if trainer.args.activation_checkpointing:
             trainer.model.activation_checkpointing_enable()
-        _step_away(trainer.model)
+        generator = torch.Generator().manual_seed(_SEED)
+        with torch.no_grad():  # the same noise for every contestant's trained weights, and none for their references
+            for weight in trainer.model.parameters():
+                if weight.requires_grad:
+                    noise = torch.randn(weight.shape, generator=generator) * _STEP_AWAY
+                    weight.add_(noise.to(weight.device, weight.dtype))
         trainer.model.train()
 
     @contextmanager
@@ -250,10 +254,6 @@ def trl_dpo(task: Task, *, compact_head: bool) -> Contestant:
     A compact head scores answer tokens alone, as TRL does on CUDA; on a CPU it scores every position.
     """
     theirs = require_trl()
-
-    def forced() -> AbstractContextManager[Any]:
-        return mock.patch.object(theirs.trainer.utils, "_use_triton", return_value=True)
-
     set_seed(_SEED)  # of the adapters' first values
     model = copy.deepcopy(task.model)
     trainer = theirs.DPOTrainer(
@@ -265,7 +265,8 @@ def trl_dpo(task: Task, *, compact_head: bool) -> Contestant:
         peft_config=_lora(model, task.lora_rank),
     )
     batch = trainer.data_collator([task.rows[i] for i in range(len(task.rows))])
-    return Contestant(trainer, dict(batch), forced if compact_head else nullcontext)
+    compact = partial(mock.patch.object, theirs.trainer.utils, "_use_triton", return_value=True)
+    return Contestant(trainer, dict(batch), compact if compact_head else nullcontext)
 
 
 def cw_dpo(
@@ -326,17 +327,13 @@ def targets(setting: str, *, lora: bool, checkpointing: bool) -> Sequence[Target
         >>> [(target.quantity, target.limit) for target in targets("ii", lora=True, checkpointing=True)]
         [('FLOPs', 0.35), ('time', 0.47)]
     """
-    limits: dict[tuple[Quantity, bool], float | None] = {
-        ("FLOPs", False): _FLOPS.get((lora, checkpointing), {}).get(setting),
-        ("FLOPs", True): _FLOPS_WITH_FEATURES.get(setting) if lora and not checkpointing else None,
-        ("saved activations", False): None if checkpointing else _SAVED[lora],
-        ("time", False): _TIME[setting],
-    }
-    return [
-        Target(quantity=quantity, features=features, limit=limit)
-        for (quantity, features), limit in limits.items()
-        if limit is not None
+    limits: list[tuple[Quantity, bool, float | None]] = [
+        ("FLOPs", False, _FLOPS.get((lora, checkpointing), {}).get(setting)),
+        ("FLOPs", True, _FLOPS_WITH_FEATURES.get(setting) if lora and not checkpointing else None),
+        ("saved activations", False, None if checkpointing else _SAVED[lora]),
+        ("time", False, _TIME[setting]),
     ]
+    return [Target(quantity=of, features=kept, limit=limit) for of, kept, limit in limits if limit is not None]
 
 
 def build_model(size: ModelSize, processor: Any, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> Any:
@@ -421,16 +418,6 @@ def _lora(model: Any, rank: int | None) -> LoraConfig | None:
         return None
     targets = lora_targets(model, "language")
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
-
-
-@torch.no_grad()
-def _step_away(model: nn.Module) -> None:
-    """Add the same noise to every contestant's trained weights, and nothing to their references."""
-    generator = torch.Generator().manual_seed(_SEED)
-    for weight in model.parameters():
-        if weight.requires_grad:
-            noise = torch.randn(weight.shape, generator=generator) * _STEP_AWAY
-            weight.add_(noise.to(weight.device, weight.dtype))
 
 
 _FLOPS = {

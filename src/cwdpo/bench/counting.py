@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,24 +21,15 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from cwdpo.engine import tree as tree_attention
 
 _ATEN = torch.ops.aten
-_CPU_ATTENTION = _ATEN._scaled_dot_product_flash_attention_for_cpu
-_CPU_ATTENTION_BACKWARD = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward
 
-
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
-
-
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
-
-
-def _added_product(total: Any, left: Any, right: Any, *_: Any, **__: Any) -> int:
-    return int(2 * left[0] * left[1] * right[1])
-
-
-# torch counts CUDA's attention kernels only, and no product that is added in place
-_MISSING = {_CPU_ATTENTION: _attention, _CPU_ATTENTION_BACKWARD: _attention_backward, _ATEN.addmm_: _added_product}
+# From the shapes of what goes in. Torch counts CUDA's attention kernels only, and no product that is added in place.
+_MISSING: dict[Any, Callable[..., Any]] = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+        *shapes[:4]
+    ),
+    _ATEN.addmm_: lambda total, left, right, *_, **__: 2 * left[0] * left[1] * right[1],
+}
 
 _BACKWARD_PRODUCTS = 2.5  # five, where there were two forward
 
@@ -87,10 +79,7 @@ class _CountedFlex(torch.autograd.Function):
 def saved_activations(weights: Callable[[], Iterator[Tensor]]) -> Iterator[Callable[[], int]]:
     """Watch what autograd keeps; yields a function that gives the bytes kept at the time it is called.
 
-    Each storage counts once, and the model's own weights do not count.
-
-    Args:
-        weights: gives the tensors that are kept anyway.
+    Each storage counts once, and the model's own weights, which are kept anyway, do not count.
     """
     kept: list[weakref.ref[Tensor]] = []
 
@@ -124,11 +113,7 @@ def peak_memory(step: Callable[[], Any], device: torch.device) -> int:
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
-    held = peak = 0
-    for _, change in changes:
-        held += change
-        peak = max(peak, held)
-    return peak
+    return max(accumulate((change for _, change in changes), initial=0))
 
 
 @contextmanager

@@ -86,7 +86,6 @@ class Result:
     """The pass that fills the reference cache, over the same batch; it has no backward pass and no loss."""
 
     targets: list[Target] = field(default_factory=list)
-    """The limits that this package sets itself, and what was measured."""
 
 
 def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
@@ -160,7 +159,11 @@ def measured_table(result: Result) -> str:
             (one.peak_bytes, base.peak_bytes, 1e6),
         ):
             cells += [f"{value / unit:.1f}", f"{value / other:.3f}"]
-        cells += _times(one.seconds, base.seconds)
+        if one.seconds:
+            middle, low, high = spread([own / other for own, other in zip(one.seconds, base.seconds, strict=True)])
+            cells += [f"{median(one.seconds):.3f}", f"{middle:.3f} ({low:.3f}-{high:.3f})"]
+        else:
+            cells += ["-", "-"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_notes(result), *_targets(result)])
 
@@ -238,13 +241,6 @@ def _hardware(device: torch.device) -> str:
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _times(seconds: Sequence[float], base: Sequence[float]) -> list[str]:
-    if not seconds:
-        return ["-", "-"]
-    middle, low, high = spread([own / other for own, other in zip(seconds, base, strict=True)])
-    return [f"{median(seconds):.3f}", f"{middle:.3f} ({low:.3f}-{high:.3f})"]
 
 
 def _notes(result: Result) -> list[str]:

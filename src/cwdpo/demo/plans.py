@@ -81,7 +81,7 @@ def make_plans(
         base: checkpoint that all begin with.
         train: rows of both stages.
         held_out: rows that probes ask about.
-        stage2_rows: those of them that stage 2 sees.
+        stage2_rows: the training rows that stage 2 sees.
         settings: how large.
         seed: of every run.
     """
@@ -103,16 +103,11 @@ def make_plans(
     more_sft = Stage1Config(objective="plain", trainer=second)
     dpo = Stage2Config(beta=settings.beta, cooling=None, trainer=second)
     cooled = Stage2Config(beta=settings.beta, cooling=CoolingConfig(), trainer=second)
-    after_sft = out / "dpo" / "stage1"
+    after_sft, cw_dpo = out / "dpo" / "stage1", out / "cw_dpo"
     return (
         Plan("DPO", recipe("dpo", base, train, plain, dpo), after_sft, out / "dpo" / "stage2"),
         Plan("SFT", recipe("sft", after_sft, stage2_rows, more_sft, None), after_sft, out / "sft" / "stage1"),
-        Plan(
-            "CW-DPO",
-            recipe("cw_dpo", base, train, smooth, cooled),
-            out / "cw_dpo" / "stage1",
-            out / "cw_dpo" / "stage2",
-        ),
+        Plan("CW-DPO", recipe("cw_dpo", base, train, smooth, cooled), cw_dpo / "stage1", cw_dpo / "stage2"),
     )
 
 

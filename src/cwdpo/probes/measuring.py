@@ -17,7 +17,7 @@ from cwdpo.batch import AnswerLogprobs, Detail, eval_mode
 from cwdpo.engine import Engine
 from cwdpo.errors import UserError
 from cwdpo.metrics import jensen_shannon, reliability, token_ece, total_variation
-from cwdpo.probes.probe_set import ProbeBatch, ProbeSet
+from cwdpo.probes.probe_set import ProbeSet
 from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -209,8 +209,14 @@ def measure(
         for part in probes.batches(chosen_apart=apart):
             wide: tuple[Detail, ...] = ("distribution",) if start is not None and "chosen" in part.groups else ()
             scored = engine.logprobs(model, send_to_device(part.batch, device), want=(*_DETAILS, *wide))
-            if not probes.is_idle:
-                _add(reading, part, scored, start)
+            if probes.is_idle:
+                continue
+            means = scored.mean.double().tolist()
+            for i, (row, group) in enumerate(zip(part.rows, part.groups, strict=True)):
+                reading.answers.setdefault(group, {})[row] = means[i]
+                if group == "chosen":
+                    for name, values in _token_values(scored, i, row, start).items():
+                        reading.tokens.setdefault(name, {})[row] = values.double().tolist()
     return reading
 
 
@@ -245,15 +251,6 @@ def scalars(lines: Sequence[ProbeLine]) -> dict[str, float]:
         for name, value in line.items()
         if isinstance(value, int | float) and name not in ("step", "n")
     }
-
-
-def _add(reading: Reading, part: ProbeBatch, scored: AnswerLogprobs, start: StartDistributions | None) -> None:
-    means = scored.mean.double().tolist()
-    for i, (row, group) in enumerate(zip(part.rows, part.groups, strict=True)):
-        reading.answers.setdefault(group, {})[row] = means[i]
-        if group == "chosen":
-            for name, values in _token_values(scored, i, row, start).items():
-                reading.tokens.setdefault(name, {})[row] = values.double().tolist()
 
 
 def _token_values(scored: AnswerLogprobs, answer: int, row: int, start: StartDistributions | None) -> dict[str, Tensor]:

@@ -33,14 +33,8 @@ class Schedule:
         the first rank's value.
         """
         self.every, self._clock, self._agree = every, clock, agree
-        self.spent = 0.0
-        """Seconds of all readings, and of what they needed."""
-
-        self.last_seconds = 0.0
-        """Seconds of the newest reading."""
-
-        self.owed = 0.0
-        """Seconds that the probes will take after the last reading."""
+        self.spent = self.last_seconds = self.owed = 0.0
+        """Seconds of all readings and of what they needed, of the newest reading, and of the probes after the last."""
 
         self._first = self._last = 0
         self._began = 0.0
@@ -105,11 +99,11 @@ class Schedule:
 def next_reading(
     step: int, last_step: int, *, first_step: int, step_seconds: float, reading_seconds: float, spent: float
 ) -> int:
-    """The step of the next reading, such that the rest of the stage can pay for it and for the last one.
+    """The step of the next reading, such that the rest of the stage can pay for it and for the last step's.
 
     Args:
         step: steps taken.
-        last_step: of the stage; it always has a reading.
+        last_step: of the stage.
         first_step: where the stage began, or went on after an interruption.
         step_seconds: time of a step without readings.
         reading_seconds: what the next reading will cost.
