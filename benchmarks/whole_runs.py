@@ -114,7 +114,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="a new directory")
     parser.add_argument("--control", action="store_true", help="also show what rounding alone does")
     args, changes = parser.parse_known_args()
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True)
     recipe = demo_recipe(args.out, DemoSettings()) if args.recipe is None else read_recipe(args.recipe, changes)

@@ -67,7 +67,7 @@ logger = logging.getLogger(__name__)
 def build_processor() -> LlavaProcessor:
     """A LLaVA processor with a word-level tokenizer and an image processor that needs no torchvision."""
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    processor: LlavaProcessor = LlavaProcessor(  # type: ignore[no-untyped-call]
+    processor: LlavaProcessor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size=side,
             crop_size=side,
@@ -115,7 +115,7 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(**special, max_new_tokens=40)  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(**special, max_new_tokens=40)
     return model
 
 
@@ -138,7 +138,7 @@ def _build_tokenizer() -> Any:
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # joins words with spaces
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         bos_token="<s>",

@@ -1,10 +1,10 @@
-"""The one shape everything speaks: a batch is prompts, each with some answers.
+"""The words that everything shares: a batch is prompts, each with some answers.
 
 Chosen, rejected, gentle and probe answers are all *answers to a prompt*. The collator makes a :class:`Batch`, an engine
 turns it into :class:`AnswerLogprobs`, and losses and probes pick the answers they want by :class:`Role`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -15,23 +15,6 @@ import xxhash
 from torch import Tensor, nn
 
 
-def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> xxhash.xxh3_128:
-    """Hash named tensors in the order given.
-
-    Returns:
-        An xxh3 hash of 128 bits, to which more may be added.
-    """
-    digest = xxhash.xxh3_128()
-    for name, tensor in tensors:
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest
-
-
-_NOT_INPUTS = ("labels",)
-"""What some processors (PaliGemma's) return for a loss of the model's own, which is never asked for."""
-
-
 class Role(IntEnum):
     """What an answer is to its prompt."""
 
@@ -40,10 +23,6 @@ class Role(IntEnum):
     GENTLE = 2
     PROBE = 3
     """Only looked at: shuffled words, another row's answer, the chosen answer under another image, ..."""
-
-
-Detail: TypeAlias = Literal["uniform", "entropy", "confidence", "hit", "distribution"]
-"""Optional parts of :class:`AnswerLogprobs`, computed only when asked for."""
 
 
 class Batch(TypedDict):
@@ -75,6 +54,10 @@ class Batch(TypedDict):
 
     image_keys: NotRequired[list[str]]
     """``P`` content keys of each prompt's images, see :func:`image_key`; made where the tensors are on the CPU."""
+
+
+Detail: TypeAlias = Literal["uniform", "entropy", "confidence", "hit", "distribution"]
+"""Optional parts of :class:`AnswerLogprobs`, computed only when asked for."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +99,25 @@ class AnswerLogprobs:
         return masked_mean(self.token, self.mask)
 
 
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """``(A,)`` mean over the True entries of each row of ``(A, T)``, at least one in each.
+
+    Example:
+        >>> masked_mean(torch.tensor([[-1.0, -3.0, 9.0]]), torch.tensor([[True, True, False]]))
+        tensor([-2.])
+    """
+    return torch.where(mask, values, 0.0).sum(dim=-1) / mask.sum(dim=-1)
+
+
+def pad_answers(answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """``(A, T)`` token ids, right-padded with 0, and ``(A, T)`` where they are: the padding's value means nothing."""
+    lengths = torch.tensor([len(answer) for answer in answers])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.int64)
+    ids[mask] = torch.tensor([token for answer in answers for token in answer])
+    return ids, mask
+
+
 def token_names(prompt: Mapping[str, Tensor]) -> list[str]:
     """The entries that hold one value a token (``input_ids``, ``attention_mask``, token types, ...)."""
     shape = prompt["input_ids"].shape
@@ -134,21 +136,17 @@ def image_key(prompt: Mapping[str, Tensor]) -> str:
     return hash_tensors(sorted(entries.items())).hexdigest() if entries else ""
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over each row's True entries.
+_NOT_INPUTS = ("labels",)
+"""What some processors (PaliGemma's) return for a loss of the model's own, which is never asked for."""
 
-    Args:
-        values: ``(A, T)``; entries where the mask is False do not count.
-        mask: ``(A, T)`` bool, at least one True in each row.
 
-    Returns:
-        ``(A,)``.
-
-    Example:
-        >>> masked_mean(torch.tensor([[-1.0, -3.0, 9.0]]), torch.tensor([[True, True, False]]))
-        tensor([-2.])
-    """
-    return torch.where(mask, values, 0.0).sum(dim=-1) / mask.sum(dim=-1)
+def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> xxhash.xxh3_128:
+    """An xxh3 hash of 128 bits of named tensors in the order given, to which more may be added."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in tensors:
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import nn
+from transformers import GenerationConfig, ProcessorMixin
 
 from cwdpo.batch import eval_mode
 from cwdpo.data.encode import Encoder
@@ -53,8 +55,8 @@ class Generated(NamedTuple):
 
 
 def generate_answers(
-    model: Any,
-    processor: Any,
+    model: nn.Module,
+    processor: ProcessorMixin,
     rows: Sequence[Row],
     *,
     batch_size: int = 64,
@@ -85,8 +87,8 @@ def generate_answers(
 
 
 def generate(
-    model: Any,
-    processor: Any,
+    model: nn.Module,
+    processor: ProcessorMixin,
     rows: Sequence[Row],
     *,
     batch_size: int,
@@ -96,7 +98,7 @@ def generate(
     seed: int,
     encoder: Encoder | None = None,
 ) -> list[Generated]:
-    """Let the model answer every row's prompt.
+    """Let the model answer every row's prompt; its train and eval modes are restored.
 
     Prompts are encoded as in training. Special tokens other than the end token (image placeholders, turn markers) are
     forbidden: a policy can sample them, and an answer that holds one cannot be scored. Samples come from the
@@ -104,7 +106,7 @@ def generate(
     generation config are switched off. In greedy decoding they stay in force.
 
     Args:
-        model: a generative vision-language model, bare or with an adapter; its train and eval modes are put back.
+        model: a generative vision-language model, bare or with an adapter.
         processor: the model's processor, which is not changed.
         rows: only their prompts and images are read, with and without images mixed. Neighbours that are the same row
             are encoded once.
@@ -124,7 +126,7 @@ def generate(
     if not rows:
         return []
     encoder = encoder or Encoder(processor)
-    config = _generation_config(model, processor.tokenizer, encoder, rows[0])
+    config = _generation_config(model, encoder, rows[0])
     config.update(
         **({} if temperature is None else _NEUTRAL),
         do_sample=temperature is not None,
@@ -134,60 +136,26 @@ def generate(
         max_new_tokens=max_new_tokens,
     )
     answers: list[Generated] = []
-    ends = torch.tensor(config.eos_token_id, device=model.device)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with eval_mode(model), torch.random.fork_rng(devices=devices), _instead_of_own(model, config):
+    policy: Any = model
+    device = policy.device
+    ends = torch.tensor(config.eos_token_id, device=device)
+    with (
+        eval_mode(model),
+        _instead_of_own(model, config),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
         torch.manual_seed(seed)
         for start in range(0, len(rows), batch_size):
-            inputs = prompts_alone(_prompts(encoder, rows[start : start + batch_size]))
-            inputs = {name: value.to(model.device) for name, value in inputs.items()}
-            ids = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+            prompts: list[dict[str, torch.Tensor]] = []
+            for position in range(start, min(start + batch_size, len(rows))):
+                again = position > start and rows[position] is rows[position - 1]
+                prompts.append(prompts[-1] if again else encoder.encode(rows[position]).prompt)
+            inputs = {name: value.to(device) for name, value in prompts_alone(prompts).items()}
+            ids = policy.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
             ended = torch.isin(ids, ends).any(dim=1).tolist()
             texts = processor.batch_decode(ids, skip_special_tokens=True)
             answers += [Generated(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
     return answers
-
-
-def _prompts(encoder: Encoder, rows: Sequence[Row]) -> list[dict[str, torch.Tensor]]:
-    """The rows' prompts as tensors; neighbours that are the same row share theirs."""
-    prompts: list[dict[str, torch.Tensor]] = []
-    for position, row in enumerate(rows):
-        same = position > 0 and row is rows[position - 1]
-        prompts.append(prompts[-1] if same else encoder.encode(row).prompt)
-    return prompts
-
-
-def _generation_config(model: Any, tokenizer: Any, encoder: Encoder, row: Row) -> Any:
-    """The model's own, with the end token that training teaches among its ends, and special tokens forbidden."""
-    config = copy.deepcopy(model.generation_config)
-    own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    taught = encoder.encode(row, ["a"]).answers[0][-1]
-    ends = sorted({taught, *(token for token in own if token is not None)})
-    controls = tokenizer.convert_tokens_to_ids(encoder.template.control_tokens)
-    forbidden = sorted(set(controls) - set(ends))
-    pad = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
-    config.update(
-        eos_token_id=ends,
-        pad_token_id=ends[0] if pad is None else pad,
-        suppress_tokens=forbidden or None,
-        max_length=None,
-        use_cache=True,
-    )
-    return config
-
-
-@contextmanager
-def _instead_of_own(model: Any, config: Any) -> Iterator[None]:
-    """The config as the model's own, since ``generate`` fills in from that what a config leaves open."""
-    owners = [module for module in model.modules() if "generation_config" in vars(module)]
-    before = [module.generation_config for module in owners]
-    for module in owners:
-        module.generation_config = config
-    try:
-        yield
-    finally:
-        for module, own in zip(owners, before, strict=True):
-            module.generation_config = own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +183,14 @@ class Sampler(Protocol):
 class LocalSampler:
     """Draws from a model in memory, with torch's random state left as it was."""
 
-    def __init__(self, model: Any, processor: Any, sampling: Sampling, *, encoder: Encoder | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: ProcessorMixin,
+        sampling: Sampling,
+        *,
+        encoder: Encoder | None = None,
+    ) -> None:
         self.model, self.processor, self.sampling = model, processor, sampling
         self.encoder = encoder or Encoder(processor)
 
@@ -235,3 +210,38 @@ def chunks(indices: Sequence[int], sampling: Sampling) -> list[Sequence[int]]:
     """
     size = max(1, sampling.batch_size // sampling.k)
     return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def _generation_config(model: nn.Module, encoder: Encoder, row: Row) -> GenerationConfig:
+    """The model's own, with the end token that training teaches among its ends, and special tokens forbidden."""
+    theirs: Any = model.generation_config
+    config: GenerationConfig = copy.deepcopy(theirs)
+    own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    taught = encoder.encode(row, ["a"]).answers[0][-1]
+    ends = sorted({taught, *(token for token in own if token is not None)})
+    tokenizer = encoder.tokenizer
+    controls: Any = tokenizer.convert_tokens_to_ids(encoder.template.control_tokens)
+    forbidden = sorted(set(controls) - set(ends))
+    pad = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
+    config.update(
+        eos_token_id=ends,
+        pad_token_id=ends[0] if pad is None else pad,
+        suppress_tokens=forbidden or None,
+        max_length=None,
+        use_cache=True,
+    )
+    return config
+
+
+@contextmanager
+def _instead_of_own(model: nn.Module, config: GenerationConfig) -> Iterator[None]:
+    """The config as the model's own, since ``generate`` fills in from that what a config leaves open."""
+    owners: list[Any] = [module for module in model.modules() if "generation_config" in vars(module)]
+    before = [module.generation_config for module in owners]
+    for module in owners:
+        module.generation_config = config
+    try:
+        yield
+    finally:
+        for module, own in zip(owners, before, strict=True):
+            module.generation_config = own

@@ -1,4 +1,4 @@
-"""The preflight goes through a whole file and tells what stops training from what does not."""
+"""The preflight goes through a whole file and separates what stops training from what does not; memory, by hand."""
 
 import copy
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cwdpo.data.check import check_rows
+from cwdpo.data.check import check_rows, memory_estimate
 from cwdpo.data.encode import Encoder
 from cwdpo.data.reading import read_rows
 from cwdpo.errors import DataError
@@ -130,3 +130,22 @@ def test_the_report_is_json(write_rows: WriteRows, encoder_of: Callable[[str], E
     assert found["findings"][0]["message"].startswith(f"{path}:2: `chosen` is empty")
     assert found["notes"][0]["name"] == "duplicate"
     assert found["summary"]["rows"] == 3
+
+
+SIZES = {"tokens_per_batch": 2000, "hidden_size": 2048, "num_layers": 36, "vocabulary_size": 151_936}
+
+
+def test_full_finetuning_of_three_billion_in_bfloat16() -> None:
+    estimate = memory_estimate(num_parameters=3 * 10**9, trainable_parameters=3 * 10**9, bytes_per_value=2, **SIZES)
+    assert estimate["weights"] + estimate["gradients"] + estimate["optimizer"] == 24 * 10**9
+    assert estimate["activations"] == 2000 * 2048 * 34 * 36
+    assert estimate["logits"] == 3 * 1024 * 151_936 * 4
+    assert estimate["total"] == 24 * 10**9 + 5_013_504_000 + 1_866_989_568
+
+
+def test_adapters_and_checkpointing_take_less() -> None:
+    estimate = memory_estimate(
+        num_parameters=3 * 10**9, trainable_parameters=10**7, bytes_per_value=4, checkpointing=True, **SIZES
+    )
+    assert (estimate["weights"], estimate["gradients"], estimate["optimizer"]) == (12 * 10**9, 4 * 10**7, 8 * 10**7)
+    assert estimate["activations"] == pytest.approx(2000 * 2048 * (36 * 4 + 68))

@@ -159,10 +159,10 @@ TURN = {"role": "user", "content": "Hi"}
     ("record", "message"),
     [
         (["x"], "a row is a list"),
-        ({}, "no known format"),
-        ({"promt": "Hi", "chosen": "a"}, "keys are 'promt', 'chosen', which is no known format"),
+        ({}, "not a known format"),
+        ({"promt": "Hi", "chosen": "a"}, "keys are 'promt', 'chosen', which is not a known format"),
         ({**FLAT, "chosen": 3}, "`chosen` is 3 (int), but must be text"),
-        ({**FLAT, "chosen": None}, "no known format"),
+        ({**FLAT, "chosen": None}, "not a known format"),
         ({**FLAT, "chosen": ""}, "`chosen` is empty"),
         ({**FLAT, "rejected": " \n\t"}, "`rejected` is empty"),
         ({**FLAT, "gentle": ""}, "`gentle` is empty"),

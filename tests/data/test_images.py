@@ -161,10 +161,10 @@ def test_a_peek_tells_what_the_header_tells_and_decodes_nothing(
     empty.touch()
     cut.write_bytes(good.read_bytes()[:60])
     for image in (text, empty, tmp_path / "none.png", tmp_path, b"", b"x"):
-        told = refused(image)
+        message = refused(image)
         with pytest.raises(DataError) as caught:
             peek_image(image, source="rows.jsonl:7")
-        assert str(caught.value) == told
+        assert str(caught.value) == message
     peek_image(good, source="")
     peek_image(good.read_bytes(), source="")
     peek_image(Image.new("RGB", (64, 64)), source="")
@@ -173,10 +173,10 @@ def test_a_peek_tells_what_the_header_tells_and_decodes_nothing(
     for limit in (4000, 1500):  # one and more than two times over Pillow's limit
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         for image in (good, good.read_bytes(), Image.new("RGB", (64, 64))):
-            told = refused(image)
+            message = refused(image)
             with pytest.raises(DataError) as caught:
                 peek_image(image, source="rows.jsonl:7")
-            assert str(caught.value) == told
+            assert str(caught.value) == message
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
     with pytest.raises(DataError, match="more than the 10 allowed"):

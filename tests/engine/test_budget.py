@@ -8,10 +8,13 @@ import pytest
 import torch
 from support.naive_logprobs import gap, token_logprobs
 from tiny.prompts import load_model, make_batch, make_prompt
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 
-from cwdpo.batch import Batch
+from cwdpo.batch import AnswerLogprobs, Batch
 from cwdpo.engine import make_engine, within_budget
-from cwdpo.engine.layout import plain_costs, tree_costs
+from cwdpo.engine.layout import Cost, plain_costs, tree_costs
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.tree import TreeEngine
 
@@ -47,6 +50,47 @@ def test_with_gradient_a_batch_passes_whole(tiny: Tiny) -> None:
     passes = tokens_of_passes(model)
     within_budget(TreeEngine(), 1).logprobs(model, batch).token.sum().backward()
     assert len(passes) == 1
+
+
+def shard_as_fsdp2(weight: nn.Parameter, mesh: DeviceMesh) -> nn.Parameter:
+    return nn.Parameter(distribute_tensor(weight.data, mesh))
+
+
+def shard_as_zero3(weight: nn.Parameter, mesh: DeviceMesh) -> nn.Parameter:
+    weight.ds_id = 0  # how DeepSpeed marks each weight
+    return weight
+
+
+class Counting:
+    """Stands for an engine whose passes would have to wait for other ranks."""
+
+    def __init__(self) -> None:
+        self.report: dict[str, Any] = {}
+        self.passes = 0
+
+    def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
+        return tree_costs(batch)
+
+    def logprobs(self, model: nn.Module, batch: Batch, **_: Any) -> AnswerLogprobs:
+        self.passes += 1
+        return AnswerLogprobs(token=batch["answer_mask"].float(), mask=batch["answer_mask"])
+
+
+@pytest.mark.parametrize(
+    ("shard", "passes"), [(shard_as_fsdp2, 1), (shard_as_zero3, 1), (lambda weight, mesh: weight, 4)]
+)
+def test_sharded_weights_take_a_batch_whole_so_that_all_ranks_make_equally_many_passes(
+    shard: Callable[..., nn.Parameter], passes: int, tiny: Tiny
+) -> None:
+    model, batch, engine = nn.Linear(2, 2), batch_of(tiny("llava")), Counting()
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model.weight = shard(model.weight, init_device_mesh("cpu", (1,)))
+        with torch.no_grad():
+            within_budget(engine, 1).logprobs(model, batch)
+    finally:
+        distributed.destroy_process_group()
+    assert engine.passes == passes
 
 
 def test_without_a_budget_there_is_no_wrapper() -> None:

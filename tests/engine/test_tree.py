@@ -1,4 +1,4 @@
-"""One row a prompt gives the numbers of each answer alone, and no answer feels its sisters."""
+"""One row a prompt gives the numbers of each answer alone, and no answer feels the others of its prompt."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Images are encoded once, and without gradient where nothing in the tower trains."""
+"""Images are encoded once, without gradient where nothing trains; kept features leave every number as it is."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,14 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from support.naive_logprobs import gap, gradient_gap, gradients, rows_of, token_logprobs, weighted_loss
 from tiny import AWKWARD_NAMES, MORE_NAMES, NAMES
 from tiny.prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
+from cwdpo.engine import FeatureCache, make_engine
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.tree import TreeEngine
-from cwdpo.engine.vision import can_share_images, encode_frozen_without_grad
+from cwdpo.engine.vision import (
+    FeatureStore,
+    ImageFeatures,
+    can_share_images,
+    encode_frozen_without_grad,
+    why_not_cacheable,
+)
 
 Tiny = Callable[[str], Path]
 EVERY = (*NAMES, *MORE_NAMES, *AWKWARD_NAMES)
@@ -107,3 +115,201 @@ def test_grad_mode_survives_an_error_in_the_tower(tiny: Tiny) -> None:
     with pytest.raises(AttributeError), encode_frozen_without_grad(model):
         tower(None)
     assert torch.is_grad_enabled()
+
+
+EXACT = [name for name in (*NAMES, *MORE_NAMES, "smolvlm") if name != "mllama"]
+
+
+def frozen(model: Any) -> Any:
+    """Only the language model trains."""
+    model.requires_grad_(False)
+    for part in (model.get_decoder(), model.get_output_embeddings()):
+        part.requires_grad_(True)
+    return model
+
+
+def count_encodings(model: Any) -> list[int]:
+    calls: list[int] = []
+    model.get_encoder(modality="image").register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["tree", "images_once"])
+@pytest.mark.parametrize("name", EXACT)
+def test_same_numbers_and_gradients(name: str, kind: str, tiny: Tiny) -> None:
+    model, batch = frozen(load_model(tiny(name))), mixed_batch(tiny(name))
+    cache = FeatureCache()
+    engine: Any = TreeEngine(features=cache) if kind == "tree" else PlainEngine(images_once=True, features=cache)
+    expected = token_logprobs(model, batch)
+    by_name = gradients(model, weighted_loss(expected))
+    calls = count_encodings(model)
+    for _ in range(2):  # encoded, then found
+        found = engine.logprobs(model, batch)
+        assert gap(found, expected) < 1e-5
+        assert gradient_gap(gradients(model, weighted_loss(rows_of(found))), by_name) < 1e-5
+    pictured = sum("pixel_values" in prompt for prompt in batch["prompts"])
+    assert len(calls) == cache.report["computed"] == cache.report["found"] == pictured
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "llava_onevision", "idefics3"])
+def test_the_last_bit_does_not_depend_on_what_was_met_before(name: str, tiny: Tiny) -> None:
+    model, batch = frozen(load_model(tiny(name))), mixed_batch(tiny(name))
+    fresh, used = TreeEngine(features=FeatureCache()), TreeEngine(features=FeatureCache())
+    with torch.no_grad():
+        for prompt in batch["prompts"]:
+            used.logprobs(model, make_batch([prompt], [[2]]))
+        assert torch.equal(fresh.logprobs(model, batch).token, used.logprobs(model, batch).token)
+
+
+def test_lora_on_the_language_model_keeps_features_under_checkpointing(tiny: Tiny) -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(target_modules=r".*language_model.*(q_proj|v_proj)", init_lora_weights=False)
+    model: Any = get_peft_model(load_model(tiny("qwen3_vl")), config)
+    batch = mixed_batch(tiny("qwen3_vl"))
+    expected = gradients(model.eval(), weighted_loss(token_logprobs(model, batch)))
+    model.base_model.model.activation_checkpointing_enable()
+    model.enable_input_require_grads()
+    model.train()
+    engine = TreeEngine(features=FeatureCache())
+    calls = count_encodings(model.base_model.model)
+    for _ in range(2):
+        found = gradients(model, weighted_loss(rows_of(engine.logprobs(model, batch))))
+        assert gradient_gap(found, expected) < 1e-5
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "trains"),
+    [
+        ("llava", "multi_modal_projector"),
+        ("llava", "vision_tower"),
+        ("llava_onevision", "image_newline"),
+        ("qwen2_5_vl", "visual.merger"),
+        ("qwen3_vl", "deepstack_merger_list"),
+    ],
+)
+def test_what_trains_is_never_kept(name: str, trains: str, tiny: Tiny) -> None:
+    model, batch = frozen(load_model(tiny(name))), mixed_batch(tiny(name))
+    next(weight for full, weight in model.named_parameters() if trains in full).requires_grad_(True)
+    cache = FeatureCache()
+    engine = make_engine("auto", features=cache)
+    for _ in range(2):
+        engine.logprobs(model, batch)
+    assert cache.report["computed"] == cache.report["found"] == 0
+    (reason,) = engine.report["features"]["not_used"].values()
+    assert trains in reason
+    assert reason.endswith(" trains")
+
+
+def test_adapters_in_the_tower_are_noticed(tiny: Tiny) -> None:
+    model: Any = get_peft_model(load_model(tiny("llava")), LoraConfig(target_modules="all-linear"))
+    assert "lora" in str(why_not_cacheable(model.base_model.model))
+
+
+def test_random_drops_are_noticed(tiny: Tiny) -> None:
+    model = frozen(load_model(tiny("llava")))
+    assert why_not_cacheable(model) is None
+    model.config.vision_config.attention_dropout = 0.1
+    assert "attention_dropout" in str(why_not_cacheable(model))
+
+
+def test_another_tower_gets_features_of_its_own(tiny: Tiny) -> None:
+    batch, cache = mixed_batch(tiny("llava")), FeatureCache()
+    engine = TreeEngine(features=cache)
+    one, other = (frozen(load_model(tiny("llava"))) for _ in range(2))
+    with torch.no_grad():
+        other.model.multi_modal_projector.linear_2.weight[0, 0] += 1.0
+        for model in (one, other):
+            assert gap(engine.logprobs(model, batch), token_logprobs(model, batch)) < 1e-5
+        twin = frozen(load_model(tiny("llava")))
+        engine.logprobs(twin, batch)
+    assert (cache.report["computed"], cache.report["found"]) == (6, 3)
+
+
+def test_features_that_are_wrong_are_given_up(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    model, batch = frozen(load_model(tiny("llava"))), mixed_batch(tiny("llava"))
+    put = FeatureStore.put
+    monkeypatch.setattr(FeatureStore, "put", lambda self, key, f: put(self, key, ImageFeatures(f.pooled * 1.5)))
+    engine = make_engine("auto", features=FeatureCache())
+    with torch.no_grad():
+        assert gap(engine.logprobs(model, batch), token_logprobs(model, batch)) < 1e-5
+    assert engine.report["choices"][0]["engine"] == "tree"
+    assert "log-probs" in engine.report["features"]["off"]
+    assert "not kept" in caplog.text
+
+
+def features(value: float, *, tokens: int = 64) -> ImageFeatures:
+    return ImageFeatures(torch.full((tokens, 4), value), (torch.full((tokens, 4), -value),), True, (True,))
+
+
+def test_memory_drops_the_longest_unused() -> None:
+    store = FeatureStore(memory=3 * features(0).num_bytes, directory=None, disk=0)
+    for value in range(3):
+        store.put(str(value), features(value))
+    assert store.get("0") is not None
+    store.put("3", features(3))
+    held = [key for key in "0123" if store.get(key) is not None]
+    assert held == ["0", "2", "3"]
+    store.put("large", features(4, tokens=64 * 4))
+    assert store.get("large") is None
+    assert store.get("3") is not None
+
+
+def test_what_a_gpu_takes_is_page_locked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    locked: list[torch.Size] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: locked.append(self.shape) or self)
+    for pin in (False, True):
+        store = FeatureStore(memory=10 * features(0).num_bytes, directory=tmp_path, disk=10 * features(0).num_bytes)
+        store.pin = pin
+        store.put(str(pin), features(0))
+        assert len(locked) == 2 * pin
+    assert store.get("False") is not None  # from its file
+    assert store.get("False") is not None
+    assert len(locked) == 4
+
+
+def test_files_serve_a_later_run_within_their_bound(tmp_path: Path) -> None:
+    size = features(0).num_bytes
+    store = FeatureStore(memory=0, directory=tmp_path, disk=int(2.7 * size))
+    for value in range(3):
+        store.put(f"tower/{value}", features(value))
+    later = FeatureStore(memory=size, directory=tmp_path, disk=int(2.7 * size))
+    found = [later.get(f"tower/{value}") for value in range(3)]
+    assert found[2] is None  # there was no room
+    for value in range(2):
+        kept = found[value]
+        assert kept is not None
+        assert kept.stacked
+        assert kept.listed == (True,)
+        assert torch.equal(kept.pooled, features(value).pooled)
+        assert torch.equal(kept.deep[0], features(value).deep[0])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_file_is_computed_again(damage: str, tmp_path: Path, caplog: Any) -> None:
+    FeatureStore(memory=0, directory=tmp_path, disk=2**20).put("tower/0", features(1))
+    (path,) = tmp_path.glob("*/*")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content[:-100] if damage == "cut" else content)
+    assert FeatureStore(memory=0, directory=tmp_path, disk=2**20).get("tower/0") is None
+    assert "damaged" in caplog.text
+    assert not path.exists()
+
+
+def test_a_full_disk_stops_the_writing_only(tmp_path: Path, caplog: Any) -> None:
+    (tmp_path / "tower").write_text("a file where a directory should be")
+    store = FeatureStore(memory=2**20, directory=tmp_path, disk=2**20)
+    store.put("tower/0", features(1))
+    assert store.get("tower/0") is not None
+    assert "no longer written" in caplog.text
+
+
+def test_a_resumed_run_finds_its_features_on_disk(tiny: Tiny, tmp_path: Path) -> None:
+    model, batch = frozen(load_model(tiny("qwen3_vl"))), mixed_batch(tiny("qwen3_vl"))
+    with torch.no_grad():
+        first = TreeEngine(features=FeatureCache(directory=tmp_path, disk_mb=10)).logprobs(model, batch)
+        cache = FeatureCache(directory=tmp_path, disk_mb=10)
+        again = TreeEngine(features=cache).logprobs(frozen(load_model(tiny("qwen3_vl"))), batch)
+    assert torch.equal(first.token, again.token)
+    assert (cache.report["computed"], cache.report["found"]) == (0, 3)

@@ -1,7 +1,8 @@
-"""Loading a policy: all weights or one clear line; dropout off; the right parts frozen."""
+"""Loading: all weights or one clear line, no dropout, the right parts frozen; processors also without torchvision."""
 
 import json
 import logging
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,23 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import build
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from tiny import NAMES, build
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2VLProcessor,
+)
+from transformers.utils import is_torchvision_available
 
 from cwdpo.errors import UserError
 from cwdpo.models import loading
-from cwdpo.models.loading import load_policy
-from cwdpo.models.parts import language_model, local_directory, part_sizes, vision_tower
+from cwdpo.models.loading import load_policy, load_processor, local_directory
+from cwdpo.models.parts import part_sizes, vision_tower
 
 Tiny = Callable[[str], Path]
 
@@ -51,7 +61,7 @@ def test_parts_add_up(name: str, tiny: Tiny) -> None:
     stored = sum(tensor.numel() for tensor in load_file(tiny(name) / "model.safetensors").values())
     assert sum(size.total for size in sizes.values()) == stored
     head = model.get_output_embeddings().weight.numel()
-    assert sizes["language model"].total == head + sum(w.numel() for w in language_model(model).parameters())
+    assert sizes["language model"].total == head + sum(w.numel() for w in model.get_decoder().parameters())
 
 
 def test_dropout_is_off_in_settings_and_modules(tmp_path: Path) -> None:
@@ -148,7 +158,7 @@ def test_a_slip_in_a_path_of_two_parts_does_not_go_to_the_hub(tmp_path: Path, mo
     monkeypatch.setattr("cwdpo.models.loading.AutoConfig.from_pretrained", reach)
     refused("m/llavva", "there is no directory m/llavva, though m is one. Did you mean m/llava?")
     refused("m/qwen or so", "there is no directory m/qwen or so, though m is one. Check the path.")
-    monkeypatch.setattr("cwdpo.models.parts.try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
+    monkeypatch.setattr("cwdpo.models.loading.try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
     assert local_directory("m/llavva") is None  # a hub model that was downloaded
 
 
@@ -208,3 +218,93 @@ def test_unknown_or_broken_config_is_refused(config: str, match: str, tmp_path: 
     (tmp_path / "config.json").write_text(config)
     (tmp_path / "code.py").write_text("raise SystemExit('remote code ran')")
     refused(tmp_path, match)
+
+
+needs_torchvision_missing = pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
+
+
+def encode(processor: Any) -> dict[str, torch.Tensor]:
+    image = Image.linear_gradient("L").resize((40, 30)).convert("RGB")
+    parts = [{"type": "image"}, {"type": "text", "text": "What is in the picture?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    return dict(processor(images=[image], text=text, return_tensors="pt"))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "llava_onevision", "internvl", "gemma3", "mllama"])
+def test_saved_and_loaded_again_it_encodes_the_same(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    processor = load_processor(tiny(name))
+    assert processor.tokenizer.pad_token_id is not None
+    assert processor.tokenizer.padding_side == AutoTokenizer.from_pretrained(tiny(name)).padding_side
+    processor.save_pretrained(tmp_path)
+    before, after = encode(processor), encode(load_processor(str(tmp_path)))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", ["llava", "idefics3"])
+def test_where_auto_processor_works_it_is_used(name: str, tiny: Tiny) -> None:
+    assert type(load_processor(tiny(name))) is type(AutoProcessor.from_pretrained(tiny(name)))
+
+
+@needs_torchvision_missing
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("qwen2_vl", "preprocessor_config.json"), ("qwen3_vl", "video_preprocessor_config.json")],
+)
+def test_file_with_video_settings_survives_byte_for_byte(name: str, kept: str, tiny: Tiny, tmp_path: Path) -> None:
+    source = (tiny(name) / kept).read_bytes()
+    load_processor(tiny(name)).save_pretrained(tmp_path / "first")
+    load_processor(tmp_path / "first").save_pretrained(tmp_path / "second")
+    assert (tmp_path / "second" / kept).read_bytes() == source
+    # a full load reads the section of processor_config.json first, so there must be none
+    assert "video_processor" not in json.loads((tmp_path / "second" / "processor_config.json").read_text())
+
+
+@needs_torchvision_missing
+def test_section_with_video_settings_survives_byte_for_byte(tiny: Tiny, tmp_path: Path) -> None:
+    def section(directory: Path) -> str:
+        settings = json.loads((directory / "processor_config.json").read_text())
+        return json.dumps(settings["video_processor"], sort_keys=True)
+
+    load_processor(tiny("qwen2_5_vl")).save_pretrained(tmp_path / "first")
+    load_processor(tmp_path / "first").save_pretrained(tmp_path / "second")
+    assert section(tmp_path / "second") == section(tiny("qwen2_5_vl"))
+    assert json.loads(section(tmp_path / "second"))["video_processor_type"] == "Qwen2VLVideoProcessor"
+
+
+@needs_torchvision_missing
+def test_one_that_needs_torchvision_for_images_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match="pip install torchvision"):
+        load_processor(tiny("mistral3"))
+
+
+@needs_torchvision_missing
+def test_class_is_the_checkpoints_own_and_survives_pickling(tiny: Tiny, tmp_path: Path) -> None:
+    processor = load_processor(tiny("qwen2_vl"))
+    assert isinstance(processor, Qwen2VLProcessor)
+    assert type(processor).__name__ == "Qwen2VLProcessor"
+    copy = pickle.loads(pickle.dumps(processor))  # data loader workers do this
+    copy.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "processor_config.json").read_text())["processor_class"] == "Qwen2VLProcessor"
+    assert (tmp_path / "preprocessor_config.json").exists()
+    assert torch.equal(encode(copy)["pixel_values"], encode(processor)["pixel_values"])
+
+
+def test_missing_pad_token_becomes_the_end_token(tmp_path: Path) -> None:
+    directory = build("llava", tmp_path / "llava")
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_processor(directory).tokenizer.pad_token == "</s>"
+
+
+def test_a_tokenizer_alone_is_no_processor(tiny: Tiny, tmp_path: Path) -> None:
+    AutoTokenizer.from_pretrained(tiny("llava")).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="instead of a processor"):
+        load_processor(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["./nowhere", "/no/such/dir", Path("nowhere")])
+def test_missing_directory_is_named(missing: str | Path) -> None:
+    with pytest.raises(UserError, match="there is no directory"):
+        load_processor(missing)

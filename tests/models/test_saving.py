@@ -127,8 +127,7 @@ def test_failing_to_swap_brings_the_old_checkpoint_back(saved: Path, monkeypatch
 
 FULL_DISK = """
 import resource, signal, sys
-from cwdpo.models.loading import load_policy
-from cwdpo.models.processors import load_processor
+from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.saving import save_checkpoint
 model, processor = load_policy(sys.argv[1]), load_processor(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -172,9 +171,9 @@ def test_merging_refuses_what_it_cannot_do(saved: Path, tiny: Tiny, tmp_path: Pa
     assert contents(saved) == before
     with pytest.raises(UserError, match="there is no directory"):
         merge_adapter(adapters, tmp_path / "merged", base=tmp_path / "gone")
-    for told, match in (("/gone", "was /gone, which is gone"), (None, "do not name their base")):
+    for named, match in (("/gone", "was /gone, which is gone"), (None, "do not name their base")):
         settings = json.loads((adapters / "adapter_config.json").read_text())
-        (adapters / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": told}))
+        (adapters / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": named}))
         with pytest.raises(UserError, match=match):
             merge_adapter(adapters, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
@@ -198,7 +197,7 @@ def test_restored_weights_are_the_saved_ones(name: str, tiny: Tiny, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "llava"])
 def test_the_trainers_own_reloading_loses_weights(name: str, tiny: Tiny, tmp_path: Path) -> None:
-    """The reason for restore_weights. If this fails, transformers#43701 is mended and it may go."""
+    """The reason for restore_weights. If this fails, transformers#43701 is fixed and it may go."""
     model = load_policy(tiny(name))
     shake(model, seed=1)
     model.save_pretrained(tmp_path)

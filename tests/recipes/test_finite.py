@@ -68,4 +68,4 @@ def test_a_model_without_numbers_is_named_as_such(tiny: Tiny, train: Train, tmp_
     broken = save_checkpoint(model, load_processor(tiny("llava")), tmp_path / "broken")
     code, err = train("--model.name_or_path", broken)
     assert code == 2
-    assert "the model's logits are no numbers (NaN): its weights are broken, or it overflows in float32" in err
+    assert "the model's logits are not numbers (NaN): its weights are broken, or it overflows in float32" in err

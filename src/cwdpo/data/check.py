@@ -1,14 +1,17 @@
-"""Preflight of a data file: read every row, open its images, count its tokens. No GPU and no model weights."""
+"""Preflight of a data file: read every row, open its images, count its tokens; and estimate the memory of a step.
+
+No GPU and no model weights.
+"""
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from cwdpo.data.encode import EncodedRow, Encoder
+from cwdpo.data.encode import Encoder
 from cwdpo.data.formats import format_of, row_from_record, unread_columns
 from cwdpo.data.images import open_image
 from cwdpo.data.reading import Record, read_records, resolve_root
@@ -62,9 +65,10 @@ class RowReport:
 
 @dataclass
 class CheckReport:
-    """All that is to say of a data file."""
+    """All there is to say about a data file."""
 
     path: str
+
     num_records: int = 0
     """Records seen, usable or not."""
 
@@ -115,11 +119,9 @@ def check_rows(
     Args:
         path: a file or directory as :func:`cwdpo.data.reading.read_rows` takes it.
         image_root: where relative image paths start, and what they may not leave; by default the file's directory.
+            A ``DataError`` where it is not a directory; what is wrong with the file itself is a finding.
         encoder: counts tokens and knows the limit on them; None leaves tokens out.
         on_row: called with the number of records seen, after each.
-
-    Raises:
-        DataError: the image root is not a directory. What is wrong with the file itself is a finding.
     """
     report = CheckReport(str(path))
     root = resolve_root(path, image_root)
@@ -132,22 +134,15 @@ def check_rows(
                 on_row(report.num_records)
     except DataError as problem:
         report.findings.append(Notice(str(path), "unreadable_file", str(problem)))
-    _note_missing_rejected(report)
-    return report
-
-
-def _note_missing_rejected(report: CheckReport) -> None:
-    """A note and no finding: such rows are good for stage 1, and only a recipe says which rows stage 2 gets."""
     missing = [row.source for row in report.rows if not row.num_rejected]
     if missing:
-        report.notes.append(
-            Notice(
-                missing[0],
-                "no_rejected",
-                f"{missing[0]}: {len(missing)} of {len(report.rows)} rows have no `rejected`, this one first; stage 2 "
-                "stops at them. Keep them for a recipe with stage1 alone, or add `rejected`.",
-            )
+        # a note and not a finding: such rows are good for stage 1, and only a recipe says which rows stage 2 gets
+        message = (
+            f"{missing[0]}: {len(missing)} of {len(report.rows)} rows have no `rejected`, this one first; stage 2 "
+            "stops at them. Keep them for a recipe with stage1 alone, or add `rejected`."
         )
+        report.notes.append(Notice(missing[0], "no_rejected", message))
+    return report
 
 
 class _Checker:
@@ -178,34 +173,29 @@ class _Checker:
 
     def _measure(self, row: Row, name: str) -> None:
         """Open the row's images, count its tokens, and report it."""
-        facts = (row.source, name, len(row.images), len(row.rejected), row.gentle is not None)
+        report = RowReport(row.source, name, len(row.images), len(row.rejected), row.gentle is not None)
         if self._encoder is None:
             for image in row.images:
                 open_image(image, source=row.source)
-            self._report.rows.append(RowReport(*facts))
+            self._report.rows.append(report)
             return
         texts = [row.chosen, *row.rejected, *([] if row.gentle is None else [row.gentle])]
         encoded = self._encoder.measure(row, texts)
-        counts = [len(ids) for ids in encoded.answers]
-        last = 1 + len(row.rejected)
+        chosen, *others = map(len, encoded.answers)
         self._report.rows.append(
-            RowReport(
-                *facts,
+            replace(
+                report,
                 text_tokens=encoded.prompt_tokens - encoded.image_tokens,
                 image_tokens=encoded.image_tokens,
-                chosen_tokens=counts[0],
-                rejected_tokens=tuple(counts[1:last]),
-                gentle_tokens=None if row.gentle is None else counts[last],
+                chosen_tokens=chosen,
+                rejected_tokens=tuple(others[: len(row.rejected)]),
+                gentle_tokens=None if row.gentle is None else others[-1],
             )
         )
         try:
             self._encoder.check_length(row, texts, encoded)
         except DataError as problem:
             self._report.findings.append(Notice(row.source, "too_long", str(problem)))
-        self._note_tokens(row, encoded)
-
-    def _note_tokens(self, row: Row, encoded: EncodedRow) -> None:
-        """Say where tokens are not what one would think."""
         if not all(encoded.joined):
             self._note(
                 row,
@@ -228,13 +218,11 @@ class _Checker:
         if first != row.source:
             self._note(row, "duplicate", f"the row is the same as {first}, so it counts twice. Take one out.")
         if row.chosen.strip() in (answer.strip() for answer in row.rejected):
-            self._note(
-                row, "identical_answers", "chosen and rejected are the same, so the pair says nothing. Take it out."
-            )
+            same = "chosen and rejected are the same, so nothing is learned from the pair. Take it out."
+            self._note(row, "identical_answers", same)
         if row.gentle is not None and row.chosen.strip() == row.gentle.strip():
-            self._note(
-                row, "gentle_is_chosen", "gentle is the same as chosen, but must hold one error. Take `gentle` out."
-            )
+            same = "gentle is the same as chosen, but must hold one error. Take `gentle` out."
+            self._note(row, "gentle_is_chosen", same)
         for answer in row.rejected:
             self._pairs.setdefault((prompt, row.chosen, answer), row.source)
             reverse = self._pairs.get((prompt, answer, row.chosen))
@@ -246,7 +234,7 @@ class _Checker:
 
 
 def _identity(row: Row) -> str:
-    """Equal for rows with the same prompt and images; image files are told apart by their path."""
+    """Equal for rows with the same prompt and images; image files are compared by their path."""
     digest = xxhash.xxh3_128(repr(row.prompt).encode())
     for image in row.images:
         if isinstance(image, bytes):
@@ -262,24 +250,9 @@ _ACTIVATIONS = 34
 """Bytes kept for the backward pass of one token in one transformer layer, for each unit of the hidden size, in a 2-byte
 type: Korthikanti et al., arXiv 2205.05198, equation 2 without the attention matrix, which sdpa does not keep."""
 
+
 _HEAD_ROWS = 1024
 """Tokens whose vocabulary logits exist at one time; the head is computed in pieces."""
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes by purpose. Good to a factor of about 1.5; a vision tower's activations are not counted."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    logits: int
-
-    @property
-    def total(self) -> int:
-        """Bytes in all."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
 def memory_estimate(
@@ -292,38 +265,33 @@ def memory_estimate(
     num_layers: int,
     vocabulary_size: int,
     checkpointing: bool = False,
-) -> MemoryEstimate:
-    """Memory of one training step with AdamW and the reference cached.
+) -> dict[str, int]:
+    """Bytes of one training step by purpose, and in ``total``, with AdamW and the reference cached.
 
-        weights      N * b
-        gradients    M * b
+    Good to a factor of about 1.5; a vision tower's activations are not counted.
+
+        weights      N * b                                 num_parameters * bytes_per_value
+        gradients    M * b                                 trainable_parameters
         optimizer    M * 2 * b                             AdamW's two moments, in the weights' own type
         activations  T * layers * hidden * (17 * b), or T * hidden * (layers * b + 17 * b) with checkpointing
         logits       3 * min(T, 1024) * vocabulary * 4     logits, log-probs and their gradient, float32
 
-    Args:
-        num_parameters: N, all weights.
-        trainable_parameters: M, those that are trained.
-        bytes_per_value: b, 4 for float32 and 2 for bfloat16.
-        tokens_per_batch: T, tokens of all rows that run at one time, image tokens included.
-        hidden_size: of the language model.
-        num_layers: of the language model.
-        vocabulary_size: of the language model.
-        checkpointing: gradient checkpointing keeps each layer's input alone and one layer whole.
+    T is ``tokens_per_batch``, the tokens of all rows that run at one time, image tokens included. With
+    ``checkpointing`` each layer's input alone is kept, and one layer whole.
 
     Example:
-        >>> estimate = memory_estimate(
+        >>> memory_estimate(
         ...     num_parameters=3_000, trainable_parameters=1_000, bytes_per_value=2, tokens_per_batch=10,
         ...     hidden_size=8, num_layers=2, vocabulary_size=100)
-        >>> estimate.weights, estimate.gradients, estimate.optimizer, estimate.activations, estimate.logits
-        (6000, 2000, 4000, 5440, 12000)
+        {'weights': 6000, 'gradients': 2000, 'optimizer': 4000, 'activations': 5440, 'logits': 12000, 'total': 29440}
     """
     layer = tokens_per_batch * hidden_size * _ACTIVATIONS * bytes_per_value // 2
     inputs = tokens_per_batch * hidden_size * bytes_per_value * num_layers
-    return MemoryEstimate(
-        weights=num_parameters * bytes_per_value,
-        gradients=trainable_parameters * bytes_per_value,
-        optimizer=2 * trainable_parameters * bytes_per_value,
-        activations=inputs + layer if checkpointing else num_layers * layer,
-        logits=3 * min(tokens_per_batch, _HEAD_ROWS) * vocabulary_size * 4,
-    )
+    found = {
+        "weights": num_parameters * bytes_per_value,
+        "gradients": trainable_parameters * bytes_per_value,
+        "optimizer": 2 * trainable_parameters * bytes_per_value,
+        "activations": inputs + layer if checkpointing else num_layers * layer,
+        "logits": 3 * min(tokens_per_batch, _HEAD_ROWS) * vocabulary_size * 4,
+    }
+    return {**found, "total": sum(found.values())}

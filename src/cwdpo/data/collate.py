@@ -1,4 +1,4 @@
-"""Rows to batches of prompts x answers."""
+"""Rows to batches of prompts and answers; and how long rows are, estimated without encoding them."""
 
 import io
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,13 +13,16 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cwdpo.batch import Batch, Role, hash_tensors, image_key
+from cwdpo.batch import Batch, Role, hash_tensors, image_key, pad_answers
 from cwdpo.data.encode import Encoder
 from cwdpo.data.formats import row_from_record
 from cwdpo.data.rows import ImageSource, Row
 from cwdpo.errors import ConfigError, DataError
 
 _KEYS = {Role.CHOSEN: "chosen", Role.REJECTED: "rejected", Role.GENTLE: "gentle"}
+
+_SAMPLE = 24
+"""Rows that are encoded to learn how many tokens a character and a pixel become."""
 
 
 class RowDataset(Dataset[tuple[int, Row]]):
@@ -32,16 +35,13 @@ class RowDataset(Dataset[tuple[int, Row]]):
         image_root: str | Path | None = None,
         name: str = "train_dataset",
     ) -> None:
-        """Wrap rows, records or a ``datasets.Dataset``.
+        """Wrap anything with a length and an index; a stream, or several splits, is a ``ConfigError``.
 
         Args:
-            rows: anything with a length and an index.
+            rows: rows, records or a ``datasets.Dataset``.
             image_root: where relative image paths in records start, and what they may not leave. None takes
                 absolute paths as they are and refuses relative ones.
             name: what messages call the data set.
-
-        Raises:
-            ConfigError: the data set is a stream, or holds several splits.
         """
         if isinstance(rows, Mapping) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise ConfigError(
@@ -58,11 +58,7 @@ class RowDataset(Dataset[tuple[int, Row]]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[int, Row]:
-        """The index and the row there.
-
-        Raises:
-            DataError: the record there is wrong; it is called by the data set's name and its index.
-        """
+        """The index and the row there; messages about a wrong record name the data set and the index."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         record = self._rows[index]
@@ -74,7 +70,11 @@ class RowDataset(Dataset[tuple[int, Row]]):
 
 
 class AnswerCollator:
-    """Encode rows and lay them out as a :class:`Batch`. Each image is opened and processed once for all answers."""
+    """Encode rows and lay them out as a :class:`Batch`. Each image is opened and processed once for all answers.
+
+    ``roles`` are the answers of each prompt, in this order; a row without one of them is passed on without it, unless
+    it is among those ``required``.
+    """
 
     def __init__(
         self,
@@ -83,23 +83,12 @@ class AnswerCollator:
         roles: Sequence[Role] = (Role.CHOSEN, Role.REJECTED, Role.GENTLE),
         required: Collection[Role] = (),
     ) -> None:
-        """Choose which answers take part.
-
-        Args:
-            encoder: turns a row into tokens.
-            roles: the answers of each prompt, in this order; a row without one of them is passed on without it.
-            required: the roles that every row must have.
-        """
         self.encoder = encoder
         self.roles = tuple(roles)
         self.required = tuple(required)
 
     def __call__(self, items: Sequence[tuple[int, Row]]) -> Batch:
-        """Build a batch from rows and their positions.
-
-        Raises:
-            DataError: names the row: it lacks a required answer, or cannot be encoded.
-        """
+        """A batch of rows, with positions. A ``DataError`` names a row that lacks an answer or cannot be encoded."""
         prompts: list[dict[str, Tensor]] = []
         answers: list[list[int]] = []
         owners: list[int] = []
@@ -151,34 +140,13 @@ def answer_key(prompt: bytes, ids: Sequence[int]) -> str:
     return xxhash.xxh3_128_hexdigest(prompt + torch.tensor(ids, dtype=torch.int64).numpy().tobytes())
 
 
-def pad_answers(answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Right-pad token ids with 0; the mask says where tokens are, so the padding's value means nothing.
-
-    Returns:
-        ``(A, T)`` ids and ``(A, T)`` mask.
-    """
-    lengths = torch.tensor([len(answer) for answer in answers])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    ids = torch.zeros(mask.shape, dtype=torch.int64)
-    ids[mask] = torch.tensor([token for answer in answers for token in answer])
-    return ids, mask
-
-
-_SAMPLE = 24
-"""Rows that are encoded to learn what a character and a pixel come to."""
-
-
 def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int]) -> list[int]:
-    """Tokens of each row, by a linear rule fitted to a few of them.
+    """Tokens of each row, by a linear rule fitted to a few of them, whose exact number ``count_tokens`` gives.
 
         tokens = a + b * characters + c * images + d * pixels
 
-    Good enough to put rows of like length together, and for nothing else: a processor that bounds or rounds the sizes
-    of images is no linear rule.
-
-    Args:
-        rows: with any texts and images; images are opened for their size alone.
-        count_tokens: the exact number of a row's tokens, asked for a few rows only.
+    Good enough to put rows of similar length together, and for nothing else: a processor that bounds or rounds the
+    sizes of images does not follow a linear rule. Images are opened for their size alone.
     """
     if not rows:
         return []
@@ -187,7 +155,7 @@ def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int]) ->
     sample = by_size[np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int))]
     exact = np.array([count_tokens(rows[i]) for i in sample], dtype=np.float64)
     scale = np.maximum(facts.max(axis=0), 1.0)
-    # a little of each coefficient's square keeps what the sample cannot tell apart from growing without bound
+    # a little of each coefficient's square keeps what the sample cannot separate from growing without bound
     design = np.vstack([facts[sample] / scale, 1e-3 * np.eye(facts.shape[1])])
     rule, *_ = np.linalg.lstsq(design, np.concatenate([exact, np.zeros(facts.shape[1])]), rcond=None)
     found: list[int] = np.maximum(np.rint(facts / scale @ rule), 1).astype(int).tolist()

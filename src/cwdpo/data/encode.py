@@ -1,16 +1,15 @@
 """Turn a row into what a model reads: the processor's tensors of its prompt, and the token ids of its answers."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jinja2
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from cwdpo.data.images import open_image
 from cwdpo.data.rows import ImageSlot, Message, Row
@@ -18,161 +17,8 @@ from cwdpo.errors import ConfigError, DataError
 
 _PROBE = "cwdpo-probe"
 _PRINTED_PART = re.compile(r"""['"]type['"]\s*:\s*['"]text['"]""")
-
-
-class Frame(NamedTuple):
-    """What the template writes around any answer to one prompt."""
-
-    prompt: str
-    """All text before an answer, with what the template itself puts in front of every answer (an empty
-    ``<think></think>``, say)."""
-
-    lead: str
-    """White space between prompt and answer. The model must produce it, so it is counted to the answer."""
-
-    tail: str
-    """All text after an answer."""
-
-
-class ChatTemplate:
-    """A processor's chat template, asked three questions: the prompt, the answer's text, and where its turn ends."""
-
-    def __init__(self, processor: ProcessorMixin) -> None:
-        """Find out what the template takes.
-
-        Raises:
-            ConfigError: there is no template, or it shows nothing of what the user says.
-        """
-        if not getattr(processor, "chat_template", None):
-            raise ConfigError(
-                f"the processor ({type(processor).__name__}) has no chat template. Copy chat_template.jinja of the "
-                "instruction-tuned model into the checkpoint, or set processor.chat_template."
-            )
-        self._processor = processor
-        self.control_tokens = _control_tokens(processor)
-        """Texts that the tokenizer turns into tokens with a meaning of their own."""
-
-        self._control = re.compile("|".join(map(re.escape, self.control_tokens)) or r"(?!)")
-        self._takes_parts = self._shows([{"type": "text", "text": _PROBE}])
-        if not self._takes_parts and not self._shows(_PROBE):
-            raise ConfigError(
-                "the chat template leaves out what the user says, given as text or as parts. "
-                "Use the chat template that the model was published with."
-            )
-
-    def frame(self, row: Row) -> Frame:
-        """Render a row's prompt.
-
-        Raises:
-            DataError: the template refuses the prompt, rewrites it when an answer follows, or drops the answer.
-        """
-        self._check_text(row)
-        messages = [self._message(message, row) for message in row.prompt]
-        prompt = self._render(messages, row, add_generation_prompt=True)
-        whole = self._render([*messages, self._answer(_PROBE)], row)
-        if not whole.startswith(prompt):
-            raise DataError(
-                f"{row.source}: the chat template writes the prompt in another way when an answer follows, so the "
-                "model would be trained on prompts that it never meets. Use the template the model was published with."
-            )
-        lead, found, tail = whole[len(prompt) :].partition(_PROBE)
-        if not found or _PROBE in tail:
-            raise DataError(
-                f"{row.source}: the chat template does not write the assistant's answer once after the prompt. "
-                "Use the template the model was published with."
-            )
-        return Frame(prompt + lead, "", tail) if lead.strip() else Frame(prompt, lead, tail)
-
-    def answer(self, row: Row, frame: Frame, text: str) -> tuple[str, bool]:
-        """Text of an answer as the template writes it after the frame's prompt.
-
-        Returns:
-            The text through the token that ends the turn, and whether the template writes such a token at all. What it
-            writes after that token, or where there is none after the answer, is left out.
-
-        Raises:
-            DataError: the answer holds a control token, or the template changes more of it than the space around it.
-        """
-        self.check_plain(text, "an answer", row.source)
-        messages = [self._message(message, row) for message in row.prompt]
-        whole = self._render([*messages, self._answer(text)], row)
-        before, end = frame.prompt + frame.lead, len(whole) - len(frame.tail)
-        body = whole[len(before) : end]
-        if not whole.startswith(before) or whole[end:] != frame.tail or body.strip() != text.strip():
-            raise DataError(
-                f"{row.source}: the chat template rewrites the answer {_short(text)}. Take out what it acts on "
-                "(`</think>`, say), or use the template the model was published with."
-            )
-        space = len(frame.tail) - len(frame.tail.lstrip())
-        stop = self._control.match(frame.tail, space)
-        return frame.lead + body + (frame.tail[: stop.end()] if stop else ""), stop is not None
-
-    def check_plain(self, text: str, what: str, source: str) -> None:
-        """Refuse text that the tokenizer would read as a control token, such as an end of turn or an image."""
-        if found := self._control.search(text):
-            raise DataError(
-                f"{source}: {what} holds {found.group()!r}, which the tokenizer reads as a control token and not as "
-                f"text: {_short(text)}. Take it out, or write it in another way."
-            )
-
-    def _check_text(self, row: Row) -> None:
-        for message in row.prompt:
-            for part in message.parts:
-                if isinstance(part, str):
-                    self.check_plain(part, f"a {message.role} turn of the prompt", row.source)
-
-    def _message(self, message: Message, row: Row) -> dict[str, Any]:
-        """A message as the template takes it."""
-        if self._takes_parts:
-            parts = [
-                {"type": "image"} if isinstance(p, ImageSlot) else {"type": "text", "text": p} for p in message.parts
-            ]
-            return {"role": message.role, "content": parts}
-        texts = [part for part in message.parts if isinstance(part, str)]
-        if len(texts) != len(message.parts):
-            raise DataError(
-                f"{row.source}: the row has images, but the chat template takes text alone and has no place for them. "
-                "Use the template the model was published with."
-            )
-        return {"role": message.role, "content": "".join(texts)}
-
-    def _answer(self, text: str) -> dict[str, Any]:
-        return {"role": "assistant", "content": [{"type": "text", "text": text}] if self._takes_parts else text}
-
-    def _shows(self, content: Any) -> bool:
-        """Whether the template writes this content of a user's turn, and not its Python form."""
-        try:
-            text = self._apply([{"role": "user", "content": content}], add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
-            return False
-        return _PROBE in text and not _PRINTED_PART.search(text)
-
-    def _render(self, messages: Sequence[dict[str, Any]], row: Row, *, add_generation_prompt: bool = False) -> str:
-        try:
-            return self._apply(messages, add_generation_prompt=add_generation_prompt)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as problem:
-            raise DataError(
-                f"{row.source}: the chat template refuses this conversation: {problem}. Give it the roles it expects."
-            ) from problem
-
-    def _apply(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-        text: str = self._processor.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return text
-
-
-def _control_tokens(processor: Any) -> list[str]:
-    """Every text that the tokenizer takes for a special token, longest first."""
-    tokenizer = processor.tokenizer
-    found = {str(token) for token in tokenizer.all_special_tokens}
-    found |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    found |= {str(getattr(processor, f"{kind}_token", None) or "") for kind in ("image", "video", "audio")}
-    return sorted(found - {""}, key=lambda token: (-len(token), token))
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
+"""What a template raises for a conversation that it does not take."""
 
 
 @dataclass(frozen=True)
@@ -225,8 +71,8 @@ class Encoder:
             ConfigError: the processor lacks a chat template, an end token or an image token, or the limits disagree.
         """
         self.template = ChatTemplate(processor)
-        self._processor: Any = processor
-        self.tokenizer: Any = self._processor.tokenizer
+        self._processor = processor
+        self.tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         self._add_special_tokens = add_special_tokens
         self._image_ids = torch.tensor(_image_ids(processor))
         if self.tokenizer.eos_token_id is None:
@@ -240,7 +86,12 @@ class Encoder:
         """Most tokens in prompt and answer together, or None."""
 
         self._memory: dict[tuple[Any, ...], dict[str, Tensor]] | None = None
-        _check_no_suffix(self.tokenizer)
+        # a tokenizer that ends every text with a token would end the prompt before the answer
+        if self.tokenizer("a", add_special_tokens=True)["input_ids"][-1:] != self._ids("a")[-1:]:
+            raise ConfigError(
+                "the tokenizer puts a token after every text, which would stand between prompt and answer. "
+                "Set `add_eos_token` to false in its tokenizer_config.json."
+            )
 
     def encode(self, row: Row, answers: Sequence[str] = ()) -> EncodedRow:
         """Encode a row's prompt, opening its images once, and some answers to it.
@@ -253,19 +104,12 @@ class Encoder:
         self.check_length(row, answers, encoded)
         return encoded
 
-    @contextmanager
-    def remembering(self) -> Iterator[None]:
-        """While open, prompts are encoded once; for a few rows that are asked about several times in a row."""
-        self._memory = {}
-        try:
-            yield
-        finally:
-            self._memory = None
-
     def measure(self, row: Row, answers: Sequence[str] = ()) -> EncodedRow:
         """As :meth:`encode`, without the limit on the length."""
         frame = self.template.frame(row)
-        prompt = self._remembered(row, frame.prompt)
+        key = (frame.prompt, *map(id, row.images))
+        known = {} if self._memory is None else self._memory
+        prompt = known[key] = known[key] if key in known else self._prompt(row, frame.prompt)
         image_tokens = int(torch.isin(prompt["input_ids"], self._image_ids).sum())
         if image_tokens < len(row.images) or (image_tokens and not row.images):
             raise DataError(
@@ -283,54 +127,52 @@ class Encoder:
         )
 
     def check_length(self, row: Row, answers: Sequence[str], encoded: EncodedRow) -> None:
-        """Refuse a row that would not fit.
-
-        Raises:
-            DataError: names the row, the answer and the counts.
-        """
-        longest = max(range(len(answers)), key=lambda index: len(encoded.answers[index]), default=None)
-        count = len(encoded.answers[longest]) if longest is not None else 0
+        """Refuse a row that would not fit, with its longest answer and the counts."""
+        lengths = [len(ids) for ids in encoded.answers]
+        count = max(lengths, default=0)
         total = encoded.prompt_tokens + count
-        text = encoded.prompt_tokens - encoded.image_tokens
         if self.limit is not None and total > self.limit:
-            of = f" with the answer {answers[longest][:40]!r}" if longest is not None else ""
+            of = f" with the answer {answers[lengths.index(count)][:40]!r}" if answers else ""
+            text = encoded.prompt_tokens - encoded.image_tokens
             raise DataError(
                 f"{row.source}: the prompt{of} has {total} tokens ({text} text, {encoded.image_tokens} image, "
                 f"{count} answer), more than the {self.limit} allowed. Nothing is "
                 "truncated: raise data.max_length, shorten the row, make its images smaller, or take it out."
             )
 
-    def _remembered(self, row: Row, text: str) -> dict[str, Tensor]:
-        if self._memory is None:
-            return self._prompt(row, text)
-        key = (text, *map(id, row.images))
-        if key not in self._memory:
-            self._memory[key] = self._prompt(row, text)
-        return self._memory[key]
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """While open, prompts are encoded once; for a few rows that are asked about several times in a row."""
+        self._memory = {}
+        try:
+            yield
+        finally:
+            self._memory = None
 
     def _prompt(self, row: Row, text: str) -> dict[str, Tensor]:
         """Call the processor on one prompt and its images."""
         images = [open_image(image, source=row.source) for image in row.images]
-        bos = self.tokenizer.bos_token
-        special = self._add_special_tokens
+        bos, special = self.tokenizer.bos_token, self._add_special_tokens
         if special is None:
             special = not (bos and text.startswith(bos))
+        name = type(self._processor).__name__
         try:
-            found = self._processor(
+            found: Mapping[str, Any] = self._processor(
                 text=[text],
                 images=[images] if images else None,
                 return_tensors="pt",
                 text_kwargs={"add_special_tokens": special, "padding": False, "truncation": False},
             )
         except (ValueError, TypeError, IndexError, RuntimeError, OSError) as problem:
-            raise DataError(
-                f"{row.source}: {type(self._processor).__name__} refuses the prompt{_sizes(images)}: {problem}"
-            ) from problem
-        for name, value in found.items():
+            # processors often refuse extreme sizes
+            sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
+            of = f" with images of {sizes} pixels" if images else ""
+            raise DataError(f"{row.source}: {name} refuses the prompt{of}: {problem}") from problem
+        for entry, value in found.items():
             if not isinstance(value, Tensor):
                 raise ConfigError(
-                    f"{type(self._processor).__name__} returns `{name}` as {type(value).__name__} and not as a tensor, "
-                    "so it cannot be batched. Use a processor class that transformers itself provides."
+                    f"{name} returns `{entry}` as {type(value).__name__} and not as a tensor, so it cannot be batched. "
+                    "Use a processor class that transformers itself provides."
                 )
         return dict(found)
 
@@ -346,7 +188,141 @@ class Encoder:
         return ids
 
 
-def _image_ids(processor: Any) -> list[int]:
+class Frame(NamedTuple):
+    """What the template writes around any answer to one prompt."""
+
+    prompt: str
+    """All text before an answer, with what the template itself puts in front of every answer (an empty
+    ``<think></think>``, say)."""
+
+    lead: str
+    """White space between prompt and answer. The model must produce it, so it is counted to the answer."""
+
+    tail: str
+    """All text after an answer."""
+
+
+class ChatTemplate:
+    """A processor's chat template, asked three questions: the prompt, the answer's text, and where its turn ends.
+
+    No template, or one that shows nothing of what the user says, is a ``ConfigError``; a row that the template refuses,
+    rewrites or drops parts of is a ``DataError``.
+    """
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        if not getattr(processor, "chat_template", None):
+            raise ConfigError(
+                f"the processor ({type(processor).__name__}) has no chat template. Copy chat_template.jinja of the "
+                "instruction-tuned model into the checkpoint, or set processor.chat_template."
+            )
+        self._processor = processor
+        self.control_tokens = _control_tokens(processor)
+        """Texts that the tokenizer turns into tokens with a meaning of their own."""
+
+        self._control = re.compile("|".join(map(re.escape, self.control_tokens)) or r"(?!)")
+        self._takes_parts = self._shows([{"type": "text", "text": _PROBE}])
+        if not self._takes_parts and not self._shows(_PROBE):
+            raise ConfigError(
+                "the chat template leaves out what the user says, given as text or as parts. "
+                "Use the chat template that the model was published with."
+            )
+
+    def frame(self, row: Row) -> Frame:
+        """Render a row's prompt, which must be the same when an answer follows."""
+        for message in row.prompt:
+            for part in message.parts:
+                if isinstance(part, str):
+                    self.check_plain(part, f"a {message.role} turn of the prompt", row.source)
+        prompt, whole = self._render(row), self._render(row, _PROBE)
+        if not whole.startswith(prompt):
+            raise DataError(
+                f"{row.source}: the chat template writes the prompt in another way when an answer follows, so the "
+                "model would be trained on prompts that it never meets. Use the template the model was published with."
+            )
+        lead, found, tail = whole[len(prompt) :].partition(_PROBE)
+        if not found or _PROBE in tail:
+            raise DataError(
+                f"{row.source}: the chat template does not write the assistant's answer once after the prompt. "
+                "Use the template the model was published with."
+            )
+        return Frame(prompt + lead, "", tail) if lead.strip() else Frame(prompt, lead, tail)
+
+    def answer(self, row: Row, frame: Frame, text: str) -> tuple[str, bool]:
+        """Text of an answer as the template writes it after the frame's prompt; only the space around it may change.
+
+        Returns:
+            The text through the token that ends the turn, and whether the template writes such a token at all. What it
+            writes after that token, or where there is none after the answer, is left out.
+        """
+        self.check_plain(text, "an answer", row.source)
+        whole = self._render(row, text)
+        before, end = frame.prompt + frame.lead, len(whole) - len(frame.tail)
+        body = whole[len(before) : end]
+        if not whole.startswith(before) or whole[end:] != frame.tail or body.strip() != text.strip():
+            raise DataError(
+                f"{row.source}: the chat template rewrites the answer {_short(text)}. Take out what it acts on "
+                "(`</think>`, say), or use the template the model was published with."
+            )
+        space = len(frame.tail) - len(frame.tail.lstrip())
+        stop = self._control.match(frame.tail, space)
+        return frame.lead + body + (frame.tail[: stop.end()] if stop else ""), stop is not None
+
+    def check_plain(self, text: str, what: str, source: str) -> None:
+        """Refuse text that the tokenizer would read as a control token, such as an end of turn or an image."""
+        if found := self._control.search(text):
+            raise DataError(
+                f"{source}: {what} holds {found.group()!r}, which the tokenizer reads as a control token and not as "
+                f"text: {_short(text)}. Take it out, or write it in another way."
+            )
+
+    def _render(self, row: Row, answer: str | None = None) -> str:
+        """The prompt, ready for an answer, or with one."""
+        messages = [self._message(message, row) for message in row.prompt]
+        if answer is not None:
+            content = [{"type": "text", "text": answer}] if self._takes_parts else answer
+            messages.append({"role": "assistant", "content": content})
+        try:
+            return self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
+        except _REFUSALS as problem:
+            raise DataError(
+                f"{row.source}: the chat template refuses this conversation: {problem}. Give it the roles it expects."
+            ) from problem
+
+    def _message(self, message: Message, row: Row) -> dict[str, Any]:
+        """A message as the template takes it."""
+        if self._takes_parts:
+            parts = [
+                {"type": "image"} if isinstance(p, ImageSlot) else {"type": "text", "text": p} for p in message.parts
+            ]
+            return {"role": message.role, "content": parts}
+        texts = [part for part in message.parts if isinstance(part, str)]
+        if len(texts) != len(message.parts):
+            raise DataError(
+                f"{row.source}: the row has images, but the chat template takes text alone and has no place for them. "
+                "Use the template the model was published with."
+            )
+        return {"role": message.role, "content": "".join(texts)}
+
+    def _shows(self, content: str | list[dict[str, str]]) -> bool:
+        """Whether the template writes this content of a user's turn, and not its Python form."""
+        message: dict[str, Any] = {"role": "user", "content": content}
+        try:
+            text = self._processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        except _REFUSALS:
+            return False
+        return _PROBE in text and not _PRINTED_PART.search(text)
+
+
+def _control_tokens(processor: ProcessorMixin) -> list[str]:
+    """Every text that the tokenizer takes for a special token, longest first."""
+    tokenizer: PreTrainedTokenizerBase = processor.tokenizer
+    found = {str(token) for token in tokenizer.all_special_tokens}
+    found |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found |= {str(getattr(processor, f"{kind}_token", None) or "") for kind in ("image", "video", "audio")}
+    return sorted(found - {""}, key=lambda token: (-len(token), token))
+
+
+def _image_ids(processor: ProcessorMixin) -> list[int]:
     """Ids of the tokens that stand for images after processing."""
     found = getattr(processor, "image_token_ids", None) or [getattr(processor, "image_token_id", None)]
     ids = [int(token) for token in found if token is not None]
@@ -358,19 +334,5 @@ def _image_ids(processor: Any) -> list[int]:
     return ids
 
 
-def _check_no_suffix(tokenizer: Any) -> None:
-    """A tokenizer that ends every text with a token would end the prompt before the answer."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    added = tokenizer("a", add_special_tokens=True)["input_ids"]
-    if added[-1:] != plain[-1:]:
-        raise ConfigError(
-            "the tokenizer puts a token after every text, which would stand between prompt and answer. "
-            "Set `add_eos_token` to false in its tokenizer_config.json."
-        )
-
-
-def _sizes(images: Sequence[Image.Image]) -> str:
-    """Sizes of the images, because processors often refuse extreme ones."""
-    return (
-        f" with images of {', '.join(f'{image.width} x {image.height}' for image in images)} pixels" if images else ""
-    )
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

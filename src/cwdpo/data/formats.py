@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
@@ -30,162 +30,12 @@ from cwdpo.errors import DataError
 PLACEHOLDER = "<image>"
 """Marks an image's place in text, in every format read here."""
 
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-_MESSAGE = '{"role": "user", "content": "..."}'
-_PLACEHOLDER = re.compile(rf"(?:\A{PLACEHOLDER}\n|\n{PLACEHOLDER}\Z|{PLACEHOLDER})")
-
-
-def read_text(value: Any, what: str, source: str) -> str:
-    """A string that has something in it and that a tokenizer can read."""
-    if not isinstance(value, str):
-        raise DataError(f"{source}: {what} is {_kind(value)}, but must be text.")
-    if not value.strip():
-        raise DataError(f"{source}: {what} is empty. Write the text, or take the row out.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as problem:
-        raise DataError(
-            f"{source}: {what} holds half of a surrogate pair at character {problem.start + 1}, which is not a "
-            "character. Write the file with ensure_ascii=False, or take the character out."
-        ) from problem
-    return value
-
-
-def read_answer(value: Any, what: str, source: str) -> str:
-    """An answer, given as text, as one assistant message or as a list that holds just that message."""
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        if len(value) != 1:
-            raise DataError(
-                f"{source}: {what} is a list of {len(value)} messages, but must be the one answer. "
-                "Move the turns before it into `prompt`; more rejected answers go into `negatives`."
-            )
-        value = value[0]
-    if isinstance(value, Mapping):
-        role, parts = _turn(value, what, source)
-        if role != "assistant":
-            raise DataError(f'{source}: {what} is a {role} message. Write {{"role": "assistant", "content": "..."}}.')
-        if any(isinstance(part, ImageSlot) for part in parts):
-            raise DataError(f"{source}: {what} holds an image, but answers are text. Images belong to the prompt.")
-        value = "".join(part for part in parts if isinstance(part, str))
-    text = read_text(value, what, source)
-    if PLACEHOLDER in text:
-        raise DataError(f"{source}: {what} holds {PLACEHOLDER}, but answers are text. Images belong to the prompt.")
-    return text
-
-
-def read_turns(value: Any, what: str, source: str) -> list[Message]:
-    """A conversation as a list of role/content or from/value turns; text alone is one user message."""
-    if isinstance(value, str):
-        return [Message("user", _split(read_text(value, what, source)))]
-    if not isinstance(value, Sequence) or isinstance(value, bytes):
-        raise DataError(f"{source}: {what} is {_kind(value)}. Write text or a list of messages like {_MESSAGE}.")
-    return [Message(*_turn(turn, f"{what}[{index}]", source)) for index, turn in enumerate(value)]
-
-
-def check_prompt(messages: Sequence[Message], what: str, source: str) -> None:
-    """A prompt may begin with a system message and must end with the user's."""
-    if not messages or messages[-1].role != "user":
-        last = f"ends with a turn of role {messages[-1].role!r}" if messages else "holds no turn"
-        raise DataError(
-            f"{source}: {what} {last}, but an answer must follow a user's turn. End it with {_MESSAGE}; "
-            "the assistant's last turn is the answer."
-        )
-    for index, message in enumerate(messages):
-        if message.role == "system" and index:
-            raise DataError(f"{source}: {what}[{index}] is a system turn. Put it first.")
-
-
-def place_images(messages: Sequence[Message], num_images: int, what: str, source: str) -> tuple[Message, ...]:
-    """Give every image a slot: where the text marks it, else at the start of the first user turn, as TRL does."""
-    slots = sum(isinstance(part, ImageSlot) for message in messages for part in message.parts)
-    if slots == 0 and num_images:
-        first = next(index for index, message in enumerate(messages) if message.role == "user")
-        leading = replace(messages[first], parts=(ImageSlot(),) * num_images + messages[first].parts)
-        return (*messages[:first], leading, *messages[first + 1 :])
-    if slots != num_images:
-        raise DataError(
-            f"{source}: {what} marks {slots} image{'s' * (slots != 1)}, but the row has {num_images}. Write one "
-            f"{PLACEHOLDER} for each image, or none to have them stand at the start."
-        )
-    return tuple(messages)
-
-
-def _turn(turn: Any, what: str, source: str) -> tuple[str, tuple[str | ImageSlot, ...]]:
-    """Role and parts of one turn."""
-    if not isinstance(turn, Mapping):
-        raise DataError(f"{source}: {what} is {_kind(turn)}. Write a message like {_MESSAGE}.")
-    role = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
-    if role is None or content is None:
-        missing = "role" if role is None else "content"
-        raise DataError(f"{source}: {what} has no `{missing}`. Write a message like {_MESSAGE}.")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise DataError(f"{source}: {what} has the unknown role {role!r}. Write system, user or assistant.")
-    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
-        parts = tuple(part for item in content for part in _part(item, what, source))
-    else:
-        parts = _split(read_text(content, what, source))
-    if not any(isinstance(part, ImageSlot) or part.strip() for part in parts):
-        raise DataError(f"{source}: {what} is empty. Write the text, or take the turn out.")
-    return _ROLES[role], parts
-
-
-def _part(item: Any, what: str, source: str) -> tuple[str | ImageSlot, ...]:
-    """One piece of structured content."""
-    kind = item.get("type") if isinstance(item, Mapping) else None
-    if kind == "text":
-        text = item.get("text")
-        return () if text == "" else _split(read_text(text, what, source) if not _is_space(text) else text)
-    if kind == "image":
-        own = [key for key in ("image", "path", "url", "base64") if item.get(key) is not None]
-        if own:
-            raise DataError(
-                f"{source}: {what} names an image inside its content (`{own[0]}`). List it in the row's `images` and "
-                'write {"type": "image"} alone.'
-            )
-        return (ImageSlot(),)
-    raise DataError(
-        f"{source}: {what} holds {_kind(item) if kind is None else f'a part of type {kind!r}'}. "
-        'Write {"type": "text", "text": "..."} or {"type": "image"}.'
-    )
-
-
-def _split(text: str) -> tuple[str | ImageSlot, ...]:
-    """Cut text at its placeholders.
-
-    The newline between a placeholder and the text, at either end of a turn, separates the two in the format and is
-    not part of the text: chat templates put their own.
-
-    Example:
-        >>> _split("<image>\\nWhat is this?")
-        (ImageSlot(), 'What is this?')
-    """
-    parts: list[str | ImageSlot] = []
-    for index, piece in enumerate(_PLACEHOLDER.split(text)):
-        if index:
-            parts.append(ImageSlot())
-        if piece:
-            parts.append(piece)
-    return tuple(parts)
-
-
-def _is_space(text: Any) -> bool:
-    return isinstance(text, str) and bool(text) and text.isspace()
-
-
-def _kind(value: Any) -> str:
-    """A wrong value, as a message shows it."""
-    shown = repr(value)
-    return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({type(value).__name__})"
+_OTHER_ANSWERS = ("gentle", "longer", "shorter")
 
 
 _OPTIONAL = ("images", "image", "rejected", "gentle", "negatives", "longer", "shorter", "kind", "id", "system")
+
+
 _KEYS: dict[str, tuple[str, ...]] = {
     "trl": ("prompt", "chosen"),
     "flat": ("prompt", "chosen"),
@@ -194,20 +44,27 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "rlaif-v": ("question", "chosen", "idx"),
     "llava": ("conversations",),
 }
+
+
 _OTHER_NAMES_OF_IMAGE = ("img", "imgs", "image_path", "image_paths", "image_file", "picture", "pictures", "photo")
+
+
 _EXAMPLE = '{"images": ["a.png"], "prompt": "...", "chosen": "...", "rejected": "..."}'
 
 
-class _Fields(NamedTuple):
-    """Where one format keeps what every row has."""
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
 
-    prompt: str
-    """Key of the prompt, for messages."""
 
-    turns: list[Message]
-    chosen: str
-    rejected: str
-    """Key of the rejected answer."""
+_MESSAGE = '{"role": "user", "content": "..."}'
+
+
+_PLACEHOLDER = re.compile(rf"(?:\A{PLACEHOLDER}\n|\n{PLACEHOLDER}\Z|{PLACEHOLDER})")
 
 
 def format_of(record: Mapping[str, Any]) -> str:
@@ -251,16 +108,17 @@ def row_from_record(record: Mapping[str, Any], *, source: str, image_root: Path 
         raise DataError(f"{source}: a row is a {type(record).__name__}, but must be an object like {_EXAMPLE}.")
     record = {key: value for key, value in record.items() if value is not None}
     _check_keys(record, source)
-    fields = _fields(record, source)
+    key = next((key for key in ("conversations", "messages", "question", "prompt") if key in record), "prompt")
+    turns = _conversation(record, key, source)
+    turns, chosen = _chosen(record, key, turns, source)
     images = _images(record, source, image_root)
-    check_prompt(fields.turns, f"`{fields.prompt}`", source)
+    where = f"{source}: `{key}`"
+    _check_prompt(turns, where)
     return Row(
-        prompt=place_images(fields.turns, len(images), f"`{fields.prompt}`", source),
-        chosen=fields.chosen,
-        rejected=_rejected(record, fields.rejected, source),
-        gentle=_one_answer(record, "gentle", source),
-        longer=_one_answer(record, "longer", source),
-        shorter=_one_answer(record, "shorter", source),
+        prompt=_place_images(turns, len(images), where),
+        chosen=chosen,
+        rejected=_rejected(record, source),
+        **{name: read_answer(record[name], f"{source}: `{name}`") for name in _OTHER_ANSWERS if name in record},
         images=images,
         kind=_label(record, "kind", source),
         id=_label(record, "id", source) or _label(record, "idx", source) or "",
@@ -268,30 +126,29 @@ def row_from_record(record: Mapping[str, Any], *, source: str, image_root: Path 
     )
 
 
-def _fields(record: Mapping[str, Any], source: str) -> _Fields:
-    """Prompt and answers of a record, by its format."""
-    name = format_of(record)
-    prompt = next((key for key in ("conversations", "messages", "question", "prompt") if key in record), "prompt")
-    turns = read_turns(record[prompt], f"`{prompt}`", source)
-    if "system" in record:
-        if turns and turns[0].role == "system":
-            raise DataError(f"{source}: the row has both `system` and a system turn. Keep one of them.")
-        turns.insert(0, Message("system", (read_text(record["system"], "`system`", source),)))
-    if name in ("ms-swift", "llava"):
-        if not turns or turns[-1].role != "assistant":
+def read_answer(value: Any, where: str) -> str:
+    """An answer, given as text, as one assistant message or as a list that holds just that message.
+
+    ``where`` is the row's source and the key, as messages begin: ``"rows.jsonl:3: `chosen`"``.
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if len(value) != 1:
             raise DataError(
-                f"{source}: `{prompt}` must end with the assistant's turn, which is the chosen answer. Add that turn, "
-                "or write the answer under `chosen`."
+                f"{where} is a list of {len(value)} messages, but must be the one answer. "
+                "Move the turns before it into `prompt`; more rejected answers go into `negatives`."
             )
-        *turns, last = turns
-        texts = [part for part in last.parts if isinstance(part, str)]
-        if len(texts) != len(last.parts):
-            raise DataError(f"{source}: the last turn of `{prompt}` holds an image, but answers are text.")
-        rejected = "rejected_response" if name == "ms-swift" else "rejected"
-        return _Fields(prompt, turns, read_answer("".join(texts), f"`{prompt}`", source), rejected)
-    if "chosen" not in record:
-        raise DataError(f"{source}: the row has no `chosen`. Write the preferred answer there.")
-    return _Fields(prompt, turns, read_answer(record["chosen"], "`chosen`", source), "rejected")
+        value = value[0]
+    if isinstance(value, Mapping):
+        message = _turn(value, where)
+        if message.role != "assistant":
+            raise DataError(f'{where} is a {message.role} message. Write {{"role": "assistant", "content": "..."}}.')
+        value = _text_of(message)
+        if value is None:
+            raise DataError(f"{where} holds an image, but answers are text. Images belong to the prompt.")
+    text = _read_text(value, where)
+    if PLACEHOLDER in text:
+        raise DataError(f"{where} holds {PLACEHOLDER}, but answers are text. Images belong to the prompt.")
+    return text
 
 
 def _check_keys(record: Mapping[str, Any], source: str) -> None:
@@ -301,13 +158,12 @@ def _check_keys(record: Mapping[str, Any], source: str) -> None:
             raise DataError(f"{source}: the row has `{key}`, which is not supported. Take the key or the row out.")
     if "image" in record and "images" in record:
         raise DataError(f"{source}: the row has both `image` and `images`. Keep one of them.")
-    unread = unread_columns(record)
     if format_of(record) == "unknown":
         raise DataError(
-            f"{source}: the row's keys are {', '.join(map(repr, record)) or 'none'}, which is no known format. "
+            f"{source}: the row's keys are {', '.join(map(repr, record)) or 'none'}, which is not a known format. "
             f"Write {_EXAMPLE}."
         )
-    for key in unread:
+    for key in unread_columns(record):
         near = difflib.get_close_matches(key, ("images", "image", "rejected", "gentle", "negatives"), 1, 0.82)
         if key in _OTHER_NAMES_OF_IMAGE and "image" not in record and "images" not in record:
             near = ["image"]
@@ -315,42 +171,68 @@ def _check_keys(record: Mapping[str, Any], source: str) -> None:
             raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near[0]}`? Else give it another name.")
 
 
-def _one_answer(record: Mapping[str, Any], key: str, source: str) -> str | None:
-    return read_answer(record[key], f"`{key}`", source) if key in record else None
+def _conversation(record: Mapping[str, Any], key: str, source: str) -> list[Message]:
+    """All turns: a list of role/content or from/value turns, or text alone as one user message; a ``system`` first."""
+    value, where = record[key], f"{source}: `{key}`"
+    if isinstance(value, str):
+        turns = [Message("user", _split(_read_text(value, where)))]
+    elif isinstance(value, Sequence) and not isinstance(value, bytes):
+        turns = [_turn(turn, f"{where}[{index}]") for index, turn in enumerate(value)]
+    else:
+        raise DataError(f"{where} is {_shown(value)}. Write text or a list of messages like {_MESSAGE}.")
+    if "system" in record:
+        if turns and turns[0].role == "system":
+            raise DataError(f"{source}: the row has both `system` and a system turn. Keep one of them.")
+        turns.insert(0, Message("system", (_read_text(record["system"], f"{source}: `system`"),)))
+    return turns
 
 
-def _rejected(record: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:
+def _chosen(record: Mapping[str, Any], key: str, turns: list[Message], source: str) -> tuple[list[Message], str]:
+    """The turns of the prompt, and the chosen answer, which some formats write as the last turn."""
+    if format_of(record) not in ("ms-swift", "llava"):
+        if "chosen" not in record:
+            raise DataError(f"{source}: the row has no `chosen`. Write the preferred answer there.")
+        return turns, read_answer(record["chosen"], f"{source}: `chosen`")
+    if not turns or turns[-1].role != "assistant":
+        raise DataError(
+            f"{source}: `{key}` must end with the assistant's turn, which is the chosen answer. Add that turn, "
+            "or write the answer under `chosen`."
+        )
+    text = _text_of(turns[-1])
+    if text is None:
+        raise DataError(f"{source}: the last turn of `{key}` holds an image, but answers are text.")
+    return turns[:-1], read_answer(text, f"{source}: `{key}`")
+
+
+def _rejected(record: Mapping[str, Any], source: str) -> tuple[str, ...]:
     """The rejected answer, where there is one, and the further negatives."""
-    first = [read_answer(record[key], f"`{key}`", source)] if key in record else []
+    key = "rejected_response" if format_of(record) == "ms-swift" else "rejected"
+    first = [read_answer(record[key], f"{source}: `{key}`")] if key in record else []
     value = record.get("negatives", [])
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise DataError(f'{source}: `negatives` must be a list of answers. Write ["..."]; one answer is `rejected`.')
-    return (*first, *(read_answer(answer, f"`negatives`[{index}]", source) for index, answer in enumerate(value)))
+    return (*first, *(read_answer(answer, f"{source}: `negatives`[{i}]") for i, answer in enumerate(value)))
 
 
 def _images(record: Mapping[str, Any], source: str, root: Path | None) -> tuple[ImageSource, ...]:
-    """The row's images, in order."""
+    """The row's images, in order: each a path, bytes, a ``datasets`` record of the two, or decoded."""
     key = "images" if "images" in record else "image"
     value = record.get(key, [])
     several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    items = list(value) if several else [value]
-    return tuple(
-        _image(item, f"`{key}`[{index}]" if several else f"`{key}`", source, root) for index, item in enumerate(items)
-    )
-
-
-def _image(item: Any, what: str, source: str, root: Path | None) -> ImageSource:
-    """One image as a path, as bytes, as a ``datasets`` record of the two, or decoded."""
-    if isinstance(item, Mapping):
-        item = item.get("bytes") if item.get("bytes") is not None else item.get("path")
-    if isinstance(item, Image.Image | bytes):
-        return item
-    if isinstance(item, str):
-        return resolve_image(item, root, source=source)
-    raise DataError(
-        f"{source}: {what} is of type {type(item).__name__}, but must be a path. "
-        'Write "images": ["a.png"], or leave `images` out if the row has none.'
-    )
+    images: list[ImageSource] = []
+    for index, item in enumerate(value if several else [value]):
+        if isinstance(item, Mapping):
+            item = item.get("bytes") if item.get("bytes") is not None else item.get("path")
+        if isinstance(item, str):
+            images.append(resolve_image(item, root, source=source))
+        elif isinstance(item, Image.Image | bytes):
+            images.append(item)
+        else:
+            raise DataError(
+                f"{source}: `{key}`{f'[{index}]' if several else ''} is of type {type(item).__name__}, but must be a "
+                'path. Write "images": ["a.png"], or leave `images` out if the row has none.'
+            )
+    return tuple(images)
 
 
 def _label(record: Mapping[str, Any], key: str, source: str) -> str | None:
@@ -361,3 +243,119 @@ def _label(record: Mapping[str, Any], key: str, source: str) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise DataError(f"{source}: `{key}` is a {type(value).__name__}, but must be text or a whole number.")
+
+
+def _check_prompt(messages: Sequence[Message], where: str) -> None:
+    """A prompt may begin with a system message and must end with the user's."""
+    if not messages or messages[-1].role != "user":
+        last = f"ends with a turn of role {messages[-1].role!r}" if messages else "holds no turn"
+        raise DataError(
+            f"{where} {last}, but an answer must follow a user's turn. End it with {_MESSAGE}; "
+            "the assistant's last turn is the answer."
+        )
+    for index, message in enumerate(messages):
+        if message.role == "system" and index:
+            raise DataError(f"{where}[{index}] is a system turn. Put it first.")
+
+
+def _place_images(messages: Sequence[Message], num_images: int, where: str) -> tuple[Message, ...]:
+    """Give every image a slot: where the text marks it, else at the start of the first user turn, as TRL does."""
+    slots = sum(isinstance(part, ImageSlot) for message in messages for part in message.parts)
+    if slots == 0 and num_images:
+        first = next(index for index, message in enumerate(messages) if message.role == "user")
+        leading = replace(messages[first], parts=(ImageSlot(),) * num_images + messages[first].parts)
+        return (*messages[:first], leading, *messages[first + 1 :])
+    if slots != num_images:
+        raise DataError(
+            f"{where} marks {slots} image{'s' * (slots != 1)}, but the row has {num_images}. Write one "
+            f"{PLACEHOLDER} for each image, or none to have them stand at the start."
+        )
+    return tuple(messages)
+
+
+def _turn(turn: Any, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise DataError(f"{where} is {_shown(turn)}. Write a message like {_MESSAGE}.")
+    role = turn.get("role", turn.get("from"))
+    content = turn.get("content", turn.get("value"))
+    if role is None or content is None:
+        missing = "role" if role is None else "content"
+        raise DataError(f"{where} has no `{missing}`. Write a message like {_MESSAGE}.")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise DataError(f"{where} has the unknown role {role!r}. Write system, user or assistant.")
+    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        parts = tuple(part for item in content for part in _part(item, where))
+    else:
+        parts = _split(_read_text(content, where))
+    if not any(isinstance(part, ImageSlot) or part.strip() for part in parts):
+        raise DataError(f"{where} is empty. Write the text, or take the turn out.")
+    return Message(_ROLES[role], parts)
+
+
+def _part(item: Any, where: str) -> tuple[str | ImageSlot, ...]:
+    """One piece of structured content."""
+    kind = item.get("type") if isinstance(item, Mapping) else None
+    if kind == "text":
+        text = item.get("text")
+        if isinstance(text, str) and not text.strip():
+            return (text,) if text else ()
+        return _split(_read_text(text, where))
+    if kind == "image":
+        own = [key for key in ("image", "path", "url", "base64") if item.get(key) is not None]
+        if own:
+            raise DataError(
+                f"{where} names an image inside its content (`{own[0]}`). List it in the row's `images` and "
+                'write {"type": "image"} alone.'
+            )
+        return (ImageSlot(),)
+    raise DataError(
+        f"{where} holds {_shown(item) if kind is None else f'a part of type {kind!r}'}. "
+        'Write {"type": "text", "text": "..."} or {"type": "image"}.'
+    )
+
+
+def _split(text: str) -> tuple[str | ImageSlot, ...]:
+    """Cut text at its placeholders.
+
+    The newline between a placeholder and the text, at either end of a turn, separates the two in the format and is
+    not part of the text: chat templates put their own.
+
+    Example:
+        >>> _split("<image>\\nWhat is this?")
+        (ImageSlot(), 'What is this?')
+    """
+    parts: list[str | ImageSlot] = []
+    for index, piece in enumerate(_PLACEHOLDER.split(text)):
+        if index:
+            parts.append(ImageSlot())
+        if piece:
+            parts.append(piece)
+    return tuple(parts)
+
+
+def _text_of(message: Message) -> str | None:
+    """A message without images as one text."""
+    texts = [part for part in message.parts if isinstance(part, str)]
+    return "".join(texts) if len(texts) == len(message.parts) else None
+
+
+def _read_text(value: Any, where: str) -> str:
+    """A string that has something in it and that a tokenizer can read."""
+    if not isinstance(value, str):
+        raise DataError(f"{where} is {_shown(value)}, but must be text.")
+    if not value.strip():
+        raise DataError(f"{where} is empty. Write the text, or take the row out.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as problem:
+        raise DataError(
+            f"{where} holds half of a surrogate pair at character {problem.start + 1}, which is not a "
+            "character. Write the file with ensure_ascii=False, or take the character out."
+        ) from problem
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A wrong value, as a message shows it."""
+    shown = repr(value)
+    return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({type(value).__name__})"

@@ -21,74 +21,73 @@ from cwdpo.errors import DataError
 MAX_FILE_BYTES = 256 * 2**20
 """Largest image file that is opened, in bytes. Encoded photographs are a hundred times smaller."""
 
+
 _URL = re.compile(r"^(data:|file:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
+_SHRINK = "Make the image smaller: no model here looks at so many pixels."
 
 
 def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
-    """Where an image named in a row lies on disk; whether it can be read is for :func:`open_image` to say.
+    """Where an image named in a row lies on disk; whether it can be read is found out by :func:`open_image`.
 
     Args:
         name: the path as the row gives it; a relative one starts at the root.
-        root: the directory that images may not leave. None is for rows that a program holds in memory: it takes
-            absolute paths as they are, and refuses relative ones.
+        root: the directory that images may not leave, be it by ``..``, as an absolute path or by a link. None is for
+            rows that a program holds in memory: it takes absolute paths as they are, and refuses relative ones.
         source: ``file:line`` of the row, for messages.
-
-    Raises:
-        DataError: the path is empty or a URL, or ends outside the root, by ``..``, as an absolute path or by a link.
     """
+    shown = repr(name if len(name) <= 120 else f"{name[:100]}...")  # a `data:` URL may be megabytes long
     if not name.strip() or "\0" in name:
         raise DataError(
             f"{source}: the image path is {name!r}. Write the path of an image file, or leave `images` out."
         )
     if _URL.match(name):
         raise DataError(
-            f"{source}: image {_shown(name)} is a URL, and nothing is downloaded while training. "
+            f"{source}: image {shown} is a URL, and nothing is downloaded while training. "
             "Save the image as a file beside the data and write its path."
         )
     if root is None:
         if Path(name).is_absolute():
             return Path(name)
         raise DataError(
-            f"{source}: image {_shown(name)} is a relative path, but these rows come from memory and have no "
+            f"{source}: image {shown} is a relative path, but these rows come from memory and have no "
             "directory to start from. Pass image_root=, or load the data with cwdpo.data.reading.read_rows."
         )
     base = root.resolve()
     try:
         found = (base / name).resolve()
     except (OSError, RuntimeError) as problem:  # a loop of links
-        raise DataError(f"{source}: image path {_shown(name)} cannot be followed: {problem}") from problem
+        raise DataError(f"{source}: image path {shown} cannot be followed: {problem}") from problem
     if not found.is_relative_to(base):
-        raise DataError(f"{source}: {_escape(name, found, base)}")
+        if Path(name).is_absolute():
+            how = f"is an absolute path outside the image root {base}"
+        elif ".." in Path(name).parts:
+            how = f"leaves the image root {base} through `..`"
+        else:
+            how = f"is, or lies behind, a link that leads out of the image root {base}, to {found}"
+        raise DataError(
+            f"{source}: image {shown} {how}. Images must stay inside it: move the files there, or give a root that "
+            "holds them with --image-root."
+        )
     return found
 
 
-def _escape(name: str, found: Path, base: Path) -> str:
-    """What to say of a path that ends outside the image root."""
-    if Path(name).is_absolute():
-        how = f"image {_shown(name)} is an absolute path outside the image root {base}"
-    elif ".." in Path(name).parts:
-        how = f"image {_shown(name)} leaves the image root {base} through `..`"
-    else:
-        how = f"image {_shown(name)} is, or lies behind, a link that leads out of the image root {base}, to {found}"
-    return f"{how}. Images must stay inside it: move the files there, or give a root that holds them with --image-root."
-
-
 def open_image(image: ImageSource, *, source: str) -> Image.Image:
-    """Decode an image to RGB, fully, so that nothing can fail later.
-
-    Args:
-        image: a file, encoded bytes or an image that Pillow has opened.
-        source: ``file:line`` of the row, for messages.
-
-    Returns:
-        An image of mode ``RGB``, upright.
+    """Decode an image to RGB, fully and upright, so that nothing can fail later.
 
     Raises:
         DataError: it is missing, empty, not an image, damaged, cut short, or over one of the limits above.
     """
     name = _name(image)
-    with _told(name, source):
-        opened = image if isinstance(image, Image.Image) else Image.open(_encoded(image, name, source))
+    with _errors_of(name, source):
+        if isinstance(image, Image.Image):
+            opened = image
+        else:
+            _check_bytes(image, name, source)
+            try:
+                encoded = image if isinstance(image, bytes) else image.read_bytes()
+            except OSError as problem:
+                raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Copy it again.") from problem
+            opened = Image.open(io.BytesIO(encoded))
         _check_size(opened, name, source)
         opened.load()
         return _to_rgb(ImageOps.exif_transpose(opened), name, source)
@@ -97,12 +96,10 @@ def open_image(image: ImageSource, *, source: str) -> Image.Image:
 def peek_image(image: ImageSource, *, source: str) -> None:
     """Look at an image's file and its header, without decoding it: a hundred times faster than :func:`open_image`.
 
-    Raises:
-        DataError: it is missing, empty, not an image, or over one of the limits above. What is damaged or cut short
-            behind the header is not noticed.
+    What is damaged or cut short behind the header is not noticed; all else is a ``DataError`` as there.
     """
     name = _name(image)
-    with _told(name, source):
+    with _errors_of(name, source):
         if isinstance(image, Image.Image):
             _check_size(image, name, source)
             return
@@ -116,8 +113,8 @@ def _name(image: ImageSource) -> str:
 
 
 @contextmanager
-def _told(name: str, source: str) -> Iterator[None]:
-    """Say of which image Pillow's errors are, and what to do."""
+def _errors_of(name: str, source: str) -> Iterator[None]:
+    """Pillow's errors, with the image that they are about and what to do."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
@@ -136,37 +133,23 @@ def _told(name: str, source: str) -> Iterator[None]:
             ) from problem
 
 
-_SHRINK = "Make the image smaller: no model here looks at so many pixels."
-
-
-def _encoded(image: Path | bytes, name: str, source: str) -> io.BytesIO:
-    """The bytes of an image file, or an error that says why there are none."""
-    _check_bytes(image, name, source)
-    try:
-        return io.BytesIO(image if isinstance(image, bytes) else image.read_bytes())
-    except OSError as problem:
-        raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Copy it again.") from problem
-
-
 def _check_bytes(image: Path | bytes, name: str, source: str) -> None:
-    """Refuse a file that is not there, empty or larger than any image."""
+    """Refuse a file that is not there, not a plain one (reading a pipe would wait forever), empty or too large."""
     try:
-        size = len(image) if isinstance(image, bytes) else _file_size(image, name, source)
+        if isinstance(image, bytes):
+            size = len(image)
+        elif not image.exists():
+            raise DataError(f"{source}: {name} does not exist. Correct the path, or give --image-root.")
+        elif not image.is_file():
+            raise DataError(f"{source}: {name} is not a file. Write the path of an image file.")
+        else:
+            size = image.stat().st_size
     except OSError as problem:  # no right to look, or a name longer than the file system allows
         raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Correct the path.") from problem
     if size == 0:
         raise DataError(f"{source}: {name} is empty (0 bytes). Copy the file again, or take the row out.")
     if size > MAX_FILE_BYTES:
         raise DataError(f"{source}: {name} has {size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed. {_SHRINK}")
-
-
-def _file_size(path: Path, name: str, source: str) -> int:
-    """Bytes in a file, which must be a plain one: reading a pipe would wait for ever."""
-    if not path.exists():
-        raise DataError(f"{source}: {name} does not exist. Correct the path, or give --image-root.")
-    if not path.is_file():
-        raise DataError(f"{source}: {name} is not a file. Write the path of an image file.")
-    return path.stat().st_size
 
 
 def _check_size(image: Image.Image, name: str, source: str) -> None:
@@ -193,8 +176,3 @@ def _to_rgb(image: Image.Image, name: str, source: str) -> Image.Image:
         page = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(page, layer).convert("RGB")
     return image.convert("RGB")
-
-
-def _shown(name: str) -> str:
-    """A path as a message shows it; a ``data:`` URL may be megabytes long."""
-    return repr(name if len(name) <= 120 else f"{name[:100]}...")

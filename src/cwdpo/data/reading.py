@@ -1,6 +1,4 @@
-"""Rows from a file, and their division between the two stages.
-
-Parse files of rows: JSON lines, a JSON list, parquet, or a directory that ``datasets`` saved.
+"""Read files of rows (JSON lines, a JSON list, parquet, or what ``datasets`` saved), and divide them between stages.
 
 The files are parsed here and not by ``datasets``' loaders, which accept ``"chosen": 3`` and columns that change their
 type from row to row. Formats are not looked at: that is :mod:`cwdpo.data.formats`.
@@ -9,7 +7,7 @@ type from row to row. Formats are not looked at: that is :mod:`cwdpo.data.format
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,15 +26,57 @@ _BOMS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _AS_UTF8 = "Save the file as plain UTF-8, without a byte-order mark."
 
 
+def read_rows(path: str | Path, *, image_root: str | Path | None = None) -> list[Row]:
+    """Read a whole file of rows, or stop at the first that cannot be used: a ``DataError`` names ``file:line``.
+
+    Args:
+        path: a ``.jsonl``, ``.json`` or ``.parquet`` file, or a directory of ``datasets``' ``save_to_disk``.
+        image_root: where relative image paths start, and what they may not leave; by default the file's directory.
+    """
+    root = resolve_root(path, image_root)
+    rows = []
+    for record, source in read_records(path):
+        if isinstance(record, DataError):
+            raise record
+        rows.append(row_from_record(record, source=source, image_root=root))
+    return rows
+
+
+def resolve_root(path: str | Path, image_root: str | Path | None) -> Path:
+    """Directory that image paths of a data file start from: the one given, else the file's own."""
+    if image_root is None:
+        return Path(path) if Path(path).is_dir() else Path(path).parent
+    if not Path(image_root).is_dir():
+        raise DataError(f"the image root {image_root} is not a directory. Write the directory that holds the images.")
+    return Path(image_root)
+
+
+def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Divide rows between the two stages, the same way for the same number of rows, fraction and seed.
+
+    No row is in both, and both keep the order of the file. A share of stage 1 that leaves a stage without a row,
+    although it is neither 0 nor 1, is a ``ConfigError``.
+    """
+    if not 0 <= fraction <= 1:
+        raise ConfigError(f"data.stage1_fraction is {fraction}, but is a share. Write a number from 0 to 1, as 0.75.")
+    count = math.floor(len(rows) * fraction + 0.5)
+    if 0 < fraction < 1 and not 0 < count < len(rows):
+        raise ConfigError(
+            f"data.stage1_fraction is {fraction}, which leaves a stage without rows: there are only {len(rows)}. "
+            "Add rows, or leave out a stage."
+        )
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    first = set(order[:count])
+    return [row for i, row in enumerate(rows) if i in first], [row for i, row in enumerate(rows) if i not in first]
+
+
 def read_records(path: str | Path) -> Parsed:
     """Read a file's records one after another, with where each stands.
 
     Yields:
         A record, or the error it is to be reported as, and its ``file:line``. Reading goes on after a bad record
-        wherever the format tells where the next one begins.
-
-    Raises:
-        DataError: the file as a whole cannot be read, or holds no row.
+        wherever the format shows where the next one begins; a file that cannot be read at all raises its error.
     """
     path = Path(path)
     empty = True
@@ -90,7 +130,13 @@ def _parse_line(line: bytes, source: str) -> Record | DataError:
 
 def _read_list(path: Path) -> Parsed:
     """A JSON list of objects; each is named by the line it begins on."""
-    text = _decoded(path)
+    raw = path.read_bytes()
+    _refuse_bom(raw, path)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        line = raw.count(b"\n", 0, problem.start) + 1
+        raise DataError(f"{path}:{line}: byte {problem.start + 1} of the file is not UTF-8. {_AS_UTF8}") from problem
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     at, line, last = _skip_space(text, 0), 1, 0
     if at == len(text):
@@ -121,7 +167,7 @@ def _read_parquet(path: Path) -> Parsed:
     """Rows of a parquet file, in small batches; images inside stay encoded."""
     try:
         with pq.ParquetFile(path) as file:
-            yield from _named((row for batch in file.iter_batches(batch_size=64) for row in batch.to_pylist()), path)
+            yield from _numbered(file.iter_batches(batch_size=64), path)
     except (pa.ArrowException, OSError) as problem:
         raise DataError(
             f"{path}: not a readable parquet file: {problem}. Write it again, or give JSON lines."
@@ -140,12 +186,12 @@ def _read_directory(path: Path) -> Parsed:
     if isinstance(loaded, datasets.DatasetDict):
         splits = ", ".join(str(path / name) for name in loaded)
         raise DataError(f"{path}: holds several splits. Give one of them: {splits}.")
-    tables = loaded.with_format("arrow").iter(batch_size=64)
-    yield from _named((row for table in tables for row in table.to_pylist()), path)
+    yield from _numbered(loaded.with_format("arrow").iter(batch_size=64), path)
 
 
-def _named(rows: Iterator[dict[str, Any]], path: Path) -> Parsed:
-    """Rows of a table with their number, counted from 1 as lines are."""
+def _numbered(tables: Iterable[pa.Table | pa.RecordBatch], path: Path) -> Parsed:
+    """Rows of tables with their number, counted from 1 as lines are."""
+    rows = (row for table in tables for row in table.to_pylist())
     for number, row in enumerate(rows, start=1):
         yield row, f"{path}:{number}"
 
@@ -160,7 +206,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _expect_object(value: Any, source: str) -> Record | DataError:
+def _expect_object(value: object, source: str) -> Record | DataError:
     """A record must be a JSON object."""
     if isinstance(value, dict):
         return value
@@ -181,75 +227,8 @@ def _skip_space(text: str, at: int) -> int:
     return at
 
 
-def _decoded(path: Path) -> str:
-    """A whole file as text."""
-    raw = path.read_bytes()
-    _refuse_bom(raw, path)
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        line = raw.count(b"\n", 0, problem.start) + 1
-        raise DataError(f"{path}:{line}: byte {problem.start + 1} of the file is not UTF-8. {_AS_UTF8}") from problem
-
-
 def _refuse_bom(start: bytes, path: Path) -> None:
     """A byte-order mark is not JSON, and shows that an editor chose the encoding."""
     for mark, name in _BOMS.items():
         if start.startswith(mark):
             raise DataError(f"{path}:1: the file begins with a {name} byte-order mark. {_AS_UTF8}")
-
-
-def read_rows(path: str | Path, *, image_root: str | Path | None = None) -> list[Row]:
-    """Read a whole file of rows, or stop at the first that cannot be used.
-
-    Args:
-        path: a ``.jsonl``, ``.json`` or ``.parquet`` file, or a directory of ``datasets``' ``save_to_disk``.
-        image_root: where relative image paths start, and what they may not leave; by default the file's directory.
-
-    Raises:
-        DataError: names ``file:line`` and says what to write.
-    """
-    root = resolve_root(path, image_root)
-    rows = []
-    for record, source in read_records(path):
-        if isinstance(record, DataError):
-            raise record
-        rows.append(row_from_record(record, source=source, image_root=root))
-    return rows
-
-
-def resolve_root(path: str | Path, image_root: str | Path | None) -> Path:
-    """Directory that image paths of a data file start from: the one given, else the file's own."""
-    if image_root is None:
-        return Path(path) if Path(path).is_dir() else Path(path).parent
-    if not Path(image_root).is_dir():
-        raise DataError(f"the image root {image_root} is not a directory. Write the directory that holds the images.")
-    return Path(image_root)
-
-
-def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Divide rows between the two stages, the same way for the same number of rows, fraction and seed.
-
-    Args:
-        rows: all training rows.
-        fraction: share of stage 1, from 0 to 1.
-        seed: of the shuffle that decides which rows go where.
-
-    Returns:
-        Rows of stage 1 and of stage 2; no row is in both, and both keep the order of the file.
-
-    Raises:
-        ConfigError: the fraction is out of range, or leaves a stage without a row although it is neither 0 nor 1.
-    """
-    if not 0 <= fraction <= 1:
-        raise ConfigError(f"data.stage1_fraction is {fraction}, but is a share. Write a number from 0 to 1, as 0.75.")
-    count = math.floor(len(rows) * fraction + 0.5)
-    if 0 < fraction < 1 and not 0 < count < len(rows):
-        raise ConfigError(
-            f"data.stage1_fraction is {fraction}, which leaves a stage without rows: there are only {len(rows)}. "
-            "Add rows, or leave out a stage."
-        )
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    first = set(order[:count])
-    return [row for i, row in enumerate(rows) if i in first], [row for i, row in enumerate(rows) if i not in first]

@@ -1,61 +1,49 @@
-"""The engine answers one question: the log-probs of these answers to these prompts."""
+"""The engine answers one question: what are the log-probs of these answers to these prompts?
+
+Which calls which, each for a reason of its own:
+
+====================  ================================================================================================
+the budget            (here) takes a batch in parts, where no gradient is wanted and ``max_tokens_per_batch`` is set
+``checked``           checks itself on the first batch, and calls the fastest of ``tree`` and ``plain`` that is exact
+``tree``, ``plain``   lay the prompts that may share a pass out as rows (``layout``, in groups)
+``forward``           passes the rows through the model, while ``vision`` shares and keeps the features of images
+the head              (in ``forward``) reads log-probs where answers are predicted, a chunk of the logits at a time
+====================  ================================================================================================
+"""
 
 from collections.abc import Callable, Collection
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
 from cwdpo.engine.checked import CheckedEngine
-from cwdpo.engine.layout import Cost, within_budget
+from cwdpo.engine.layout import Cost, Engine, in_parts, parts_within
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.vision import FeatureCache
+from cwdpo.models.parts import is_sharded
 
 __all__ = ["Engine", "FeatureCache", "make_engine", "separate_engine", "within_budget"]
-
-
-class Engine(Protocol):
-    """How a batch is laid out in rows is the engine's business alone; the numbers are the same for every engine."""
-
-    report: dict[str, Any]
-    """What the engine decided, and on which numbers, for a run's records. JSON types only."""
-
-    def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
-        """Log-probs of every answer in the batch under the model.
-
-        Args:
-            model: a vision-language model of transformers, bare or wrapped (PEFT, DDP, FSDP).
-            batch: prompts with their answers, on the model's device.
-            want: optional details to compute as well.
-        """
-        ...
-
-    def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
-        """What each of a batch's prompts with its answers is to a forward pass, as this engine lays them out.
-
-        Args:
-            model: bare or wrapped.
-            batch: on the model's device, since an engine may have to check itself on it first.
-        """
-        ...
 
 
 def make_engine(
     name: Literal["auto", "plain", "tree"] = "auto",
     *,
     features: FeatureCache | None = None,
-    tell: Callable[[dict[str, Any]], None] | None = None,
+    on_choice: Callable[[dict[str, Any]], None] | None = None,
 ) -> Engine:
     """The engine of that name; ``auto`` is the fastest that gives exact numbers, ``tree`` the fastest or an error.
 
     Args:
         name: the engine.
-        features: where the image features of frozen towers are kept; ``plain``, to which the others are held, keeps
-            none.
-        tell: called with the engine's report as soon as it has chosen; ``plain`` has nothing to choose.
+        features: where the image features of frozen towers are kept; ``plain``, which the others are compared with,
+            keeps none.
+        on_choice: called with the engine's report after each choice; ``plain`` has nothing to choose.
     """
     if name != "plain":
-        return CheckedEngine(must_be_tree=name == "tree", features=features, tell=tell)
+        return CheckedEngine(must_be_tree=name == "tree", features=features, on_choice=on_choice)
     engine = PlainEngine()
     if features is not None:
         engine.report["features"] = "not kept by engine `plain`"
@@ -63,13 +51,36 @@ def make_engine(
 
 
 def separate_engine(other: Engine, name: Literal["auto", "plain", "tree"], *, budget: int | None) -> Engine:
-    """An engine beside another, that learns nothing of it and teaches it nothing.
-
-    Args:
-        other: where it keeps image features, so does this one, as many and apart from them.
-        name: the engine.
-        budget: most tokens in a pass; None sets no limit.
-    """
+    """An engine that shares no state with another; it keeps as many image features, if that one keeps any."""
     kept = other.report.get("features")
     features = FeatureCache(memory_mb=kept["memory_mb"]) if isinstance(kept, dict) else None
     return within_budget(make_engine(name, features=features), budget)
+
+
+def within_budget(engine: Engine, budget: int | None) -> Engine:
+    """The engine with at most ``budget`` tokens in a pass, padding included; None sets no limit."""
+    return engine if budget is None else WithinBudget(engine, budget)
+
+
+class WithinBudget:
+    """An engine that takes a batch in parts where no gradient is wanted: evaluation, reference and probes.
+
+    Training divides its own batches, because each part needs its own backward pass; they pass through as they are.
+    """
+
+    def __init__(self, engine: Engine, budget: int) -> None:
+        self._inner, self._budget = engine, budget
+        self.report: dict[str, Any] = engine.report
+
+    def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
+        """See :meth:`cwdpo.engine.layout.Engine.costs`."""
+        return self._inner.costs(model, batch)
+
+    def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
+        """See :meth:`cwdpo.engine.layout.Engine.logprobs`."""
+        # the ranks of sharded weights must make equally many passes, or some wait forever
+        sharded = isinstance(model, FullyShardedDataParallel) or any(map(is_sharded, model.parameters()))
+        if torch.is_grad_enabled() or sharded:
+            return self._inner.logprobs(model, batch, want=want)
+        parts = parts_within(self.costs(model, batch), self._budget)
+        return in_parts(batch, parts, lambda part: self._inner.logprobs(model, part, want=want))

@@ -1,35 +1,46 @@
-"""The fastest engine that tells the truth about a model: tree, else plain rows with images once, else plain rows."""
+"""The fastest engine that is exact for a model: the tree, else plain rows with images encoded once, else plain rows."""
 
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from transformers import PreTrainedModel
 
-from cwdpo.batch import AnswerLogprobs, Batch, Detail, eval_mode
-from cwdpo.engine.forward import bare_model
-from cwdpo.engine.layout import Cost, select_prompts, tree_costs
+from cwdpo.batch import AnswerLogprobs, Batch, Detail, eval_mode, pad_answers
+from cwdpo.engine.layout import Cost, Engine, select_prompts, tree_costs
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.tree import FLEX_FROM, TreeEngine, TreeUnsupportedError
 from cwdpo.engine.vision import FeatureCache, can_share_images
 from cwdpo.errors import ConfigError
+from cwdpo.models.parts import bare_model
+
+logger = logging.getLogger(__name__)
+
+_CANDIDATES = {
+    "tree": "one row a prompt",
+    "images_once": "one row an answer, images once",
+    "plain": "one row an answer",
+}
+"""Fastest first, with their names in messages."""
+
+_CANNOT = (TreeUnsupportedError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+"""What a model raises that does not go along. Running out of memory is not such an answer and passes through."""
 
 _LONGEST, _SHORTEST = 16, 4
 """Tokens of a probe's answers: enough for every layer to show itself, few enough to cost next to nothing."""
+
 
 _FLOAT32_GAP = 1e-3
 """nats; the largest difference of any token between two exact ways in float32, TF32 kernels included. A wrong mask or
 position shows as 0.1 or more."""
 
+
 _HALF_MEAN_GAP = 0.1
 """nats; the largest mean difference in 16-bit types, whose rounding alone gives single tokens more. The leak test,
 which is exact in every type, is what finds a hybrid there."""
-
-
-class _Engine(Protocol):
-    def logprobs(self, model: nn.Module, batch: Batch) -> AnswerLogprobs: ...
 
 
 @dataclass(frozen=True)
@@ -48,81 +59,6 @@ class Check:
     """nats; mean difference to plain rows."""
 
 
-def make_probe(batch: Batch) -> tuple[Batch, Batch, Tensor]:
-    """Three answers to one prompt of the batch, if possible with images; and the same with the first one changed.
-
-    Returns:
-        The two batches, and ``(3, T)`` True on the tokens whose log-probs must not feel the change: all of the sisters,
-        and those of the first answer before the change.
-    """
-    prompts = batch["prompts"]
-    index = next((i for i, prompt in enumerate(prompts) if "pixel_values" in prompt), 0)
-    one, _ = select_prompts(batch, [index])
-    own = [_long_enough(ids[mask]) for ids, mask in zip(one["answer_ids"], one["answer_mask"], strict=True)]
-    first = own[0]
-    second = own[1] if len(own) > 1 else first.flip(0)
-    pool = torch.cat([batch["answer_ids"][batch["answer_mask"]], one["prompts"][0]["input_ids"][0, -1:]])
-    half = len(first) // 2
-    other = [int(pool[pool != token][0]) if (pool != token).any() else int(token) for token in first[half:]]
-    changed = torch.cat([first[:half], torch.tensor(other, dtype=first.dtype, device=first.device)])
-    before, after = (_three_answers(one, [each, second, first]) for each in (first, changed))
-    blind = before["answer_mask"].clone()
-    blind[0, half:] = False
-    return before, after, blind
-
-
-def check_engine(engine: _Engine, model: nn.Module, batch: Batch, plain: _Engine) -> Check:
-    """Ask the engine about a small probe of the batch, without gradient and without dropout.
-
-    Args:
-        engine: the one in doubt.
-        model: the model it is asked about.
-        batch: where the probe is taken from.
-        plain: what it is held to.
-    """
-    before, after, blind = make_probe(batch)
-    with torch.no_grad(), eval_mode(model):
-        found, changed = engine.logprobs(model, before), engine.logprobs(model, after)
-        leak = (found.token - changed.token)[blind].abs().max().item()
-        gaps = (found.token - plain.logprobs(model, before).token)[before["answer_mask"]].abs()
-    gap, mean_gap = gaps.max().item(), gaps.mean().item()
-    close = gap <= _FLOAT32_GAP if found.precision == torch.float32 else mean_gap <= _HALF_MEAN_GAP
-    if leak != 0.0:  # NaN too
-        return Check(False, f"answers see what they must not: log-probs change by {leak:.3g} nats", leak, gap, mean_gap)
-    if not close:
-        return Check(False, f"log-probs differ from plain rows by up to {gap:.3g} nats", leak, gap, mean_gap)
-    return Check(True, f"log-probs equal those of plain rows to {gap:.2g} nats", leak, gap, mean_gap)
-
-
-def _long_enough(ids: Tensor) -> Tensor:
-    return ids.repeat(-(-_SHORTEST // len(ids)))[:_LONGEST]
-
-
-def _three_answers(one: Batch, answers: list[Tensor]) -> Batch:
-    lengths = torch.tensor([len(ids) for ids in answers], device=answers[0].device)
-    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-    ids = torch.zeros(mask.shape, dtype=answers[0].dtype, device=lengths.device)
-    ids[mask] = torch.cat(answers)
-    zeros = one["prompt_index"].new_zeros(len(answers))
-    return Batch(
-        row_index=one["row_index"],
-        prompts=one["prompts"],
-        prompt_index=zeros,
-        roles=zeros,
-        answer_ids=ids,
-        answer_mask=mask,
-        keys=[""] * len(answers),
-    )
-
-
-logger = logging.getLogger(__name__)
-
-_ORDER = ("tree", "images_once", "plain")
-_WORDS = {"tree": "one row a prompt", "images_once": "one row an answer, images once", "plain": "one row an answer"}
-_CANNOT = (TreeUnsupportedError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-"""What a model raises that does not go along. Running out of memory is no such answer and passes through."""
-
-
 class CheckedEngine:
     """Checks the engines on the first batch of each kind of model, and keeps to the first that is exact.
 
@@ -135,17 +71,16 @@ class CheckedEngine:
         *,
         must_be_tree: bool = False,
         features: FeatureCache | None = None,
-        tell: Callable[[dict[str, Any]], None] | None = None,
+        on_choice: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         """Set up; nothing runs before the first batch.
 
         Args:
-            must_be_tree: raise where the tree is not exact, in place of falling back.
+            must_be_tree: raise a ``ConfigError`` where the tree is not exact, instead of using a slower engine.
             features: where the image features of frozen towers are kept.
-            tell: called with the report after each choice.
+            on_choice: called with the report after each choice.
         """
-        self._must_be_tree, self._tell_others = must_be_tree, tell
-        self._features = features
+        self._must_be_tree, self._features, self._on_choice = must_be_tree, features, on_choice
         self._engines: dict[str, TreeEngine | PlainEngine] = {
             "tree": TreeEngine(features=features),
             "flex": TreeEngine(features=features, flex_from=FLEX_FROM),
@@ -160,15 +95,11 @@ class CheckedEngine:
             self.report["features"] = features.report
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
-        """See :meth:`cwdpo.engine.Engine.logprobs`.
-
-        Raises:
-            ConfigError: the tree must be used, but is not exact for this model.
-        """
+        """See :meth:`cwdpo.engine.layout.Engine.logprobs`."""
         return self._engine_for(model, batch).logprobs(model, batch, want=want)
 
     def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
-        """See :meth:`cwdpo.engine.Engine.costs`."""
+        """See :meth:`cwdpo.engine.layout.Engine.costs`."""
         return self._engine_for(model, batch).costs(model, batch)
 
     def _engine_for(self, model: nn.Module, batch: Batch) -> TreeEngine | PlainEngine:
@@ -178,22 +109,23 @@ class CheckedEngine:
             self._chosen[kind] = self._choose(model, bare, batch)
         return self._engines[self._chosen[kind]]
 
-    def _choose(self, model: nn.Module, bare: Any, batch: Batch) -> str:
-        asked = _without_ddp(model)  # whose forward would wait for ranks that check at another time
+    def _choose(self, model: nn.Module, bare: PreTrainedModel, batch: Batch) -> str:
+        # DDP's own forward would wait for ranks that check at another time
+        asked = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         checks: dict[str, Check] = {}
-        for name in _ORDER:
+        for name in _CANDIDATES:
             checks[name] = self._check_with_features(name, asked, bare, batch)
             if _ok_everywhere(checks[name].ok, batch["answer_ids"].device):
                 break
-        self._tell(name, bare, checks)
+        self._record(name, bare, checks)
         return self._with_flex(asked, bare, batch) if name == "tree" and _flex_pays(bare, batch) else name
 
-    def _with_flex(self, model: nn.Module, bare: Any, batch: Batch) -> str:
+    def _with_flex(self, model: nn.Module, bare: PreTrainedModel, batch: Batch) -> str:
         """The tree's long rows by flex_attention, where that is as exact on the probe's short ones."""
         check = self._check("flex, short", model, bare, batch)
         self.report["choices"][-1]["checks"]["flex_attention"] = asdict(check)
-        told = logger.info if check.ok else logger.warning
-        told(
+        logger.log(
+            logging.INFO if check.ok else logging.WARNING,
             "%s: flex_attention is %sused for rows of %d tokens or more (%s)",
             type(bare).__name__,
             "" if check.ok else "not ",
@@ -202,10 +134,10 @@ class CheckedEngine:
         )
         return "flex" if _ok_everywhere(check.ok, batch["answer_ids"].device) else "tree"
 
-    def _check_with_features(self, name: str, model: nn.Module, bare: Any, batch: Batch) -> Check:
+    def _check_with_features(self, name: str, model: nn.Module, bare: PreTrainedModel, batch: Batch) -> Check:
         """As the engine will be used; where kept features alone are at fault, without them from now on."""
         check = self._check(name, model, bare, batch)
-        if check.ok or name == "plain" or self._features is None or not self._features.used_for(model, bare):
+        if check.ok or name == "plain" or self._features is None or not self._features.used_for(bare):
             return check
         with self._features.off():
             without = self._check(name, model, bare, batch)
@@ -214,7 +146,7 @@ class CheckedEngine:
             self._features.refuse(check.reason)
         return without
 
-    def _check(self, name: str, model: nn.Module, bare: Any, batch: Batch) -> Check:
+    def _check(self, name: str, model: nn.Module, bare: PreTrainedModel, batch: Batch) -> Check:
         if name == "images_once":
             if not can_share_images(bare):
                 return Check(False, "the model takes no image features in place of pixels")
@@ -229,15 +161,15 @@ class CheckedEngine:
                 raise
             return Check(False, f"{type(error).__name__}: {error}")
 
-    def _tell(self, chosen: str, bare: Any, checks: dict[str, Check]) -> None:
+    def _record(self, chosen: str, bare: PreTrainedModel, checks: dict[str, Check]) -> None:
         model = type(bare).__name__
         self.report["choices"].append(
             {"model": model, "engine": chosen, "checks": {name: asdict(check) for name, check in checks.items()}}
         )
-        if self._tell_others is not None:
-            self._tell_others(self.report)
+        if self._on_choice is not None:
+            self._on_choice(self.report)
         failed = {name: check for name, check in checks.items() if not check.ok}
-        reasons = "; ".join(f"{_WORDS[name]}: {check.reason}" for name, check in failed.items())
+        reasons = "; ".join(f"{_CANDIDATES[name]}: {check.reason}" for name, check in failed.items())
         if "plain" in failed:
             raise RuntimeError(
                 f"{model} cannot be trained here: even with one row an answer, {failed['plain'].reason}. Its inputs "
@@ -245,19 +177,72 @@ class CheckedEngine:
             )
         if chosen != "tree" and self._must_be_tree:
             raise ConfigError(f"engine `tree` does not work for {model} ({reasons}). Write `engine: auto`.")
-        if failed:
-            logger.warning("%s is computed with %s (%s)", model, _WORDS[chosen], reasons)
-        else:
-            logger.info("%s is computed with %s (%s)", model, _WORDS[chosen], checks[chosen].reason)
+        level, why = (logging.WARNING, reasons) if failed else (logging.INFO, checks[chosen].reason)
+        logger.log(level, "%s is computed with %s (%s)", model, _CANDIDATES[chosen], why)
 
 
-def _kind(bare: Any, batch: Batch) -> tuple[Any, ...]:
+def check_engine(engine: Engine, model: nn.Module, batch: Batch, plain: Engine) -> Check:
+    """Compare an engine with plain rows on a small probe of the batch, without gradient and without dropout."""
+    before, after, blind = make_probe(batch)
+    with torch.no_grad(), eval_mode(model):
+        found, changed = engine.logprobs(model, before), engine.logprobs(model, after)
+        leak = (found.token - changed.token)[blind].abs().max().item()
+        gaps = (found.token - plain.logprobs(model, before).token)[before["answer_mask"]].abs()
+    gap, mean_gap = gaps.max().item(), gaps.mean().item()
+    close = gap <= _FLOAT32_GAP if found.precision == torch.float32 else mean_gap <= _HALF_MEAN_GAP
+    if leak != 0.0:  # NaN too
+        reason = f"answers see what they must not: log-probs change by {leak:.3g} nats"
+    elif not close:
+        reason = f"log-probs differ from plain rows by up to {gap:.3g} nats"
+    else:
+        reason = f"log-probs equal those of plain rows to {gap:.2g} nats"
+    return Check(leak == 0.0 and close, reason, leak, gap, mean_gap)
+
+
+def make_probe(batch: Batch) -> tuple[Batch, Batch, Tensor]:
+    """Three answers to one prompt of the batch, if possible with images; and the same with the first one changed.
+
+    Returns:
+        The two batches, and ``(3, T)`` True on the tokens whose log-probs must not feel the change: all of the other
+        answers, and those of the first answer before the change.
+    """
+    index = next((i for i, prompt in enumerate(batch["prompts"]) if "pixel_values" in prompt), 0)
+    one, _ = select_prompts(batch, [index])
+    own = [ids[mask].tolist() for ids, mask in zip(one["answer_ids"], one["answer_mask"], strict=True)]
+    own = [(ids * -(-_SHORTEST // len(ids)))[:_LONGEST] for ids in own]
+    first = own[0]
+    second = own[1] if len(own) > 1 else first[::-1]
+    pool = [*batch["answer_ids"][batch["answer_mask"]].tolist(), int(one["prompts"][0]["input_ids"][0, -1])]
+    half = len(first) // 2
+    changed = first[:half] + [next((other for other in pool if other != token), token) for token in first[half:]]
+    before, after = (_with_answers(one, [each, second, first]) for each in (first, changed))
+    blind = before["answer_mask"].clone()
+    blind[0, half:] = False
+    return before, after, blind
+
+
+def _with_answers(one: Batch, answers: list[list[int]]) -> Batch:
+    """A batch of one prompt with other answers."""
+    ids, mask = (tensor.to(one["answer_ids"].device) for tensor in pad_answers(answers))
+    zeros = one["prompt_index"].new_zeros(len(answers))
+    return Batch(
+        row_index=one["row_index"],
+        prompts=one["prompts"],
+        prompt_index=zeros,
+        roles=zeros,
+        answer_ids=ids,
+        answer_mask=mask,
+        keys=[""] * len(answers),
+    )
+
+
+def _kind(bare: PreTrainedModel, batch: Batch) -> tuple[Any, ...]:
     text = bare.config.get_text_config()
     images = _has_images(batch) and not _several_processes()  # ranks must not check at different times
     return type(bare), text._attn_implementation, bare.dtype, images, _flex_pays(bare, batch)
 
 
-def _flex_pays(bare: Any, batch: Batch) -> bool:
+def _flex_pays(bare: PreTrainedModel, batch: Batch) -> bool:
     """Whether some rows will be long enough; with several processes, any may be."""
     if batch["answer_ids"].device.type != "cuda" or bare.config.get_text_config()._attn_implementation != "sdpa":
         return False
@@ -266,10 +251,6 @@ def _flex_pays(bare: Any, batch: Batch) -> bool:
 
 def _has_images(batch: Batch) -> bool:
     return any("pixel_values" in prompt for prompt in batch["prompts"])
-
-
-def _without_ddp(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def _several_processes() -> bool:

@@ -1,14 +1,12 @@
-"""One forward pass over a layout, and what is read from it: the part that every engine shares.
+"""One forward pass over rows, and what is read from it: the part that every engine shares.
 
-From hidden states to log-probs: only where answers are predicted, a chunk at a time, recomputed going backward.
-
-The logits of a whole batch are the largest tensor of preference training at a real vocabulary. Here at most one chunk
+The head: from hidden states to log-probs where answers are predicted, a chunk at a time, recomputed going backward. The
+logits of a whole batch are the largest tensor of preference training at a real vocabulary. Here at most one chunk
 of them exists at a time, and none is kept for the backward pass unless all of them are small.
 
-The last decoder layer, computed only where answers are predicted: nothing reads what it says anywhere else.
-
-Keys and values are needed of every token; queries, the product behind the attention and the MLP are not. The gain is
-about one layer's share of the decoder: a quarter of 4 layers, a thirty-sixth of 36.
+The last decoder layer: keys and values are needed of every token; queries, the product behind the attention and the MLP
+only where answers are predicted, because nothing reads what the layer says anywhere else. The gain is about one layer's
+share of the decoder: a quarter of 4 layers, a thirty-sixth of 36.
 """
 
 import inspect
@@ -19,29 +17,82 @@ from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
 from cwdpo.engine.layout import Layout
 from cwdpo.engine.vision import encode_frozen_without_grad
 from cwdpo.errors import UserError
+from cwdpo.models.parts import bare_model
 
 LogitTransform: TypeAlias = Callable[[Tensor], Tensor]
 """From the head's output to the model's logits in float32."""
 
+
 _CHUNK_ELEMENTS = 2**25
 """Logits per chunk (128 MB in fp32)."""
+
 
 _KEEP_ELEMENTS = 2**23
 """Below this many logits (32 MB in fp32) recomputing costs more than keeping them."""
 
-_NO_NUMBERS = (
-    "the model's logits are no numbers (NaN): its weights are broken, or it overflows in {dtype}, the type it computes "
-    "in. Begin from another checkpoint, or write --model.dtype bfloat16 (or float32)."
+
+_NOT_NUMBERS = (
+    "the model's logits are not numbers (NaN): its weights are broken, or it overflows in {dtype}, the type it "
+    "computes in. Begin from another checkpoint, or write --model.dtype bfloat16 (or float32)."
 )
+
+
+_ANSWER_TYPE = {"paligemma": 1}
+"""``token_type_ids`` of answers by model type. PaliGemma attends in both directions among tokens of type 0, so an
+answer that went on with its prompt's type would see its own future; elsewhere an answer goes on as the prompt ends."""
+
+
+class Forward:
+    """Runs rows through models; the first time, it checks that the model's logits are understood."""
+
+    def __init__(self) -> None:
+        self._transforms: WeakKeyDictionary[nn.Module, LogitTransform] = WeakKeyDictionary()
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        layout: Layout,
+        *,
+        want: Collection[Detail],
+        contexts: Sequence[AbstractContextManager[Any]] = (),
+    ) -> AnswerLogprobs:
+        """Log-probs of the batch's answers, whose rows are laid out; the contexts are open during the pass alone.
+
+        The model's own forward is called, so every wrapper does its work.
+        """
+        bare = bare_model(model)
+        head = bare.get_output_embeddings()
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context)
+            stack.enter_context(encode_frozen_without_grad(bare))
+            captured = stack.enter_context(capture_head_input(head))
+            output = model(**layout.inputs, use_cache=False, logits_to_keep=layout.predicts)
+        if bare not in self._transforms:
+            self._transforms[bare] = find_logit_transform(bare, captured, head, output.logits)
+        if layout.gather is not None:
+            captured.hidden = [hidden[layout.gather] for hidden in captured.hidden]
+        mask = batch["answer_mask"]
+        read = read_tokens(captured, batch["answer_ids"][mask], head, self._transforms[bare], want=want)
+        # back in their places of an (A, T, ...) tensor of zeros
+        zeros = {name: values.new_zeros(*mask.shape, *values.shape[1:]) for name, values in read.items()}
+        details = {name: zeros[name].index_put((mask,), values) for name, values in read.items()}
+        return AnswerLogprobs(mask=mask, **details, precision=captured.precision)
+
+
+def answer_type(bare: PreTrainedModel) -> int | None:
+    """What answers have in ``token_type_ids``, or None where they go on as the prompt ends."""
+    return _ANSWER_TYPE.get(bare.config.model_type)
 
 
 @dataclass
@@ -83,26 +134,22 @@ def capture_head_input(head: nn.Module) -> Iterator[HeadInput]:
         handle.remove()
 
 
-def find_logit_transform(model: nn.Module, captured: HeadInput, head: nn.Module, logits: Tensor) -> LogitTransform:
-    """What this model does to its head's output, decided by its own logits of one position.
+def find_logit_transform(
+    model: PreTrainedModel, captured: HeadInput, head: nn.Module, logits: Tensor
+) -> LogitTransform:
+    """What this model does to its head's output, decided by its own logits of the first captured hidden state.
 
     The text config alone does not say: Gemma3's multimodal class ignores the soft cap that its language model obeys.
 
-    Args:
-        model: the model, whose text config names what may be done.
-        captured: from :func:`capture_head_input`.
-        head: the output embeddings.
-        logits: what the model returned in that pass, for the first captured hidden state.
-
     Raises:
-        UserError: the model's logits are no numbers.
+        UserError: the model's logits are not numbers.
         RuntimeError: the model does something that is not known here.
     """
     (hidden,), (enabled, dtype) = captured.hidden, captured.autocast
     with torch.no_grad():
         theirs = logits.reshape(-1, logits.shape[-1])[0].float().log_softmax(dim=-1)
         if theirs.isnan().any():
-            raise UserError(_NO_NUMBERS.format(dtype=str(logits.dtype).removeprefix("torch.")))
+            raise UserError(_NOT_NUMBERS.format(dtype=str(logits.dtype).removeprefix("torch.")))
         with torch.autocast(hidden.device.type, dtype=dtype, enabled=enabled):
             plain = head(hidden[:1])[0]
         gaps = [
@@ -118,10 +165,9 @@ def find_logit_transform(model: nn.Module, captured: HeadInput, head: nn.Module,
     return transform
 
 
-def configured_transform(model: nn.Module) -> LogitTransform:
+def configured_transform(model: PreTrainedModel) -> LogitTransform:
     """What the text config says: Cohere's scale, Granite's divisor, Gemma's soft cap (in that order), in float32."""
-    unwrapped: Any = model
-    config = unwrapped.config.get_text_config()
+    config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
 
@@ -140,27 +186,20 @@ def read_tokens(
     *,
     want: Collection[Detail],
 ) -> dict[str, Tensor]:
-    """Log-probs of the target tokens, and the wanted details.
-
-    Args:
-        captured: ``n`` hidden states from :func:`capture_head_input`.
-        targets: ``(n,)`` token ids.
-        head: the output embeddings.
-        transform: from :func:`find_logit_transform`.
-        want: details to compute.
+    """Log-probs of ``(n,)`` target tokens from the ``n`` hidden states captured, and the wanted details.
 
     Returns:
         ``(n,)`` tensors by name (``token`` and the wanted ones; ``distribution`` is ``(n, V)``), float32.
     """
-    (hidden,) = captured.hidden
-    enabled, dtype = captured.autocast
+    (hidden,), (enabled, dtype) = captured.hidden, captured.autocast
 
     def read(hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
         with torch.autocast(hidden.device.type, dtype=dtype, enabled=enabled):
             logits = transform(head(hidden))
         return _read(logits.float(), targets, want)
 
-    vocabulary = _weight(head).shape[0]
+    assert isinstance(head.weight, Tensor)
+    vocabulary = head.weight.shape[0]
     size = max(1, _CHUNK_ELEMENTS // vocabulary)
     recompute = torch.is_grad_enabled() and len(targets) * vocabulary > _KEEP_ELEMENTS
     parts = [
@@ -195,80 +234,43 @@ def _details(logprobs: Tensor, targets: Tensor, want: Collection[Detail]) -> dic
     return details
 
 
-def _weight(head: nn.Module) -> Tensor:
-    weight = head.weight
-    assert isinstance(weight, Tensor)
-    return weight
+@contextmanager
+def only_where_read(bare: PreTrainedModel, predicts: Tensor) -> Iterator[None]:
+    """While open, the last decoder layer's work on single positions is done where ``predicts`` is True, nowhere else.
+
+    ``predicts`` is ``(rows, length)``. A model whose last layer is not of the known make is left alone.
+    """
+    layer = _last_layer(bare)
+    # the layer hands its keywords on to its attention
+    found = (getattr(layer, name, None) for name in _ATTENTIONS)
+    attention = next((module for module in found if isinstance(module, nn.Module)), None)
+    if layer is None or attention is None:
+        yield
+        return
+    if not any(isinstance(hook, _Listener) for hook in attention._forward_pre_hooks.values()):
+        attention.register_forward_pre_hook(_Listener(layer), with_kwargs=True)
+    read = _Read(predicts.flatten().nonzero()[:, 0], predicts.shape)
+    handle = layer.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, kwargs | {_KEYWORD: read}), with_kwargs=True
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
-_ANSWER_TYPE = {"paligemma": 1}
-"""``token_type_ids`` of answers by model type. PaliGemma attends in both directions among tokens of type 0, so an
-answer that went on with its prompt's type would see its own future; elsewhere an answer goes on as the prompt ends."""
+def works_on_single_positions(part: nn.Module) -> bool:
+    """Whether all weights of a module, adapters included, are those of linear layers.
 
-
-def bare_model(model: nn.Module) -> Any:
-    """The transformers model inside DDP, FSDP and PEFT."""
-    unwrapped: Any = extract_model_from_parallel(model)
-    unwrap = getattr(unwrapped, "get_base_model", None)
-    return unwrapped if unwrap is None else unwrap()
-
-
-def answer_type(bare: Any) -> int | None:
-    """What answers have in ``token_type_ids``, or None where they go on as the prompt ends."""
-    return _ANSWER_TYPE.get(bare.config.model_type)
-
-
-class Forward:
-    """Runs layouts through models; the first time, it checks that the model's logits are understood."""
-
-    def __init__(self) -> None:
-        self._transforms: WeakKeyDictionary[nn.Module, LogitTransform] = WeakKeyDictionary()
-
-    def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        layout: Layout,
-        *,
-        want: Collection[Detail],
-        contexts: Sequence[AbstractContextManager[Any]] = (),
-    ) -> AnswerLogprobs:
-        """Log-probs of the batch's answers, whose rows are laid out.
-
-        Args:
-            model: bare or wrapped; its own forward is called, so every wrapper does its work.
-            batch: the answers to read.
-            layout: the rows.
-            want: optional details.
-            contexts: open during the forward pass alone.
-        """
-        bare = bare_model(model)
-        head = bare.get_output_embeddings()
-        with ExitStack() as stack:
-            for context in contexts:
-                stack.enter_context(context)
-            stack.enter_context(encode_frozen_without_grad(bare))
-            captured = stack.enter_context(capture_head_input(head))
-            output = model(**layout.inputs, use_cache=False, logits_to_keep=layout.predicts)
-        if bare not in self._transforms:
-            self._transforms[bare] = find_logit_transform(bare, captured, head, output.logits)
-        if layout.gather is not None:
-            captured.hidden = [hidden[layout.gather] for hidden in captured.hidden]
-        mask = batch["answer_mask"]
-        read = read_tokens(captured, batch["answer_ids"][mask], head, self._transforms[bare], want=want)
-        details = {name: _spread(values, mask) for name, values in read.items()}
-        return AnswerLogprobs(mask=mask, **details, precision=captured.precision)
-
-
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """``(n, ...)`` values of the True entries, back in their places of an ``(A, T, ...)`` tensor of zeros."""
-    spread = values.new_zeros(*mask.shape, *values.shape[1:])
-    return spread.index_put((mask,), values)
+    Experts, convolutions and whatever else may look at other positions, or give more than one tensor, hold others.
+    """
+    return all(isinstance(module, nn.Linear) or not [*module.parameters(recurse=False)] for module in part.modules())
 
 
 _KEYWORD = "cwdpo_read_at"
-"""Under this name the layer is told which positions are read. Activation checkpointing keeps a layer's keywords, so a
-layer that is computed again in the backward pass knows its own pass, however many there were in between."""
+"""The keyword by which the layer learns which positions are read. Activation checkpointing keeps a layer's keywords, so
+a layer that is computed again in the backward pass knows its own pass, however many there were in between."""
+
 
 _ATTENTIONS, _IN_ATTENTION, _IN_LAYER = ("self_attn", "cross_attn"), ("q_proj", "o_proj"), ("mlp",)
 
@@ -283,66 +285,15 @@ class _Read:
     shape: torch.Size
     """Rows and length."""
 
-    def gather(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def gather(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """``(rows, length, width)`` to ``(n, width)``, as a forward pre-hook."""
         hidden = args[0]
         return (hidden.flatten(0, 1).index_select(0, self.index.to(hidden.device)), *args[1:])
 
-    def scatter(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """``(n, width)`` to ``(rows, length, width)`` with zeros elsewhere, as a forward hook."""
+    def scatter(self, output: Tensor) -> Tensor:
+        """``(n, width)`` to ``(rows, length, width)`` with zeros elsewhere."""
         whole = output.new_zeros(self.shape.numel(), output.shape[-1])
         return whole.index_copy(0, self.index.to(output.device), output).view(*self.shape, -1)
-
-
-@contextmanager
-def only_where_read(bare: Any, predicts: Tensor) -> Iterator[None]:
-    """While open, the last decoder layer's work on single positions is done where ``predicts`` is True, nowhere else.
-
-    A model whose last layer is not of the known make is left alone.
-
-    Args:
-        bare: the transformers model.
-        predicts: ``(rows, length)`` True where hidden states are read.
-    """
-    layer = _last_layer(bare)
-    attention = None if layer is None else _attention(layer)
-    if layer is None or attention is None:
-        yield
-        return
-    _listen(layer, attention)
-    read = _Read(predicts.flatten().nonzero()[:, 0], predicts.shape)
-
-    def tell(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args, kwargs | {_KEYWORD: read}
-
-    handle = layer.register_forward_pre_hook(tell, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _last_layer(bare: Any) -> nn.Module | None:
-    layers = getattr(bare.get_decoder(), "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not len(layers):
-        return None
-    layer = layers[-1]
-    kinds = {parameter.kind for parameter in inspect.signature(layer.forward).parameters.values()}
-    return layer if inspect.Parameter.VAR_KEYWORD in kinds else None
-
-
-def _attention(layer: nn.Module) -> nn.Module | None:
-    """The attention, to which the layer hands its keywords on."""
-    found = (getattr(layer, name, None) for name in _ATTENTIONS)
-    return next((module for module in found if isinstance(module, nn.Module)), None)
-
-
-def works_on_single_positions(part: nn.Module) -> bool:
-    """Whether all weights of a module, adapters included, are those of linear layers.
-
-    Experts, convolutions and whatever else may look at other positions, or give more than one tensor, hold others.
-    """
-    return all(isinstance(module, nn.Linear) or not [*module.parameters(recurse=False)] for module in part.modules())
 
 
 class _Listener:
@@ -354,7 +305,9 @@ class _Listener:
 
     def __call__(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As the attention's forward pre-hook: the parts behind it see only what is read, once."""
-        self._forget()
+        for handle in self._handles:  # left by an earlier computation that broke off
+            handle.remove()
+        self._handles.clear()
         read: _Read | None = kwargs.pop(_KEYWORD, None)
         hidden = kwargs.get("hidden_states", args[0] if args else None)
         if read is not None and isinstance(hidden, Tensor) and hidden.shape[:-1] == read.shape:
@@ -365,23 +318,21 @@ class _Listener:
                         self._handles += _restrict_next_call(part, read)
         return args, kwargs
 
-    def _forget(self) -> None:
-        """Drop what an earlier computation left that broke off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-
-def _listen(layer: nn.Module, attention: nn.Module) -> None:
-    if not any(isinstance(hook, _Listener) for hook in attention._forward_pre_hooks.values()):
-        attention.register_forward_pre_hook(_Listener(layer), with_kwargs=True)
-
 
 def _restrict_next_call(part: nn.Module, read: _Read) -> list[RemovableHandle]:
-    def finish(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def finish(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         for handle in handles:
             handle.remove()
-        return read.scatter(module, args, output)
+        return read.scatter(output)
 
     handles = [part.register_forward_pre_hook(read.gather), part.register_forward_hook(finish)]
     return handles
+
+
+def _last_layer(bare: PreTrainedModel) -> nn.Module | None:
+    layers = getattr(bare.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        return None
+    layer = layers[-1]
+    kinds = {parameter.kind for parameter in inspect.signature(layer.forward).parameters.values()}
+    return layer if inspect.Parameter.VAR_KEYWORD in kinds else None

@@ -1,28 +1,58 @@
-"""How prompts and answers become rows of token ids: what both layouts share, and the plain one, one row an answer.
+"""Batches as rows of token ids: what an engine is, the two layouts, and a batch taken apart and put together again.
 
-Prompts that cannot stand in one forward pass without changing each other, taken apart and put together again.
-
-Mllama attends from every token to every image of its row, and its processor gives a prompt without images no such entry
-at all: filled up to another prompt's images it would answer differently. So prompts share a pass only when their
-per-token entries have the same names and shapes; for every other family that is the whole batch.
+Prompts that cannot stand in one forward pass without changing each other are kept apart. Mllama attends from every
+token to every image of its row, and its processor gives a prompt without images no such entry at all: filled up to
+another prompt's images it would answer differently. So prompts share a pass only when their per-token entries have the
+same names and shapes; for every other family that is the whole batch.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, image_entries, token_names
 
-if TYPE_CHECKING:
-    from cwdpo.engine import Engine
-
-
 PaddingSide = Literal["left", "right"]
+
+PROMPT, PADDING = 0, -1
+"""Branches that are not answers; answers count from 1 in each row."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one prompt with its answers is to a forward pass."""
+
+    rows: int
+    tokens: int
+    """Of the longest of its rows, image tokens included."""
+
+
+class Engine(Protocol):
+    """How a batch is laid out in rows is the engine's business alone; the numbers are the same for every engine."""
+
+    report: dict[str, Any]
+    """What the engine decided, and on which numbers, for a run's records. JSON types only."""
+
+    def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
+        """Log-probs of every answer in the batch under the model.
+
+        Args:
+            model: a vision-language model of transformers, bare or wrapped (PEFT, DDP, FSDP).
+            batch: prompts with their answers, on the model's device.
+            want: optional details to compute as well.
+        """
+        ...
+
+    def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
+        """What each prompt with its answers costs in a forward pass, as this engine lays them out.
+
+        The batch is on the model's device, since an engine may have to check itself on it first.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,111 +70,6 @@ class Layout:
     where that is the order of the entries already."""
 
 
-def one_row_an_answer(batch: Batch, *, padding_side: PaddingSide = "right", answer_type: int | None = None) -> Layout:
-    """``[prompt | answer]`` for every answer; the prompt's tokens and images are repeated for each of its answers.
-
-    Args:
-        batch: see :class:`cwdpo.batch.Batch`.
-        padding_side: where shorter rows are filled.
-        answer_type: see :func:`continue_prompt`.
-    """
-    prompts = [batch["prompts"][i] for i in batch["prompt_index"].tolist()]
-    lengths = batch["answer_mask"].sum(dim=-1).tolist()
-    rows = [
-        # the last token of an answer predicts nothing that is asked for, so it is left out of the row
-        continue_prompt(prompt, ids[: length - 1], answer_type=answer_type)
-        for prompt, ids, length in zip(prompts, batch["answer_ids"], lengths, strict=True)
-    ]
-    inputs = stack_tokens(rows, padding_side) | merge_images(prompts)
-    return Layout(inputs, _answer_positions(inputs["attention_mask"], lengths, padding_side))
-
-
-def with_images_once(layout: Layout, batch: Batch) -> Layout:
-    """The same rows with the pixels of each prompt only once; what else describes the images stays with the rows."""
-    pixels = merge_images(batch["prompts"])
-    return replace(layout, inputs=layout.inputs | {"pixel_values": pixels["pixel_values"]})
-
-
-def prompts_alone(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One row a prompt, left-padded and without an answer: what ``generate`` takes."""
-    nothing = prompts[0]["input_ids"].new_empty(0)
-    rows = [continue_prompt(prompt, nothing, answer_type=None) for prompt in prompts]
-    return stack_tokens(rows, "left") | merge_images(prompts)
-
-
-def merge_images(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Everything that is not per token, joined along the first dimension, other dimensions padded with zeros.
-
-    Processors either stack images (or patches) along the first dimension or give each prompt one entry with its images
-    along the second; models read both in reading order, so joining serves both without knowing any name.
-    """
-    merged: dict[str, list[Tensor]] = {}
-    for prompt in prompts:
-        for name, value in image_entries(prompt).items():
-            merged.setdefault(name, []).append(value)
-    return {name: torch.cat(_pad_to_largest(values)) for name, values in merged.items()}
-
-
-def continue_prompt(prompt: dict[str, Tensor], extra_ids: Tensor, *, answer_type: int | None) -> dict[str, Tensor]:
-    """Append tokens; every other per-token entry goes on as at the prompt's last token, which is text.
-
-    Args:
-        prompt: entries of shape ``(1, length, ...)`` and images, which are left out.
-        extra_ids: ``(n,)`` token ids.
-        answer_type: ``token_type_ids`` of the appended tokens, for models that tell answers from prompts by it.
-    """
-    extra = len(extra_ids)
-    row = {}
-    for name in token_names(prompt):
-        value = prompt[name]
-        tail = value[:, -1:].expand(-1, extra, *value.shape[2:])
-        if name == "token_type_ids" and answer_type is not None:
-            tail = torch.full_like(tail, answer_type)
-        row[name] = torch.cat([value, tail], dim=1)
-    row["input_ids"] = torch.cat([prompt["input_ids"], extra_ids[None]], dim=1)
-    row.setdefault("attention_mask", torch.ones_like(row["input_ids"]))
-    return row
-
-
-def stack_tokens(rows: Sequence[dict[str, Tensor]], padding_side: PaddingSide) -> dict[str, Tensor]:
-    """Rows of unequal length as ``(rows, length, ...)`` tensors; the attention mask is 0 on the padding."""
-    longest = max(row["input_ids"].shape[1] for row in rows)
-    return {
-        name: torch.cat([_pad_tokens(row[name], longest, padding_side, zero=name == "attention_mask") for row in rows])
-        for name in rows[0]
-    }
-
-
-def _pad_tokens(value: Tensor, length: int, side: PaddingSide, *, zero: bool) -> Tensor:
-    # The row's last token is the padding: unlike token 0 or a pad token it is sure not to be an image placeholder.
-    filler = value[:, -1:].expand(-1, length - value.shape[1], *value.shape[2:])
-    filler = torch.zeros_like(filler) if zero else filler
-    return torch.cat([value, filler] if side == "right" else [filler, value], dim=1)
-
-
-def _answer_positions(attention_mask: Tensor, lengths: Sequence[int], padding_side: PaddingSide) -> Tensor:
-    """The last ``length`` real tokens of each row: the prompt's last one predicts the answer's first."""
-    width = attention_mask.shape[1]
-    length = torch.tensor(lengths, device=attention_mask.device)[:, None]
-    end = attention_mask.sum(dim=1, keepdim=True) if padding_side == "right" else torch.full_like(length, width)
-    position = torch.arange(width, device=attention_mask.device)[None]
-    return (position >= end - length) & (position < end)
-
-
-def _pad_to_largest(values: Sequence[Tensor]) -> list[Tensor]:
-    largest = [max(value.shape[d] for value in values) for d in range(1, values[0].ndim)]
-    padded = []
-    for value in values:
-        missing = [size - value.shape[d + 1] for d, size in enumerate(largest)]
-        padding = [n for size in reversed(missing) for n in (0, size)]
-        padded.append(F.pad(value, padding) if any(missing) else value)
-    return padded
-
-
-PROMPT, PADDING = 0, -1
-"""Branches that are no answer; answers count from 1 in each row."""
-
-
 @dataclass(frozen=True)
 class TreePlan:
     """Which tokens of each row may meet, and where each stands in ``[prompt | its own answer]``."""
@@ -153,7 +78,7 @@ class TreePlan:
     """``(rows, length)`` 0 on the prompt, 1 to K on the answers, -1 on padding."""
 
     shift: Tensor
-    """``(rows, length)`` how many tokens of sister answers stand before each token."""
+    """``(rows, length)`` how many tokens of other answers stand between the prompt and each token."""
 
     @property
     def logical(self) -> Tensor:
@@ -163,11 +88,8 @@ class TreePlan:
     def allow(self, own: Tensor, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Cut the model's own mask across answers: a token sees its prompt and its own answer.
 
-        Args:
-            own: whether the model lets the query see the key at their places in ``[prompt | their answer]``.
-            row: index of the row; the three indices broadcast against each other and ``own``.
-            query: physical index of the token that looks.
-            key: physical index of the token looked at.
+        ``own`` is whether the model lets the query see the key at their places in ``[prompt | their answer]``. The
+        indices of the row, of the token that looks and of the one looked at broadcast against each other and ``own``.
         """
         queries, keys = self.branch[row, query], self.branch[row, key]
         seen = own & (queries != PADDING) & ((keys == queries) | (keys == PROMPT))
@@ -175,15 +97,32 @@ class TreePlan:
         return seen | ((queries == PADDING) & (query == key))
 
 
+def one_row_an_answer(batch: Batch, *, padding_side: PaddingSide = "right", answer_type: int | None = None) -> Layout:
+    """``[prompt | answer]`` for every answer; the prompt's tokens and images are repeated for each of its answers.
+
+    ``answer_type`` is what :func:`continue_prompt` takes.
+    """
+    prompts = [batch["prompts"][i] for i in batch["prompt_index"].tolist()]
+    lengths = batch["answer_mask"].sum(dim=-1).tolist()
+    rows = [
+        # the last token of an answer predicts nothing that is asked for, so it is left out of the row
+        continue_prompt(prompt, ids[: length - 1], answer_type=answer_type)
+        for prompt, ids, length in zip(prompts, batch["answer_ids"], lengths, strict=True)
+    ]
+    inputs = stack_tokens(rows, padding_side) | merge_images(prompts)
+    # an answer is predicted by as many of its row's last real tokens: the prompt's last one predicts its first
+    mask = inputs["attention_mask"]
+    length = torch.tensor(lengths, device=mask.device)[:, None]
+    end = mask.sum(dim=1, keepdim=True) if padding_side == "right" else torch.full_like(length, mask.shape[1])
+    position = torch.arange(mask.shape[1], device=mask.device)[None]
+    return Layout(inputs, (position >= end - length) & (position < end))
+
+
 def one_row_a_prompt(batch: Batch, *, answer_type: int | None = None) -> tuple[Layout, TreePlan]:
-    """Lay out every prompt once with all its answers behind it, padded on the right.
+    """Every prompt once with all its answers behind it, padded on the right.
 
-    As in plain rows, the last token of each answer is left out: it predicts nothing that is asked for. Every answer's
-    first token is predicted by the same position, the prompt's last.
-
-    Args:
-        batch: see :class:`cwdpo.batch.Batch`.
-        answer_type: see :func:`cwdpo.engine.layout.continue_prompt`.
+    As in plain rows, the last token of each answer is left out. Every answer's first token is predicted by the same
+    position, the prompt's last. ``answer_type`` is what :func:`continue_prompt` takes.
     """
     device = batch["answer_ids"].device
     lengths = batch["answer_mask"].sum(dim=-1).tolist()
@@ -203,25 +142,74 @@ def one_row_a_prompt(batch: Batch, *, answer_type: int | None = None) -> tuple[L
         branches.append(torch.tensor(branch, device=device))
         shifts.append(torch.tensor(shift, device=device))
     inputs = stack_tokens(rows, "right") | merge_images(batch["prompts"])
-    layout = _predict(inputs, torch.tensor(predictors, device=device))
+    row, position = torch.tensor(predictors, device=device).unbind(dim=1)  # of each answer token, in answer order
+    predicts = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    predicts[row, position] = True
+    place = (predicts.flatten().cumsum(dim=0) - 1).view_as(inputs["input_ids"])
     pad = torch.nn.utils.rnn.pad_sequence
-    return layout, TreePlan(
-        branch=pad(branches, batch_first=True, padding_value=PADDING),
-        shift=pad(shifts, batch_first=True),
+    return Layout(inputs, predicts, place[row, position]), TreePlan(
+        branch=pad(branches, batch_first=True, padding_value=PADDING), shift=pad(shifts, batch_first=True)
     )
 
 
-def _predict(inputs: dict[str, Tensor], predictors: Tensor) -> Layout:
-    """Args: ``(n, 2)`` row and position that predict each answer token, in the batch's answer order."""
-    predicts = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-    predicts[predictors[:, 0], predictors[:, 1]] = True
-    place = (predicts.flatten().cumsum(dim=0) - 1).view_as(inputs["input_ids"])
-    return Layout(inputs, predicts, place[predictors[:, 0], predictors[:, 1]])
+def prompts_alone(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One row a prompt, left-padded and without an answer: what ``generate`` takes."""
+    nothing = prompts[0]["input_ids"].new_empty(0)
+    rows = [continue_prompt(prompt, nothing, answer_type=None) for prompt in prompts]
+    return stack_tokens(rows, "left") | merge_images(prompts)
+
+
+def continue_prompt(prompt: dict[str, Tensor], extra_ids: Tensor, *, answer_type: int | None) -> dict[str, Tensor]:
+    """Append tokens; every other per-token entry goes on as at the prompt's last token, which is text.
+
+    Args:
+        prompt: entries of shape ``(1, length, ...)`` and images, which are left out.
+        extra_ids: ``(n,)`` token ids.
+        answer_type: ``token_type_ids`` of the appended tokens, for models that mark answers by it.
+    """
+    row = {}
+    for name in token_names(prompt):
+        value = prompt[name]
+        tail = value[:, -1:].expand(-1, len(extra_ids), *value.shape[2:])
+        if name == "token_type_ids" and answer_type is not None:
+            tail = torch.full_like(tail, answer_type)
+        row[name] = torch.cat([value, tail], dim=1)
+    row["input_ids"] = torch.cat([prompt["input_ids"], extra_ids[None]], dim=1)
+    row.setdefault("attention_mask", torch.ones_like(row["input_ids"]))
+    return row
+
+
+def stack_tokens(rows: Sequence[dict[str, Tensor]], padding_side: PaddingSide) -> dict[str, Tensor]:
+    """Rows of unequal length as ``(rows, length, ...)`` tensors; the attention mask is 0 on the padding."""
+    longest = max(row["input_ids"].shape[1] for row in rows)
+
+    def pad(value: Tensor, name: str) -> Tensor:
+        # The row's last token is the padding: unlike token 0 or a pad token it is sure not to be an image placeholder.
+        filler = value[:, -1:].expand(-1, longest - value.shape[1], *value.shape[2:])
+        filler = torch.zeros_like(filler) if name == "attention_mask" else filler
+        return torch.cat([value, filler] if padding_side == "right" else [filler, value], dim=1)
+
+    return {name: torch.cat([pad(row[name], name) for row in rows]) for name in rows[0]}
+
+
+def merge_images(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Everything that is not per token, joined along the first dimension, other dimensions padded with zeros.
+
+    Processors either stack images (or patches) along the first dimension or give each prompt one entry with its images
+    along the second; models read both in reading order, so joining serves both without knowing any name.
+    """
+    merged: dict[str, list[Tensor]] = {}
+    for prompt in prompts:
+        for name, value in image_entries(prompt).items():
+            merged.setdefault(name, []).append(value)
+    return {name: torch.cat(_pad_to_largest(values)) for name, values in merged.items()}
 
 
 def in_groups(batch: Batch, compute: Callable[[Batch], AnswerLogprobs]) -> AnswerLogprobs:
     """``compute`` of each group of prompts that may share a forward pass, joined in the batch's answer order."""
-    kinds = [_kind(prompt) for prompt in batch["prompts"]]
+    kinds = [
+        tuple(sorted((name, prompt[name].shape[2:]) for name in token_names(prompt))) for prompt in batch["prompts"]
+    ]
     groups = [[i for i, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)]
     return in_parts(batch, groups, compute)
 
@@ -237,7 +225,10 @@ def in_parts(
         part, index = select_prompts(batch, sorted(prompts))
         computed.append(compute(part))
         answers.append(index)
-    return _join(computed, torch.cat(answers), batch["answer_mask"])
+    back = torch.argsort(torch.cat(answers))
+    names = [field.name for field in fields(AnswerLogprobs) if isinstance(getattr(computed[0], field.name), Tensor)]
+    joined = {name: torch.cat([getattr(part, name) for part in computed])[back] for name in names}
+    return AnswerLogprobs(**joined | {"mask": batch["answer_mask"]}, precision=computed[0].precision)
 
 
 def select_prompts(batch: Batch, prompts: list[int]) -> tuple[Batch, Tensor]:
@@ -265,51 +256,29 @@ def select_answers(batch: Batch, answers: Tensor) -> Batch:
     return part
 
 
-def _kind(prompt: dict[str, Tensor]) -> tuple[tuple[str, torch.Size], ...]:
-    return tuple(sorted((name, prompt[name].shape[2:]) for name in token_names(prompt)))
-
-
-def _join(parts: list[AnswerLogprobs], answers: Tensor, mask: Tensor) -> AnswerLogprobs:
-    back = torch.argsort(answers)
-    names = [field.name for field in fields(AnswerLogprobs) if isinstance(getattr(parts[0], field.name), Tensor)]
-    joined = {name: torch.cat([getattr(part, name) for part in parts])[back] for name in names}
-    return AnswerLogprobs(**joined | {"mask": mask}, precision=parts[0].precision)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one prompt with its answers is to a forward pass."""
-
-    rows: int
-    tokens: int
-    """Of the longest of its rows, image tokens included."""
-
-
 def tree_costs(batch: Batch) -> list[Cost]:
-    """Of each prompt, laid out as one row with all its answers."""
+    """The cost of each prompt, laid out as one row with all its answers."""
     lengths = batch["answer_mask"].sum(dim=-1).double()
     answers = torch.bincount(batch["prompt_index"], weights=lengths, minlength=len(batch["prompts"])).tolist()
     return [Cost(1, prompt["input_ids"].shape[1] + int(n)) for prompt, n in zip(batch["prompts"], answers, strict=True)]
 
 
 def plain_costs(batch: Batch) -> list[Cost]:
-    """Of each prompt, laid out as one row an answer."""
-    answers: list[list[int]] = [[0] for _ in batch["prompts"]]
+    """The cost of each prompt, laid out as one row per answer."""
+    answers: list[list[int]] = [[] for _ in batch["prompts"]]
     for owner, length in zip(batch["prompt_index"].tolist(), batch["answer_mask"].sum(dim=-1).tolist(), strict=True):
         answers[owner].append(length)
     return [
-        Cost(max(len(lengths) - 1, 1), prompt["input_ids"].shape[1] + max(lengths))
+        Cost(max(len(lengths), 1), prompt["input_ids"].shape[1] + max(lengths, default=0))
         for prompt, lengths in zip(batch["prompts"], answers, strict=True)
     ]
 
 
 def parts_within(costs: Sequence[Cost], budget: int) -> list[list[int]]:
-    """Divide prompts into parts of like length, each within a budget of tokens, padding included.
+    """Divide prompts into parts of similar length, each within a budget of tokens, padding included.
 
-    Args:
-        costs: of each prompt.
-        budget: most tokens in a part: its number of rows times its longest row. A prompt that alone has more is a part
-            by itself.
+    A part has as many tokens as its number of rows times its longest row. A prompt that alone exceeds the budget is a
+    part by itself.
 
     Example:
         >>> parts_within([Cost(1, 10), Cost(1, 90), Cost(1, 20), Cost(1, 100)], 200)
@@ -329,35 +298,11 @@ def parts_within(costs: Sequence[Cost], budget: int) -> list[list[int]]:
     return parts
 
 
-class WithinBudget:
-    """An engine that takes a batch in parts where no gradient is wanted: evaluation, reference and probes.
-
-    Training divides its own batches, because each part needs its own backward pass; they pass through as they are.
-    """
-
-    def __init__(self, engine: "Engine", budget: int) -> None:
-        """Put a budget on an engine.
-
-        Args:
-            engine: does the work.
-            budget: most tokens in a pass, padding included.
-        """
-        self._inner, self._budget = engine, budget
-        self.report: dict[str, Any] = engine.report
-
-    def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
-        """See :meth:`cwdpo.engine.Engine.costs`."""
-        return self._inner.costs(model, batch)
-
-    def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
-        """See :meth:`cwdpo.engine.Engine.logprobs`."""
-        # the ranks of sharded weights must make equally many passes
-        if torch.is_grad_enabled() or isinstance(model, FullyShardedDataParallel):
-            return self._inner.logprobs(model, batch, want=want)
-        parts = parts_within(self.costs(model, batch), self._budget)
-        return in_parts(batch, parts, lambda part: self._inner.logprobs(model, part, want=want))
-
-
-def within_budget(engine: "Engine", budget: int | None) -> "Engine":
-    """The engine with a budget, or as it is where there is none."""
-    return engine if budget is None else WithinBudget(engine, budget)
+def _pad_to_largest(values: Sequence[Tensor]) -> list[Tensor]:
+    largest = [max(value.shape[d] for value in values) for d in range(1, values[0].ndim)]
+    padded = []
+    for value in values:
+        missing = [size - value.shape[d + 1] for d, size in enumerate(largest)]
+        padding = [n for size in reversed(missing) for n in (0, size)]
+        padded.append(F.pad(value, padding) if any(missing) else value)
+    return padded

@@ -1,12 +1,11 @@
 """The tree engine: one row a prompt, with all its answers behind it. The image and the prompt are paid for once.
 
-How a model is made to treat a row as a tree, through transformers' own registries and module hooks.
-
-The text decoder runs under an attention implementation of ours, which is the model's own attention with a mask builder
-of ours before it. The builder is handed the model's *own* mask function (causal, sliding window, bidirectional among
-image tokens or a prefix) and evaluates it at each token's place in ``[prompt | its own answer]``; a ready-made 4-D mask
-could not know those. Masks are built before the decoder's layers and passed to them, so layers that are recomputed
-in the backward pass see the same mask; by then the config names the model's own attention again, which is the same.
+A model treats a row as a tree through transformers' own registries and module hooks. The text decoder runs under an
+attention implementation of ours, which is the model's own attention with a mask builder of ours before it. The builder
+is handed the model's *own* mask function (causal, sliding window, bidirectional among image tokens or a prefix) and
+evaluates it at each token's place in ``[prompt | its own answer]``; a ready-made 4-D mask could not know those. Masks
+are built before the decoder's layers and passed to them, so layers that are recomputed in the backward pass see the
+same mask; by then the config names the model's own attention again, which is the same.
 
 ``flex_attention`` comes in by the same door, as a mask that brings its kernel along (:class:`_BlockMask`): no model
 needs to offer it, and a layer that is recomputed meets it again.
@@ -24,13 +23,22 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
-from cwdpo.engine.forward import Forward, answer_type, bare_model, only_where_read
+from cwdpo.engine.forward import Forward, answer_type, only_where_read
 from cwdpo.engine.layout import Cost, TreePlan, in_groups, one_row_a_prompt, tree_costs
 from cwdpo.engine.vision import FeatureCache, share_images
+from cwdpo.models.parts import bare_model
+
+FLEX_FROM = 4096
+"""Tokens of a row from which ``flex_attention`` is worth its compiler on a GPU. It skips what causality hides, half of
+the attention, which in a 3B model is 6 % of the decoder's work at 1,200 tokens and 18 % at 4,096 (by arithmetic)."""
+
+
+# transformers refuses a name with "flex_attention" in it for classes that do not offer it, so ours has another
+
 
 # transformers refuses a name with "flex_attention" in it for classes that do not offer it, so ours has another
 _OURS = {"sdpa": "cwdpo_tree_sdpa", "eager": "cwdpo_tree_eager", "flex_attention": "cwdpo_tree_flex"}
@@ -39,6 +47,41 @@ _OURS = {"sdpa": "cwdpo_tree_sdpa", "eager": "cwdpo_tree_eager", "flex_attention
 
 class TreeUnsupportedError(Exception):
     """The model cannot run a row as a tree; the message says why."""
+
+
+class TreeEngine:
+    """Log-probs by ``[prompt | answer 1 | ... | answer K]`` rows.
+
+    Exact for decoders whose only tie between tokens is attention. It does not find out by itself whether a model is
+    one of those: :class:`cwdpo.engine.checked.CheckedEngine` does, before it is used.
+    """
+
+    def __init__(self, *, flex_from: int | None = None, features: FeatureCache | None = None) -> None:
+        """Rows of ``flex_from`` tokens or more run by ``flex_attention``, whose block masks skip what no query may see,
+        where the model's own attention is sdpa; with None every row is left to the model's own.
+        """
+        self.flex_from = flex_from
+        self.report: dict[str, Any] = {"asked": "tree", "choices": []}
+        self._features = features
+        self._forward = Forward()
+
+    def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
+        """See :meth:`cwdpo.engine.layout.Engine.logprobs`; raises TreeUnsupportedError."""
+        return in_groups(batch, lambda part: self._logprobs(model, part, want))
+
+    def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
+        """See :meth:`cwdpo.engine.layout.Engine.costs`."""
+        return tree_costs(batch)
+
+    def _logprobs(self, model: nn.Module, batch: Batch, want: Collection[Detail]) -> AnswerLogprobs:
+        bare = bare_model(model)
+        layout, plan = one_row_a_prompt(batch, answer_type=answer_type(bare))
+        by_flex = self.flex_from is not None and plan.branch.shape[1] >= self.flex_from
+        contexts = [as_tree(bare, plan, by_flex=by_flex), only_where_read(bare, layout.predicts)]
+        lookup = self._features.lookup(bare, batch) if self._features else None
+        if lookup is not None and "pixel_values" in layout.inputs:
+            contexts.append(share_images(bare, batch, range(len(batch["prompts"])), lookup=lookup))
+        return self._forward(model, batch, layout, want=want, contexts=contexts)
 
 
 @dataclass
@@ -55,13 +98,10 @@ _current: ContextVar[_Use | None] = ContextVar("cwdpo_tree", default=None)
 
 
 @contextmanager
-def as_tree(bare: Any, plan: TreePlan, *, by_flex: bool = False) -> Iterator[None]:
+def as_tree(bare: PreTrainedModel, plan: TreePlan, *, by_flex: bool = False) -> Iterator[None]:
     """While open, the model's forward pass treats its rows as the plan says.
 
-    Args:
-        bare: the transformers model.
-        plan: of the rows that it will be given.
-        by_flex: where the model runs by sdpa, run ``flex_attention`` with block masks in its place.
+    ``by_flex``: where the model runs by sdpa, run ``flex_attention`` with block masks in its place.
 
     Raises:
         TreeUnsupportedError: the model's attention takes no such mask, or the pass did not use the plan.
@@ -90,15 +130,20 @@ def as_tree(bare: Any, plan: TreePlan, *, by_flex: bool = False) -> Iterator[Non
         )
 
 
-def _set_attention(bare: Any, config: Any, name: str) -> None:
+def _set_attention(bare: PreTrainedModel, config: PretrainedConfig, name: str) -> None:
     keys = [key for key in bare.config.sub_configs if getattr(bare.config, key, None) is config]
     bare.set_attn_implementation({keys[0]: name} if keys else name)
 
 
-def _restart_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Each answer's positions go on from its prompt, in whatever form the model counts them."""
+def _in_use() -> _Use:
     use = _current.get()
     assert use is not None
+    return use
+
+
+def _restart_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Each answer's positions go on from its prompt, in whatever form the model counts them."""
+    use = _in_use()
     use.positions += 1
     positions = kwargs.get("position_ids")
     if positions is None:
@@ -106,10 +151,11 @@ def _restart_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     return args, kwargs | {"position_ids": positions - use.plan.shift.to(positions.device)}
 
 
-def _mask(q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: Any) -> Tensor:
+def _mask(
+    q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: torch.device | str = "cpu", **_: object
+) -> Tensor:
     """``(rows, 1, length, length)`` True where a query may attend to a key."""
-    use = _current.get()
-    assert use is not None
+    use = _in_use()
     rows, length = use.plan.branch.shape
     if (q_length, kv_length) != (length, length):
         raise TreeUnsupportedError(f"it asks for a mask of {q_length} x {kv_length} on rows of {length} tokens")
@@ -122,31 +168,18 @@ def _mask(q_length: int, kv_length: int, mask_function: Callable[..., Tensor], d
     return use.plan.allow(own, row, query, key)
 
 
-def _sdpa_mask(
-    q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: Any = "cpu", **_: Any
-) -> Any:
-    use = _current.get()
-    assert use is not None
-    allowed = _mask(q_length, kv_length, mask_function, device)
-    return _BlockMask.of(_blocks(allowed)) if use.by_flex else allowed
+def _sdpa_mask(**asked: Any) -> Tensor | BlockMask:
+    allowed = _mask(**asked)
+    return _BlockMask.of(_blocks(allowed)) if _in_use().by_flex else allowed
 
 
-def _eager_mask(
-    q_length: int,
-    kv_length: int,
-    mask_function: Callable[..., Tensor],
-    device: Any = "cpu",
-    dtype: torch.dtype = torch.float32,
-    **_: Any,
-) -> Tensor:
-    allowed = _mask(q_length, kv_length, mask_function, device)
+def _eager_mask(*, dtype: torch.dtype = torch.float32, **asked: Any) -> Tensor:
+    allowed = _mask(**asked)
     return torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, torch.finfo(dtype).min)
 
 
-def _flex_mask(
-    q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: Any = "cpu", **_: Any
-) -> BlockMask:
-    return _blocks(_mask(q_length, kv_length, mask_function, device))
+def _flex_mask(**asked: Any) -> BlockMask:
+    return _blocks(_mask(**asked))
 
 
 def _blocks(allowed: Tensor) -> BlockMask:
@@ -195,59 +228,6 @@ def _eager_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
 
 
-def _register() -> None:
-    functions: Any = ALL_ATTENTION_FUNCTIONS
-    for own, mask in (("sdpa", _sdpa_mask), ("eager", _eager_mask), ("flex_attention", _flex_mask)):
-        AttentionInterface.register(_OURS[own], _eager_attention if own == "eager" else functions[own])
-        AttentionMaskInterface.register(_OURS[own], mask)
-
-
-_register()
-
-
-FLEX_FROM = 4096
-"""Tokens of a row from which ``flex_attention`` is worth its compiler on a GPU. It skips what causality hides, half of
-the attention, which in a 3B model is 6 % of the decoder's work at 1,200 tokens and 18 % at 4,096 (by arithmetic)."""
-
-
-class TreeEngine:
-    """Log-probs by ``[prompt | answer 1 | ... | answer K]`` rows.
-
-    Exact for decoders whose only tie between tokens is attention. It does not find out by itself whether a model is
-    one of those: :class:`cwdpo.engine.checked.CheckedEngine` does, before it is used.
-    """
-
-    def __init__(self, *, flex_from: int | None = None, features: FeatureCache | None = None) -> None:
-        """Choose the attention kernel.
-
-        Args:
-            flex_from: rows of at least this many tokens run by ``flex_attention``, whose block masks skip what no
-                query may see, where the model's own attention is sdpa; None leaves every row to the model's own.
-            features: where the image features of frozen towers are kept; None encodes images at every step.
-        """
-        self.flex_from = flex_from
-        self.report: dict[str, Any] = {"asked": "tree", "choices": []}
-        self._features = features
-        self._forward = Forward()
-
-    def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
-        """See :meth:`cwdpo.engine.Engine.logprobs`.
-
-        Raises:
-            TreeUnsupportedError: the model's forward pass cannot be made to follow the rows' plan.
-        """
-        return in_groups(batch, lambda part: self._logprobs(model, part, want))
-
-    def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
-        """See :meth:`cwdpo.engine.Engine.costs`."""
-        return tree_costs(batch)
-
-    def _logprobs(self, model: nn.Module, batch: Batch, want: Collection[Detail]) -> AnswerLogprobs:
-        bare = bare_model(model)
-        layout, plan = one_row_a_prompt(batch, answer_type=answer_type(bare))
-        by_flex = self.flex_from is not None and plan.branch.shape[1] >= self.flex_from
-        contexts = [as_tree(bare, plan, by_flex=by_flex), only_where_read(bare, layout.predicts)]
-        lookup = self._features.lookup(model, bare, batch) if self._features else None
-        if lookup is not None and "pixel_values" in layout.inputs:
-            contexts.append(share_images(bare, batch, range(len(batch["prompts"])), lookup=lookup))
-        return self._forward(model, batch, layout, want=want, contexts=contexts)
+for _own, _builder in (("sdpa", _sdpa_mask), ("eager", _eager_mask), ("flex_attention", _flex_mask)):
+    AttentionInterface.register(_OURS[_own], _eager_attention if _own == "eager" else ALL_ATTENTION_FUNCTIONS[_own])
+    AttentionMaskInterface.register(_OURS[_own], _builder)

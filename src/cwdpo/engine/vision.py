@@ -1,10 +1,8 @@
-"""Images: encoded once for all answers of a prompt, and without gradient where nothing there trains.
+"""Images: encoded once for all answers of a prompt, without gradient where nothing there trains, and remembered.
 
-Image features of a vision tower that does not train: computed once, then remembered.
-
-A tower that stays as it is says the same of an image at every step, to the policy and to the reference alike. Kept is
-what stands in place of the image tokens, after the projector (transformers' public interface takes nothing earlier), so
-nothing is kept while the projector trains.
+A vision tower that does not train gives the same features of an image at every step, to the policy and to the reference
+alike, so they are computed once. Kept is what stands in place of the image tokens, after the projector (transformers'
+public interface takes nothing earlier), so nothing is kept while the projector trains.
 """
 
 import inspect
@@ -25,15 +23,18 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from cwdpo.batch import Batch, hash_tensors, image_key
 from cwdpo.engine.layout import merge_images
+from cwdpo.models.parts import is_sharded, vision_tower
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def encode_frozen_without_grad(bare: Any) -> Iterator[None]:
+def encode_frozen_without_grad(bare: PreTrainedModel) -> Iterator[None]:
     """While open, the frozen parts of the vision tower run without autograd.
 
     Frozen weights alone do not stop it: ``enable_input_require_grads``, which adapters with gradient checkpointing
@@ -41,11 +42,11 @@ def encode_frozen_without_grad(bare: Any) -> Iterator[None]:
     """
     before: list[bool] = []
 
-    def switch_off(*_: Any) -> None:
+    def switch_off(*_: object) -> None:
         before.append(torch.is_grad_enabled())
         torch.set_grad_enabled(False)
 
-    def switch_back(*_: Any) -> None:
+    def switch_back(*_: object) -> None:
         torch.set_grad_enabled(before.pop())
 
     handles = []
@@ -59,10 +60,10 @@ def encode_frozen_without_grad(bare: Any) -> Iterator[None]:
             handle.remove()
 
 
-def _frozen_parts(bare: Any) -> list[nn.Module]:
+def _frozen_parts(bare: PreTrainedModel) -> list[nn.Module]:
     """The whole tower if nothing in it trains; else, if only Qwen's mergers do, which come last, all but them."""
-    tower: nn.Module = bare.get_encoder(modality="image")
-    if tower is bare or tower is bare.base_model:  # transformers' answer where there is no tower
+    tower = vision_tower(bare)
+    if tower is None:
         return []
     trainable = {name.split(".", 1)[0] for name, weight in tower.named_parameters() if weight.requires_grad}
     if not trainable:
@@ -76,7 +77,7 @@ def _frozen_parts(bare: Any) -> list[nn.Module]:
     return parts
 
 
-def can_share_images(bare: Any) -> bool:
+def can_share_images(bare: PreTrainedModel) -> bool:
     """Whether the model takes image features in place of pixels, and says which tokens stand for them."""
     return (
         "mm_encoder_outputs" in inspect.signature(bare.forward).parameters
@@ -111,57 +112,43 @@ class ImageFeatures:
         """Bytes of all of them."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "ImageFeatures":
+        """The same with each tensor changed."""
+        return replace(self, pooled=change(self.pooled), deep=tuple(map(change, self.deep)))
+
     def to(self, device: torch.device | str) -> "ImageFeatures":
         """The same on a device, apart from any graph."""
-        pooled, *deep = (tensor.detach().to(device, non_blocking=tensor.is_pinned()) for tensor in self.tensors)
-        return replace(self, pooled=pooled, deep=tuple(deep))
-
-    def pinned(self) -> "ImageFeatures":
-        """The same in page-locked memory, from which a GPU takes them without waiting."""
-        pooled, *deep = (tensor.pin_memory() for tensor in self.tensors)
-        return replace(self, pooled=pooled, deep=tuple(deep))
+        return self.each(lambda tensor: tensor.detach().to(device, non_blocking=tensor.is_pinned()))
 
 
 Lookup: TypeAlias = Callable[[Sequence[int], Callable[[int], ImageFeatures]], list[ImageFeatures]]
 """Given prompts that have images and a way to encode one of them, the features of each."""
 
 
-@dataclass
-class _Encoded(ModelOutput):
-    """The two fields of a tower's output that the models read."""
-
-    pooler_output: Any = None
-    deepstack_features: Any = None
-
-
 @contextmanager
-def share_images(bare: Any, batch: Batch, owners: Sequence[int], *, lookup: Lookup | None = None) -> Iterator[None]:
+def share_images(
+    bare: PreTrainedModel, batch: Batch, owners: Sequence[int], *, lookup: Lookup | None = None
+) -> Iterator[None]:
     """While open, a forward pass encodes the pixels of each prompt once for all its rows, or has them looked up.
 
-    The pixels go through the model's wrappers as ever and are exchanged for features inside, so DDP, FSDP and mixed
-    precision do their work. The pass must be given each prompt's ``pixel_values`` once
-    (:func:`cwdpo.engine.layout.with_images_once`).
-
-    Args:
-        bare: the transformers model.
-        batch: prompts with images and without.
-        owners: the prompt of each row of the pass.
-        lookup: a cache; it has prompts encoded one at a time, so that a prompt's features do not depend, in their last
-            bit, on the batch they were first met in.
+    The pixels, each prompt's once, go through the model's wrappers as ever and are exchanged for features inside, so
+    DDP, FSDP and mixed precision do their work. ``owners`` are the prompts of the pass's rows. A ``lookup`` has prompts
+    encoded one at a time, so that a prompt's features do not depend, in their last bit, on the batch they were first
+    met in.
     """
     prompts = batch["prompts"]
     pictured = [i for i, prompt in enumerate(prompts) if "pixel_values" in prompt]
-    places = {i: place for place, i in enumerate(pictured)}
 
     def exchange(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         pixels = kwargs.pop("pixel_values")
         if lookup is None:
-            features = _encode(bare, [prompts[i] for i in pictured], pixels)
+            found = _encode(bare, [prompts[i] for i in pictured], pixels)
         else:
-            features = lookup(
+            found = lookup(
                 pictured, lambda i: _encode(bare, [prompts[i]], prompts[i]["pixel_values"].to(pixels.dtype))[0]
             )
-        rows = [features[places[owner]] for owner in owners if owner in places]
+        features = dict(zip(pictured, found, strict=True))
+        rows = [features[owner] for owner in owners if owner in features]
         return args, kwargs | {"mm_encoder_outputs": {"image": _put_together(rows)}}
 
     handle = bare.register_forward_pre_hook(exchange, with_kwargs=True)
@@ -171,11 +158,12 @@ def share_images(bare: Any, batch: Batch, owners: Sequence[int], *, lookup: Look
         handle.remove()
 
 
-def _encode(bare: Any, prompts: Sequence[dict[str, Tensor]], pixels: Tensor) -> list[ImageFeatures]:
+def _encode(bare: PreTrainedModel, prompts: Sequence[dict[str, Tensor]], pixels: Tensor) -> list[ImageFeatures]:
     """Features of the images of some prompts, whose ``pixel_values`` together are ``pixels``."""
-    accepted = inspect.signature(bare.base_model.get_image_features).parameters
+    get_features: Any = bare.base_model.get_image_features
+    accepted = inspect.signature(get_features).parameters
     described = {name: value for name, value in merge_images(prompts).items() if name in accepted}
-    features = bare.base_model.get_image_features(**described | {"pixel_values": pixels}, return_dict=True)
+    features = get_features(**described | {"pixel_values": pixels}, return_dict=True)
     counts = [int((prompt["input_ids"] == bare.config.image_token_id).sum()) for prompt in prompts]
     deep = features.get("deepstack_features") or ()
     pieces = [torch.split(_flat(values), counts) for values in (features.pooler_output, *deep)]
@@ -184,11 +172,19 @@ def _encode(bare: Any, prompts: Sequence[dict[str, Tensor]], pixels: Tensor) -> 
     return [ImageFeatures(pooled, tuple(levels), stacked, listed) for pooled, *levels in zip(*pieces, strict=True)]
 
 
-def _flat(values: Any) -> Tensor:
+def _flat(values: Tensor | Sequence[Tensor]) -> Tensor:
     """``(n, hidden)`` from a tensor with any leading dimensions, or from a list of such tensors."""
     if isinstance(values, Tensor):
         return values.reshape(-1, values.shape[-1])
     return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
+
+
+@dataclass
+class _Encoded(ModelOutput):
+    """The two fields of a tower's output that the models read."""
+
+    pooler_output: Any = None
+    deepstack_features: Any = None
 
 
 def _put_together(rows: Sequence[ImageFeatures]) -> _Encoded:
@@ -201,25 +197,123 @@ def _put_together(rows: Sequence[ImageFeatures]) -> _Encoded:
     )
 
 
-logger = logging.getLogger(__name__)
+class FeatureCache:
+    """Features by image content and tower. One may serve any number of models and engines.
+
+    In main memory are at most ``memory_mb`` megabytes (2**20 bytes); the longest unused go first. A ``directory`` keeps
+    features beyond that, and for a resumed run, until ``disk_mb`` megabytes are used up.
+    """
+
+    def __init__(self, *, memory_mb: int = 1024, directory: Path | None = None, disk_mb: int = 0) -> None:
+        self._store = FeatureStore(memory=memory_mb * 2**20, directory=directory, disk=disk_mb * 2**20)
+        self._fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        self._is_off = False
+        self.report: dict[str, Any] = {"memory_mb": memory_mb, "disk_mb": disk_mb, "computed": 0, "found": 0}
+        """Counts of prompts whose images were encoded and looked up; ``not_used`` says for which models, and why."""
+
+    def lookup(self, bare: PreTrainedModel, batch: Batch) -> Lookup | None:
+        """What :func:`share_images` needs to look a batch's images up, or None where the forward pass must compute
+        them."""
+        if self._is_off:
+            return None
+        reason = why_not_cacheable(bare)
+        if reason is not None:
+            self.report.setdefault("not_used", {})[type(bare).__name__] = reason
+            return None
+        return partial(self._look_up, bare, batch)
+
+    def used_for(self, bare: PreTrainedModel) -> bool:
+        """Whether the model's features are kept."""
+        return not self._is_off and why_not_cacheable(bare) is None
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """While open, nothing is looked up."""
+        before, self._is_off = self._is_off, True
+        try:
+            yield
+        finally:
+            self._is_off = before
+
+    def refuse(self, reason: str) -> None:
+        """Look nothing up any more."""
+        self._is_off = True
+        self.report["off"] = reason
+
+    @torch.no_grad()
+    def _look_up(
+        self, bare: PreTrainedModel, batch: Batch, wanted: Sequence[int], encode: Callable[[int], ImageFeatures]
+    ) -> list[ImageFeatures]:
+        device = batch["answer_ids"].device
+        self._store.pin = device.type == "cuda"
+        keys = batch.get("image_keys") or [image_key(prompt) for prompt in batch["prompts"]]
+        kind = device.type
+        precision = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "own"
+        features = []
+        for i in wanted:
+            key = f"{self._fingerprint(bare)}-{kind}-{precision}/{keys[i]}"
+            found = self._store.get(key)
+            self.report["computed" if found is None else "found"] += 1
+            if found is None:
+                found = encode(i)
+                self._store.put(key, found)
+            features.append(found.to(device))
+        return features
+
+    def _fingerprint(self, bare: PreTrainedModel) -> str:
+        if bare not in self._fingerprints:
+            weights = dict(_outside_language(bare)) | dict(bare.named_buffers())
+            digest = hash_tensors(sorted(weights.items()))
+            digest.update(json.dumps(_vision_settings(bare.config), sort_keys=True, default=str).encode())
+            self._fingerprints[bare] = digest.hexdigest()
+        return self._fingerprints[bare]
+
+
+def why_not_cacheable(bare: PreTrainedModel) -> str | None:
+    """The reason why a model's image features may not be kept from one step to the next, or None where they may."""
+    if not can_share_images(bare):
+        return "the model takes no image features in place of pixels"
+    outside = _outside_language(bare)
+    if any(is_sharded(weight) for _, weight in outside):
+        return "the weights are divided among processes, which must all encode at the same time"
+    trains = next((name for name, weight in outside if weight.requires_grad), None)
+    if trains is not None:
+        return f"{trains} trains"
+    vision = bare.config.get_text_config() is not bare.config and getattr(bare.config, "vision_config", None)
+    drops = {name for name, value in (vision.to_dict() if vision else {}).items() if "drop" in name and value}
+    if drops:
+        return f"the vision tower drops at random ({', '.join(sorted(drops))})"
+    return None
+
+
+def _outside_language(bare: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
+    """All weights that image features may depend on: those of neither the decoder, its embeddings nor the head."""
+    parts = (bare.get_decoder(), bare.get_input_embeddings(), bare.get_output_embeddings())
+    language = {id(weight) for part in parts if part is not None for weight in part.parameters()}
+    return [(name, weight) for name, weight in bare.named_parameters() if id(weight) not in language]
+
+
+def _vision_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """What besides its weights makes a tower: its settings, and the library that runs it."""
+    text = [name for name, value in vars(config).items() if value is config.get_text_config()]
+    ignored = {*text, "_name_or_path", "transformers_version", "architectures", "use_cache", "dtype"}
+    settings = {name: value for name, value in config.to_dict().items() if name not in ignored}
+    return {**settings, "library": transformers.__version__}
 
 
 class FeatureStore:
-    """``key -> ImageFeatures`` on the CPU. Memory drops what was used longest ago; files stay until deleted."""
+    """``key -> ImageFeatures`` on the CPU. Memory drops what was used longest ago; files stay until deleted.
+
+    The bounds are in bytes, and files that are there already count. With ``disk=0`` none are written, but those that
+    are there are read.
+    """
 
     def __init__(self, *, memory: int, directory: Path | None, disk: int) -> None:
-        """Set the bounds, in bytes. Files that are there already count.
-
-        Args:
-            memory: 0 keeps nothing in memory.
-            directory: of the files; None writes none.
-            disk: 0 writes no files, but reads those that are there.
-        """
         self._memory, self._directory, self._disk = memory, directory, disk
         self._entries: OrderedDict[str, ImageFeatures] = OrderedDict()
         self._in_memory = 0
         self.pin = False
-        """Whether features in memory are page-locked, for a GPU to take them from."""
+        """Whether features in memory are page-locked, for a GPU to take them from without waiting."""
         files = directory.glob("*/*.safetensors") if directory else ()
         self._on_disk = sum(path.stat().st_size for path in files)
 
@@ -248,7 +342,7 @@ class FeatureStore:
     def _remember(self, key: str, features: ImageFeatures) -> ImageFeatures:
         if features.num_bytes > self._memory:
             return features
-        features = self._entries[key] = features.pinned() if self.pin else features
+        features = self._entries[key] = features.each(Tensor.pin_memory) if self.pin else features
         self._in_memory += features.num_bytes
         while self._in_memory > self._memory:
             _, oldest = self._entries.popitem(last=False)
@@ -290,122 +384,3 @@ def _read(path: Path) -> ImageFeatures | None:
         logger.warning("%s is damaged (%s); its features are computed again", path, error)
         path.unlink(missing_ok=True)
         return None
-
-
-class FeatureCache:
-    """Features by image content and tower. One may serve any number of models and engines."""
-
-    def __init__(self, *, memory_mb: int = 1024, directory: Path | None = None, disk_mb: int = 0) -> None:
-        """Set the bounds.
-
-        Args:
-            memory_mb: most megabytes (2**20 bytes) of features in main memory; the longest unused go first.
-            directory: where features are kept beyond that, and for a resumed run. None keeps none.
-            disk_mb: most megabytes there; when they are used up, nothing more is written.
-        """
-        self._store = FeatureStore(memory=memory_mb * 2**20, directory=directory, disk=disk_mb * 2**20)
-        self._fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-        self._is_off = False
-        self.report: dict[str, Any] = {"memory_mb": memory_mb, "disk_mb": disk_mb, "computed": 0, "found": 0}
-        """Counts of prompts whose images were encoded and looked up; ``not_used`` says for which models, and why."""
-
-    def lookup(self, model: nn.Module, bare: Any, batch: Batch) -> Lookup | None:
-        """What :func:`cwdpo.engine.vision.share_images` needs to look a batch's images up, or None where they must be
-        computed in the forward pass."""
-        if self._is_off:
-            return None
-        reason = why_not_cacheable(model, bare)
-        if reason is not None:
-            self.report.setdefault("not_used", {})[type(bare).__name__] = reason
-            return None
-        return partial(self._look_up, bare, batch)
-
-    def used_for(self, model: nn.Module, bare: Any) -> bool:
-        """Whether the model's features are kept."""
-        return not self._is_off and why_not_cacheable(model, bare) is None
-
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """While open, nothing is looked up."""
-        before, self._is_off = self._is_off, True
-        try:
-            yield
-        finally:
-            self._is_off = before
-
-    def refuse(self, reason: str) -> None:
-        """Look nothing up any more."""
-        self._is_off = True
-        self.report["off"] = reason
-
-    @torch.no_grad()
-    def _look_up(
-        self, bare: Any, batch: Batch, wanted: Sequence[int], encode: Callable[[int], ImageFeatures]
-    ) -> list[ImageFeatures]:
-        device = batch["answer_ids"].device
-        self._store.pin = device.type == "cuda"
-        keys = batch.get("image_keys") or [image_key(prompt) for prompt in batch["prompts"]]
-        prefix = f"{self._fingerprint(bare)}-{device.type}-{_precision(device.type)}"
-        features = []
-        for i in wanted:
-            key = f"{prefix}/{keys[i]}"
-            found = self._store.get(key)
-            self.report["computed" if found is None else "found"] += 1
-            if found is None:
-                found = encode(i)
-                self._store.put(key, found)
-            features.append(found.to(device))
-        return features
-
-    def _fingerprint(self, bare: Any) -> str:
-        if bare not in self._fingerprints:
-            weights = dict(_outside_language(bare)) | dict(bare.named_buffers())
-            digest = hash_tensors(sorted(weights.items()))
-            digest.update(json.dumps(_vision_settings(bare.config), sort_keys=True, default=str).encode())
-            self._fingerprints[bare] = digest.hexdigest()
-        return self._fingerprints[bare]
-
-
-def why_not_cacheable(model: nn.Module, bare: Any) -> str | None:
-    """The reason why a model's image features may not be kept from one step to the next, or None where they may.
-
-    Args:
-        model: as it is called, in its wrappers.
-        bare: the transformers model inside.
-    """
-    if not can_share_images(bare):
-        return "the model takes no image features in place of pixels"
-    outside = _outside_language(bare)
-    if any(_is_sharded(weight) for _, weight in outside):
-        return "the weights are divided among processes, which must all encode at the same time"
-    trains = next((name for name, weight in outside if weight.requires_grad), None)
-    if trains is not None:
-        return f"{trains} trains"
-    vision = bare.config.get_text_config() is not bare.config and getattr(bare.config, "vision_config", None)
-    drops = {name for name, value in (vision.to_dict() if vision else {}).items() if "drop" in name and value}
-    if drops:
-        return f"the vision tower drops at random ({', '.join(sorted(drops))})"
-    return None
-
-
-def _outside_language(bare: Any) -> list[tuple[str, Tensor]]:
-    """All weights that image features may depend on: those of neither the decoder, its embeddings nor the head."""
-    parts = (bare.get_decoder(), bare.get_input_embeddings(), bare.get_output_embeddings())
-    language = {id(weight) for part in parts if part is not None for weight in part.parameters()}
-    return [(name, weight) for name, weight in bare.named_parameters() if id(weight) not in language]
-
-
-def _is_sharded(weight: Tensor) -> bool:
-    return isinstance(weight, DTensor) or hasattr(weight, "ds_id")  # FSDP2's, and DeepSpeed's ZeRO-3
-
-
-def _vision_settings(config: Any) -> dict[str, Any]:
-    """What besides its weights makes a tower: its settings, and the library that runs it."""
-    text = [name for name, value in vars(config).items() if value is config.get_text_config()]
-    ignored = {*text, "_name_or_path", "transformers_version", "architectures", "use_cache", "dtype"}
-    settings = {name: value for name, value in config.to_dict().items() if name not in ignored}
-    return {**settings, "library": transformers.__version__}
-
-
-def _precision(device: str) -> str:
-    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "own"

@@ -1,6 +1,7 @@
-"""Low-rank adapters: which layers they go into, and how they are made, loaded and put on a quantised base."""
+"""Low-rank adapters: which layers they go into, how they are made and loaded, and which base they belong to."""
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import xxhash
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -19,13 +21,21 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from cwdpo.batch import hash_tensors
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.models.parts import base_model, check_base, language_model, one_line, some, vision_tower
+from cwdpo.models.loading import one_line, some
+from cwdpo.models.parts import bare_model, vision_tower
 
 _LORA_LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+_BASE_FILE = "cwdpo_base.json"
+"""Beside ``adapter_config.json``: the base that the adapters were trained on."""
+
+_SAMPLED = 4096
+"""Values that are looked at in each weight."""
 
 
 def add_lora(
@@ -37,32 +47,33 @@ def add_lora(
     target_modules: str | Sequence[str] = "language",
     freeze_vision: bool = True,
 ) -> PeftModel:
-    """Put fresh adapters into the model; nothing else trains. Logits do not change, because the adapters begin at 0.
+    """Put fresh adapters into a bare model, in place; nothing else trains. They begin at 0, so logits do not change.
 
     A model loaded in 4 or 8 bits is prepared first, which casts its unquantised weights to float32. Gradient
     checkpointing is left to the Trainer.
 
     Args:
-        model: a bare model; it is changed in place.
+        model: a bare model.
         r: rank.
         alpha: scale; the update is multiplied by alpha / r.
         dropout: inside the adapters. Above 0, policy and reference differ in training mode.
-        target_modules: see :func:`lora_targets`.
-        freeze_vision: see :func:`lora_targets`.
+        target_modules: see :func:`lora_targets`, as for ``freeze_vision``.
+        freeze_vision: leave the vision tower as it is.
     """
     targets = lora_targets(model, target_modules, freeze_vision=freeze_vision)
-    _prepare_quantized(model)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
-    wrapped: Any = get_peft_model(model, config)
-    hit = sorted(wrapped.base_model.targeted_module_names)
+    wrapped = _wrap(model, config)
+    inner: Any = wrapped.base_model
+    hit = sorted(inner.targeted_module_names)
     assert hit == sorted(targets), f"PEFT put adapters into other layers than asked for: {hit} for {targets}"
-    return wrapped  # type: ignore[no-any-return]  # get_peft_model promises less than it gives
+    return wrapped
 
 
-def _prepare_quantized(model: PreTrainedModel) -> None:
+def _wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        prepare: Any = prepare_model_for_kbit_training
-        prepare(model, use_gradient_checkpointing=False)
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    wrapped: PeftModel = get_peft_model(model, config)
+    return wrapped
 
 
 def lora_targets(model: nn.Module, target_modules: str | Sequence[str], *, freeze_vision: bool = True) -> list[str]:
@@ -84,8 +95,9 @@ def lora_targets(model: nn.Module, target_modules: str | Sequence[str], *, freez
     tower = vision_tower(model) if freeze_vision else None
     frozen = {id(module) for module in tower.modules()} if tower is not None else set()
     if target_modules in ("language", "all-linear"):
-        head = base_model(model).get_output_embeddings()
-        inside = {id(module) for module in language_model(model).modules()}
+        bare = bare_model(model)
+        head = bare.get_output_embeddings()
+        inside = {id(module) for module in bare.get_decoder().modules()}
         return [
             name
             for name, module in layers.items()
@@ -112,8 +124,8 @@ def _matches(name: str, target_modules: str | Sequence[str]) -> bool:
         return re.fullmatch(target_modules, name) is not None
     except re.error as error:
         raise ConfigError(
-            f"`lora.target_modules` is {target_modules!r}, which is no regular expression: {error}. Write `language`, "
-            "`all-linear` or a list of layer names."
+            f"`lora.target_modules` is {target_modules!r}, which is not a regular expression: {error}. Write "
+            "`language`, `all-linear` or a list of layer names."
         ) from error
 
 
@@ -123,7 +135,7 @@ def _nothing_hit(target_modules: str | Sequence[str], layers: list[str]) -> str:
     near = [match for word in wanted for match in difflib.get_close_matches(word.rsplit(".", 1)[-1], short, n=2)]
     hint = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else f"Layers are called {some(short)}."
     return (
-        f"`lora.target_modules` is {target_modules!r}, which is no layer of this model. {hint} "
+        f"`lora.target_modules` is {target_modules!r}, which is not a layer of this model. {hint} "
         "`language` takes every linear layer of the language model; a regular expression must match the whole name."
     )
 
@@ -131,13 +143,10 @@ def _nothing_hit(target_modules: str | Sequence[str], layers: list[str]) -> str:
 def load_adapter(
     model: PreTrainedModel, directory: str | Path, *, trainable: bool = True, any_base: bool = False
 ) -> PeftModel:
-    """Put saved adapters into a bare model, all of them or an error.
+    """Put saved adapters into a bare model, in place, all of them or an error.
 
-    Args:
-        model: the base; it is changed in place.
-        directory: holds the adapters.
-        trainable: go on training them.
-        any_base: take a base that the adapters were not trained on, as long as they fit into it.
+    With ``trainable`` they go on training. ``any_base`` takes a base that they were not trained on, as long as they
+    fit.
 
     Raises:
         UserError: the directory holds no adapters, or others than fit this model or were trained on it.
@@ -149,24 +158,19 @@ def load_adapter(
         check_base(model, path)
     config = PeftConfig.from_pretrained(str(path))
     config.inference_mode = not trainable
-    _prepare_quantized(model)
-    wrapped: Any = get_peft_model(model, config)
+    wrapped = _wrap(model, config)
     load_adapter_weights(wrapped, path)
-    return wrapped  # type: ignore[no-any-return]  # get_peft_model promises less than it gives
+    return wrapped
 
 
 def load_adapter_weights(model: PeftModel, directory: str | Path) -> None:
-    """Replace the weights of the model's active adapter by saved ones, in place and completely.
-
-    Raises:
-        UserError: the file is missing or damaged, or its weights differ in name or shape from the model's.
-    """
+    """Replace the weights of the model's active adapter by saved ones, in place, all of them or a ``UserError``."""
     adapter = model.active_adapter
     try:
-        saved: dict[str, torch.Tensor] = load_peft_weights(str(directory), device="cpu", local_files_only=True)
+        saved: dict[str, Tensor] = load_peft_weights(str(directory), device="cpu", local_files_only=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the adapter weights in {directory} cannot be read: {one_line(error)}") from error
-    wanted: dict[str, Any] = get_peft_model_state_dict(model, adapter_name=adapter)
+    wanted: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter)
     shape_differs = [name for name in wanted.keys() & saved.keys() if wanted[name].shape != saved[name].shape]
     for what, names in (
         ("lacks", wanted.keys() - saved.keys()),
@@ -184,11 +188,7 @@ def load_adapter_weights(model: PeftModel, directory: str | Path) -> None:
 def quantization_config(
     bits: Literal[4, 8] = 4, quant_type: Literal["nf4", "fp4"] = "nf4", double: bool = True
 ) -> BitsAndBytesConfig:
-    """How to load the frozen base in 4 or 8 bits (QLoRA); arithmetic stays in bfloat16.
-
-    Raises:
-        UserError: bitsandbytes or a CUDA device is missing.
-    """
+    """How to load the frozen base in 4 or 8 bits (QLoRA); arithmetic stays in bfloat16."""
     if find_spec("bitsandbytes") is None:
         raise UserError(
             "`model.quantization` needs bitsandbytes, which is not installed. Run `pip install cwdpo[qlora]`, or "
@@ -196,12 +196,74 @@ def quantization_config(
         )
     if not torch.cuda.is_available():
         raise UserError("`model.quantization` needs a CUDA GPU, and there is none. Remove the setting to train here.")
-    settings: dict[str, Any] = {"load_in_8bit": True}
-    if bits == 4:
-        settings = {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": quant_type,
-            "bnb_4bit_use_double_quant": double,
-            "bnb_4bit_compute_dtype": torch.bfloat16,
-        }
-    return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def write_base(model: PeftModel, directory: Path) -> None:
+    """Write beside saved adapters which model they belong to."""
+    (directory / _BASE_FILE).write_text(json.dumps(_describe(model)) + "\n", encoding="utf-8")
+
+
+def read_base(directory: Path) -> dict[str, Any]:
+    """What :func:`check_base` compares; empty for adapters that were not saved here."""
+    try:
+        found = json.loads((directory / _BASE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def check_base(model: nn.Module, directory: Path) -> None:
+    """Compare a model with the one that saved adapters were trained on; another one is a ``UserError``."""
+    trained_on = read_base(directory)
+    if not trained_on:
+        return
+    here = _describe(model, through=trained_on.get("dtype"))
+    kind, its_kind = trained_on.get("model_type"), here["model_type"]
+    marks = trained_on.get("fingerprint"), here["fingerprint"]
+    if kind == its_kind and (None in marks or marks[0] == marks[1]):
+        return
+    other = f"a {its_kind} model" if kind != its_kind else f"another {its_kind} model, with other weights"
+    raise UserError(
+        f"the adapters in {directory} were trained on {trained_on.get('name') or f'a {kind} model'}"
+        f"{f' ({kind})' if kind != its_kind else ''}, and this base is {other}. Name the base that they were trained "
+        "on. If you mean another one (a base that was quantised for training, say), `cwdpo merge --any-base` takes it."
+    )
+
+
+def _describe(model: Any, *, through: str | None = None) -> dict[str, Any]:
+    rounded = getattr(torch, through, None) if through is not None else None
+    return {
+        "name": model.config.name_or_path or None,
+        "model_type": model.config.model_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "fingerprint": base_fingerprint(model, through=rounded),
+    }
+
+
+def base_fingerprint(model: nn.Module, *, through: torch.dtype | None = None) -> str | None:
+    """Hash a sample of the base's weights: cheap enough for every load, whatever the model's size.
+
+    Of each weight its shape and up to 4,096 values count, spread evenly and rounded to bfloat16, first through the type
+    that the other model was in, so that a base loaded in another precision is still the same one. Names do not, as they
+    differ between versions of transformers. Adapters are left out: the result is the same before they are added and
+    while they train. None for a quantised model, whose values are others.
+    """
+    if getattr(getattr(model, "config", None), "quantization_config", None) is not None:
+        return None
+    weights = (weight for name, weight in model.named_parameters() if ".lora_" not in name)
+    return xxhash.xxh3_128("".join(sorted(_sample_hash(weight, through) for weight in weights)).encode()).hexdigest()
+
+
+def _sample_hash(weight: Tensor, through: torch.dtype | None) -> str:
+    flat = weight.detach().reshape(-1)
+    sample = flat[:: max(1, -(-len(flat) // _SAMPLED))]
+    rounded = sample.to(through or sample.dtype).to(torch.bfloat16)
+    return hash_tensors([(str(tuple(weight.shape)), rounded)]).hexdigest()

@@ -1,15 +1,16 @@
-"""Load a vision-language model for training: all of its weights or an error, and no dropout.
-
-Load a checkpoint's processor, also where torchvision is missing.
+"""Load a checkpoint for training: all of its weights or an error, no dropout; and its processor, with or without
+torchvision.
 
 Qwen-VL and some other processors hold a video processor beside the image processor, and every video processor needs
 torchvision. Without it we build the same processor for images and text only, and keep what the checkpoint says of
 videos, so that a directory saved here loads whole where torchvision is installed.
 """
 
+import difflib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
@@ -30,11 +31,21 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.utils import logging as transformers_logging
 
 from cwdpo.errors import UserError
-from cwdpo.models.parts import freeze_vision_tower, local_directory, one_line, reported_by_us, some
+from cwdpo.models.parts import freeze_vision_tower
 
 logger = logging.getLogger(__name__)
+
+
+_VIDEO_FILE = "video_preprocessor_config.json"
+
+
+_IMAGE_FILE = "preprocessor_config.json"
+
+
+_CONFIG_FILES = ("processor_config.json", _IMAGE_FILE, _VIDEO_FILE, "tokenizer_config.json")
 
 
 def load_policy(
@@ -61,7 +72,7 @@ def load_policy(
         trust_remote_code: run Python code that comes with the checkpoint.
 
     Raises:
-        UserError: there is no such checkpoint, it is no vision-language model, its weights are missing, broken or
+        UserError: there is no such checkpoint, it is not a vision-language model, its weights are missing, broken or
             incomplete, or it needs code that may not run.
     """
     source = str(local_directory(name_or_path) or name_or_path)
@@ -71,39 +82,27 @@ def load_policy(
     if quantization is not None:
         # quantised weights cannot move later, so each process loads them onto its own GPU
         options["device_map"] = {"": PartialState().local_process_index}
-    model = _load_whole(
-        source,
-        config=config,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        **{name: value for name, value in options.items() if value is not None},
-    )
-    _silence_dropout_modules(model)
+    given = {name: value for name, value in options.items() if value is not None}
+    model = _load_whole(source, config=config, dtype=dtype, trust_remote_code=trust_remote_code, **given)
+    for module in model.modules():  # the probabilities that no configuration names
+        if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout):
+            module.p = 0.0
     if freeze_vision and not freeze_vision_tower(model):
-        logger.warning("freeze_vision has no effect: %s has no vision tower that can be told apart", source)
+        logger.warning("freeze_vision has no effect: no vision tower was found in %s", source)
     return model
 
 
 def load_outline(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model's layers without their weights (meta tensors): for asking what would train, in no memory and no time.
-
-    Raises:
-        UserError: there is no such checkpoint, it is no vision-language model, or it needs code that may not run.
-    """
+    """The layers without their weights (meta tensors), to see what would train in no memory and no time."""
     source = str(local_directory(name_or_path) or name_or_path)
     config = load_config(source, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        auto: Any = AutoModelForImageTextToText
-        outline: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
+        outline: PreTrainedModel = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
     return outline
 
 
 def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a vision-language model.
-
-    Raises:
-        UserError: there is no such checkpoint, it is no vision-language model, or it needs code that may not run.
-    """
+    """The configuration of a checkpoint, which must be of a vision-language model; anything else is a ``UserError``."""
     directory = local_directory(source)
     if directory is not None and not (directory / "config.json").is_file():
         if (directory / "adapter_config.json").is_file():
@@ -111,20 +110,19 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedCo
                 f"{source} holds adapters, not a model. Run `cwdpo merge {source} --out DIR` and use DIR, or name the "
                 "base model."
             )
-        raise UserError(f"{source} has no config.json, so it is no checkpoint. Name the directory that holds one.")
+        raise UserError(f"{source} has no config.json, so it is not a checkpoint. Name the directory that holds one.")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        reason = f"the configuration of {source} cannot be read: {one_line(error)}"
         if "trust_remote_code" in str(error):
-            raise UserError(
+            reason = (
                 f"{source} comes with its own Python code. If you trust it, set `model.trust_remote_code: true` "
                 "(--trust-remote-code where a command has it)."
-            ) from error
-        if directory is None:
-            raise UserError(
-                f"{source} is neither a directory here nor a hub model that can be reached: {one_line(error)}"
-            ) from error
-        raise UserError(f"the configuration of {source} cannot be read: {one_line(error)}") from error
+            )
+        elif directory is None:
+            reason = f"{source} is neither a directory here nor a hub model that can be reached: {one_line(error)}"
+        raise UserError(reason) from error
     remote = trust_remote_code and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not remote:
         raise UserError(
@@ -132,6 +130,111 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedCo
             "AutoModelForImageTextToText loads, such as Qwen2.5-VL, Qwen3-VL, LLaVA or Idefics3."
         )
     return config
+
+
+def load_processor(name_or_path: str | Path, *, trust_remote_code: bool = False) -> ProcessorMixin:
+    """Load the processor of a vision-language model.
+
+    The result is what ``AutoProcessor`` gives, except where that fails only because torchvision is missing: then it is
+    the same processor without its video part, whose ``save_pretrained`` writes the video settings of the source
+    unchanged. A tokenizer without a padding token pads with its end token; the padding side is left alone.
+
+    Raises:
+        UserError: there is no processor for images and text, or it needs code that may not run.
+    """
+    source = str(local_directory(name_or_path) or name_or_path)
+    try:
+        processor: ProcessorMixin = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        if "torchvision" not in str(error).lower():
+            raise UserError(f"the processor of {source} cannot be loaded: {one_line(error)}") from error
+        processor = _load_without_video(source)
+    except (OSError, ValueError) as error:
+        reason = _missing_files(source) or f"the processor of {source} cannot be loaded: {one_line(error)}"
+        raise UserError(reason) from error
+    if not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
+        raise UserError(
+            f"{source} gives a {type(processor).__name__} instead of a processor for images and text. Copy "
+            "preprocessor_config.json and processor_config.json of the original model into it, or name a "
+            "vision-language model."
+        )
+    tokenizer = processor.tokenizer
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"the tokenizer of {source} has neither a padding nor an end token. Set `pad_token` and `eos_token` in "
+                "its tokenizer_config.json."
+            )
+        logger.info("the tokenizer of %s has no padding token; its end token %r pads", source, tokenizer.eos_token)
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def local_directory(name_or_path: str | Path) -> Path | None:
+    """The absolute directory that is meant, or None for a hub name.
+
+    Absolute, because adapters write the path of their base model into their files.
+
+    Raises:
+        UserError: it reads like a path (or is a ``Path``, or begins with a directory that is here and is no hub model
+            that was downloaded before), but there is no such directory.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    text = str(name_or_path)
+    looks_local = isinstance(name_or_path, Path) or text.startswith(("/", ".", "~")) or text.count("/") != 1
+    if path.exists():
+        raise UserError(f"{text} is a file, but a checkpoint is a directory. Name the one with config.json.")
+    if not looks_local and _begins_here(text):
+        near = difflib.get_close_matches(path.name, [item.name for item in path.parent.iterdir()], n=1)
+        hint = f"Did you mean {path.parent / near[0]}?" if near else "Check the path."
+        raise UserError(
+            f"there is no directory {text}, though {path.parent} is one. {hint} If it is a hub model, download it "
+            f"first: `hf download {text}`."
+        )
+    if looks_local and ("/" in text or isinstance(name_or_path, Path)):
+        raise UserError(f"there is no directory {text}. Check the path, or give a hub name such as `owner/model`.")
+    return None
+
+
+def _begins_here(name: str) -> bool:
+    """Whether ``m/llava`` is more likely a slip in a path than a hub name."""
+    if not Path(name).parent.is_dir():
+        return False
+    try:
+        return not isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # it could be no hub name
+        return True
+
+
+@contextmanager
+def reported_by_us() -> Iterator[None]:
+    """Silence transformers' own warnings, where everything it would warn of becomes a message of ours."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of a library's message that says something, for messages of our own."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def some(names: Iterable[str], *, shown: int = 3) -> str:
+    """The first names in order, and how many more there are.
+
+    Example:
+        >>> some(["b", "a", "d", "c"])
+        'a, b, c and 1 more'
+    """
+    ordered = sorted(names)
+    text = ", ".join(ordered[:shown])
+    return text if len(ordered) <= shown else f"{text} and {len(ordered) - shown} more"
 
 
 def _load_whole(source: str, **options: Any) -> PreTrainedModel:
@@ -171,52 +274,6 @@ def _silence_dropout_settings(config: PretrainedConfig) -> None:
             setattr(config, name, type(value)(0))
 
 
-def _silence_dropout_modules(model: nn.Module) -> None:
-    """Reach the probabilities that no configuration names."""
-    for module in model.modules():
-        if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)):
-            module.p = 0.0
-
-
-_VIDEO_FILE = "video_preprocessor_config.json"
-_IMAGE_FILE = "preprocessor_config.json"
-_CONFIG_FILES = ("processor_config.json", _IMAGE_FILE, _VIDEO_FILE, "tokenizer_config.json")
-
-
-def load_processor(name_or_path: str | Path, *, trust_remote_code: bool = False) -> ProcessorMixin:
-    """Load the processor of a vision-language model.
-
-    The result is what ``AutoProcessor`` gives, except where that fails only because torchvision is missing: then it is
-    the same processor without its video part, whose ``save_pretrained`` writes the video settings of the source
-    unchanged. A tokenizer without a padding token pads with its end token; the padding side is left alone.
-
-    Args:
-        name_or_path: a local directory or a hub name.
-        trust_remote_code: run Python code that comes with the checkpoint.
-
-    Raises:
-        UserError: there is no processor for images and text, or it needs code that may not run.
-    """
-    source = str(local_directory(name_or_path) or name_or_path)
-    try:
-        processor = _auto_processor(source, trust_remote_code=trust_remote_code)
-    except ImportError as error:
-        if "torchvision" not in str(error).lower():
-            raise UserError(f"the processor of {source} cannot be loaded: {one_line(error)}") from error
-        processor = _load_without_video(source)
-    except (OSError, ValueError) as error:
-        reason = _missing_files(source) or f"the processor of {source} cannot be loaded: {one_line(error)}"
-        raise UserError(reason) from error
-    if not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
-        raise UserError(
-            f"{source} gives a {type(processor).__name__} instead of a processor for images and text. Copy "
-            "preprocessor_config.json and processor_config.json of the original model into it, or name a "
-            "vision-language model."
-        )
-    _ensure_pad_token(processor, source)
-    return processor  # type: ignore[no-any-return]  # transformers leaves AutoProcessor untyped
-
-
 def _missing_files(source: str) -> str | None:
     """What a local directory lacks of a processor, and where to get it; None if it is there, or on the hub."""
     directory = local_directory(source)
@@ -235,23 +292,6 @@ def _missing_files(source: str) -> str | None:
         "preprocessor_config.json, processor_config.json, tokenizer.json, tokenizer_config.json, "
         "special_tokens_map.json and chat_template.jinja, as many as that model has."
     )
-
-
-def _auto_processor(source: str, *, trust_remote_code: bool) -> Any:
-    return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
-
-
-def _ensure_pad_token(processor: Any, source: str) -> None:
-    tokenizer = processor.tokenizer
-    if tokenizer.pad_token is not None:
-        return
-    if tokenizer.eos_token is None:
-        raise UserError(
-            f"the tokenizer of {source} has neither a padding nor an end token. Set `pad_token` and `eos_token` in "
-            "its tokenizer_config.json."
-        )
-    logger.info("the tokenizer of %s has no padding token; its end token %r pads", source, tokenizer.eos_token)
-    tokenizer.pad_token = tokenizer.eos_token
 
 
 class _WithoutVideo:
@@ -298,12 +338,12 @@ class _WithoutVideo:
 
 
 @cache
-def _without_video(base: Any) -> Any:
+def _without_video(base: type) -> Any:
     # the base's own name: transformers writes it into the files it saves, and loads by it
     return type(base.__name__, (_WithoutVideo, base), {"__module__": base.__module__, "__doc__": base.__doc__})
 
 
-def _empty(base: Any) -> Any:
+def _empty(base: type) -> Any:
     made = _without_video(base)
     return made.__new__(made)
 

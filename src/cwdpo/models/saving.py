@@ -17,9 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from cwdpo.errors import UserError
-from cwdpo.models.adapters import load_adapter, load_adapter_weights
-from cwdpo.models.loading import load_policy, load_processor
-from cwdpo.models.parts import local_directory, one_line, reported_by_us, says_its_base, some, write_base
+from cwdpo.models.adapters import load_adapter, load_adapter_weights, read_base, write_base
+from cwdpo.models.loading import load_policy, load_processor, local_directory, one_line, reported_by_us, some
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +26,9 @@ logger = logging.getLogger(__name__)
 def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixin, directory: str | Path) -> Path:
     """Write the model (or its adapters) and the processor into a directory, whole or not at all.
 
-    They are written beside the target under another name, which is renamed at the end. If anything fails before, a
-    checkpoint that was there stays as it was, and what was half written is removed. One process only.
-
-    Returns:
-        The directory.
-
-    Raises:
-        UserError: the disk is full or may not be written.
+    They are written beside the target under another name, which is renamed at the end. If anything fails before, such
+    as a full disk (a ``UserError``), a checkpoint that was there stays as it was, and what was half written is removed.
+    One process only.
     """
     target = Path(directory).expanduser().resolve()  # a link to a directory stays a link
     with _replacing(target) as draft:
@@ -43,6 +37,124 @@ def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixi
             write_base(model, draft)
         processor.save_pretrained(str(draft))
     return target
+
+
+def merge_adapter(
+    checkpoint_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    any_base: bool = False,
+) -> Path:
+    """Merge adapters into their base model and write a plain checkpoint with the same logits.
+
+    Args:
+        checkpoint_dir: holds the adapters, and a processor if it was trained here.
+        out_dir: must not exist or be empty, and not lie in ``checkpoint_dir``.
+        base: the base model; by default the one that the adapters name.
+        dtype: of the merged weights. In 16 bits the merge rounds each weight once.
+        trust_remote_code: run Python code that comes with the base model.
+        any_base: take a base that the adapters were not trained on, as long as they fit into it.
+    """
+    source, target = Path(checkpoint_dir), Path(out_dir)
+    _check_merge(source, target)
+    if base is not None and not any_base and not read_base(source):
+        logger.warning("%s does not say which weights it was trained on, so %s is not compared with them", source, base)
+    base = base or named_base(source)
+    model = load_policy(base, freeze_vision=False, trust_remote_code=trust_remote_code)  # compared as it was saved
+    if dtype != "auto":
+        model.to(getattr(torch, dtype))
+    adapted = load_adapter(model, source, trainable=False, any_base=any_base)
+    # transformers and PEFT write the tokenizer and the processor with the adapters, if they are given them
+    own_processor = any((source / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
+    processor = load_processor(source if own_processor else base, trust_remote_code=trust_remote_code)
+    return save_checkpoint(adapted.merge_and_unload(), processor, target)
+
+
+def load_checkpoint(name: str) -> tuple[PreTrainedModel | PeftModel, ProcessorMixin]:
+    """A model to look at, on the GPU if there is one, and its processor.
+
+    ``name`` is a checkpoint directory, with a full model or with adapters, or a hub name.
+    """
+    directory = Path(name)
+    if (directory / "adapter_config.json").is_file():
+        base = load_policy(named_base(directory), freeze_vision=False)
+        model: PreTrainedModel | PeftModel = load_adapter(base, directory, trainable=False)
+    else:
+        model = load_policy(name, freeze_vision=False)
+    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")  # in place
+    return model, load_processor(name)
+
+
+def named_base(source: Path) -> str:
+    """The base model that saved adapters name, unless it is gone."""
+    base: str | None = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
+    if not base:
+        raise UserError(f"the adapters in {source} do not name their base model. Give it: `--base MODEL`.")
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise UserError(f"the base model of {source} was {base}, which is gone. Give its new place: `--base MODEL`.")
+    return base
+
+
+def restore_weights(model: nn.Module, directory: str | Path) -> None:
+    """Put a checkpoint's weights into an existing model, in place, all of them or an error.
+
+    ``Trainer`` reloads with ``load_state_dict(strict=False)``, but ``save_pretrained`` writes some classes (Qwen2-VL,
+    Qwen2.5-VL, LLaVA) under older weight names, which are then silently passed over (transformers#43701). Here the
+    class itself reads its files. Needs the memory of a second copy on the CPU. Not for sharded (FSDP, ZeRO-3) models.
+    Of a model with adapters only the active adapter is restored.
+    """
+    path = local_directory(Path(directory))
+    assert path is not None
+    is_adapter = (path / "adapter_config.json").is_file()
+    if isinstance(model, PeftModel) != is_adapter:
+        has, needs = ("adapters", "a full model") if is_adapter else ("no adapters", "adapters")
+        raise UserError(f"{path} has {has}, but the run trains {needs}. Resume with the `lora` setting it began with.")
+    if isinstance(model, PeftModel):
+        load_adapter_weights(model, path)
+    else:
+        assert isinstance(model, PreTrainedModel)
+        model.load_state_dict(_saved_copy(model, path).state_dict(), strict=True)
+
+
+def _saved_copy(model: PreTrainedModel, path: Path) -> nn.Module:
+    """The saved model through its class's own reading of weight names, in a dtype that rounds nothing."""
+    widest = reduce(torch.promote_types, (weight.dtype for weight in model.parameters() if weight.is_floating_point()))
+    try:
+        with reported_by_us():
+            loaded: Any = type(model).from_pretrained(
+                path, config=model.config, dtype=widest, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"the weights in {path} cannot be read: {one_line(error)}") from error
+    saved: nn.Module
+    saved, report = loaded
+    for what, names in (
+        ("lacks", report["missing_keys"]),
+        ("has, beyond the model's,", report["unexpected_keys"]),
+        ("has another shape for", {name for name, *_ in report["mismatched_keys"]}),
+    ):
+        if names:
+            raise UserError(
+                f"{path} {what} {len(names)} weights: {some(names)}. It was saved by another model; resume from a "
+                "checkpoint of this one."
+            )
+    return saved
+
+
+def _check_merge(source: Path, target: Path) -> None:
+    """Refuse what cannot be merged, or would overwrite something."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not empty; nothing is overwritten. Name a new directory.")
+    if not (source / "adapter_config.json").is_file():
+        raise UserError(
+            f"{source} has no adapter_config.json, so there is nothing to merge. Name the directory that holds the "
+            "adapters; a full checkpoint can be used as it is."
+        )
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target} lies in {source}, which the merged model is made from. Name a directory outside it.")
 
 
 @contextmanager
@@ -71,7 +183,7 @@ def _replacing(target: Path) -> Iterator[Path]:
 
 
 def _flush(directory: Path) -> None:
-    """Wait until the files are on the disk; some file systems tell only now that they are full."""
+    """Wait until the files are on the disk; some file systems report only now that they are full."""
     for path in directory.rglob("*"):
         if path.is_file():
             with path.open("rb+") as file:
@@ -88,137 +200,3 @@ def _swap(draft: Path, target: Path, *, old: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
-
-
-def merge_adapter(
-    checkpoint_dir: str | Path,
-    out_dir: str | Path,
-    *,
-    base: str | Path | None = None,
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
-    any_base: bool = False,
-) -> Path:
-    """Merge adapters into their base model and write a plain checkpoint with the same logits.
-
-    Args:
-        checkpoint_dir: holds the adapters, and a processor if it was trained here.
-        out_dir: must not exist or be empty, and not lie in ``checkpoint_dir``.
-        base: the base model; by default the one that the adapters name.
-        dtype: of the merged weights. In 16 bits the merge rounds each weight once.
-        trust_remote_code: run Python code that comes with the base model.
-        any_base: take a base that the adapters were not trained on, as long as they fit into it.
-
-    Returns:
-        ``out_dir``.
-
-    Raises:
-        UserError: ``out_dir`` has files, there are no adapters, or the base model is not to be found or another one.
-    """
-    source, target = Path(checkpoint_dir), Path(out_dir)
-    _check_merge(source, target)
-    if base is not None and not any_base and not says_its_base(source):
-        logger.warning("%s does not say which weights it was trained on, so %s is not compared with them", source, base)
-    base = base or named_base(source)
-    model: Any = load_policy(base, freeze_vision=False, trust_remote_code=trust_remote_code)  # compared as it was saved
-    model = model if dtype == "auto" else model.to(getattr(torch, dtype))
-    adapted: Any = load_adapter(model, source, trainable=False, any_base=any_base)
-    # transformers and PEFT write the tokenizer and the processor with the adapters, if they are given them
-    own_processor = any((source / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
-    processor = load_processor(source if own_processor else base, trust_remote_code=trust_remote_code)
-    return save_checkpoint(adapted.merge_and_unload(), processor, target)
-
-
-def _check_merge(source: Path, target: Path) -> None:
-    """Refuse what cannot be merged, or would overwrite something."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty; nothing is overwritten. Name a new directory.")
-    if not (source / "adapter_config.json").is_file():
-        raise UserError(
-            f"{source} has no adapter_config.json, so there is nothing to merge. Name the directory that holds the "
-            "adapters; a full checkpoint can be used as it is."
-        )
-    if target.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{target} lies in {source}, which the merged model is made from. Name a directory outside it.")
-
-
-def load_checkpoint(name: str) -> tuple[PreTrainedModel | PeftModel, ProcessorMixin]:
-    """A model to look at, on the GPU if there is one, and its processor.
-
-    Args:
-        name: a checkpoint directory, with a full model or with adapters, or a hub name.
-    """
-    directory = Path(name)
-    if (directory / "adapter_config.json").is_file():
-        base = load_policy(named_base(directory), freeze_vision=False)
-        model: PreTrainedModel | PeftModel = load_adapter(base, directory, trainable=False)
-    else:
-        model = load_policy(name, freeze_vision=False)
-    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")  # in place
-    return model, load_processor(name)
-
-
-def named_base(source: Path) -> str:
-    """The base model that saved adapters were trained on, as they name it.
-
-    Raises:
-        UserError: they name none, or it is gone.
-    """
-    base: str | None = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
-    if not base:
-        raise UserError(f"the adapters in {source} do not name their base model. Give it: `--base MODEL`.")
-    if Path(base).is_absolute() and not Path(base).is_dir():
-        raise UserError(f"the base model of {source} was {base}, which is gone. Say where it is: `--base MODEL`.")
-    return base
-
-
-def restore_weights(model: nn.Module, directory: str | Path) -> None:
-    """Put a checkpoint's weights into an existing model, in place, all of them or an error.
-
-    ``Trainer`` reloads with ``load_state_dict(strict=False)``, but ``save_pretrained`` writes some classes (Qwen2-VL,
-    Qwen2.5-VL, LLaVA) under older weight names, which are then silently passed over (transformers#43701). Here the
-    class itself reads its files. Needs the memory of a second copy on the CPU. Not for sharded (FSDP, ZeRO-3) models.
-
-    Args:
-        model: bare, or with adapters; then only the active adapter is restored.
-        directory: what ``save_pretrained`` of such a model wrote.
-
-    Raises:
-        UserError: the files lack weights, have others, or have other shapes.
-    """
-    path = local_directory(Path(directory))
-    assert path is not None
-    is_adapter = (path / "adapter_config.json").is_file()
-    if isinstance(model, PeftModel) != is_adapter:
-        has, needs = ("adapters", "a full model") if is_adapter else ("no adapters", "adapters")
-        raise UserError(f"{path} has {has}, but the run trains {needs}. Resume with the `lora` setting it began with.")
-    if isinstance(model, PeftModel):
-        load_adapter_weights(model, path)
-        return
-    fresh = _fresh_copy(model, path)
-    model.load_state_dict(fresh.state_dict(), strict=True)
-
-
-def _fresh_copy(model: Any, path: Path) -> nn.Module:
-    """The saved model through its class's own reading of weight names, in a dtype that rounds nothing."""
-    floating = [weight.dtype for weight in model.parameters() if weight.is_floating_point()]
-    widest = reduce(torch.promote_types, floating)
-    try:
-        with reported_by_us():
-            fresh, report = type(model).from_pretrained(
-                path, config=model.config, dtype=widest, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the weights in {path} cannot be read: {one_line(error)}") from error
-    problems = (
-        ("lacks", report["missing_keys"]),
-        ("has, beyond the model's,", report["unexpected_keys"]),
-        ("has another shape for", {name for name, *_ in report["mismatched_keys"]}),
-    )
-    for what, names in problems:
-        if names:
-            raise UserError(
-                f"{path} {what} {len(names)} weights: {some(names)}. It was saved by another model; resume from a "
-                "checkpoint of this one."
-            )
-    return fresh  # type: ignore[no-any-return]  # the class is known only at run time

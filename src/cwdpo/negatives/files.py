@@ -406,7 +406,7 @@ def _answers(record: Mapping[str, object], row: Row, column: str, positives: str
     if column != "chosen":
         if record.get(column) is None:
             raise DataError(f"{row.source}: the row has no `{column}`. Name its column with --column, or add it.")
-        answer = read_answer(record[column], f"`{column}`", row.source)
+        answer = read_answer(record[column], f"{row.source}: `{column}`")
     others = record.get(positives) if positives is not None else None
     if others is not None and not (isinstance(others, list) and all(isinstance(item, str) for item in others)):
         raise DataError(f"{row.source}: `{positives}` must be a list of right answers, as texts.")

@@ -13,9 +13,10 @@ from cwdpo.cooling import cooling_weight
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
-from cwdpo.engine.forward import answer_type, bare_model, capture_head_input
+from cwdpo.engine.forward import answer_type, capture_head_input
 from cwdpo.engine.layout import one_row_an_answer
 from cwdpo.engine.plain import PlainEngine
+from cwdpo.models.parts import bare_model
 from cwdpo.negatives.filtering import Hardness
 
 

@@ -8,8 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from cwdpo.batch import Batch, Role
-from cwdpo.data.collate import RowDataset, pad_answers
+from cwdpo.batch import Batch, Role, pad_answers
+from cwdpo.data.collate import RowDataset
 from cwdpo.negatives.candidates import Candidate, Refresh
 from cwdpo.negatives.filtering import RightAnswers, normalised
 from cwdpo.negatives.mixing import mix_negatives

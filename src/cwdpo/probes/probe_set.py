@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import ProcessorMixin
 
-from cwdpo.batch import Batch, Role
-from cwdpo.data.collate import answer_key, pad_answers, prompt_digest
+from cwdpo.batch import Batch, Role, pad_answers
+from cwdpo.data.collate import answer_key, prompt_digest
 from cwdpo.data.encode import Encoder
 from cwdpo.data.images import open_image
 from cwdpo.data.rows import ImageSource, Row

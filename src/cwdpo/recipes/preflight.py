@@ -55,7 +55,7 @@ def check_settings(recipe: Recipe, run: RunDirectory, *, elsewhere: bool = False
             raise ConfigError(_explained(recipe, run, stage, error, elsewhere=elsewhere)) from error
         finally:
             # models that are loaded later would be divided by it
-            unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+            unset_hf_deepspeed_config()
     if recipe.stage2 is not None and recipe.negatives is not None and recipe.negatives.judge is not None:
         load_judge(recipe.negatives.judge)
 
@@ -265,7 +265,7 @@ def memory_of(facts: ModelFacts, longest: int) -> dict[str, dict[str, int]]:
     }
     result = {}
     for name, (total, trainable) in trained.items():
-        estimate = memory_estimate(
+        result[name] = memory_estimate(
             num_parameters=total,
             trainable_parameters=trainable,
             bytes_per_value=getattr(torch, facts["dtype"]).itemsize,
@@ -273,7 +273,6 @@ def memory_of(facts: ModelFacts, longest: int) -> dict[str, dict[str, int]]:
             checkpointing=True,
             **facts["shape"],
         )
-        result[name] = {**vars(estimate), "total": estimate.total}
     return result
 
 

@@ -121,7 +121,7 @@ class NewIntervals(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Put the present settings in place of the checkpoint's."""
-        state.compute_steps(args, state.max_steps)  # type: ignore[no-untyped-call]
+        state.compute_steps(args, state.max_steps)
 
 
 def keep_rows(run: RunDirectory, data: DataConfig, rows: Sequence[Row], eval_rows: Sequence[Row] | None) -> None:

@@ -25,8 +25,7 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, FeatureCache, make_engine, separate_engine
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.models.adapters import add_lora, load_adapter, quantization_config
-from cwdpo.models.loading import load_policy, load_processor
-from cwdpo.models.parts import some
+from cwdpo.models.loading import load_policy, load_processor, some
 from cwdpo.models.saving import save_checkpoint
 from cwdpo.probes import choose_rows, own_answers
 from cwdpo.probes.callback import Probing
@@ -178,7 +177,9 @@ def run_engine(recipe: Recipe, run: RunDirectory) -> Engine:
     if kept is not None:
         directory = run.features if kept.disk_mb else None
         features = FeatureCache(memory_mb=kept.memory_mb, directory=directory, disk_mb=kept.disk_mb)
-    return make_engine(recipe.engine, features=features, tell=partial(write_json, run.engine) if is_main() else None)
+    return make_engine(
+        recipe.engine, features=features, on_choice=partial(write_json, run.engine) if is_main() else None
+    )
 
 
 def is_main() -> bool:
@@ -335,7 +336,7 @@ def wanted_loggers(trainer: Mapping[str, Any]) -> list[str]:
     names = [str(name) for name in (given if isinstance(given, list | tuple) else [given]) if name is not None]
     if names in ([], ["none"]):
         return []
-    installed: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    installed: list[str] = get_available_reporting_integrations()
     if TENSORBOARD in installed and find_spec(TENSORBOARD) is None:  # tensorboardX, which is not what writes here
         installed.remove(TENSORBOARD)
     installed += ["flyte"] * (find_spec("flytekit") is not None)
