@@ -50,8 +50,10 @@ def make_trainer(tiny: Callable[[str], Path], rows: list[Row], tmp_path: Path) -
         callbacks: Any = None,
         judge: Any = None,
         also_right: Any = None,
+        sampler: Any = None,
         **arguments: Any,
     ) -> Any:
+        own = {"judge": judge, "also_right": also_right, "sampler": sampler}
         trainer_class: Any = SmoothSFTTrainer if stage == 1 else CWDPOTrainer
         config_class: Any = SmoothSFTConfig if stage == 1 else CWDPOConfig
         if model is None:
@@ -65,8 +67,7 @@ def make_trainer(tiny: Callable[[str], Path], rows: list[Row], tmp_path: Path) -
             processing_class=load_processor(tiny(name)),
             eval_dataset=eval_rows,
             callbacks=callbacks,
-            **({} if judge is None else {"judge": judge}),
-            **({} if also_right is None else {"also_right": also_right}),
+            **{name: value for name, value in own.items() if value is not None},
         )
 
     return make

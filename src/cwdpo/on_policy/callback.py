@@ -52,6 +52,7 @@ class OnPolicy(TrainerCallback):
         processor: ProcessorMixin,
         cools: bool = True,
         judge: Judge | None = None,
+        sampler: Sampler | None = None,
         also_right: Sequence[Row] = (),
     ) -> None:
         """Set up; nothing is sampled before training begins.
@@ -63,6 +64,7 @@ class OnPolicy(TrainerCallback):
             processor: of the policy.
             cools: whether the trainer weighs negatives by the cooling weight.
             judge: in place of the one that the settings name.
+            sampler: in place of the policy itself.
             also_right: rows that are not trained on, whose right answers are no negatives either.
 
         Raises:
@@ -79,11 +81,9 @@ class OnPolicy(TrainerCallback):
         )
         sampling = Sampling(**{each.name: getattr(settings, each.name) for each in fields(Sampling)})
         model, encoder = trainer.policy, self._refresher.encoder
-        self._sampler: Sampler = (
-            LocalSampler(model, processor, sampling, encoder=encoder)
-            if settings.endpoint is None
-            else ServedPolicy(model, Endpoint(settings.endpoint), sampling, directory)
-        )
+        if sampler is None and settings.endpoint is not None:
+            sampler = ServedPolicy(model, Endpoint(settings.endpoint), sampling, directory)
+        self._sampler: Sampler = sampler or LocalSampler(model, processor, sampling, encoder=encoder)
         self._cache: ReferenceCache | None = None
         self._texts: RowTexts | None = None
         self._latest: Refresh | None = None

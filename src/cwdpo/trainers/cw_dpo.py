@@ -15,6 +15,7 @@ from cwdpo.batch import Batch, Role, masked_mean
 from cwdpo.cooling import cooling_weight, measure_floor
 from cwdpo.data.collate import RowDataset
 from cwdpo.data.rows import Row
+from cwdpo.generation import Sampler
 from cwdpo.losses import cw_dpo_loss
 from cwdpo.models.parts import fingerprint
 from cwdpo.negatives.verify import Judge
@@ -47,6 +48,7 @@ class CWDPOTrainer(AnswerTrainer):
         args: CWDPOConfig | None = None,
         *,
         judge: Judge | None = None,
+        sampler: Sampler | None = None,
         also_right: Sequence[Row] = (),
         **trainer: Any,
     ) -> None:
@@ -57,6 +59,7 @@ class CWDPOTrainer(AnswerTrainer):
             ref_model: the reference; None for the policy as it is when training starts.
             args: settings.
             judge: verifies on-policy negatives, in place of the one that the settings name.
+            sampler: draws on-policy negatives, in place of the policy.
             also_right: rows that this stage does not train on; a right answer in them is no negative either.
             trainer: the other arguments of :class:`AnswerTrainer`: ``train_dataset``, ``eval_dataset``,
                 ``processing_class``, ``peft_config``, ``callbacks``, ``optimizers``, ``engine``.
@@ -80,6 +83,7 @@ class CWDPOTrainer(AnswerTrainer):
                 processor=self.processing_class,  # type: ignore[arg-type]
                 cools=self.cools,
                 judge=judge,
+                sampler=sampler,
                 also_right=also_right,
             )
             self.add_callback(self.on_policy)
