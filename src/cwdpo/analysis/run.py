@@ -256,10 +256,7 @@ def _rows(settings: Settings) -> tuple[list[Row], int, int]:
     if trained * observed < settings.pairs:
         logger.warning(
             "%d pairs (%d rows trained on, %d observed) are used instead of --pairs %d",
-            trained * observed,
-            trained,
-            observed,
-            settings.pairs,
+            *(trained * observed, trained, observed, settings.pairs),
         )
     count = max(trained, observed)
     return [found[i * len(found) // count] for i in range(count)], trained, observed

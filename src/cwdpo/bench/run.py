@@ -165,7 +165,13 @@ def measured_table(result: Result) -> str:
         else:
             cells += ["-", "-"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_notes(result), *_targets(result)])
+    lines += ["", *_notes(result)]
+    if result.targets:
+        lines += ["", "| target | at most | measured | |", "|---|--:|--:|---|"]
+    for target in result.targets:
+        quantity = f"{target.quantity}, {FEATURES if target.features else BEST}"
+        lines.append(f"| {quantity} | {target.limit:.2f} | {target.ratio:.3f} | {'pass' if target.met else 'miss'} |")
+    return "\n".join(lines)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
@@ -259,13 +265,3 @@ def _notes(result: Result) -> list[str]:
             line += f", time {spread([own / other for own, other in zip(whole, base.seconds, strict=True)])[0]:.3f}"
         notes.append(f"{line}.")
     return notes
-
-
-def _targets(result: Result) -> list[str]:
-    if not result.targets:
-        return []
-    lines = ["", "| target | at most | measured | |", "|---|--:|--:|---|"]
-    for target in result.targets:
-        what = f"{target.quantity}, {FEATURES if target.features else BEST}"
-        lines.append(f"| {what} | {target.limit:.2f} | {target.ratio:.3f} | {'pass' if target.met else 'miss'} |")
-    return lines

@@ -50,7 +50,6 @@ LEGEND = (
     "ECE: token calibration error; TV: total variation to the model before the second phase. "
     "One seed: differences of a point or two are chance."
 )
-"""What the columns mean, in one line."""
 
 
 class DemoResult(NamedTuple):
@@ -127,12 +126,18 @@ def run_demo(
 def prepare(out: Path, settings: DemoSettings, seed: int) -> tuple[WorldPaths, Sequence[Plan]]:
     """Draw the demo's world into ``out/world``, and plan a run of each method beside it."""
     world = write_world(out / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
+    # the rows that stage 2 of a two-stage recipe sees, as a file of their own for a method with no stage 2
+    _, second = split_rows(read_rows(world.train), settings.stage1_fraction, seed)
+    ids = {row.id for row in second}
+    lines = world.train.read_text(encoding="utf-8").splitlines()
+    stage2_rows = world.train.with_name("stage2.jsonl")
+    write_text(stage2_rows, "".join(f"{line}\n" for line in lines if json.loads(line)["id"] in ids))
     plans = make_plans(
         out,
         base=base_checkpoint(),
         train=world.train,
         held_out=world.eval,
-        stage2_rows=_write_stage2_rows(world, settings, seed),
+        stage2_rows=stage2_rows,
         settings=settings,
         seed=seed,
     )
@@ -201,7 +206,6 @@ def make_gallery(
 
 _BASE, _START = "base model", "after plain SFT"
 _ORDER = ("SFT", "DPO", "CW-DPO")
-_PICTURES = 12
 _LONGEST = 40  # tokens; the longest caption of the grammar has 24
 
 
@@ -232,14 +236,4 @@ def _measure(
         }
         table.append({"name": name, **found})
     shown = {name: texts for name, texts in captions.items() if name != _START}
-    return table, make_gallery(shown, held_out, images="world/images", count=_PICTURES)
-
-
-def _write_stage2_rows(world: WorldPaths, settings: DemoSettings, seed: int) -> Path:
-    """The rows that stage 2 of a two-stage recipe sees, as a file of their own for a method with no stage 2."""
-    _, second = split_rows(read_rows(world.train), settings.stage1_fraction, seed)
-    ids = {row.id for row in second}
-    lines = world.train.read_text(encoding="utf-8").splitlines()
-    path = world.train.with_name("stage2.jsonl")
-    write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["id"] in ids))
-    return path
+    return table, make_gallery(shown, held_out, images="world/images", count=12)

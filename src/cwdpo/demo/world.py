@@ -13,11 +13,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -62,13 +62,11 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
 """For each attribute, the words that may stand for each of its values."""
 
 PROMPT = "describe the picture"
-"""The one instruction of the demo."""
+IMAGE_SIZE = 32
+"""Side of a picture in pixels."""
 
 EASY_SHARE = 0.7
 """Share of rejected captions that are easy: the situation in which plain DPO goes wrong."""
-
-IMAGE_SIZE = 32
-"""Side of a picture in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +100,8 @@ class Style:
     """How a scene is put into words. The same style on a changed scene changes only the words that must change."""
 
     phrases: tuple[PhraseStyle, ...]
-    """One for each thing of the scene."""
-
     order: tuple[int, ...]
-    """The things, in the order in which they are named."""
+    """The things, in the order in which they are named; the phrases are in the scene's own."""
 
 
 class Verdict(NamedTuple):
@@ -241,7 +237,7 @@ def parse_caption(caption: str) -> Scene | None:
         if found is None:
             return None
         value = {attribute: _VALUE_OF[attribute][word] for attribute, word in found.groupdict().items()}
-        things.append(cast(Callable[..., Thing], Thing)(**value))  # the grammar has no other values
+        things.append(Thing(**value))
     return tuple(things)
 
 
@@ -359,7 +355,7 @@ def _corners(shape: Shape, x: float, y: float, radius: float) -> list[tuple[floa
     return [(x + reach * math.cos(angle), y + reach * math.sin(angle)) for angle in angles]
 
 
-_VALUE_OF = {
+_VALUE_OF: dict[str, dict[str, Any]] = {
     attribute: {word: value for value, words in values.items() for word in words}
     for attribute, values in SYNONYMS.items()
 }
@@ -410,6 +406,5 @@ def _changed_attribute(scene: Scene, index: int, rng: np.random.Generator) -> di
         step = int(rng.choice([-1, 1]))
         return {"colour": COLOURS[(COLOURS.index(thing.colour) + step) % len(COLOURS)]}
     taken = {other.position for other in scene} if attribute == "position" else {getattr(thing, attribute)}
-    values = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "position": POSITIONS}[attribute]
-    free = [value for value in values if value not in taken]
+    free = [value for value in SYNONYMS[attribute] if value not in taken]
     return {attribute: free[int(rng.integers(len(free)))]}

@@ -49,7 +49,7 @@ class Probing(TrainerCallback):
             trainer: of the stage.
             rows: the probe set.
             run: where readings are written.
-            stage: which one this is.
+            stage: its name.
             settings: what to measure, and when to end.
             engine: of the probes alone, see :func:`cwdpo.engine.separate_engine`.
             beta: of the preference loss, if the stage has one.

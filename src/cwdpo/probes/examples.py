@@ -23,10 +23,8 @@ from cwdpo.records import write_bytes, write_jsonl
 from cwdpo.trainer_view import TrainerView
 
 ROWS = 12
-"""How many rows are shown."""
-
 SHOWN = ("chosen", "rejected", "gentle", "greedy")
-"""Groups of the probe set that are shown."""
+"""Groups of the probe set that are shown, of that many rows."""
 
 GREEDY_END = "greedy_end"
 """The group that is shown beside them: the model's own answer when the stage ends."""
@@ -164,14 +162,10 @@ def example_lines(
     pictures: Sequence[Sequence[str]],
     pieces: Callable[[Sequence[int]], list[str]],
 ) -> list[dict[str, Any]]:
-    """The lines of ``examples.jsonl``, one a row; an answer that the model could not take is left out.
+    """The lines of ``examples.jsonl``, one a row of :func:`example_rows`, with the greedy answers of the end.
 
-    Args:
-        rows: from :func:`example_rows`, with the greedy answers of the end.
-        start: log-probs when the stage began.
-        end: the answers when it ended.
-        pictures: names of each row's pictures, relative to the file's directory.
-        pieces: makes token ids the texts of the tokens.
+    An answer that the model could not take is left out. Names of pictures are relative to the file's directory.
+    ``pieces`` makes token ids the texts of the tokens.
     """
     lines = []
     for probe, names in zip(rows, pictures, strict=True):

@@ -105,12 +105,10 @@ class BestReading:
     """Nats per token."""
 
     step: int | None = None
-    margin: float = float("-inf")
-    chosen: float = float("-inf")
-    """Mean lbar of the chosen answers at that reading."""
-
-    highest: float = float("-inf")
-    """Highest mean lbar of the chosen answers so far."""
+    margin: float = -math.inf
+    chosen: float = -math.inf
+    highest: float = -math.inf
+    """Mean lbar of the chosen answers: at that reading, and the highest so far."""
 
     def update(self, step: int, reading: Sequence[ProbeLine]) -> bool:
         """Take in a new reading; True if it is the best now."""
@@ -133,8 +131,8 @@ class SafestReading:
     """
 
     step: int | None = None
-    chosen: float = float("-inf")
-    """Mean lbar of the chosen answers at that reading, nats per token."""
+    chosen: float = -math.inf
+    """Their mean lbar at that reading, nats per token."""
 
     def update(self, step: int, reading: Sequence[ProbeLine]) -> bool:
         """Take in a new reading; True if it is the safest now."""
