@@ -102,9 +102,6 @@ def evaluate_answers(
         Over the tokens of chosen answers: ``ece``, ``accuracy`` (share of tokens that are the likeliest one),
         ``entropy``, ``js`` (both in nats) and ``tv``. Where prompts have both chosen and rejected answers,
         ``reward_accuracy``: share of such pairs in which the chosen answer's delta_total is the higher one.
-
-    Raises:
-        ValueError: there is no chosen answer.
     """
     answers: defaultdict[str, list[Tensor]] = defaultdict(list)
     tokens: defaultdict[str, list[Tensor]] = defaultdict(list)

@@ -19,27 +19,13 @@ from cwdpo.engine.layout import prompts_alone
 logger = logging.getLogger(__name__)
 
 _NEUTRAL: dict[str, Any] = {
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "exponential_decay_length_penalty": None,
-    "min_p": None,
-    "top_h": None,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "bad_words_ids": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "sequence_bias": None,
-    "guidance_scale": None,
-    "watermarking_config": None,
-    "num_beams": 1,
-    "num_return_sequences": 1,
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p"), 1.0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length"), 0),
+    **dict.fromkeys(("exponential_decay_length_penalty", "min_p", "top_h", "min_new_tokens", "bad_words_ids")),
+    **dict.fromkeys(("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "sequence_bias")),
+    **dict.fromkeys(("guidance_scale", "watermarking_config")),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), 0.0),
+    **dict.fromkeys(("num_beams", "num_return_sequences"), 1),
 }
 """Every setting of a generation config that would change what is sampled, as it changes nothing."""
 

@@ -73,7 +73,7 @@ def test_closed_form_is_within_three_percent_of_the_counter(
         checkpointing=checkpointing,
         directory=tmp_path,
     )
-    shape = {"prompt": setting.prompt, "image_tokens": setting.image_tokens}
+    shape = {"prompt": setting.image_tokens + setting.text, "image_tokens": setting.image_tokens}
     for name, method in METHODS.items():
         if method.features == "cached" and not lora:
             continue  # the tower trains

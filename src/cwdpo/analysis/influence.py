@@ -170,7 +170,7 @@ class AnswerLogits(nn.Module):
         """
         parameters = self.trainable()
         found = torch.autograd.grad(
-            logits, list(parameters.values()), weights.to(logits.dtype), allow_unused=True, materialize_grads=True
+            logits, list(parameters.values()), weights.to(logits), allow_unused=True, materialize_grads=True
         )
         return dict(zip(parameters, found, strict=True))
 
@@ -306,13 +306,8 @@ def exact_kernel(logits: AnswerLogits, observed: Batch, trained: Batch) -> Tenso
 
         K[t, v, s, w] = <d z_tv / d theta, d z_sw / d theta>        arXiv 2407.10490, proposition 1
 
-    theta are the trainable parameters, those of the adapters where there are some.
-
-    Returns:
-        ``(n_o, V, n_u, V)``, for ``n_o`` observed and ``n_u`` trained answer tokens.
-
-    Raises:
-        ValueError: it would not fit in memory.
+    ``(n_o, V, n_u, V)``, for ``n_o`` observed and ``n_u`` trained answer tokens; theta are the trainable parameters,
+    those of the adapters where there are some. An error where it would not fit in memory.
     """
     right = logits(trained)
     _check_size(right.numel() * sum(value.numel() for value in logits.trainable().values()), "the Jacobian")
@@ -363,17 +358,12 @@ def _directions(
     """The loss gradient twice: as J_u^T G, with G from its formula, and by autograd through the loss itself."""
     now = engine.logprobs(logits.model, row)
     first = now.total.detach() if start is None else start(row)
-    gradient = _gradient(logits, objective.value(row, now, first))
+    gradient = logits.pull_back(objective.value(row, now, first), torch.ones(()))
     z = logits(row)
     with torch.no_grad():
         pulls = objective.pulls(row, now, first)[answer_of_token(row)]
         residual = pulls[:, None] * token_residual(z, row["answer_ids"][row["answer_mask"]])
     return logits.pull_back(z, residual), gradient
-
-
-def _gradient(logits: AnswerLogits, value: Tensor) -> dict[str, Tensor]:
-    """Gradient of a number in the trainable parameters."""
-    return logits.pull_back(value, torch.ones_like(value))
 
 
 @torch.no_grad()
@@ -398,7 +388,7 @@ def _check(
     logits: AnswerLogits, engine: Engine, observed: Batch, gradient: Direction, rates: Tensor, eta: float
 ) -> Check:
     """The first answer's A K G, and the inner product of two gradients that knows nothing of A, K and G."""
-    lbar = _gradient(logits, engine.logprobs(logits.model, observed).mean[0])
+    lbar = logits.pull_back(engine.logprobs(logits.model, observed).mean[0], torch.ones(()))
     scale = eta * (inner(lbar, lbar) * inner(gradient, gradient)) ** 0.5
     return Check(decomposed=-eta * rates[0].item(), autograd=-eta * inner(lbar, gradient), scale=scale)
 

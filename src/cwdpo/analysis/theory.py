@@ -60,15 +60,8 @@ def cw_dpo_pulls(
     ``weight = 1`` is DPO (arXiv 2407.10490). With ``detach: true`` the weight is a constant and ``flow``
     is 0; where the gradient flows through it, ``flow = d w_c / d log pi = w_c (1 - w_c) / (tau L)``.
 
-    Args:
-        chosen_logratio: ``(pairs,)`` Delta_w, nats, summed over tokens.
-        rejected_logratio: ``(pairs,)`` Delta_l.
-        weight: ``(pairs,)`` w_c.
-        beta: inverse temperature of the implicit reward.
-        flow: ``(pairs,)`` or 0.
-
-    Returns:
-        ``(pairs,)`` c_w >= 0 and c_l, of opposite sign while the weight is detached.
+    All are ``(pairs,)``: the log-ratios Delta_w and Delta_l, in nats and summed over tokens, the weight, and the pulls
+    c_w >= 0 and c_l, of opposite sign while the weight is detached.
 
     Example:
         >>> zero, one = torch.zeros(1), torch.ones(1)
@@ -166,10 +159,7 @@ def contract(direction: Tensor, kernel: Tensor, residual: Tensor, *, eta: float)
         direction: ``(n_o, V)`` from :func:`mean_logprob_direction`.
         kernel: ``(n_o, V, n_u, V)`` empirical NTK of the logits, K[t, v, s, w] = <dz_tv/dtheta, dz_sw/dtheta>.
         residual: ``(n_u, V)`` G, over all tokens that the loss trains on.
-        eta: learning rate of the SGD step.
-
-    Returns:
-        ``()`` nats per token.
+        eta: learning rate of the SGD step; the change is in nats per token.
     """
     if kernel.shape != direction.shape + residual.shape:
         raise ValueError(
@@ -190,14 +180,7 @@ def push_down(logprobs: Tensor, target: int, *, step: float, weight: Tensor | fl
     the argmax fulfils: the mass of ``l``, and of all the others, is squeezed into it (Ren and Sutherland,
     ICLR 2025). ``weight = 0`` leaves everything as it was.
 
-    Args:
-        logprobs: ``(V,)`` log pi.
-        target: l, the token that is pushed down.
-        step: eta > 0 times whatever scales the loss.
-        weight: w_c, 0 to 1.
-
-    Returns:
-        ``(V,)`` log-probs.
+    Before and after, log-probs are ``(V,)``. The step is eta > 0 times whatever scales the loss, the weight w_c.
 
     Example:
         >>> before = torch.tensor([0.7, 0.29, 0.01])
@@ -221,16 +204,8 @@ def push_down_repeatedly(
     Cooled, each push is scaled by w_c of what the last one left; the token counts as an answer of length 1, so that its
     log-prob is lbar.
 
-    Args:
-        logprobs: ``(V,)`` log pi.
-        target: the token that is pushed down.
-        step: of each push.
-        num_steps: how often.
-        floor: l_floor, nats per token; None does not cool.
-        temperature: tau, nats per token.
-
-    Returns:
-        ``(num_steps + 1, V)`` log-probs, the first as given.
+    Floor (None does not cool) and temperature are in nats per token. Gives ``(num_steps + 1, V)`` log-probs, the first
+    as given.
     """
     path = [logprobs]
     for _ in range(num_steps):

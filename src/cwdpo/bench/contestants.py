@@ -67,11 +67,6 @@ class ModelSize:
 
     lora_rank: int = 16
 
-    @property
-    def kv_width(self) -> int:
-        """Features of the keys, and of the values, of a token."""
-        return self.width // self.heads * self.kv_heads
-
 
 SIZES = {
     # every width an eighth of the 3B model's, every depth a ninth or an eighth; with this vocabulary the head's share
@@ -122,11 +117,6 @@ class Setting:
     def image_tokens(self) -> int:
         """Tokens of the image in the prompt."""
         return self.image_side**2
-
-    @property
-    def prompt(self) -> int:
-        """Tokens of the prompt, image included."""
-        return self.image_tokens + self.text
 
 
 SETTINGS = {

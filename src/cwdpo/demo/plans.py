@@ -76,14 +76,8 @@ def make_plans(
 
     DPO starts with plain SFT on stage 1's rows. SFT continues from there, on stage 2's rows. CW-DPO has its own stages.
 
-    Args:
-        out: each method's run directory is made in here.
-        base: checkpoint that all begin with.
-        train: rows of both stages.
-        held_out: rows that probes ask about.
-        stage2_rows: the training rows that stage 2 sees.
-        settings: how large.
-        seed: of every run.
+    Each has its run directory in ``out``. ``train`` holds the rows of both stages, ``stage2_rows`` those that stage 2
+    sees, and probes ask about the rows held out.
     """
 
     def recipe(name: str, model: Path, data: Path, stage1: Stage1Config | None, stage2: Stage2Config | None) -> Recipe:

@@ -111,9 +111,8 @@ class Probing(TrainerCallback):
     def finish(self) -> dict[str, Any]:
         """After training: put the weights of the reading that the stage leaves back, and write the examples.
 
-        Returns:
-            What to note of the stage: ``readings``, ``seconds`` and ``share`` of the time; ``stopped`` if a finding
-            ended it, ``kept_step`` if another model than the last is kept.
+        Gives what to note of the stage: ``probes`` with their time, ``stopped`` if a finding ended it, ``kept_step`` if
+        another model than the last may be kept.
         """
         reason = self._stopping.reason
         note: dict[str, Any] = {} if reason is None else {"stopped": reason}

@@ -105,8 +105,8 @@ def next_reading(
         step: steps taken.
         last_step: of the stage.
         first_step: where the stage began, or went on after an interruption.
-        step_seconds: time of a step without readings.
-        reading_seconds: what the next reading will cost.
+        step_seconds: of a step without readings.
+        reading_seconds: of the next reading.
         spent: seconds that readings have cost so far, all included, and what is owed after the last one.
 
     Example:
