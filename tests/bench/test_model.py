@@ -1,7 +1,7 @@
 """The model, the rows and the processor are what the sizes and the settings say."""
 
 import pytest
-from bench.tiny_size import TINY
+from bench.steps import TINY
 from PIL import Image
 
 from cwdpo.batch import Role

@@ -107,6 +107,7 @@ def test_every_refresh_is_sampled_from_the_adapter_of_its_step(
     assert left_on_disk(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_resumed_equals_uninterrupted(make_trainer: Make, server: ChatServer, tmp_path: Path, killed: bool) -> None:
     """The refresh of step 4 is repeated, as the checkpoint is of step 3: the same negatives, the same losses.

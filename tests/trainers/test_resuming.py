@@ -42,6 +42,7 @@ def history(trainer: Any) -> list[dict[str, float]]:
     return [{k: line[k] for k in keys if k in line} for line in trainer.state.log_history if "loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava", "idefics3"])
