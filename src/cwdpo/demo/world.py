@@ -207,7 +207,10 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
 def sample_style(scene: Scene, rng: np.random.Generator) -> Style:
     """Choose synonyms, phrase forms and order at random."""
     picks = [rng.random(5).tolist() for _ in scene]
-    phrases = tuple(PhraseStyle(*words, form < 0.5) for *words, form in picks)
+    phrases = tuple(
+        PhraseStyle(colour, shape, size, position, place_first=form < 0.5)
+        for colour, shape, size, position, form in picks
+    )
     return Style(phrases=phrases, order=tuple(int(index) for index in rng.permutation(len(scene))))
 
 
