@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.generation import Generated
+from cwdpo.models.saving import last_checkpoint
 from cwdpo.negatives.candidates import read_refreshes
 from cwdpo.negatives.server import Endpoint
-from cwdpo.trainers.checkpoints import last_checkpoint
 
 Make = Callable[..., Any]
 STEPS: dict[str, Any] = {

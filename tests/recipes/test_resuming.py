@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 from cwdpo.cli import app
 from cwdpo.config.recipe import Recipe
 from cwdpo.config.recipe_file import read_recipe
+from cwdpo.models.saving import last_checkpoint
 from cwdpo.recipes import run_recipe
 from cwdpo.records import RunDirectory, read_jsonl
-from cwdpo.trainers.checkpoints import last_checkpoint
 
 Tiny = Callable[[str], Path]
 Train = Callable[..., tuple[int, str, str]]

@@ -18,7 +18,7 @@ from cwdpo.data.collate import RowDataset
 from cwdpo.data.rows import Row
 from cwdpo.engine import make_engine
 from cwdpo.errors import ConfigError
-from cwdpo.trainers.ranks import check_sharding
+from cwdpo.trainers.base import check_sharding
 
 
 def sharded(rows: list[Row], **plugins: Any) -> Any:

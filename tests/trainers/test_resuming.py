@@ -14,9 +14,9 @@ import torch
 from transformers import TrainerCallback
 
 from cwdpo.errors import UserError
+from cwdpo.models.saving import last_checkpoint, no_partial_checkpoints
 from cwdpo.records import RunDirectory, read_jsonl
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal
-from cwdpo.trainers.checkpoints import last_checkpoint, no_partial_checkpoints
 
 Make = Callable[..., Any]
 SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 3}

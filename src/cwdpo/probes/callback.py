@@ -121,7 +121,7 @@ class Probing(TrainerCallback):
             note["kept_step"] = step
             self._trainer.accelerator.wait_for_everyone()  # until the first rank has written them
             if step != self._trainer.state.global_step:
-                self._files.restore_weights(self._trainer.policy, step)
+                self._files.restore_weights(self._trainer.model, step)
                 logger.warning("%s: leaves the model of step %d", self._stage, step)
         with self._schedule.preparing():
             self._examples.end()
@@ -152,7 +152,7 @@ class Probing(TrainerCallback):
         with self._schedule.preparing():
             on_policy = shared_answers(self._trainer, self._write_sampled, self._rows)
             self._probes = self._probe_set(greedy, on_policy)
-            warm_up(self._trainer.policy, self._probes, self._engine)
+            warm_up(self._trainer.model, self._probes, self._engine)
         self._read(0)
         with self._schedule.preparing(again_at_end=True):
             self._examples.begin(self._probes.rows)
@@ -177,8 +177,8 @@ class Probing(TrainerCallback):
     def _read(self, step: int) -> None:
         with self._schedule.reading(step):
             assert self._probes is not None
-            policy, autocast = self._trainer.policy, self._trainer.accelerator.autocast
-            here = measure(policy, self._probes, self._engine, start=self._distributions, autocast=autocast)
+            model, autocast = self._trainer.model, self._trainer.accelerator.autocast
+            here = measure(model, self._probes, self._engine, start=self._distributions, autocast=autocast)
             reading = Reading().joined(gather_object([here]))
             is_first = not self._means
             self._means = self._means or reading.means()
@@ -186,7 +186,7 @@ class Probing(TrainerCallback):
             if is_first:
                 for rows in gather_object([self._distributions]):
                     self._distributions.update(rows)
-            self._keeper.update(step, lines, policy)
+            self._keeper.update(step, lines, model)
         lines[0]["seconds"] = round(self._schedule.last_seconds, 4)
         self.lines += lines
         if self._trainer.is_world_process_zero():

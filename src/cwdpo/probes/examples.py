@@ -96,8 +96,8 @@ class Examples:
             write_jsonl(self._directory / "examples.jsonl", lines)  # last, so that its pictures are there
 
     def _measure(self, rows: Sequence[ProbeRow]) -> ByRow:
-        policy, autocast = self._trainer.policy, self._trainer.accelerator.autocast
-        here = token_logprobs(policy, ranks_share(rows, self._trainer), self._engine, autocast=autocast)
+        model, autocast = self._trainer.model, self._trainer.accelerator.autocast
+        here = token_logprobs(model, ranks_share(rows, self._trainer), self._engine, autocast=autocast)
         whole = {row: groups for part in gather_object([here]) for row, groups in part.items()}
         return dict(sorted(whole.items()))
 
@@ -118,7 +118,7 @@ def shared_answers(trainer: TrainerView, write: Write | None, rows: Sequence[Row
     if write is None:
         return None
     rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    parts: list[list[str]] = gather_object([write(trainer.policy, rows[rank::ranks])])
+    parts: list[list[str]] = gather_object([write(trainer.model, rows[rank::ranks])])
     return [parts[i % ranks][i // ranks] for i in range(len(rows))]
 
 
