@@ -9,9 +9,20 @@ from typing import Any
 import torch
 
 from benchmarks.closed_form import Method
-from cwdpo.bench.contestants import Contestant, Task, build_model, build_processor, cw_dpo, make_rows, trl_dpo
-from cwdpo.bench.counting import count_flops, without_products
-from cwdpo.bench.sizes import ModelSize, Setting, VisionSize
+from benchmarks.without_products import without_products
+from cwdpo.bench.contestants import (
+    Contestant,
+    ModelSize,
+    Setting,
+    Task,
+    VisionSize,
+    build_model,
+    build_processor,
+    cw_dpo,
+    make_rows,
+    trl_dpo,
+)
+from cwdpo.bench.counting import count_flops
 
 TINY = ModelSize(
     vision=VisionSize(depth=4, full_attention=(3,), width=80, mlp_width=214, heads=2),

@@ -4,9 +4,9 @@ import pytest
 from bench.steps import TINY, Case, count, make_contestant, make_task
 
 from benchmarks.closed_form import METHODS
-from cwdpo.bench.contestants import trl_dpo
-from cwdpo.bench.counting import count_flops, without_products
-from cwdpo.bench.sizes import SETTINGS
+from benchmarks.without_products import without_products
+from cwdpo.bench.contestants import SETTINGS, trl_dpo
+from cwdpo.bench.counting import count_flops
 
 pytestmark = pytest.mark.bench
 

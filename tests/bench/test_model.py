@@ -5,8 +5,7 @@ from bench.steps import TINY
 from PIL import Image
 
 from cwdpo.batch import Role
-from cwdpo.bench.contestants import build_processor, make_rows
-from cwdpo.bench.sizes import SETTINGS, SIZES
+from cwdpo.bench.contestants import SETTINGS, SIZES, build_processor, make_rows
 from cwdpo.data.collate import AnswerCollator, RowDataset
 from cwdpo.data.encode import Encoder
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from cwdpo.bench import run
-from cwdpo.bench.contestants import Contestant
+from cwdpo.bench.contestants import SIZES, Contestant, ModelSize, Setting, VisionSize
 from cwdpo.bench.run import (
     BEST,
     FEATURES,
@@ -23,7 +23,6 @@ from cwdpo.bench.run import (
     measured_table,
     run_bench,
 )
-from cwdpo.bench.sizes import SIZES, ModelSize, Setting, VisionSize
 from cwdpo.engine import tree as tree_attention
 from cwdpo.errors import UserError
 

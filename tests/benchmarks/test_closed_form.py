@@ -13,8 +13,7 @@ from benchmarks.closed_form import (
     row_lengths,
     step_flops,
 )
-from cwdpo.bench.contestants import build_model, build_processor
-from cwdpo.bench.sizes import SETTINGS, ModelSize, Setting, VisionSize
+from cwdpo.bench.contestants import SETTINGS, ModelSize, Setting, VisionSize, build_model, build_processor
 
 WIDE = ModelSize(
     vision=VisionSize(depth=2, full_attention=(0,), width=64, mlp_width=200, heads=2),
@@ -43,7 +42,7 @@ def test_closed_form_is_within_three_percent_of_the_counter(
 ) -> None:
     case = Case(size=size, setting=setting, lora=lora, checkpointing=checkpointing)
     pairs = count(case, METHODS["TRL"]).pairs
-    shape = {"prompt": setting.prompt, "image_tokens": setting.image_tokens}
+    shape = {"prompt": setting.image_tokens + setting.text, "image_tokens": setting.image_tokens}
     for name, method in METHODS.items():
         if method.features == "cached" and not lora:
             continue  # the tower trains
