@@ -24,8 +24,8 @@ _ATEN = torch.ops.aten
 
 # From the shapes of what goes in. Torch counts CUDA's attention kernels only, and no product that is added in place.
 _MISSING: dict[Any, Callable[..., Any]] = {
-    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
-    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),  # type: ignore[no-untyped-call]
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(  # type: ignore[no-untyped-call]
         *shapes[:4]
     ),
     _ATEN.addmm_: lambda total, left, right, *_, **__: 2 * left[0] * left[1] * right[1],
@@ -113,7 +113,7 @@ def peak_memory(step: Callable[[], Any], device: torch.device) -> int:
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
-    return max(accumulate((change for _, change in changes), initial=0))
+    return int(max(accumulate((change for _, change in changes), initial=0)))
 
 
 @contextmanager

@@ -6,23 +6,56 @@
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import xxhash
 
 from cwdpo.data.reading import resolve_root
+from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
 from cwdpo.generation import Generated, Sampler, Sampling, chunks
 from cwdpo.negatives.files import json_line, refuse_existing, row_ids, rows_with_records, with_gentle
-from cwdpo.negatives.filtering import RightAnswers, Rules, filter_negatives
+from cwdpo.negatives.filtering import RightAnswers, Rules, filter_negatives, ngram_overlap
 from cwdpo.negatives.gentle import GentleNegative
-from cwdpo.negatives.gentle.server import Asked, ask_gentle
 from cwdpo.negatives.mixing import hashed
-from cwdpo.negatives.server import Endpoint
+from cwdpo.negatives.server import Endpoint, messages_of, parse_json, text_message
 from cwdpo.negatives.verify import Judge, verify
 from cwdpo.records import append_jsonl, read_jsonl, write_text
+
+PROMPT = """\
+The assistant's answer above is right. Write a wrong answer that differs from it in ONE small detail and in nothing \
+else: another object, attribute (colour, size, material, age), count, spatial relation, action, order, yes/no, number \
+or unit. The detail must be checkable in the image (or, without an image, from the question), and must be wrong there. \
+Keep every other word, the length, the style and the punctuation. The wrong answer must read as naturally as the right \
+one. Do not negate the whole sentence, do not hedge, and do not explain.
+Answer in JSON: {"kind": what you changed, "from": the words that you replaced, "to": the words that you put there, \
+"negative": the whole wrong answer}."""
+"""What the server is asked, after the conversation with its right answer."""
+
+KINDS = ("object", "attribute", "count", "relation", "action", "order", "yes_no", "number", "other")
+_TEXT = {"type": "string"}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"kind": _TEXT | {"enum": list(KINDS)}, "from": _TEXT, "to": _TEXT, "negative": _TEXT},
+    "required": ["kind", "from", "to", "negative"],
+    "additionalProperties": False,
+}
+
+LEAST_OVERLAP = 0.3
+"""An n-gram overlap with the right answer below this is not a minor error, unless the answer has only a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What came of one row: a negative, or the reason why there is none."""
+
+    negative: str | None = None
+    kind: str | None = None
+    reason: str | None = None
+    """``malformed``, ``not_minor`` or one of :func:`cwdpo.negatives.filtering.filter_negatives`'s."""
+
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with how many rows are done, and of how many."""
@@ -37,7 +70,7 @@ def write_asked(
     image_root: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Counter[str]:
-    """Give every row of a file a gentle negative from a server (:func:`cwdpo.negatives.gentle.server.ask_gentle`).
+    """Give every row of a file a gentle negative from a server (:func:`ask_gentle`).
 
     Every reply is kept in ``OUT.partial`` as it comes, and never paid for twice; ``OUT`` is written at the end.
 
@@ -198,3 +231,20 @@ def _as_edit(right: str, wrong: str, kind: str) -> GentleNegative:
     start = next((i for i in range(shorter) if right[i] != wrong[i]), shorter)
     end = next((i for i in range(shorter - start) if right[-1 - i] != wrong[-1 - i]), shorter - start)
     return GentleNegative(wrong, kind, (((start, len(right) - end), (start, len(wrong) - end)),))
+
+
+def ask_gentle(
+    endpoint: Endpoint, row: Row, *, temperature: float = 0.7, max_tokens: int = 512, seed: int = 0
+) -> Asked:
+    """Have a server make one minor error in a row's right answer."""
+    conversation = [*messages_of(row), text_message("assistant", row.chosen), text_message("user", PROMPT)]
+    (reply, *_) = endpoint.chat(conversation, temperature=temperature, max_tokens=max_tokens, seed=seed, schema=SCHEMA)
+    found = parse_json(reply.text) or {}
+    negative, kind = found.get("negative"), found.get("kind")
+    if not isinstance(negative, str) or not negative.strip():
+        return Asked(reason="malformed")
+    negative = negative.strip()
+    (reason,) = filter_negatives([row.chosen], [negative], Rules())
+    if reason is None and len(row.chosen.split()) > 3 and ngram_overlap(row.chosen, negative) < LEAST_OVERLAP:
+        reason = "not_minor"
+    return Asked(reason=reason) if reason else Asked(negative, kind if kind in KINDS else "other")
