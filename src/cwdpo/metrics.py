@@ -14,13 +14,9 @@ def token_ece(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
     Args:
         confidence: ``(tokens,)`` probability (not log-probability) of the likeliest token.
         hit: ``(tokens,)`` True where the likeliest token was the right one.
-        num_bins: of equal width on [0, 1].
 
     Returns:
-        ``()`` in [0, 1]; 0 is perfect.
-
-    Raises:
-        ValueError: for no tokens at all, or numbers that are not probabilities.
+        ``()`` in [0, 1]; 0 is perfect. No tokens at all, or numbers that are not probabilities, are a ValueError.
 
     Example:
         >>> import torch
@@ -34,10 +30,8 @@ def token_ece(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
 def reliability(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
     r"""The bins of :func:`token_ece`: how sure the model was, and how often it was right.
 
-    Arguments and errors are those of :func:`token_ece`. Of the bins only the last has both its ends.
-
-    Returns:
-        ``(num_bins, 3)`` tokens in the bin, their mean confidence, and the share of hits; zeros where it is empty.
+    Arguments and errors are those of :func:`token_ece`. Of the bins only the last has both its ends. The result is
+    ``(num_bins, 3)`` tokens in the bin, their mean confidence, and the share of hits; zeros where it is empty.
 
     Example:
         >>> reliability(torch.tensor([0.25, 0.75, 1.0]), torch.tensor([False, True, False]), num_bins=2)
@@ -59,8 +53,7 @@ def total_variation(policy: Tensor, reference: Tensor) -> Tensor:
         TV(p, q) = 1/2 sum_v |p_v - q_v|
 
     Args:
-        policy: ``(..., V)`` log-probs over the vocabulary.
-        reference: ``(..., V)`` log-probs of the reference at the same tokens.
+        policy, reference: ``(..., V)`` log-probs over the vocabulary, at the same tokens.
 
     Returns:
         ``(...)`` from 0 (equal) to 1 (no token in common).
@@ -79,10 +72,8 @@ def jensen_shannon(policy: Tensor, reference: Tensor) -> Tensor:
 
         JS(p, q) = 1/2 KL(p || m) + 1/2 KL(q || m),   m = (p + q) / 2
 
-    Arguments are those of :func:`total_variation`; log-probs of minus infinity are allowed.
-
-    Returns:
-        ``(...)`` nats, from 0 (equal) to log 2 (no token in common).
+    Arguments are those of :func:`total_variation`; log-probs of minus infinity are allowed. The result is ``(...)``
+    nats, from 0 (equal) to log 2 (no token in common).
     """
     _check_shapes(policy, reference)
     middle = torch.logaddexp(policy, reference) - math.log(2)

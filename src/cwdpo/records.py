@@ -116,12 +116,8 @@ class RunDirectory:
 
     @classmethod
     def open(cls, root: str | Path, *, resume: bool) -> "RunDirectory":
-        """Make the directory, or with ``resume`` continue the run in it; without any file in it a new run starts.
-
-        Raises:
-            UserError: something is there and ``resume`` is off, what is there is not a run, or it is not a directory
-                and none can be made.
-        """
+        """Make the directory, or with ``resume`` continue the run in it; without any file in it a new run starts. A
+        UserError: ``resume`` is off and something there, it is not a run, or is no directory and none can be made."""
         run = cls(Path(root))
         if run.root.exists() and not run.root.is_dir():
             raise UserError(f"{run.root} is a file, not a directory. Give another --output_dir.")
@@ -223,15 +219,8 @@ class RunDirectory:
     def truncate_after(self, stage: Stage, step: int) -> int:
         """Drop what a stage recorded after a step, and all of later stages: the resumed run records it again.
 
-        Broken lines go too: they were half-written by the interruption.
-
-        Args:
-            stage: the stage being resumed.
-            step: the last step that the checkpoint holds; -1 drops the whole stage, 0 all but a reading before its
-                first step.
-
-        Returns:
-            How many lines were dropped.
+        The step is the last that the checkpoint holds; -1 drops the whole stage, 0 all but a reading before its first
+        step. Broken lines, half-written by the interruption, go too. Returned is how many lines were dropped.
         """
 
         def stays(line: Mapping[str, object]) -> bool:
@@ -278,11 +267,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole, or leave what was there untouched.
-
-    Raises:
-        OSError: the disk is full or may not be written; an earlier version of the file is as it was.
-    """
+    """Write a file whole, or leave what was there untouched: an OSError if the disk is full or may not be written."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with open(handle, "wb") as file:
@@ -310,10 +295,8 @@ def write_jsonl(path: Path, objects: Iterable[Mapping[str, object]]) -> None:
 
 
 def append_jsonl(path: Path, objects: Iterable[Mapping[str, object]]) -> None:
-    """Append objects as :func:`write_jsonl` writes them.
-
-    A half-written last line, left by a run that was killed, is closed first, so that it spoils no good line.
-    """
+    """Append objects as :func:`write_jsonl` writes them. A half-written last line, left by a run that was killed, is
+    closed first, so that it spoils no good line."""
     lines = _lines(objects)
     with path.open("ab+") as file:
         if file.seek(0, os.SEEK_END) > 0:

@@ -24,16 +24,10 @@ _Section = TypeVar("_Section")
 def build(
     section: type[_Section], values: Mapping[str, object], where: Where | None = None, *, path: KeyPath = ()
 ) -> _Section:
-    """Make a recipe section, and the sections in it, from plain values.
+    """Make a recipe section, and the sections in it, from plain values as the YAML gave them.
 
-    Args:
-        section: the dataclass, usually :class:`cwdpo.config.recipe.Recipe`.
-        values: keys and values as the YAML gave them.
-        where: None where a setting's name says all.
-        path: the section's own place in the recipe.
-
-    Raises:
-        ConfigError: one line for each setting that is unknown, missing or wrong.
+    ``where`` is None where a setting's name says all; ``path`` is the section's own place in the recipe. A ConfigError
+    has one line for each setting that is unknown, missing or wrong.
     """
     problems: list[str] = []
 
@@ -193,10 +187,8 @@ _MUST_BE = {
 def check_trainer_section(
     section: Mapping[str, object], known: Mapping[str, object], where: Where, *, path: KeyPath = ("trainer",)
 ) -> None:
-    """Refuse keys that do not exist or that the recipe sets itself, and values of another type than declared.
-
-    ``known`` are the training arguments' fields with their types. A ConfigError has one line for each such key.
-    """
+    """Refuse, in a line each, keys that do not exist or that the recipe sets itself, and values of another type than
+    declared. ``known`` are the training arguments' fields with their types."""
     problems = []
     prefix = "".join(f"{part}." for part in path)
     for key, value in section.items():

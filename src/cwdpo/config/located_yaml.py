@@ -55,11 +55,8 @@ for _kind in (_Loader, _Dumper):
 
 
 def load(text: str, name: str) -> Located:
-    """Parse a recipe; messages call it ``name``.
-
-    Raises:
-        ConfigError: broken YAML, a key given twice, a key without a value, or anything but keys and values at the top.
-    """
+    """Parse a recipe; messages call it ``name``. A ConfigError: broken YAML, a key given twice, a key without a value,
+    or anything but keys and values at the top."""
     found, lines = _read(text, name)
     if found is None:
         raise ConfigError(f"{name}: the recipe is empty. Start it with `model:` and `data:`.")

@@ -35,15 +35,12 @@ def read_recipe(
     starts at the working directory.
 
     Args:
-        path: the YAML file.
         overrides: settings that replace the file's, by full or unambiguous name, or words of a command line.
         trainer_fields: gives the names that ``trainer`` sections may hold and their types, asked once all else is
             right, as only transformers knows them and takes seconds to import; None leaves those sections unchecked.
 
-    Raises:
-        ConfigError: one line for each mistake, starting with ``file:line`` or the override's name.
-
-    Warns through ``logging`` of settings that have no effect in this recipe.
+    A ConfigError has one line for each mistake, starting with ``file:line`` or the override's name. Settings that have
+    no effect in this recipe are warned of through ``logging``.
     """
     path = Path(path)
     name = str(path)
@@ -154,7 +151,6 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def _full_path(name: str) -> KeyPath:
-    """The one setting that a name means."""
     wanted = tuple(name.split("."))
     known = _known_paths(Recipe, ())
     below_trainer = (path[-1] == "trainer" and path == wanted[: len(path)] for path in known)

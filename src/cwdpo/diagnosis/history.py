@@ -57,12 +57,8 @@ class Curve:
         return len(self.values)
 
     def change(self, sigmas: float, *, base: float | None = None) -> "Change":
-        """From the start to the end.
-
-        Args:
-            sigmas: standard errors up to which a change may be noise.
-            base: value at the start where it is known without noise (a log-ratio to the start is 0 there).
-        """
+        """From the start to the end; up to ``sigmas`` standard errors may be noise. ``base`` is the value at the start
+        where it is known without noise (a log-ratio to the start is 0 there)."""
         first = 1 if self._few else self._first
         error = _MEDIAN * self.noise * math.sqrt((1 / first if base is None else 0) + 1 / self._window)
         start = self.start if base is None else base
@@ -139,7 +135,6 @@ class Change:
 
     @property
     def amount(self) -> float:
-        """End minus start."""
         return self.end - self.start
 
     def rose(self, by: float) -> bool:
@@ -213,11 +208,7 @@ def stage_histories(
 ) -> tuple[list[StageHistory], int]:
     """Sort readings into curves, in one pass: the stages as they appear, and how many items are not a reading.
 
-    Args:
-        readings: lines of ``metrics.jsonl`` and ``probes.jsonl`` in any mixture, or a TRL ``log_history``; those of one
-            stage oldest first. What is not an object, or holds nothing that is known, is counted and left out.
-        beta: of the preference loss; None takes the recipe's default.
-        limits: None takes the defaults.
+    Arguments as in :func:`cwdpo.diagnosis.diagnose`. No reading is what is no object, or holds nothing that is known.
     """
     stages: dict[str, _Columns] = {}
     unreadable = sum(not (isinstance(reading, Mapping) and _take(reading, stages)) for reading in readings)
@@ -243,12 +234,10 @@ class Movement:
     """What the numbers come from, in words."""
 
     def change(self, sigmas: float) -> Change:
-        """From start to end."""
         return self.curve.change(sigmas, base=self.base)
 
     @property
     def unit(self) -> str:
-        """In words."""
         return "nats/token" if self.per_token else "nats/answer"
 
 

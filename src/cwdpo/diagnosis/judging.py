@@ -156,10 +156,8 @@ class Recording:
 
 
 def read_recording(path: Path) -> Recording:
-    """Read a run directory, a ``trainer_state.json`` (or a directory that holds checkpoints), or a file of JSON lines.
-
-    A DataError says that it is none of these, or holds nothing that can be read.
-    """
+    """Read a run directory, a ``trainer_state.json`` (or a directory that holds checkpoints), or a file of JSON lines;
+    a DataError says that it is none of these, or holds nothing that can be read."""
     notes: list[str] = []
     if path.is_dir():
         recording = _read_directory(path, notes)

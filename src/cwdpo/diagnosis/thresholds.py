@@ -1,7 +1,4 @@
-"""Every limit that decides whether something is a finding, with its unit and its reason. Nowhere else is one.
-
-How a curve's start, end and noise are read off it is :mod:`cwdpo.diagnosis.history`' business.
-"""
+"""Every limit that decides whether something is a finding, with its unit and its reason. Nowhere else is one."""
 
 from dataclasses import dataclass
 

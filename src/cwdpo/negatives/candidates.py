@@ -74,11 +74,8 @@ class Refresh:
 
 
 def drop_easy(candidates: Sequence[Candidate], rule: float | str) -> float | None:
-    """Give the reason ``too_easy`` to negatives below a floor of lbar.
-
-    Those that are still kept need an ``lbar``. The rule is nats per token, or ``quantile:q`` of the kept ones' lbar;
-    returned is the floor in nats per token, None where nothing was kept.
-    """
+    """Give the reason ``too_easy`` to negatives below a floor of lbar, nats per token or ``quantile:q`` of those still
+    kept, which need an ``lbar``. Returned is the floor in nats per token, None where nothing was kept."""
     return _drop(candidates, "lbar", rule)
 
 

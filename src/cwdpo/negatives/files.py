@@ -50,7 +50,6 @@ class Coverage:
     """``file:line`` of rows that no edit was found for; they are kept, without ``gentle``."""
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers for programs."""
         counts = {"rows": self.rows, "with_gentle": self.rows - len(self.without), "without_gentle": len(self.without)}
         return {**counts, "made": dict(self.made), "possible": dict(self.possible)}
 
@@ -68,13 +67,10 @@ def write_gentle(
 ) -> Coverage:
     """Give every row of a file a gentle negative of its answer, as far as the lexicon can.
 
-    A row that gets one has it under ``gentle``, with its kind and spans under ``gentle_edit``; an older one goes.
-    What a row gets depends on the seed, its place in the file and its text, not on the rows before it.
-
-    Args:
-        column: where the right answer stands; ``chosen`` is the preferred answer in every format.
-        positives: a column with a list of further right answers, which no negative may equal; neither may it be right
-            for another row of the same prompt and images, nor a paraphrase (``longer``, ``shorter``).
+    It stands under ``gentle``, with its kind and spans under ``gentle_edit``; an older one goes. What a row gets
+    depends on the seed, its place in the file and its text, not on the rows before it. ``column`` has the right answer
+    (``chosen`` is the preferred one in every format), ``positives`` a list of further ones, which no negative may
+    equal, nor what is right for another row of the same prompt and images, nor a paraphrase (``longer``, ``shorter``).
     """
     refuse_existing(out)
     wanted = checked_kinds(kinds)
@@ -121,10 +117,8 @@ def write_mixed(
     count: int | None = None,
     image_root: Path | None = None,
 ) -> Mixed:
-    """Choose every row's negatives from the data set's and the policy's.
-
-    Rows come out with ``rejected`` (and ``negatives`` from the second on) chosen by
-    :func:`cwdpo.negatives.mixing.mix_negatives`, and ``negative_sources`` beside them.
+    """Choose every row's ``rejected`` (and ``negatives`` from the second on) by
+    :func:`cwdpo.negatives.mixing.mix_negatives`, with ``negative_sources`` beside them.
 
     Args:
         data: rows with ids, or else named by their number in the file, from 0.
@@ -277,10 +271,8 @@ def json_line(record: Mapping[str, object], source: str) -> str:
 def rows_sampled_for(
     path: Path, recipe: Recipe | None, *, data: Path | None = None, image_root: Path | None = None
 ) -> dict[int, Row]:
-    """The rows of stage 2 that a refresh sampled for, by their place in training.
-
-    They are ``data``, or by default those of its run's recipe. Where a file has lost its run, its candidates name them.
-    """
+    """The rows of stage 2 that a refresh sampled for, by their place in training: ``data``, or by default those of its
+    run's recipe. Where a file has lost its run, its candidates name them."""
     if recipe is not None:
         train = recipe.data.train
         files = [str(data)] if data is not None else [train] if isinstance(train, str) else train
@@ -310,11 +302,8 @@ _NEGATIVES = ("rejected", "rejected_response", "negatives")
 
 
 def with_negatives(record: Mapping[str, object], texts: Sequence[str], kept: Sequence[int] = ()) -> dict[str, Any]:
-    """The record with these negatives, one at least, in the place of its own.
-
-    Where they are some of its own, ``kept`` are their places among them: what the record says of them is kept with
-    them, and what it says of others goes.
-    """
+    """The record with these negatives, one at least, in the place of its own. Where they are some of its own, ``kept``
+    are their places among them: what the record says of them is kept, and what it says of others goes."""
     further = record.get("negatives")
     own = int(any(record.get(name) is not None for name in _NEGATIVES[:2]))
     own += len(further) if isinstance(further, list) else 0
@@ -375,7 +364,6 @@ def _answers(record: Mapping[str, object], row: Row, column: str, positives: str
 
 
 def _read_samples(path: Path) -> dict[str, list[str]]:
-    """The samples of each row, by its name."""
     found: dict[str, list[str]] = {}
     for record, source in _readable(path):
         row_id, texts = record.get("id"), record.get("negatives")

@@ -1,7 +1,5 @@
 """Which negatives to leave out: right answers by accident, repetitions, other lengths, too easy or too similar ones.
-
-Rules on texts and measured numbers. What measures with a model is in :mod:`cwdpo.negatives.hardness`.
-"""
+Rules on texts and measured numbers; :mod:`cwdpo.negatives.hardness` measures them."""
 
 import itertools
 import math
@@ -39,17 +37,11 @@ class Rules:
 
 
 def filter_negatives(positives: Sequence[str], negatives: Sequence[str], rules: Rules) -> list[Reason]:
-    """Decide for each negative of a row whether it stays.
+    """Why each negative of a row goes: ``same_as_right``, ``right_but_for_form``, ``too_much_like_right``,
+    ``other_length`` or ``repeated``; None where it stays.
 
-    Exact and normalised matches with a right answer are always dropped, and so are repetitions, also those that differ
-    in form alone.
-
-    Args:
-        positives: the row's right answers, one at least.
-
-    Returns:
-        For each negative None, or ``same_as_right``, ``right_but_for_form``, ``too_much_like_right``, ``other_length``
-        or ``repeated``.
+    Exact and normalised matches with a right answer, of which there is one at least, are always dropped, and so are
+    repetitions, also those that differ in form alone.
     """
     right, seen = {normalised(positive) for positive in positives}, set[str]()
     reasons: list[Reason] = []

@@ -23,10 +23,7 @@ from cwdpo.negatives.filtering import Hardness
 def measure_hardness(
     model: PreTrainedModel, processor: ProcessorMixin, rows: Sequence[Row], *, batch_size: int = 8
 ) -> list[list[Hardness]]:
-    """lbar and length-normalised CHES of every negative.
-
-    A row without negatives has an empty list. The model's train and eval modes are put back.
-    """
+    """lbar and length-normalised CHES of every negative, row by row. The model's train and eval modes are put back."""
     collate = AnswerCollator(Encoder(processor), roles=(Role.CHOSEN, Role.REJECTED))
     found: list[list[Hardness]] = []
     with torch.no_grad(), eval_mode(model):
@@ -56,10 +53,7 @@ def ches(chosen: Tensor, rejected: Tensor) -> Tensor:
 
     Args:
         chosen: ``(T_w, d)`` hidden states of the last layer at the positions that predict y_w's tokens.
-        rejected: ``(T_l, d)`` the same of y_l.
-
-    Returns:
-        ``()``.
+        rejected: ``(T_l, d)`` the same of y_l. The result is ``()``.
 
     Example:
         >>> import torch
@@ -77,17 +71,13 @@ def ches(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 def length_normalised_ches(chosen: Tensor, rejected: Tensor) -> Tensor:
     r"""CHES without its preference for long answers: ``<S_w/T_w, S_l/T_l> - ||S_w/T_w||^2`` (arXiv 2410.08847, app. A).
-
-    Arguments and result as in :func:`ches`.
-    """
+    Arguments and result as in :func:`ches`."""
     return ches(chosen.double().mean(dim=0, keepdim=True), rejected.double().mean(dim=0, keepdim=True))
 
 
 def batch_ches(model: nn.Module, batch: Batch) -> list[list[float]]:
-    """Length-normalised CHES of every prompt's negatives to its one chosen answer, in the batch's order.
-
-    The model may be wrapped, and is in eval mode.
-    """
+    """Length-normalised CHES of every prompt's negatives to its one chosen answer, in the batch's order. The model may
+    be wrapped, and is in eval mode."""
     bare = bare_model(model)
     layout = one_row_an_answer(batch, answer_type=answer_type(bare))
     with capture_head_input(bare.get_output_embeddings()) as captured:

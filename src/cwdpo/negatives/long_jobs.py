@@ -70,12 +70,9 @@ def write_asked(
     image_root: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Counter[str]:
-    """Give every row of a file a gentle negative from a server (:func:`ask_gentle`).
+    """Give every row of a file a gentle negative from a server; how many got one (``made``), or not, by reason.
 
     Every reply is kept in ``OUT.partial`` as it comes, and never paid for twice; ``OUT`` is written at the end.
-
-    Returns:
-        How many rows got one (``made``), and how many not, by reason.
     """
     refuse_existing(out)
     rows = list(rows_with_records(data, image_root))
@@ -124,22 +121,17 @@ def write_samples(
     image_root: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Counter[str]:
-    """Sample negatives for every row of a file, and verify them.
+    """Sample negatives for every row of a file, and verify them; how many were kept, and how many dropped, by reason.
 
     ``OUT`` gets a line a row, ``{"id", "negatives", "dropped"}``, which ``cwdpo negatives mix`` reads; rows without an
     id are named by their number, from 0. What is sampled is kept in ``OUT.partial`` until then.
 
     Args:
-        sampling: the sampler's settings.
         made_by: what else the samples follow from, such as the model; an interrupted call continues only where it is
             the same.
         verified_by: what else their verification follows from, such as the judge's name; where it has changed, samples
             that are kept are verified again.
-        rules, judge: of :func:`cwdpo.negatives.verify.verify`. Where the judge fails, the samples are kept for the
-            next call.
-
-    Returns:
-        How many samples were kept, and how many dropped, by reason.
+        rules, judge: of :func:`cwdpo.negatives.verify.verify`. If the judge fails, the next call has the samples.
     """
     refuse_existing(out)
     rows = [row for _, row in rows_with_records(data, image_root)]
@@ -196,7 +188,7 @@ class Unfinished:
                 self.done[line["number"]] = line["result"]
 
     def add(self, number: int, result: Mapping[str, object]) -> None:
-        """Keep one row's result, at once on disk."""
+        """At once on disk."""
         self.done[number] = dict(result)
         append_jsonl(self.path, [{"number": number, "result": result}])
 

@@ -47,11 +47,10 @@ def mix_negatives(
 
     Each place is filled from the policy's samples with probability ``fraction``; where one source has run out, the
     other fills in, so that a row without samples keeps all its negatives. No text is taken twice, nor one that differs
-    in form alone.
+    in form alone; there are fewer than ``count`` only where both sources together hold fewer.
 
     Args:
         dataset, on_policy: negatives of the data set, and samples from the policy: their texts, or any names of them.
-        fraction: share from the policy, from 0 to 1.
         row_id: two rows of one id get the same choices.
         round: the epoch, step or refresh; another round chooses again.
         count: how many to choose; by default as many as the data set has, or one where it has none.
@@ -60,8 +59,6 @@ def mix_negatives(
         text_of: where answers are given by name, such as a content key, their texts. A name without one is compared
             as it is.
 
-    Returns:
-        At most ``count``, fewer only where both sources together hold fewer different texts.
     """
     check_fraction(fraction)
     texts = text_of or {}
@@ -94,9 +91,7 @@ def wants_samples(*, fraction: float, seed: int, row_id: str, round: int, num_da
 
 
 def fraction_at(value: Fraction, progress: float) -> float:
-    """The share at a point of the run; before the first point and after the last it stays as it is there.
-
-    The value has passed :func:`check_fraction`, as a recipe's has.
+    """The share, checked before as a recipe's is, at a point of the run; outside its points it stays as at the nearest.
 
     Example:
         >>> fraction_at([[0, 0.0], [0.5, 1.0]], 0.25), fraction_at([[0, 0.0], [0.5, 1.0]], 0.9), fraction_at(0.3, 0.5)
@@ -138,11 +133,8 @@ def order_by_level(lbars: Sequence[float], level: float) -> list[int]:
     """The positions of some candidates in the order in which a prompt's places take them.
 
     The candidate of rank r among n, counted from the easiest (r = 0), stands r / (n - 1) along the curriculum. The one
-    that stands nearest the level comes first, then the next nearest; of two as near, the easier.
-
-    Args:
-        lbars: of each candidate, nats per token; of equal ones the first counts as the easier.
-        level: from 0, the easiest, to 1, the hardest.
+    that stands nearest the level comes first, then the next nearest; of two as near, the easier; of two with equal lbar
+    (nats per token), the first counts as the easier.
 
     Example:
         >>> order_by_level([-1.0, -4.0, -2.0], 0.0), order_by_level([-1.0, -4.0, -2.0], 1.0)
@@ -166,10 +158,7 @@ def auto_level(
        (stalled): one step harder;
     3. else as it is.
 
-    Args:
-        readings: oldest first; one that is not finite is passed over.
-        tolerance: nats per token that the chosen answers may lose.
-        growth: nats per token.
+    Readings come oldest first; one that is not finite is passed over. Tolerance and growth are nats per token.
     """
     level, waited = 0.0, 0
     highest = start = -math.inf

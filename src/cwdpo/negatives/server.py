@@ -149,13 +149,11 @@ class Endpoint:
 
         Args:
             messages: see :func:`messages_of`.
-            n, temperature, top_p, max_tokens, seed: as the API names them.
-            schema: a JSON schema for the answer.
+            schema: a JSON schema for the answer; the settings before it are as the API names them.
             neutral: sample from the model's own distribution, changed by temperature and top_p alone; see
                 :data:`NEUTRAL`. Fields that the server does not know are left out from then on, with a warning.
 
-        Raises:
-            EndpointError: no answer after all retries, or a refusal that no retry would change.
+        An EndpointError means no answer after all retries, or a refusal that no retry would change.
         """
         request: dict[str, Any] = {"model": self.adapter or self.model, "messages": list(messages), "n": n}
         request |= {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
@@ -179,11 +177,8 @@ class Endpoint:
     def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[tuple[int, _Result | None]]:
         """Call a function that asks this server for many items, a few at one time.
 
-        Yields:
-            The item's number and the result as soon as there is one; None where the server failed for this item.
-
-        Raises:
-            EndpointError: the server is dead; what was yielded before is good.
+        Each item's number and result come as soon as there is one; None where the server failed for this item. An
+        EndpointError means that the server is dead; what was yielded before is good.
         """
         queue, running = enumerate(items), dict[Future[_Result], int]()
         self._failures = 0

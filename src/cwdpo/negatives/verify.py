@@ -39,14 +39,10 @@ def verify(
     rules: Rules | None = None,
     judge: Judge | None = None,
 ) -> list[list[Reason]]:
-    """Why each sampled answer may not be a negative; None where it may.
+    """Why each sampled answer of each row may not be a negative; None where it may.
 
-    The judge is asked about what passed everything else.
-
-    Returns:
-        For each answer of each row None or a reason: ``empty``, ``cut``, ``judged_right``, ``not_judged`` (the judge
-        was not sure, and what may be right is not a negative) or one of
-        :func:`cwdpo.negatives.filtering.filter_negatives`'s.
+    Reasons are ``empty``, ``cut``, those of :func:`cwdpo.negatives.filtering.filter_negatives`, and of the judge, asked
+    about what passed all else, ``judged_right`` or ``not_judged`` (not sure: what may be right is not a negative).
     """
     reasons = [_by_text(found, right_answers(row), rules or Rules()) for row, found in zip(rows, answers, strict=True)]
     if judge is not None:
@@ -82,11 +78,8 @@ def load_judge(name: str) -> Judge:
 
 
 class SameWords:
-    """Judges by words alone: right is what has the content words of a right answer, in any order.
-
-    Right are then also a picture described the other way round and the opposite in the same words ("the cat chases the
-    dog"). So it may drop hard negatives, but a right answer in another order never passes.
-    """
+    """Judges by words alone: right is what has the content words of a right answer, in any order, be it
+    the opposite ("the cat chases the dog"). So it may drop hard negatives, but lets no reordered right answer pass."""
 
     def __init__(self, right_answers: RightAnswersOf = lambda row: [row.chosen]) -> None:
         self._right_answers = right_answers
@@ -134,10 +127,7 @@ SCHEMA: dict[str, Any] = {
 
 
 class EndpointJudge:
-    """Asks a server about each answer: yes, no, or not sure. Its model must see images if the rows have any.
-
-    There is room for a model that thinks before it answers.
-    """
+    """Asks a server, whose model may think first and must see images if the rows have any: yes, no, or not sure."""
 
     def __init__(
         self, endpoint: Endpoint, right_answers: RightAnswersOf = lambda row: [row.chosen], *, max_tokens: int = 512
@@ -193,6 +183,5 @@ def _content(text: str) -> Counter[str]:
 
 
 def _by_text(answers: Sequence[Generated], right: Sequence[str], rules: Rules) -> list[Reason]:
-    """What :func:`verify` finds without a judge."""
     found = iter(filter_negatives(right, [answer.text for answer in answers if answer.text and answer.ended], rules))
     return [EMPTY if not answer.text else next(found) if answer.ended else CUT for answer in answers]
