@@ -100,7 +100,6 @@ class Analysis:
     pushed: Pushed | None
 
     def of_eta(self, eta: float) -> list[Influence]:
-        """What steps of this learning rate did."""
         return [one for one in self.report.influences if one.eta == eta]
 
 
@@ -280,7 +279,6 @@ def _load(name: str, lora: int | None) -> tuple[Any, Any]:
 
 
 def _batches(model: Any, processor: Any, rows: Sequence[Row], collate: AnswerCollator) -> list[Batch]:
-    """One batch a row."""
     return [send_to_device(collate([(position, row)]), model.device) for position, row in enumerate(rows)]
 
 
@@ -301,7 +299,6 @@ def _floor(settings: Settings, model: Any, engine: Engine, batches: Sequence[Bat
 
 @torch.no_grad()
 def _least_likely(model: Any, batches: Sequence[Batch], names: Sequence[str]) -> Pushed | None:
-    """The rejected token that the model finds least likely; None where nothing was rejected."""
     best: Pushed | None = None
     with eval_mode(model):
         for batch, name in zip(batches, names, strict=False):

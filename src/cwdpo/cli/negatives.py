@@ -290,7 +290,6 @@ def _load(model: str) -> tuple[Any, Any]:
 
 
 def _recipe_of_run(run: Path) -> "Recipe | None":
-    """The resolved recipe in a run's directory; None where there is none."""
     from cwdpo.config.recipe_file import read_recipe
     from cwdpo.records import RunDirectory
 
