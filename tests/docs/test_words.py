@@ -45,7 +45,10 @@ def files() -> list[Path]:
 
 
 def hits(text: str) -> list[tuple[int, str]]:
-    """Line and phrase of each place ("there is no run" is fine), also where a phrase goes over the end of a line, a comment's `#` included."""
+    """Line and phrase of each place, also where a phrase goes over the end of a line, a comment's `#` included.
+
+    "There is no run" is fine: what is meant is "this is no run".
+    """
     return [
         (text.count("\n", 0, found.start()) + 1, phrase)
         for phrase in PHRASES
