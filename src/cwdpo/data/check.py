@@ -1,7 +1,4 @@
-"""Preflight of a data file: read every row, open its images, count its tokens; and estimate the memory of a step.
-
-No GPU and no model weights.
-"""
+"""Preflight without GPU or weights: read every row, open its images, count its tokens; estimate a step's memory."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -83,7 +80,6 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether training may begin."""
         return not self.findings
 
     def summary(self) -> dict[str, Any]:
@@ -103,7 +99,6 @@ class CheckReport:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The whole report as plain lists and dicts."""
         return {"ok": self.ok, "summary": self.summary(), **asdict(self)}
 
 
@@ -114,14 +109,10 @@ def check_rows(
     encoder: Encoder | None = None,
     on_row: Callable[[int], None] | None = None,
 ) -> CheckReport:
-    """Check every row of a data file; a bad row does not end the check.
+    """Check every row of a file that :func:`cwdpo.data.reading.read_rows` takes; a bad row does not end the check.
 
-    Args:
-        path: a file or directory as :func:`cwdpo.data.reading.read_rows` takes it.
-        image_root: where relative image paths start, and what they may not leave; by default the file's directory.
-            A ``DataError`` where it is not a directory; what is wrong with the file itself is a finding.
-        encoder: counts tokens and knows the limit on them; None leaves tokens out.
-        on_row: called with the number of records seen, after each.
+    What is wrong with the file itself is a finding, an ``image_root`` that is not a directory a ``DataError``. The
+    ``encoder`` counts tokens and knows the limit on them. ``on_row`` gets the number of records seen, after each.
     """
     report = CheckReport(str(path))
     root = resolve_root(path, image_root)
@@ -156,7 +147,6 @@ class _Checker:
         self._columns: set[str] = set()
 
     def check(self, record: Record | DataError, source: str, root: Path) -> None:
-        """Look at one record and write down what is found."""
         try:
             if isinstance(record, DataError):
                 raise record
@@ -249,7 +239,6 @@ def _identity(row: Row) -> str:
 _ACTIVATIONS = 34
 """Bytes kept for the backward pass of one token in one transformer layer, for each unit of the hidden size, in a 2-byte
 type: Korthikanti et al., arXiv 2205.05198, equation 2 without the attention matrix, which sdpa does not keep."""
-
 
 _HEAD_ROWS = 1024
 """Tokens whose vocabulary logits exist at one time; the head is computed in pieces."""
