@@ -27,7 +27,7 @@ define APT
 	fi
 endef
 
-.PHONY: help setup demo test packages lint words emoji clean
+.PHONY: help setup demo test quick packages lint words wheel emoji clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ demo: setup  ## train a tiny vision-language model through both stages; no downl
 test: lint  ## every check: lint, types, layers, doctests and tests
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2
 
+quick: setup  ## nine tests in ten, within two minutes: those without a mark
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2 -m "not slow and not browser and not ranks and not bench"
+
 packages:  ## Debian packages for the tests that look at pages in a browser and at real emoji; without them these are skipped
 	$(call APT,$(TEST_PACKAGES))
 
@@ -58,6 +61,9 @@ lint: setup  ## ruff, mypy and the import layers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+wheel: setup  ## build the wheel, and run its demo from an environment and a folder of its own
+	.ci/check_wheel
 
 emoji: setup  ## real images: build the emoji data set from Debian's packages (asks apt for those that are missing)
 	$(call APT,$(EMOJI_PACKAGES))

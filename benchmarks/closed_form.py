@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from cwdpo.bench.sizes import SETTINGS, SIZES, ModelSize
+from cwdpo.bench.contestants import SETTINGS, SIZES, ModelSize
 
 PUBLISHED = {
     "3b": SIZES["3b"],
@@ -108,7 +108,7 @@ def _closed_form_line(size: str, setting: str, methods: list[str], *, lora: bool
             PUBLISHED[size],
             METHODS[name],
             _PAIR,
-            prompt=shape.prompt,
+            prompt=shape.image_tokens + shape.text,
             image_tokens=shape.image_tokens,
             lora=lora,
             checkpointing=checkpointing,
@@ -229,7 +229,8 @@ def decoder_cost(size: ModelSize, rows: Sequence[int], *, rank: int | None, read
     tokens = sum(rows)
     all_layers = tokens * size.depth
     skipped = 0 if read is None else tokens - read
-    layer = size.width * (2 * size.width + 2 * size.kv_width + 3 * size.mlp_width)
+    kv_width = size.width // size.heads * size.kv_heads  # features of the keys, and of the values, of a token
+    layer = size.width * (2 * size.width + 2 * kv_width + 3 * size.mlp_width)
     skippable = size.width * (2 * size.width + 3 * size.mlp_width)  # all but keys and values
     linear = 2 * (all_layers * layer - skipped * skippable)
     attention = 4 * sum(length**2 for length in rows) * size.depth * size.width
@@ -238,7 +239,7 @@ def decoder_cost(size: ModelSize, rows: Sequence[int], *, rank: int | None, read
         return Cost(linear + attention, 2 * linear + ATTENTION_BACKWARD * attention, linear - down + attention)
     # in and out of q and o, gate, up and down; of k and v
     skippable_ends = 4 * size.width + 3 * (size.width + size.mlp_width)
-    ends = skippable_ends + 2 * (size.width + size.kv_width)
+    ends = skippable_ends + 2 * (size.width + kv_width)
     adapters = 2 * rank * (all_layers * ends - skipped * skippable_ends)
     forward = linear + adapters + attention
     return Cost(forward, linear + 2 * adapters + ATTENTION_BACKWARD * attention, forward)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from benchmarks.closed_form import PUBLISHED, decoder_cost
-from cwdpo.bench.sizes import ModelSize
+from cwdpo.bench.contestants import ModelSize
 from cwdpo.engine.layout import Cost, parts_within
 from cwdpo.trainers.steps import LengthBuckets
 

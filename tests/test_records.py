@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 
 from cwdpo.errors import UserError
 from cwdpo.records import (
-    COOLING_HISTOGRAM,
     COOLING_QUANTILES,
     METRIC_NAMES,
     PROBE_GROUPS,
-    MetricsLine,
     ProbeLine,
     ProbeMeasure,
     RunDirectory,
@@ -84,10 +82,12 @@ def test_what_is_kept_is_there_for_the_next_session(tmp_path: Path) -> None:
 def test_resuming_drops_the_later_lines_of_that_stage(tmp_path: Path) -> None:
     run = RunDirectory.open(tmp_path, resume=False)
     for step in (1, 2, 3):
-        run.append_metrics({"stage": "stage1", "step": step, "loss": 1.0})
+        append_jsonl(run.metrics, [{"stage": "stage1", "step": step, "loss": 1.0}])
     for step in (1, 2, 3):
-        run.append_metrics({"stage": "stage2", "step": step, "loss": 1.0})
-        run.append_probes([{"stage": "stage2", "step": step, "group": group} for group in ("chosen", "rejected")])
+        append_jsonl(run.metrics, [{"stage": "stage2", "step": step, "loss": 1.0}])
+        append_jsonl(
+            run.probes, [{"stage": "stage2", "step": step, "group": group} for group in ("chosen", "rejected")]
+        )
     with run.metrics.open("a") as file:
         file.write('{"stage": "stage2", "st')
     assert run.truncate_after("stage2", 1) == 2 + 1 + 4
@@ -99,8 +99,8 @@ def test_resuming_drops_the_later_lines_of_that_stage(tmp_path: Path) -> None:
 
 def test_resuming_stage_1_forgets_stage_2(tmp_path: Path) -> None:
     run = RunDirectory.open(tmp_path, resume=False)
-    run.append_metrics({"stage": "stage1", "step": 5})
-    run.append_metrics({"stage": "stage2", "step": 1})
+    append_jsonl(run.metrics, [{"stage": "stage1", "step": 5}])
+    append_jsonl(run.metrics, [{"stage": "stage2", "step": 1}])
     assert run.truncate_after("stage1", 5) == 1
     assert read_jsonl(run.metrics).objects == [{"stage": "stage1", "step": 5}]
 
@@ -169,7 +169,6 @@ def test_no_bytes_break_reading_or_later_lines(tmp_path_factory: pytest.TempPath
 
 
 def test_a_line_holds_every_number_that_has_a_name() -> None:
-    assert {*MetricsLine.__annotations__} == {"stage", "step", COOLING_HISTOGRAM, *METRIC_NAMES}
     assert {*ProbeLine.__annotations__} >= {"stage", "step", "group", *get_args(ProbeMeasure)}
     assert {*COOLING_QUANTILES} < {*METRIC_NAMES}
     assert get_args(Side) == PROBE_GROUPS[:2]

@@ -1,9 +1,8 @@
 """Measure models outside training: held-out answers beside a reference, and a probe set on checkpoints."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from accelerate.utils import send_to_device
@@ -19,17 +18,11 @@ from cwdpo.engine import Engine, make_engine
 from cwdpo.metrics import jensen_shannon, token_ece, total_variation
 from cwdpo.models.adapters import load_checkpoint
 from cwdpo.probes import ProbeSet, Reading, StartDistributions, choose_rows, measure, own_answers, probe_rows
+from cwdpo.probes.measuring import wanted
 from cwdpo.records import ProbeLine
+from cwdpo.reference import LiveReference
 
-_WANT: tuple[Detail, ...] = ("entropy", "confidence", "hit", "distribution")
-
-
-class ReferenceLogprobs(Protocol):
-    """A reference that can be asked for everything, not for totals alone (a cache cannot)."""
-
-    def logprobs(self, batch: Batch, *, want: Collection[Detail] = ...) -> AnswerLogprobs:
-        """The engine's answer for the batch under the reference."""
-        ...
+_DETAILS: tuple[Detail, ...] = ("entropy", "confidence", "hit")
 
 
 def probe_checkpoints(
@@ -74,7 +67,7 @@ def probe_checkpoints(
 
 def evaluate_rows(
     model: PreTrainedModel,
-    reference: ReferenceLogprobs,
+    reference: LiveReference,
     processor: ProcessorMixin,
     rows: Sequence[Row],
     engine: Engine,
@@ -93,15 +86,11 @@ def evaluate_rows(
 
 @torch.no_grad()
 def evaluate_answers(
-    model: nn.Module, reference: ReferenceLogprobs, batches: Iterable[Batch], engine: Engine
+    model: nn.Module, reference: LiveReference, batches: Iterable[Batch], engine: Engine
 ) -> dict[str, float]:
-    """Score held-out answers with the policy and with its reference.
+    """Score held-out answers with the policy, in eval mode that is put back afterwards, and with its reference.
 
-    Args:
-        model: the policy; scored in eval mode, which is put back afterwards.
-        reference: for example :class:`cwdpo.reference.FrozenCopy`.
-        batches: on the model's device. Small ones: whole distributions over the vocabulary are held for each.
-        engine: computes the log-probs.
+    The batches are on the model's device, and small: whole distributions over the vocabulary are held for each.
 
     Returns:
         For each of ``chosen``, ``rejected`` and ``gentle`` that occurs, means over its answers:
@@ -113,16 +102,13 @@ def evaluate_answers(
         Over the tokens of chosen answers: ``ece``, ``accuracy`` (share of tokens that are the likeliest one),
         ``entropy``, ``js`` (both in nats) and ``tv``. Where prompts have both chosen and rejected answers,
         ``reward_accuracy``: share of such pairs in which the chosen answer's delta_total is the higher one.
-
-    Raises:
-        ValueError: there is no chosen answer.
     """
     answers: defaultdict[str, list[Tensor]] = defaultdict(list)
     tokens: defaultdict[str, list[Tensor]] = defaultdict(list)
     with eval_mode(model):
         for batch in batches:
-            policy = engine.logprobs(model, batch, want=_WANT)
-            start = reference.logprobs(batch, want=_WANT[-1:])
+            policy = engine.logprobs(model, batch, want=(*_DETAILS, "distribution"))
+            start = reference.logprobs(batch, want=["distribution"])
             of_answers = {
                 "logps": policy.total,
                 "logps_mean": policy.mean,
@@ -142,18 +128,9 @@ def evaluate_answers(
 
 def _token_values(policy: AnswerLogprobs, start: AnswerLogprobs) -> dict[str, Tensor]:
     """``(A, T)`` values by name."""
-    assert policy.distribution is not None
-    assert start.distribution is not None
-    assert policy.entropy is not None
-    assert policy.confidence is not None
-    assert policy.hit is not None
-    return {
-        "entropy": policy.entropy,
-        "confidence": policy.confidence,
-        "hit": policy.hit,
-        "tv": total_variation(policy.distribution, start.distribution),
-        "js": jensen_shannon(policy.distribution, start.distribution),
-    }
+    values = {name: wanted(policy, name) for name in _DETAILS}
+    now, before = wanted(policy, "distribution"), wanted(start, "distribution")
+    return values | {"tv": total_variation(now, before), "js": jensen_shannon(now, before)}
 
 
 def _pairs_won(delta: Tensor, batch: Batch) -> Tensor:

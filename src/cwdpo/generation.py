@@ -4,8 +4,8 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -18,35 +18,19 @@ from cwdpo.engine.layout import prompts_alone
 
 logger = logging.getLogger(__name__)
 
-
 _NEUTRAL: dict[str, Any] = {
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "exponential_decay_length_penalty": None,
-    "min_p": None,
-    "top_h": None,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "bad_words_ids": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "sequence_bias": None,
-    "guidance_scale": None,
-    "watermarking_config": None,
-    "num_beams": 1,
-    "num_return_sequences": 1,
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p"), 1.0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length"), 0),
+    **dict.fromkeys(("exponential_decay_length_penalty", "min_p", "top_h", "min_new_tokens", "bad_words_ids")),
+    **dict.fromkeys(("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "sequence_bias")),
+    **dict.fromkeys(("guidance_scale", "watermarking_config")),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), 0.0),
+    **dict.fromkeys(("num_beams", "num_return_sequences"), 1),
 }
 """Every setting of a generation config that would change what is sampled, as it changes nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Generated:
+class Generated(NamedTuple):
     """One answer as a model gave it."""
 
     text: str
@@ -93,11 +77,11 @@ def generate(
     processor: ProcessorMixin,
     rows: Sequence[Row],
     *,
-    batch_size: int = 64,
-    max_new_tokens: int = 256,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
+    batch_size: int,
+    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int,
     encoder: Encoder | None = None,
 ) -> list[Generated]:
     """Let the model answer every row's prompt; its train and eval modes are restored.
@@ -110,8 +94,8 @@ def generate(
     Args:
         model: a generative vision-language model, bare or with an adapter.
         processor: the model's processor, which is not changed.
-        rows: only their prompts and images are read. With and without images may be mixed. A row that stands several
-            times in a row is encoded once.
+        rows: only their prompts and images are read, with and without images mixed. Neighbours that are the same row
+            are encoded once.
         batch_size: prompts in one call of ``generate``.
         max_new_tokens: longest answer.
         temperature: None decodes greedily; a number > 0 samples from the whole vocabulary (no top-k).
@@ -198,19 +182,11 @@ class LocalSampler:
 
     def sample(self, rows: Sequence[Row], *, seed: int) -> list[list[Generated]]:
         """See :class:`Sampler`."""
-        how = self.sampling
-        found = generate(
-            self.model,
-            self.processor,
-            [row for row in rows for _ in range(how.k)],
-            batch_size=how.batch_size,
-            max_new_tokens=how.max_new_tokens,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            seed=seed,
-            encoder=self.encoder,
-        )
-        return [found[start : start + how.k] for start in range(0, len(found), how.k)]
+        settings = asdict(self.sampling)
+        k = settings.pop("k")
+        repeated = [row for row in rows for _ in range(k)]
+        found = generate(self.model, self.processor, repeated, **settings, seed=seed, encoder=self.encoder)
+        return [found[start : start + k] for start in range(0, len(found), k)]
 
 
 def chunks(indices: Sequence[int], sampling: Sampling) -> list[Sequence[int]]:

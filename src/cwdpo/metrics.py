@@ -14,7 +14,7 @@ def token_ece(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
     Args:
         confidence: ``(tokens,)`` probability (not log-probability) of the likeliest token.
         hit: ``(tokens,)`` True where the likeliest token was the right one.
-        num_bins: number of bins.
+        num_bins: of equal width on [0, 1].
 
     Returns:
         ``()`` in [0, 1]; 0 is perfect.
@@ -34,16 +34,10 @@ def token_ece(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
 def reliability(confidence: Tensor, hit: Tensor, *, num_bins: int = 15) -> Tensor:
     r"""The bins of :func:`token_ece`: how sure the model was, and how often it was right.
 
-    Args:
-        confidence: ``(tokens,)`` probability of the likeliest token.
-        hit: ``(tokens,)`` True where the likeliest token was the right one.
-        num_bins: number of bins of equal width on [0, 1]; only the last has both its ends.
+    Arguments and errors are those of :func:`token_ece`. Of the bins only the last has both its ends.
 
     Returns:
         ``(num_bins, 3)`` tokens in the bin, their mean confidence, and the share of hits; zeros where it is empty.
-
-    Raises:
-        ValueError: as :func:`token_ece`.
 
     Example:
         >>> reliability(torch.tensor([0.25, 0.75, 1.0]), torch.tensor([False, True, False]), num_bins=2)
@@ -85,9 +79,7 @@ def jensen_shannon(policy: Tensor, reference: Tensor) -> Tensor:
 
         JS(p, q) = 1/2 KL(p || m) + 1/2 KL(q || m),   m = (p + q) / 2
 
-    Args:
-        policy: ``(..., V)`` log-probs over the vocabulary; minus infinity is allowed.
-        reference: ``(..., V)`` log-probs of the reference at the same tokens.
+    Arguments are those of :func:`total_variation`; log-probs of minus infinity are allowed.
 
     Returns:
         ``(...)`` nats, from 0 (equal) to log 2 (no token in common).

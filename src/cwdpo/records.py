@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, TypeGuard, get_args
@@ -32,7 +32,9 @@ MetricName: TypeAlias = Literal[
     "negatives/on_policy", "negatives/level", "negatives/lbar",
 ]  # fmt: skip
 """The numbers of a logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens,
-in nats. ``negatives`` are of on-policy sampling and its curriculum, see docs/curriculum.md."""
+in nats. ``negatives`` are of on-policy sampling and its curriculum, see docs/curriculum.md. A line of
+``metrics.jsonl`` has them beside ``stage``, ``step``, ``cooling/histogram`` (not for loggers) and what else the
+Trainer logs (``epoch``, ``learning_rate``, ...)."""
 
 StepMetric: TypeAlias = MetricName | Literal["cooling"]
 """What a training step gives of each answer; of the weights ``cooling`` a line has mean, quantiles and histogram."""
@@ -42,23 +44,6 @@ COOLING_QUANTILES: Mapping[MetricName, float] = {"cooling/p10": 0.1, "cooling/p5
 COOLING_HISTOGRAM: Final = "cooling/histogram"
 HISTOGRAM_BINS: Final = 10
 """Equal bins of [0, 1] in which :data:`COOLING_HISTOGRAM` counts the w_c since the line before."""
-
-MetricsLine = TypedDict(
-    "MetricsLine",
-    {
-        "stage": Stage, "step": int,
-        "loss": float, "grad_norm": float, "entropy": float, "num_tokens": float,
-        "rewards/chosen": float, "rewards/rejected": float, "rewards/margins": float, "rewards/accuracies": float,
-        "logps/chosen": float, "logps/rejected": float,
-        "logps_mean/chosen": float, "logps_mean/rejected": float, "logps_mean/gentle": float,
-        "cooling/mean": float, "cooling/p10": float, "cooling/p50": float, "cooling/p90": float,
-        "cooling/histogram": list[int],
-        "negatives/on_policy": float, "negatives/level": float, "negatives/lbar": float,
-    },
-    total=False,
-)  # fmt: skip
-"""One logged step: its :data:`MetricName` numbers, and what else the Trainer logs (``epoch``, ``learning_rate``, ...).
-Loggers do not get ``cooling/histogram``."""
 
 ProbeGroup: TypeAlias = Literal[
     "chosen", "rejected", "gentle", "longer", "shorter",
@@ -82,15 +67,11 @@ class ProbeLine(TypedDict, total=False):
     group: ProbeGroup
     n: int
     mean_logprob: float
-    """Mean lbar of the group, nats per token."""
-
     delta: float
-    """Change of ``mean_logprob`` since the stage began, nats per token."""
-
     p10: float
     p50: float
     p90: float
-    """Quantiles of lbar over the group's answers, nats per token."""
+    """lbar in nats per token: the group's mean, its change since the stage began, and quantiles over the answers."""
 
     entropy: float
     top1: float
@@ -118,10 +99,10 @@ SIGN_NAMES: tuple[SignName, ...] = get_args(SignName)
 
 
 class _Inside:
-    """A path with a fixed name in a run directory."""
+    """A path with a fixed name in a run directory, and what is there."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, content: str) -> None:
+        self._name, self.__doc__ = name, content
 
     def __get__(self, run: "RunDirectory", owner: object = None) -> Path:
         return run.root / self._name
@@ -135,11 +116,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, root: str | Path, *, resume: bool) -> "RunDirectory":
-        """Make the directory, or take up an earlier run in it.
-
-        Args:
-            root: the run directory.
-            resume: continue what is there; a directory that is missing or holds no file starts a new run.
+        """Make the directory, or with ``resume`` continue the run in it; without any file in it a new run starts.
 
         Raises:
             UserError: something is there and ``resume`` is off, what is there is not a run, or it is not a directory
@@ -155,15 +132,12 @@ class RunDirectory:
                     "Continue the run in it with --resume, or give another --output_dir."
                 )
             if not run.recipe.is_file():
-                raise UserError(
-                    f"{run.root} holds no run to resume: no recipe.yaml. Give a run's directory, or a new one."
-                )
+                raise UserError(f"{root} holds no run to resume: no recipe.yaml. Give a run's directory, or a new one.")
         try:
             run.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"the directory {run.root} cannot be made ({error.strerror}). Give another --output_dir."
-            ) from error
+            why = f"the directory {run.root} cannot be made ({error.strerror}). Give another --output_dir."
+            raise UserError(why) from error
         return run
 
     @property
@@ -175,35 +149,16 @@ class RunDirectory:
         """Whether there is any file; directories alone are what a start that failed leaves."""
         return any(path != besides and (path.is_symlink() or not path.is_dir()) for path in self.root.rglob("*"))
 
-    recipe = _Inside("recipe.yaml")
-    """The resolved recipe, with the measured floor."""
-
-    metrics = _Inside("metrics.jsonl")
-    """One :class:`MetricsLine` a logged step."""
-
-    probes = _Inside("probes.jsonl")
-    """One :class:`ProbeLine` a reading and group."""
-
-    engine = _Inside("engine.json")
-    """How log-probs are computed, and on which numbers that was decided."""
-
-    findings = _Inside("findings.json")
-    """What went wrong, by name."""
-
-    summary = _Inside("summary.json")
-    """The run's results in one object."""
-
-    report = _Inside("report.html")
-    """The page for people."""
-
-    reference = _Inside("reference")
-    """Cached log-probs of the reference; internal."""
-
-    negatives = _Inside("negatives")
-    """What was sampled from the policy, a file a refresh; see docs/on_policy.md."""
-
-    features = _Inside("features")
-    """Kept features of a frozen vision tower; internal."""
+    recipe = _Inside("recipe.yaml", "The resolved recipe, with the measured floor.")
+    metrics = _Inside("metrics.jsonl", "A line a logged step: see :data:`MetricName`.")
+    probes = _Inside("probes.jsonl", "A :class:`ProbeLine` a reading and group.")
+    engine = _Inside("engine.json", "How log-probs are computed, and on which numbers that was decided.")
+    findings = _Inside("findings.json", "What went wrong, by name.")
+    summary = _Inside("summary.json", "The run's results in one object.")
+    report = _Inside("report.html", "The page for people.")
+    reference = _Inside("reference", "Cached log-probs of the reference; internal.")
+    negatives = _Inside("negatives", "What was sampled from the policy, a file a refresh; see docs/on_policy.md.")
+    features = _Inside("features", "Kept features of a frozen vision tower; internal.")
 
     def stage(self, stage: Stage) -> Path:
         """The model that a stage left: loads with ``from_pretrained``, or is a PEFT adapter directory."""
@@ -222,7 +177,7 @@ class RunDirectory:
         return self.root / "tensorboard" / stage
 
     def is_finished(self, stage: Stage) -> bool:
-        """Whether a stage's model was saved whole, and is still there; see :meth:`mark_finished`."""
+        """Whether a stage's model was saved whole, and is still there."""
         return self.was_finished(stage) and self.stage(stage).is_dir()
 
     def was_finished(self, stage: Stage) -> bool:
@@ -236,7 +191,7 @@ class RunDirectory:
 
     def note(self, stage: Stage) -> dict[str, Any]:
         """What was said when the stage was finished; empty if it is not."""
-        return _object(self._done(stage))
+        return _object_in(self._done(stage))
 
     def keep(self, name: str, value: Mapping[str, object]) -> None:
         """Remember something of the run for the sessions that go on with it; internal."""
@@ -246,7 +201,7 @@ class RunDirectory:
 
     def kept(self, name: str) -> dict[str, Any]:
         """What an earlier session remembered under this name; empty if none did."""
-        return _object(self.root / "checkpoints" / f"{name}.json")
+        return _object_in(self.root / "checkpoints" / f"{name}.json")
 
     def _done(self, stage: Stage) -> Path:
         return self.root / "checkpoints" / f"{stage}.done"
@@ -256,40 +211,48 @@ class RunDirectory:
         notes = [self.note(stage) for stage in STAGES]
         write_json(self.findings, {**found, "stopped": [note["stopped"] for note in notes if "stopped" in note]})
 
-    def append_metrics(self, line: MetricsLine) -> None:
-        """Append one logged step."""
-        append_jsonl(self.metrics, [line])
-
-    def append_probes(self, lines: Sequence[ProbeLine]) -> None:
-        """Append one probe reading, a line a group."""
-        append_jsonl(self.probes, lines)
-
     def readings(self, stage: Stage, *, until: int) -> list[ProbeLine]:
         """A stage's probe lines up to a step, oldest first; other lines are left out."""
-        return [line for line in read_jsonl(self.probes).objects if _is_reading(line, stage, until)]
+
+        def is_reading(line: Mapping[str, object]) -> TypeGuard[ProbeLine]:
+            step, whole = line.get("step"), {"group", "mean_logprob"} <= line.keys()
+            return whole and line.get("stage") == stage and isinstance(step, int) and step <= until
+
+        return [line for line in read_jsonl(self.probes).objects if is_reading(line)]
 
     def truncate_after(self, stage: Stage, step: int) -> int:
-        """Drop what a stage recorded after a step, as the resumed run will record it again.
+        """Drop what a stage recorded after a step, and all of later stages: the resumed run records it again.
 
         Broken lines go too: they were half-written by the interruption.
 
         Args:
-            stage: the stage being resumed; lines of a stage after it are dropped as well.
+            stage: the stage being resumed.
             step: the last step that the checkpoint holds; -1 drops the whole stage, 0 all but a reading before its
                 first step.
 
         Returns:
             How many lines were dropped.
         """
-        return sum(_truncate(path, stage, step) for path in (self.metrics, self.probes))
+
+        def stays(line: Mapping[str, object]) -> bool:
+            if line.get("stage") == stage:
+                at = line.get("step")
+                return isinstance(at, int) and at <= step
+            return not (stage == "stage1" and line.get("stage") == "stage2")
+
+        total = 0
+        for path in (self.metrics, self.probes):
+            lines = read_jsonl(path)
+            kept = [line for line in lines.objects if stays(line)]
+            dropped = len(lines.objects) - len(kept) + lines.skipped
+            if dropped:
+                write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+            total += dropped
+        return total
 
 
 def checkpoint_directory(path: Path) -> Path:
-    """The checkpoint that a path stands for: itself, or the last finished stage of a run.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The checkpoint that a path stands for: itself, or the last finished stage of a run; else a UserError."""
     if not path.is_dir():
         raise UserError(f"{path} is not a directory. Give a run, such as runs/cwdpo, or a checkpoint.")
     run = RunDirectory(path)
@@ -310,7 +273,7 @@ class JsonLines(NamedTuple):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole, or leave what was there untouched; see :func:`write_bytes`."""
+    """The same as :func:`write_bytes`, of a text."""
     write_bytes(path, text.encode("utf-8"))
 
 
@@ -326,7 +289,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+        mask = os.umask(0)  # there is no way to read it but to set it
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -345,7 +310,7 @@ def write_jsonl(path: Path, objects: Iterable[Mapping[str, object]]) -> None:
 
 
 def append_jsonl(path: Path, objects: Iterable[Mapping[str, object]]) -> None:
-    """Append objects, one a line; numbers that are not finite become null.
+    """Append objects as :func:`write_jsonl` writes them.
 
     A half-written last line, left by a run that was killed, is closed first, so that it spoils no good line.
     """
@@ -365,49 +330,25 @@ def read_jsonl(path: Path) -> JsonLines:
     except FileNotFoundError:
         return JsonLines([], 0)
     lines = [line for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
-    objects = [item for item in map(_parsed_line, lines) if item is not None]
+    objects = [item for item in map(_parsed, lines) if item is not None]
     return JsonLines(objects, len(lines) - len(objects))
 
 
-def _is_reading(line: Mapping[str, object], stage: Stage, until: int) -> TypeGuard[ProbeLine]:
-    step = line.get("step")
-    if not isinstance(step, int) or not {"group", "mean_logprob"} <= line.keys():
-        return False
-    return line.get("stage") == stage and step <= until
-
-
-def _object(path: Path) -> dict[str, Any]:
+def _object_in(path: Path) -> dict[str, Any]:
     """A file's JSON object; empty where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _parsed(path.read_bytes()) or {}
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _truncate(path: Path, stage: Stage, step: int) -> int:
-    lines = read_jsonl(path)
-    kept = [line for line in lines.objects if not _comes_after(line, stage, step)]
-    dropped = len(lines.objects) - len(kept) + lines.skipped
-    if dropped:
-        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
-    return dropped
-
-
-def _comes_after(line: Mapping[str, object], stage: Stage, step: int) -> bool:
-    if line.get("stage") == stage:
-        at = line.get("step")
-        return not isinstance(at, int) or at > step
-    return stage == "stage1" and line.get("stage") == "stage2"
 
 
 def _lines(objects: Iterable[Mapping[str, object]]) -> str:
     return "".join(json.dumps(_finite(item), ensure_ascii=False, allow_nan=False) + "\n" for item in objects)
 
 
-def _parsed_line(line: bytes) -> dict[str, Any] | None:
+def _parsed(content: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(line.decode("utf-8"))
+        found = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
@@ -422,9 +363,3 @@ def _finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -50,16 +50,13 @@ class ReferenceCache:
     """``key -> (log pi_ref, number of tokens)``, in part files that are written whole or not at all."""
 
     def __init__(self, directory: Path | None, *, of_model: str, computed_in: str = "", rank: int = 0) -> None:
-        """Open the cache of a directory, or begin one.
+        """Open the cache of a directory, or begin one; an error where it holds what was computed otherwise.
 
         Args:
             directory: where the parts lie; None keeps everything in memory.
             of_model: fingerprint of the model whose log-probs these are (see :func:`cwdpo.models.parts.fingerprint`).
             computed_in: precision and device; other roundings would make the rewards of step 0 differ from 0.
             rank: this process; each writes parts of its own.
-
-        Raises:
-            UserError: the directory holds another model's log-probs, or such as were computed otherwise.
         """
         self.directory, self.of_model, self.rank = directory, of_model, rank
         self._entries: dict[str, tuple[float, int]] = {}
@@ -108,21 +105,18 @@ class ReferenceCache:
         part = self.directory / f"part-{self.rank:03d}-{number:05d}.npz"
         written = part.with_suffix(".partial")
         with written.open("wb") as file:
+            totals, counts = zip(*self._unsaved.values(), strict=True)
             np.savez(
                 file,
                 keys=np.array(list(self._unsaved), dtype="S32"),
-                totals=np.array([total for total, _ in self._unsaved.values()], dtype=np.float64),
-                num_tokens=np.array([n for _, n in self._unsaved.values()], dtype=np.int64),
+                totals=np.array(totals, dtype=np.float64),
+                num_tokens=np.array(counts, dtype=np.int64),
             )
         written.replace(part)
         self._unsaved = {}
 
     def totals(self, batch: Batch) -> Tensor:
-        """``(A,)`` log pi_ref(y|x) of every answer in the batch.
-
-        Raises:
-            KeyError: an answer is not in the cache; the message names its row.
-        """
+        """``(A,)`` log pi_ref(y|x) of every answer in the batch; a KeyError names the row of one that is not here."""
         found = [self._entries.get(key) for key in batch["keys"]]
         if None in found:
             row = batch["row_index"][batch["prompt_index"][found.index(None)]].item()

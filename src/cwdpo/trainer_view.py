@@ -19,7 +19,7 @@ class TrainerView(Protocol):
     """Readings of probes that an evaluation reports too; whatever measures probes sets it."""
 
     @property
-    def policy(self) -> nn.Module:
+    def model(self) -> nn.Module:
         """The model, without the wrappers of training."""
 
     @property

@@ -70,6 +70,7 @@ def setup(tiny: Callable[[str], Path], tmp_path: Path) -> Setup:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_predicted_changes_are_the_measured_ones(setup: Setup, name: str) -> None:
     model, batches = setup(name)
@@ -91,6 +92,7 @@ def test_predicted_changes_are_the_measured_ones(setup: Setup, name: str) -> Non
     assert all(value.grad is None for value in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_whole_kernel_gives_the_same_number(setup: Setup, loss: LossName) -> None:
     """A K G with every entry of K built, beside <grad lbar, grad L> of autograd through engine and loss."""
@@ -114,6 +116,7 @@ def test_the_whole_kernel_gives_the_same_number(setup: Setup, loss: LossName) ->
     assert decomposed == pytest.approx(plain, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_random_directions_estimate_the_kernel_and_their_error(setup: Setup) -> None:
     model, (one, other, *_) = setup("llava", short=True, lora=True)
     logits = AnswerLogits(model.eval())

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cwdpo.analysis.theory import cw_dpo_pulls, gains_share, push_down, push_down_repeatedly, token_residual
+from cwdpo.analysis.theory import cw_dpo_pulls, push_down, push_down_repeatedly, token_residual
 from cwdpo.cooling import cooling_weight
 
 DOMINATED = [0.7, 0.2, 0.09, 0.01]
@@ -58,7 +58,8 @@ def test_the_argmax_gains_and_everything_else_loses(step: float) -> None:
 @given(masses=st.lists(st.floats(0.001, 1), min_size=3, max_size=6), step=st.floats(0.01, 5))
 def test_whatever_the_distribution_the_argmax_gains_and_the_target_loses(masses: list[float], step: float) -> None:
     probs = sorted((mass / sum(masses) for mass in masses), reverse=True)
-    gains = gains_share(torch.tensor(probs, dtype=torch.float64).log(), len(probs) - 1, step=step)
+    before = torch.tensor(probs, dtype=torch.float64).log()
+    gains = push_down(before, len(probs) - 1, step=step) > before
     assume(probs[0] > probs[-1] + 1e-6)
     assert gains[0]
     assert not gains[-1]
@@ -69,7 +70,8 @@ def test_who_gains_by_a_small_step(probs: list[float]) -> None:
     """pi_i > sum_j pi_j^2 - pi_l: near-ties of the argmax gain too."""
     bar = sum(p * p for p in probs) - probs[-1]
     expected = [p > bar for p in probs[:-1]] + [False]
-    assert gains_share(torch.tensor(probs, dtype=torch.float64).log(), 3, step=1e-4).tolist() == expected
+    before = torch.tensor(probs, dtype=torch.float64).log()
+    assert (push_down(before, 3, step=1e-4) > before).tolist() == expected
 
 
 def test_pushing_a_likely_answer_down_spreads_its_mass() -> None:

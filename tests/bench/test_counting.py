@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from cwdpo.bench.counting import count_flops, peak_memory, saved_activations, without_products
+from benchmarks.without_products import without_products
+from cwdpo.bench.counting import count_flops, peak_memory, saved_activations
 from cwdpo.engine import tree as tree_attention
 
 CPU = torch.device("cpu")

@@ -1,26 +1,19 @@
 """What a step may cost at most beside TRL, in FLOPs: TRL as it scores on CUDA, answer tokens alone."""
 
-from pathlib import Path
-
 import pytest
-from bench.tiny_size import TINY
+from bench.steps import TINY, Case, count, make_contestant, make_task
 
-from cwdpo.bench.contestants import Task, build_model, build_processor, cw_dpo, make_rows, trl_dpo
-from cwdpo.bench.counting import count_flops, without_products
-from cwdpo.bench.sizes import SETTINGS
+from benchmarks.closed_form import METHODS
+from benchmarks.without_products import without_products
+from cwdpo.bench.contestants import SETTINGS, trl_dpo
+from cwdpo.bench.counting import count_flops
+
+pytestmark = pytest.mark.bench
 
 
-def make_task(setting: str, directory: Path, *, lora: bool, checkpointing: bool) -> Task:
-    size = TINY
-    processor = build_processor(size.vision)
-    return Task(
-        model=build_model(size, processor),
-        processor=processor,
-        rows=make_rows(SETTINGS[setting], size.vision),
-        lora_rank=size.lora_rank if lora else None,
-        checkpointing=checkpointing,
-        directory=directory,
-    )
+def share_of_trl(method: str, setting: str, *, lora: bool, checkpointing: bool) -> float:
+    case = Case(size=TINY, setting=SETTINGS[setting], lora=lora, checkpointing=checkpointing)
+    return count(case, METHODS[method]).step / count(case, METHODS["TRL"]).step
 
 
 @pytest.mark.parametrize(
@@ -37,36 +30,22 @@ def make_task(setting: str, directory: Path, *, lora: bool, checkpointing: bool)
         ("i1024", True, True, 0.22),
     ],
 )
-def test_tree_with_cached_reference(
-    setting: str, lora: bool, checkpointing: bool, limit: float, tmp_path: Path
-) -> None:
-    task = make_task(setting, tmp_path, lora=lora, checkpointing=checkpointing)
+def test_tree_with_cached_reference(setting: str, lora: bool, checkpointing: bool, limit: float) -> None:
+    assert 0.1 < share_of_trl("tree, cached reference", setting, lora=lora, checkpointing=checkpointing) <= limit
+
+
+def test_tree_with_cached_reference_and_features() -> None:
+    method = "tree, cached reference and features"
+    assert 0.1 < share_of_trl(method, "i1024", lora=True, checkpointing=False) <= 0.20
+
+
+def test_counting_without_products_counts_the_same() -> None:
+    case = Case(size=TINY, setting=SETTINGS["ii"], lora=True, checkpointing=True)
+    task = make_task(case)
     with without_products():
-        ours = cw_dpo(task, engine="tree", reference="cached")
-        ours.step()  # the engine checks itself in its first step
-        theirs = trl_dpo(task, compact_head=True)
-        ratio = count_flops(ours.step) / count_flops(theirs.step)
-    assert 0.1 < ratio <= limit
-
-
-def test_tree_with_cached_reference_and_features(tmp_path: Path) -> None:
-    task = make_task("i1024", tmp_path, lora=True, checkpointing=False)
-    with without_products():
-        ours = cw_dpo(task, engine="tree", reference="cached", features=True)
-        ours.step()
-        theirs = trl_dpo(task, compact_head=True)
-        ratio = count_flops(ours.step) / count_flops(theirs.step)
-    assert 0.1 < ratio <= 0.20
-
-
-def test_counting_without_products_counts_the_same(tmp_path: Path) -> None:
-    task = make_task("ii", tmp_path, lora=True, checkpointing=True)
-    for contestant in (
-        trl_dpo(task, compact_head=True),
-        trl_dpo(task, compact_head=False),
-        cw_dpo(task, engine="tree", reference="live"),
-    ):
-        contestant.step()
-        counted = count_flops(contestant.step)
-        with without_products():
-            assert count_flops(contestant.step) == counted > 1e8
+        ours, theirs = (make_contestant(task, METHODS[name]) for name in ("tree", "TRL"))
+        strict = trl_dpo(task, compact_head=False)
+        skipped = [count_flops(contestant.step) for contestant in (ours, strict)]
+    skipped.append(count(case, METHODS["TRL"]).step)
+    assert skipped == [count_flops(contestant.step) for contestant in (ours, strict, theirs)]
+    assert min(skipped) > 1e8

@@ -1,12 +1,11 @@
 """The model, the rows and the processor are what the sizes and the settings say."""
 
 import pytest
-from bench.tiny_size import TINY
+from bench.steps import TINY
 from PIL import Image
 
 from cwdpo.batch import Role
-from cwdpo.bench.contestants import build_processor, make_rows
-from cwdpo.bench.sizes import SETTINGS, SIZES
+from cwdpo.bench.contestants import SETTINGS, SIZES, build_processor, make_rows
 from cwdpo.data.collate import AnswerCollator, RowDataset
 from cwdpo.data.encode import Encoder
 

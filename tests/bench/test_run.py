@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from cwdpo.bench import run
-from cwdpo.bench.contestants import Contestant
+from cwdpo.bench.contestants import SIZES, Contestant, ModelSize, Setting, VisionSize
 from cwdpo.bench.run import (
     BEST,
     FEATURES,
@@ -23,7 +23,6 @@ from cwdpo.bench.run import (
     measured_table,
     run_bench,
 )
-from cwdpo.bench.sizes import SIZES, ModelSize, Setting, VisionSize
 from cwdpo.engine import tree as tree_attention
 from cwdpo.errors import UserError
 
@@ -50,6 +49,7 @@ def measure(**options: Any) -> Result:
     return run_bench(Options(setting="ii", size="3b", **options), say=lambda line: None)
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("lora", [True, False])
 def test_every_contestant_has_the_same_loss_and_the_tree_the_least_to_do(lora: bool) -> None:
     result = measure(lora=lora, steps=2)
@@ -72,6 +72,7 @@ def test_every_contestant_has_the_same_loss_and_the_tree_the_least_to_do(lora: b
     assert "paid over 1 epoch: FLOPs 0." in measured_table(result)
 
 
+@pytest.mark.bench
 def test_the_measurement_for_gpus_on_a_stand_in_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything of `--device cuda` but the device."""
     built = run.build_model
@@ -117,6 +118,7 @@ def test_only_who_is_measured_is_on_the_gpu(device: str, expected: list[str]) ->
     assert sent == expected
 
 
+@pytest.mark.bench
 def test_targets_stand_beside_what_was_measured() -> None:
     result = measure(steps=1, checkpointing=True)
     flops, time = result.targets
@@ -129,6 +131,7 @@ def test_targets_stand_beside_what_was_measured() -> None:
     assert replace(flops, ratio=0.35).met
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("engine", ["tree", "plain"])
 def test_one_engine_alone(engine: Any) -> None:
     names = list(measure(engine=engine, steps=0).measurements)

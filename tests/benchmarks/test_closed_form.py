@@ -1,23 +1,19 @@
 """The closed form against torch's counter."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from bench.tiny_size import TINY
+from bench.steps import TINY, Case, count
 
 from benchmarks.closed_form import (
     METHODS,
     PUBLISHED,
-    Method,
     closed_form_table,
     reference_flops,
     row_lengths,
     step_flops,
 )
-from cwdpo.bench.contestants import Contestant, Task, build_model, build_processor, cw_dpo, make_rows, trl_dpo
-from cwdpo.bench.counting import count_flops, without_products
-from cwdpo.bench.sizes import SETTINGS, ModelSize, Setting, VisionSize
+from cwdpo.bench.contestants import SETTINGS, ModelSize, Setting, VisionSize, build_model, build_processor
 
 WIDE = ModelSize(
     vision=VisionSize(depth=2, full_attention=(0,), width=64, mlp_width=200, heads=2),
@@ -31,15 +27,7 @@ WIDE = ModelSize(
 )
 
 
-def make_contestant(task: Task, method: Method) -> Contestant:
-    if method.rows == "trl":
-        return trl_dpo(task, compact_head=True)
-    features = method.features == "cached"
-    contestant = cw_dpo(task, engine=method.rows, reference=method.reference, features=features)
-    contestant.step()  # engines check themselves in their first step
-    return contestant
-
-
+@pytest.mark.bench
 @pytest.mark.parametrize(
     ("size", "setting", "lora", "checkpointing"),
     [
@@ -50,32 +38,20 @@ def make_contestant(task: Task, method: Method) -> Contestant:
     ],
 )
 def test_closed_form_is_within_three_percent_of_the_counter(
-    size: ModelSize, setting: Setting, lora: bool, checkpointing: bool, tmp_path: Path
+    size: ModelSize, setting: Setting, lora: bool, checkpointing: bool
 ) -> None:
-    processor = build_processor(size.vision)
-    task = Task(
-        model=build_model(size, processor),
-        processor=processor,
-        rows=make_rows(setting, size.vision),
-        lora_rank=size.lora_rank if lora else None,
-        checkpointing=checkpointing,
-        directory=tmp_path,
-    )
-    shape = {"prompt": setting.prompt, "image_tokens": setting.image_tokens}
+    case = Case(size=size, setting=setting, lora=lora, checkpointing=checkpointing)
+    pairs = count(case, METHODS["TRL"]).pairs
+    shape = {"prompt": setting.image_tokens + setting.text, "image_tokens": setting.image_tokens}
     for name, method in METHODS.items():
         if method.features == "cached" and not lora:
             continue  # the tower trains
-        with without_products():
-            contestant = make_contestant(task, method)
-            counted = count_flops(contestant.step)
-        if name == "TRL":
-            pairs = contestant.batch["completion_mask"].sum(dim=1).view(2, -1).T.tolist()
+        counted = count(case, method)
         formula = step_flops(size, method, pairs, **shape, lora=lora, checkpointing=checkpointing)
-        assert formula == pytest.approx(counted, rel=0.03), name
+        assert formula == pytest.approx(counted.step, rel=0.03), name
         if method.reference == "cached":
-            with without_products():
-                once = count_flops(contestant.reference_pass)
-            assert reference_flops(size, method, pairs, **shape, adapters=lora) == pytest.approx(once, rel=0.03)
+            once = reference_flops(size, method, pairs, **shape, adapters=lora)
+            assert once == pytest.approx(counted.reference_pass, rel=0.03)
 
 
 def test_rows_of_each_layout() -> None:

@@ -23,6 +23,7 @@ SETTINGS = DemoSettings(
 )
 
 
+@pytest.mark.slow
 def test_tree_and_plain_rows_write_the_same_losses(tmp_path: Path) -> None:
     recipe = demo_recipe(tmp_path, SETTINGS)
     found = compare_engines(recipe, tmp_path, say=lambda line: None)

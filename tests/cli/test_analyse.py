@@ -37,6 +37,7 @@ def data(tmp_path: Path) -> Path:
     return disc_data.write(tmp_path / "data", disc_data.records(6))
 
 
+@pytest.mark.slow
 def test_files_and_correlation(run: Run, data: Path, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, printed, _ = run(
@@ -59,6 +60,7 @@ def test_files_and_correlation(run: Run, data: Path, tiny: Callable[[str], Path]
         ElementTree.fromstring(path.read_text())
 
 
+@pytest.mark.slow
 def test_adapters_reference_and_sft_without_negatives(
     run: Run, data: Path, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -168,6 +168,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "expected"), [("no", "second/stage1 could not be written"), ("steps", "no room to save a checkpoint")]
 )

@@ -105,6 +105,7 @@ def test_sampling_from_a_server(run: Run, data: Path, tmp_path: Path, monkeypatc
     assert found[4]["dropped"] == [{"text": "a bad cat", "reason": "repeated"}]
 
 
+@pytest.mark.slow
 def test_sampling_from_a_checkpoint_can_be_repeated_and_mixed(
     run: Run, data: Path, tmp_path: Path, tiny: Callable[[str], Path]
 ) -> None:

@@ -91,17 +91,25 @@ def test_following_ends_cleanly(tmp_path: Path) -> None:
     """A run that has logged nothing is served; Ctrl-C is no error."""
     command = [sys.executable, "-m", "cwdpo", "report", str(tmp_path), "--follow"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as served:
-        assert served.stdout is not None
-        found = re.fullmatch(r"report: http://127\.0\.0\.1:(\d+)/  \(Ctrl-C ends it\)\n", served.stdout.readline())
-        assert found is not None
-        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=10)
-        connection.request("GET", "/")
-        assert b"Waiting for" in connection.getresponse().read()
-        served.send_signal(signal.SIGINT)
-        out, err = served.communicate(timeout=20)
+    # a shell's background jobs ignore Ctrl-C, and so would the server if pytest is one
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        served = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with served:
+        try:
+            assert served.stdout is not None
+            first = served.stdout.readline()
+            found = re.fullmatch(r"report: http://127\.0\.0\.1:(\d+)/  \(Ctrl-C ends it\)\n", first)
+            assert found is not None
+            connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=10)
+            connection.request("GET", "/")
+            assert b"Waiting for" in connection.getresponse().read()
+            served.send_signal(signal.SIGINT)
+            out, err = served.communicate(timeout=20)
+        finally:
+            served.kill()  # leaving the block waits for it
     assert (served.returncode, err) == (0, "")
     assert out == "\nThe page is no longer served. Training continues.\n"
     assert list(tmp_path.iterdir()) == []

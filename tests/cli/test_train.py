@@ -16,6 +16,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_settings_of_the_method_are_taken_too(train: Train, tmp_path: Path) -> None:
     code, err = train(trainer={"max_tokens_per_batch": 64, "length_buckets": True})
     assert (code, err) == (0, "")
@@ -103,6 +104,7 @@ def test_a_start_that_failed_is_no_obstacle_to_the_next(train: Train, tmp_path: 
     assert "is not empty, and nothing is overwritten" in err
 
 
+@pytest.mark.slow
 def test_a_run_that_only_wrote_its_recipe_can_be_resumed_with_another(train: Train, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("mine: precious\n")
@@ -132,6 +134,7 @@ def test_rows_that_stage_2_cannot_use_do_not_wait_for_it(where: str, train: Trai
     )
 
 
+@pytest.mark.slow
 def test_answers_that_are_the_same_are_counted_once(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -237,6 +237,7 @@ def test_plain_yaml_readers_understand_what_is_written() -> None:
     assert (other["seed"], other["stage2"]["cooling"]["floor"], other["stage1"]) == (3, "gentle", None)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.text(max_size=60))
 def test_no_text_breaks_the_reader(text: str) -> None:

@@ -10,6 +10,8 @@ from cwdpo.demo.plans import DemoSettings, base_checkpoint, make_plans
 from cwdpo.demo.run import run_demo
 from cwdpo.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:

@@ -29,6 +29,7 @@ def test_rows_pictures_and_truth_agree(tmp_path: Path) -> None:
             assert (image.format, image.size, image.mode) == ("PNG", (32, 32), "RGB")
 
 
+@pytest.mark.slow
 def test_seven_in_ten_rejected_captions_are_easy(tmp_path: Path) -> None:
     kinds = Counter(row["kind"] for row in read(write_world(tmp_path, seed=1, train=1000, eval=0).train))
     assert kinds["gentle"] / 1000 == pytest.approx(0.3, abs=0.05)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from cwdpo.diagnosis.curves import Curve, MissingReadingsError
+from cwdpo.diagnosis.history import Curve, MissingReadingsError
 
 
 def curve(*values: float) -> Curve:

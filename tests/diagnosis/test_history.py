@@ -53,6 +53,7 @@ def test_strange_items_change_nothing_and_are_counted(strange: list[Any], places
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(strange_lines)
 def test_no_line_crashes_it(readings: list[dict[str, Any]]) -> None:

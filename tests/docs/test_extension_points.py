@@ -14,8 +14,7 @@ from support.stage_trainers import make_trainer, sixteen_rows
 
 from cwdpo.batch import Role
 from cwdpo.data.rows import Row
-from cwdpo.diagnosis.curves import MissingReadingsError
-from cwdpo.diagnosis.history import History
+from cwdpo.diagnosis.history import MissingReadingsError, stage_histories
 from cwdpo.engine import make_engine
 from cwdpo.generation import Generated
 from cwdpo.negatives.verify import load_judge
@@ -72,7 +71,7 @@ def test_a_judge_of_ones_own_is_found_by_its_name(example: dict[str, Any], monke
 @pytest.mark.parametrize(("last", "found"), [(0.5, False), (2.0, True)])
 def test_a_sign_of_ones_own_judges_a_stage(example: dict[str, Any], last: float, found: bool) -> None:
     lines = [{"stage": "stage1", "step": i, "entropy": 1.0 + (last - 1.0) * i / 40} for i in range(41)]
-    (stage,) = History.of(lines).stages
+    (stage,), _ = stage_histories(lines)
     finding = example["forgets_to_stop"](stage)
     assert (finding is not None) is found
     if finding is not None:
@@ -80,7 +79,7 @@ def test_a_sign_of_ones_own_judges_a_stage(example: dict[str, Any], last: float,
 
 
 def test_a_sign_of_ones_own_says_what_it_lacks(example: dict[str, Any]) -> None:
-    (stage,) = History.of([{"stage": "stage1", "step": 1, "loss": 1.0}]).stages
+    (stage,), _ = stage_histories([{"stage": "stage1", "step": 1, "loss": 1.0}])
     with pytest.raises(MissingReadingsError, match="entropy"):
         example["forgets_to_stop"](stage)
 

@@ -34,6 +34,7 @@ def sets() -> dict[str, list[str]]:
     return {"captions": made.captions(), "emoji names": made.emoji(), "drawn scenes": made.scenes()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["captions", "emoji names", "drawn scenes"])
 def test_the_edits_that_were_read_are_those_of_the_code(name: str) -> None:
     texts = sets()[name]
@@ -48,6 +49,7 @@ def test_so_are_those_of_the_captions_held_out() -> None:
     assert read == script().held_out()
 
 
+@pytest.mark.slow
 def test_the_table_is_that_of_the_code() -> None:
     found = sets()
     if not found["emoji names"]:

@@ -72,6 +72,7 @@ def test_short_rows_keep_their_own_attention(tiny: Tiny, calls: list[int]) -> No
     assert calls == []
 
 
+@pytest.mark.slow
 def test_the_kernel_itself_forward(tiny: Tiny) -> None:
     for name in ("qwen2_5_vl", "gemma3", "paligemma"):  # mrope, sliding windows, a prefix that sees both ways
         model, batch = load_model(tiny(name)), mixed_batch(tiny(name))
@@ -79,6 +80,7 @@ def test_the_kernel_itself_forward(tiny: Tiny) -> None:
             assert gap(TreeEngine(flex_from=1).logprobs(model, batch), token_logprobs(model, batch)) < 1e-5, name
 
 
+@pytest.mark.slow
 def test_a_model_that_runs_by_flex_attention_already(tiny: Tiny) -> None:
     model = load_model(tiny("llava"), attn_implementation="flex_attention")
     batch = mixed_batch(tiny("llava"))

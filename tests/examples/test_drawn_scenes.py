@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "drawn_scenes"))
-
-import on_policy
-import stopping
-
 from cwdpo.data.rows import Row
 from cwdpo.demo.plans import DemoSettings
 from cwdpo.negatives.filtering import Rules
+from examples.drawn_scenes import on_policy, stopping
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = replace(DemoSettings.small(), train_rows=64, eval_rows=8, batch_size=8, stage1_steps=2, stage2_steps=4)
 

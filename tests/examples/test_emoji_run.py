@@ -50,6 +50,7 @@ def test_pretraining_learns_nothing_of_the_prompt(data: Path, start: Path) -> No
     assert processor.tokenizer.decode(learnt) == row["chosen"] + "</s>"
 
 
+@pytest.mark.slow
 def test_recipe_trains_both_stages_and_can_be_scored(
     data: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_recipe_trains_both_stages_and_can_be_scored(
     assert "| cw-dpo |" in score.format_table(table)
 
 
+@pytest.mark.slow
 def test_tree_and_plain_rows_write_the_same_losses(data: Path, start: Path, tmp_path: Path) -> None:
     changes = {
         "model.name_or_path": str(start),

@@ -136,6 +136,7 @@ save_checkpoint(model, processor, sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_keep_the_old_checkpoint(saved: Path) -> None:
     before = contents(saved)
     done = subprocess.run([sys.executable, "-c", FULL_DISK, saved], capture_output=True, text=True, timeout=120)

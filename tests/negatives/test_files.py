@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cwdpo.data.reading import read_rows
-from cwdpo.errors import DataError, UserError
+from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.negatives import read_lexicon
 from cwdpo.negatives.files import write_gentle, write_mixed
 
@@ -94,6 +94,11 @@ def test_mixing_takes_the_asked_share(tmp_path: Path) -> None:
     assert (mixed.sources["on_policy"], mixed.sources["dataset"], mixed.without_samples) == (1, 3, 2)
     assert mixed.unused_ids == ("q",)
     assert [row["negative_sources"] for row in out] == [["on_policy"], ["dataset"], ["dataset", "dataset"]]
+
+
+def test_mixing_refuses_what_is_no_share(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="on_policy_fraction is"):
+        write_mixed(written(tmp_path, ROWS), tmp_path / "s.jsonl", tmp_path / "out.jsonl", fraction=[[1, 0], [0, 1]])
 
 
 def test_a_right_sample_is_no_negative(tmp_path: Path) -> None:

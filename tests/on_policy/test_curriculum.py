@@ -48,6 +48,7 @@ def history(trainer: Any) -> list[dict[str, float]]:
     return [{k: line[k] for k in names} for line in trainer.state.log_history if "loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "place"), [(0.0, 0), (0.5, 1), (1.0, 2)])
 def test_a_level_chooses_among_the_rows_own(
     make_trainer: Make, several: list[Row], tmp_path: Path, level: float, place: int
@@ -65,6 +66,7 @@ def test_a_level_chooses_among_the_rows_own(
     assert [refresh.step for refresh in read_refreshes(tmp_path / "out/negatives")] == [0, 2, 4]
 
 
+@pytest.mark.slow
 def test_lbar_is_the_policys_own_mean_log_prob(make_trainer: Make, several: list[Row], tmp_path: Path) -> None:
     """Against logits of whole rows of text, added up by hand, at the first refresh and after training has moved on."""
     settings = STEPS | {"max_steps": 3, "learning_rate": 1e-2}
@@ -96,6 +98,7 @@ def test_lbar_is_the_policys_own_mean_log_prob(make_trainer: Make, several: list
             assert lbar == pytest.approx(total / len(answer), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_logged_is_the_level_and_the_lbar_of_what_was_used(
     make_trainer: Make, several: list[Row], tmp_path: Path
 ) -> None:
@@ -113,6 +116,7 @@ def test_what_is_logged_is_the_level_and_the_lbar_of_what_was_used(
         assert line["negatives/lbar"] == pytest.approx(sum(lbars) / len(lbars), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_are_ordered_too_and_the_share_stays(make_trainer: Make, rows: list[Row], tmp_path: Path) -> None:
     record = Record()
     settings = SAMPLING | {"k": 3, "on_policy_fraction": 0.5, "curriculum": 1.0}
@@ -131,6 +135,7 @@ def test_samples_are_ordered_too_and_the_share_stays(make_trainer: Make, rows: l
     assert 0.2 < sampled / len(seen) < 0.8
 
 
+@pytest.mark.slow
 def test_own_negatives_that_are_too_easy_fill_in_last(make_trainer: Make, several: list[Row], tmp_path: Path) -> None:
     record = Record()
     rule = {"curriculum": 0.0, "drop_easier_than": "quantile:0.5"}
@@ -147,6 +152,7 @@ def test_own_negatives_that_are_too_easy_fill_in_last(make_trainer: Make, severa
         assert text == expected.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lora", "reference"), [(False, "cached"), (True, "live")])
 def test_resumed_equals_uninterrupted(
     make_trainer: Make, several: list[Row], tmp_path: Path, lora: bool, reference: str
@@ -194,6 +200,7 @@ class Falling:
         ]
 
 
+@pytest.mark.slow
 def test_auto_follows_the_readings(make_trainer: Make, several: list[Row]) -> None:
     trainer = make_trainer(2, train_rows=several, **STEPS, on_policy=STATIC | {"curriculum": "auto"})
     # learned after step 2; chosen answers fall at step 4; what is read at step 5 does not count
@@ -203,6 +210,7 @@ def test_auto_follows_the_readings(make_trainer: Make, several: list[Row]) -> No
     assert [line["negatives/level"] for line in history(trainer)] == [0, 0, 0.25, 0.25, 0, 0]
 
 
+@pytest.mark.slow
 def test_auto_resumes_where_its_readings_had_brought_it(
     make_trainer: Make, several: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +244,7 @@ def test_auto_resumes_where_its_readings_had_brought_it(
     assert len({line["negatives/level"] for line in history(straight)}) > 1
 
 
+@pytest.mark.slow
 def test_auto_without_readings_is_refused(make_trainer: Make, several: list[Row]) -> None:
     trainer = make_trainer(2, train_rows=several, **STEPS, on_policy=STATIC | {"curriculum": "auto"})
     with pytest.raises(ConfigError, match=r"this trainer has none.*follow\(lambda: probing.lines\)"):
@@ -276,6 +285,7 @@ def test_whether_there_is_anything_to_choose(
     assert ("negatives.curriculum has no effect" not in caplog.text) == choice
 
 
+@pytest.mark.slow
 def test_where_it_has_no_effect_it_says_so(make_trainer: Make, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         trainer = make_trainer(2, **STEPS | {"max_steps": 1}, on_policy=SAMPLING | {"curriculum": 1.0, "k": 1})
@@ -285,6 +295,7 @@ def test_where_it_has_no_effect_it_says_so(make_trainer: Make, caplog: pytest.Lo
     assert "(k is 1, per_prompt is null)" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_failed_refresh_leaves_the_order_of_the_one_before(
     make_trainer: Make, several: list[Row], tmp_path: Path
 ) -> None:
@@ -306,6 +317,7 @@ def test_a_failed_refresh_leaves_the_order_of_the_one_before(
         assert text == max(lbars, key=lambda answer: lbars[answer])
 
 
+@pytest.mark.slow
 def test_before_a_first_refresh_per_prompt_holds(make_trainer: Make, several: list[Row]) -> None:
     """A schedule that begins at 0, or a first refresh that failed, leaves the number of negatives as asked for."""
     record = Record()
@@ -317,6 +329,7 @@ def test_before_a_first_refresh_per_prompt_holds(make_trainer: Make, several: li
     assert {step: steps.count(step) for step in range(6)} == dict.fromkeys(range(6), 8)
 
 
+@pytest.mark.slow
 def test_an_lbar_that_is_not_a_number_fails_the_refresh(make_trainer: Make, several: list[Row], tmp_path: Path) -> None:
     settings = STATIC | {"curriculum": 0.0, "drop_easier_than": "quantile:0.5"}
     trainer = make_trainer(2, train_rows=several, **STEPS | {"max_steps": 1}, on_policy=settings)
@@ -334,6 +347,7 @@ def test_settings_that_cannot_work(make_trainer: Make, settings: dict[str, Any],
         make_trainer(2, on_policy=STATIC | {"curriculum": 1.0} | settings)
 
 
+@pytest.mark.slow
 def test_the_file_says_what_a_refresh_cost(make_trainer: Make, several: list[Row], tmp_path: Path) -> None:
     make_trainer(2, train_rows=several, **STEPS | {"max_steps": 1}, on_policy=STATIC | {"curriculum": 0.5}).train()
     header = json.loads((tmp_path / "out/negatives/refresh-00001.jsonl").read_text().splitlines()[0])

@@ -18,6 +18,7 @@ from cwdpo.trainers.steps import row_tokens
 Make = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_negatives_that_the_policy_cannot_tell_from_the_right_answer_are_dropped(
     make_trainer: Make, tmp_path: Path
 ) -> None:
@@ -52,6 +53,7 @@ def test_negatives_that_the_policy_cannot_tell_from_the_right_answer_are_dropped
     assert samples[0].ches == pytest.approx(by_hand, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_token_budget_counts_the_samples(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[list[int]] = []
     trainer = make_trainer(
@@ -70,6 +72,7 @@ def test_a_token_budget_counts_the_samples(make_trainer: Make, monkeypatch: pyte
         assert len(tokens) == 1 or len(tokens) * max(tokens) <= 300
 
 
+@pytest.mark.slow
 def test_long_samples_are_dropped_by_their_length(make_trainer: Make, tmp_path: Path) -> None:
     rules = {"on_policy_fraction": 1.0, "length_gap": 1.0}
     trainer = make_trainer(2, **STEPS | {"max_steps": 2}, on_policy=SAMPLING | rules)

@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.generation import Generated
+from cwdpo.models.saving import last_checkpoint
 from cwdpo.negatives.candidates import read_refreshes
 from cwdpo.negatives.server import Endpoint
-from cwdpo.trainers.checkpoints import last_checkpoint
 
 Make = Callable[..., Any]
 STEPS: dict[str, Any] = {
@@ -107,6 +107,7 @@ def test_every_refresh_is_sampled_from_the_adapter_of_its_step(
     assert left_on_disk(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_resumed_equals_uninterrupted(make_trainer: Make, server: ChatServer, tmp_path: Path, killed: bool) -> None:
     """The refresh of step 4 is repeated, as the checkpoint is of step 3: the same negatives, the same losses.

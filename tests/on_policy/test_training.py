@@ -12,9 +12,9 @@ from on_policy.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scri
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.generation import Generated, LocalSampler
+from cwdpo.models.saving import last_checkpoint
 from cwdpo.negatives.candidates import Refresh, read_refreshes, refresh_path
 from cwdpo.reference import FrozenCopy
-from cwdpo.trainers.checkpoints import last_checkpoint
 
 Make = Callable[..., Any]
 
@@ -42,6 +42,7 @@ def _ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalSampler, "sample", ended)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_ended")
 @pytest.mark.parametrize("refresh", ["epoch", 2])
 @pytest.mark.parametrize(("lora", "reference"), [(False, "cached"), (True, "cached"), (False, "live")])
@@ -70,6 +71,7 @@ def test_resumed_equals_uninterrupted(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_ended")
 def test_files_after_the_checkpoint_are_sampled_again(make_trainer: Make, tmp_path: Path) -> None:
     settings = STEPS | {"on_policy": SAMPLING | {"refresh": 1}, "learning_rate": 1e-2}
@@ -84,6 +86,7 @@ def test_files_after_the_checkpoint_are_sampled_again(make_trainer: Make, tmp_pa
     assert negatives(directory)[:4] == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_ended")
 def test_a_damaged_file_is_not_passed_over(make_trainer: Make, tmp_path: Path) -> None:
     settings = STEPS | {"on_policy": SAMPLING}
@@ -95,6 +98,7 @@ def test_a_damaged_file_is_not_passed_over(make_trainer: Make, tmp_path: Path) -
         make_trainer(2, out="broken", **settings).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_ended")
 def test_sampling_leaves_training_as_it_is(make_trainer: Make) -> None:
     """With samples that may not be used, every loss is that of a run without on-policy negatives."""
@@ -108,6 +112,7 @@ def test_sampling_leaves_training_as_it_is(make_trainer: Make) -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [{}, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}])
 def test_new_negatives_reach_the_next_batch(make_trainer: Make, workers: dict[str, Any]) -> None:
     """Also with workers that persist and run ahead: what is put in afterwards cannot come late."""
@@ -124,6 +129,7 @@ def test_new_negatives_reach_the_next_batch(make_trainer: Make, workers: dict[st
     assert {line["negatives/on_policy"] for line in trainer.state.log_history if "loss" in line} == {1.0}
 
 
+@pytest.mark.slow
 def test_new_negatives_are_measured_against_the_reference(make_trainer: Make) -> None:
     """The cached reference of a sampled answer is the starting model's log-prob, and so its first reward is 0."""
     trainer = make_trainer(2, **STEPS, on_policy=SAMPLING | {"on_policy_fraction": 1.0})
@@ -148,6 +154,7 @@ def test_a_frozen_tower_is_shared_with_the_reference(make_trainer: Make) -> None
         assert torch.equal(copied[name], parameter)
 
 
+@pytest.mark.slow
 def test_several_negatives_a_prompt(make_trainer: Make) -> None:
     record = Record()
     trainer = record.watch(
@@ -161,6 +168,7 @@ def test_several_negatives_a_prompt(make_trainer: Make) -> None:
     assert all(len(texts) == 3 and {"first", "second"} < set(texts) for texts in of_prompt.values())
 
 
+@pytest.mark.slow
 def test_a_schedule_begins_to_sample_when_it_needs_to(make_trainer: Make, tmp_path: Path) -> None:
     trainer = make_trainer(
         2, **STEPS, on_policy=SAMPLING | {"on_policy_fraction": [[0.0, 0.0], [0.5, 0.0], [0.51, 1.0]]}
@@ -172,6 +180,7 @@ def test_a_schedule_begins_to_sample_when_it_needs_to(make_trainer: Make, tmp_pa
     assert shares == [0, 0, 0, 0, 1, 1]
 
 
+@pytest.mark.slow
 def test_what_was_sampled_is_on_file_with_its_reasons(make_trainer: Make, tmp_path: Path) -> None:
     trainer = make_trainer(2, **STEPS | {"max_steps": 2}, on_policy=SAMPLING | {"on_policy_fraction": 1.0})
     scripted(trainer, lambda row, n: [row.chosen, row.chosen.upper(), "", "wrong"])
@@ -184,6 +193,7 @@ def test_what_was_sampled_is_on_file_with_its_reasons(make_trainer: Make, tmp_pa
     assert lines[3]["id"] == "0"
 
 
+@pytest.mark.slow
 def test_easy_samples_are_dropped_by_the_policy_itself(make_trainer: Make, tmp_path: Path) -> None:
     trainer = make_trainer(
         2,
@@ -212,6 +222,7 @@ def break_at(call: int) -> Callable[[Row, int], list[str]]:
     return write
 
 
+@pytest.mark.slow
 def test_an_error_is_logged_and_training_goes_on(
     make_trainer: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -228,6 +239,7 @@ def test_an_error_is_logged_and_training_goes_on(
     assert calls == {(0, "1"), (1, "1"), (2, "1"), (3, "1"), (4, "3"), (5, "3")}
 
 
+@pytest.mark.slow
 def test_a_failed_refresh_is_resumed_as_failed(make_trainer: Make, tmp_path: Path) -> None:
     settings = STEPS | {"on_policy": SAMPLING | {"refresh": 2, "on_policy_fraction": 1.0, "batch_size": 32}}
     straight = make_trainer(2, out="straight", **settings)
@@ -243,6 +255,7 @@ def test_a_failed_refresh_is_resumed_as_failed(make_trainer: Make, tmp_path: Pat
     assert history(resumed) == history(straight)
 
 
+@pytest.mark.slow
 def test_an_error_may_stop_the_run_with_a_checkpoint(make_trainer: Make, tmp_path: Path) -> None:
     settings = STEPS | {"save_strategy": "no"}
     on_policy = SAMPLING | {"refresh": 3, "on_policy_fraction": 1.0, "batch_size": 32, "on_error": "stop"}
@@ -259,6 +272,7 @@ def test_an_error_may_stop_the_run_with_a_checkpoint(make_trainer: Make, tmp_pat
     assert [refresh.step for refresh in read_refreshes(tmp_path / "out/negatives")] == [0, 3]
 
 
+@pytest.mark.slow
 def test_an_error_before_the_first_step_stops_at_once(make_trainer: Make) -> None:
     trainer = make_trainer(2, **STEPS, on_policy=SAMPLING | {"batch_size": 32, "on_error": "stop"})
     scripted(trainer, break_at(1))
@@ -267,6 +281,7 @@ def test_an_error_before_the_first_step_stops_at_once(make_trainer: Make) -> Non
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.slow
 def test_auto_samples_again_once_the_weight_has_halved(make_trainer: Make, tmp_path: Path) -> None:
     weights = iter([0.8] * 10 + [0.5] * 5 + [0.3] * 100)
     trainer = make_trainer(
@@ -281,6 +296,7 @@ def test_auto_samples_again_once_the_weight_has_halved(make_trainer: Make, tmp_p
     assert [refresh.step for refresh in read_refreshes(tmp_path / "out/negatives")] == [0, 21]
 
 
+@pytest.mark.slow
 def test_auto_resumes_with_what_it_had_seen(make_trainer: Make, tmp_path: Path) -> None:
     settings = STEPS | {"max_steps": 30, "save_steps": 5, "save_total_limit": 1}
     on_policy = SAMPLING | {"refresh": "auto", "on_policy_fraction": 1.0}
@@ -315,6 +331,7 @@ def test_settings_that_cannot_work(make_trainer: Make, arguments: dict[str, Any]
         make_trainer(2, **arguments)
 
 
+@pytest.mark.slow
 def test_evaluation_keeps_the_rows_own_negatives(make_trainer: Make, rows: list[Row]) -> None:
     without = make_trainer(2, out="without", eval_rows=rows, **STEPS | {"max_steps": 1}).evaluate()
     trainer = make_trainer(

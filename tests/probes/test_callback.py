@@ -26,6 +26,8 @@ from cwdpo.errors import ConfigError, UserError
 from cwdpo.probes.keeping import margin
 from cwdpo.records import read_jsonl
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def rows(sixteen_rows: list[Row]) -> list[Row]:

@@ -17,6 +17,8 @@ from cwdpo.engine import separate_engine
 from cwdpo.probes.callback import Probing
 from cwdpo.records import RunDirectory, read_jsonl
 
+pytestmark = pytest.mark.slow
+
 STEPS: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
 

@@ -26,6 +26,8 @@ from transformers import TrainerCallback
 from cwdpo.data.rows import Row
 from cwdpo.records import read_jsonl
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def rows(sixteen_rows: list[Row]) -> list[Row]:

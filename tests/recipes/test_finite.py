@@ -12,6 +12,8 @@ from cwdpo.cli import app
 from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.saving import save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[[str], Path]
 Train = Callable[..., tuple[int, str]]
 RECIPE = """\

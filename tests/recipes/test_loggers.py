@@ -91,6 +91,7 @@ class Crash(TrainerCallback):
             raise RuntimeError("power cut")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crashes", [[2], [4, 2], [8]])
 def test_tensorboard_shows_what_the_files_say(tiny: Tiny, data: Path, tmp_path: Path, crashes: Sequence[int]) -> None:
     """Broken off before the first checkpoint, after it and once more, and in stage 2."""
@@ -106,6 +107,7 @@ def test_tensorboard_shows_what_the_files_say(tiny: Tiny, data: Path, tmp_path: 
         assert {("loss", 4), ("eval_loss", 2), ("probes/delta/chosen", 0), ("probes/ece/chosen", 4)} <= found.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage_says", [False, True])
 def test_none_is_none(tiny: Tiny, data: Path, tmp_path: Path, stage_says: bool) -> None:
     settings = recipe(tiny, data, tmp_path / "run", max_steps=1, **({} if stage_says else {"report_to": "none"}))
@@ -153,6 +155,7 @@ def test_without_tensorboard_a_run_says_so_and_goes_on(
         check_settings(asks, RunDirectory(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_two(tiny: Tiny, data: Path, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(f"model: {{name_or_path: {tiny('llava')}}}\ndata: {{train: {data}}}\nstage2: {{}}\n")
@@ -168,6 +171,7 @@ def test_the_command_exits_with_two(tiny: Tiny, data: Path, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_tensorboard_warns_nobody(tiny: Tiny, data: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -31,6 +31,8 @@ from cwdpo.recipes.resuming import resumed_recipe
 from cwdpo.recipes.stages import choose_probe_rows
 from cwdpo.records import RunDirectory, Stage, read_jsonl
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[[str], Path]
 END = ("stage2", 4, "chosen")
 

@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 from cwdpo.cli import app
 from cwdpo.config.recipe import Recipe
 from cwdpo.config.recipe_file import read_recipe
+from cwdpo.models.saving import last_checkpoint
 from cwdpo.recipes import run_recipe
 from cwdpo.records import RunDirectory, read_jsonl
-from cwdpo.trainers.checkpoints import last_checkpoint
 
 Tiny = Callable[[str], Path]
 Train = Callable[..., tuple[int, str, str]]
@@ -121,6 +121,7 @@ def floor(directory: Path) -> float | str:
     return stage2.cooling.floor
 
 
+@pytest.mark.slow
 def test_the_measured_floor_stays(in_stage2: Path, copy: Any, train: Train) -> None:
     here = copy(in_stage2)
     measured, before = floor(here), (here / "run" / "recipe.yaml").read_bytes()
@@ -139,6 +140,7 @@ def test_the_measured_floor_stays(in_stage2: Path, copy: Any, train: Train) -> N
     assert floor(here) == measured
 
 
+@pytest.mark.slow
 def test_a_resumed_stage_cools_by_the_floor_that_was_measured(in_stage2: Path, copy: Any, train: Train) -> None:
     here = copy(in_stage2)
     kept = here / "run" / "checkpoints" / "floor.json"
@@ -154,6 +156,7 @@ def test_a_resumed_stage_cools_by_the_floor_that_was_measured(in_stage2: Path, c
     assert floor(here) == -0.5
 
 
+@pytest.mark.slow
 def test_a_floor_may_change_before_stage_2_begins(in_stage1: Path, copy: Any, train: Train) -> None:
     here = copy(in_stage1)
     code, _, err = train(here, "--floor", -1.0)
@@ -162,6 +165,7 @@ def test_a_floor_may_change_before_stage_2_begins(in_stage1: Path, copy: Any, tr
     assert floor(here) == -1.0
 
 
+@pytest.mark.slow
 def test_other_rows_are_refused(in_stage1: Path, copy: Any, train: Train) -> None:
     here, data = copy(in_stage1), in_stage1 / "train.jsonl"
     before = data.read_text()
@@ -183,6 +187,7 @@ def test_other_rows_are_refused(in_stage1: Path, copy: Any, train: Train) -> Non
         disc_data.write(in_stage1, disc_data.records(16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "key", "was"),
     [
@@ -205,6 +210,7 @@ def test_what_a_begun_stage_has_fixed_is_refused(
     assert (here / "run" / "recipe.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_stage_that_has_not_begun_may_change(in_stage1: Path, copy: Any, train: Train) -> None:
     here = copy(in_stage1)
     code, _, err = train(here, "--stage2.trainer.max_steps", 1, "--beta", 0.4, "--trainer.logging_steps", 3)
@@ -226,6 +232,7 @@ def test_a_stage_that_has_not_begun_may_change(in_stage1: Path, copy: Any, train
     ]
 
 
+@pytest.mark.slow
 def test_another_interval_holds_for_the_rest_of_a_stage(in_stage1: Path, copy: Any, train: Train) -> None:
     here = copy(in_stage1)
     assert train(here, "--trainer.logging_steps", 2)[0] == 0
@@ -233,12 +240,14 @@ def test_another_interval_holds_for_the_rest_of_a_stage(in_stage1: Path, copy: A
     assert [line["step"] for line in lines if line["stage"] == "stage1"] == [1, 2]  # 3 is none of its multiples
 
 
+@pytest.mark.slow
 def test_a_stage_cannot_be_added_or_left_out(in_stage1: Path, copy: Any, train: Train) -> None:
     code, _, err = train(copy(in_stage1), "--stage2", "null")
     assert code == 2
     assert "the run began with stage1 and stage2, not stage1" in err
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(finished: Path, copy: Any, train: Train) -> None:
     here = copy(finished)
     run = here / "run"
@@ -255,6 +264,7 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, copy: Any, train: Train
     assert "For stage2 alone" not in err
 
 
+@pytest.mark.slow
 def test_seconds_are_those_of_all_sessions(in_stage2: Path, copy: Any, train: Train) -> None:
     here = copy(in_stage2)
     run = RunDirectory(here / "run")
@@ -264,6 +274,7 @@ def test_seconds_are_those_of_all_sessions(in_stage2: Path, copy: Any, train: Tr
     assert 1000 < json.loads(run.summary.read_text())["wall_seconds"] < 1600
 
 
+@pytest.mark.slow
 def test_a_deleted_model_is_made_again(finished: Path, copy: Any, train: Train) -> None:
     here = copy(finished)
     run = RunDirectory(here / "run")
@@ -276,6 +287,7 @@ def test_a_deleted_model_is_made_again(finished: Path, copy: Any, train: Train) 
     assert (run.stage("stage2") / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_a_model_that_nothing_needs_may_be_gone(finished: Path, copy: Any, train: Train) -> None:
     here = copy(finished)
     shutil.rmtree(here / "run" / "stage1")
@@ -288,6 +300,7 @@ def test_a_model_that_nothing_needs_may_be_gone(finished: Path, copy: Any, train
     assert not (here / "run" / "stage1").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_stage_2_needs_is_missed(in_stage2: Path, copy: Any, train: Train) -> None:
     here = copy(in_stage2)
     run = RunDirectory(here / "run")

@@ -37,6 +37,8 @@ from cwdpo.records import Stage, read_jsonl
 from cwdpo.trainers import CWDPOTrainer
 from cwdpo.trainers.callbacks import StopOnSignal
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[[str], Path]
 ROOT = Path(__file__).parents[2]
 CLASSES = ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "idefics3"]

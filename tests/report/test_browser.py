@@ -8,7 +8,7 @@ from report.synthetic import write_demo
 
 from cwdpo.report import write_report
 
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from report.synthetic import probes, stage1, stage2, write_examples, write_lines
 
 from cwdpo.report.following import LivePage, PageServer
 
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 
 
 @pytest.fixture

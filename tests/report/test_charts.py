@@ -205,7 +205,7 @@ def test_it_is_xml_without_outside_references_and_with_both_schemes() -> None:
 
 def test_ticks_with_words() -> None:
     svg = draw_figure(figure(x_ticks=[(5.0, "five")]))
-    assert '<text class="x" x="306.0" y="264">five</text>' in svg
+    assert '<text class="xtick" x="306.0" y="264">five</text>' in svg
 
 
 def test_an_axis_without_extent_is_refused() -> None:

@@ -109,6 +109,14 @@ def test_every_probe_group_is_drawn_with_its_band_and_its_change(tmp_path: Path)
     ]
 
 
+def test_every_measure_of_the_chosen_answers_is_drawn(tmp_path: Path) -> None:
+    readings = {measure.key: 0.5 for measure in CHOSEN_PROBES}
+    line = {"stage": "stage2", "step": 10, "group": "chosen", "n": 2, "mean_logprob": -1.0}
+    write_lines(tmp_path / "probes.jsonl", [line | readings])
+    write_lines(tmp_path / "metrics.jsonl", [{"stage": "stage2", "step": 10, "loss": 1.0}])
+    assert len(panels(read(tmp_path), CHOSEN_PROBES)) == len(CHOSEN_PROBES)
+
+
 def test_a_list_among_the_readings_is_no_curve(tmp_path: Path) -> None:
     write_lines(
         tmp_path / "metrics.jsonl", [{"stage": "stage2", "step": 1, "loss": 1.0, "cooling/histogram": [1] * 10}]

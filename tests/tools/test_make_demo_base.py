@@ -22,6 +22,7 @@ from cwdpo.demo.world import (
 from tools.make_demo_base import PretrainSettings, build_processor, main, measure
 
 
+@pytest.mark.slow
 def test_exactness_is_what_the_note_says() -> None:
     model = AutoModelForImageTextToText.from_pretrained(base_checkpoint(), dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(base_checkpoint())
@@ -67,6 +68,7 @@ def test_every_text_of_the_world_survives_the_tokenizer() -> None:
         assert len(ids) == len(text.split()) + 1
 
 
+@pytest.mark.slow
 def test_pretraining_follows_from_its_seed(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--steps", "2", "--scenes", "16", "--batch-size", "4", "--measured-scenes", "2"]
     for name in ("a", "b"):

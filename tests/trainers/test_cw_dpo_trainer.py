@@ -42,6 +42,7 @@ def test_every_reward_is_zero_at_step_zero(make_trainer: Make, lora: bool, refer
         assert metrics[f"eval_rewards/{name}"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_cached_and_live_reference_train_alike(make_trainer: Make, lora: bool) -> None:
     runs = [make_trainer(2, lora=lora, out=r, reference=r, max_steps=4) for r in ("cached", "live")]
@@ -54,6 +55,7 @@ def test_cached_and_live_reference_train_alike(make_trainer: Make, lora: bool) -
     assert_same_weights(*runs, tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_stage_two_on_a_trained_adapter_starts_at_zero_and_keeps_its_reference(make_trainer: Make, tiny: Any) -> None:
     """The live reference of a trained adapter is that adapter, not the base without it."""
     first = make_trainer(1, lora=True, out="stage1", max_steps=4, learning_rate=1e-2)
@@ -72,6 +74,7 @@ def test_stage_two_on_a_trained_adapter_starts_at_zero_and_keeps_its_reference(m
     assert lines(live)[-1]["rewards/margins"] > 0.001
 
 
+@pytest.mark.slow
 def test_one_batch_of_four_trains_like_two_accumulated_batches_of_two(make_trainer: Make) -> None:
     whole = make_trainer(2, out="whole", max_steps=3, cooling_floor=-5.5)
     split = make_trainer(
@@ -112,6 +115,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "weight"),
     [
@@ -134,6 +138,7 @@ def test_the_loss_of_a_batch_by_hand(make_trainer: Make, rows: list[Row], settin
     assert len(seen["rewards/chosen"]) == 6
 
 
+@pytest.mark.slow
 def test_row_order_and_batch_split_do_not_change_losses(make_trainer: Make) -> None:
     trainer = make_trainer(2, "qwen2_vl", max_steps=2)
     trainer.train()
@@ -148,6 +153,7 @@ def test_row_order_and_batch_split_do_not_change_losses(make_trainer: Make) -> N
     assert statistics.fmean([loss([item]) for item in items]) == pytest.approx(whole, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_detached_weight_has_no_gradient_and_flowing_weight_has(make_trainer: Make) -> None:
     """Flowing, dL/dlbar gains beta * sigmoid(-z) * Delta_l * w (1 - w) / tau; detached, the weight is a constant."""
 
@@ -169,6 +175,7 @@ def test_detached_weight_has_no_gradient_and_flowing_weight_has(make_trainer: Ma
     torch.testing.assert_close(still, gradient(0.0, cooling_floor=-5.8, cooling_detach=True)[0], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_floor_is_measured_at_the_start_and_frozen(make_trainer: Make) -> None:
     trainer = make_trainer(2, max_steps=4)
     trainer.measure_reference()

@@ -9,6 +9,7 @@ import torch
 from cwdpo.batch import AnswerLogprobs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bf16", "precision"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_log_probs_say_what_they_were_computed_in(
     bf16: bool, precision: torch.dtype, make_trainer: Callable[..., Any]

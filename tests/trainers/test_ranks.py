@@ -18,7 +18,7 @@ from cwdpo.data.collate import RowDataset
 from cwdpo.data.rows import Row
 from cwdpo.engine import make_engine
 from cwdpo.errors import ConfigError
-from cwdpo.trainers.ranks import check_sharding
+from cwdpo.trainers.base import check_sharding
 
 
 def sharded(rows: list[Row], **plugins: Any) -> Any:
@@ -77,6 +77,7 @@ def rank(number: int, store: Path, checkpoint: Path, result: Any) -> None:
     os._exit(0)  # gloo's threads may outlive the interpreter, which then aborts
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_weights_divided_by_fsdp_answer_like_whole_ones(name: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     context = get_context("spawn")

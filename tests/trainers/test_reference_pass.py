@@ -54,6 +54,7 @@ def test_a_second_start_computes_nothing(make_trainer: Make) -> None:
     assert len(parts(second)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
 def test_a_damaged_part_is_computed_again(damage: str, make_trainer: Make, caplog: Any) -> None:
     first = measured(make_trainer)

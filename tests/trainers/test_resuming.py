@@ -14,9 +14,9 @@ import torch
 from transformers import TrainerCallback
 
 from cwdpo.errors import UserError
-from cwdpo.records import RunDirectory, read_jsonl
+from cwdpo.models.saving import last_checkpoint, no_partial_checkpoints
+from cwdpo.records import RunDirectory, append_jsonl, read_jsonl
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal
-from cwdpo.trainers.checkpoints import last_checkpoint, no_partial_checkpoints
 
 Make = Callable[..., Any]
 SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 3}
@@ -42,6 +42,7 @@ def history(trainer: Any) -> list[dict[str, float]]:
     return [{k: line[k] for k in keys if k in line} for line in trainer.state.log_history if "loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava", "idefics3"])
@@ -149,7 +150,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_resuming_is_exact(make_trai
     assert signals.received == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before
     assert stopped.state.global_step == 3
-    run.append_metrics({"stage": "stage2", "step": 4, "loss": 9.0})  # written by a run that went on and was lost
+    append_jsonl(run.metrics, [{"stage": "stage2", "step": 4, "loss": 9.0}])  # of a run that went on and was lost
     resumed = make_trainer(2, out="stopped", **settings)
     resumed.add_callback(MetricsRecorder(run, "stage2"))
     resumed.train(resume_from_checkpoint=True)

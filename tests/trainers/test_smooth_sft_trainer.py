@@ -43,6 +43,7 @@ def test_accumulated_batches_train_like_one(make_trainer: Make, objective: str, 
     assert (parameters(whole) - start).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "settings"),
     [("plain", {}), ("smoothed", {"epsilon": 0.2}), ("constrained", {"ceiling": 50.0})],

@@ -44,6 +44,7 @@ def test_counts_begin_again_with_every_line_and_are_of_the_weights_alone() -> No
     assert seen.histograms == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constant", [None, 0.7])
 def test_lines_of_training_count_every_negative(
     make_trainer: Callable[..., Any], rows: list[Row], tmp_path: Path, constant: float | None

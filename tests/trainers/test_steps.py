@@ -186,14 +186,14 @@ def test_training_again_adds_no_callback(make_trainer: Make, uneven: list[Row]) 
 def test_buckets_use_the_counts_of_the_reference_pass(make_trainer: Make, uneven: list[Row]) -> None:
     trainer = make_trainer(2, train_rows=uneven, length_buckets=True)
     trainer.measure_reference()
-    counted = [trainer.count_row(trainer.train_dataset[i][1]) for i in range(16)]
+    counted = [row_tokens(trainer.collate([trainer.train_dataset[i]]))[0] for i in range(16)]
     assert trainer.row_lengths() == counted
     assert len(set(counted)) > 4
 
 
 def test_estimates_without_a_reference_pass(make_trainer: Make, uneven: list[Row]) -> None:
     trainer = make_trainer(1, train_rows=uneven, length_buckets=True)
-    counted = [trainer.count_row(trainer.train_dataset[i][1]) for i in range(16)]
+    counted = [row_tokens(trainer.collate([trainer.train_dataset[i]]))[0] for i in range(16)]
     for estimate, exact in zip(trainer.row_lengths(), counted, strict=True):
         assert estimate == pytest.approx(exact, rel=0.25)
 

@@ -13,6 +13,8 @@ from support import disc_data
 from cwdpo.negatives.candidates import read_refreshes
 from cwdpo.records import read_jsonl
 
+pytestmark = pytest.mark.ranks
+
 RECIPE = """
 model: {{name_or_path: {model}, freeze_vision: true, lora: {lora}}}
 data: {{train: {data}, stage1_fraction: 0.5}}

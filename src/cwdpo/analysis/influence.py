@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +35,10 @@ class Objective:
 
     beta: float = Stage2Config.beta
     floor: float = 0.0
-    """l_floor, nats per token; only for ``cw_dpo``."""
+    """l_floor, nats per token; it and what follows only for ``cw_dpo``."""
 
     temperature: float = CoolingConfig.temperature
-    """tau, nats per token."""
-
     detach: bool = CoolingConfig.detach
-    """Treat w_c as a constant in the backward pass."""
 
     def weight(self, rejected_mean: Tensor) -> Tensor:
         """``(pairs,)`` w_c of the rejected answers."""
@@ -83,10 +80,8 @@ class Influence:
     """What a step on one row did to one answer of another. All changes are nats per token."""
 
     trained: int
-    """Position of the row that the step was taken on."""
-
     observed: int
-    """Position of the row that was looked at; may be the same."""
+    """Positions of the row that the step was taken on, and of the one that was looked at; may be the same."""
 
     role: str
     """``chosen``, ``rejected`` or ``gentle``."""
@@ -95,15 +90,12 @@ class Influence:
     """Learning rate of the SGD step."""
 
     predicted: float
-    """Delta lbar by -eta A K G."""
-
     measured: float
-    """Delta lbar after the step."""
+    """Delta lbar by -eta A K G, and after the step."""
 
     predicted_top: float
-    """The same for the tokens that were most likely before the step, instead of the answer's: this shows squeezing."""
-
     measured_top: float
+    """The same for the tokens that were most likely before the step, instead of the answer's: this shows squeezing."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +108,7 @@ class Check:
     """eta ||grad lbar|| ||grad L||, the most that either could be."""
 
 
-@dataclass(frozen=True)
-class InfluenceReport:
+class InfluenceReport(NamedTuple):
     """Everything that :func:`measure_influence` found."""
 
     influences: list[Influence]
@@ -134,10 +125,8 @@ class MeanKernel:
     """
 
     mean: Tensor
-    """``(A, A)`` estimates, float64."""
-
     error: Tensor
-    """``(A, A)`` their standard errors, from the scatter over the random directions."""
+    """``(A, A)`` estimates in float64, and their standard errors, from the scatter over the random directions."""
 
     @property
     def cosine(self) -> Tensor:
@@ -147,14 +136,13 @@ class MeanKernel:
 
 
 class AnswerLogits(nn.Module):
-    """A model as a function from a batch to the logits that predict the batch's answer tokens.
+    """A bare model, or one with adapters, as a function from a batch to the logits that predict its answer tokens.
 
     The rows are laid out as the plain engine lays them out; unlike the engine, it keeps all logits, so use it on small
     batches. J below is the Jacobian of these logits in the trainable parameters.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Wrap a bare model or one with adapters, in place."""
         super().__init__()
         self.model = model
         self._transform: LogitTransform | None = None
@@ -178,27 +166,17 @@ class AnswerLogits(nn.Module):
     def pull_back(self, logits: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """``J^T weights``: the parameter direction along which ``sum(weights * logits)`` grows.
 
-        Args:
-            logits: ``(n, V)`` from this module, or any other tensor of the model's, with their graph.
-            weights: of the same shape.
+        The ``(n, V)`` logits, or any other tensor of the model's that has the weights' shape, come with their graph.
         """
         parameters = self.trainable()
         found = torch.autograd.grad(
-            logits,
-            list(parameters.values()),
-            weights.to(logits.dtype),
-            allow_unused=True,
-            materialize_grads=True,
+            logits, list(parameters.values()), weights.to(logits), allow_unused=True, materialize_grads=True
         )
         return dict(zip(parameters, found, strict=True))
 
     @torch.no_grad()
     def push_forward(self, batch: Batch, direction: Direction) -> tuple[Tensor, Tensor]:
-        """Logits and ``J direction``, their rate of change along it, in one forward pass.
-
-        Returns:
-            ``(n, V)`` logits and ``(n, V)`` rates.
-        """
+        """``(n, V)`` logits and ``(n, V)`` ``J direction``, their rate of change along it, in one forward pass."""
         forward_mode: Any = forward_ad  # torch leaves its functions without types
         with forward_mode.dual_level():
             dual = {
@@ -247,7 +225,10 @@ def measure_influence(
         before = [_look(logits, batch) for batch in observed]
         for number, row in enumerate(trained):
             direction, gradient = _directions(logits, engine, objective, row, start)
-            rates = [_rates(logits, batch, direction, seen.top) for batch, seen in zip(observed, before, strict=True)]
+            rates = []
+            for batch, seen in zip(observed, before, strict=True):
+                z, change = logits.push_forward(batch, direction)
+                rates.append(_read(apply_belief_geometry(z, change), batch, seen.top))  # A K G
             turn = number % len(observed)
             report.checks.append(_check(logits, engine, observed[turn], gradient, rates[turn].lbar, etas[0]))
             for eta in etas:
@@ -294,22 +275,19 @@ def projected_kernel(
         k_ou = E_r [ (1/V) sum_v (mean_t (J r)_tv) (mean_s (J r)_sv) ],    r_i = +1 or -1, each half of the time
 
     Without bias, at any size of vocabulary and model; the standard error falls with the root of ``num_directions`` and
-    is returned. Good for asking which answers are near each other; the products A K G need no estimate, see
-    :mod:`cwdpo.analysis.influence`.
-
-    Args:
-        logits: the model.
-        batches: their answers, one batch after the other, are the kernel's rows and columns.
-        num_directions: random directions, at least 2.
-        seed: they follow from it.
-        on_direction: called with how many are done.
+    is returned. The rows and columns are the batches' answers, one batch after the other; ``on_direction`` is called
+    with how many directions are done. Good for asking which answers are near each other; the products A K G of
+    :func:`measure_influence` need no estimate.
     """
     if num_directions < 2:
         raise ValueError(f"num_directions must be at least 2 for an error estimate, got {num_directions}. Use 64.")
     generator = torch.Generator().manual_seed(seed)
     total = squares = torch.zeros((), dtype=torch.float64)
     for done in range(1, num_directions + 1):
-        direction = {name: _signs(value, generator) for name, value in logits.trainable().items()}
+        direction = {  # signs drawn on the CPU, so that every device gets the same
+            name: (torch.randint(0, 2, value.shape, generator=generator) * 2 - 1).to(value)
+            for name, value in logits.trainable().items()
+        }
         rates = torch.cat([_mean_rates(logits, batch, direction) for batch in batches]).cpu()
         found = rates @ rates.T / rates.shape[1]
         total, squares = total + found, squares + found**2
@@ -322,24 +300,14 @@ def projected_kernel(
 _MOST_ELEMENTS = 2**28
 """Values of one Jacobian, or of one kernel (1 GB in fp32)."""
 
-_ROWS_AT_ONCE = 128
-
 
 def exact_kernel(logits: AnswerLogits, observed: Batch, trained: Batch) -> Tensor:
     r"""The whole kernel between the tokens of two batches, by one backward pass a logit.
 
         K[t, v, s, w] = <d z_tv / d theta, d z_sw / d theta>        arXiv 2407.10490, proposition 1
 
-    Args:
-        logits: the model; theta are its trainable parameters (those of the adapters, where it has some).
-        observed: ``n_o`` answer tokens.
-        trained: ``n_u`` answer tokens.
-
-    Returns:
-        ``(n_o, V, n_u, V)``.
-
-    Raises:
-        ValueError: it would not fit in memory.
+    ``(n_o, V, n_u, V)``, for ``n_o`` observed and ``n_u`` trained answer tokens; theta are the trainable parameters,
+    those of the adapters where there are some. An error where it would not fit in memory.
     """
     right = logits(trained)
     _check_size(right.numel() * sum(value.numel() for value in logits.trainable().values()), "the Jacobian")
@@ -350,11 +318,9 @@ def exact_kernel(logits: AnswerLogits, observed: Batch, trained: Batch) -> Tenso
     return kernel.reshape(*left.shape, *right.shape)
 
 
-@contextmanager
-def differentiable_attention() -> Iterator[None]:
+def differentiable_attention() -> AbstractContextManager[None]:
     """Attention by plain matrix products inside: fused kernels have no forward-mode derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def inner(one: Direction, other: Direction) -> float:
@@ -367,18 +333,16 @@ def answer_of_token(batch: Batch) -> Tensor:
     return batch["answer_mask"].nonzero()[:, 0]
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """Mean log-probs of a batch's answers, or their rates of change."""
+class _Seen(NamedTuple):
+    """Mean log-probs of a batch's answers, or their rates of change.
+
+    ``(A,)`` of the answers' own tokens, ``(A,)`` of the tokens ``top``, and these: ``(n,)`` the most likely token at
+    each place before any step.
+    """
 
     lbar: Tensor
-    """``(A,)`` of the answers' own tokens."""
-
     top_lbar: Tensor
-    """``(A,)`` of the tokens ``top``."""
-
     top: Tensor
-    """``(n,)`` the most likely token at each place before any step."""
 
 
 def _answers_of_row(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -389,16 +353,12 @@ def _answers_of_row(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _directions(
-    logits: AnswerLogits,
-    engine: Engine,
-    objective: Objective,
-    row: Batch,
-    start: Callable[[Batch], Tensor] | None,
+    logits: AnswerLogits, engine: Engine, objective: Objective, row: Batch, start: Callable[[Batch], Tensor] | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The loss gradient twice: as J_u^T G, with G from its formula, and by autograd through the loss itself."""
     now = engine.logprobs(logits.model, row)
     first = now.total.detach() if start is None else start(row)
-    gradient = _gradient(logits, objective.value(row, now, first))
+    gradient = logits.pull_back(objective.value(row, now, first), torch.ones(()))
     z = logits(row)
     with torch.no_grad():
         pulls = objective.pulls(row, now, first)[answer_of_token(row)]
@@ -406,21 +366,10 @@ def _directions(
     return logits.pull_back(z, residual), gradient
 
 
-def _gradient(logits: AnswerLogits, value: Tensor) -> dict[str, Tensor]:
-    """Gradient of a number in the trainable parameters."""
-    return logits.pull_back(value, torch.ones_like(value))
-
-
 @torch.no_grad()
 def _look(logits: AnswerLogits, batch: Batch, top: Tensor | None = None) -> _Seen:
     logprobs = logits(batch).log_softmax(dim=-1)
     return _read(logprobs, batch, logprobs.argmax(dim=-1) if top is None else top)
-
-
-def _rates(logits: AnswerLogits, batch: Batch, direction: Direction, top: Tensor) -> _Seen:
-    """A K G: how fast each answer's mean log-prob changes along the direction J_u^T G."""
-    z, change = logits.push_forward(batch, direction)
-    return _read(apply_belief_geometry(z, change), batch, top)
 
 
 def _read(values: Tensor, batch: Batch, top: Tensor) -> _Seen:
@@ -439,7 +388,7 @@ def _check(
     logits: AnswerLogits, engine: Engine, observed: Batch, gradient: Direction, rates: Tensor, eta: float
 ) -> Check:
     """The first answer's A K G, and the inner product of two gradients that knows nothing of A, K and G."""
-    lbar = _gradient(logits, engine.logprobs(logits.model, observed).mean[0])
+    lbar = logits.pull_back(engine.logprobs(logits.model, observed).mean[0], torch.ones(()))
     scale = eta * (inner(lbar, lbar) * inner(gradient, gradient)) ** 0.5
     return Check(decomposed=-eta * rates[0].item(), autograd=-eta * inner(lbar, gradient), scale=scale)
 
@@ -483,17 +432,11 @@ def _mean_rates(logits: AnswerLogits, batch: Batch, direction: Direction) -> Ten
     return sums.index_add(0, answer_of_token(batch), rates.double()) / lengths[:, None]
 
 
-def _signs(value: Tensor, generator: torch.Generator) -> Tensor:
-    """Random +1 and -1, drawn on the CPU so that every device gets the same."""
-    signs = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
-    return signs.to(device=value.device, dtype=value.dtype)
-
-
 def _jacobian(logits: AnswerLogits, z: Tensor) -> Iterator[Tensor]:
     """Rows of the Jacobian, ``(rows, P)`` a time, row ``t * V + v`` for logit v of token t."""
     parameters = list(logits.trainable().values())
     unit = torch.eye(z.numel(), dtype=z.dtype, device=z.device)
-    for chosen in torch.split(unit, _ROWS_AT_ONCE):
+    for chosen in torch.split(unit, 128):
         weights = chosen.reshape(-1, *z.shape)
         found = torch.autograd.grad(z, parameters, weights, retain_graph=True, is_grads_batched=True, allow_unused=True)
         rows = [

@@ -5,8 +5,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
@@ -66,19 +67,16 @@ class Settings:
     directions: int
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """The rejected token that the model finds least likely: its softmax shows the squeezing effect."""
+class Pushed(NamedTuple):
+    """The rejected token that the model finds least likely: its softmax shows the squeezing effect.
+
+    Its row's name, its position in the answer from 0, its id, and the ``(V,)`` log-probs there.
+    """
 
     row: str
     token: int
-    """Position in the answer, from 0."""
-
     target: int
-    """The rejected answer's token id."""
-
     logprobs: Tensor
-    """``(V,)``."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,8 @@ class Analysis:
     """Between the chosen answers of the rows."""
 
     floor: float | None
-    """l_floor, nats per token; None where no row has a negative."""
-
     rejected_length: int | None
-    """Median tokens of the rejected answers."""
+    """l_floor, nats per token, and median tokens of the rejected answers; None where no row has a negative."""
 
     num_parameters: int
     pushed: Pushed | None
@@ -108,11 +104,7 @@ class Analysis:
 
 
 def analyse_model(settings: Settings, on_progress: Progress) -> Analysis:
-    """Do what the settings ask.
-
-    Raises:
-        UserError: the model, the rows or a setting cannot be used.
-    """
+    """Do what the settings ask; a UserError where the model, the rows or a setting cannot be used."""
     rows, trained, observed = _rows(settings)
     model, processor = _load(settings.model, settings.lora)
     engine = make_engine()
@@ -120,9 +112,8 @@ def analyse_model(settings: Settings, on_progress: Progress) -> Analysis:
     batches = _batches(model, processor, rows, AnswerCollator(Encoder(processor), required=required))
     floor = _floor(settings, model, engine, batches)
     objective = Objective(loss=settings.loss, beta=settings.beta, floor=floor or 0.0, temperature=settings.temperature)
-    start = None
-    if settings.reference is not None:
-        start = FrozenCopy(_load(settings.reference, None)[0], engine).totals
+    reference = settings.reference
+    start = None if reference is None else FrozenCopy(_load(reference, None)[0], engine).totals
     report = measure_influence(
         model,
         engine,
@@ -133,14 +124,23 @@ def analyse_model(settings: Settings, on_progress: Progress) -> Analysis:
         etas=settings.etas,
         on_row=lambda done: on_progress("steps", done, trained),
     )
-    chosen = _batches(model, processor, rows, AnswerCollator(Encoder(processor), roles=(Role.CHOSEN,)))
+    kernel = None
+    if count := settings.directions:
+        chosen = _batches(model, processor, rows, AnswerCollator(Encoder(processor), roles=(Role.CHOSEN,)))
+        with eval_mode(model), differentiable_attention():
+            kernel = projected_kernel(
+                AnswerLogits(model),
+                chosen,
+                num_directions=count,
+                on_direction=lambda done: on_progress("kernel", done, count),
+            )
     lengths = torch.cat([b["answer_mask"].sum(dim=-1)[b["roles"] == Role.REJECTED] for b in batches])
     names = [row.id or str(position) for position, row in enumerate(rows)]
     return Analysis(
         settings=settings,
         names=names,
         report=report,
-        kernel=_kernel(settings, model, chosen, on_progress),
+        kernel=kernel,
         floor=floor,
         rejected_length=int(lengths.median()) if len(lengths) else None,
         num_parameters=sum(value.numel() for value in AnswerLogits(model).trainable().values()),
@@ -212,31 +212,20 @@ def figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
     if len(analysis.settings.etas) > 1:
         yield "learning_rate.svg", _learning_rate(analysis)
     if analysis.rejected_length is not None and analysis.floor is not None:
-        yield (
-            "loser_push.svg",
-            vulnerable_region(
-                analysis.floor, analysis.settings.temperature, analysis.settings.beta, analysis.rejected_length
-            ),
-        )
+        floor, tau, beta = analysis.floor, analysis.settings.temperature, analysis.settings.beta
+        yield "loser_push.svg", vulnerable_region(floor, tau, beta, analysis.rejected_length)
         if analysis.pushed is not None:
-            yield "squeezing.svg", _squeezing(analysis.pushed, analysis.floor, analysis.settings.temperature)
+            yield "squeezing.svg", _squeezing(analysis.pushed, floor, tau)
 
 
 def vulnerable_region(floor: float, temperature: float, beta: float, length: int) -> Figure:
-    """Squared push on the loser over its lbar, with and without cooling.
-
-    Args:
-        floor: l_floor, nats per token.
-        temperature: tau.
-        beta: of DPO.
-        length: tokens of the loser.
-    """
+    """Squared push over its lbar on a loser of ``length`` tokens, with and without cooling."""
     lowest = min(-8.0, 2 * floor)
     lbar = torch.linspace(lowest, -0.001, 160, dtype=torch.float64)
     one, weight = torch.ones_like(lbar), cooling_weight(lbar, floor, temperature=temperature)
     start = torch.maximum(lbar, torch.tensor(floor, dtype=torch.float64))  # a loser that fell from the floor
 
-    def curve(name: str, w: torch.Tensor, begin: torch.Tensor, colour: int, dashed: bool) -> Curve:
+    def curve(name: str, w: Tensor, begin: Tensor, colour: int, dashed: bool) -> Curve:
         push = loser_push(lbar, w, start=begin, length=length, beta=beta)
         return Curve(name, list(zip(lbar.tolist(), push.tolist(), strict=True)), colour, dashed)
 
@@ -266,10 +255,7 @@ def _rows(settings: Settings) -> tuple[list[Row], int, int]:
     if trained * observed < settings.pairs:
         logger.warning(
             "%d pairs (%d rows trained on, %d observed) are used instead of --pairs %d",
-            trained * observed,
-            trained,
-            observed,
-            settings.pairs,
+            *(trained * observed, trained, observed, settings.pairs),
         )
     count = max(trained, observed)
     return [found[i * len(found) // count] for i in range(count)], trained, observed
@@ -300,31 +286,16 @@ def _batches(model: Any, processor: Any, rows: Sequence[Row], collate: AnswerCol
 @torch.no_grad()
 def _floor(settings: Settings, model: Any, engine: Engine, batches: Sequence[Batch]) -> float | None:
     """l_floor from the rows that are used; None where they have no negatives and none are needed."""
-    means: dict[Role, list[Tensor]] = {Role.REJECTED: [torch.empty(0)], Role.GENTLE: [torch.empty(0)]}
     with eval_mode(model):
-        for batch in batches:
-            mean = engine.logprobs(model, batch).mean.cpu()
-            for role, found in means.items():
-                found.append(mean[batch["roles"].cpu() == role])
-    rejected, gentle = torch.cat(means[Role.REJECTED]), torch.cat(means[Role.GENTLE])
+        means = torch.cat([engine.logprobs(model, batch).mean.cpu() for batch in batches])
+    roles = torch.cat([batch["roles"].cpu() for batch in batches])
+    rejected, gentle = means[roles == Role.REJECTED], means[roles == Role.GENTLE]
     rule: float | str = settings.floor
     with suppress(ValueError):
         rule = float(settings.floor)
     if settings.loss == "sft" and not len(rejected) + len(gentle):
         return None
     return measure_floor(rule, rejected=rejected, gentle=gentle)
-
-
-def _kernel(settings: Settings, model: Any, chosen: Sequence[Batch], on_progress: Progress) -> MeanKernel | None:
-    if not settings.directions:
-        return None
-    with eval_mode(model), differentiable_attention():
-        return projected_kernel(
-            AnswerLogits(model),
-            chosen,
-            num_directions=settings.directions,
-            on_direction=lambda done: on_progress("kernel", done, settings.directions),
-        )
 
 
 @torch.no_grad()
@@ -361,15 +332,17 @@ def _summary(analysis: Analysis, eta: float) -> dict[str, Any]:
 
 def _means(influences: Sequence[Influence], *, same: bool) -> dict[str, dict[str, float]]:
     """Mean measured change of lbar and of the argmax by role, on the row trained on or on the others."""
-    found: dict[str, dict[str, float]] = {}
-    for role in dict.fromkeys(one.role for one in influences):
-        of = [one for one in influences if one.role == role and (one.trained == one.observed) == same]
-        if of:
-            found[role] = {
-                "lbar": sum(one.measured for one in of) / len(of),
-                "argmax": sum(one.measured_top for one in of) / len(of),
-            }
-    return found
+    by_role: dict[str, list[Influence]] = {}
+    for one in influences:
+        if (one.trained == one.observed) == same:
+            by_role.setdefault(one.role, []).append(one)
+    return {
+        role: {
+            "lbar": sum(one.measured for one in of) / len(of),
+            "argmax": sum(one.measured_top for one in of) / len(of),
+        }
+        for role, of in by_role.items()
+    }
 
 
 def _sentences(analysis: Analysis) -> Iterator[str]:
@@ -424,19 +397,14 @@ def _learning_rate(analysis: Analysis) -> Figure:
     )
 
 
-_PUSHES = 60
-_PUSH_SIZE = 0.5
-
-
 def _squeezing(pushed: Pushed, floor: float, temperature: float) -> Figure:
     """The model's own softmax at one place, while a rejected token is pushed down there."""
+    size, count = 0.5, 60
     others = pushed.logprobs.clone()
     others[pushed.target] = -math.inf
     top, second = others.topk(2).indices.tolist()
-    hot = push_down_repeatedly(pushed.logprobs, pushed.target, step=_PUSH_SIZE, num_steps=_PUSHES)
-    cooled = push_down_repeatedly(
-        pushed.logprobs, pushed.target, step=_PUSH_SIZE, num_steps=_PUSHES, floor=floor, temperature=temperature
-    )
+    push = partial(push_down_repeatedly, pushed.logprobs, pushed.target, step=size, num_steps=count)
+    hot, cooled = push(), push(floor=floor, temperature=temperature)
     curves = [
         Curve(f"{name}{kind}", list(enumerate(path[:, token].exp().tolist())), colour, dashed)
         for token, name, colour in ((top, "the most likely token", 0), (second, "the second", 1))
@@ -444,9 +412,9 @@ def _squeezing(pushed: Pushed, floor: float, temperature: float) -> Figure:
     ]
     return Figure(
         title=f"Pushing down a rejected token of probability {pushed.logprobs[pushed.target].exp():.1e}",
-        x_label=f"steps of {_PUSH_SIZE} on its logits (row {pushed.row}, token {pushed.token + 1} of the answer)",
+        x_label=f"steps of {size} on its logits (row {pushed.row}, token {pushed.token + 1} of the answer)",
         y_label="probability",
-        x=(0, _PUSHES),
+        x=(0, count),
         y=(0.0, 1.02),
         curves=curves,
     )

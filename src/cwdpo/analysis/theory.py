@@ -28,12 +28,7 @@ def token_residual(logits: Tensor, targets: Tensor) -> Tensor:
 
         pi_t - onehot(y_t)        arXiv 2407.10490, proposition 1
 
-    Args:
-        logits: ``(n, V)``.
-        targets: ``(n,)`` token ids.
-
-    Returns:
-        ``(n, V)``; each row adds up to 0.
+    ``(n, V)``, for ``(n, V)`` logits and ``(n,)`` token ids; each row adds up to 0.
 
     Example:
         >>> token_residual(torch.zeros(1, 2), torch.tensor([0]))
@@ -54,12 +49,7 @@ def sft_pull(lengths: Tensor) -> Tensor:
 
 
 def cw_dpo_pulls(
-    chosen_logratio: Tensor,
-    rejected_logratio: Tensor,
-    weight: Tensor,
-    *,
-    beta: float,
-    flow: Tensor | float = 0.0,
+    chosen_logratio: Tensor, rejected_logratio: Tensor, weight: Tensor, *, beta: float, flow: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor]:
     r"""Pulls of cooling-weighted DPO on the chosen and on the rejected answer.
 
@@ -70,15 +60,8 @@ def cw_dpo_pulls(
     ``weight = 1`` is DPO (arXiv 2407.10490). With ``detach: true`` the weight is a constant and ``flow``
     is 0; where the gradient flows through it, ``flow = d w_c / d log pi = w_c (1 - w_c) / (tau L)``.
 
-    Args:
-        chosen_logratio: ``(pairs,)`` Delta_w, nats, summed over tokens.
-        rejected_logratio: ``(pairs,)`` Delta_l.
-        weight: ``(pairs,)`` w_c.
-        beta: inverse temperature of the implicit reward.
-        flow: ``(pairs,)`` or 0.
-
-    Returns:
-        ``(pairs,)`` c_w >= 0 and ``(pairs,)`` c_l, of opposite sign while the weight is detached.
+    All are ``(pairs,)``: the log-ratios Delta_w and Delta_l, in nats and summed over tokens, the weight, and the pulls
+    c_w >= 0 and c_l, of opposite sign while the weight is detached.
 
     Example:
         >>> zero, one = torch.zeros(1), torch.ones(1)
@@ -138,11 +121,7 @@ def belief_geometry(logits: Tensor) -> Tensor:
 
         A = d log pi / dz = I - 1 pi^T        arXiv 2407.10490, proposition 1
 
-    Args:
-        logits: ``(n, V)``.
-
-    Returns:
-        ``(n, V, V)``; row v is the gradient of log pi(v). Large: see :func:`apply_belief_geometry`.
+    ``(n, V, V)``, for ``(n, V)`` logits; row v is the gradient of log pi(v). Large: see :func:`apply_belief_geometry`.
 
     Example:
         >>> belief_geometry(torch.zeros(1, 2))
@@ -154,14 +133,9 @@ def belief_geometry(logits: Tensor) -> Tensor:
 
 
 def apply_belief_geometry(logits: Tensor, change: Tensor) -> Tensor:
-    r"""``A dz`` without the matrix: ``dz_v - sum_j pi_j dz_j``.
+    """``A dz`` without the matrix, ``dz_v - sum_j pi_j dz_j``: first-order change of every log-prob.
 
-    Args:
-        logits: ``(n, V)``.
-        change: ``(n, V)`` change of the logits.
-
-    Returns:
-        ``(n, V)`` first-order change of every log-prob.
+    ``(n, V)``, as the logits and their change are.
     """
     return change - (logits.softmax(dim=-1) * change).sum(dim=-1, keepdim=True)
 
@@ -171,12 +145,7 @@ def mean_logprob_direction(logits: Tensor, targets: Tensor) -> Tensor:
 
         d lbar / dz_t = (onehot(y_t) - pi_t) / L
 
-    Args:
-        logits: ``(L, V)`` of one answer.
-        targets: ``(L,)`` its tokens.
-
-    Returns:
-        ``(L, V)``.
+    ``(L, V)``, for the ``(L, V)`` logits and ``(L,)`` tokens of one answer.
     """
     return -token_residual(logits, targets) / len(targets)
 
@@ -190,13 +159,7 @@ def contract(direction: Tensor, kernel: Tensor, residual: Tensor, *, eta: float)
         direction: ``(n_o, V)`` from :func:`mean_logprob_direction`.
         kernel: ``(n_o, V, n_u, V)`` empirical NTK of the logits, K[t, v, s, w] = <dz_tv/dtheta, dz_sw/dtheta>.
         residual: ``(n_u, V)`` G, over all tokens that the loss trains on.
-        eta: learning rate of the SGD step.
-
-    Returns:
-        ``()`` nats per token.
-
-    Raises:
-        ValueError: the shapes do not belong together.
+        eta: learning rate of the SGD step; the change is in nats per token.
     """
     if kernel.shape != direction.shape + residual.shape:
         raise ValueError(
@@ -217,14 +180,7 @@ def push_down(logprobs: Tensor, target: int, *, step: float, weight: Tensor | fl
     the argmax fulfils: the mass of ``l``, and of all the others, is squeezed into it (Ren and Sutherland,
     ICLR 2025). ``weight = 0`` leaves everything as it was.
 
-    Args:
-        logprobs: ``(V,)`` log pi.
-        target: l, the token that is pushed down.
-        step: eta > 0 times whatever scales the loss.
-        weight: w_c, 0 to 1.
-
-    Returns:
-        ``(V,)`` log-probs.
+    Before and after, log-probs are ``(V,)``. The step is eta > 0 times whatever scales the loss, the weight w_c.
 
     Example:
         >>> before = torch.tensor([0.7, 0.29, 0.01])
@@ -233,33 +189,23 @@ def push_down(logprobs: Tensor, target: int, *, step: float, weight: Tensor | fl
     """
     if step <= 0:
         raise ValueError(f"step must be > 0, got {step}. A negative step would pull the token up.")
-    _check_target(logprobs, target)
+    if logprobs.ndim != 1 or not 0 <= target < len(logprobs):
+        raise ValueError(f"expected (V,) log-probs and a token in them, got {tuple(logprobs.shape)} and {target}.")
     change = logprobs.exp()
     change[target] -= 1
     return (logprobs + step * weight * change).log_softmax(dim=-1)
 
 
 def push_down_repeatedly(
-    logprobs: Tensor,
-    target: int,
-    *,
-    step: float,
-    num_steps: int,
-    floor: float | None = None,
-    temperature: float = 1.0,
+    logprobs: Tensor, target: int, *, step: float, num_steps: int, floor: float | None = None, temperature: float = 1.0
 ) -> Tensor:
-    """Push the same token down again and again; cooled, each push is scaled by w_c of what the last one left.
+    """Push the same token down again and again, as :func:`push_down` does.
 
-    Args:
-        logprobs: ``(V,)`` log pi.
-        target: the token that is pushed down, an answer of length 1, so that its log-prob is lbar.
-        step: as in :func:`push_down`.
-        num_steps: how often.
-        floor: l_floor, nats per token; None does not cool.
-        temperature: tau, nats per token.
+    Cooled, each push is scaled by w_c of what the last one left; the token counts as an answer of length 1, so that its
+    log-prob is lbar.
 
-    Returns:
-        ``(num_steps + 1, V)`` log-probs, the first as given.
+    Floor (None does not cool) and temperature are in nats per token. Gives ``(num_steps + 1, V)`` log-probs, the first
+    as given.
     """
     path = [logprobs]
     for _ in range(num_steps):
@@ -267,13 +213,3 @@ def push_down_repeatedly(
         weight = 1.0 if floor is None else cooling_weight(now[target], floor, temperature=temperature)
         path.append(push_down(now, target, step=step, weight=weight))
     return torch.stack(path)
-
-
-def gains_share(logprobs: Tensor, target: int, *, step: float, weight: Tensor | float = 1.0) -> Tensor:
-    """``(V,)`` True for the tokens that :func:`push_down` makes likelier."""
-    return push_down(logprobs, target, step=step, weight=weight) > logprobs
-
-
-def _check_target(logprobs: Tensor, target: int) -> None:
-    if logprobs.ndim != 1 or not 0 <= target < len(logprobs):
-        raise ValueError(f"expected (V,) log-probs and a token in them, got {tuple(logprobs.shape)} and {target}.")

@@ -1,4 +1,7 @@
-"""Who is measured: TRL and this package, in the forms a user can choose, each able to take one step on one batch."""
+"""Who is measured: TRL and this package, in the forms a user can choose, each able to take one step on one batch.
+
+First the sizes of models and of the pairs they train on, then the contestants, then what they are built of.
+"""
 
 import copy
 import json
@@ -7,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from unittest import mock
@@ -21,13 +25,107 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast, Qwen2_5_VLConfig, set_seed
 
-from cwdpo.bench.sizes import ModelSize, Setting, VisionSize
 from cwdpo.engine import FeatureCache, make_engine
 from cwdpo.engine.tree import TreeEngine
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import lora_targets
 from cwdpo.models.loading import load_processor
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSize:
+    """A Qwen2.5-VL vision tower. Widths count features, patches and attention windows count pixels a side."""
+
+    depth: int
+    full_attention: tuple[int, ...]
+    """Layers that attend over the whole image; the others attend inside windows."""
+
+    width: int
+    mlp_width: int
+    heads: int
+    patch: int = 14
+    window: int = 112
+
+    merge: int = 2
+    """Patches along each side that become one image token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """A model of Qwen2.5-VL's shape."""
+
+    vision: VisionSize
+    depth: int
+    width: int
+    mlp_width: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    tied: bool = False
+    """Whether the head shares the token embeddings' weight."""
+
+    lora_rank: int = 16
+
+
+SIZES = {
+    # every width an eighth of the 3B model's, every depth a ninth or an eighth; with this vocabulary the head's share
+    # of the work for a token is the 3B model's
+    "small": ModelSize(
+        vision=VisionSize(depth=4, full_attention=(3,), width=160, mlp_width=428, heads=2),
+        depth=4,
+        width=256,
+        mlp_width=1376,
+        heads=4,
+        kv_heads=1,
+        vocabulary=2000,
+        tied=True,
+        lora_rank=2,
+    ),
+    "3b": ModelSize(
+        vision=VisionSize(depth=32, full_attention=(7, 15, 23, 31), width=1280, mlp_width=3420, heads=16),
+        depth=36,
+        width=2048,
+        mlp_width=11008,
+        heads=16,
+        kv_heads=2,
+        vocabulary=151936,
+        tied=True,
+    ),
+}
+"""Qwen2.5-VL-3B, and a model of its proportions that a CPU can train. The narrower a model, the larger the share of
+attention in its work, and the larger the vision tower's share, because its rows are longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a pair looks like, and how many a batch has. Lengths are in tokens."""
+
+    image_side: int
+    """Image tokens along each side of the square image."""
+
+    shortest: int
+    longest: int
+    """Answers have between so many and so many tokens, end token included."""
+
+    text: int = 32
+    """The prompt's tokens beside the image's, the template's among them."""
+
+    pairs: int = 2
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of the image in the prompt."""
+        return self.image_side**2
+
+
+SETTINGS = {
+    "ii": Setting(image_side=8, shortest=20, longest=20),
+    "i256": Setting(image_side=16, shortest=32, longest=64),
+    "i1024": Setting(image_side=32, shortest=32, longest=64),
+}
+"""64, 256 and 1,024 image tokens."""
+
 
 _SEED = 0
 
@@ -62,20 +160,21 @@ class Contestant:
     """A trainer with one batch, ready to step."""
 
     def __init__(self, trainer: Any, batch: Any, context: Callable[[], AbstractContextManager[Any]] = nullcontext):
-        """Take over a trainer.
+        """Take over a trainer and a batch of its collator's; the context is open during every step.
 
-        Args:
-            trainer: of transformers' kind; what it does when training begins must be done already, but for activation
-                checkpointing.
-            batch: as its collator makes it.
-            context: open during every step.
+        What the trainer does when training begins must be done already, but for activation checkpointing.
         """
         self.trainer, self.context = trainer, context
         self.device: torch.device = trainer.args.device
         self.batch = send_to_device(batch, self.device)
         if trainer.args.activation_checkpointing:
             trainer.model.activation_checkpointing_enable()
-        _step_away(trainer.model)
+        generator = torch.Generator().manual_seed(_SEED)
+        with torch.no_grad():  # the same noise for every contestant's trained weights, and none for their references
+            for weight in trainer.model.parameters():
+                if weight.requires_grad:
+                    noise = torch.randn(weight.shape, generator=generator) * _STEP_AWAY
+                    weight.add_(noise.to(weight.device, weight.dtype))
         trainer.model.train()
 
     @contextmanager
@@ -96,9 +195,8 @@ class Contestant:
 
     def modules(self) -> list[nn.Module]:
         """The policy, and the reference where it is a model of its own."""
-        reference = getattr(self.trainer, "ref_model", None) or getattr(
-            getattr(self.trainer, "reference", None), "model", None
-        )
+        ours = getattr(getattr(self.trainer, "reference", None), "model", None)
+        reference = getattr(self.trainer, "ref_model", None) or ours
         return [module for module in (self.trainer.model, reference) if isinstance(module, nn.Module)]
 
     def loss(self) -> Tensor:
@@ -124,17 +222,12 @@ class Contestant:
 
     def weights(self) -> Iterator[Tensor]:
         """The tensors that are held between steps."""
-        model: nn.Module = self.trainer.model
-        yield from model.parameters()
-        yield from model.buffers()
+        yield from self.trainer.model.parameters()
+        yield from self.trainer.model.buffers()
 
 
 def require_trl() -> Any:
-    """The ``trl`` package, which is a development dependency.
-
-    Raises:
-        UserError: it is not installed, or chooses what it scores in a way that is not known here.
-    """
+    """The ``trl`` package, which is a development dependency; an error without it, or with a version not known here."""
     try:
         import trl.trainer.utils
     except ImportError as error:
@@ -148,18 +241,9 @@ def require_trl() -> Any:
 def trl_dpo(task: Task, *, compact_head: bool) -> Contestant:
     """TRL's ``DPOTrainer``.
 
-    Args:
-        task: what to train on.
-        compact_head: score answer tokens alone, as TRL does on CUDA; on a CPU it scores every position.
-
-    Raises:
-        UserError: see :func:`require_trl`.
+    A compact head scores answer tokens alone, as TRL does on CUDA; on a CPU it scores every position.
     """
     theirs = require_trl()
-
-    def forced() -> AbstractContextManager[Any]:
-        return mock.patch.object(theirs.trainer.utils, "_use_triton", return_value=True)
-
     set_seed(_SEED)  # of the adapters' first values
     model = copy.deepcopy(task.model)
     trainer = theirs.DPOTrainer(
@@ -171,7 +255,8 @@ def trl_dpo(task: Task, *, compact_head: bool) -> Contestant:
         peft_config=_lora(model, task.lora_rank),
     )
     batch = trainer.data_collator([task.rows[i] for i in range(len(task.rows))])
-    return Contestant(trainer, dict(batch), forced if compact_head else nullcontext)
+    compact = partial(mock.patch.object, theirs.trainer.utils, "_use_triton", return_value=True)
+    return Contestant(trainer, dict(batch), compact if compact_head else nullcontext)
 
 
 def cw_dpo(
@@ -184,12 +269,8 @@ def cw_dpo(
 ) -> Contestant:
     """This package's stage 2 without cooling, which is DPO.
 
-    Args:
-        task: what to train on.
-        engine: how rows are laid out.
-        reference: computed once, or in every step.
-        features: keep image features from step to step; for a frozen tower.
-        flex: run the tree's rows by ``flex_attention``, however short.
+    ``features`` keeps image features from step to step, for a frozen tower; ``flex`` runs the tree's rows by
+    ``flex_attention``, however short.
     """
     kept = FeatureCache() if features else None
     set_seed(_SEED)  # of the adapters' first values
@@ -236,17 +317,13 @@ def targets(setting: str, *, lora: bool, checkpointing: bool) -> Sequence[Target
         >>> [(target.quantity, target.limit) for target in targets("ii", lora=True, checkpointing=True)]
         [('FLOPs', 0.35), ('time', 0.47)]
     """
-    limits: dict[tuple[Quantity, bool], float | None] = {
-        ("FLOPs", False): _FLOPS.get((lora, checkpointing), {}).get(setting),
-        ("FLOPs", True): _FLOPS_WITH_FEATURES.get(setting) if lora and not checkpointing else None,
-        ("saved activations", False): None if checkpointing else _SAVED[lora],
-        ("time", False): _TIME[setting],
-    }
-    return [
-        Target(quantity=quantity, features=features, limit=limit)
-        for (quantity, features), limit in limits.items()
-        if limit is not None
+    limits: list[tuple[Quantity, bool, float | None]] = [
+        ("FLOPs", False, _FLOPS.get((lora, checkpointing), {}).get(setting)),
+        ("FLOPs", True, _FLOPS_WITH_FEATURES.get(setting) if lora and not checkpointing else None),
+        ("saved activations", False, None if checkpointing else _SAVED[lora]),
+        ("time", False, _TIME[setting]),
     ]
+    return [Target(quantity=of, features=kept, limit=limit) for of, kept, limit in limits if limit is not None]
 
 
 def build_model(size: ModelSize, processor: Any, *, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> Any:
@@ -271,12 +348,8 @@ def build_processor(vision: VisionSize) -> Any:
         extra_special_tokens=[token for token in _SPECIAL[:-1] if token not in ("<|im_end|>", "<|endoftext|>")],
     )
     tokenizer.chat_template = _CHAT_TEMPLATE
-    settings = {
-        "size": {"shortest_edge": 1, "longest_edge": 2**30},
-        "patch_size": vision.patch,
-        "temporal_patch_size": 2,
-        "merge_size": vision.merge,
-    }
+    sides = {"shortest_edge": 1, "longest_edge": 2**30}
+    settings = {"size": sides, "patch_size": vision.patch, "temporal_patch_size": 2, "merge_size": vision.merge}
     images = {"image_processor_type": "Qwen2VLImageProcessor", **settings}
     videos = {"video_processor_type": "Qwen2VLVideoProcessor", **settings}
     content = {"image_processor": images, "video_processor": videos, "processor_class": "Qwen2_5_VLProcessor"}
@@ -337,16 +410,6 @@ def _lora(model: Any, rank: int | None) -> LoraConfig | None:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
 
 
-@torch.no_grad()
-def _step_away(model: nn.Module) -> None:
-    """Add the same noise to every contestant's trained weights, and nothing to their references."""
-    generator = torch.Generator().manual_seed(_SEED)
-    for weight in model.parameters():
-        if weight.requires_grad:
-            noise = torch.randn(weight.shape, generator=generator) * _STEP_AWAY
-            weight.add_(noise.to(weight.device, weight.dtype))
-
-
 _FLOPS = {
     # lora, checkpointing
     (False, False): {"ii": 0.44, "i256": 0.43, "i1024": 0.40},
@@ -355,7 +418,7 @@ _FLOPS = {
 }
 
 _FLOPS_WITH_FEATURES = {"i1024": 0.20}  # LoRA without checkpointing
-_SAVED = {False: 0.56, True: 0.62}
+_SAVED = {False: 0.56, True: 0.62}  # by whether adapters train
 _TIME = {"ii": 0.47, "i256": 0.45, "i1024": 0.45}
 
 
@@ -399,16 +462,8 @@ def build_config(size: ModelSize, processor: Any) -> Qwen2_5_VLConfig:
     )
 
 
-_SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<unk>",
-)
+_NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
+_SPECIAL = (*(f"<|{name}|>" for name in _NAMES), "<unk>")
 
 _WORDS = 900
 """Words that rows are made of; ids beyond them are never used, but the head scores them."""

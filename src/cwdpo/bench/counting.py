@@ -7,7 +7,8 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,57 +16,29 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from cwdpo.engine import tree as tree_attention
 
 _ATEN = torch.ops.aten
-_CPU_ATTENTION = _ATEN._scaled_dot_product_flash_attention_for_cpu
-_CPU_ATTENTION_BACKWARD = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward
 
-
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
-
-
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
-
-
-def _added_product(total: Any, left: Any, right: Any, *_: Any, **__: Any) -> int:
-    return int(2 * left[0] * left[1] * right[1])
-
-
-# torch counts CUDA's attention kernels only, and no product that is added in place
-_MISSING = {
-    _CPU_ATTENTION: _attention,
-    _CPU_ATTENTION_BACKWARD: _attention_backward,
-    _ATEN.addmm_: _added_product,
+# From the shapes of what goes in. Torch counts CUDA's attention kernels only, and no product that is added in place.
+_MISSING: dict[Any, Callable[..., Any]] = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+        *shapes[:4]
+    ),
+    _ATEN.addmm_: lambda total, left, right, *_, **__: 2 * left[0] * left[1] * right[1],
 }
 
 _BACKWARD_PRODUCTS = 2.5  # five, where there were two forward
-
-_SKIPPED = (
-    _ATEN.mm,
-    _ATEN.addmm,
-    _ATEN.addmm_,
-    _ATEN.bmm,
-    _ATEN.baddbmm,
-    _ATEN.convolution,
-    _ATEN.convolution_backward,
-    _CPU_ATTENTION,
-    _CPU_ATTENTION_BACKWARD,
-)
 
 
 def count_flops(step: Callable[[], Any]) -> int:
     """FLOPs of matrix products, convolutions and attention in a step; a multiplication and an addition count as two.
 
     Attention counts every pair of a query and a key, masked or not, because the dense kernels compute them all; of
-    ``flex_attention``, which torch's counter stops, the blocks that it computes. Inside :func:`without_products` the
-    count is the same and takes a fraction of the time.
+    ``flex_attention``, which torch's counter stops, the blocks that it computes.
     """
     with FlopCounterMode(display=False, custom_mapping=_MISSING) as counter, _flex_counted() as by_flex:
         step()
@@ -102,40 +75,11 @@ class _CountedFlex(torch.autograd.Function):
         return (*(torch.zeros_like(tensor) for tensor in ctx.saved_tensors), None, None)
 
 
-def without_products() -> AbstractContextManager[Any]:
-    """While open, every operation whose FLOPs are counted gives zeros of the right shape, at once.
-
-    For counting alone: all other numbers mean nothing.
-    """
-    return _WithoutProducts()  # type: ignore[no-untyped-call]
-
-
-class _WithoutProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func._overloadpacket not in _SKIPPED:
-            return func(*args, **kwargs)
-        if func._overloadpacket is _ATEN.addmm_:
-            return args[0]
-        if "out" in kwargs:
-            return kwargs["out"].zero_()
-        shapes = func(*tree_map_only(Tensor, _on_meta, args), **tree_map_only(Tensor, _on_meta, kwargs))
-        device = next(value for value in args if isinstance(value, Tensor)).device
-        return tree_map_only(Tensor, lambda shape: torch.zeros_like(shape, device=device), shapes)
-
-
-def _on_meta(value: Tensor) -> Tensor:
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-
-
 @contextmanager
 def saved_activations(weights: Callable[[], Iterator[Tensor]]) -> Iterator[Callable[[], int]]:
     """Watch what autograd keeps; yields a function that gives the bytes kept at the time it is called.
 
-    Each storage counts once, and the model's own weights do not count.
-
-    Args:
-        weights: gives the tensors that are kept anyway.
+    Each storage counts once, and the model's own weights, which are kept anyway, do not count.
     """
     kept: list[weakref.ref[Tensor]] = []
 
@@ -169,11 +113,7 @@ def peak_memory(step: Callable[[], Any], device: torch.device) -> int:
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
-    held = peak = 0
-    for _, change in changes:
-        held += change
-        peak = max(peak, held)
-    return peak
+    return max(accumulate((change for _, change in changes), initial=0))
 
 
 @contextmanager

@@ -14,6 +14,8 @@ import transformers
 
 from cwdpo import __version__
 from cwdpo.bench.contestants import (
+    SETTINGS,
+    SIZES,
     Contestant,
     Quantity,
     Target,
@@ -27,7 +29,6 @@ from cwdpo.bench.contestants import (
     trl_dpo,
 )
 from cwdpo.bench.counting import clock, count_flops, peak_memory, saved_activations
-from cwdpo.bench.sizes import SETTINGS, SIZES
 
 STRICT = "TRL, answer tokens only"
 SHIPPED = "TRL"
@@ -85,19 +86,10 @@ class Result:
     """The pass that fills the reference cache, over the same batch; it has no backward pass and no loss."""
 
     targets: list[Target] = field(default_factory=list)
-    """The limits that this package sets itself, and what was measured."""
 
 
 def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
-    """Build the model and the contestants, measure each, then time them in turn.
-
-    Args:
-        options: what to measure.
-        say: called with a line about what is measured next.
-
-    Raises:
-        UserError: TRL is missing or not known.
-    """
+    """Build the model and the contestants, measure each, then time them in turn; ``say`` gets a line before each."""
     require_trl()
     size, setting = SIZES[options.size], SETTINGS[options.setting]
     processor = build_processor(size.vision)
@@ -137,15 +129,24 @@ def run_bench(options: Options, *, say: Callable[[str], None]) -> Result:
                     flops, peak = count_flops(once), peak_memory(once, device)
                     result.reference_pass = Measurement(loss=0.0, flops=flops, saved_bytes=0, peak_bytes=peak)
         _time_in_turn(ready, result, say)
-    result.targets = _judge(result)
+    base = result.measurements[result.baseline]
+    for target in targets(options.setting, lora=options.lora, checkpointing=options.checkpointing):
+        one = result.measurements.get(FEATURES if target.features else BEST)
+        if one is not None and (one.seconds or target.quantity != "time"):
+            result.targets.append(replace(target, ratio=_ratio(target.quantity, one, base)))
     return result
 
 
 def measured_table(result: Result) -> str:
     """Markdown. Ratios are to the baseline; those of time are medians over rounds, with the quartiles."""
     base = result.measurements[result.baseline]
+    options = result.options
+    what = "LoRA on the language model" if options.lora else "full fine-tuning"
+    checkpointing = ", activation checkpointing" if options.checkpointing else ""
+    where = f"{result.hardware}, {result.threads} threads" if options.device == "cpu" else result.hardware
     lines = [
-        f'{_title(result)}; ratios to "{result.baseline}"',
+        f"{options.setting}, model `{options.size}`, {what}{checkpointing}; {where}, {options.dtype}"
+        f'; ratios to "{result.baseline}"',
         "",
         "| | loss | GFLOP | ratio | saved MB | ratio | peak MB | ratio | time s | ratio (quartiles) |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -158,9 +159,19 @@ def measured_table(result: Result) -> str:
             (one.peak_bytes, base.peak_bytes, 1e6),
         ):
             cells += [f"{value / unit:.1f}", f"{value / other:.3f}"]
-        cells += _times(one.seconds, base.seconds)
+        if one.seconds:
+            middle, low, high = spread([own / other for own, other in zip(one.seconds, base.seconds, strict=True)])
+            cells += [f"{median(one.seconds):.3f}", f"{middle:.3f} ({low:.3f}-{high:.3f})"]
+        else:
+            cells += ["-", "-"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_notes(result), *_targets(result)])
+    lines += ["", *_notes(result)]
+    if result.targets:
+        lines += ["", "| target | at most | measured | |", "|---|--:|--:|---|"]
+    for target in result.targets:
+        quantity = f"{target.quantity}, {FEATURES if target.features else BEST}"
+        lines.append(f"| {quantity} | {target.limit:.2f} | {target.ratio:.3f} | {'pass' if target.met else 'miss'} |")
+    return "\n".join(lines)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
@@ -222,16 +233,6 @@ def _seconds(step: Callable[[], object], device: torch.device) -> float:
     return clock(device) - start
 
 
-def _judge(result: Result) -> list[Target]:
-    """The targets for what was measured, with the ratios to the baseline beside them."""
-    options, base, judged = result.options, result.measurements[result.baseline], []
-    for target in targets(options.setting, lora=options.lora, checkpointing=options.checkpointing):
-        one = result.measurements.get(FEATURES if target.features else BEST)
-        if one is not None and (one.seconds or target.quantity != "time"):
-            judged.append(replace(target, ratio=_ratio(target.quantity, one, base)))
-    return judged
-
-
 def _ratio(quantity: Quantity, one: Measurement, base: Measurement) -> float:
     if quantity == "FLOPs":
         return one.flops / base.flops
@@ -246,21 +247,6 @@ def _hardware(device: torch.device) -> str:
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _title(result: Result) -> str:
-    options = result.options
-    what = "LoRA on the language model" if options.lora else "full fine-tuning"
-    checkpointing = ", activation checkpointing" if options.checkpointing else ""
-    where = f"{result.hardware}, {result.threads} threads" if options.device == "cpu" else result.hardware
-    return f"{options.setting}, model `{options.size}`, {what}{checkpointing}; {where}, {options.dtype}"
-
-
-def _times(seconds: Sequence[float], base: Sequence[float]) -> list[str]:
-    if not seconds:
-        return ["-", "-"]
-    middle, low, high = spread([own / other for own, other in zip(seconds, base, strict=True)])
-    return [f"{median(seconds):.3f}", f"{middle:.3f} ({low:.3f}-{high:.3f})"]
 
 
 def _notes(result: Result) -> list[str]:
@@ -279,13 +265,3 @@ def _notes(result: Result) -> list[str]:
             line += f", time {spread([own / other for own, other in zip(whole, base.seconds, strict=True)])[0]:.3f}"
         notes.append(f"{line}.")
     return notes
-
-
-def _targets(result: Result) -> list[str]:
-    if not result.targets:
-        return []
-    lines = ["", "| target | at most | measured | |", "|---|--:|--:|---|"]
-    for target in result.targets:
-        what = f"{target.quantity}, {FEATURES if target.features else BEST}"
-        lines.append(f"| {what} | {target.limit:.2f} | {target.ratio:.3f} | {'pass' if target.met else 'miss'} |")
-    return lines

@@ -32,7 +32,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return _from_worker(str(cause))
     for cause in _chain(error):
-        if _is_full_disk(cause):
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in _FULL or any(words in str(cause) for words in _FULL_WORDS):
             return (
                 f"no space left on the disk{_about(cause)}. What was saved before is whole. "
                 "Free some space and run the command again, with --resume if it was training."
@@ -49,13 +50,7 @@ def _from_worker(message: str) -> str:
         >>> _from_worker("Caught DataError in DataLoader worker process 0.\\nTraceback ...\\n  a.DataError: x:1: no")
         'x:1: no'
     """
-    if not message.startswith("Caught "):
-        return message
-    return message.strip().splitlines()[-1].partition(": ")[2]
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    return (isinstance(error, OSError) and error.errno in _FULL) or any(word in str(error) for word in _FULL_WORDS)
+    return message.strip().splitlines()[-1].partition(": ")[2] if message.startswith("Caught ") else message
 
 
 def _about(error: BaseException) -> str:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Memory = dict[str, dict[str, int]]
 _SHOWN = 10
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def check(
@@ -88,10 +87,7 @@ def _check_file(data: Path, image_root: Path | None, encoder: "Encoder | None") 
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("check", total=None)
         return check_rows(
-            data,
-            image_root=image_root,
-            encoder=encoder,
-            on_row=lambda count: progress.update(task, completed=count),
+            data, image_root=image_root, encoder=encoder, on_row=lambda count: progress.update(task, completed=count)
         )
 
 
@@ -114,10 +110,8 @@ def _print(report: "CheckReport", facts: "ModelFacts | None", as_json: bool) -> 
     _list(report.notes, "note", console)
     _list(report.findings, "STOPS TRAINING", console)
     count = len(report.findings)
-    verdict = (
-        f"{count} {'thing stops' if count == 1 else 'things stop'} training." if count else "Nothing stops training."
-    )
-    console.print(verdict, style="red" if count else "green")
+    what = "Nothing stops" if count == 0 else "1 thing stops" if count == 1 else f"{count} things stop"
+    console.print(f"{what} training.", style="red" if count else "green")
 
 
 def _totals(report: "CheckReport") -> Table:
@@ -175,19 +169,19 @@ def human_bytes(number: float) -> str:
         >>> human_bytes(1_500_000), human_bytes(12)
         ('1.5 MB', '12 B')
     """
-    unit = 0
-    while number >= 1000 and unit < len(_UNITS) - 1:
-        number, unit = number / 1000, unit + 1
-    return f"{number:.3g} {_UNITS[unit]}"
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
 
 
 def _list(notices: Sequence["Notice"], title: str, console: Console) -> None:
     for notice in notices[:_SHOWN]:
         console.print(Text(f"{title}: {notice.message}"), soft_wrap=True)
     if len(notices) > _SHOWN:
-        names = ", ".join(
-            f"{count} {name}" for name, count in Counter(notice.name for notice in notices[_SHOWN:]).items()
-        )
+        counts = Counter(notice.name for notice in notices[_SHOWN:])
+        names = ", ".join(f"{count} {name}" for name, count in counts.items())
         console.print(Text(f"{title}: and {len(notices) - _SHOWN} more ({names}). --json lists all."), soft_wrap=True)
 
 

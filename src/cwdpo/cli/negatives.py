@@ -1,5 +1,6 @@
 """``cwdpo negatives``: make, mix, filter and look at negatives as files."""
 
+import functools
 import json
 import math
 import sys
@@ -23,39 +24,33 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Make, mix and look at negatives, as files.")
 
 _Data = Annotated[Path, typer.Argument(metavar="DATA", help="A file or directory of rows.", show_default=False)]
-_Out = Annotated[Path, typer.Option("--out", help="The new file; never one that exists.", show_default=False)]
-_Root = Annotated[
-    Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: DATA's directory]")
-]
-_Seed = Annotated[int, typer.Option("--seed", min=0, help="Decides every choice.")]
-_Overlap = Annotated[
-    float | None, typer.Option("--max-overlap", min=0, max=1, help="Drop closer ones to a right answer.")
-]
-_Url = Annotated[
-    str | None, typer.Option("--endpoint", help="An OpenAI-compatible server, as http://127.0.0.1:8000/v1.")
-]
-_Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Requests at one time.")]
+_Out = Annotated[Path, typer.Option(help="The new file; never one that exists.", show_default=False)]
+_Root = Annotated[Path | None, typer.Option(help="Where relative image paths start.  [default: DATA's directory]")]
+_Seed = Annotated[int, typer.Option(min=0, help="Decides every choice.")]
+_Overlap = Annotated[float | None, typer.Option(min=0, max=1, help="Drop closer ones to a right answer.")]
+_Url = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, as http://127.0.0.1:8000/v1.")]
+_Concurrency = Annotated[int, typer.Option(min=1, help="Requests at one time.")]
 _Prices = Annotated[
-    str | None, typer.Option("--prices", help="Of a million prompt and completion tokens, as 0.15,0.6: shows the cost.")
+    str | None, typer.Option(help="Of a million prompt and completion tokens, as 0.15,0.6: shows the cost.")
 ]
 
 
-@app.command("sample")
+@app.command()
 def sample(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A checkpoint, a run, or with --endpoint a served name.")
     ],
-    data: Annotated[Path, typer.Option("--data", help="A file or directory of rows.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="A file or directory of rows.", show_default=False)],
     out: _Out,
-    k: Annotated[int, typer.Option("--k", min=1, help="Answers a prompt.")] = 4,
-    temperature: Annotated[float, typer.Option("--temperature", help="Above 0.")] = 1.0,
-    top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="1 samples from all tokens.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longer ones are dropped.")] = 256,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Answers at one time.")] = 32,
+    k: Annotated[int, typer.Option(min=1, help="Answers a prompt.")] = 4,
+    temperature: Annotated[float, typer.Option(help="Above 0.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="1 samples from all tokens.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer ones are dropped.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers at one time.")] = 32,
     max_overlap: _Overlap = None,
     judge: Annotated[
         str | None,
-        typer.Option("--judge", help="Says which answers are right: module:function, same_words, or URL#MODEL."),
+        typer.Option(help="Says which answers are right: module:function, same_words, or URL#MODEL."),
     ] = None,
     seed: _Seed = 0,
     image_root: _Root = None,
@@ -103,17 +98,17 @@ def filter_(
     out: _Out,
     max_overlap: _Overlap = None,
     length_gap: Annotated[
-        float | None, typer.Option("--length-gap", min=0, help="Drop those longer or shorter by this share of words.")
+        float | None, typer.Option(min=0, help="Drop those longer or shorter by this share of words.")
     ] = None,
     drop_easier_than: Annotated[
-        str | None, typer.Option("--drop-easier-than", help="Floor of lbar: -3.5, or quantile:0.1. Needs --model.")
+        str | None, typer.Option(help="Floor of lbar: -3.5, or quantile:0.1. Needs --model.")
     ] = None,
     drop_ches_above: Annotated[
         str | None,
-        typer.Option("--drop-ches-above", help="Ceiling of CHES similarity, or quantile:0.9. Needs --model."),
+        typer.Option(help="Ceiling of CHES similarity, or quantile:0.9. Needs --model."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="A checkpoint or a run; its measurements are written into the rows.")
+        str | None, typer.Option(help="A checkpoint or a run; its measurements are written into the rows.")
     ] = None,
     image_root: _Root = None,
 ) -> None:
@@ -138,7 +133,7 @@ def filter_(
 
         policy, processor = _load(model)
         recipe = _recipe_of_run(Path(model))
-        measure = lambda rows: measure_hardness(policy, processor, rows)  # noqa: E731
+        measure = functools.partial(measure_hardness, policy, processor)
         weigh = None if recipe is None else weigh_as(recipe)
     report = write_filtered(
         data,
@@ -157,24 +152,20 @@ def filter_(
     print(f"wrote {out}  ({report.rows_left} of {report.rows} rows have a negative left)")
 
 
-@app.command("gentle")
+@app.command()
 def gentle(
     data: _Data,
     out: _Out,
     seed: _Seed = 0,
-    kinds: Annotated[
-        str | None, typer.Option("--kinds", help="Kinds of errors, as colour,count.  [default: all]")
-    ] = None,
-    lexicon: Annotated[Path | None, typer.Option("--lexicon", help="Your own words, on top of the package's.")] = None,
-    column: Annotated[str, typer.Option("--column", help="Where the right answer stands.")] = "chosen",
-    positives: Annotated[
-        str | None, typer.Option("--positives", help="Column with a list of further right answers.")
-    ] = None,
+    kinds: Annotated[str | None, typer.Option(help="Kinds of errors, as colour,count.  [default: all]")] = None,
+    lexicon: Annotated[Path | None, typer.Option(help="Your own words, on top of the package's.")] = None,
+    column: Annotated[str, typer.Option(help="Where the right answer stands.")] = "chosen",
+    positives: Annotated[str | None, typer.Option(help="Column with a list of further right answers.")] = None,
     image_root: _Root = None,
     as_json: Annotated[bool, typer.Option("--json", help="Coverage as one JSON object on standard output.")] = False,
     endpoint: _Url = None,
     served_model: Annotated[
-        str | None, typer.Option("--served-model", help="The model to ask there.  [default: the server's first]")
+        str | None, typer.Option(help="The model to ask there.  [default: the server's first]")
     ] = None,
     concurrency: _Concurrency = 8,
     prices: _Prices = None,
@@ -203,15 +194,10 @@ def gentle(
         from cwdpo.negatives.files import write_gentle
         from cwdpo.negatives.gentle.lexicon import read_lexicon
 
+        wanted = None if kinds is None else [kind.strip() for kind in kinds.split(",") if kind.strip()]
+        words = read_lexicon(lexicon)
         coverage = write_gentle(
-            data,
-            out,
-            lexicon=read_lexicon(lexicon),
-            seed=seed,
-            kinds=None if kinds is None else [kind.strip() for kind in kinds.split(",") if kind.strip()],
-            column=column,
-            positives=positives,
-            image_root=image_root,
+            data, out, lexicon=words, seed=seed, kinds=wanted, column=column, positives=positives, image_root=image_root
         )
         _print_coverage(coverage, Console(stderr=True))
         done = json.dumps(coverage.to_json()) if as_json else done
@@ -219,34 +205,27 @@ def gentle(
     print(done)
 
 
-@app.command("mix")
+@app.command()
 def mix(
     data: _Data,
-    on_policy: Annotated[
-        Path, typer.Option("--on-policy", help='Lines of {"id": ..., "negatives": [...]}.', show_default=False)
-    ],
+    on_policy: Annotated[Path, typer.Option(help='Lines of {"id": ..., "negatives": [...]}.', show_default=False)],
     out: _Out,
-    fraction: Annotated[
-        str, typer.Option("--fraction", help="Share from the policy: 0.5, or a schedule such as 0:0,1:0.8.")
-    ] = "0.5",
-    progress: Annotated[
-        float, typer.Option("--progress", min=0, max=1, help="Where in the run a schedule is read.")
-    ] = 0.0,
+    fraction: Annotated[str, typer.Option(help="Share from the policy: 0.5, or a schedule such as 0:0,1:0.8.")] = "0.5",
+    progress: Annotated[float, typer.Option(min=0, max=1, help="Where in the run a schedule is read.")] = 0.0,
     round_: Annotated[int, typer.Option("--round", min=0, help="Another round chooses again.")] = 0,
-    count: Annotated[
-        int | None, typer.Option("--count", min=1, help="Negatives a row.  [default: as many as it has]")
-    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Negatives a row.  [default: as many as it has]")] = None,
     seed: _Seed = 0,
     image_root: _Root = None,
 ) -> None:
     """Choose each row's negatives from the data set's and the policy's, the same for the same seed and round."""
     from cwdpo.negatives.files import write_mixed
 
+    share = _parse_fraction(fraction)
     mixed = write_mixed(
         data,
         on_policy,
         out,
-        fraction=_parse_fraction(fraction),
+        fraction=share,
         seed=seed,
         round=round_,
         progress=progress,
@@ -262,7 +241,7 @@ def mix(
     print(f"wrote {out}")
 
 
-@app.command("show")
+@app.command()
 def show(
     file: Annotated[
         Path,
@@ -270,16 +249,14 @@ def show(
             metavar="FILE", help="Rows with negatives, or RUN/negatives/refresh-*.jsonl.", show_default=False
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", help="The HTML page; only an older page is replaced.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option(help="The HTML page; only an older page is replaced.", show_default=False)],
     image_root: Annotated[
-        Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: FILE's directory]")
+        Path | None, typer.Option(help="Where relative image paths start.  [default: FILE's directory]")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Rows on the page, from the first.")] = 200,
+    limit: Annotated[int, typer.Option(min=1, help="Rows on the page, from the first.")] = 200,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Of a refresh: the rows it sampled for.  [default: those of the run's recipe]"),
+        typer.Option(help="Of a refresh: the rows it sampled for.  [default: those of the run's recipe]"),
     ] = None,
 ) -> None:
     """Write one HTML page of pictures, answers and negatives, with every difference marked."""
@@ -407,6 +384,5 @@ def _note_image_root(data: Path, out: Path, image_root: Path | None) -> None:
 
     root = resolve_root(data, image_root).resolve()
     if root != out.parent.resolve():
-        print(
-            f"note: image paths in {out} start at {root}. Give --image-root (data.image_root) {root}.", file=sys.stderr
-        )
+        note = f"note: image paths in {out} start at {root}. Give --image-root (data.image_root) {root}."
+        print(note, file=sys.stderr)

@@ -8,18 +8,13 @@ import typer
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.records import RunDirectory
 
-_HEAD = 4096
-"""Bytes at the start of a file in which a page of ours is recognised."""
-
 
 def report(
     runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN", help="Run directories, or directories of runs.", show_default=False),
+        list[Path], typer.Argument(metavar="RUN", help="Run directories, or directories of runs.", show_default=False)
     ],
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="The page.  [default: RUN/report.html, for several ./report.html]"),
+        Path | None, typer.Option("--out", help="The page.  [default: RUN/report.html, for several ./report.html]")
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Serve the page on this machine, kept up to date, until Ctrl-C.")
@@ -39,27 +34,21 @@ def report(
         return
     if port is not None:
         raise ConfigError("--port has no effect without --follow. Add --follow, or leave it out.")
-    page = _target(runs) if out is None else out
+    one = len({run.resolve() for run in runs}) == 1
+    page = out or (RunDirectory(runs[0]).report if one else Path("report.html"))
     _check_ours(page, runs)
     from cwdpo.report import write_report
 
     print(f"report: {write_report(runs, page)}")
 
 
-def _target(runs: list[Path]) -> Path:
-    one = len({run.resolve() for run in runs}) == 1
-    return RunDirectory(runs[0]).report if one else Path("report.html")
-
-
 def _check_ours(page: Path, runs: list[Path]) -> None:
     """A page of ours may be replaced, and so may the one that a run directory keeps; nothing else is overwritten."""
     if not page.is_file() or page.resolve() in [RunDirectory(run.resolve()).report for run in runs]:
         return
-    from cwdpo.report.page import GENERATOR
+    from cwdpo.report.page import GENERATOR, is_page_of
 
-    with page.open("rb") as file:
-        ours = f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(_HEAD)
-    if not ours:
+    if not is_page_of(GENERATOR, page):
         raise UserError(f"{page} is not a report of cwdpo, and nothing else is overwritten. Give another --out.")
 
 

@@ -29,16 +29,20 @@ def build(
     Args:
         section: the dataclass, usually :class:`cwdpo.config.recipe.Recipe`.
         values: keys and values as the YAML gave them.
-        where: says where a setting stands, for messages; None where the name says it all.
+        where: None where a setting's name says all.
         path: the section's own place in the recipe.
 
     Raises:
         ConfigError: one line for each setting that is unknown, missing or wrong.
     """
-    builder = _Builder(where)
-    built = builder.build(section, values, path)
-    if builder.problems or built is None:
-        raise ConfigError("\n".join(builder.problems))
+    problems: list[str] = []
+
+    def note(place: KeyPath, text: str) -> None:
+        problems.append(text if where is None else f"{where(place)}: {text}")
+
+    built = _built(section, values, path, note)
+    if problems or built is None:
+        raise ConfigError("\n".join(problems))
     return built
 
 
@@ -66,77 +70,63 @@ def section_fields(section: type) -> dict[str, tuple[Field[Any], Any]]:
 
 
 def section_type(hint: object) -> type | None:
-    """The dataclass that a type is, or may be beside null.
-
-    Example:
-        >>> from cwdpo.config.recipe import CoolingConfig
-        >>> section_type(CoolingConfig | None).__name__
-        'CoolingConfig'
-    """
+    """The dataclass that a type is, or may be beside null: ``CoolingConfig`` of ``CoolingConfig | None``."""
     return next((part for part in _alternatives(hint) if isinstance(part, type) and is_dataclass(part)), None)
 
 
-class _Builder:
-    """Builds sections from the innermost out, and notes a line for each mistake."""
-
-    def __init__(self, where: Where | None) -> None:
-        self._where = where
-        self.problems: list[str] = []
-
-    def build(self, section: type[_Section], values: Mapping[str, object], path: KeyPath) -> _Section | None:
-        known = section_fields(section)  # type: ignore[arg-type]  # classes are hashable, a TypeVar of one is not to mypy
-        before = len(self.problems)
-        ready: dict[str, Any] = {}
-        for key, value in values.items():
-            if key not in known:
-                prefix = "".join(f"{part}." for part in path)
-                otherwise = f". Known here: {', '.join(known)}."
-                self._note((*path, key), f"unknown key '{prefix}{key}'{_suggestion(key, known, prefix, otherwise)}")
-                continue
-            inner = section_type(known[key][1])
-            ready[key] = value
-            if inner is not None and isinstance(value, Mapping):
-                ready[key] = self.build(inner, value, (*path, key))
-        for name, (field, hint) in known.items():
-            if name not in values and field.default is MISSING and field.default_factory is MISSING:
-                self._note(path, f"'{'.'.join((*path, name))}' is missing. Add it; it is {_describe(hint)}.")
-        if len(self.problems) > before:
-            return None
-        try:
-            return section(**ready)
-        except ValidationError as error:
-            self._note_refusals(error, ready, path, known)
-            return None
-
-    def _note_refusals(
-        self,
-        error: ValidationError,
-        values: Mapping[str, object],
-        path: KeyPath,
-        known: Mapping[str, tuple[object, object]],
-    ) -> None:
-        """One line a setting; pydantic gives one a setting and alternative of its type."""
-        seen = set()
+def _built(
+    section: type[_Section], values: Mapping[str, object], path: KeyPath, note: Callable[[KeyPath, str], None]
+) -> _Section | None:
+    """The section, built from the innermost out; each mistake is noted with its place, and leaves None."""
+    known = section_fields(section)  # type: ignore[arg-type]  # classes are hashable, a TypeVar of one is not to mypy
+    prefix = "".join(f"{part}." for part in path)
+    ready: dict[str, Any] = {}
+    whole = True
+    for key, value in values.items():
+        if key not in known:
+            otherwise = f". Known here: {', '.join(known)}."
+            note((*path, key), f"unknown key '{prefix}{key}'{_suggestion(key, known, prefix, otherwise)}")
+            whole = False
+            continue
+        inner = section_type(known[key][1])
+        ready[key] = value
+        if inner is not None and isinstance(value, Mapping):
+            ready[key] = _built(inner, value, (*path, key), note)
+            whole = whole and ready[key] is not None
+    for name, (field, hint) in known.items():
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
+            note(path, f"'{prefix}{name}' is missing. Add it; it is {_describe(hint)}.")
+            whole = False
+    if not whole:
+        return None
+    try:
+        return section(**ready)
+    except ValidationError as error:
+        seen = set()  # pydantic gives one mistake a setting and alternative of its type
         for detail in error.errors(include_url=False):
-            name = str(detail["loc"][0]) if detail["loc"] else None
-            if name is None:  # settings that do not go together
-                self._note(path, str(detail["ctx"]["error"]))
+            name = str(detail["loc"][0]) if detail["loc"] else ""
+            if not name:  # settings that do not go together
+                note(path, str(detail["ctx"]["error"]))
             elif name not in seen:
-                full = (*path, name)
-                self._note(full, f"{'.'.join(full)} {_explain(detail, values.get(name), known[name][1])}")
+                note((*path, name), f"{prefix}{name} {_explain(detail, ready.get(name), known[name][1])}")
             seen.add(name)
-
-    def _note(self, path: KeyPath, text: str) -> None:
-        self.problems.append(text if self._where is None else f"{self._where(path)}: {text}")
+        return None
 
 
 def _explain(detail: ErrorDetails, value: object, hint: object) -> str:
     """What is wrong with a value, as it goes on after the setting's name."""
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
-    choices = [str(choice) for part in _alternatives(hint) if get_origin(part) is Literal for choice in get_args(part)]
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    return f"is {_shown(value)}, but must be {_describe(hint)}." + (f" Did you mean {near[0]}?" if near else "")
+    return f"is {_shown(value)}, but must be {_describe(hint)}.{_near_choice(value, _choices(_alternatives(hint)))}"
+
+
+def _choices(kinds: Sequence[object]) -> list[object]:
+    return [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+
+
+def _near_choice(value: object, choices: Sequence[object]) -> str:
+    near = difflib.get_close_matches(str(value), map(str, choices), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _suggestion(key: str, known: Collection[str], prefix: str, otherwise: str) -> str:
@@ -188,9 +178,7 @@ _ELSEWHERE = {
     "max_length": "Write it in the section of the data: `data: {max_length: ...}`.",
     "resume_from_checkpoint": "Run `cwdpo train RECIPE --resume` instead.",
 }
-_FREE = ("fsdp",)
-"""Settings that take more types than they are declared with."""
-
+_FREE = ("fsdp",)  # settings that take more types than they are declared with
 _MUST_BE = {
     "per_device_train_batch_size": (1, "Write the number of rows in a step."),
     "per_device_eval_batch_size": (1, "Write the number of rows in a step."),
@@ -207,14 +195,7 @@ def check_trainer_section(
 ) -> None:
     """Refuse keys that do not exist or that the recipe sets itself, and values of another type than declared.
 
-    Args:
-        section: the keys and values under ``trainer``.
-        known: the training arguments' fields and their types.
-        where: says where a setting stands.
-        path: of the section, such as ``("stage2", "trainer")``.
-
-    Raises:
-        ConfigError: one line for each such key.
+    ``known`` are the training arguments' fields with their types. A ConfigError has one line for each such key.
     """
     problems = []
     prefix = "".join(f"{part}." for part in path)
@@ -235,7 +216,9 @@ def _wrong_argument(key: str, value: object, hint: object) -> str:
     """What is wrong with a value, as the end of a sentence; empty if nothing is."""
     if key in _FREE:
         return ""
-    kinds = _as_written(hint)
+    enumerated = any(isinstance(kind, type) and issubclass(kind, Enum) for kind in _alternatives(hint))
+    # an enumeration's texts rule out any other text
+    kinds = tuple(_as_written(kind) for kind in _alternatives(hint) if not (enumerated and kind is str))
     adapter: TypeAdapter[Any] = TypeAdapter(Union[kinds], config=ConfigDict(strict=True))  # type: ignore[arg-type]  # noqa: UP007
     try:
         adapter.validate_python(value)
@@ -247,16 +230,10 @@ def _wrong_argument(key: str, value: object, hint: object) -> str:
     return ""
 
 
-def _as_written(hint: object) -> tuple[Any, ...]:
-    """The types of a hint as YAML writes them: an enumeration as its texts, which rule out any other text."""
-    kinds = _alternatives(hint)
-    enumerated = any(isinstance(kind, type) and issubclass(kind, Enum) for kind in kinds)
-    return tuple(_one_as_written(kind) for kind in kinds if not (enumerated and kind is str))
-
-
-def _one_as_written(kind: Any) -> Any:
+def _as_written(kind: Any) -> Any:
+    """A type as YAML writes it: an enumeration as its texts."""
     if get_origin(kind) is list:
-        return list[_one_as_written(get_args(kind)[0])]  # type: ignore[misc]
+        return list[_as_written(get_args(kind)[0])]  # type: ignore[misc]
     if not isinstance(kind, type) or kind.__module__ == "builtins":
         return kind
     if issubclass(kind, Enum):
@@ -269,11 +246,9 @@ def _wanted(value: object, kinds: Sequence[object]) -> str:
     for kind in kinds:
         if get_origin(kind) is type(value):
             return f"its values must be {_describe(get_args(kind)[-1])}."
-    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    near = difflib.get_close_matches(str(value), map(str, choices), n=1)
-    advice = f" Did you mean {near[0]}?" if near else ""
-    if value is False and "no" in choices:
-        advice = " YAML reads a bare no as false: write 'no', in quotes."
+    choices = _choices(kinds)
+    bare = value is False and "no" in choices
+    advice = " YAML reads a bare no as false: write 'no', in quotes." if bare else _near_choice(value, choices)
     writable = (kind for kind in kinds if get_origin(kind) is not Annotated)  # only Python can make an instance
     named = ("a list" if get_origin(kind) is list else _describe(kind) for kind in writable)
     return f"must be {' or '.join(named)}.{advice}"

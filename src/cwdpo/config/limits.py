@@ -33,15 +33,7 @@ def limit(
     at_most: float | None = None,
     advice: str,
 ) -> AfterValidator:
-    """Validator of a number; null and texts pass where the field allows them.
-
-    Args:
-        above: smallest value, itself excluded.
-        at_least: smallest value, itself included.
-        below: largest value, itself excluded.
-        at_most: largest value, itself included.
-        advice: what to write instead, a full sentence.
-    """
+    """Validator of a number; null and texts pass where the field allows them. ``advice`` says what to write instead."""
     bounds = {"> ": above, ">= ": at_least, "< ": below, "<= ": at_most}
     wanted = " and ".join(f"{sign}{bound:g}" for sign, bound in bounds.items() if bound is not None)
 
@@ -72,12 +64,7 @@ def not_empty(advice: str) -> AfterValidator:
 
 
 def names_among(known: Sequence[str], *, what: str) -> AfterValidator:
-    """Validator of a list of names, each known and none twice; other values pass.
-
-    Args:
-        known: the names that there are.
-        what: one of them as messages call it, such as ``an answer group``.
-    """
+    """Validator of a list of names, each known and none twice; messages call one ``what``, such as ``a finding``."""
 
     def check(value: _Value) -> _Value:
         if not isinstance(value, list):
@@ -95,13 +82,7 @@ def names_among(known: Sequence[str], *, what: str) -> AfterValidator:
 
 
 def number_or_quantile(*words: str, logprob: bool, advice: str) -> AfterValidator:
-    """Validator of a number, ``quantile:q`` or one of some words; null passes where the field allows it.
-
-    Args:
-        words: what may stand in place of a number.
-        logprob: the number is a log-probability, and so at most 0.
-        advice: what to write instead, a full sentence.
-    """
+    """Validator of a number (at most 0 for a ``logprob``), ``quantile:q`` or one of some words; null passes."""
 
     def check(value: _Value) -> _Value:
         if isinstance(value, str) and value not in words and not is_quantile(value):
@@ -123,11 +104,7 @@ def is_quantile(rule: str) -> bool:
 
 
 def schedule_of(what: str) -> AfterValidator:
-    """Validator of a :data:`Fraction`; null and texts pass where the field allows them.
-
-    Args:
-        what: the number as messages call it, such as ``share``.
-    """
+    """Validator of a :data:`Fraction`, called ``what`` in messages; null and texts pass where the field allows them."""
 
     def check(value: _Value) -> _Value:
         if value is not None and not isinstance(value, str):
@@ -138,11 +115,7 @@ def schedule_of(what: str) -> AfterValidator:
 
 
 def check_schedule(value: object, what: str = "share") -> None:
-    """Refuse what is neither a share nor points in the order of progress.
-
-    Raises:
-        ValueError: goes on after the setting's name.
-    """
+    """Raise a ``ValueError`` for what is neither a share nor points in the order of progress."""
     points = [(0.0, value)] if _is_number(value) else value
     if isinstance(points, str) or not isinstance(points, Sequence) or not points:
         raise ValueError(f"is {value!r}, but must be a {what} such as 0.5, or points such as [[0, 0], [1, 0.8]].")
@@ -159,11 +132,7 @@ def check_schedule(value: object, what: str = "share") -> None:
 
 
 def check_fraction(value: Fraction) -> None:
-    """:func:`check_schedule` for the share of on-policy negatives.
-
-    Raises:
-        ConfigError: a share outside [0, 1], or points that are not in the order of progress.
-    """
+    """:func:`check_schedule` for the share of on-policy negatives, with a ConfigError."""
     try:
         check_schedule(value)
     except ValueError as error:
@@ -185,8 +154,6 @@ def server_and_model(judge: str) -> tuple[str, str | None]:
     Example:
         >>> server_and_model("http://127.0.0.1:8000/v1#Qwen/Qwen3-VL-8B-Instruct")
         ('http://127.0.0.1:8000/v1', 'Qwen/Qwen3-VL-8B-Instruct')
-        >>> server_and_model("http://127.0.0.1:8000/v1")
-        ('http://127.0.0.1:8000/v1', None)
     """
     url, _, model = judge.partition("#")
     return url, model or None

@@ -55,11 +55,7 @@ for _kind in (_Loader, _Dumper):
 
 
 def load(text: str, name: str) -> Located:
-    """Parse a recipe.
-
-    Args:
-        text: the file's content.
-        name: the file as messages call it.
+    """Parse a recipe; messages call it ``name``.
 
     Raises:
         ConfigError: broken YAML, a key given twice, a key without a value, or anything but keys and values at the top.
@@ -73,17 +69,12 @@ def load(text: str, name: str) -> Located:
 
 
 def load_value(text: str, name: str) -> Any:
-    """Parse one value of the command line as the recipe would read it.
-
-    Example:
-        >>> load_value("1e-6", "--trainer.learning_rate"), load_value("null", "--stage2.cooling")
-        (1e-06, None)
-    """
+    """Parse one value of the command line as the recipe would read it: ``1e-6`` is a number, ``null`` is None."""
     return _read(text, name)[0] if text.strip() else text
 
 
 def dump(values: Mapping[str, object]) -> str:
-    """Write values as YAML that :func:`load` reads back equal, keys in their order."""
+    """Values as YAML that :func:`load` reads back equal, keys in their order."""
     plain = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     if not _LINE_ENDS.search(plain):
         return plain
@@ -135,35 +126,33 @@ class _Walk:
             self.open_nodes.pop()
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
-        self._refuse_repeated_keys(node, path)
+        if id(node) not in self.checked:  # else an alias: by now `<<` may have brought keys of the same name
+            self.checked.add(id(node))
+            self._refuse_repeated_keys(node, path)
         self.loader.flatten_mapping(node)  # replaces `<<` by the keys it stands for, before the node's own
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = self._key(key_node)
-            here = (*path, key)
+            here = (*path, self._key(key_node))
             self.lines[here] = _line(key_node)
-            found[key] = self.value(value_node, here)
+            found[here[-1]] = self.value(value_node, here)
         return found
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         if node.tag == "tag:yaml.org,2002:null" and node.value == "":
-            advice = "Write one, or null for none, or {} for a section with its defaults."
-            raise self._problem(node, f"'{'.'.join(path)}' has no value. {advice}")
+            text = "has no value. Write one, or null for none, or {} for a section with its defaults."
+            raise self._problem(node, f"'{'.'.join(path)}' {text}")
         try:
             return self.loader.construct_object(node)
         except ValueError:
             raise self._problem(node, f"{node.value!r:.40} is not the number that it looks like.") from None
 
     def _refuse_repeated_keys(self, node: yaml.MappingNode, path: KeyPath) -> None:
-        if id(node) in self.checked:  # by an alias; by now `<<` may have brought keys of the same name
-            return
-        self.checked.add(id(node))
         first: dict[str, int] = {}
         for key_node, _ in node.value:
             key = self._key(key_node)
             if key in first:
-                full = ".".join((*path, key))
-                raise self._problem(key_node, f"'{full}' is given twice, first on line {first[key]}. Keep one.")
+                text = f"'{'.'.join((*path, key))}' is given twice, first on line {first[key]}. Keep one."
+                raise self._problem(key_node, text)
             first[key] = _line(key_node)
 
     def _key(self, node: yaml.Node) -> str:

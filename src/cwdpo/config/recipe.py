@@ -11,15 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
-from cwdpo.config.limits import (
-    STRICT,
-    checked_judge,
-    limit,
-    names_among,
-    not_empty,
-    number_or_quantile,
-    schedule_of,
-)
+from cwdpo.config.limits import STRICT, checked_judge, limit, names_among, not_empty, number_or_quantile, schedule_of
 from cwdpo.errors import ConfigError
 from cwdpo.records import PROBE_GROUPS, SIGN_NAMES, Stage
 
@@ -326,18 +318,15 @@ class Recipe:
         """They must, where it is ``auto``, and in a resumed run as in an uninterrupted one."""
         if self.stage2 is None or self.negatives is None or self.negatives.curriculum != "auto":
             return self
-        found = "negatives.curriculum is auto, which the probes drive"
         if self.probes is None:
-            raise ConfigError(
-                f"{found}, but probes is null. Write `probes: {{every: 10}}`, or `curriculum: [[0, 0], [1, 1]]`."
+            wrong = ", but probes is null. Write `probes: {every: 10}`, or `curriculum: [[0, 0], [1, 1]]`."
+        elif self.probes.every == "auto":
+            wrong = (
+                ", but with `probes.every: auto` the machine's speed would choose the negatives. Write a number of "
+                "steps, such as `probes: {every: 10}`."
             )
-        if self.probes.every == "auto":
-            raise ConfigError(
-                f"{found}, but with `probes.every: auto` the machine's speed would choose the negatives. Write a "
-                "number of steps, such as `probes: {every: 10}`."
-            )
-        if self.probes.groups != "all" and not {"gentle", "rejected"} & {*self.probes.groups}:
-            raise ConfigError(
-                f"{found} by the margin, but probes.groups has no negatives. Add gentle or rejected to it."
-            )
-        return self
+        elif self.probes.groups != "all" and not {"gentle", "rejected"} & {*self.probes.groups}:
+            wrong = " by the margin, but probes.groups has no negatives. Add gentle or rejected to it."
+        else:
+            return self
+        raise ConfigError(f"negatives.curriculum is auto, which the probes drive{wrong}")

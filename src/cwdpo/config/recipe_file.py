@@ -17,7 +17,8 @@ from cwdpo.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _LARGEST = 1_000_000  # bytes; a model or a data file given by mistake should not be parsed first
-_PATHS = (("data", "train"), ("data", "eval"), ("data", "image_root"))
+_MODEL: KeyPath = ("model", "name_or_path")
+_PATHS: tuple[KeyPath, ...] = (("data", "train"), ("data", "eval"), ("data", "image_root"), _MODEL)
 _IDLE = {"plain": ("penalty", "ceiling", "epsilon"), "constrained": ("epsilon",), "smoothed": ("ceiling",)}
 
 
@@ -51,7 +52,7 @@ def read_recipe(
     _resolve_paths(values, path.absolute().parent)
     changes = _parsed(overrides)
     for change in changes:
-        _apply(_resolved(change), values)
+        _apply(change, values)
 
     def where(setting: KeyPath) -> str:
         """The last override that set this, or else its line, or that of the nearest section above it."""
@@ -81,18 +82,16 @@ def settings_without_effect(recipe: Recipe) -> list[str]:
     """A sentence for each setting that was changed from its default, yet does nothing in this recipe."""
     messages = []
     if recipe.stage1 is not None:
-        defaults = {field.name: field.default for field in dataclasses.fields(Stage1Config)}
         for key in _IDLE[recipe.stage1.objective]:
-            if getattr(recipe.stage1, key) != defaults[key]:
+            if getattr(recipe.stage1, key) != getattr(Stage1Config, key):
                 messages.append(f"stage1.{key} has no effect with objective {recipe.stage1.objective}. Take it out.")
     probes = recipe.probes
-    if probes is not None and not probes.stop_on and probes.patience != ProbesConfig().patience:
+    if probes is not None and not probes.stop_on and probes.patience != ProbesConfig.patience:
         messages.append("probes.patience has no effect without probes.stop_on. Name findings there, or take it out.")
     cooling = recipe.stage2.cooling if recipe.stage2 is not None else None
     if cooling is not None and cooling.constant is not None:
-        plain = CoolingConfig()
         for key in ("floor", "temperature", "detach"):
-            if getattr(cooling, key) != getattr(plain, key):
+            if getattr(cooling, key) != getattr(CoolingConfig, key):
                 messages.append(f"stage2.cooling.{key} has no effect beside cooling.constant. Take one of them out.")
     if recipe.negatives is not None and recipe.stage2 is None:
         messages.append("negatives has no effect without stage2. Take it out, or add `stage2: {}`.")
@@ -110,12 +109,7 @@ class _Override:
 
 
 def _parsed(given: Mapping[str, object] | Sequence[str]) -> list[_Override]:
-    """Overrides from Python (names and values) or from words such as ``["--beta", "0.2", "--stage2.cooling=null"]``.
-
-    Example:
-        >>> _parsed(["--beta", "0.2"])[0].path
-        ('stage2', 'beta')
-    """
+    """Overrides from Python (names and values) or from words such as ``["--beta", "0.2", "--stage2.cooling=null"]``."""
     pairs = given.items() if isinstance(given, Mapping) else _pairs(given)
     return [_Override(_full_path(name), value, f"--{name}") for name, value in pairs]
 
@@ -128,8 +122,7 @@ def _apply(override: _Override, values: dict[str, Any]) -> None:
         off = ".".join(override.path[:depth])
         field, hint = section_fields(section)[name] if section is not None else (None, None)
         if here.get(name) is None:
-            left_out = name not in here and (field is None or field.default is MISSING)
-            if not left_out:
+            if name in here or (field is not None and field.default is not MISSING):
                 raise ConfigError(
                     f"{override.where} has no effect: the recipe has no {off}. "
                     f"To switch it on, put --{off} {{}} before it, or leave {override.where} out."
@@ -140,12 +133,11 @@ def _apply(override: _Override, values: dict[str, Any]) -> None:
                 f"{override.where} cannot be set: {off} is {here[name]!r}, not a section of keys and values."
             )
         here, section = here[name], section_type(hint)
-    here[override.path[-1]] = override.value
+    here[override.path[-1]] = _resolved(override.path, override.value, Path.cwd())
 
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
-    pairs = []
-    queue = list(words)
+    pairs, queue = [], list(words)
     while queue:
         word = queue.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
@@ -165,7 +157,8 @@ def _full_path(name: str) -> KeyPath:
     """The one setting that a name means."""
     wanted = tuple(name.split("."))
     known = _known_paths(Recipe, ())
-    if wanted in known or _is_free_form(wanted):
+    below_trainer = (path[-1] == "trainer" and path == wanted[: len(path)] for path in known)
+    if wanted in known or any(below_trainer):  # whose keys only transformers knows
         return wanted
     matches = [path for path in known if path[-len(wanted) :] == wanted]
     if len(matches) == 1:
@@ -183,17 +176,9 @@ def _known_paths(section: type, above: KeyPath) -> list[KeyPath]:
     paths: list[KeyPath] = []
     for name, (_, hint) in section_fields(section).items():
         paths.append((*above, name))
-        inner = section_type(hint)
-        if inner is not None:
-            paths.extend(_known_paths(inner, (*above, name)))
+        if inner := section_type(hint):
+            paths += _known_paths(inner, (*above, name))
     return paths
-
-
-def _is_free_form(path: KeyPath) -> bool:
-    """True for what lies below a ``trainer``, whose keys only transformers knows."""
-    return any(
-        path[: len(top)] == top and len(path) > len(top) for top in _known_paths(Recipe, ()) if top[-1] == "trainer"
-    )
 
 
 def _text(path: Path) -> str:
@@ -226,30 +211,22 @@ def _resolve_paths(values: dict[str, Any], base: Path) -> None:
     for section, key in _PATHS:
         inner = values.get(section)
         if isinstance(inner, dict) and key in inner:
-            inner[key] = _absolute(inner[key], base)
-    model = values.get("model")
-    if isinstance(model, dict) and "name_or_path" in model:
-        model["name_or_path"] = _model_directory(model["name_or_path"], base)
+            inner[key] = _resolved((section, key), inner[key], base)
 
 
-def _resolved(change: _Override) -> _Override:
-    value = change.value
-    if change.path in _PATHS:
-        value = _absolute(value, Path.cwd())
-    elif change.path == ("model", "name_or_path"):
-        value = _model_directory(value, Path.cwd())
-    elif isinstance(value, dict) and len(change.path) == 1:
+def _resolved(path: KeyPath, value: Any, base: Path) -> Any:
+    """The value of a setting with its paths absolute; a model stays a hub name where there is no such directory."""
+    if path in _PATHS:
+        found = _absolute(value, base)
+        is_hub_name = path == _MODEL and not (isinstance(found, str) and Path(found).is_dir())
+        return value if is_hub_name else found
+    if isinstance(value, dict) and len(path) == 1:
         value = {**value}
-        _resolve_paths({change.path[0]: value}, Path.cwd())
-    return dataclasses.replace(change, value=value)
+        _resolve_paths({path[0]: value}, base)
+    return value
 
 
 def _absolute(value: object, base: Path) -> object:
     if isinstance(value, list):
         return [_absolute(item, base) for item in value]
     return str(base / Path(value).expanduser()) if isinstance(value, str) and value else value
-
-
-def _model_directory(value: object, base: Path) -> object:
-    directory = _absolute(value, base)
-    return directory if isinstance(directory, str) and Path(directory).is_dir() else value

@@ -21,9 +21,12 @@ _ONE_WORD_FOR = {
 
 def right_captions(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
     """Whether each caption is exactly right; the truth lies beside the world's image directory."""
-    return [
-        check_caption(caption, _scenes(_truth(row))[row.id]).exact for row, caption in zip(rows, captions, strict=True)
-    ]
+    found = []
+    for row, caption in zip(rows, captions, strict=True):
+        image = row.images[0]
+        assert isinstance(image, Path), "the demo's world is made of files"
+        found.append(check_caption(caption, _scenes(image.parent.parent / "scenes.json")[row.id]).exact)
+    return found
 
 
 def same_clauses(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
@@ -50,12 +53,6 @@ def _clauses(caption: str, one_word_for: Mapping[str, str]) -> Counter[tuple[str
     for synonym, word in sorted(one_word_for.items()):
         text = re.sub(rf"\b{synonym}\b", word, text)
     return Counter(tuple(sorted(set(clause.split()) - _FUNCTION_WORDS)) for clause in text.split(" and "))
-
-
-def _truth(row: Row) -> Path:
-    image = row.images[0]
-    assert isinstance(image, Path), "the demo's world is made of files"
-    return image.parent.parent / "scenes.json"
 
 
 @functools.lru_cache(maxsize=4)

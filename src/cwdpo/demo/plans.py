@@ -76,14 +76,8 @@ def make_plans(
 
     DPO starts with plain SFT on stage 1's rows. SFT continues from there, on stage 2's rows. CW-DPO has its own stages.
 
-    Args:
-        out: each method's run directory is made in here.
-        base: checkpoint that all begin with.
-        train: rows of both stages.
-        held_out: rows that probes ask about.
-        stage2_rows: those of them that stage 2 sees.
-        settings: how large.
-        seed: of every run.
+    Each has its run directory in ``out``. ``train`` holds the rows of both stages, ``stage2_rows`` those that stage 2
+    sees, and probes ask about the rows held out.
     """
 
     def recipe(name: str, model: Path, data: Path, stage1: Stage1Config | None, stage2: Stage2Config | None) -> Recipe:
@@ -103,16 +97,11 @@ def make_plans(
     more_sft = Stage1Config(objective="plain", trainer=second)
     dpo = Stage2Config(beta=settings.beta, cooling=None, trainer=second)
     cooled = Stage2Config(beta=settings.beta, cooling=CoolingConfig(), trainer=second)
-    after_sft = out / "dpo" / "stage1"
+    after_sft, cw_dpo = out / "dpo" / "stage1", out / "cw_dpo"
     return (
         Plan("DPO", recipe("dpo", base, train, plain, dpo), after_sft, out / "dpo" / "stage2"),
         Plan("SFT", recipe("sft", after_sft, stage2_rows, more_sft, None), after_sft, out / "sft" / "stage1"),
-        Plan(
-            "CW-DPO",
-            recipe("cw_dpo", base, train, smooth, cooled),
-            out / "cw_dpo" / "stage1",
-            out / "cw_dpo" / "stage2",
-        ),
+        Plan("CW-DPO", recipe("cw_dpo", base, train, smooth, cooled), cw_dpo / "stage1", cw_dpo / "stage2"),
     )
 
 

@@ -4,12 +4,11 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainerCallback
@@ -18,8 +17,8 @@ from cwdpo import __version__
 from cwdpo.data.reading import read_rows, split_rows
 from cwdpo.data.rows import Row
 from cwdpo.demo.plans import DemoSettings, Plan, base_checkpoint, make_plans
-from cwdpo.demo.world import PROMPT, Scene, Verdict, WorldPaths, check_caption, read_scenes, win_rate, write_world
-from cwdpo.engine import Engine, make_engine
+from cwdpo.demo.world import PROMPT, Scene, WorldPaths, check_caption, read_scenes, win_rate, write_world
+from cwdpo.engine import make_engine
 from cwdpo.errors import UserError
 from cwdpo.evaluation import evaluate_rows
 from cwdpo.generation import generate_answers
@@ -51,35 +50,28 @@ LEGEND = (
     "ECE: token calibration error; TV: total variation to the model before the second phase. "
     "One seed: differences of a point or two are chance."
 )
-"""What the columns mean, in one line."""
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo found, and where it lies."""
+class DemoResult(NamedTuple):
+    """What the demo found, as a table for a terminal, and where it lies."""
 
     table: str
-    """For a terminal."""
-
     summary: Path
     report: Path
 
 
-@dataclass(frozen=True)
-class HeldOut:
+class HeldOut(NamedTuple):
     """Rows that no method was trained on, and what is really in their pictures."""
 
     rows: Sequence[Row]
     scenes: Sequence[Scene]
 
 
-@dataclass(frozen=True)
-class Captions:
-    """A model's captions of the held-out pictures."""
+class Captions(NamedTuple):
+    """A model's captions of the held-out pictures: greedy, and sampled at temperature 1."""
 
     greedy: Sequence[str]
     sampled: Sequence[str]
-    """At temperature 1."""
 
 
 def run_demo(
@@ -98,132 +90,23 @@ def run_demo(
         small: a few steps only.
         say: called with a line when a step begins.
         callbacks: of the trainers, to follow their progress.
-
-    Raises:
-        UserError: ``out`` is in use.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already, and nothing is overwritten. Give another --out, or remove it first.")
-    with _one_thread():
-        return _run(out, seed, DemoSettings.small() if small else DemoSettings(), say, callbacks)
-
-
-def prepare(out: Path, settings: DemoSettings, seed: int) -> tuple[WorldPaths, Sequence[Plan]]:
-    """Draw the demo's world into ``out/world``, and plan a run of each method beside it."""
-    world = write_world(out / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
-    plans = make_plans(
-        out,
-        base=base_checkpoint(),
-        train=world.train,
-        held_out=world.eval,
-        stage2_rows=_write_stage2_rows(world, settings, seed),
-        settings=settings,
-        seed=seed,
-    )
-    return world, plans
-
-
-def write_captions(checkpoint: Path, held_out: HeldOut, *, seed: int) -> Captions:
-    """Let the model of a checkpoint caption every held-out picture, greedily and sampled."""
-    model, processor = load_policy(checkpoint, dtype="float32"), load_processor(checkpoint)
-
-    def captions(temperature: float | None) -> list[str]:
-        return generate_answers(
-            model,
-            processor,
-            held_out.rows,
-            batch_size=128,
-            max_new_tokens=_LONGEST,
-            temperature=temperature,
-            seed=seed,
-        )
-
-    return Captions(greedy=captions(None), sampled=captions(1.0))
-
-
-def judge_captions(captions: Captions, rival: Captions, held_out: HeldOut) -> dict[str, float]:
-    """Exactness and hallucination against the ground truth, and how often the captions beat a rival's.
-
-    Returns:
-        ``exact``, ``exact_sampled``, ``hallucination`` (greedy), ``win`` and ``win_sampled``, all from 0 to 1.
-    """
-    greedy, sampled = (_verdicts(texts, held_out.scenes) for texts in (captions.greedy, captions.sampled))
-    return {
-        "exact": fmean(verdict.exact for verdict in greedy),
-        "exact_sampled": fmean(verdict.exact for verdict in sampled),
-        "hallucination": fmean(verdict.hallucinated for verdict in greedy),
-        "win": win_rate(captions.greedy, rival.greedy, held_out.scenes),
-        "win_sampled": win_rate(captions.sampled, rival.sampled, held_out.scenes),
-    }
-
-
-def compare_likelihoods(checkpoint: Path, start: Path, held_out: HeldOut, engine: Engine) -> Mapping[str, float]:
-    """Likelihoods of the held-out answers beside those of the model that the last phase started from.
-
-    Returns:
-        As :func:`cwdpo.evaluation.evaluate_answers`.
-    """
-    model, reference = (load_policy(path, dtype="float32") for path in (checkpoint, start))
-    return evaluate_rows(model, FrozenCopy(reference, engine), load_processor(checkpoint), held_out.rows, engine)
-
-
-def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table as text; a value that a row lacks is a dash.
-
-    Args:
-        rows: a ``name`` and the keys of :data:`COLUMNS`.
-    """
-    lines = [["", *(column["label"] for column in COLUMNS)]]
-    for row in rows:
-        cells = (format(row[c["key"]], c["format"]) if row.get(c["key"]) is not None else "-" for c in COLUMNS)
-        lines.append([str(row["name"]), *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for line in lines
-    )
-
-
-def make_gallery(
-    captions: Mapping[str, Captions], held_out: HeldOut, *, images: str, count: int
-) -> list[dict[str, Any]]:
-    """Pictures with the greedy captions of every model: first those on which the models differ most.
-
-    Args:
-        captions: of each model, by its name in the table.
-        held_out: the rows that were captioned.
-        images: directory of the pictures, relative to the file that the gallery is written into.
-        count: how many pictures.
-    """
-    entries = []
-    for index, (row, scene) in enumerate(zip(held_out.rows, held_out.scenes, strict=True)):
-        answers = [
-            {"name": name, "text": text, "right": check_caption(text, scene).exact}
-            for name, text in ((name, texts.greedy[index]) for name, texts in captions.items())
-        ]
-        entries.append({"image": f"{images}/{row.id}.png", "prompt": PROMPT, "chosen": row.chosen, "answers": answers})
-    return sorted(entries, key=_agreement)[:count]
-
-
-_BASE, _START = "base model", "after plain SFT"
-_ORDER = ("SFT", "DPO", "CW-DPO")
-_PICTURES = 12
-_LONGEST = 40  # tokens; the longest caption of the grammar has 24
-
-
-def _run(
-    out: Path, seed: int, settings: DemoSettings, say: Callable[[str], None], callbacks: Sequence[TrainerCallback]
-) -> DemoResult:
-    began = time.monotonic()
-    say(f"Drawing {settings.train_rows} scenes to train on and {settings.eval_rows} to test on")
-    world, plans = prepare(out, settings, seed)
-    for plan in plans:
-        say(f"Training {plan.method}")
-        run_recipe(plan.recipe, callbacks=callbacks)
-    say("Measuring on held-out scenes")
-    rows, gallery = _measure(plans, world, settings, seed)
+    settings = DemoSettings.small() if small else DemoSettings()
+    began, threads = time.monotonic(), torch.get_num_threads()
+    # on a model this small, threads wait for each other longer than they compute, above all when others run
+    torch.set_num_threads(1)
+    try:
+        say(f"Drawing {settings.train_rows} scenes to train on and {settings.eval_rows} to test on")
+        world, plans = prepare(out, settings, seed)
+        for plan in plans:
+            say(f"Training {plan.method}")
+            run_recipe(plan.recipe, callbacks=callbacks)
+        say("Measuring on held-out scenes")
+        rows, gallery = _measure(plans, world, settings, seed)
+    finally:
+        torch.set_num_threads(threads)
     summary = {
         "title": "Drawn scenes: SFT, DPO and CW-DPO",
         "seed": seed,
@@ -240,6 +123,92 @@ def _run(
     return DemoResult(table=f"{format_table(rows)}\n\n{LEGEND}", summary=out / "summary.json", report=report)
 
 
+def prepare(out: Path, settings: DemoSettings, seed: int) -> tuple[WorldPaths, Sequence[Plan]]:
+    """Draw the demo's world into ``out/world``, and plan a run of each method beside it."""
+    world = write_world(out / "world", seed=seed, train=settings.train_rows, eval=settings.eval_rows)
+    # the rows that stage 2 of a two-stage recipe sees, as a file of their own for a method with no stage 2
+    _, second = split_rows(read_rows(world.train), settings.stage1_fraction, seed)
+    ids = {row.id for row in second}
+    lines = world.train.read_text(encoding="utf-8").splitlines()
+    stage2_rows = world.train.with_name("stage2.jsonl")
+    write_text(stage2_rows, "".join(f"{line}\n" for line in lines if json.loads(line)["id"] in ids))
+    plans = make_plans(
+        out,
+        base=base_checkpoint(),
+        train=world.train,
+        held_out=world.eval,
+        stage2_rows=stage2_rows,
+        settings=settings,
+        seed=seed,
+    )
+    return world, plans
+
+
+def write_captions(checkpoint: Path, held_out: HeldOut, *, seed: int) -> Captions:
+    """Let the model of a checkpoint caption every held-out picture, greedily and sampled."""
+    model, processor = load_policy(checkpoint, dtype="float32"), load_processor(checkpoint)
+
+    def captions(temperature: float | None) -> list[str]:
+        return generate_answers(
+            model, processor, held_out.rows, batch_size=128, max_new_tokens=_LONGEST, temperature=temperature, seed=seed
+        )
+
+    return Captions(greedy=captions(None), sampled=captions(1.0))
+
+
+def judge_captions(captions: Captions, rival: Captions, held_out: HeldOut) -> dict[str, float]:
+    """Exactness and hallucination (of greedy captions) against the ground truth, and how often they beat a rival's.
+
+    All are shares from 0 to 1.
+    """
+    scenes = held_out.scenes
+    greedy, sampled = ([check_caption(*pair) for pair in zip(texts, scenes, strict=True)] for texts in captions)
+    return {
+        "exact": fmean(verdict.exact for verdict in greedy),
+        "exact_sampled": fmean(verdict.exact for verdict in sampled),
+        "hallucination": fmean(verdict.hallucinated for verdict in greedy),
+        "win": win_rate(captions.greedy, rival.greedy, scenes),
+        "win_sampled": win_rate(captions.sampled, rival.sampled, scenes),
+    }
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as text, of rows with a ``name`` and the keys of :data:`COLUMNS`; a value that is missing is a dash."""
+    lines = [["", *(column["label"] for column in COLUMNS)]]
+    for row in rows:
+        cells = (format(row[c["key"]], c["format"]) if row.get(c["key"]) is not None else "-" for c in COLUMNS)
+        lines.append([str(row["name"]), *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = []
+    for name, *numbers in lines:
+        cells = (cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
+        texts.append("  ".join([name.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(texts)
+
+
+def make_gallery(
+    captions: Mapping[str, Captions], held_out: HeldOut, *, images: str, count: int
+) -> list[dict[str, Any]]:
+    """Pictures with the greedy captions of every model: first those on which the models differ most.
+
+    The models' names are those in the table; ``images`` is the directory of the pictures, relative to the file that the
+    gallery is written into.
+    """
+    entries = []
+    for index, (row, scene) in enumerate(zip(*held_out, strict=True)):
+        texts = {name: of_model.greedy[index] for name, of_model in captions.items()}
+        right = {name: check_caption(text, scene).exact for name, text in texts.items()}
+        answers = [{"name": name, "text": text, "right": right[name]} for name, text in texts.items()]
+        entry = {"image": f"{images}/{row.id}.png", "prompt": PROMPT, "chosen": row.chosen, "answers": answers}
+        entries.append((abs(2 * sum(right.values()) - len(right)), entry))
+    return [entry for _, entry in sorted(entries, key=lambda scored: scored[0])][:count]
+
+
+_BASE, _START = "base model", "after plain SFT"
+_ORDER = ("SFT", "DPO", "CW-DPO")
+_LONGEST = 40  # tokens; the longest caption of the grammar has 24
+
+
 def _measure(
     plans: Sequence[Plan], world: WorldPaths, settings: DemoSettings, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -254,9 +223,9 @@ def _measure(
     engine = make_engine()
     table = []
     for name, path in checkpoints.items():
-        reference = plan_of[name].start if name in _ORDER else path
-        likelihoods = compare_likelihoods(path, reference, held_out, engine)
         moved = name in _ORDER  # a model that is itself a start has no Delta and no drift
+        model, started = (load_policy(p, dtype="float32") for p in (path, plan_of[name].start if moved else path))
+        likelihoods = evaluate_rows(model, FrozenCopy(started, engine), load_processor(path), rows, engine)
         found = {
             **judge_captions(captions[name], captions[_START], held_out),
             "chosen_delta": likelihoods["delta_total/chosen"] if moved else None,
@@ -267,34 +236,4 @@ def _measure(
         }
         table.append({"name": name, **found})
     shown = {name: texts for name, texts in captions.items() if name != _START}
-    return table, make_gallery(shown, held_out, images="world/images", count=_PICTURES)
-
-
-def _write_stage2_rows(world: WorldPaths, settings: DemoSettings, seed: int) -> Path:
-    """The rows that stage 2 of a two-stage recipe sees, as a file of their own for a method with no stage 2."""
-    _, second = split_rows(read_rows(world.train), settings.stage1_fraction, seed)
-    ids = {row.id for row in second}
-    lines = world.train.read_text(encoding="utf-8").splitlines()
-    path = world.train.with_name("stage2.jsonl")
-    write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["id"] in ids))
-    return path
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """On a model this small, threads wait for each other longer than they compute, above all when others run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _verdicts(captions: Sequence[str], scenes: Sequence[Scene]) -> list[Verdict]:
-    return [check_caption(caption, scene) for caption, scene in zip(captions, scenes, strict=True)]
-
-
-def _agreement(entry: Mapping[str, Any]) -> int:
-    right: int = sum(answer["right"] for answer in entry["answers"])
-    return abs(2 * right - len(entry["answers"]))
+    return table, make_gallery(shown, held_out, images="world/images", count=12)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -40,14 +40,9 @@ EASY_KINDS: tuple[Kind, ...] = ("other_scene", "shuffled", "off_topic")
 
 SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     "colour": {
-        "red": ("red",),
-        "orange": ("orange",),
-        "yellow": ("yellow",),
-        "green": ("green",),
+        **{colour: (colour,) for colour in COLOURS},
         "cyan": ("cyan", "turquoise"),
-        "blue": ("blue",),
         "purple": ("purple", "violet"),
-        "pink": ("pink",),
     },
     "shape": {
         "disc": ("disc", "circle"),
@@ -67,13 +62,11 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
 """For each attribute, the words that may stand for each of its values."""
 
 PROMPT = "describe the picture"
-"""The one instruction of the demo."""
+IMAGE_SIZE = 32
+"""Side of a picture in pixels."""
 
 EASY_SHARE = 0.7
 """Share of rejected captions that are easy: the situation in which plain DPO goes wrong."""
-
-IMAGE_SIZE = 32
-"""Side of a picture in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +100,11 @@ class Style:
     """How a scene is put into words. The same style on a changed scene changes only the words that must change."""
 
     phrases: tuple[PhraseStyle, ...]
-    """One for each thing of the scene."""
-
     order: tuple[int, ...]
-    """The things, in the order in which they are named."""
+    """The things, in the order in which they are named; the phrases are in the scene's own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The checker's verdict on one caption."""
 
     exact: bool
@@ -127,38 +117,23 @@ class Verdict:
     """Names a thing whose colour and shape are not in the picture, or is not a caption at all."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorldPaths:
-    """Where the world lies."""
+class WorldPaths(NamedTuple):
+    """Where the world lies: the rows to train on, those held out, and the directory of the PNG files."""
 
     train: Path
-    """Rows to train on."""
-
     eval: Path
-    """Rows held out."""
-
     scenes: Path
     """Ground truth: a JSON object from row id to the list of things in the picture."""
 
     images: Path
-    """Directory of the PNG files."""
 
 
 def write_world(directory: Path, *, seed: int, train: int, eval: int) -> WorldPaths:
-    """Draw pictures, write captions and negatives, and put all of it on disk.
+    """Draw pictures, write captions and negatives, and put all of it on disk; files of the same name are replaced.
 
-    Args:
-        directory: made if missing; files of the same name are replaced.
-        seed: everything random follows from it; the two splits are drawn independently of each other's size.
-        train: number of rows to train on.
-        eval: number of held-out rows.
+    Everything random follows from the seed; the two splits are drawn independently of each other's size.
     """
-    paths = WorldPaths(
-        train=directory / "train.jsonl",
-        eval=directory / "eval.jsonl",
-        scenes=directory / "scenes.json",
-        images=directory / "images",
-    )
+    paths = WorldPaths(*(directory / name for name in ("train.jsonl", "eval.jsonl", "scenes.json", "images")))
     paths.images.mkdir(parents=True, exist_ok=True)
     truth: dict[str, list[dict[str, str]]] = {}
     for split, (path, count) in enumerate(((paths.train, train), (paths.eval, eval))):
@@ -218,11 +193,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """Paint a scene: light ground, jittered hue, place and radius, then pixel noise.
-
-    Returns:
-        RGB image of :data:`IMAGE_SIZE` x :data:`IMAGE_SIZE` pixels.
-    """
+    """Paint a scene in RGB: light ground, jittered hue, place and radius, then pixel noise."""
     ground = int(rng.integers(205, 245))
     canvas = Image.new("RGB", (IMAGE_SIZE * _SCALE,) * 2, (ground,) * 3)
     brush = ImageDraw.Draw(canvas)
@@ -255,10 +226,7 @@ def write_caption(scene: Scene, style: Style) -> str:
 
 
 def parse_caption(caption: str) -> Scene | None:
-    """Read a caption back.
-
-    Returns:
-        The things in the order named (any number of them), or None when the text is not in the grammar.
+    """Read a caption back: the things in the order named (any number of them), or None for text not in the grammar.
 
     Example:
         >>> parse_caption("at the upper left there is a tiny red circle")
@@ -272,14 +240,7 @@ def parse_caption(caption: str) -> Scene | None:
         if found is None:
             return None
         value = {attribute: _VALUE_OF[attribute][word] for attribute, word in found.groupdict().items()}
-        things.append(
-            Thing(
-                colour=cast(Colour, value["colour"]),
-                shape=cast(Shape, value["shape"]),
-                size=cast(Size, value["size"]),
-                position=cast(Position, value["position"]),
-            )
-        )
+        things.append(Thing(**value))
     return tuple(things)
 
 
@@ -314,9 +275,6 @@ def win_rate(captions: Sequence[str], rivals: Sequence[str], scenes: Sequence[Sc
     """How often the first caption of each pair is the better one, ties counting half.
 
     An exact caption beats one that is not; otherwise more right attributes beat fewer.
-
-    Returns:
-        Between 0 and 1; 0.5 when neither side is better.
     """
     if not len(captions) == len(rivals) == len(scenes) or not scenes:
         raise ValueError(
@@ -324,9 +282,8 @@ def win_rate(captions: Sequence[str], rivals: Sequence[str], scenes: Sequence[Sc
         )
     points = 0.0
     for caption, rival, scene in zip(captions, rivals, scenes, strict=True):
-        ours, theirs = (check_caption(text, scene) for text in (caption, rival))
-        better, worse = (ours.exact, ours.attributes), (theirs.exact, theirs.attributes)
-        points += 1.0 if better > worse else 0.5 if better == worse else 0.0
+        ours, theirs = (check_caption(text, scene)[:2] for text in (caption, rival))  # exact, then attributes
+        points += 1.0 if ours > theirs else 0.5 if ours == theirs else 0.0
     return points / len(scenes)
 
 
@@ -339,14 +296,7 @@ def gentle_negative(scene: Scene, style: Style, rng: np.random.Generator) -> str
 
 
 def easy_negative(kind: Kind, scene: Scene, caption: str, rng: np.random.Generator) -> str:
-    """A caption that is obviously wrong.
-
-    Args:
-        kind: one of :data:`EASY_KINDS`.
-        scene: what the picture shows.
-        caption: a right caption; its words are what ``shuffled`` shuffles.
-        rng: source of all randomness.
-    """
+    """A caption that is obviously wrong, of one of :data:`EASY_KINDS`; ``shuffled`` has a right caption's words."""
     if kind == "off_topic":
         return off_topic_sentence(rng)
     if kind == "shuffled":
@@ -374,17 +324,7 @@ def off_topic_words() -> list[str]:
     return sorted({word for part in (_WHO, _DOES, _WHEN) for phrase in part for word in phrase.split()})
 
 
-_HUE: dict[Colour, float] = {
-    "red": 0.0,
-    "orange": 28.0,
-    "yellow": 55.0,
-    "green": 120.0,
-    "cyan": 180.0,
-    "blue": 225.0,
-    "purple": 275.0,
-    "pink": 322.0,
-}
-
+_HUE = dict(zip(COLOURS, (0.0, 28.0, 55.0, 120.0, 180.0, 225.0, 275.0, 322.0), strict=True))
 _HUE_JITTER = 10.0  # degrees; neighbours such as red and orange come close, so that colour errors happen
 _RADIUS: dict[Size, tuple[float, float]] = {"small": (2.7, 3.8), "large": (5.0, 6.5)}
 _NOISE = 12.0  # standard deviation in units of 1/255
@@ -418,7 +358,7 @@ def _corners(shape: Shape, x: float, y: float, radius: float) -> list[tuple[floa
     return [(x + reach * math.cos(angle), y + reach * math.sin(angle)) for angle in angles]
 
 
-_VALUE_OF = {
+_VALUE_OF: dict[str, dict[str, Any]] = {
     attribute: {word: value for value, words in values.items() for word in words}
     for attribute, values in SYNONYMS.items()
 }
@@ -428,12 +368,9 @@ _SIZE, _COLOUR, _SHAPE, _POSITION = (
     for attribute in ("size", "colour", "shape", "position")
 )
 
-_PHRASES = tuple(
-    re.compile(pattern)
-    for pattern in (
-        f"a {_SIZE} {_COLOUR} {_SHAPE} at the {_POSITION}",
-        f"at the {_POSITION} there is a {_SIZE} {_COLOUR} {_SHAPE}",
-    )
+_PHRASES = (
+    re.compile(f"a {_SIZE} {_COLOUR} {_SHAPE} at the {_POSITION}"),
+    re.compile(f"at the {_POSITION} there is a {_SIZE} {_COLOUR} {_SHAPE}"),
 )
 
 
@@ -450,12 +387,13 @@ def _attribute_score(named: Sequence[Thing], scene: Scene) -> float:
     few, many = sorted((tuple(named), tuple(scene)), key=len)
     if len(many) > 4:  # more things than positions: no picture is like that, and permutations would explode
         return 0.0
-    best = max(sum(map(_shared, few, order)) for order in permutations(many, len(few)))
-    return best / (len(fields(Thing)) * len(many))
+    names = [f.name for f in fields(Thing)]
 
+    def shared(one: Thing, other: Thing) -> int:
+        return sum(getattr(one, name) == getattr(other, name) for name in names)
 
-def _shared(one: Thing, other: Thing) -> int:
-    return sum(getattr(one, f.name) == getattr(other, f.name) for f in fields(one))
+    best = max(sum(map(shared, few, order)) for order in permutations(many, len(few)))
+    return best / (len(names) * len(many))
 
 
 _NEAR_COLOUR = 0.8  # share of colour changes that go to a neighbour on the colour wheel
@@ -471,6 +409,5 @@ def _changed_attribute(scene: Scene, index: int, rng: np.random.Generator) -> di
         step = int(rng.choice([-1, 1]))
         return {"colour": COLOURS[(COLOURS.index(thing.colour) + step) % len(COLOURS)]}
     taken = {other.position for other in scene} if attribute == "position" else {getattr(thing, attribute)}
-    values = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "position": POSITIONS}[attribute]
-    free = [value for value in values if value not in taken]
+    free = [value for value in SYNONYMS[attribute] if value not in taken]
     return {attribute: free[int(rng.integers(len(free)))]}

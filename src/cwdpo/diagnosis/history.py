@@ -1,13 +1,14 @@
-"""What a run left behind: metric lines and probe lines together, as curves of each stage, by name."""
+"""What a run left behind: metric lines and probe lines as curves of each stage, and what is a change on a curve."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import median
 from typing import Literal, TypeAlias
 
 from cwdpo.config.recipe import Stage2Config
-from cwdpo.diagnosis.curves import Change, Curve, MissingReadingsError
-from cwdpo.diagnosis.findings import Finding
 from cwdpo.diagnosis.thresholds import Thresholds
 from cwdpo.records import METRIC_NAMES, MetricName, ProbeGroup, ProbeMeasure, Side, SignName
 
@@ -19,6 +20,135 @@ _PROBES: frozenset[ProbeMeasure] = frozenset(
     ["mean_logprob", "delta", "entropy", "top1", "argmax_mass", "ece", "tv", "js"]
 )
 _ABSURD = 1e30  # larger magnitudes are overflow by another name
+_FEW = 10  # readings: fewer are read one by one, more by medians over windows
+_MEDIAN = 1.2533  # standard error of a median over that of a mean, for normal noise: sqrt(pi / 2)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One named problem, the numbers that show it, and what to change."""
+
+    name: SignName
+    """``docs/diagnosis.md`` explains each."""
+
+    evidence: str
+    """Where and when, and the numbers with their units."""
+
+    advice: str
+    """What to change, by the names of the recipe."""
+
+    stage: str | None = None
+    step: int | None = None
+    """Last step that was looked at, or the step at which it happened."""
+
+
+class MissingReadingsError(Exception):
+    """A sign cannot be judged; the message names the readings it lacks. Never leaves this package."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Finite readings, oldest first."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def change(self, sigmas: float, *, base: float | None = None) -> "Change":
+        """From the start to the end.
+
+        Args:
+            sigmas: standard errors up to which a change may be noise.
+            base: value at the start where it is known without noise (a log-ratio to the start is 0 there).
+        """
+        first = 1 if self._few else self._first
+        error = _MEDIAN * self.noise * math.sqrt((1 / first if base is None else 0) + 1 / self._window)
+        start = self.start if base is None else base
+        held = min(self.values[-2:], key=lambda value: abs(value - start)) if self._few else self.end
+        return Change(start, self.end, held, sigmas * error)
+
+    @cached_property
+    def start(self) -> float:
+        """Median of the first readings; the first one where there are few."""
+        return self.values[0] if self._few else median(self.values[: self._first])
+
+    @cached_property
+    def end(self) -> float:
+        """Median of the last fifth of the readings; the last one where there are few."""
+        return median(self.values[-self._window :])
+
+    @cached_property
+    def lowest(self) -> tuple[float, int]:
+        """Lowest level that lasted, and the step in its middle."""
+        if self._few:
+            pairs = list(zip(self.values, self.values[1:], self.steps[1:], strict=False))
+            return min(((max(a, b), step) for a, b, step in pairs), default=(self.values[-1], self.steps[-1]))
+        width = self._window
+        return min(
+            (median(self.values[last - width : last]), self.steps[last - 1 - width // 2])
+            for last in range(len(self), width - 1, -width)
+        )
+
+    @cached_property
+    def noise(self) -> float:
+        """Standard deviation of one reading about the trend, from second differences; 0 where there are too few."""
+        if len(self) < 5:
+            return 0.0
+        bends = [abs(a - 2 * b + c) for a, b, c in zip(self.values, self.values[1:], self.values[2:], strict=False)]
+        return median(bends) / (0.6745 * math.sqrt(6))
+
+    def minus(self, other: "Curve") -> "Curve":
+        """The difference, at the steps that both have."""
+        return self.against(other, operator.sub)
+
+    def against(self, other: "Curve", combine: Callable[[float, float], float]) -> "Curve":
+        """Both curves' values combined, at the steps that both have."""
+        at = dict(zip(other.steps, other.values, strict=True))
+        curve = _joined((s, combine(v, at[s])) for s, v in zip(self.steps, self.values, strict=True) if s in at)
+        if not curve:
+            raise MissingReadingsError("readings of different kinds at the same steps")
+        return curve
+
+    @property
+    def _few(self) -> bool:
+        return len(self) < _FEW
+
+    @property
+    def _first(self) -> int:
+        # short, because what happens in the first tenth of a run is part of what happened
+        return max(3, min(20, len(self) // 10))
+
+    @property
+    def _window(self) -> int:
+        return 1 if self._few else len(self) // 5
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far a curve went."""
+
+    start: float
+    end: float
+    held: float
+    """The end that is judged: of few readings, the one of the last two that moved less; else the same as the end."""
+
+    doubt: float
+    """A change of this size may be noise."""
+
+    @property
+    def amount(self) -> float:
+        """End minus start."""
+        return self.end - self.start
+
+    def rose(self, by: float) -> bool:
+        """By at least so much, and not by chance."""
+        return self.held - self.start >= by and self.held - self.start > self.doubt
+
+    def fell(self, by: float) -> bool:
+        """By at least so much (a positive number), and not by chance."""
+        return self.start - self.held >= by and self.start - self.held > self.doubt
 
 
 @dataclass(frozen=True)
@@ -29,10 +159,8 @@ class StageHistory:
     """``stage1``, ``stage2``, or ``run`` where a history knows no stages."""
 
     metrics: Mapping[str, Curve]
-    """Name in ``metrics.jsonl`` -> curve."""
-
     probes: Mapping[tuple[str, str], Curve]
-    """(answer group, name in ``probes.jsonl``) -> curve."""
+    """Curves by their name in ``metrics.jsonl``, and by answer group and name in ``probes.jsonl``."""
 
     broken: Mapping[str, tuple[int, ...]]
     """Metric -> the steps at which what was logged is not a finite number."""
@@ -57,14 +185,11 @@ class StageHistory:
         return self.name == "stage2" or rewards or unnamed
 
     def metric(self, name: MetricName) -> Curve:
-        """A curve long enough to judge.
-
-        Raises:
-            MissingReadingsError: it is not there, or too short.
-        """
-        return self.find_metric(name) or self._missing(
-            f"`{name}`", self.metrics.get(name), self.limits.min_metric_readings
-        )
+        """A curve long enough to judge; where there is none, MissingReadingsError."""
+        if curve := self.find_metric(name):
+            return curve
+        found, least = self.metrics.get(name, ()), self.limits.min_metric_readings
+        raise MissingReadingsError(f"`{name}`, {least} readings or more ({len(found)} found)")
 
     def find_metric(self, name: MetricName) -> Curve | None:
         """The same, or None."""
@@ -74,44 +199,142 @@ class StageHistory:
         """A curve of a probe group long enough to judge, or None."""
         return _long_enough(self.probes.get((group, name)), self.limits.min_probe_readings)
 
-    def finding(self, name: SignName, evidence: str, advice: str, *, step: int | None = None) -> Finding:
-        """A finding of this stage; its evidence begins with stage and step."""
+    def finding(self, name: SignName, said: str | None, advice: str, *, step: int | None = None) -> Finding | None:
+        """A finding of this stage, whose evidence begins with stage and step; None where nothing is said."""
+        if said is None:
+            return None
         step = self.last_step if step is None else step
         where = f"step {step}" if self.name == "run" else f"{self.name}, step {step}"
-        return Finding(name, f"{where}: {evidence}.", advice, None if self.name == "run" else self.name, step)
+        return Finding(name, f"{where}: {said}.", advice, None if self.name == "run" else self.name, step)
 
-    def _missing(self, what: str, found: Curve | None, least: int) -> Curve:
-        raise MissingReadingsError(f"{what}, {least} readings or more ({len(found) if found is not None else 0} found)")
+
+def stage_histories(
+    readings: Iterable[object], *, beta: float | None = None, limits: Thresholds | None = None
+) -> tuple[list[StageHistory], int]:
+    """Sort readings into curves, in one pass: the stages as they appear, and how many items are not a reading.
+
+    Args:
+        readings: lines of ``metrics.jsonl`` and ``probes.jsonl`` in any mixture, or a TRL ``log_history``; those of one
+            stage oldest first. What is not an object, or holds nothing that is known, is counted and left out.
+        beta: of the preference loss; None takes the recipe's default.
+        limits: None takes the defaults.
+    """
+    stages: dict[str, _Columns] = {}
+    unreadable = sum(not (isinstance(reading, Mapping) and _take(reading, stages)) for reading in readings)
+    beta, limits = Stage2Config.beta if beta is None else beta, limits or Thresholds()
+    return [columns.history(name, beta, limits) for name, columns in stages.items()], unreadable
+
+
+@dataclass(frozen=True)
+class Movement:
+    """A side's log-prob against its start."""
+
+    curve: Curve
+    """Nats per token, or nats an answer where ``per_token`` is False."""
+
+    base: float | None
+    """Value of the curve at the start where it is known without noise."""
+
+    per_token: bool
+    start_nll: float | None
+    """NLL at the start, in the curve's unit; None where only rewards are there."""
+
+    source: str
+    """What the numbers come from, in words."""
+
+    def change(self, sigmas: float) -> Change:
+        """From start to end."""
+        return self.curve.change(sigmas, base=self.base)
+
+    @property
+    def unit(self) -> str:
+        """In words."""
+        return "nats/token" if self.per_token else "nats/answer"
+
+
+def movements(stage: StageHistory, side: Side) -> list[Movement]:
+    """Every account of a side's answers, most informative first: probes, held-out rows, training rows; at least one."""
+    found = [_of_probes(stage, side), _of_metrics(stage, side, "eval_"), _of_metrics(stage, side, "")]
+    there, limits = [movement for movement in found if movement is not None], stage.limits
+    if not there:
+        raise MissingReadingsError(
+            f"`rewards/{side}`, `logps_mean/{side}` or `logps/{side}`, {limits.min_metric_readings} readings or more, "
+            f"or `delta` of probe group `{side}`, {limits.min_probe_readings} or more"
+        )
+    return there
+
+
+def pairs_of_movements(stage: StageHistory) -> Sequence[tuple[Movement, Movement]]:
+    """The accounts that chosen and rejected answers share, in one unit."""
+    rejected = {movement.source: movement for movement in movements(stage, "rejected")}
+    both = [(chosen, rejected.get(chosen.source)) for chosen in movements(stage, "chosen")]
+    return [(mine, other) for mine, other in both if other is not None and other.per_token == mine.per_token]
+
+
+def tokens(stage: StageHistory, side: Side, prefix: str = "") -> float | None:
+    """Mean length of a side's answers, from sums and means of the same lines; None where either is not logged."""
+    sums, means = stage.metrics.get(f"{prefix}logps/{side}"), stage.metrics.get(f"{prefix}logps_mean/{side}")
+    if sums is None or means is None:
+        return None
+    mean_at = dict(zip(means.steps, means.values, strict=True))
+    totals = zip(sums.steps, sums.values, strict=True)
+    ratios = [total / mean_at[step] for step, total in totals if mean_at.get(step, 0.0) < 0 and total < 0]
+    return median(ratios) if ratios else None
+
+
+def _of_probes(stage: StageHistory, side: Side) -> Movement | None:
+    delta, level = stage.find_probe(side, "delta"), stage.find_probe(side, "mean_logprob")
+    start = level.values[0] - (delta.values[0] if delta else 0.0) if level else None
+    curve = delta or level
+    return Movement(curve, 0.0 if delta else None, True, _nll(start), "probes") if curve else None
+
+
+def _of_metrics(stage: StageHistory, side: Side, prefix: str) -> Movement | None:
+    rows = "held-out rows" if prefix else "training rows"
+    least = stage.limits.min_probe_readings if prefix else stage.limits.min_metric_readings
+    rewards, sums, means = (
+        _long_enough(stage.metrics.get(f"{prefix}{name}/{side}"), least) for name in ("rewards", "logps", "logps_mean")
+    )
+    length = tokens(stage, side, prefix)
+    if rewards is not None:  # of the same answers twice, so what differs from batch to batch has cancelled
+        scale = 1 / (stage.beta * (length or 1))
+        ratio = Curve(rewards.steps, tuple(value * scale for value in rewards.values))
+        base = 0.0 if abs(rewards.values[0]) / stage.beta <= stage.limits.start_near else None
+        level = means if length else sums
+        return Movement(ratio, base, bool(length), _nll(level.start if level else None), rows)
+    curve = means or sums
+    return Movement(curve, None, means is not None, _nll(curve.start), rows) if curve else None
+
+
+def _nll(logprob: float | None) -> float | None:
+    return None if logprob is None else max(0.0, -logprob)
+
+
+def cooling_mode(stage: StageHistory) -> Literal["off", "constant", "on"]:
+    """``off`` where the weight is 1 or never logged, ``constant`` where it is one number for all negatives."""
+    mean, low, high = map(stage.metrics.get, ("cooling/mean", "cooling/p10", "cooling/p90"))
+    if mean is None or min(mean.values) > 1 - 1e-6:
+        return "off"
+    spread = low is not None and high is not None and any(a != b for a, b in zip(low.values, high.values, strict=False))
+    varies = max(mean.values) - min(mean.values) > 1e-6
+    return "on" if spread or varies else "constant"
+
+
+def hold_negatives_back(stage: StageHistory) -> str:
+    """What to change so that negatives pull less."""
+    mode = cooling_mode(stage)
+    if mode == "on":
+        return (
+            "Raise `stage2.cooling.floor` so that easy negatives weigh less, or lower `stage2.cooling.temperature` "
+            "so that the switch is sharper"
+        )
+    if mode == "constant":
+        return "Take `stage2.cooling.constant` out: one weight for all negatives only delays it, cooling picks the easy"
+    return "Cool the negatives: write `stage2.cooling: {floor: gentle}`, or `floor: mean` without gentle negatives"
 
 
 def _long_enough(curve: Curve | None, least: int) -> Curve | None:
     return curve if curve is not None and len(curve) >= least else None
-
-
-@dataclass(frozen=True)
-class History:
-    """All stages of a run, in the order in which they appear."""
-
-    stages: tuple[StageHistory, ...]
-    num_unreadable: int
-    """Items that are not a reading: not an object, or without anything that is known."""
-
-    @classmethod
-    def of(
-        cls, readings: Iterable[object], *, beta: float | None = None, limits: Thresholds | None = None
-    ) -> "History":
-        """Sort readings into curves, in one pass.
-
-        Args:
-            readings: lines of ``metrics.jsonl`` and ``probes.jsonl`` in any mixture, or a TRL ``log_history``;
-                those of one stage oldest first. What is not a reading is counted and left out.
-            beta: of the preference loss; None takes the recipe's default.
-            limits: None takes the defaults.
-        """
-        stages: dict[str, _Columns] = {}
-        unreadable = sum(not (isinstance(reading, Mapping) and _take(reading, stages)) for reading in readings)
-        beta, limits = Stage2Config.beta if beta is None else beta, limits or Thresholds()
-        return cls(tuple(columns.history(name, beta, limits) for name, columns in stages.items()), unreadable)
 
 
 _Column: TypeAlias = dict[int, float | None]
@@ -150,6 +373,15 @@ class _Columns:
         )
 
 
+def _curve(column: _Column) -> Curve:
+    return _joined(sorted((step, value) for step, value in column.items() if value is not None))
+
+
+def _joined(points: Iterable[tuple[int, float]]) -> Curve:
+    steps, values = list(zip(*points, strict=True)) or ((), ())
+    return Curve(steps, values)
+
+
 def _take(reading: Mapping[object, object], stages: dict[str, _Columns]) -> bool:
     """Put one reading where it belongs; False where nothing in it is known."""
     group = reading.get("group")
@@ -158,31 +390,23 @@ def _take(reading: Mapping[object, object], stages: dict[str, _Columns]) -> bool
     if not known:
         return "train_runtime" in reading or "eval_runtime" in reading
     columns = stages.setdefault(str(reading.get("stage", "run")), _Columns())
-    step = _step(reading.get("step"))
-    if step is None:
+    given = _number(reading.get("step"))
+    if given is None or given < 0:
         columns.has_steps = False
         step = columns.last_step + 1
+    else:
+        step = int(given)
     columns.last_step = step
     columns.steps.add(step)
+    columns.num_probes += group is not None
     if group is None:
         columns.metric_steps.add(step)
-        for name, value in known.items():
+    for name, value in known.items():
+        if group is None:
             columns.metrics.setdefault(name, {})[step] = value
-    else:
-        columns.num_probes += 1
-        for name, value in known.items():
+        else:
             columns.probes.setdefault((str(group), name), {})[step] = value
     return True
-
-
-def _curve(column: _Column) -> Curve:
-    points = sorted((step, value) for step, value in column.items() if value is not None)
-    return Curve(tuple(step for step, _ in points), tuple(value for _, value in points))
-
-
-def _step(value: object) -> int | None:
-    number = _number(value)
-    return None if number is None or number < 0 else int(number)
 
 
 def _is_number(value: object) -> bool:
@@ -192,130 +416,6 @@ def _is_number(value: object) -> bool:
 
 def _number(value: object) -> float | None:
     """The number, or None where it is not a finite one."""
-    is_finite = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _ABSURD
-    return float(value) if isinstance(value, int | float) and is_finite else None
-
-
-@dataclass(frozen=True)
-class Movement:
-    """A side's log-prob against its start."""
-
-    curve: Curve
-    """Nats per token, or nats an answer where ``per_token`` is False."""
-
-    base: float | None
-    """Value of the curve at the start where it is known without noise."""
-
-    per_token: bool
-    start_nll: float | None
-    """NLL at the start, in the curve's unit; None where only rewards are there."""
-
-    source: str
-    """What the numbers come from, in words."""
-
-    def change(self, sigmas: float) -> Change:
-        """From start to end."""
-        return self.curve.change(sigmas, base=self.base)
-
-    @property
-    def unit(self) -> str:
-        """In words."""
-        return "nats/token" if self.per_token else "nats/answer"
-
-
-def movements(stage: StageHistory, side: Side) -> list[Movement]:
-    """Every account of a side's answers, the most informative first: probes, held-out rows, training rows.
-
-    Raises:
-        MissingReadingsError: there is none.
-    """
-    found = [_of_probes(stage, side), _of_metrics(stage, side, "eval_"), _of_metrics(stage, side, "")]
-    there = [movement for movement in found if movement is not None]
-    if not there:
-        limits = stage.limits
-        raise MissingReadingsError(
-            f"`rewards/{side}`, `logps_mean/{side}` or `logps/{side}`, {limits.min_metric_readings} readings or more, "
-            f"or `delta` of probe group `{side}`, {limits.min_probe_readings} or more"
-        )
-    return there
-
-
-def pairs_of_movements(stage: StageHistory) -> Sequence[tuple[Movement, Movement]]:
-    """The accounts that chosen and rejected answers share, in one unit.
-
-    Raises:
-        MissingReadingsError: a side has no account at all.
-    """
-    rejected = {movement.source: movement for movement in movements(stage, "rejected")}
-    both = [(chosen, rejected.get(chosen.source)) for chosen in movements(stage, "chosen")]
-    return [(mine, other) for mine, other in both if other is not None and other.per_token == mine.per_token]
-
-
-def tokens(stage: StageHistory, side: Side, prefix: str = "") -> float | None:
-    """Mean length of a side's answers, from sums and means of the same lines; None where either is not logged."""
-    sums, means = stage.metrics.get(f"{prefix}logps/{side}"), stage.metrics.get(f"{prefix}logps_mean/{side}")
-    if sums is None or means is None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _ABSURD:
         return None
-    mean_at = dict(zip(means.steps, means.values, strict=True))
-    ratios = [
-        total / mean_at[step]
-        for step, total in zip(sums.steps, sums.values, strict=True)
-        if mean_at.get(step, 0.0) < 0 and total < 0
-    ]
-    return median(ratios) if ratios else None
-
-
-def _of_probes(stage: StageHistory, side: Side) -> Movement | None:
-    delta, level = stage.find_probe(side, "delta"), stage.find_probe(side, "mean_logprob")
-    curve = delta or level
-    if curve is None:
-        return None
-    start = level.values[0] - (delta.values[0] if delta is not None else 0.0) if level is not None else None
-    return Movement(curve, 0.0 if delta is not None else None, True, _nll(start), "probes")
-
-
-def _of_metrics(stage: StageHistory, side: Side, prefix: str) -> Movement | None:
-    rows = "held-out rows" if prefix else "training rows"
-    least = stage.limits.min_probe_readings if prefix else stage.limits.min_metric_readings
-    rewards, sums, means = (
-        _long_enough(stage.metrics.get(f"{prefix}{name}/{side}"), least) for name in ("rewards", "logps", "logps_mean")
-    )
-    length = tokens(stage, side, prefix)
-    if rewards is not None:  # of the same answers twice, so what differs from batch to batch has cancelled
-        ratio = rewards.scaled(1 / (stage.beta * (length or 1)))
-        starts_at_zero = abs(rewards.values[0]) / stage.beta <= stage.limits.start_near
-        level = means if length else sums
-        return Movement(
-            ratio, 0.0 if starts_at_zero else None, bool(length), _nll(level.start if level is not None else None), rows
-        )
-    curve = means or sums
-    if curve is None:
-        return None
-    return Movement(curve, None, means is not None, _nll(curve.start), rows)
-
-
-def _nll(logprob: float | None) -> float | None:
-    return None if logprob is None else max(0.0, -logprob)
-
-
-def cooling_mode(stage: StageHistory) -> Literal["off", "constant", "on"]:
-    """``off`` where the weight is 1 or never logged, ``constant`` where it is one number for all negatives."""
-    mean, low, high = (stage.metrics.get(f"cooling/{part}") for part in ("mean", "p10", "p90"))
-    if mean is None or min(mean.values) > 1 - 1e-6:
-        return "off"
-    spread = low is not None and high is not None and any(a != b for a, b in zip(low.values, high.values, strict=False))
-    varies = max(mean.values) - min(mean.values) > 1e-6
-    return "on" if spread or varies else "constant"
-
-
-def hold_negatives_back(stage: StageHistory) -> str:
-    """What to change so that negatives pull less."""
-    mode = cooling_mode(stage)
-    if mode == "on":
-        return (
-            "Raise `stage2.cooling.floor` so that easy negatives weigh less, or lower `stage2.cooling.temperature` "
-            "so that the switch is sharper"
-        )
-    if mode == "constant":
-        return "Take `stage2.cooling.constant` out: one weight for all negatives only delays it, cooling picks the easy"
-    return "Cool the negatives: write `stage2.cooling: {floor: gentle}`, or `floor: mean` without gentle negatives"
+    return float(value)

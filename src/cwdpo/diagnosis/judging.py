@@ -1,23 +1,82 @@
 """Look for every sign in every stage of a history, and read the histories that runs and other trainers leave."""
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from cwdpo.config.recipe import Stage2Config
-from cwdpo.diagnosis.curves import MissingReadingsError
-from cwdpo.diagnosis.findings import Diagnosis, Finding, NotJudged
-from cwdpo.diagnosis.history import History, StageHistory
+from cwdpo.diagnosis.history import Finding, MissingReadingsError, StageHistory, stage_histories
 from cwdpo.diagnosis.signs import SIGNS
 from cwdpo.diagnosis.thresholds import Thresholds
 from cwdpo.errors import DataError
 from cwdpo.records import RunDirectory, SignName, read_jsonl
 
 _STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class NotJudged:
+    """A sign that could not be looked for, and the readings it needs."""
+
+    name: SignName
+    stage: str
+    needs: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that one look at a history gives."""
+
+    findings: Sequence[Finding]
+    """Most harmful first."""
+
+    looked_at: Sequence[str]
+    """A line a stage: how many readings, from which step to which."""
+
+    clear: Sequence[SignName]
+    """Signs that were looked for in at least one stage, and found in none."""
+
+    not_judged: Sequence[NotJudged]
+    notes: Sequence[str]
+    """What was skipped, and what was assumed."""
+
+    def missing(self) -> list[tuple[SignName, Sequence[str], str]]:
+        """What could not be judged, each once: the sign, the stages, and the readings it needs."""
+        stages: dict[tuple[SignName, str], list[str]] = {}
+        for one in self.not_judged:
+            stages.setdefault((one.name, one.needs), []).append(one.stage)
+        return [(name, where, needs) for (name, needs), where in stages.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``findings.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: object) -> "Diagnosis | None":
+        """The diagnosis that :meth:`to_json` gave; None where this is not a whole one."""
+        if not isinstance(content, Mapping):
+            return None
+        try:
+            return cls(
+                findings=[Finding(**entry) for entry in content["findings"]],
+                looked_at=[str(line) for line in content["looked_at"]],
+                clear=list(content["clear"]),
+                not_judged=[NotJudged(**entry) for entry in content["not_judged"]],
+                notes=[str(note) for note in content["notes"]],
+            )
+        except (KeyError, TypeError):
+            return None
+
+
+def title_of(name: str) -> str:
+    """Words of a sign's name: ``Easy negative saturation``."""
+    return name.replace("_", " ").capitalize()
 
 
 def diagnose(
@@ -51,28 +110,27 @@ def examine(
     notes: Iterable[str] = (),
 ) -> Diagnosis:
     """The same, with what was looked at and what could not be judged; ``notes`` go before its own."""
-    history = History.of(readings, beta=beta, limits=thresholds)
-    found: list[tuple[int, Finding]] = []
-    judged: dict[SignName, bool] = {}
+    stages, num_unreadable = stage_histories(readings, beta=beta, limits=thresholds)
+    judged: dict[SignName, list[Finding | None]] = {sign.name: [] for sign in SIGNS}
     missing: list[NotJudged] = []
-    for stage in history.stages:
-        for rank, sign in enumerate(SIGNS):
-            if sign.needs_preferences and not stage.prefers:
-                continue
-            try:
-                finding = sign.judge(stage)
-            except MissingReadingsError as error:
-                missing.append(NotJudged(sign.name, stage.name, str(error)))
-                continue
-            judged[sign.name] = judged.get(sign.name, False) or finding is not None
-            if finding is not None:
-                found.append((rank, finding))
+    for stage, sign in itertools.product(stages, SIGNS):
+        if sign.needs_preferences and not stage.prefers:
+            continue
+        try:
+            judged[sign.name].append(sign.judge(stage))
+        except MissingReadingsError as error:
+            missing.append(NotJudged(sign.name, stage.name, str(error)))
+    own = []
+    if num_unreadable:
+        own.append(f"{num_unreadable} of the readings hold nothing that diagnosis knows, and were left out.")
+    if beta is None and any(stage.prefers and stage.num_metrics for stage in stages):
+        own.append(f"beta is not given, and was taken to be {Stage2Config.beta}; rewards are divided by it.")
     return Diagnosis(
-        findings=[finding for _, finding in sorted(found, key=lambda pair: pair[0])],
-        looked_at=[_looked_at(stage) for stage in history.stages],
-        clear=[sign.name for sign in SIGNS if judged.get(sign.name) is False],
+        findings=[finding for found in judged.values() for finding in found if finding is not None],
+        looked_at=[_looked_at(stage) for stage in stages],
+        clear=[name for name, found in judged.items() if found and not any(found)],
         not_judged=missing,
-        notes=[*notes, *_notes(history, beta)],
+        notes=[*notes, *own],
     )
 
 
@@ -82,22 +140,11 @@ def _looked_at(stage: StageHistory) -> str:
     return f"{stage.name} ({kind}): {stage.num_metrics} metric lines, {stage.num_probes} probe lines, {steps}"
 
 
-def _notes(history: History, beta: float | None) -> list[str]:
-    notes = []
-    if history.num_unreadable:
-        notes.append(f"{history.num_unreadable} of the readings hold nothing that diagnosis knows, and were left out.")
-    if beta is None and any(stage.prefers and stage.num_metrics for stage in history.stages):
-        notes.append(f"beta is not given, and was taken to be {Stage2Config.beta}; rewards are divided by it.")
-    return notes
-
-
 @dataclass
 class Recording:
-    """A history as it was read."""
+    """A history as it was read: lines of metrics, then of probes."""
 
     readings: Sequence[object]
-    """Lines of metrics, then of probes."""
-
     beta: float | None = None
     """Of the preference loss, where the source has it."""
 
@@ -111,24 +158,23 @@ class Recording:
 def read_recording(path: Path) -> Recording:
     """Read a run directory, a ``trainer_state.json`` (or a directory that holds checkpoints), or a file of JSON lines.
 
-    Raises:
-        DataError: it is none of these, or holds nothing that can be read.
+    A DataError says that it is none of these, or holds nothing that can be read.
     """
+    notes: list[str] = []
     if path.is_dir():
-        recording = _read_directory(path)
+        recording = _read_directory(path, notes)
     elif not path.exists():
         raise DataError(f"{path} does not exist. Give a run directory, a {_STATE} or a file of JSON lines.")
     elif path.suffix == ".json" and not _is_lines(path):
         recording = _read_state(path)
     else:
-        notes: list[str] = []
         recording = Recording(_read_lines(path, notes), notes=notes)
     if not recording.readings:
         raise DataError(f"{path} holds no reading yet. Give a run that has logged at least one step.")
     return recording
 
 
-def _read_directory(path: Path) -> Recording:
+def _read_directory(path: Path, notes: list[str]) -> Recording:
     run = RunDirectory(path)
     if not run.metrics.is_file() and not run.probes.is_file():
         state = _newest_state(path)
@@ -137,13 +183,12 @@ def _read_directory(path: Path) -> Recording:
         runs = [child.name for child in sorted(path.iterdir()) if RunDirectory(child).metrics.is_file()]
         holds = f"It holds the runs {', '.join(runs)}: give one of them." if runs else "Give the output_dir of a run."
         raise DataError(f"{path} is not a run: neither metrics.jsonl, probes.jsonl nor {_STATE} is in it. {holds}")
-    notes: list[str] = []
     readings = [*_read_lines(run.metrics, notes), *_read_lines(run.probes, notes)]
     return Recording(readings, _beta_of(run.recipe, notes), run, notes)
 
 
 def _newest_state(path: Path) -> Path | None:
-    """The directory's own state, else that of its newest checkpoint, where the Trainer keeps it."""
+    """The directory's own state, else that of its newest checkpoint."""
     if (path / _STATE).is_file():
         return path / _STATE
     states = {

@@ -1,8 +1,10 @@
-"""Write checkpoints so that a good one is never lost, merge adapters, and put saved weights back exactly."""
+"""Write checkpoints so that a good one is never lost, find whole ones, merge adapters, and restore weights exactly."""
 
 import errno
 import logging
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.trainer_callback import TrainerState
 
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import load_adapter, load_adapter_weights, named_base, read_base, write_base
@@ -109,6 +112,34 @@ def restore_weights(model: nn.Module, directory: str | Path) -> None:
         model.load_state_dict(_saved_copy(model, path).state_dict(), strict=True)
 
 
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest whole checkpoint in a Trainer's output directory, or None."""
+    return next(iter(whole_checkpoints(directory)), None)
+
+
+def whole_checkpoints(directory: Path) -> list[Path]:
+    """The whole checkpoints in a Trainer's output directory, the newest first."""
+    return [path for path in reversed(_by_step(directory)) if _is_whole(path)]
+
+
+@contextmanager
+def no_partial_checkpoints(directory: Path) -> Iterator[None]:
+    """Remove half-written checkpoints, before what runs inside and if it fails; a full disk is a UserError."""
+    _remove_partial(directory)
+    try:
+        yield
+    except Exception as error:
+        _remove_partial(directory)
+        if not _found_no_room(error):
+            raise
+        good = last_checkpoint(directory)
+        kept = f"{good} is whole" if good else "no checkpoint had been written yet"
+        raise UserError(
+            f"{directory}: no room to save a checkpoint; {kept}. Free some space and run the same command with "
+            "--resume."
+        ) from error
+
+
 def _saved_copy(model: PreTrainedModel, path: Path) -> nn.Module:
     """The saved model through its class's own reading of weight names, in a dtype that rounds nothing."""
     widest = reduce(torch.promote_types, (weight.dtype for weight in model.parameters() if weight.is_floating_point()))
@@ -155,8 +186,7 @@ def _replacing(target: Path) -> Iterator[Path]:
     except Exception as error:
         if not isinstance(error, OSError | SafetensorError) and "os error" not in str(error):
             raise
-        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-        advice = "Free some space" if full else "Check the disk and the directory's permissions"
+        advice = "Free some space" if _found_no_room(error) else "Check the disk and the directory's permissions"
         kept = " The checkpoint that was there is untouched." if target.exists() else ""
         raise UserError(f"{target} could not be written: {one_line(error)}.{kept} {advice} and save again.") from error
 
@@ -171,3 +201,37 @@ def _swap(draft: Path, target: Path, *, old: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
+
+
+_TORCH_WRITE_FAILED = ("inline_container.cc", "iostream error", "PytorchStreamWriter failed writing")
+
+
+def _found_no_room(error: BaseException) -> bool:
+    """Whether a write failed because the disk is full; Python, safetensors and torch report it in different words."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return (
+        getattr(error, "errno", None) in codes
+        or any(f"(os error {code})" in str(error) for code in codes)
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in _TORCH_WRITE_FAILED))
+    )
+
+
+def _by_step(directory: Path) -> list[Path]:
+    """A Trainer's checkpoints in the order of their steps, whole or not."""
+    found = [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))  # written last by the Trainer
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+    return True
+
+
+def _remove_partial(directory: Path) -> None:
+    for path in _by_step(directory):
+        if not _is_whole(path):
+            logger.warning("%s was not written to its end; removing it", path)
+            shutil.rmtree(path, ignore_errors=True)

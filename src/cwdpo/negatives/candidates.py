@@ -76,12 +76,8 @@ class Refresh:
 def drop_easy(candidates: Sequence[Candidate], rule: float | str) -> float | None:
     """Give the reason ``too_easy`` to negatives below a floor of lbar.
 
-    Args:
-        candidates: those that are still kept have an ``lbar``.
-        rule: nats per token, or ``quantile:q`` of the kept ones' lbar.
-
-    Returns:
-        The floor in nats per token; None where nothing was kept.
+    Those that are still kept need an ``lbar``. The rule is nats per token, or ``quantile:q`` of the kept ones' lbar;
+    returned is the floor in nats per token, None where nothing was kept.
     """
     return _drop(candidates, "lbar", rule)
 
@@ -93,18 +89,13 @@ def drop_similar(candidates: Sequence[Candidate], rule: float | str) -> float | 
 
 def _drop(candidates: Sequence[Candidate], name: Literal["lbar", "ches"], rule: float | str) -> float | None:
     kept = [candidate for candidate in candidates if candidate.reason is None]
-    values: list[float] = []
     for candidate in kept:
-        value = candidate.lbar if name == "lbar" else candidate.ches
-        if value is None:
+        if getattr(candidate, name) is None:
             raise ValueError(f"the candidate {candidate.text!r} has no {name}; measure it before filtering by it")
-        values.append(value)
-    limit = threshold(values, rule) if kept else None
-    for candidate, value in zip(kept, values, strict=True):
-        if name == "lbar":
-            candidate.reason = hardness_reason(lbar=value, floor=limit)
-        else:
-            candidate.reason = hardness_reason(ches=value, ceiling=limit)
+    limit = threshold([getattr(candidate, name) for candidate in kept], rule) if kept else None
+    floor, ceiling = (limit, None) if name == "lbar" else (None, limit)
+    for candidate in kept:
+        candidate.reason = hardness_reason(lbar=candidate.lbar, floor=floor, ches=candidate.ches, ceiling=ceiling)
     return limit
 
 
@@ -124,20 +115,12 @@ def write_refresh(directory: Path, refresh: Refresh) -> None:
 
 
 def read_refreshes(directory: Path) -> list[Refresh]:
-    """Every refresh in a directory, oldest first.
-
-    Raises:
-        UserError: a file is damaged, so that the run cannot continue as it began.
-    """
+    """Every refresh in a directory, oldest first; a damaged file is a UserError."""
     return [read_refresh(path) for path in sorted(directory.glob("refresh-*.jsonl"))]
 
 
 def read_refresh(path: Path) -> Refresh:
-    """One refresh.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """One refresh; a damaged file is a UserError, as the run could not continue as it began."""
     lines = read_jsonl(path)
     try:
         header, *rest = lines.objects
@@ -150,12 +133,12 @@ def read_refresh(path: Path) -> Refresh:
         refresh = Refresh(**header, candidates=[Candidate(**line) for line in rest])
         if refresh.counts() != counts:
             raise ValueError("lines are missing")
+        return refresh
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path}: not a whole record of sampled negatives ({error}), so the run cannot continue as it began. "
             "Restore the file, or start the run again in another --output_dir."
         ) from error
-    return refresh
 
 
 def summed_up(refreshes: Sequence[Refresh]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cwdpo.config.limits import Fraction
+from cwdpo.config.limits import Fraction, check_fraction
 from cwdpo.config.recipe import Recipe
 from cwdpo.data.formats import format_of, read_answer, row_from_record
 from cwdpo.data.reading import read_records, read_rows, resolve_root, split_rows
@@ -51,13 +51,8 @@ class Coverage:
 
     def to_json(self) -> dict[str, Any]:
         """Numbers for programs."""
-        return {
-            "rows": self.rows,
-            "with_gentle": self.rows - len(self.without),
-            "without_gentle": len(self.without),
-            "made": dict(self.made),
-            "possible": dict(self.possible),
-        }
+        counts = {"rows": self.rows, "with_gentle": self.rows - len(self.without), "without_gentle": len(self.without)}
+        return {**counts, "made": dict(self.made), "possible": dict(self.possible)}
 
 
 def write_gentle(
@@ -77,15 +72,9 @@ def write_gentle(
     What a row gets depends on the seed, its place in the file and its text, not on the rows before it.
 
     Args:
-        lexicon: from :func:`cwdpo.negatives.read_lexicon`.
-        seed: of all choices.
-        kinds: kinds of edits to choose from.
         column: where the right answer stands; ``chosen`` is the preferred answer in every format.
         positives: a column with a list of further right answers, which no negative may equal; neither may it be right
             for another row of the same prompt and images, nor a paraphrase (``longer``, ``shorter``).
-
-    Raises:
-        DataError: a row that cannot be read, or a column that is missing.
     """
     refuse_existing(out)
     wanted = checked_kinds(kinds)
@@ -141,11 +130,9 @@ def write_mixed(
         data: rows with ids, or else named by their number in the file, from 0.
         on_policy: JSON lines of ``{"id": ..., "negatives": [...]}``; an id may come more than once.
         progress: where in the run a schedule is read, from 0 to 1; the others as in ``mix_negatives``.
-
-    Raises:
-        DataError: a row or a sample that cannot be read, two rows of one name, or a row left without a negative.
     """
     refuse_existing(out)
+    check_fraction(fraction)
     share, samples = fraction_at(fraction, progress), _read_samples(on_policy)
     sources, without_samples, lines = Counter[str](), 0, []
     rows = list(rows_with_records(data, image_root))
@@ -203,13 +190,9 @@ def write_filtered(
         drop_ches_above: ceiling of the length-normalised CHES, or ``quantile:q`` of the file's.
         measure: the hardness of every negative of some rows; needed for the last two.
         weigh: w_c by lbar, of a run whose floor is known.
-
-    Raises:
-        UserError: no negative would be left; nothing is written then.
     """
-    assert measure is not None or (drop_easier_than is None and drop_ches_above is None), (
-        "a model is needed to measure hardness"
-    )
+    needs_model = drop_easier_than is not None or drop_ches_above is not None
+    assert measure is not None or not needs_model, "a model is needed to measure hardness"
     refuse_existing(out)
     rows = list(rows_with_records(data, image_root))
     hardness = None if measure is None else measure([row for _, row in rows])
@@ -244,11 +227,7 @@ def write_filtered(
 
 
 def refuse_existing(out: Path) -> None:
-    """Nothing is written over, and the directory must exist.
-
-    Raises:
-        UserError: the file exists, or its directory does not.
-    """
+    """Nothing is written over, and the directory must exist."""
     if out.exists():
         raise UserError(f"{out} exists, and nothing is written over. Name another file, or remove it.")
     if not out.parent.is_dir():
@@ -256,24 +235,22 @@ def refuse_existing(out: Path) -> None:
 
 
 def rows_with_records(data: Path, image_root: Path | None) -> Iterator[tuple[Mapping[str, Any], Row]]:
-    """Every row of a file as it is written there and as it is read.
-
-    Raises:
-        DataError: a row that cannot be read.
-    """
+    """Every row of a file as it is written there and as it is read."""
     root = resolve_root(data, image_root)
-    for record, source in read_records(data):
-        if isinstance(record, DataError):
-            raise record
+    for record, source in _readable(data):
         yield record, row_from_record(record, source=source, image_root=root)
 
 
-def row_ids(rows: Sequence[Row]) -> list[str]:
-    """The name of each row for samples: its id, or where it has none its number in the file, from 0.
+def _readable(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Each record with its ``file:line``; one that cannot be read is raised."""
+    for record, source in read_records(file):
+        if isinstance(record, DataError):
+            raise record
+        yield record, source
 
-    Raises:
-        DataError: two rows of one name, whose samples could not be distinguished.
-    """
+
+def row_ids(rows: Sequence[Row]) -> list[str]:
+    """The name of each row for samples: its id, or where it has none its number in the file, from 0."""
     names = [row.id or str(number) for number, row in enumerate(rows)]
     first: dict[str, int] = {}
     for number, name in enumerate(names):
@@ -287,11 +264,7 @@ def row_ids(rows: Sequence[Row]) -> list[str]:
 
 
 def json_line(record: Mapping[str, object], source: str) -> str:
-    """A record as a line of JSON.
-
-    Raises:
-        DataError: it holds what JSON cannot, such as the bytes of an image.
-    """
+    """A record as a line of JSON; a DataError where it holds what JSON cannot, such as the bytes of an image."""
     try:
         return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as problem:
@@ -306,16 +279,8 @@ def rows_sampled_for(
 ) -> dict[int, Row]:
     """The rows of stage 2 that a refresh sampled for, by their place in training.
 
-    Args:
-        path: the refresh.
-        recipe: of its run; None where the file has lost its run, whose candidates then name the rows.
-        data: the rows; by default those of the recipe.
-
-    Raises:
-        UserError: there is neither recipe nor data, or the data has not all of the rows.
+    They are ``data``, or by default those of its run's recipe. Where a file has lost its run, its candidates name them.
     """
-    if recipe is None and data is None:
-        raise UserError(f"{path}: what a refresh sampled for is not beside it. Name its rows with --data ROWS.")
     if recipe is not None:
         train = recipe.data.train
         files = [str(data)] if data is not None else [train] if isinstance(train, str) else train
@@ -324,7 +289,8 @@ def rows_sampled_for(
         if recipe.stage1 is not None:
             _, rows = split_rows(rows, recipe.data.stage1_fraction, recipe.seed)
         return dict(enumerate(rows))
-    assert data is not None
+    if data is None:
+        raise UserError(f"{path}: what a refresh sampled for is not beside it. Name its rows with --data ROWS.")
     known = {row.id: row for row in read_rows(data, image_root=image_root) if row.id}
     found = {}
     for candidate in read_refresh(path).candidates:
@@ -346,21 +312,16 @@ _NEGATIVES = ("rejected", "rejected_response", "negatives")
 def with_negatives(record: Mapping[str, object], texts: Sequence[str], kept: Sequence[int] = ()) -> dict[str, Any]:
     """The record with these negatives, one at least, in the place of its own.
 
-    Args:
-        record: as it stands in the file.
-        texts: the negatives that it will have.
-        kept: where they are some of its own, their places among them; what the record says of them is kept with
-            them. What it says of others goes.
+    Where they are some of its own, ``kept`` are their places among them: what the record says of them is kept with
+    them, and what it says of others goes.
     """
     further = record.get("negatives")
     own = int(any(record.get(name) is not None for name in _NEGATIVES[:2]))
     own += len(further) if isinstance(further, list) else 0
     new = {key: value for key, value in record.items() if key not in (*_NEGATIVES, *OF_EACH)}
-    first, *rest = texts
-    if format_of(record) == "llava":  # there a rejected answer would make it another format
-        rest = [first, *rest]
-    else:
-        new["rejected_response" if format_of(record) == "ms-swift" else "rejected"] = first
+    rest = list(texts)
+    if format_of(record) != "llava":  # there a rejected answer would make it another format
+        new["rejected_response" if format_of(record) == "ms-swift" else "rejected"] = rest.pop(0)
     if rest:
         new["negatives"] = rest
     for name in OF_EACH:
@@ -416,9 +377,7 @@ def _answers(record: Mapping[str, object], row: Row, column: str, positives: str
 def _read_samples(path: Path) -> dict[str, list[str]]:
     """The samples of each row, by its name."""
     found: dict[str, list[str]] = {}
-    for record, source in read_records(path):
-        if isinstance(record, DataError):
-            raise record
+    for record, source in _readable(path):
         row_id, texts = record.get("id"), record.get("negatives")
         if row_id is None or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise DataError(f'{source}: a line of samples must be {{"id": "row-1", "negatives": ["...", "..."]}}.')

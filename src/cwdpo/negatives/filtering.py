@@ -15,7 +15,7 @@ from typing import TypeAlias
 import xxhash
 from PIL import Image
 
-from cwdpo.data.rows import ImageSource, Row
+from cwdpo.data.rows import Row
 
 TOO_EASY, TOO_SIMILAR = "too_easy", "too_similar"
 
@@ -41,11 +41,11 @@ class Rules:
 def filter_negatives(positives: Sequence[str], negatives: Sequence[str], rules: Rules) -> list[Reason]:
     """Decide for each negative of a row whether it stays.
 
+    Exact and normalised matches with a right answer are always dropped, and so are repetitions, also those that differ
+    in form alone.
+
     Args:
         positives: the row's right answers, one at least.
-        negatives: candidates.
-        rules: of the text. Exact and normalised matches with a right answer are always dropped, and so are
-            repetitions, also those that differ in form alone.
 
     Returns:
         For each negative None, or ``same_as_right``, ``right_but_for_form``, ``too_much_like_right``, ``other_length``
@@ -89,11 +89,8 @@ def hardness_reason(
 ) -> Reason:
     """Why a negative of this hardness is left out; a limit that is None, or was not measured, drops nothing.
 
-    Args:
-        lbar: nats per token.
-        floor: of lbar; below it a negative is too easy to teach anything.
-        ches: similarity to the right answer.
-        ceiling: of CHES; above it, pushing the negative down drags the right answer along.
+    Below the floor of lbar, nats per token, a negative is too easy to teach anything. Above the ceiling of CHES,
+    pushing it down drags the right answer along.
 
     Example:
         >>> hardness_reason(lbar=-3.0, floor=-2.0), hardness_reason(lbar=-2.0, floor=-2.0)
@@ -117,11 +114,7 @@ def threshold(values: Sequence[float], rule: float | str) -> float:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """The value that a share ``q`` of the values lies below, linear in between; the same as numpy's default.
-
-    Raises:
-        ValueError: no values, one that is not finite, or q outside [0, 1].
-    """
+    """The value that a share ``q`` of the values lies below, linear in between; the same as numpy's default."""
     if not values or not 0 <= q <= 1 or not all(map(math.isfinite, values)):
         raise ValueError(f"cannot take the quantile {q} of {len(values)} values; give finite values and 0 <= q <= 1")
     ordered = sorted(values)
@@ -135,12 +128,7 @@ class RightAnswers:
     """Every right answer that a data set gives for a prompt, also those that stand in other rows of the same prompt."""
 
     def __init__(self, rows: Iterable[Row], also: Iterable[Row] = ()) -> None:
-        """Read the rows.
-
-        Args:
-            rows: those that negatives are made for.
-            also: others of the same data, such as another stage's.
-        """
+        """Negatives are made for ``rows``; ``also`` are others of the same data, such as another stage's."""
         self._of: dict[Hashable, dict[str, None]] = {}
         for row in itertools.chain(rows, also):
             self._of.setdefault(_question(row), {}).update(dict.fromkeys(_right_in(row)))
@@ -178,7 +166,11 @@ def ngram_overlap(one: str, other: str, longest: int = 3) -> float:
     lengths = range(1, min(longest, len(first), len(second)) + 1)
     if not lengths:
         return float(first == second)
-    return sum(_f1(_ngrams(first, n), _ngrams(second, n)) for n in lengths) / len(lengths)
+    shares = []
+    for n in lengths:
+        one_has, other_has = (Counter(zip(*(words[i:] for i in range(n)), strict=False)) for words in (first, second))
+        shares.append(2 * (one_has & other_has).total() / (one_has.total() + other_has.total()))
+    return sum(shares) / len(shares)
 
 
 def length_gap(positives: Sequence[str], negative: str) -> float:
@@ -195,23 +187,11 @@ def _words(text: str) -> list[str]:
     return _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(tuple(words[start : start + n]) for start in range(len(words) - n + 1))
-
-
-def _f1(one: Counter[tuple[str, ...]], other: Counter[tuple[str, ...]]) -> float:
-    return 2 * (one & other).total() / (one.total() + other.total())
-
-
 def _right_in(row: Row) -> list[str]:
     return [text for text in (row.chosen, row.longer, row.shorter) if text]
 
 
 def _question(row: Row) -> Hashable:
-    return row.prompt, tuple(_identity(image) for image in row.images)
-
-
-def _identity(image: ImageSource) -> str:
-    if isinstance(image, Image.Image):
-        image = image.tobytes()
-    return xxhash.xxh3_128_hexdigest(image) if isinstance(image, bytes) else str(image)
+    images = (image.tobytes() if isinstance(image, Image.Image) else image for image in row.images)
+    names = (xxhash.xxh3_128_hexdigest(image) if isinstance(image, bytes) else str(image) for image in images)
+    return row.prompt, tuple(names)

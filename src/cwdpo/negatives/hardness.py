@@ -25,11 +25,7 @@ def measure_hardness(
 ) -> list[list[Hardness]]:
     """lbar and length-normalised CHES of every negative.
 
-    Args:
-        model: on its device; its train and eval modes are put back.
-        processor: the model's.
-        rows: with negatives; one without has an empty list.
-        batch_size: rows at a time.
+    A row without negatives has an empty list. The model's train and eval modes are put back.
     """
     collate = AnswerCollator(Encoder(processor), roles=(Role.CHOSEN, Role.REJECTED))
     found: list[list[Hardness]] = []
@@ -88,11 +84,9 @@ def length_normalised_ches(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def batch_ches(model: nn.Module, batch: Batch) -> list[list[float]]:
-    """Length-normalised CHES of every prompt's negatives to its chosen answer, in the batch's order.
+    """Length-normalised CHES of every prompt's negatives to its one chosen answer, in the batch's order.
 
-    Args:
-        model: bare or wrapped, in eval mode.
-        batch: with one chosen answer a prompt.
+    The model may be wrapped, and is in eval mode.
     """
     bare = bare_model(model)
     layout = one_row_an_answer(batch, answer_type=answer_type(bare))

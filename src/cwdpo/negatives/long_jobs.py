@@ -5,7 +5,7 @@
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,11 +13,10 @@ from typing import Any, TypeAlias
 import xxhash
 
 from cwdpo.data.reading import resolve_root
-from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
 from cwdpo.generation import Generated, Sampler, Sampling, chunks
 from cwdpo.negatives.files import json_line, refuse_existing, row_ids, rows_with_records, with_gentle
-from cwdpo.negatives.filtering import Reason, RightAnswers, Rules, filter_negatives
+from cwdpo.negatives.filtering import RightAnswers, Rules, filter_negatives
 from cwdpo.negatives.gentle import GentleNegative
 from cwdpo.negatives.gentle.server import Asked, ask_gentle
 from cwdpo.negatives.mixing import hashed
@@ -42,16 +41,8 @@ def write_asked(
 
     Every reply is kept in ``OUT.partial`` as it comes, and never paid for twice; ``OUT`` is written at the end.
 
-    Args:
-        endpoint: the server.
-        seed: sent with each request.
-        progress: called after each reply.
-
     Returns:
         How many rows got one (``made``), and how many not, by reason.
-
-    Raises:
-        UserError: some rows have no reply yet; the same call continues with them.
     """
     refuse_existing(out)
     rows = list(rows_with_records(data, image_root))
@@ -106,7 +97,6 @@ def write_samples(
     id are named by their number, from 0. What is sampled is kept in ``OUT.partial`` until then.
 
     Args:
-        sampler: a model or a server.
         sampling: the sampler's settings.
         made_by: what else the samples follow from, such as the model; an interrupted call continues only where it is
             the same.
@@ -114,14 +104,9 @@ def write_samples(
             that are kept are verified again.
         rules, judge: of :func:`cwdpo.negatives.verify.verify`. Where the judge fails, the samples are kept for the
             next call.
-        seed: of all samples.
-        progress: called after each portion.
 
     Returns:
         How many samples were kept, and how many dropped, by reason.
-
-    Raises:
-        UserError: the judge failed, or two rows have one id.
     """
     refuse_existing(out)
     rows = [row for _, row in rows_with_records(data, image_root)]
@@ -136,7 +121,12 @@ def write_samples(
                 work.add(number, {"answers": [[answer.text, answer.ended] for answer in answers]})
         if any(work.done[number].get("verified_by") != dict(verified_by) for number in portion):
             found = [[Generated(*answer) for answer in work.done[number]["answers"]] for number in portion]
-            reasons = _verified(of_portion, found, right_answers, rules, judge, work)
+            try:
+                reasons = verify(of_portion, found, right_answers=right_answers, rules=rules, judge=judge)
+            except Exception as error:
+                if judge is None or isinstance(error, UserError):
+                    raise
+                raise _judge_failed(error, work.path) from error
             for number, whys in zip(portion, reasons, strict=True):
                 work.add(number, work.done[number] | {"reasons": whys, "verified_by": verified_by})
         progress(min(portion[-1] + 1, len(rows)), len(rows))
@@ -157,15 +147,7 @@ class Unfinished:
     """Results by row number in ``OUT.partial``, until the output can be written whole."""
 
     def __init__(self, out: Path, settings: Mapping[str, object]) -> None:
-        """Take up what an earlier call left.
-
-        Args:
-            out: the file to be.
-            settings: what the results follow from, JSON types only; another call must have the same.
-
-        Raises:
-            UserError: the earlier call was another one.
-        """
+        """Take up what an earlier call left; it must have had the same settings, of JSON types only."""
         self.path = out.with_name(f"{out.name}.partial")
         self.done: dict[int, dict[str, Any]] = {}
         lines = read_jsonl(self.path).objects
@@ -201,25 +183,13 @@ def what_was_read(data: Path, image_root: Path | None) -> dict[str, str]:
     return {"data": content.hexdigest(), "image_root": str(resolve_root(data, image_root).resolve())}
 
 
-def _verified(
-    rows: Sequence[Row],
-    answers: Sequence[Sequence[Generated]],
-    right_answers: RightAnswers,
-    rules: Rules | None,
-    judge: Judge | None,
-    work: Unfinished,
-) -> list[list[Reason]]:
-    """See :func:`verify`; a judge is the user's own code, and its mistakes are reported as such."""
-    try:
-        return verify(rows, answers, right_answers=right_answers, rules=rules, judge=judge)
-    except Exception as error:
-        if judge is None or isinstance(error, UserError):
-            raise
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(
-            f"the judge failed: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno}). Fix it "
-            f"and run the same command again; what was sampled is kept in {work.path}."
-        ) from error
+def _judge_failed(error: Exception, kept: Path) -> UserError:
+    """A judge is the user's own code, and its mistakes are reported as such."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return UserError(
+        f"the judge failed: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno}). Fix it "
+        f"and run the same command again; what was sampled is kept in {kept}."
+    )
 
 
 def _as_edit(right: str, wrong: str, kind: str) -> GentleNegative:

@@ -7,8 +7,9 @@ The *level* of a curriculum, in [0, 1], says which of a prompt's candidates come
 policy: 0 the easiest, 1 the hardest. It follows a schedule, or what probes read. Floats only: no torch, no model.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -49,11 +50,9 @@ def mix_negatives(
     in form alone.
 
     Args:
-        dataset: negatives of the data set: their texts, or any names of them.
-        on_policy: answers sampled from the policy, in the same way.
-        fraction: share from the policy, from 0 to 1; see :func:`fraction_at`.
-        seed: of all choices.
-        row_id: names the row; two rows of one id get the same choices.
+        dataset, on_policy: negatives of the data set, and samples from the policy: their texts, or any names of them.
+        fraction: share from the policy, from 0 to 1.
+        row_id: two rows of one id get the same choices.
         round: the epoch, step or refresh; another round chooses again.
         count: how many to choose; by default as many as the data set has, or one where it has none.
         level: which of a source's answers come first, see :func:`order_by_level`; by default the round chooses.
@@ -67,18 +66,20 @@ def mix_negatives(
     check_fraction(fraction)
     texts = text_of or {}
     form = {name: normalised(texts.get(name, name)) for name in (*dataset, *on_policy)}
-    pools = {
-        "dataset": _ordered("dataset", dataset, seed, row_id, round),
-        "on_policy": _ordered("on_policy", on_policy, seed, row_id, round),
-    }
-    if level is not None:
-        pools = {name: _by_level(pool, level, lbars or {}) for name, pool in pools.items()}
+    sources: dict[Source, Sequence[str]] = {"dataset": dataset, "on_policy": on_policy}
+    pools: dict[Source, list[MixedNegative]] = {}
+    for source, answers in sources.items():
+        if level is None:
+            places = sorted(range(len(answers)), key=lambda place: hashed(seed, row_id, round, source, place))
+        else:
+            places = order_by_level([(lbars or {})[name] for name in answers], level)
+        pools[source] = [MixedNegative(answers[place], source, place) for place in places]
     wanted = (len(dataset) or 1) if count is None else count
     chosen: list[MixedNegative] = []
     while len(chosen) < wanted and any(pools.values()):
         from_policy = uniform(seed, row_id, round, "source", len(chosen)) < fraction
-        first, second = ("on_policy", "dataset") if from_policy else ("dataset", "on_policy")
-        negative = (pools[first] or pools[second]).pop(0)
+        order: tuple[Source, Source] = ("on_policy", "dataset") if from_policy else ("dataset", "on_policy")
+        negative = next(pools[source].pop(0) for source in order if pools[source])
         chosen.append(negative)
         for name, pool in pools.items():
             pools[name] = [other for other in pool if form[other.text] != form[negative.text]]
@@ -95,22 +96,21 @@ def wants_samples(*, fraction: float, seed: int, row_id: str, round: int, num_da
 def fraction_at(value: Fraction, progress: float) -> float:
     """The share at a point of the run; before the first point and after the last it stays as it is there.
 
+    The value has passed :func:`check_fraction`, as a recipe's has.
+
     Example:
         >>> fraction_at([[0, 0.0], [0.5, 1.0]], 0.25), fraction_at([[0, 0.0], [0.5, 1.0]], 0.9), fraction_at(0.3, 0.5)
         (0.5, 1.0, 0.3)
     """
-    check_fraction(value)
     if isinstance(value, int | float):
         return float(value)
-    before = value[0]
-    for point in value:
-        if progress < point[0]:
-            if point is before:
-                break
-            along = (progress - before[0]) / (point[0] - before[0])
-            return float(before[1] + along * (point[1] - before[1]))
-        before = point
-    return float(before[1])
+    if progress < value[0][0]:
+        return float(value[0][1])
+    for before, after in itertools.pairwise(value):
+        if progress < after[0]:
+            along = (progress - before[0]) / (after[0] - before[0])
+            return float(before[1] + along * (after[1] - before[1]))
+    return float(value[-1][1])
 
 
 STEP = 0.25
@@ -170,10 +170,6 @@ def auto_level(
         readings: oldest first; one that is not finite is passed over.
         tolerance: nats per token that the chosen answers may lose.
         growth: nats per token.
-        patience: readings.
-
-    Returns:
-        From 0 to 1.
     """
     level, waited = 0.0, 0
     highest = start = -math.inf
@@ -206,15 +202,3 @@ def hashed(seed: int, *parts: object) -> int:
     """A 64-bit number that depends on nothing but its arguments; each is kept apart from its neighbours."""
     text = "".join(f"{len(str(part))}:{part}|" for part in (seed, *parts))
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
-
-
-def _ordered(source: Source, texts: Iterable[str], seed: int, row_id: str, round: int) -> list[MixedNegative]:
-    """One source in the order in which this round would take from it."""
-    found = [MixedNegative(text, source, index) for index, text in enumerate(texts)]
-    return sorted(found, key=lambda item: (hashed(seed, row_id, round, source, item.index), item.index))
-
-
-def _by_level(pool: Sequence[MixedNegative], level: float, lbars: Mapping[str, float]) -> list[MixedNegative]:
-    """One source in the order in which a level takes from it; equally hard ones stand in their own order."""
-    listed = sorted(pool, key=lambda item: item.index)
-    return [listed[place] for place in order_by_level([lbars[item.text] for item in listed], level)]

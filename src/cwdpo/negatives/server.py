@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from cwdpo.data.images import open_image
-from cwdpo.data.rows import ImageSource, Row
+from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
 from cwdpo.generation import Generated, Sampling
 
@@ -49,8 +49,7 @@ class RefusalError(EndpointError):
 
     def __init__(self, message: str, *, status: int, text: str, hopeless: bool = False) -> None:
         super().__init__(message)
-        self.status, self.text = status, text
-        self.hopeless = hopeless
+        self.status, self.text, self.hopeless = status, text, hopeless
         """Every other request would be refused as well: the key, the URL or the model's name is wrong."""
 
 
@@ -100,7 +99,6 @@ class Endpoint:
             backoff: seconds before the first of them; doubled every time, unless the server says how long to wait.
             concurrency: requests at one time.
             give_up_after: requests that fail one after another, retries and all, before the server counts as dead.
-            sleep: for tests.
         """
         if not url.startswith(("http://", "https://")):
             raise UserError(f"the endpoint {url!r} is not a URL. Write one such as http://127.0.0.1:8000/v1.")
@@ -123,11 +121,7 @@ class Endpoint:
 
     @property
     def model(self) -> str:
-        """The model that answers.
-
-        Raises:
-            EndpointError: none was named, and the server names none either.
-        """
+        """The model that answers; an EndpointError where none was named, and the server names none either."""
         if self._model is None:
             served = self.models()
             if not served:
@@ -179,10 +173,7 @@ class Endpoint:
                     raise
 
     def post(self, path: str, body: Mapping[str, object], *, retries: int | None = None) -> None:
-        """Send a command whose answer does not matter, such as vLLM's ``/load_lora_adapter``.
-
-        ``retries`` takes the place of the endpoint's own number.
-        """
+        """Send a command whose answer does not matter, such as vLLM's ``/load_lora_adapter``."""
         self._ask("POST", path, body, lambda answer: None, retries=retries)
 
     def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[tuple[int, _Result | None]]:
@@ -227,10 +218,8 @@ class Endpoint:
             new = [field for field in unknown if self._neutral.pop(field, None) is not None]
         if new:
             logger.warning(
-                "%s does not know %s: not sent any more. If it has a default of its own for it, samples are not quite "
-                "the model's.",
-                self.url,
-                ", ".join(new),
+                f"{self.url} does not know {', '.join(new)}: not sent any more. If it has a default of its own for it, "
+                "samples are not quite the model's."
             )
         return bool(unknown)
 
@@ -269,17 +258,15 @@ class Endpoint:
                 break
             if attempt < retries:
                 self._sleep(min(pause, _LONGEST_WAIT))
-        self._count_failure()
-        raise EndpointError(f"{self.url}{path} failed {attempt + 1} times; the last time: {problem}.")
-
-    def _count_failure(self) -> None:
         with self._lock:
             self._failures += 1
+        raise EndpointError(f"{self.url}{path} failed {attempt + 1} times; the last time: {problem}.")
 
     def _refusal(self, response: httpx2.Response, path: str, body: Mapping[str, object] | None) -> RefusalError:
         status, text = response.status_code, self._text(response)
         if status in (401, 403, 404):
-            self._count_failure()
+            with self._lock:
+                self._failures += 1
         advice = _advice(status, text, str((body or {}).get("model", "")), bool(self._key))
         # a server that has answered before may refuse one prompt alone with 403
         hopeless = advice != "" and not (status == 403 and self._has_answered)
@@ -312,18 +299,16 @@ class Endpoint:
 def messages_of(row: Row) -> list[dict[str, Any]]:
     """A row's prompt as the API takes it; images become PNG data URIs, in reading order."""
     images = iter(row.images)
-    return [
-        {
-            "role": message.role,
-            "content": [
-                {"type": "text", "text": part}
-                if isinstance(part, str)
-                else {"type": "image_url", "image_url": {"url": _data_uri(next(images), row.source)}}
-                for part in message.parts
-            ],
-        }
-        for message in row.prompt
-    ]
+
+    def content(part: object) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        file = io.BytesIO()  # the very pixels that training sees: upright, RGB, and without another lossy compression
+        open_image(next(images), source=row.source).save(file, format="PNG")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    return [{"role": message.role, "content": [content(part) for part in message.parts]} for message in row.prompt]
 
 
 def text_message(role: str, text: str) -> dict[str, Any]:
@@ -368,11 +353,7 @@ class ServerSampler:
         self._has_warned = False
 
     def sample(self, rows: Sequence[Row], *, seed: int) -> list[list[Generated]]:
-        """``k`` answers a row; none for rows that the server failed for, which are counted in a warning.
-
-        Raises:
-            EndpointError: it failed for every row, or is dead.
-        """
+        """``k`` answers a row; none for rows that the server failed for, which are counted in a warning."""
         how = self.sampling
         settings: dict[str, Any] = {"n": how.k, "temperature": how.temperature, "top_p": how.top_p}
         settings |= {"max_tokens": how.max_new_tokens, "neutral": True}
@@ -382,10 +363,10 @@ class ServerSampler:
 
         by_place = dict(self.endpoint.map(ask, range(len(rows))))
         missed = sum(answers is None for answers in by_place.values())
+        message = f"{self.endpoint.url} gave no answer for {missed} of {len(rows)} prompts"
+        if missed and missed == len(rows):
+            raise EndpointError(f"{message}.")
         if missed:
-            message = f"{self.endpoint.url} gave no answer for {missed} of {len(rows)} prompts"
-            if missed == len(rows):
-                raise EndpointError(f"{message}.")
             logger.warning("%s", message)
         found = [by_place[place] or [] for place in range(len(rows))]
         self._look_for_repetition(found)
@@ -400,12 +381,9 @@ class ServerSampler:
             return
         self._has_warned = True
         logger.warning(
-            "%s gave %d answers that are all alike to %d of %d prompts. Unless the model is this sure of itself, the "
-            "server does not sample: check whether it respects temperature, n and seed.",
-            self.endpoint.url,
-            self.sampling.k,
-            self._alike,
-            self._answered,
+            f"{self.endpoint.url} gave {self.sampling.k} answers that are all alike to {self._alike} of "
+            f"{self._answered} prompts. Unless the model is this sure of itself, the server does not sample: check "
+            "whether it respects temperature, n and seed."
         )
 
 
@@ -414,9 +392,6 @@ def load_adapter(endpoint: Endpoint, name: str, directory: Path) -> None:
 
     The server must run with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=1``, and see the directory. An
     adapter that it already has under this name is a different one, and is replaced.
-
-    Raises:
-        EndpointError: it refused.
     """
     unload_adapter(endpoint)
     if not _load(endpoint, name, directory):
@@ -501,22 +476,14 @@ def _advice(status: int, text: str, model: str, has_key: bool) -> str:
     return ""
 
 
-def _data_uri(image: ImageSource, source: str) -> str:
-    # the very pixels that training sees: upright, RGB, and without another lossy compression
-    file = io.BytesIO()
-    open_image(image, source=source).save(file, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
 def _repaired(text: str) -> str:
     """Commas before brackets taken out, and missing brackets added; texts inside the object stay as they are."""
     pieces = re.split(r'("(?:[^"\\]|\\.)*")', text)
     pieces[::2] = [re.sub(r",(?=\s*[}\]])", "", piece.split("```")[0]) for piece in pieces[::2]]
     still_open: list[str] = []
-    for piece in pieces[::2]:
-        for sign in piece:
-            if sign in "{[":
-                still_open.append("}" if sign == "{" else "]")
-            elif sign in "}]" and still_open:
-                still_open.pop()
+    for sign in "".join(pieces[::2]):
+        if sign in "{[":
+            still_open.append("}" if sign == "{" else "]")
+        elif sign in "}]" and still_open:
+            still_open.pop()
     return "".join(pieces).rstrip().rstrip(",") + "".join(reversed(still_open))

@@ -29,7 +29,6 @@ class Informed(Protocol):
 
     def knowing(self, right_answers: RightAnswersOf) -> Judge:
         """The judge, with the right answers of a row's prompt and images."""
-        ...
 
 
 def verify(
@@ -42,19 +41,12 @@ def verify(
 ) -> list[list[Reason]]:
     """Why each sampled answer may not be a negative; None where it may.
 
-    Args:
-        rows: the prompts.
-        answers: some for each row.
-        right_answers: of a row, its own first.
-        rules: for :func:`cwdpo.negatives.filtering.filter_negatives`.
-        judge: asked about what passed everything else.
+    The judge is asked about what passed everything else.
 
     Returns:
         For each answer of each row None or a reason: ``empty``, ``cut``, ``judged_right``, ``not_judged`` (the judge
-        was not sure, and what may be right is not a negative) or one of ``filter_negatives``'s.
-
-    Raises:
-        ValueError: the judge did not answer for every answer.
+        was not sure, and what may be right is not a negative) or one of
+        :func:`cwdpo.negatives.filtering.filter_negatives`'s.
     """
     reasons = [_by_text(found, right_answers(row), rules or Rules()) for row, found in zip(rows, answers, strict=True)]
     if judge is not None:
@@ -70,11 +62,7 @@ def verify(
 
 
 def load_judge(name: str) -> Judge:
-    """The judge of this name: ``module:function``, ``same_words``, or a server as ``URL`` or ``URL#MODEL``.
-
-    Raises:
-        ConfigError: it cannot be imported, or is not a function.
-    """
+    """The judge of this name: ``module:function``, ``same_words``, or a server as ``URL`` or ``URL#MODEL``."""
     if is_server(name):
         url, model = server_and_model(name)
         return EndpointJudge(Endpoint(url, model=model))
@@ -104,15 +92,11 @@ class SameWords:
         self._right_answers = right_answers
 
     def knowing(self, right_answers: RightAnswersOf) -> "SameWords":
-        """See :class:`Informed`."""
         return SameWords(right_answers)
 
     def __call__(self, rows: Sequence[Row], answers: Sequence[str]) -> list[bool | None]:
-        """See :data:`Judge`."""
-        return [
-            any(same_words(answer, right) for right in self._right_answers(row))
-            for row, answer in zip(rows, answers, strict=True)
-        ]
+        pairs = zip(rows, answers, strict=True)
+        return [any(same_words(answer, right) for right in self._right_answers(row)) for row, answer in pairs]
 
 
 def same_words(one: str, other: str) -> bool:
@@ -150,30 +134,21 @@ SCHEMA: dict[str, Any] = {
 
 
 class EndpointJudge:
-    """Asks a server about each answer: yes, no, or not sure."""
+    """Asks a server about each answer: yes, no, or not sure. Its model must see images if the rows have any.
+
+    There is room for a model that thinks before it answers.
+    """
 
     def __init__(
         self, endpoint: Endpoint, right_answers: RightAnswersOf = lambda row: [row.chosen], *, max_tokens: int = 512
     ) -> None:
-        """Nothing is asked yet.
-
-        Args:
-            endpoint: the server; its model must see images if the rows have any.
-            right_answers: of a row, its own first.
-            max_tokens: room for a model that thinks before it answers.
-        """
         self.endpoint, self.max_tokens, self._right_answers = endpoint, max_tokens, right_answers
 
     def knowing(self, right_answers: RightAnswersOf) -> "EndpointJudge":
-        """See :class:`Informed`."""
         return EndpointJudge(self.endpoint, right_answers, max_tokens=self.max_tokens)
 
     def __call__(self, rows: Sequence[Row], answers: Sequence[str]) -> list[bool | None]:
-        """See :data:`Judge`. None where the server gave no answer, or one that says neither yes nor no.
-
-        Raises:
-            EndpointError: it answered for none, or is dead.
-        """
+        """None where the server gave no answer, or one that says neither yes nor no."""
         verdicts: list[bool | None] = [None] * len(answers)
         unanswered = 0
         for place, text in self.endpoint.map(lambda pair: self._ask(*pair), zip(rows, answers, strict=True)):
@@ -188,13 +163,8 @@ class EndpointJudge:
         quoted = [json.dumps(text, ensure_ascii=False) for text in others]
         also = f"Other right answers are: {', '.join(quoted)}.\n" if quoted else ""
         question = PROMPT.format(answer=json.dumps(answer, ensure_ascii=False), others=also)
-        (reply, *_) = self.endpoint.chat(
-            [*messages_of(row), text_message("assistant", own), text_message("user", question)],
-            temperature=0.0,
-            max_tokens=self.max_tokens,
-            seed=0,
-            schema=SCHEMA,
-        )
+        asked = [*messages_of(row), text_message("assistant", own), text_message("user", question)]
+        (reply, *_) = self.endpoint.chat(asked, temperature=0.0, max_tokens=self.max_tokens, seed=0, schema=SCHEMA)
         return reply.text
 
 
@@ -224,9 +194,5 @@ def _content(text: str) -> Counter[str]:
 
 def _by_text(answers: Sequence[Generated], right: Sequence[str], rules: Rules) -> list[Reason]:
     """What :func:`verify` finds without a judge."""
-    reasons: list[Reason] = [EMPTY if not answer.text else None if answer.ended else CUT for answer in answers]
-    usable = [place for place, reason in enumerate(reasons) if reason is None]
-    found = filter_negatives(right, [answers[place].text for place in usable], rules)
-    for place, reason in zip(usable, found, strict=True):
-        reasons[place] = reason
-    return reasons
+    found = iter(filter_negatives(right, [answer.text for answer in answers if answer.text and answer.ended], rules))
+    return [EMPTY if not answer.text else next(found) if answer.ended else CUT for answer in answers]

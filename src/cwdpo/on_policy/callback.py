@@ -59,16 +59,13 @@ class OnPolicy(TrainerCallback):
 
         Args:
             trainer: whose policy is sampled.
-            settings: the recipe's ``negatives``.
+            settings: the recipe's ``negatives``; a ConfigError where they do not fit each other or the trainer.
             directory: of the refreshes' files.
             processor: of the policy.
             cools: whether the trainer weighs negatives by the cooling weight.
             judge: in place of the one that the settings name.
             sampler: in place of the policy itself.
             also_right: rows that are not trained on, whose right answers are no negatives either.
-
-        Raises:
-            ConfigError: the settings do not fit each other or the trainer.
         """
         self.trainer, self.settings, self.directory, self.also_right = trainer, settings, directory, also_right
         self.curriculum = None if settings.curriculum is None else Curriculum(settings.curriculum)
@@ -80,7 +77,7 @@ class OnPolicy(TrainerCallback):
             trainer, settings, judge=judge or (load_judge(settings.judge) if settings.judge else None)
         )
         sampling = Sampling(**{each.name: getattr(settings, each.name) for each in fields(Sampling)})
-        model, encoder = trainer.policy, self._refresher.encoder
+        model, encoder = trainer.model, self._refresher.encoder
         if sampler is None and settings.endpoint is not None:
             sampler = ServedPolicy(model, Endpoint(settings.endpoint), sampling, directory)
         self._sampler: Sampler = sampler or LocalSampler(model, processor, sampling, encoder=encoder)
@@ -96,11 +93,7 @@ class OnPolicy(TrainerCallback):
 
     @contextmanager
     def in_training(self) -> Iterator[None]:
-        """Inside, the stage is trained. In the end, what sampling holds outside this process is given back.
-
-        Raises:
-            UserError: sampling failed, and training was stopped for it after a checkpoint.
-        """
+        """Inside, the stage is trained. If sampling failed, the UserError comes in the end, after a checkpoint."""
         self._error = None
         try:
             yield
@@ -130,12 +123,7 @@ class OnPolicy(TrainerCallback):
         )
 
     def observe(self, batch: Batch, rejected: Tensor, weight: Tensor) -> Mapping[StepMetric, Tensor]:
-        """Look at the weights that a step gave its negatives.
-
-        Args:
-            batch: as :meth:`mixed` gave it.
-            rejected: ``(pairs,)`` positions of rejected answers.
-            weight: ``(pairs,)`` w_c of each.
+        """Look at the weights w_c, ``(pairs,)``, that a step gave its negatives, ``(pairs,)`` positions in the batch.
 
         Returns:
             What to log: ``negatives/on_policy``, ``(pairs,)``, 1 where the negative was sampled from the policy, else
@@ -152,12 +140,7 @@ class OnPolicy(TrainerCallback):
         return metrics
 
     def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Read back what was sampled before the checkpoint, or sample for the first time.
-
-        Raises:
-            UserError: the first sampling failed, and training must not begin without.
-            ConfigError: the curriculum has nothing to follow.
-        """
+        """Read back what was sampled before the checkpoint, or sample; training must not begin if that fails."""
         rows = self.trainer.train_dataset
         assert rows is not None, "training has rows"
         if self.curriculum is not None:
@@ -233,9 +216,10 @@ class OnPolicy(TrainerCallback):
                 self._pool.add_to(self._cache)
 
     def _details(self, began: float, cpu_began: float) -> dict[str, Any]:
+        """The rest of what a refresh's file says of how it was made."""
         settings = ("temperature", "top_p", "k", "max_new_tokens", "curriculum", "judge", "endpoint")
         return {
-            "model": str(self.trainer.policy.config.name_or_path),  # type: ignore[union-attr]
+            "model": str(self.trainer.model.config.name_or_path),  # type: ignore[union-attr]
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.monotonic() - began, 3),
             "cpu_seconds": round(time.process_time() - cpu_began, 3),
@@ -269,7 +253,6 @@ def _check(settings: NegativesConfig, *, samples: bool, cools: bool, is_sharded:
 
 
 def _log(refresh: Refresh) -> None:
-    """Log what came of a refresh."""
     if refresh.error is not None:
         logger.warning("sampling negatives failed (%s); training goes on with what it has", refresh.error)
         return

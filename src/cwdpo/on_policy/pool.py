@@ -56,14 +56,10 @@ class NegativePool:
     def mixed(
         self, batch: Batch, texts: RowTexts, *, share: float, count: int | None, level: float | None = None
     ) -> Batch:
-        """The batch with some of its rejected answers exchanged for sampled ones.
+        """The batch with some of its rejected answers exchanged for sampled ones; ``share`` is the on-policy fraction.
 
-        Args:
-            batch: as collated.
-            texts: of the rows' own negatives.
-            share: on-policy fraction, from 0 to 1.
-            count: negatives of a prompt; None for as many as it has.
-            level: of the curriculum; None without one. It has no effect before the first refresh.
+        A prompt gets ``count`` negatives, or where it is None as many as it has. A curriculum's ``level`` has no effect
+        before the first refresh.
         """
         answers, is_changed = _by_prompt(batch), False
         for place, row in enumerate(batch["row_index"].tolist()):

@@ -14,7 +14,6 @@ from accelerate.utils import gather_object, send_to_device
 from cwdpo.batch import Batch, Role, eval_mode
 from cwdpo.config.recipe import NegativesConfig
 from cwdpo.data.collate import AnswerCollator
-from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine.layout import select_answers
 from cwdpo.errors import UserError
@@ -35,11 +34,7 @@ class RefreshError(Exception):
 
 
 def on_all_ranks(work: Callable[[], Found]) -> list[Found]:
-    """What some work gives on each rank, on every rank.
-
-    Raises:
-        RefreshError: something went wrong on any rank; every rank raises it.
-    """
+    """What some work gives on each rank, on every rank; if it fails on any, every rank raises a RefreshError."""
     found: Found | None = None
     error: str | None = None
     try:
@@ -68,21 +63,15 @@ class Refresher:
         self.right_answers = RightAnswers(())
         """To the prompts that are trained on."""
 
-        self.encoder = _without_limit(trainer.encoder)
+        self.encoder = copy.copy(trainer.encoder)
+        self.encoder.limit, self._limit = None, trainer.encoder.limit  # the length of an answer is looked at afterwards
         self._collate = AnswerCollator(self.encoder, roles=(Role.REJECTED,))
         self._collate_with_chosen = AnswerCollator(self.encoder, roles=(Role.CHOSEN, Role.REJECTED))
-        self._limit = trainer.encoder.limit
 
     def run(self, number: int, *, share: float, sampler: Sampler) -> list[Candidate]:
-        """Sample and verify, on all ranks together.
+        """Sample and verify, on all ranks together; if it fails on any, every rank raises a RefreshError.
 
-        Args:
-            number: of the refresh.
-            share: the largest on-policy fraction that the refresh may have to serve.
-            sampler: where the answers come from.
-
-        Raises:
-            RefreshError: something went wrong on any rank; every rank raises it.
+        ``share`` is the largest on-policy fraction that the refresh may have to serve.
         """
         ranks = on_all_ranks(lambda: self._part_of_rank(number, share, sampler))
         portions = dict(portion for rank in ranks for portion in rank)
@@ -140,7 +129,6 @@ class Refresher:
     def _sample(
         self, indices: Sequence[int], rows: Sequence[Row], sampler: Sampler, seed: int
     ) -> list[list[Candidate]]:
-        """Samples of a portion, verified."""
         with self.trainer.accelerator.autocast():
             answers = sampler.sample(rows, seed=seed)
         rules = Rules(overlap=self.settings.max_overlap, length_gap=self.settings.length_gap)
@@ -205,25 +193,18 @@ class Refresher:
                 for place, total in zip(sampled, self.reference.totals(part).tolist(), strict=True):
                     candidates[place].reference_logprob = total
             if self.settings.measures_own:
-                with eval_mode(self.trainer.policy):
-                    means = self.trainer.engine.logprobs(self.trainer.policy, batch).mean.tolist()
+                with eval_mode(self.trainer.model):
+                    means = self.trainer.engine.logprobs(self.trainer.model, batch).mean.tolist()
                 for candidate, mean in zip(candidates, means, strict=True):
                     candidate.lbar = mean
 
     def _compare(self, items: Sequence[tuple[int, Row]], candidates: Sequence[Candidate]) -> None:
         """How similar each candidate and its row's right answer are to the policy."""
         batch = send_to_device(self._collate_with_chosen(items), self.trainer.args.device)
-        with self.trainer.accelerator.autocast(), eval_mode(self.trainer.policy):
-            found = [value for of_row in batch_ches(self.trainer.policy, batch) for value in of_row]
+        with self.trainer.accelerator.autocast(), eval_mode(self.trainer.model):
+            found = [value for of_row in batch_ches(self.trainer.model, batch) for value in of_row]
         for candidate, value in zip(candidates, found, strict=True):
             candidate.ches = value
-
-
-def _without_limit(encoder: Encoder) -> Encoder:
-    """The same encoder, for answers whose length is looked at afterwards."""
-    free = copy.copy(encoder)
-    free.limit = None
-    return free
 
 
 def _message(problem: Exception) -> str:

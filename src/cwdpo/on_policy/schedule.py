@@ -45,7 +45,6 @@ class Staleness:
         return cls(list(saved.get(_NAME, {}).get("weights", [])))
 
     def save(self, state: TrainerState) -> None:
-        """Into the state that the Trainer writes with a checkpoint."""
         saved: Any = state.stateful_callbacks
         saved[_NAME] = {"weights": list(self.weights)}
 
@@ -85,9 +84,7 @@ class RefreshTimes:
     def largest_share(self, state: TrainerState, *, epoch_steps: int) -> float:
         """The most that a step can ask for until a refresh made now has a successor.
 
-        Args:
-            state: where the run stands.
-            epoch_steps: optimiser steps of an epoch, rather too many than too few.
+        ``epoch_steps`` are the optimiser steps of an epoch, rather too many than too few.
         """
         begin, last = state.global_step, state.max_steps
         lasts = {"epoch": epoch_steps, "auto": last}
@@ -97,13 +94,7 @@ class RefreshTimes:
         return max([self.share(state), fraction_at(self._fraction, end / last), *between])
 
     def is_due(self, state: TrainerState, latest: Refresh | None, staleness: Staleness) -> bool:
-        """Whether there is a refresh before the next step.
-
-        Args:
-            state: where the run stands.
-            latest: the last refresh, also a failed one; None where there was none.
-            staleness: of what that one sampled.
-        """
+        """Whether there is a refresh before the next step; ``latest`` may be a failed one, or None for none so far."""
         if not (self._measures or self.share(state)):
             return False  # nothing would use them yet
         if latest is None:
@@ -137,8 +128,8 @@ class Curriculum:
     """Says how hard the negatives are to be."""
 
     def __init__(self, rule: Fraction | str) -> None:
-        """Set up; ``rule`` is ``auto``, a level, or points ``[progress, level]``."""
         self.rule = rule
+        """``auto``, a level, or points ``[progress, level]``."""
         self._readings: Readings | None = None
         self._tolerance, self._every = 0.0, 1
 
@@ -154,11 +145,7 @@ class Curriculum:
         self._readings, self._tolerance, self._every = readings, tolerance, every
 
     def check(self) -> None:
-        """Refuse to train where there is nothing to follow.
-
-        Raises:
-            ConfigError: says what to write.
-        """
+        """Refuse to train where there is nothing to follow."""
         if self.rule == "auto" and self._readings is None:
             raise ConfigError(
                 "negatives.curriculum is auto, which probes drive, but this trainer has none. Run a recipe with "
@@ -188,10 +175,7 @@ def level_readings(lines: Sequence[ProbeLine]) -> list[LevelReading]:
 def warn_without_choice(rows: Iterable[Row], settings: NegativesConfig, *, samples: bool) -> None:
     """Warn where no prompt has more candidates than places, so that a curriculum has nothing to choose.
 
-    Args:
-        rows: those trained on; not all are read where an early one answers.
-        settings: how many places and samples a prompt has.
-        samples: whether any are drawn.
+    ``rows`` are not all read where an early one answers; ``samples`` says whether any are drawn.
     """
     drawn = settings.k if samples else 0
     if any(

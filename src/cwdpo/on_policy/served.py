@@ -33,17 +33,7 @@ class ServedPolicy:
     """A sampler that first hands over the adapter; see :class:`cwdpo.generation.Sampler`."""
 
     def __init__(self, model: nn.Module, endpoint: Endpoint, sampling: Sampling, directory: Path) -> None:
-        """Set up; nothing is sent yet.
-
-        Args:
-            model: the policy, with an adapter.
-            endpoint: the server, which runs its base model.
-            sampling: how to draw.
-            directory: where adapters are put for the server to read.
-
-        Raises:
-            ConfigError: the policy has no adapter that could be handed over.
-        """
+        """Set up; nothing is sent yet. The server runs the model's base, and reads adapters from the directory."""
         if not isinstance(model, PeftModel):
             raise ConfigError(
                 "negatives.endpoint needs `model: {lora: ...}`: a server can load an adapter, not a whole model. Add "
@@ -57,11 +47,7 @@ class ServedPolicy:
         self._has_begun = False
 
     def hand_over(self, number: int, *, is_main: bool) -> None:
-        """Give the server the adapter as it is now, under a name of its own. All ranks call it.
-
-        Raises:
-            RefreshError: it could not be written or loaded.
-        """
+        """Give the server the adapter as it is now, under a name of its own. All ranks call it."""
         try:
             names = on_all_ranks(lambda: self._serve(number) if is_main else None)
         except RefreshError:

@@ -18,7 +18,7 @@ from cwdpo.probes.keeping import Keeper, StageFiles, Start
 from cwdpo.probes.measuring import Reading, StartDistributions, measure, scalars, warm_up
 from cwdpo.probes.probe_set import ProbeSet, probe_rows
 from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
-from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine, RunDirectory, Stage
+from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine, RunDirectory, Stage, append_jsonl
 from cwdpo.trainer_view import TrainerView
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Probing(TrainerCallback):
             trainer: of the stage.
             rows: the probe set.
             run: where readings are written.
-            stage: which one this is.
+            stage: its name.
             settings: what to measure, and when to end.
             engine: of the probes alone, see :func:`cwdpo.engine.separate_engine`.
             beta: of the preference loss, if the stage has one.
@@ -58,9 +58,6 @@ class Probing(TrainerCallback):
             write_sampled: lets the model answer as it would by chance; None leaves the group ``on_policy`` out.
             interrupted: whether the user ends the run, which then needs no last reading.
             clock: seconds.
-
-        Raises:
-            ConfigError: both the Trainer and the probes are to choose the best model.
         """
         if settings.keep_best and trainer.args.load_best_model_at_end:
             raise ConfigError(
@@ -114,19 +111,17 @@ class Probing(TrainerCallback):
     def finish(self) -> dict[str, Any]:
         """After training: put the weights of the reading that the stage leaves back, and write the examples.
 
-        Returns:
-            What to note of the stage: ``readings``, ``seconds`` and ``share`` of the time; ``stopped`` if a finding
-            ended it, ``kept_step`` if another model than the last is kept.
+        Gives what to note of the stage: ``probes`` with their time, ``stopped`` if a finding ended it, ``kept_step`` if
+        another model than the last may be kept.
         """
-        note: dict[str, Any] = {}
-        if self._stopping.reason is not None:
-            note["stopped"] = self._stopping.reason
-        step = self._keeper.to_leave(stopped=self._stopping.reason is not None)
+        reason = self._stopping.reason
+        note: dict[str, Any] = {} if reason is None else {"stopped": reason}
+        step = self._keeper.to_leave(stopped=reason is not None)
         if step is not None:
             note["kept_step"] = step
             self._trainer.accelerator.wait_for_everyone()  # until the first rank has written them
             if step != self._trainer.state.global_step:
-                self._files.restore_weights(self._trainer.policy, step)
+                self._files.restore_weights(self._trainer.model, step)
                 logger.warning("%s: leaves the model of step %d", self._stage, step)
         with self._schedule.preparing():
             self._examples.end()
@@ -157,7 +152,7 @@ class Probing(TrainerCallback):
         with self._schedule.preparing():
             on_policy = shared_answers(self._trainer, self._write_sampled, self._rows)
             self._probes = self._probe_set(greedy, on_policy)
-            warm_up(self._trainer.policy, self._probes, self._engine)
+            warm_up(self._trainer.model, self._probes, self._engine)
         self._read(0)
         with self._schedule.preparing(again_at_end=True):
             self._examples.begin(self._probes.rows)
@@ -182,10 +177,8 @@ class Probing(TrainerCallback):
     def _read(self, step: int) -> None:
         with self._schedule.reading(step):
             assert self._probes is not None
-            autocast = self._trainer.accelerator.autocast
-            here = measure(
-                self._trainer.policy, self._probes, self._engine, start=self._distributions, autocast=autocast
-            )
+            model, autocast = self._trainer.model, self._trainer.accelerator.autocast
+            here = measure(model, self._probes, self._engine, start=self._distributions, autocast=autocast)
             reading = Reading().joined(gather_object([here]))
             is_first = not self._means
             self._means = self._means or reading.means()
@@ -193,11 +186,11 @@ class Probing(TrainerCallback):
             if is_first:
                 for rows in gather_object([self._distributions]):
                     self._distributions.update(rows)
-            self._keeper.update(step, lines, self._trainer.policy)
+            self._keeper.update(step, lines, model)
         lines[0]["seconds"] = round(self._schedule.last_seconds, 4)
         self.lines += lines
         if self._trainer.is_world_process_zero():
-            self._run.append_probes(lines)
+            append_jsonl(self._run.probes, lines)
         control = self._trainer.control
         should_log = control.should_log  # any logging takes it for done
         with self._schedule.preparing():
@@ -218,12 +211,9 @@ class StoppingRule:
     """Asks the diagnosis after every reading whether something that must not go on has gone on for too long."""
 
     def __init__(self, stop_on: Sequence[str], *, patience: int, tolerance: float) -> None:
-        """Set up.
+        """Stop where ``patience`` readings in a row show the same finding of ``stop_on``.
 
-        Args:
-            stop_on: names of findings; none never stops.
-            patience: readings in a row that must show the same one.
-            tolerance: nats per token; a smaller fall of the chosen answers is not a finding.
+        A fall of the chosen answers of less than ``tolerance`` nats per token is not a finding.
         """
         self._stop_on, self._patience = tuple(stop_on), patience
         self._thresholds = Thresholds(fall_least=tolerance, fall_most=max(tolerance, Thresholds().fall_most))

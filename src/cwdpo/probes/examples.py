@@ -4,17 +4,18 @@ import io
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from accelerate.utils import gather_object, send_to_device
 from PIL import Image
 from torch import nn
 
 from cwdpo.data.images import open_image
-from cwdpo.data.rows import Row
+from cwdpo.data.rows import ImageSource, Row
 from cwdpo.engine import Engine
 from cwdpo.probes.measuring import Autocast, undisturbed
 from cwdpo.probes.probe_set import ProbeAnswer, ProbeRow, ProbeSet
@@ -22,10 +23,8 @@ from cwdpo.records import write_bytes, write_jsonl
 from cwdpo.trainer_view import TrainerView
 
 ROWS = 12
-"""How many rows are shown."""
-
 SHOWN = ("chosen", "rejected", "gentle", "greedy")
-"""Groups of the probe set that are shown."""
+"""Groups of the probe set that are shown, of that many rows."""
 
 GREEDY_END = "greedy_end"
 """The group that is shown beside them: the model's own answer when the stage ends."""
@@ -44,15 +43,11 @@ _PICTURES = "pictures"
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """One answer, token by token."""
+class TokenLogprobs(NamedTuple):
+    """One answer, token by token: ``T`` token ids, the end token's included, and ``T`` log-probs, nats."""
 
     ids: list[int]
-    """``T`` token ids, the end token included."""
-
     logprobs: list[float]
-    """``T`` log pi(y_t | x, y_<t), nats."""
 
 
 ByRow: TypeAlias = dict[int, dict[str, TokenLogprobs]]
@@ -69,7 +64,7 @@ class Examples:
     """Measures the first rows of a probe set at both ends of a stage. All ranks take part, and the first one writes."""
 
     def __init__(self, trainer: TrainerView, directory: Path, engine: Engine, *, write_greedy: Write | None) -> None:
-        """Set up, to write into ``directory``; without ``write_greedy`` the model gives no answer at the end."""
+        """Write into ``directory``; without ``write_greedy`` the model gives no answer at the end."""
         self._trainer, self._directory, self._engine, self._write_greedy = trainer, directory, engine, write_greedy
         self._rows: Sequence[ProbeRow] = ()
         self.start: Numbers | None = None
@@ -101,12 +96,9 @@ class Examples:
             write_jsonl(self._directory / "examples.jsonl", lines)  # last, so that its pictures are there
 
     def _measure(self, rows: Sequence[ProbeRow]) -> ByRow:
-        trainer = self._trainer
-        probes = ranks_share(rows, trainer)
-        here = token_logprobs(trainer.policy, probes, self._engine, autocast=trainer.accelerator.autocast)
-        whole: ByRow = {}
-        for part in gather_object([here]):
-            whole.update(part)
+        model, autocast = self._trainer.model, self._trainer.accelerator.autocast
+        here = token_logprobs(model, ranks_share(rows, self._trainer), self._engine, autocast=autocast)
+        whole = {row: groups for part in gather_object([here]) for row, groups in part.items()}
         return dict(sorted(whole.items()))
 
 
@@ -126,7 +118,7 @@ def shared_answers(trainer: TrainerView, write: Write | None, rows: Sequence[Row
     if write is None:
         return None
     rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    parts: list[list[str]] = gather_object([write(trainer.policy, rows[rank::ranks])])
+    parts: list[list[str]] = gather_object([write(trainer.model, rows[rank::ranks])])
     return [parts[i % ranks][i // ranks] for i in range(len(rows))]
 
 
@@ -170,14 +162,10 @@ def example_lines(
     pictures: Sequence[Sequence[str]],
     pieces: Callable[[Sequence[int]], list[str]],
 ) -> list[dict[str, Any]]:
-    """The lines of ``examples.jsonl``, one a row.
+    """The lines of ``examples.jsonl``, one a row of :func:`example_rows`, with the greedy answers of the end.
 
-    Args:
-        rows: from :func:`example_rows`, with the greedy answers of the end.
-        start: log-probs when the stage began.
-        end: the answers when it ended; one that the model could not take is left out.
-        pictures: names of each row's pictures, relative to the file's directory.
-        pieces: makes token ids the texts of the tokens.
+    An answer that the model could not take is left out. Names of pictures are relative to the file's directory.
+    ``pieces`` makes token ids the texts of the tokens.
     """
     lines = []
     for probe, names in zip(rows, pictures, strict=True):
@@ -206,12 +194,7 @@ def token_pieces(tokenizer: Any, ids: Sequence[int], *, controls: Collection[str
     """The text of each token, such that all together are the decoded answer.
 
     A token that is only a part of a character is empty, and the last of its parts gives the whole character. Control
-    tokens (the end of the turn) stand under their own names.
-
-    Args:
-        tokenizer: of the processor.
-        ids: token ids of one answer.
-        controls: the texts of control tokens, see :class:`cwdpo.data.encode.ChatTemplate`.
+    tokens (the end of the turn, see :class:`cwdpo.data.encode.ChatTemplate`) stand under their own names.
     """
 
     def decoded(tokens: list[int]) -> str:
@@ -239,22 +222,17 @@ def token_pieces(tokenizer: Any, ids: Sequence[int], *, controls: Collection[str
 
 
 def write_thumbnails(rows: Sequence[Row], directory: Path) -> list[list[str]]:
-    """Write small copies of all pictures, numbered from ``00`` on; gives for each row the names of its files.
-
-    Raises:
-        DataError: a picture cannot be read.
-    """
+    """Write small copies of all pictures, numbered from ``00`` on; gives for each row the names of its files."""
     directory.mkdir(parents=True, exist_ok=True)
-    names: list[list[str]] = []
-    number = 0
-    for row in rows:
-        names.append([])
-        for image in row.images:
-            suffix, content = thumbnail(open_image(image, source=row.source))
-            names[-1].append(f"{number:02d}.{suffix}")
-            write_bytes(directory / names[-1][-1], content)
-            number += 1
-    return names
+    numbers = count()
+
+    def written(image: ImageSource, source: str) -> str:
+        suffix, content = thumbnail(open_image(image, source=source))
+        name = f"{next(numbers):02d}.{suffix}"
+        write_bytes(directory / name, content)
+        return name
+
+    return [[written(image, row.source) for image in row.images] for row in rows]
 
 
 def thumbnail(image: Image.Image) -> tuple[str, bytes]:

@@ -34,7 +34,7 @@ class Keeper:
     """Holds the weights of a few readings: the best and the safest one, and what they were at the newest checkpoint."""
 
     def __init__(self, files: "StageFiles", settings: ProbesConfig, *, is_main: bool) -> None:
-        """Set up; of several processes the main one writes."""
+        """Of several processes the main one writes."""
         self._files, self._settings, self._is_main = files, settings, is_main
         self._at_checkpoint: set[int] = set()
         self._forget()
@@ -50,16 +50,15 @@ class Keeper:
         wanted = self._wanted()
         self._best.update(step, reading)
         self._safest.update(step, reading)
-        if self._wanted() != wanted and self._is_main:
-            if step in self._wanted():
+        if self._wanted() != wanted:
+            if self._is_main and step in self._wanted():
                 self._files.save_weights(model, step)
             self._remove_others()
 
     def checkpointed(self) -> None:
         """A checkpoint was written: no resumed run begins before it."""
         self._at_checkpoint = self._wanted()
-        if self._is_main:
-            self._remove_others()
+        self._remove_others()
 
     def resume(self, lines: Sequence[ProbeLine]) -> None:
         """Find the best and the safest of an interrupted run's readings again."""
@@ -68,12 +67,9 @@ class Keeper:
             self._best.update(step, whole)
             self._safest.update(step, whole)
         self._at_checkpoint = self._wanted()
-        gone = [step for step in sorted(self._wanted()) if not self._files.weights(step).exists()]
-        if gone:
-            logger.warning(
-                "the weights of step %d, which this stage may have to leave, are gone: later readings alone count",
-                gone[0],
-            )
+        if gone := [step for step in sorted(self._wanted()) if not self._files.weights(step).exists()]:
+            message = "the weights of step %d, which this stage may have to leave, are gone: later readings alone count"
+            logger.warning(message, gone[0])
             self._forget()
 
     def clear(self) -> None:
@@ -92,7 +88,8 @@ class Keeper:
         return {step for step in (best, safest) if step is not None}
 
     def _remove_others(self) -> None:
-        self._files.keep_only(self._wanted() | self._at_checkpoint)
+        if self._is_main:
+            self._files.keep_only(self._wanted() | self._at_checkpoint)
 
 
 @dataclass
@@ -108,16 +105,14 @@ class BestReading:
     """Nats per token."""
 
     step: int | None = None
-    margin: float = float("-inf")
-    chosen: float = float("-inf")
-    """Mean lbar of the chosen answers at that reading."""
-
-    highest: float = float("-inf")
-    """Highest mean lbar of the chosen answers so far."""
+    margin: float = -math.inf
+    chosen: float = -math.inf
+    highest: float = -math.inf
+    """Mean lbar of the chosen answers: at that reading, and the highest so far."""
 
     def update(self, step: int, reading: Sequence[ProbeLine]) -> bool:
         """Take in a new reading; True if it is the best now."""
-        chosen, grown = chosen_level(reading), margin(reading)
+        chosen, grown = _levels(reading).get("chosen", math.nan), margin(reading)
         if not (math.isfinite(chosen) and math.isfinite(grown)):
             return False
         self.highest = max(self.highest, chosen)
@@ -136,12 +131,12 @@ class SafestReading:
     """
 
     step: int | None = None
-    chosen: float = float("-inf")
-    """Mean lbar of the chosen answers at that reading, nats per token."""
+    chosen: float = -math.inf
+    """Their mean lbar at that reading, nats per token."""
 
     def update(self, step: int, reading: Sequence[ProbeLine]) -> bool:
         """Take in a new reading; True if it is the safest now."""
-        chosen = chosen_level(reading)
+        chosen = _levels(reading).get("chosen", math.nan)
         if not chosen > self.chosen:  # NaN too
             return False
         self.step, self.chosen = step, chosen
@@ -153,19 +148,15 @@ def margin(reading: Sequence[ProbeLine]) -> float:
 
     Of the lines of one reading, in nats per token. Without negatives it is the chosen answers' alone.
     """
-    means = {line["group"]: _level(line) for line in reading}
+    means = _levels(reading)
     negatives = [means[group] for group in _HARDEST_FIRST if group in means]
     return means["chosen"] - negatives[0] if negatives else means["chosen"]
 
 
-def chosen_level(reading: Sequence[ProbeLine]) -> float:
-    """Mean lbar of the chosen answers, nats per token; NaN where it was not finite."""
-    return next((_level(line) for line in reading if line["group"] == "chosen"), math.nan)
-
-
-def _level(line: ProbeLine) -> float:
-    found: float | None = line["mean_logprob"]
-    return math.nan if found is None else float(found)  # files have null for what was not finite
+def _levels(reading: Sequence[ProbeLine]) -> dict[str, float]:
+    """Mean lbar of each group, nats per token; NaN where it was not finite, for which files have null."""
+    found: dict[str, float | None] = {line["group"]: line["mean_logprob"] for line in reading}
+    return {group: math.nan if mean is None else mean for group, mean in found.items()}
 
 
 class Start(NamedTuple):
@@ -175,10 +166,8 @@ class Start(NamedTuple):
     """Mean lbar of each group, nats per token."""
 
     greedy: list[str] | None
-    """The model's own answer to each row."""
-
     on_policy: list[str] | None
-    """An answer to each row, sampled from the model at temperature 1."""
+    """The model's own answers to the rows: greedy, and sampled at temperature 1."""
 
     examples: Numbers | None
     """Log-probs of the examples' tokens; None in runs of old versions."""
@@ -202,14 +191,12 @@ class StageFiles:
 
     def write_answers(self, rows: Sequence[ProbeRow]) -> None:
         """List every answer that is measured, for people: ``answers.jsonl``."""
-        append_jsonl(
-            self.directory / "answers.jsonl",
-            (
-                {"row": probe.index, "source": probe.row.source, "group": answer.group, "text": answer.text}
-                for probe in rows
-                for answer in probe.answers
-            ),
+        lines = (
+            {"row": probe.index, "source": probe.row.source, "group": answer.group, "text": answer.text}
+            for probe in rows
+            for answer in probe.answers
         )
+        append_jsonl(self.directory / "answers.jsonl", lines)
 
     def write_start(self, start: Start) -> None:
         """Keep what the stage began with; ``start.json`` comes last, so that with it all is there."""
@@ -219,11 +206,7 @@ class StageFiles:
         write_json(self.directory / "start.json", kept)
 
     def read_start(self, num_rows: int) -> Start:
-        """What :meth:`write_start` kept.
-
-        Raises:
-            UserError: they are gone or damaged.
-        """
+        """What :meth:`write_start` kept; an error where it is gone or damaged."""
         try:
             found = json.loads((self.directory / "start.json").read_text(encoding="utf-8"))
             means, greedy, on_policy = dict(found["means"]), found["greedy"], found.get("on_policy")
@@ -248,11 +231,7 @@ class StageFiles:
         written.replace(self.weights(step))
 
     def restore_weights(self, model: nn.Module, step: int) -> None:
-        """Put the weights of a reading back, all of them or an error.
-
-        Raises:
-            UserError: the file is gone or damaged.
-        """
+        """Put the weights of a reading back, all of them or an error."""
         try:
             saved = load_file(self.weights(step))
         except (OSError, SafetensorError) as error:

@@ -17,7 +17,7 @@ from cwdpo.batch import AnswerLogprobs, Detail, eval_mode
 from cwdpo.engine import Engine
 from cwdpo.errors import UserError
 from cwdpo.metrics import jensen_shannon, reliability, token_ece, total_variation
-from cwdpo.probes.probe_set import ProbeBatch, ProbeSet
+from cwdpo.probes.probe_set import ProbeSet
 from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -107,12 +107,10 @@ class Reading:
 
 
 class Moved(NamedTuple):
-    """How far each token's prediction has moved since the stage began; ``(T,)`` each."""
+    """How far each token's prediction has moved since the stage began; ``(T,)`` each, JS in nats."""
 
     tv: Tensor
     js: Tensor
-    """nats."""
-
     to_argmax: Tensor
     """Probability gained by the token that was the likeliest at the start; 0 where it lost."""
 
@@ -176,11 +174,7 @@ class StartDistributions:
 
     @classmethod
     def load(cls, path: Path, num_rows: int) -> "StartDistributions":
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            UserError: the file is gone, damaged, or of another probe set.
-        """
+        """Read what :meth:`save` wrote; an error where it is gone, damaged, or of another probe set."""
         start = cls(num_rows)
         try:
             with np.load(path) as arrays:
@@ -209,13 +203,20 @@ def measure(
     leaves out TV, JS and the mass that moved.
     """
     reading = Reading()
-    apart = start is not None and _vocabulary_size(model) > _WIDE_VOCABULARY
+    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+    apart = start is not None and vocabulary > _WIDE_VOCABULARY
     with undisturbed(model, autocast) as device:
         for part in probes.batches(chosen_apart=apart):
             wide: tuple[Detail, ...] = ("distribution",) if start is not None and "chosen" in part.groups else ()
             scored = engine.logprobs(model, send_to_device(part.batch, device), want=(*_DETAILS, *wide))
-            if not probes.is_idle:
-                _add(reading, part, scored, start)
+            if probes.is_idle:
+                continue
+            means = scored.mean.double().tolist()
+            for i, (row, group) in enumerate(zip(part.rows, part.groups, strict=True)):
+                reading.answers.setdefault(group, {})[row] = means[i]
+                if group == "chosen":
+                    for name, values in _token_values(scored, i, row, start).items():
+                        reading.tokens.setdefault(name, {})[row] = values.double().tolist()
     return reading
 
 
@@ -235,6 +236,13 @@ def undisturbed(model: nn.Module, autocast: Autocast = nullcontext) -> Iterator[
         yield device
 
 
+def wanted(scored: AnswerLogprobs, detail: Detail) -> Tensor:
+    """A detail that the engine was asked for; ``(A, T)``, with the vocabulary behind for ``distribution``."""
+    found: Tensor | None = getattr(scored, detail)
+    assert found is not None
+    return found
+
+
 def scalars(lines: Sequence[ProbeLine]) -> dict[str, float]:
     """A reading for loggers and best-model choice: ``probes/delta/chosen``, ``probes/ece/chosen``, ..."""
     return {
@@ -245,27 +253,13 @@ def scalars(lines: Sequence[ProbeLine]) -> dict[str, float]:
     }
 
 
-def _add(reading: Reading, part: ProbeBatch, scored: AnswerLogprobs, start: StartDistributions | None) -> None:
-    means = scored.mean.double().tolist()
-    for i, (row, group) in enumerate(zip(part.rows, part.groups, strict=True)):
-        reading.answers.setdefault(group, {})[row] = means[i]
-        if group == "chosen":
-            for name, values in _token_values(scored, i, row, start).items():
-                reading.tokens.setdefault(name, {})[row] = values.double().tolist()
-
-
 def _token_values(scored: AnswerLogprobs, answer: int, row: int, start: StartDistributions | None) -> dict[str, Tensor]:
     """``(T,)`` values of one chosen answer's tokens."""
     mask = scored.mask[answer]
-    assert scored.entropy is not None
-    assert scored.confidence is not None
-    assert scored.hit is not None
-    values = {"entropy": scored.entropy, "confidence": scored.confidence, "hit": scored.hit}
-    found = {name: value[answer][mask] for name, value in values.items()}
+    found: dict[str, Tensor] = {name: wanted(scored, name)[answer][mask] for name in _DETAILS}
     if start is None:
         return found
-    assert scored.distribution is not None
-    distribution = scored.distribution[answer][mask]
+    distribution = wanted(scored, "distribution")[answer][mask]
     if row not in start:
         start.record(row, distribution)
     return found | start.compare(row, distribution)._asdict()
@@ -275,7 +269,3 @@ def _with_rest(logprobs: Tensor) -> Tensor:
     """``(T, k + 1)``: the kept log-probs, and that of everything else together."""
     rest = (1 - logprobs.exp().sum(dim=-1, keepdim=True)).clamp(min=0)
     return torch.cat([logprobs, rest.log()], dim=-1)
-
-
-def _vocabulary_size(model: nn.Module) -> int:
-    return int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]

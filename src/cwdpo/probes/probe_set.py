@@ -61,16 +61,12 @@ class ProbeRow:
     answers: tuple[ProbeAnswer, ...]
 
 
-@dataclass(frozen=True)
-class ProbeBatch:
-    """A batch, and what each of its answers is."""
+class ProbeBatch(NamedTuple):
+    """A batch, and of each of its answers the row's position in the probe set and the group."""
 
     batch: Batch
     rows: tuple[int, ...]
-    """``A`` positions in the probe set."""
-
     groups: tuple[str, ...]
-    """``A`` answer groups."""
 
 
 def choose_rows(rows: Sequence[Row], number: int, seed: int) -> list[Row]:
@@ -86,13 +82,7 @@ def own_answers(
     """A model's own answers, cut a few tokens beyond the longest chosen answer: greedy ones without a temperature."""
     longest = max((len(processor.tokenizer(row.chosen)["input_ids"]) for row in rows), default=0)
     return generate_answers(
-        model,
-        processor,
-        rows,
-        max_new_tokens=longest + _BEYOND,
-        temperature=temperature,
-        seed=seed,
-        warn_of_cut=False,
+        model, processor, rows, max_new_tokens=longest + _BEYOND, temperature=temperature, seed=seed, warn_of_cut=False
     )
 
 
@@ -107,13 +97,7 @@ def probe_rows(
     """Make the answers of each row. The same rows, groups and seed always give the same answers.
 
     A group that a row cannot have (no gentle negative, a one-word answer to shuffle, no image) is left out there.
-
-    Args:
-        rows: the probe set.
-        groups: the wanted ones.
-        seed: of the shuffled words and of which other row is taken.
-        greedy: the starting model's own answer to each row, or None if there are none.
-        on_policy: the same, sampled.
+    ``greedy`` and ``on_policy`` are the starting model's own answers to the rows, where there are some.
     """
     found = []
     for index, row in enumerate(rows):
@@ -123,8 +107,8 @@ def probe_rows(
             "gentle": row.gentle,
             "longer": row.longer,
             "shorter": row.shorter,
-            "greedy": None if greedy is None else greedy[index],
-            "on_policy": None if on_policy is None else on_policy[index],
+            "greedy": greedy[index] if greedy else None,
+            "on_policy": on_policy[index] if on_policy else None,
             "shuffled": shuffled_words(row.chosen, random.Random(f"{seed}:{index}")),
         }
         answers = [ProbeAnswer(group, text) for group, text in texts.items() if text is not None]
@@ -175,7 +159,12 @@ class ProbeSet:
                 prompts = [p for prompt in prompts if (p := prompt.of(chosen=False)).answers]
             if prompts:
                 yield _collate(prompts)
-        self._warn_of_left_out()
+        if self._left_out and not self._has_warned:
+            logger.warning(
+                "probes leave out what the model cannot take (too long, or changed by its template): %s",
+                ", ".join(f"{number} of group {group}" for group, number in sorted(self._left_out.items())),
+            )
+        self._has_warned = True
 
     def _prompts(self, row: ProbeRow) -> list["_Prompt"]:
         if row.index in self._kept:
@@ -214,15 +203,6 @@ class ProbeSet:
             self._left_out[answer.group] += 1
             return False
         return True
-
-    def _warn_of_left_out(self) -> None:
-        """Say once which answers of our making could not be encoded."""
-        if self._left_out and not self._has_warned:
-            logger.warning(
-                "probes leave out what the model cannot take (too long, or changed by its template): %s",
-                ", ".join(f"{number} of group {group}" for group, number in sorted(self._left_out.items())),
-            )
-        self._has_warned = True
 
 
 class _Answer(NamedTuple):

@@ -27,22 +27,14 @@ class Schedule:
     def __init__(
         self, every: int | None, *, clock: Callable[[], float], agree: Callable[[int], int] = lambda step: step
     ) -> None:
-        """Set up.
+        """Read every so many steps; None finds them from the measured cost, see :func:`next_reading`.
 
-        Args:
-            every: steps between readings; None finds them from the measured cost, see :func:`next_reading`.
-            clock: seconds, when all work so far is done.
-            agree: gives every rank the first rank's value. All ranks call it at the same steps.
+        The clock gives seconds, when all work so far is done. All ranks call ``agree`` at the same steps: it gives them
+        the first rank's value.
         """
         self.every, self._clock, self._agree = every, clock, agree
-        self.spent = 0.0
-        """Seconds of all readings, and of what they needed."""
-
-        self.last_seconds = 0.0
-        """Seconds of the newest reading."""
-
-        self.owed = 0.0
-        """Seconds that the probes will take after the last reading."""
+        self.spent = self.last_seconds = self.owed = 0.0
+        """Seconds of all readings and of what they needed, of the newest reading, and of the probes after the last."""
 
         self._first = self._last = 0
         self._began = 0.0
@@ -93,12 +85,11 @@ class Schedule:
     def _plan(self, step: int) -> None:
         if self.every is not None:
             return
-        seconds = (self._clock() - self._began - self.spent) / (step - self._first)
         planned = next_reading(
             step,
             self._last,
             first_step=self._first,
-            step_seconds=seconds,
+            step_seconds=(self._clock() - self._began - self.spent) / (step - self._first),
             reading_seconds=self.last_seconds,
             spent=self.spent + self.owed,
         )
@@ -108,14 +99,14 @@ class Schedule:
 def next_reading(
     step: int, last_step: int, *, first_step: int, step_seconds: float, reading_seconds: float, spent: float
 ) -> int:
-    """The step of the next reading, such that the rest of the stage can pay for it and for the last one.
+    """The step of the next reading, such that the rest of the stage can pay for it and for the last step's.
 
     Args:
         step: steps taken.
-        last_step: of the stage; it always has a reading.
+        last_step: of the stage.
         first_step: where the stage began, or went on after an interruption.
-        step_seconds: time of a step without readings.
-        reading_seconds: what the next reading will cost.
+        step_seconds: of a step without readings.
+        reading_seconds: of the next reading.
         spent: seconds that readings have cost so far, all included, and what is owed after the last one.
 
     Example:

@@ -35,10 +35,9 @@ _REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, OSError, KeyError
 
 
 def check_settings(recipe: Recipe, run: RunDirectory, *, elsewhere: bool = False) -> None:
-    """Build what the ``trainer`` settings of all stages describe, and forget it.
+    """Build what the ``trainer`` settings of all stages describe, and forget it; nothing is written into ``run``.
 
-    Nothing is written into ``run``. ``elsewhere`` says that the run will be on another machine, so that it does not
-    matter whether this one has a GPU.
+    A run that will be ``elsewhere``, on another machine, may need a GPU that this one does not have.
 
     Raises:
         ConfigError: a setting is unknown, wrong, or needs a package that is not installed; the message names it.
@@ -70,15 +69,11 @@ def read_data(recipe: Recipe) -> tuple[list[Row], list[Row] | None]:
 def train_files(recipe: Recipe) -> list[Path]:
     """The files of ``data.train``."""
     named = recipe.data.train
-    return [Path(file) for file in ([named] if isinstance(named, str) else named)]
+    return [Path(named)] if isinstance(named, str) else list(map(Path, named))
 
 
 def rows_of_stages(recipe: Recipe, rows: Sequence[Row]) -> dict[Stage, list[Row]]:
-    """The rows that each stage trains on.
-
-    Raises:
-        ConfigError: a stage would have none.
-    """
+    """The rows that each stage trains on; a ConfigError where a stage would have none."""
     if len(recipe.stages) == 1:
         return {stage: list(rows) for stage in recipe.stages}
     first, second = split_rows(rows, recipe.data.stage1_fraction, recipe.seed)
@@ -92,10 +87,10 @@ def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_ro
         ConfigError: the objective of stage 1 needs gentle negatives, and no row of it has one.
         DataError: a row that stage 2 trains or is evaluated on has no rejected answer.
     """
-    settings = recipe.stage1
-    if settings is not None and settings.objective != "plain" and not any(row.gentle for row in stages["stage1"]):
+    stage1 = recipe.stage1
+    if stage1 is not None and stage1.objective != "plain" and not any(row.gentle for row in stages["stage1"]):
         raise ConfigError(
-            f"stage1.objective is `{settings.objective}`, but no row has a `gentle` negative (an answer with one minor "
+            f"stage1.objective is `{stage1.objective}`, but no row has a `gentle` negative (an answer with one minor "
             "error). Add them, or write `stage1: {objective: plain}`."
         )
     missing = without_rejected(stages, eval_rows)
@@ -124,11 +119,7 @@ def warn_of_equal_answers(stages: Mapping[Stage, Sequence[Row]]) -> None:
 
 
 def peek_at_images(rows: Iterable[Row]) -> None:
-    """Look at every image's file and header, each file once.
-
-    Raises:
-        DataError: names the first row with an image that cannot be trained on.
-    """
+    """Look at every image's file and header, each file once; a DataError names the first row with a bad one."""
     seen: set[Path] = set()
     for row in rows:
         for image in row.images:
@@ -171,14 +162,9 @@ ModelFacts = TypedDict(
 def check_recipe(
     path: Path, check: Callable[[Path, Path | None, Encoder | None], CheckReport]
 ) -> tuple[CheckReport, ModelFacts]:
-    """Check all that a recipe names, without its weights. Whether this machine has a GPU does not matter.
+    """One report over all files of a recipe, and the facts of its model; whether there is a GPU does not matter.
 
-    Args:
-        path: the recipe.
-        check: makes the report of one file, with an image root and an encoder.
-
-    Returns:
-        One report over all files, and the facts of the model.
+    ``check`` makes the report of one file, with an image root and an encoder.
 
     Raises:
         UserError: a setting, or the model, cannot be used.
@@ -193,7 +179,7 @@ def check_recipe(
         max_length=recipe.data.max_length,
         rank=lora.r,
     )
-    root = Path(recipe.data.image_root) if recipe.data.image_root is not None else None
+    root = None if recipe.data.image_root is None else Path(recipe.data.image_root)
     whole = CheckReport(str(path))
     for file in train_files(recipe) + ([Path(recipe.data.eval)] if recipe.data.eval is not None else []):
         report = check(file, root, encoder)
@@ -212,16 +198,12 @@ def read_model(
     *,
     trust_remote_code: bool,
     max_length: int | None = None,
-    rank: int | None = None,
+    rank: int = LoraConfig.r,
 ) -> tuple[Encoder, ModelFacts]:
     """An encoder that knows the model's limit, and what is known of the model without its weights.
 
-    Args:
-        model: a local directory or a hub name.
-        target_modules: as ``model.lora.target_modules``.
-        trust_remote_code: run Python code that comes with the model.
-        max_length: as ``data.max_length``; None for the model's own limit.
-        rank: as ``model.lora.r``; None for its default.
+    The arguments are the recipe's ``model.name_or_path``, ``model.lora.target_modules``, ``data.max_length`` and
+    ``model.lora.r``.
 
     Raises:
         UserError: the model or its processor cannot be used, or LoRA would train no layer.
@@ -232,7 +214,6 @@ def read_model(
     processor = load_processor(model, trust_remote_code=trust_remote_code)
     limit = getattr(text, "max_position_embeddings", None)
     encoder = Encoder(processor, max_length=max_length, model_max_length=limit)
-    rank = LoraConfig().r if rank is None else rank
     targets = lora_targets(outline, target_modules)
     layers = dict(outline.named_modules())
     return encoder, {
@@ -251,12 +232,7 @@ def read_model(
 
 
 def memory_of(facts: ModelFacts, longest: int) -> dict[str, dict[str, int]]:
-    """Bytes that one pair of the longest row takes in stage 2, with gradient checkpointing, for LoRA and in full.
-
-    Args:
-        facts: from :func:`read_model`.
-        longest: tokens of the longest prompt with its answer.
-    """
+    """Bytes that one pair of a row of so many tokens takes in stage 2, with gradient checkpointing, by fine-tuning."""
     num_parameters = sum(part["total"] for part in facts["parts"].values())
     adapters = facts["lora"]["weights"]
     trained = {
@@ -351,11 +327,5 @@ def _missing_answers(recipe: Recipe, path: Path) -> list[Notice]:
         raise
     except UserError as problem:
         return [Notice(str(path), "settings", f"{path}: {problem}")]
-    return [
-        Notice(
-            row.source,
-            "missing_answer",
-            f"{row.source}: the row has no `rejected` answer, which stage 2 needs. Add one.",
-        )
-        for row in missing
-    ]
+    advice = "the row has no `rejected` answer, which stage 2 needs. Add one."
+    return [Notice(row.source, "missing_answer", f"{row.source}: {advice}") for row in missing]

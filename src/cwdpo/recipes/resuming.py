@@ -16,8 +16,8 @@ from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.data.reading import resolve_root
 from cwdpo.data.rows import ImageSource, Row
 from cwdpo.errors import ConfigError, DataError, UserError
+from cwdpo.models.saving import last_checkpoint
 from cwdpo.records import STAGES, RunDirectory, Stage, write_text
-from cwdpo.trainers.checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +48,7 @@ def resumed_recipe(run: RunDirectory, recipe: Recipe) -> Recipe:
     """The recipe that a run goes on with; the run's own file is brought up to date with it.
 
     What was measured stays: where stage 2's floor is known, it takes the place of the rule that it was measured by.
-
-    Raises:
-        UserError: the recipe changes what holds for the run or for a stage that has begun, or a model is gone.
+    Changes of what holds for the run, or for a stage that has begun, are refused.
     """
     recipe = with_measured_floor(run, recipe)
     saved = read_recipe(run.recipe)
@@ -120,7 +118,6 @@ class NewIntervals(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """Put the present settings in place of the checkpoint's."""
         state.compute_steps(args, state.max_steps)
 
 
@@ -134,9 +131,6 @@ def check_same_rows(run: RunDirectory, data: DataConfig, rows: Sequence[Row], ev
 
     Texts, answers, names of images and the order count. What an image file holds does not, so that a damaged one can be
     replaced.
-
-    Raises:
-        DataError: they differ; the message names the file.
     """
     before = run.kept("rows").get("files", [])
     if not before:
@@ -212,8 +206,12 @@ def _check_models(run: RunDirectory, recipe: Recipe) -> None:
 def _changes(saved: Recipe, recipe: Recipe) -> dict[str, tuple[str, str]]:
     """Settings that differ, by their full names in alphabetical order: what they were and what they are, as text."""
     before, now = dict(_settings(saved)), dict(_settings(recipe))
+
+    def shown(settings: Mapping[str, object], key: str) -> str:
+        return repr(settings[key]) if key in settings else "its default"
+
     return {
-        key: (_shown(before, key), _shown(now, key))
+        key: (shown(before, key), shown(now, key))
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     }
@@ -237,10 +235,6 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
-def _shown(settings: Mapping[str, object], key: str) -> str:
-    return repr(settings[key]) if key in settings else "its default"
-
-
 def _holds(key: str, stage: Stage) -> bool:
     """Whether a setting may not change within a stage."""
     of_trainer = key.removeprefix(f"{stage}.trainer.")
@@ -251,11 +245,7 @@ def _holds(key: str, stage: Stage) -> bool:
 
 
 def _refuse(run: RunDirectory, recipe: Recipe, changes: Mapping[str, tuple[str, str]], stage: Stage | None) -> None:
-    """Refuse changes of what holds for a stage, or for the whole run.
-
-    Raises:
-        ConfigError: there are some.
-    """
+    """Refuse changes of what holds for a stage, or for the whole run."""
     if not changes:
         return
     key, *others = changes

@@ -26,7 +26,7 @@ from cwdpo.engine import Engine, FeatureCache, make_engine, separate_engine
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.models.adapters import add_lora, load_adapter, quantization_config
 from cwdpo.models.loading import load_policy, load_processor, some
-from cwdpo.models.saving import save_checkpoint
+from cwdpo.models.saving import last_checkpoint, save_checkpoint, whole_checkpoints
 from cwdpo.probes import choose_rows, own_answers
 from cwdpo.probes.callback import Probing
 from cwdpo.recipes.resuming import NewIntervals, keep_rows, record_floor
@@ -34,18 +34,12 @@ from cwdpo.records import RunDirectory, Stage, write_json, write_text
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
 from cwdpo.trainers.arguments import arguments_from
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal, TensorBoardRecorder
-from cwdpo.trainers.checkpoints import last_checkpoint, whole_checkpoints
 
 logger = logging.getLogger(__name__)
 
 TENSORBOARD = "tensorboard"
 
-_INSTALL = {
-    "azure_ml": "azureml-core",
-    "flyte": "flytekit",
-    "trackio": "'cwdpo[trackio]'",
-    "wandb": "'cwdpo[wandb]'",
-}
+_INSTALL = {"azure_ml": "azureml-core", "flyte": "flytekit", "trackio": "'cwdpo[trackio]'", "wandb": "'cwdpo[wandb]'"}
 """What to install for a logger whose package has another name, or is an extra of ours."""
 
 StageTrainer: TypeAlias = SmoothSFTTrainer | CWDPOTrainer
@@ -81,12 +75,7 @@ class RunContext:
 
 
 def train_stage(context: RunContext, stage: Stage) -> None:
-    """Train one stage and save its model.
-
-    Raises:
-        UserError: the model cannot be used, or was ruined by training.
-        Interrupted: a signal ended the stage, after a checkpoint.
-    """
+    """Train one stage and save its model; see :func:`cwdpo.recipes.run.run_recipe` for what it raises."""
     recipe, run = context.recipe, context.run
     trainer = stage_trainer(context, stage)
     if trainer.is_world_process_zero() and not run.has_begun:
@@ -146,10 +135,7 @@ def stage_trainer(context: RunContext, stage: Stage) -> StageTrainer:
 
 
 def load_start(config: ModelConfig, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
-    """Load the policy as a stage finds it.
-
-    ``checkpoint`` is what the stage before left (a full model, or adapters on ``config``'s base), if there was one.
-    """
+    """The policy as a stage finds it; the checkpoint, full or adapters on the base, is what the stage before left."""
     lora, quantization = config.lora, config.quantization
     own_weights = checkpoint is not None and lora is None
     model = load_policy(
@@ -177,9 +163,8 @@ def run_engine(recipe: Recipe, run: RunDirectory) -> Engine:
     if kept is not None:
         directory = run.features if kept.disk_mb else None
         features = FeatureCache(memory_mb=kept.memory_mb, directory=directory, disk_mb=kept.disk_mb)
-    return make_engine(
-        recipe.engine, features=features, on_choice=partial(write_json, run.engine) if is_main() else None
-    )
+    on_choice = partial(write_json, run.engine) if is_main() else None
+    return make_engine(recipe.engine, features=features, on_choice=on_choice)
 
 
 def is_main() -> bool:
@@ -190,10 +175,9 @@ def is_main() -> bool:
 def stage_arguments(
     recipe: Recipe, run: RunDirectory, stage: Stage, *, has_eval: bool, **overrides: Any
 ) -> SmoothSFTConfig | CWDPOConfig:
-    """The training arguments of a stage: our defaults, under the recipe's ``trainer``, under the stage's own.
+    """The training arguments of a stage: our defaults, under the recipe's ``trainer``, the stage's own and overrides.
 
-    Nothing is written into ``run``. ``has_eval`` says whether there are rows to evaluate on; ``overrides`` replace what
-    the recipe says.
+    Nothing is written into ``run``.
     """
     settings = recipe.stages[stage]
     given = recipe.trainer | settings.trainer
@@ -271,11 +255,7 @@ def stage_callbacks(context: RunContext, stage: Stage, trainer: StageTrainer) ->
 def _probing(
     context: RunContext, stage: Stage, trainer: StageTrainer, *, interrupted: Callable[[], bool]
 ) -> Probing | None:
-    """What watches a stage with probes, if the recipe wants any; a curriculum that is ``auto`` follows it.
-
-    Raises:
-        ConfigError: the recipe relies on readings that sharded training cannot give.
-    """
+    """What watches a stage with probes, if the recipe wants any; a curriculum that is ``auto`` follows it."""
     recipe, probes = context.recipe, context.recipe.probes
     if probes is None or not context.probe_rows:
         return None
@@ -322,11 +302,7 @@ def choose_probe_rows(recipe: Recipe, rows: Sequence[Row], eval_rows: Sequence[R
 
 
 def wanted_loggers(trainer: Mapping[str, Any]) -> list[str]:
-    """The loggers that ``trainer`` settings name, by transformers' names; TensorBoard where ``report_to`` is not given.
-
-    Raises:
-        ConfigError: one is unknown, or not installed.
-    """
+    """The loggers that ``trainer`` settings name, as transformers names them; TensorBoard where they name none."""
     if "report_to" not in trainer:
         if find_spec(TENSORBOARD) is not None:
             return [TENSORBOARD]
@@ -367,12 +343,7 @@ def _save(trainer: StageTrainer, run: RunDirectory, stage: Stage, note: Mapping[
 
 
 def refuse_broken_weights(trainer: StageTrainer, run: RunDirectory, stage: Stage) -> None:
-    """Look at every weight that the stage trained, before it is saved as the stage's result.
-
-    Raises:
-        UserError: some are not finite; the message says since when, which checkpoint is good, and what to change.
-    """
-    assert trainer.model is not None
+    """Look at every weight that the stage trained, before it is saved as the stage's result."""
     trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     here = [name for name, weight in trained.items() if not torch.isfinite(_local(weight)).all()]
     broken = sorted({name for names in gather_object([here]) for name in names})

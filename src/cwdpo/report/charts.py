@@ -7,8 +7,10 @@ and dark.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
+from operator import itemgetter
+from statistics import fmean
 
 from markupsafe import Markup, escape
 
@@ -48,14 +50,18 @@ class Segment:
         return [y for _, y in self.points if y is not None]
 
     @property
+    def _tenth(self) -> int:
+        return max(1, len(self.values) // 10)
+
+    @property
     def start(self) -> float | None:
         """Mean of the first tenth of the readings (at least one)."""
-        return _mean(self.values[: _tenth(len(self.values))])
+        return fmean(self.values[: self._tenth]) if self.values else None
 
     @property
     def end(self) -> float | None:
         """Mean of the last tenth of the readings (at least one)."""
-        return _mean(self.values[-_tenth(len(self.values)) :])
+        return fmean(self.values[-self._tenth :]) if self.values else None
 
     @property
     def moved(self) -> float:
@@ -70,7 +76,7 @@ class Segment:
         bends = [a - 2 * b + c for a, b, c in zip(values, values[1:], values[2:], strict=False)]
         variance = math.fsum(bend * bend for bend in bends) / (6 * len(bends)) if bends else 0.0
         change = self.end - self.start
-        return change if abs(change) >= 2 * math.sqrt(2 * variance / _tenth(len(values))) else 0.0
+        return change if abs(change) >= 2 * math.sqrt(2 * variance / self._tenth) else 0.0
 
 
 @dataclass(frozen=True)
@@ -118,24 +124,13 @@ def thinned(points: Sequence[Point], *, most: int) -> list[Point]:
     if len(points) <= most:
         return list(points)
     size = math.ceil(len(points) / (most / 2))
-    return [point for i in range(0, len(points), size) for point in _extremes(points[i : i + size])]
-
-
-def _extremes(stretch: Sequence[Point]) -> Iterator[Point]:
-    """Lowest and highest reading in their order, then the gap if there is one."""
-    known = [(x, y) for x, y in stretch if y is not None]
-    if known:
-        yield from sorted({min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])})
-    if len(known) < len(stretch):
-        yield next(point for point in stretch if point[1] is None)
-
-
-def _tenth(count: int) -> int:
-    return max(1, count // 10)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+    kept: list[Point] = []
+    for i in range(0, len(points), size):
+        known = [(x, y) for x, y in points[i : i + size] if y is not None]
+        if known:
+            kept += sorted({min(known, key=itemgetter(1)), max(known, key=itemgetter(1))})
+        kept += [point for point in points[i : i + size] if point[1] is None][:1]
+    return kept
 
 
 WIDTH, HEIGHT = 340, 206
@@ -173,11 +168,9 @@ def tick_label(value: float) -> str:
 
 @dataclass(frozen=True)
 class Frame:
-    """From data to the picture's units; what lies outside is put on the edge."""
+    """From data between the ends of both axes to the picture's units; what lies outside is put on the edge."""
 
     x: tuple[float, float]
-    """First and last x of the axis."""
-
     y: tuple[float, float]
     left: float = LEFT
     right: float = RIGHT
@@ -195,12 +188,7 @@ class Frame:
         return self.bottom - min(max(share, 0.0), 1.0) * (self.bottom - self.top)
 
     def path(self, points: Sequence[Point], *, dots: bool = True) -> str:
-        """Path data; a gap lifts the pen.
-
-        Args:
-            points: of the curve.
-            dots: a reading alone between gaps becomes a dot, where line caps are round.
-        """
+        """Path data; a gap lifts the pen. With ``dots`` a reading between gaps becomes a dot, where caps are round."""
         parts, pen = [], False
         for i, (x, y) in enumerate(points):
             if y is not None:
@@ -212,29 +200,28 @@ class Frame:
 
 
 def svg_of(parts: Iterable[str], *, label: str, height: float = HEIGHT) -> Markup:
-    """A chart of the page from its parts.
-
-    Args:
-        parts: SVG elements.
-        label: what a screen reader reads instead of the picture.
-        height: of the picture.
-    """
+    """A chart of the page from its elements; a screen reader reads the label instead of the picture."""
     start = f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
     return Markup("".join([start, *parts, "</svg>"]))
 
 
-def axes(frame: Frame, x_name: str, *, whole: bool = True) -> Iterator[str]:
-    """Grid lines, labelled ticks of both axes, and the name of the x axis; ``whole`` keeps its ticks to whole steps."""
+def axes(
+    frame: Frame, x_name: str, *, whole: bool = True, about: int = 5, x_ticks: Sequence[tuple[float, str]] = ()
+) -> Iterator[str]:
+    """Grid lines, labelled ticks of both axes, and the name of the x axis.
+
+    Where no ``x_ticks`` are given, there are ``about`` so many round ones, at whole numbers if ``whole``.
+    """
     for value in ticks(*frame.y):
         top = f"{frame.down(value):.1f}"
         yield f'<path class="{"zero" if value == 0 else "grid"}" d="M{frame.left:g} {top}H{frame.right:g}"/>'
         yield f'<text class="ytick" x="{frame.left - 5:g}" y="{top}" dy="4">{tick_label(value)}</text>'
-    for value in ticks(*frame.x, about=5, whole=whole):
-        left = f"{frame.across(value):.1f}"
+    for place, text in x_ticks or [(x, tick_label(x)) for x in ticks(*frame.x, about=about, whole=whole)]:
+        left = f"{frame.across(place):.1f}"
         yield f'<path class="grid" d="M{left} {frame.bottom:g}v4"/>'
-        yield f'<text class="xtick" x="{left}" y="{frame.bottom + 17:g}">{tick_label(value)}</text>'
+        yield f'<text class="xtick" x="{left}" y="{frame.bottom + 18:g}">{escape(text)}</text>'
     middle = (frame.left + frame.right) / 2
-    yield f'<text class="xname" x="{middle:g}" y="{frame.bottom + 35:g}">{x_name}</text>'
+    yield f'<text class="xname" x="{middle:g}" y="{frame.bottom + 36:g}">{escape(x_name)}</text>'
 
 
 _MOST_POINTS = 240
@@ -296,15 +283,7 @@ def num_outside(lines: Sequence[Line], span: tuple[float, float]) -> int:
 def chart(
     lines: Sequence[Line], marks: Sequence[Mark], *, x: tuple[float, float], y: tuple[float, float], label: str
 ) -> Markup:
-    """One chart of several runs.
-
-    Args:
-        lines: drawn in this order; the last lies on top.
-        marks: where stages begin.
-        x: first and last step of the axis.
-        y: lowest and highest value of the axis (see :func:`value_range`).
-        label: what a screen reader reads instead of the picture.
-    """
+    """One chart of several runs between the ends of both axes; the last line lies on top."""
     frame = Frame(x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5), y if y[1] > y[0] else (y[0] - 0.5, y[0] + 0.5))
     curves = (part for line in lines for part in _curve(frame, line))
     return svg_of([*axes(frame, "training step"), *_stage_marks(frame, marks), *curves], label=label)
@@ -332,7 +311,13 @@ def _curve(frame: Frame, line: Line) -> Iterator[str]:
     style = style_classes(line.rank)
     if line.band:
         for low, high in zip(line.band[0].segments, line.band[1].segments, strict=False):
-            yield f'<path class="band {style}" d="{_band(frame, low, high)}"/>'
+            # a closed outline, along the upper curve and back along the lower one; gaps are bridged
+            upper, lower = (
+                [p for p in thinned(smoothed(edge.points), most=_MOST_POINTS) if p[1] is not None]
+                for edge in (high, low)
+            )
+            outline = f"{frame.path([*upper, *reversed(lower)])}Z" if upper and lower else ""
+            yield f'<path class="band {style}" d="{outline}"/>'
     for segment in line.series.segments:
         smooth = thinned(smoothed(segment.points), most=_MOST_POINTS)
         raw = thinned(segment.points, most=_MOST_POINTS)
@@ -340,14 +325,6 @@ def _curve(frame: Frame, line: Line) -> Iterator[str]:
             yield f'<path class="raw {style}" d="{frame.path(raw)}"/>'
         dot = "dot " if len(segment.values) == 1 else ""
         yield f'<path class="{dot}line {style}" d="{frame.path(smooth)}"><title>{escape(line.name)}</title></path>'
-
-
-def _band(frame: Frame, low: Segment, high: Segment) -> str:
-    """Closed outline: along the upper curve and back along the lower one; gaps are bridged."""
-    upper = [p for p in thinned(smoothed(high.points), most=_MOST_POINTS) if p[1] is not None]
-    lower = [p for p in thinned(smoothed(low.points), most=_MOST_POINTS) if p[1] is not None]
-    there = frame.path([*upper, *reversed(lower)])
-    return f"{there}Z" if upper and lower else ""
 
 
 _WIDTH, _HEIGHT = 560, 330
@@ -380,43 +357,39 @@ class Dots:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """What is drawn. Everything outside the axes' spans is left out."""
+    """What is drawn between the ends of both axes; everything outside is left out."""
 
     title: str
     x_label: str
     y_label: str
     x: XY
-    """First and last x of the axis."""
-
     y: XY
     curves: Sequence[Curve] = ()
     dots: Sequence[Dots] = ()
     shade: tuple[XY, str] | None = None
     """A stretch of x that is shaded, and its name."""
 
-    x_ticks: Sequence[tuple[float, str]] = field(default=())
+    x_ticks: Sequence[tuple[float, str]] = ()
     """Places and texts where the axis is not in plain numbers."""
 
 
 def draw_figure(figure: Figure) -> str:
-    """The picture as the text of an ``.svg`` file.
-
-    Raises:
-        ValueError: an axis has no extent.
-    """
+    """The picture as the text of an ``.svg`` file; a ValueError where an axis has no extent."""
     if not (figure.x[0] < figure.x[1] and figure.y[0] < figure.y[1]):
         raise ValueError(f"the axes of {figure.title!r} run over {figure.x} and {figure.y}; both need some extent.")
     frame = Frame(figure.x, figure.y, left=68, right=544, top=34, bottom=246)
-    rows = -(-len([*figure.curves, *figure.dots]) // 2)
-    height = max(_HEIGHT, _LEGEND_TOP + rows * _LEGEND_ROW)
+    middle = (frame.top + frame.bottom) / 2
+    items: list[Curve | Dots] = [*figure.curves, *figure.dots]
+    height = max(_HEIGHT, _LEGEND_TOP + math.ceil(len(items) / 2) * _LEGEND_ROW)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
         f'role="img"><title>{escape(figure.title)}</title>{_style()}<rect class="page" width="100%" height="100%"/>',
         f'<text class="title" x="{frame.left}" y="20">{escape(figure.title)}</text>',
-        *_figure_axes(frame, figure),
-        *(_figure_curve(frame, curve) for curve in figure.curves),
-        *(_dots(frame, dots) for dots in figure.dots),
-        *_legend(frame, [*figure.curves, *figure.dots]),
+        *_shade(frame, figure),
+        *axes(frame, figure.x_label, whole=False, about=6, x_ticks=figure.x_ticks),
+        f'<text class="xname" transform="translate(16 {middle:g}) rotate(-90)">{escape(figure.y_label)}</text>',
+        *(_drawn(frame, item) for item in items),
+        *_legend(frame, items),
         "</svg>\n",
     ]
     return "\n".join(parts)
@@ -428,53 +401,35 @@ def _style() -> str:
         series = "".join(
             f".c{i}{{stroke:{pair[dark]}}}.f{i}{{fill:{pair[dark]};stroke:none}}" for i, pair in enumerate(_COLOURS)
         )
-        return f"text{{fill:{ink}}}.page{{fill:{page}}}.grid{{stroke:{grid}}}.shade{{fill:{ink}}}{series}"
+        return f"text{{fill:{ink}}}.page{{fill:{page}}}.grid,.zero{{stroke:{grid}}}.shade{{fill:{ink}}}{series}"
 
     shared = (
-        "text{font:12px system-ui,sans-serif}.title{font-weight:600;font-size:13px}.x{text-anchor:middle}"
-        ".y{text-anchor:end}path{fill:none}.line{stroke-width:2}.dash{stroke-dasharray:6 4}.shade{opacity:.07}"
+        "text{font:12px system-ui,sans-serif}.title{font-weight:600;font-size:13px}.xtick,.xname"
+        "{text-anchor:middle}.ytick{text-anchor:end}path{fill:none}.line{stroke-width:2}.dash{stroke-dasharray:6 4}"
+        ".shade{opacity:.07}"
         ".dots{opacity:.6}"
     )
     return f"<style>{shared}{colours(0)}@media(prefers-color-scheme:dark){{{colours(1)}}}</style>"
 
 
-def _figure_axes(frame: Frame, figure: Figure) -> Iterator[str]:
+def _shade(frame: Frame, figure: Figure) -> Iterator[str]:
     if figure.shade:
         (first, last), name = figure.shade
         left, right = frame.across(first), frame.across(last)
         size = f'width="{right - left:.1f}" height="{frame.bottom - frame.top}"'
         yield f'<rect class="shade" x="{left:.1f}" y="{frame.top}" {size}/>'
-        yield f'<text class="x" x="{(left + right) / 2:.1f}" y="{frame.top + 14}">{escape(name)}</text>'
-    for value in ticks(*figure.y):
-        top = frame.down(value)
-        yield f'<path class="grid" d="M{frame.left} {top:.1f}H{frame.right}"/>'
-        yield f'<text class="y" x="{frame.left - 6}" y="{top + 4:.1f}">{tick_label(value)}</text>'
-    for place, text in figure.x_ticks or [(value, tick_label(value)) for value in ticks(*figure.x, about=6)]:
-        left = frame.across(place)
-        yield f'<path class="grid" d="M{left:.1f} {frame.bottom}v5"/>'
-        yield f'<text class="x" x="{left:.1f}" y="{frame.bottom + 18}">{escape(text)}</text>'
-    across, down = (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2
-    yield f'<text class="x" x="{across}" y="{frame.bottom + 38}">{escape(figure.x_label)}</text>'
-    yield f'<text class="x" transform="translate(16 {down}) rotate(-90)">{escape(figure.y_label)}</text>'
+        yield f'<text class="xtick" x="{(left + right) / 2:.1f}" y="{frame.top + 14}">{escape(name)}</text>'
 
 
-def _figure_curve(frame: Frame, curve: Curve) -> str:
-    """Path through the points; where it leaves the picture the pen is lifted."""
-    points = [(x, y if _inside(frame, x, y) else None) for x, y in curve.points]
-    return f'<path class="line {_look(curve)}" d="{frame.path(points, dots=False)}"/>'
-
-
-def _dots(frame: Frame, dots: Dots) -> str:
-    circles = "".join(
-        f'<circle cx="{frame.across(x):.1f}" cy="{frame.down(y):.1f}" r="2.5"/>'
-        for x, y in dots.points
-        if _inside(frame, x, y)
-    )
-    return f'<g class="dots f{dots.colour % len(_COLOURS)}">{circles}</g>'
-
-
-def _inside(frame: Frame, x: float, y: float) -> bool:
-    return frame.x[0] <= x <= frame.x[1] and frame.y[0] <= y <= frame.y[1]
+def _drawn(frame: Frame, item: Curve | Dots) -> str:
+    """Path through the points, or a circle at each; where a curve leaves the picture the pen is lifted."""
+    (left, right), (low, high) = frame.x, frame.y
+    points = [(x, y if left <= x <= right and low <= y <= high else None) for x, y in item.points]
+    if isinstance(item, Curve):
+        return f'<path class="line {_look(item)}" d="{frame.path(points, dots=False)}"/>'
+    places = [(frame.across(x), frame.down(y)) for x, y in points if y is not None]
+    circles = "".join(f'<circle cx="{across:.1f}" cy="{down:.1f}" r="2.5"/>' for across, down in places)
+    return f'<g class="dots f{item.colour % len(_COLOURS)}">{circles}</g>'
 
 
 def _legend(frame: Frame, items: Sequence[Curve | Dots]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -55,15 +55,13 @@ def read_tokens(entry: Mapping[str, Any]) -> list[Token] | None:
     tokens, end, start = (entry.get(key) for key in ("tokens", "end", "start"))
     if tokens is None or end is None:
         return []
-    ends, starts = numbers(end), numbers(start) if start is not None else None
-    if not isinstance(tokens, list) or ends is None or len(tokens) != len(ends):
+    ends, starts = numbers(end), numbers(end if start is None else start)
+    if not isinstance(tokens, list) or ends is None or starts is None or not len(tokens) == len(ends) == len(starts):
         return None
-    if start is not None and (starts is None or len(starts) != len(ends)):
-        return None
-    changes: Sequence[float | None] = [None] * len(ends)
-    if starts is not None:
-        changes = [now - before for now, before in zip(ends, starts, strict=True)]
-    return [Token(visible(str(t)), now, change) for t, now, change in zip(tokens, ends, changes, strict=True)]
+    return [
+        Token(visible(str(token)), now, None if start is None else now - before)
+        for token, now, before in zip(tokens, ends, starts, strict=True)
+    ]
 
 
 def shade(logprob: float) -> int:
@@ -132,8 +130,7 @@ _UNREADABLE = (
 _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What one model answered; right is None where nobody judged it."""
 
     name: str
@@ -143,12 +140,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture (a ``data:`` URI, or None where it cannot be shown), its prompt, the right answer, the answers."""
+    """One picture (a ``data:`` URI, or None where it cannot be shown), its prompt, the right answer, the answers.
+
+    A ``small`` picture is drawn larger than it is: its pixels are kept sharp.
+    """
 
     image: str | None
     small: bool
-    """Drawn larger than it is: keep its pixels sharp."""
-
     prompt: str
     chosen: str
     answers: Sequence[Answer]
@@ -182,14 +180,17 @@ def read_picture(
 ) -> tuple[str, bool] | None:
     """A picture as a ``data:`` URI (a thumbnail where it is large), and whether it has few pixels.
 
-    Args:
-        source: a file, or its content.
-        notes: a sentence is added where the picture cannot be shown, and None returned.
-        name: of the picture, in that sentence.
-        inside: a directory that the source is relative to and may not leave.
+    None where it cannot be shown: ``notes`` then gets a sentence on the picture of this ``name``. A path is relative to
+    the directory ``inside``, if one is given, and may not leave it.
     """
     try:
-        return _read(source if isinstance(source, bytes) or inside is None else _resolved(inside, str(source)))
+        if inside is not None and not isinstance(source, bytes):
+            source = (inside / source).resolve()
+            if not source.is_relative_to(inside.resolve()):
+                raise ValueError("its path leaves the run directory")
+            if not source.is_file():
+                raise ValueError("there is no such file")
+        return _read(source if isinstance(source, bytes) else Path(source).read_bytes())
     except UnidentifiedImageError:
         notes.append(f"{name} is not a {', '.join(_TYPES)} file.")
     except _UNREADABLE as error:
@@ -197,33 +198,19 @@ def read_picture(
     return None
 
 
-def _resolved(directory: Path, name: str) -> Path:
-    path = (directory / name).resolve()
-    if not path.is_relative_to(directory.resolve()):
-        raise ValueError("its path leaves the run directory")
-    if not path.is_file():
-        raise ValueError("there is no such file")
-    return path
-
-
-def _read(source: Path | str | bytes) -> tuple[str, bool]:
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+def _read(content: bytes) -> tuple[str, bool]:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(content), formats=list(_TYPES)) as picture:
-            kind = str(picture.format)
-            small = max(picture.size) <= _SIDE // 2
+            kind, small = str(picture.format), max(picture.size) <= _SIDE // 2
             if len(content) <= _MOST_BYTES and max(picture.size) <= 2 * _SIDE:
                 picture.load()
-                return _uri(kind, content), small
-            picture.thumbnail((_SIDE, _SIDE))
-            buffer = io.BytesIO()
-            picture.convert("RGB").save(buffer, "JPEG", quality=85)
-    return _uri("JPEG", buffer.getvalue()), small
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{_TYPES[kind]};base64,{base64.b64encode(content).decode()}"
+            else:
+                picture.thumbnail((_SIDE, _SIDE))
+                buffer = io.BytesIO()
+                picture.convert("RGB").save(buffer, "JPEG", quality=85)
+                kind, content = "JPEG", buffer.getvalue()
+    return f"data:{_TYPES[kind]};base64,{base64.b64encode(content).decode()}", small
 
 
 MOST_EXAMPLES = 40
@@ -242,14 +229,12 @@ _ALIKE = "The model when the stage began and ended"
 
 @dataclass(frozen=True)
 class ExampleAnswer:
-    """One answer to a row's prompt."""
+    """One answer to a row's prompt, without tokens where it was not measured token by token."""
 
     group: str
     label: str
     text: str
     tokens: Sequence[Token]
-    """Empty where the answer was not measured token by token."""
-
     end: float | None
     """lbar when the stage ended, nats per token."""
 
@@ -284,14 +269,12 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """The examples of one stage of one run."""
+    """The examples of one stage of one run, and whether it is the last of the run's stages that have any."""
 
     rank: int
     name: str
     stage: str
     is_last: bool
-    """Of the run's stages that have examples."""
-
     examples: Sequence[Example]
 
 
@@ -299,10 +282,9 @@ def example_sets(runs: Sequence[Run], notes: list[str]) -> list[ExampleSet]:
     """The ``probes/STAGE/examples.jsonl`` of every run; ``notes`` name what cannot be shown."""
     found = []
     for rank, run in enumerate(runs):
-        sets = [(stage, _read_stage(run, stage, notes)) for stage in run.stages]
-        filled = [(stage, examples) for stage, examples in sets if examples]
-        for stage, examples in filled:
-            found.append(ExampleSet(rank, run.name, stage_label(stage), stage == filled[-1][0], examples))
+        filled = {stage: examples for stage in run.stages if (examples := _read_stage(run, stage, notes))}
+        for stage, examples in filled.items():
+            found.append(ExampleSet(rank, run.name, stage_label(stage), stage == list(filled)[-1], examples))
     return found
 
 
@@ -346,16 +328,15 @@ def _answer(entry: Mapping[str, Any], where: str, notes: list[str]) -> ExampleAn
         notes.append(f"{where}: the tokens of {group!r} and their log-probs do not fit together and were left out.")
     end = fmean(token.end for token in tokens) if tokens else None
     known = [token.change for token in tokens or () if token.change is not None]
-    return ExampleAnswer(
-        group, _LABELS.get(group, group_title(group)), text, tokens or (), end, fmean(known) if known else None
-    )
+    change = fmean(known) if known else None
+    return ExampleAnswer(group, _LABELS.get(group, group_title(group)), text, tokens or (), end, change)
 
 
 def _in_order(answers: Sequence[ExampleAnswer]) -> list[ExampleAnswer]:
     """In the order of the labels; where the model's answer is the same before and after, it is shown once."""
     texts = {answer.group: answer.text for answer in answers}
-    alike = "greedy" in texts and texts.get("greedy") == texts.get("greedy_end")
+    if "greedy" in texts and texts["greedy"] == texts.get("greedy_end"):
+        kept = [answer for answer in answers if answer.group != "greedy_end"]
+        answers = [replace(answer, label=_ALIKE) if answer.group == "greedy" else answer for answer in kept]
     order = list(_LABELS)
-    kept = [answer for answer in answers if not (alike and answer.group == "greedy_end")]
-    kept.sort(key=lambda answer: order.index(answer.group) if answer.group in order else len(order))
-    return [replace(answer, label=_ALIKE) if alike and answer.group == "greedy" else answer for answer in kept]
+    return sorted(answers, key=lambda answer: order.index(answer.group) if answer.group in order else len(order))

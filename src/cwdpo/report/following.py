@@ -39,11 +39,7 @@ class LivePage:
         return digest.hexdigest()[:16]
 
     def content(self) -> bytes:
-        """The page as it is now.
-
-        Raises:
-            UserError: a run was removed, and no page was drawn before.
-        """
+        """The page as it is now; an error is raised only where no page was drawn before."""
         with self._lock:
             version = self.version  # before reading: what changes while it is drawn is a newer version
             if self._drawn is None or self._drawn[0] != version:
@@ -109,11 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def open_server(runs: Sequence[Path], port: int | None) -> PageServer:
-    """Make the server of a live page; ``serve_forever`` starts it.
+    """Make the server of a live page of runs, which may still be empty; ``serve_forever`` starts it.
 
-    Args:
-        runs: run directories, which may still be empty.
-        port: None takes the first free one from :data:`DEFAULT_PORT` on.
+    Without a port the first free one from :data:`DEFAULT_PORT` on is taken.
 
     Raises:
         UserError: a run is not a directory, or holds something that cannot be shown.

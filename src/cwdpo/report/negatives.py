@@ -3,11 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -20,7 +19,7 @@ from cwdpo.negatives.candidates import read_refresh
 from cwdpo.records import read_jsonl, write_text
 from cwdpo.report.charts import finite
 from cwdpo.report.examples import read_picture
-from cwdpo.report.page import content_policy, resource
+from cwdpo.report.page import content_policy, is_page_of, resource
 
 Marked: TypeAlias = list[tuple[str, bool]]
 """A text in pieces, each with whether it differs from the other text."""
@@ -38,30 +37,22 @@ def marked(right: str, wrong: str) -> tuple[Marked, Marked]:
         ([('a ', False), ('red', True), (' car', False)], [('a ', False), ('blue', True), (' car', False)])
     """
     first, second = _PIECES.findall(right), _PIECES.findall(wrong)
-    if max(len(first), len(second)) > _MOST_PIECES:
-        return [(right, False)], [(wrong, False)]
     matcher = SequenceMatcher(None, first, second, autojunk=False)
-    if matcher.ratio() < _LEAST_ALIKE:
+    if max(len(first), len(second)) > _MOST_PIECES or matcher.ratio() < _LEAST_ALIKE:
         return [(right, False)], [(wrong, False)]
     ours: Marked = []
     theirs: Marked = []
     for operation, start, end, other_start, other_end in matcher.get_opcodes():
         for pieces, texts in ((ours, first[start:end]), (theirs, second[other_start:other_end])):
-            _append(pieces, texts, operation != "equal")
+            if texts:
+                pieces.append(("".join(texts), operation != "equal"))
     return ours, theirs
 
 
-def _append(pieces: Marked, texts: Sequence[str], differs: bool) -> None:
-    if texts:
-        pieces.append(("".join(texts), differs))
-
-
 Weigh: TypeAlias = Callable[[float], float]
-"""w_c of an answer by its lbar."""
 
 
-@dataclass(frozen=True)
-class Negative:
+class Negative(NamedTuple):
     """One wrong answer, marked beside the right one, and how hard it is where the file has that."""
 
     right: Marked
@@ -88,11 +79,7 @@ def is_refresh(file: Path) -> bool:
 
 
 def negatives_of_rows(file: Path, image_root: Path | None) -> Iterator[Shown]:
-    """Every row of a file with its negatives.
-
-    Raises:
-        DataError: a row that cannot be read.
-    """
+    """Every row of a file with its negatives; a DataError for a row that cannot be read."""
     root = resolve_root(file, image_root)
     for record, source in read_records(file):
         if isinstance(record, DataError):
@@ -104,10 +91,7 @@ def negatives_of_rows(file: Path, image_root: Path | None) -> Iterator[Shown]:
 def negatives_of_refresh(file: Path, rows: Mapping[int, Row], weigh: Weigh | None = None) -> Iterator[Shown]:
     """The rows that a refresh sampled for, with all samples; the kind of a dropped one is the reason.
 
-    Args:
-        file: of the refresh.
-        rows: those that it sampled for, by their place in training.
-        weigh: where the run's floor is known.
+    ``rows`` has those that it sampled for, by their place in training.
 
     Raises:
         UserError: the file is damaged, or belongs to other rows.
@@ -122,10 +106,8 @@ def negatives_of_refresh(file: Path, rows: Mapping[int, Row], weigh: Weigh | Non
             )
         right, wrong = marked(row.chosen, candidate.text)
         weight = None if weigh is None or candidate.lbar is None else weigh(candidate.lbar)
-        kind = candidate.reason or ""
-        found.setdefault(candidate.row, []).append(
-            Negative(right, wrong, "on_policy", kind, lbar=candidate.lbar, weight=weight)
-        )
+        negative = Negative(right, wrong, "on_policy", candidate.reason or "", lbar=candidate.lbar, weight=weight)
+        found.setdefault(candidate.row, []).append(negative)
     for place, negatives in sorted(found.items()):
         yield rows[place], negatives
 
@@ -139,9 +121,9 @@ def _negatives(record: Mapping[str, Any], row: Row) -> Iterator[Negative]:
     for place, (column, text) in enumerate(texts):
         of_gentle = _marked_by(edit, row.chosen, text) if column == "gentle" else None
         right, wrong = of_gentle or marked(row.chosen, text)
-        kind = str(edit.get("kind", "")) if column == "gentle" else (row.kind or "" if column == "rejected" else "")
-        measured = {name: _measured(record.get(name), texts, place) for name in ("lbar", "ches", "w_c")}
-        yield Negative(right, wrong, column, kind, lbar=measured["lbar"], ches=measured["ches"], weight=measured["w_c"])
+        kind = {"gentle": str(edit.get("kind", "")), "rejected": row.kind or ""}.get(column, "")
+        measured = (_measured(record.get(name), texts, place) for name in ("lbar", "ches", "w_c"))
+        yield Negative(right, wrong, column, kind, *measured)
 
 
 def _marked_by(edit: Mapping[str, Any], right: str, wrong: str) -> tuple[Marked, Marked] | None:
@@ -171,14 +153,14 @@ def _pieces(text: str, spans: Sequence[Sequence[int]]) -> Marked:
 
 def _measured(value: Any, texts: Sequence[tuple[str, str]], place: int) -> float | None:
     """The number that belongs to one of a row's negatives."""
-    column = texts[place][0]
+    columns = [column for column, _ in texts]
     if isinstance(value, Mapping):
-        value = value.get(column)
-        earlier = [name for name, _ in texts[:place]].count(column)
+        value = value.get(columns[place])
+        earlier = columns[:place].count(columns[place])
     else:
-        earlier = place - sum(name == "gentle" for name, _ in texts)
-        if not isinstance(value, list):
-            return finite(value) if len(texts) == 1 else None
+        earlier = place - columns.count("gentle")
+        if not isinstance(value, list) and len(texts) > 1:
+            return None
     if isinstance(value, list):
         return finite(value[earlier]) if 0 <= earlier < len(value) else None
     return finite(value)
@@ -187,16 +169,11 @@ def _measured(value: Any, texts: Sequence[tuple[str, str]], place: int) -> float
 GENERATOR = "cwdpo negatives show"
 """Named in the head of every page, so that ours are recognised and may be replaced."""
 
-_MOST_HEAD = 8192
 
-
-@dataclass(frozen=True)
-class Card:
-    """One negative beside the answer it belongs to."""
+class Card(NamedTuple):
+    """One negative beside the answer it belongs to, at its place in the file."""
 
     place: int
-    """In the order of the file."""
-
     row: str
     image: str | None
     small: bool
@@ -224,7 +201,7 @@ def write_negatives_page(
         image_root: where relative image paths start; by default the file's directory.
         limit: rows on the page; the page says how many more there are.
         sampled_for: of a refresh, the rows that it sampled for, by their place in training.
-        weigh: of a refresh, the weight that its run gives an answer.
+        weigh: of a refresh, w_c of an answer by its lbar, where the run's floor is known.
 
     Raises:
         UserError: nothing to show, ``out`` is something other than a page of ours, or cannot be written.
@@ -249,11 +226,7 @@ def write_negatives_page(
 
 
 def refuse_to_replace(file: Path, out: Path) -> None:
-    """Only an older page of ours is replaced, never data.
-
-    Raises:
-        UserError: ``out`` is the file itself, a directory, or something that is not a page of ours.
-    """
+    """A UserError where ``out`` is there and is anything but an older page of ours: data is never replaced."""
     if out.is_dir():
         raise UserError(f"{out} is a directory. Name the file to write, for example {out / 'negatives.html'}.")
     if not out.exists():
@@ -261,8 +234,7 @@ def refuse_to_replace(file: Path, out: Path) -> None:
     if file.exists() and out.samefile(file):
         raise UserError(f"--out names the data, {file}, which the page would replace. Name a file such as page.html.")
     try:
-        with out.open("rb") as there:
-            is_ours = f'content="{GENERATOR}"'.encode() in there.read(_MOST_HEAD)
+        is_ours = is_page_of(GENERATOR, out)
     except OSError as error:
         raise UserError(f"cannot read {out}: {error}. Name another file.") from error
     if not is_ours:

@@ -3,10 +3,10 @@
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
@@ -43,8 +43,6 @@ GENERATOR = "cwdpo report"
 """Named in the head of every page, so that ours are recognised and nothing else is overwritten."""
 
 _MOST_RECIPE = 20_000
-_STYLES = ("page.css", "parts.css", "examples.css")
-_SCRIPTS = ("page.js", "examples.js")
 _HOW_TRAINING = (
     "Over training steps, counted through all stages. Thick: moving average; thin: every reading (in long runs the "
     "highest and lowest of each stretch). Vertical lines: a new stage begins. Under each chart: the mean of the last "
@@ -56,11 +54,9 @@ _HOW_LEVELS = (
     "chart has its own scale."
 )
 _HOW_CHANGES = "The means above, minus their values when the stage began."
-_HOW_PREDICTIONS = "How the tokens of the held-out chosen answers were predicted; every token counts the same."
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What one source adds to the page beside its curves."""
 
     title: str
@@ -98,18 +94,16 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
     """The page's text.
 
-    Args:
-        runs: as for :func:`write_report`.
-        following: version of a page that is served while its runs go on: it asks its server for a newer one, and waits
-            for runs that have logged nothing yet.
-
-    Raises:
-        UserError: a path is not a run directory, or holds nothing to show and is not waited for.
+    A page that is served while its runs go on has a version, ``following``: it asks its server for a newer one, and
+    waits for runs that have logged nothing yet. Errors are those of :func:`write_report`.
     """
     notes: list[str] = []
     sources = read_sources([Path(run) for run in runs], notes, wait=following is not None)
-    style = Markup("".join(resource(name) for name in (*_STYLES, *(["follow.css"] if following else []))))
-    script = Markup("".join(resource(name) for name in (*_SCRIPTS, *(["follow.js"] if following else []))))
+    names = ["page.css", "parts.css", "examples.css", "page.js", "examples.js"]
+    names += ["follow.css", "follow.js"] if following else []
+    style, script = (
+        Markup("".join(resource(name) for name in names if name.endswith(kind))) for kind in (".css", ".js")
+    )
     environment = Environment(
         loader=FunctionLoader(resource),
         autoescape=True,
@@ -133,14 +127,22 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
 
 def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
     """Everything that the page shows of the runs."""
-    shown, continued = aligned(_distinctly_named([run for source in sources for run in source.runs]))
+    runs = [run for source in sources for run in source.runs]
+    names = [run.name for run in runs]
+    shown, continued = aligned(
+        [
+            # runs of one name get their directory in front of it, so that the legend distinguishes them
+            replace(run, name=f"{run.path.parent.name}/{run.path.name}") if names.count(run.name) > 1 else run
+            for run in runs
+        ]
+    )
     parts = [_part(source, notes) for source in sources]
     tables = [part.table for part in parts if part.table is not None]
     judged = verdicts(shown)
     return {
         "title": parts[0].title if len(parts) == 1 else "Training runs compared",
         "waiting": [
-            source.path.name for source in sources if not source.runs and comparison_table(source.summary) is None
+            source.path.name for source, part in zip(sources, parts, strict=True) if not source.runs and not part.table
         ],
         "verdicts": judged,
         "findings_table": findings_table(judged),
@@ -149,13 +151,15 @@ def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
         "legend": [(run.name, sample(rank)) for rank, run in enumerate(shown)],
         "samples": {run.name: sample(rank) for rank, run in enumerate(shown)} if len(shown) > 1 else {},
         "charts": [
-            (heading, name, how, panels(shown, measures))
-            for heading, name, how, measures in (
-                ("Training", "training", _HOW_TRAINING, METRICS),
-                ("Probes: how likely held-out answers are", "levels", _HOW_LEVELS, levels(shown)),
-                ("Probes: change since the stage began", "changes", _HOW_CHANGES, changes(shown)),
-                ("Probes: predictions, calibration and drift", "predictions", _HOW_PREDICTIONS, CHOSEN_PROBES),
-            )
+            ("Training", "training", _HOW_TRAINING, panels(shown, METRICS)),
+            ("Probes: how likely held-out answers are", "levels", _HOW_LEVELS, panels(shown, levels(shown))),
+            ("Probes: change since the stage began", "changes", _HOW_CHANGES, panels(shown, changes(shown))),
+            (
+                "Probes: predictions, calibration and drift",
+                "predictions",
+                "How the tokens of the held-out chosen answers were predicted; every token counts the same.",
+                panels(shown, CHOSEN_PROBES),
+            ),
         ],
         "heat_maps": heat_maps(shown),
         "heat_shades": share_labels(),
@@ -202,15 +206,6 @@ def _part(source: Source, notes: list[str]) -> Part:
     return Part(title, facts(source.summary), table, caption, gallery)
 
 
-def _distinctly_named(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one name get their directory in front of it, so that the legend distinguishes them."""
-    names = [run.name for run in runs]
-    return [
-        replace(run, name=f"{run.path.parent.name}/{run.path.name}") if names.count(run.name) > 1 else run
-        for run in runs
-    ]
-
-
 def _recipe(run: Run, notes: list[str]) -> str:
     file = RunDirectory(run.path).recipe
     if not file.is_file():
@@ -224,10 +219,7 @@ def _recipe(run: Run, notes: list[str]) -> str:
 def content_policy(style: str, script: str, *, connects: bool = False) -> str:
     """Content-Security-Policy that allows this page's own style and script, data: pictures, and nothing else.
 
-    Args:
-        style: the text of the page's style element.
-        script: of its script element.
-        connects: whether the script may ask the page's own server.
+    ``connects`` also allows the script to ask the page's own server.
     """
     style_hash, script_hash = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)
@@ -236,6 +228,12 @@ def content_policy(style: str, script: str, *, connects: bool = False) -> str:
         f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; "
         "img-src data:; base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if connects else "")
     )
+
+
+def is_page_of(generator: str, file: Path) -> bool:
+    """Whether a file is a page that this command wrote, by its head."""
+    with file.open("rb") as there:
+        return f'<meta name="generator" content="{generator}">'.encode() in there.read(8192)
 
 
 def resource(name: str) -> str:

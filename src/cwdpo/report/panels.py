@@ -1,8 +1,8 @@
 """What the report draws of a run, each with what it means in plain words."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from markupsafe import Markup
@@ -23,7 +23,7 @@ from cwdpo.report.charts import (
     svg_of,
     value_range,
 )
-from cwdpo.report.runs import Histogram, Reliability, Run, counted, first_and_last, joined_histograms, stage_label
+from cwdpo.report.runs import Histogram, Run, counted, first_and_last, joined_histograms, stage_label
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Measure:
     """A curve to draw: where it stands in the records and what it means."""
 
     key: MetricName | ProbeMeasure
-
     title: str
     meaning: str
     range: tuple[float, float] | None = None
@@ -68,31 +67,28 @@ METRICS = (
     Measure("entropy", "Entropy", "Nats per token: how undecided the model is about the next token."),
 )
 
-CHOSEN_PROBES = (
-    Measure("entropy", "Entropy on chosen answers", "Nats per token on held-out chosen answers.", group="chosen"),
-    Measure("top1", "Top-1 accuracy", "Share of tokens for which the most likely token is the right one.", (0.0, 1.0)),
-    Measure("argmax_mass", "Argmax mass", "Mean probability of the most likely token.", (0.0, 1.0), group="chosen"),
-    Measure(
-        "ece",
-        "Calibration error (ECE)",
-        "Gap between confidence and accuracy, by token; 0 is calibrated.",
-        group="chosen",
-    ),
-    Measure(
-        "tv",
-        "Drift: total variation (TV)",
-        "Share of the probability that moved since the stage began.",
-        group="chosen",
-    ),
-    Measure("js", "Drift: Jensen-Shannon", "Nats, at most 0.69: distance to the model at the stage's start, by token."),
-    Measure(
-        "moved_to_argmax",
-        "Drift: moved to the argmax",
-        "Share of what moved that went to the token that was most likely at the start; see also the chosen log-prob.",
-        (0.0, 1.0),
-        group="chosen",
-    ),
-)
+CHOSEN_PROBES = [
+    replace(measure, group="chosen")
+    for measure in (
+        Measure("entropy", "Entropy on chosen answers", "Nats per token on held-out chosen answers."),
+        Measure(
+            "top1", "Top-1 accuracy", "Share of tokens for which the most likely token is the right one.", (0.0, 1.0)
+        ),
+        Measure("argmax_mass", "Argmax mass", "Mean probability of the most likely token.", (0.0, 1.0)),
+        Measure("ece", "Calibration error (ECE)", "Gap between confidence and accuracy, by token; 0 is calibrated."),
+        Measure("tv", "Drift: total variation (TV)", "Share of the probability that moved since the stage began."),
+        Measure(
+            "js", "Drift: Jensen-Shannon", "Nats, at most 0.69: distance to the model at the stage's start, by token."
+        ),
+        Measure(
+            "moved_to_argmax",
+            "Drift: moved to the argmax",
+            "Share of what moved that went to the token that was most likely at the start; see also the "
+            "chosen log-prob.",
+            (0.0, 1.0),
+        ),
+    )
+]
 
 _GROUPS: Mapping[str, str] = {
     "chosen": "The chosen answer; it should not fall",
@@ -154,26 +150,20 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawn chart and the words under it."""
+    """One drawn chart and the words under it; ``ends`` has (rank, run, where its curve ended)."""
 
     title: str
     meaning: str
     svg: Markup
     ends: Sequence[tuple[int, str, str]]
-    """(rank, run, where its curve ended)."""
-
     note: str
 
 
 def panels(runs: Sequence[Run], measures: Iterable[Measure]) -> list[Panel]:
     """A chart of every measure that any run logged."""
-    found = []
-    for measure in measures:
-        lines = _lines(runs, measure)
-        span = value_range(lines, measure.range)
-        if span is not None:
-            found.append(_panel(measure, lines, span, runs))
-    return found
+    drawn = [(measure, _lines(runs, measure)) for measure in measures]
+    spans = [value_range(lines, measure.range) for measure, lines in drawn]
+    return [_panel(measure, lines, span, runs) for (measure, lines), span in zip(drawn, spans, strict=True) if span]
 
 
 def _lines(runs: Sequence[Run], measure: Measure) -> list[Line]:
@@ -239,7 +229,16 @@ def heat_maps(runs: Sequence[Run]) -> list[RunPicture]:
     if not shown:
         return []
     steps = min(run.histograms[0].begin for _, run in shown), max(run.histograms[-1].end for _, run in shown)
-    return [_heat_map(rank, run, Frame(steps, (0.0, 1.0))) for rank, run in shown]
+    frame = Frame(steps, (0.0, 1.0))
+    pictures = []
+    for rank, run in shown:
+        columns = joined_histograms(run.histograms, most=_MOST_COLUMNS)
+        low, high = (f"{columns[0].shares[i]:.0%} at first, {columns[-1].shares[i]:.0%} at last" for i in (0, -1))
+        words = f"w_c under {_EDGE}: {low}. Over {1 - _EDGE}: {high}."
+        parts = [*axes(frame, "training step"), *_cells(columns, frame)]
+        svg = svg_of(parts, label=f"Cooling weights of {run.name} over steps. {words}")
+        pictures.append(RunPicture(rank, run.name, svg, words))
+    return pictures
 
 
 def share_shade(share: float) -> int:
@@ -259,37 +258,21 @@ def share_labels() -> list[tuple[int, str]]:
     return list(enumerate([f"under {percent[0]}", *between, f"{percent[-1]} and more"], start=1))
 
 
-def _heat_map(rank: int, run: Run, frame: Frame) -> RunPicture:
-    columns = joined_histograms(run.histograms, most=_MOST_COLUMNS)
-    low, high = (f"{columns[0].shares[i]:.0%} at first, {columns[-1].shares[i]:.0%} at last" for i in (0, -1))
-    words = f"w_c under {_EDGE}: {low}. Over {1 - _EDGE}: {high}."
-    parts = [*axes(frame, "training step"), *_cells(columns, frame), *_hints(columns, frame)]
-    svg = svg_of(parts, label=f"Cooling weights of {run.name} over steps. {words}")
-    return RunPicture(rank, run.name, svg, words)
-
-
-def _cells(columns: Sequence[Histogram], frame: Frame) -> Iterator[str]:
-    """One path a shade, so that a long run's map stays small."""
-    paths: dict[int, list[str]] = {}
+def _cells(columns: Sequence[Histogram], frame: Frame) -> list[str]:
+    """One path a shade, so that a long run's map stays small, and a hint for the pointer that rests on a column."""
+    paths: dict[int, str] = {}
+    hints = []
     for column in columns:
         left, right = frame.across(column.begin), frame.across(column.end)
         for i, share in enumerate(column.shares):
             top, bottom = frame.down((i + 1) / HISTOGRAM_BINS), frame.down(i / HISTOGRAM_BINS)
             cell = f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z"
-            paths.setdefault(share_shade(share), []).append(cell)
-    for level, parts in sorted(paths.items()):
-        if level:
-            yield f'<path class="w{level}" d="{"".join(parts)}"/>'
-
-
-def _hints(columns: Sequence[Histogram], frame: Frame) -> Iterator[str]:
-    """What is shown when the pointer rests on a column: its steps and the weights that have negatives."""
-    for column in columns:
-        left, right = frame.across(column.begin), frame.across(column.end)
+            paths[share_shade(share)] = paths.get(share_shade(share), "") + cell
         shown = [f"{i / HISTOGRAM_BINS:.1f}: {share:.0%}" for i, share in enumerate(column.shares) if share >= 0.005]
         text = f"Steps {column.begin:.0f} to {column.end:.0f}, by w_c from\n" + "\n".join(reversed(shown))
         box = f'x="{left:.1f}" y="{TOP:g}" width="{right - left:.1f}" height="{BOTTOM - TOP:g}"'
-        yield f'<rect class="hint" {box}><title>{text}</title></rect>'
+        hints.append(f'<rect class="hint" {box}><title>{text}</title></rect>')
+    return [*(f'<path class="w{level}" d="{cells}"/>' for level, cells in sorted(paths.items()) if level), *hints]
 
 
 _LARGEST, _SMALLEST = 26.0, 2.0
@@ -301,16 +284,6 @@ def reliability_diagrams(runs: Sequence[Run]) -> list[RunPicture]:
     return [_reliability_diagram(rank, run) for rank, run in enumerate(runs) if run.reliability]
 
 
-def radius(n: float, total: float) -> float:
-    """Of a bin's dot: its area is the bin's share of the tokens.
-
-    Example:
-        >>> radius(25, 100)
-        13.0
-    """
-    return max(_LARGEST * math.sqrt(n / total), _SMALLEST)
-
-
 def _reliability_diagram(rank: int, run: Run) -> RunPicture:
     readings = first_and_last(run.reliability)
     at = [f"{reading.ece:.3f} at step {reading.step}" for reading in readings]
@@ -320,13 +293,11 @@ def _reliability_diagram(rank: int, run: Run) -> RunPicture:
     parts = [*axes(square, "confidence", whole=False)]
     parts.append(f'<path class="mark all" d="M{LEFT:g} {square.bottom:g}L{RIGHT:g} {TOP:g}"/>')
     for kind, reading in zip(("first", "last")[-len(readings) :], readings, strict=True):
-        parts += _dots(reading, kind, square)
+        for one in reading.bins:
+            place = f'cx="{square.across(one.confidence):.1f}" cy="{square.down(one.accuracy):.1f}"'
+            text = f"Step {reading.step}: {one.n:.0f} tokens, confidence {one.confidence:.2f}, right {one.accuracy:.2f}"
+            radius = max(_LARGEST * math.sqrt(one.n / reading.n), _SMALLEST)  # the area is the share of the tokens
+            dot = f'<circle class="{kind}" {place} r="{radius:.1f}"><title>{text}</title></circle>'
+            parts.append(dot)
     svg = svg_of(parts, label=f"Accuracy over confidence of {run.name}. {words}", height=square.bottom + 44)
     return RunPicture(rank, run.name, svg, words)
-
-
-def _dots(reading: Reliability, kind: str, frame: Frame) -> Iterator[str]:
-    for one in reading.bins:
-        place = f'cx="{frame.across(one.confidence):.1f}" cy="{frame.down(one.accuracy):.1f}"'
-        text = f"Step {reading.step}: {one.n:.0f} tokens, confidence {one.confidence:.2f}, right {one.accuracy:.2f}"
-        yield f'<circle class="{kind}" {place} r="{radius(one.n, reading.n):.1f}"><title>{text}</title></circle>'

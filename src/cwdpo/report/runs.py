@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from cwdpo.errors import UserError
 from cwdpo.records import COOLING_HISTOGRAM, HISTOGRAM_BINS, RunDirectory, read_jsonl
@@ -20,14 +20,11 @@ _PLACE = ("stage", "step", "epoch", "group", "n")
 
 @dataclass(frozen=True)
 class Histogram:
-    """Negatives of a stretch of steps, counted by their cooling weight."""
+    """Negatives of the steps after ``begin``, counted by their cooling weight: one count a bin of w_c, from 0 up."""
 
     begin: float
-    """The step after which counting began."""
-
     end: float
     counts: tuple[float, ...]
-    """One count a bin of w_c, from 0 up."""
 
     @property
     def shares(self) -> list[float]:
@@ -35,16 +32,12 @@ class Histogram:
         return [count / math.fsum(self.counts) for count in self.counts]
 
 
-@dataclass(frozen=True)
-class Bin:
-    """Tokens of similar confidence."""
+class Bin(NamedTuple):
+    """Tokens of similar confidence: the mean probability of the most likely token, and how often it was right."""
 
     n: float
     confidence: float
-    """Mean probability of the most likely token."""
-
     accuracy: float
-    """How often that was the right one."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +75,6 @@ class Run:
     """(answer group, reading) -> curve."""
 
     histograms: Sequence[Histogram] = ()
-    """Negatives by cooling weight, oldest first."""
-
     reliability: Sequence[Reliability] = ()
     """Of the chosen group, oldest first."""
 
@@ -98,30 +89,22 @@ class Source:
 
 
 def read_sources(paths: Sequence[Path], notes: list[str], *, wait: bool = False) -> list[Source]:
-    """Read every path.
-
-    Args:
-        paths: run directories, or directories of them.
-        notes: sentences on what had to be skipped are added.
-        wait: a directory that holds nothing yet is read as a source without runs.
+    """Read run directories, or directories of them; ``notes`` gets sentences on what had to be skipped.
 
     Raises:
-        UserError: a path is not a directory, or holds nothing that can be shown.
+        UserError: a path is not a directory, or holds nothing that can be shown (unless it is waited for).
     """
     if not paths:
         raise UserError("no run to report on. Give at least one run directory: `cwdpo report RUN`.")
-    distinct = list(dict.fromkeys(path.resolve() for path in paths))
-    return [_read_source(path, notes, wait=wait) for path in distinct]
+    return [_read_source(path, notes, wait=wait) for path in dict.fromkeys(path.resolve() for path in paths)]
 
 
 def aligned(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Put runs that start from another's stage after it.
 
     A run's start is the ``model`` of its summary. Only runs that lie beside each other are matched, by the names of
-    directory and stage, so that a tree of runs can be moved.
-
-    Returns:
-        The runs, with steps counted from the first ancestor among them, and a sentence on each run that was moved.
+    directory and stage, so that a tree of runs can be moved. Steps then count from the first ancestor; a sentence on
+    each run that was moved is returned beside the runs.
     """
     parents = {run.path: parent for run in runs if (parent := _parent(run, runs))}
     moved, sentences = [], []
@@ -135,12 +118,7 @@ def aligned(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 
 def read_histograms(records: Sequence[Record], starts: Mapping[str, int]) -> tuple[list[Histogram], int]:
-    """The histograms of metric lines that are sorted by stage and step, and how many could not be read.
-
-    Args:
-        records: with ``stage`` and ``step``.
-        starts: stage -> the step of the whole run at which it begins.
-    """
+    """The histograms of metric lines that are sorted by stage and step, and how many could not be read."""
     found, broken, ends = [], 0, {stage: float(start) for stage, start in starts.items()}
     for record in records:
         if COOLING_HISTOGRAM not in record:
@@ -174,12 +152,11 @@ def read_reliability(records: Sequence[Record]) -> tuple[list[Reliability], int]
         if _RELIABILITY not in record:
             continue
         value = record[_RELIABILITY]
-        bins = [_bin(entry) for entry in value] if isinstance(value, list) else []
-        if not bins or None in bins:
+        known = [_bin(entry) for entry in value] if isinstance(value, list) else []
+        bins = [one for one in known if one is not None]
+        if not bins or len(bins) < len(known):
             broken += 1
-            continue
-        filled = tuple(one for one in bins if one is not None and one.n > 0)
-        if filled:
+        elif filled := tuple(one for one in bins if one.n > 0):
             found.append(Reliability(record["stage"], record["step"], filled))
     return found, broken
 
@@ -230,10 +207,8 @@ def _read_source(path: Path, notes: list[str], *, wait: bool) -> Source:
             f"{path} is not a directory. Give the output_dir of a run, for example `cwdpo report runs/cwdpo`."
         )
     source = Source(path, _read_summary(path, notes))
-    if RunDirectory(path).metrics.is_file():
-        directories = [path]
-    else:
-        directories = [child for child in sorted(path.iterdir()) if RunDirectory(child).metrics.is_file()]
+    places = [path] if RunDirectory(path).metrics.is_file() else sorted(path.iterdir())
+    directories = [place for place in places if RunDirectory(place).metrics.is_file()]
     rows = [str(row["name"]) for row in objects(source.summary.get("table"), "rows") if "name" in row]
     order = {_plain(name): i for i, name in enumerate(rows)}
     directories.sort(key=lambda child: order.get(_plain(child.name), len(order)))
@@ -252,19 +227,23 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
     if not metrics and not probes:
         return None
     summary = _read_summary(path, notes)
+    stages = summary.get("stages")
+    entries = stages if isinstance(stages, dict) else {}
     lengths: dict[str, int] = {}  # how many steps each stage took, in the order of training
     for record in [*metrics, *probes]:
         stage = record["stage"]
-        lengths[stage] = max(lengths.get(stage, _steps_in_summary(summary, stage)), record["step"])
+        entry = entries.get(stage)  # the last step of a stage need not have been logged
+        steps = int(finite(entry.get("steps")) or 0) if isinstance(entry, dict) else 0
+        lengths[stage] = max(lengths.get(stage, steps), record["step"])
     starts: dict[str, int] = {}
     for stage in lengths:
         starts[stage] = sum(lengths[before] for before in starts)
     histograms, broken_histograms = read_histograms(metrics, starts)
     reliability, broken_reliability = read_reliability([r for r in probes if r["group"] == "chosen"])
     # the comparison table's name for this directory (``cw_dpo`` is CW-DPO), else its own title, else its name
-    named = next((row for row in rows if _plain(row) == _plain(path.name)), None)
+    titled = next((row for row in rows if _plain(row) == _plain(path.name)), None)
     run = Run(
-        name=named or str(summary.get("title") or path.name),
+        name=titled or str(summary.get("title") or path.name),
         path=path,
         summary=summary,
         stages=starts,
@@ -274,18 +253,14 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
         histograms=histograms,
         reliability=reliability,
     )
-    notes += _broken_curves(run)
+    named = {**run.metrics, **{f"{group} {key}": curve for (group, key), curve in run.probes.items()}}
+    gaps = [f"{key} ({curve.num_broken})" for key, curve in sorted(named.items()) if curve.num_broken]
+    if gaps:
+        notes.append(f"{run.name}: readings that are not finite numbers leave a gap in the curve: {', '.join(gaps)}.")
     for key, count in ((COOLING_HISTOGRAM, broken_histograms), (_RELIABILITY, broken_reliability)):
         if count:
             notes.append(f"{run.name}: {key} could not be read in {counted(count, 'line')}.")
     return run
-
-
-def _steps_in_summary(summary: Mapping[str, Any], stage: str) -> int:
-    """How many steps a stage took by its summary: the last of them need not have been logged."""
-    stages = summary.get("stages")
-    entry = stages.get(stage) if isinstance(stages, dict) else None
-    return int(finite(entry.get("steps")) or 0) if isinstance(entry, dict) else 0
 
 
 def _read_placed(path: Path, notes: list[str]) -> list[Record]:
@@ -322,25 +297,17 @@ def _curves(records: Sequence[Record], starts: Mapping[str, int]) -> dict[tuple[
     }
 
 
-def _broken_curves(run: Run) -> Iterator[str]:
-    named = {**run.metrics, **{f"{group} {key}": curve for (group, key), curve in run.probes.items()}}
-    broken = [f"{key} ({curve.num_broken})" for key, curve in sorted(named.items()) if curve.num_broken]
-    if broken:
-        yield f"{run.name}: readings that are not finite numbers leave a gap in the curve: {', '.join(broken)}."
-
-
 def _read_summary(path: Path, notes: list[str]) -> Record:
     file = RunDirectory(path).summary
     if not file.is_file():
         return {}
     try:
         summary = json.loads(file.read_bytes())
+        if isinstance(summary, dict):
+            return summary
+        notes.append(f"{_short(file)} is not a JSON object and was left out.")
     except (ValueError, RecursionError) as error:
         notes.append(f"{_short(file)} is not readable JSON ({error}) and was left out.")
-        return {}
-    if isinstance(summary, dict):
-        return summary
-    notes.append(f"{_short(file)} is not a JSON object and was left out.")
     return {}
 
 

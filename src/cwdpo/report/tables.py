@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from markupsafe import Markup, escape
 
@@ -21,8 +21,7 @@ _FORMAT = re.compile(r"\+?,?(\.\d)?[dfeg%]")
 """Format strings that are obeyed. Others (a width of a billion) could make a page that no browser opens."""
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """One measured column and which way is better (``up``, ``down`` or None)."""
 
     key: str
@@ -31,8 +30,7 @@ class Column:
     format: str
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A number as it is sorted and as it is shown; value is None where there is none."""
 
     value: float | None
@@ -40,8 +38,7 @@ class Cell:
     best: bool = False
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Columns, and for every name one cell a column."""
 
     columns: Sequence[Column]
@@ -64,12 +61,9 @@ def ends_table(runs: Sequence[Run], num_findings: Sequence[int]) -> Table:
     """Where the metrics of each run ended, for runs side by side; nothing is judged here."""
     columns, rows = _last_values(runs, METRICS)
     first = [Column("steps", "Last step", None, "d"), Column("findings", "Findings", None, "d")]
-    counts = [
-        [Cell(float(count), str(count)) for count in (run.num_steps, found)]
-        for run, found in zip(runs, num_findings, strict=True)
-    ]
-    named = zip(runs, counts, rows, strict=True)
-    return Table([*first, *columns], [(run.name, [*own, *cells]) for run, own, cells in named])
+    for run, found, cells in zip(runs, num_findings, rows, strict=True):
+        cells[:0] = [Cell(float(count), str(count)) for count in (run.num_steps, found)]
+    return Table([*first, *columns], [(run.name, cells) for run, cells in zip(runs, rows, strict=True)])
 
 
 def probes_table(runs: Sequence[Run]) -> Table | None:
@@ -81,18 +75,16 @@ def probes_table(runs: Sequence[Run]) -> Table | None:
 
 def _last_values(runs: Sequence[Run], measures: Sequence[Measure]) -> tuple[list[Column], list[list[Cell]]]:
     """Columns for the measures that any run has, and each run's cells."""
-    values = [[_last(measure, run) for run in runs] for measure in measures]
-    shown = [(one, of) for one, of in zip(measures, values, strict=True) if any(value is not None for value in of)]
-    columns = [
-        Column(
-            f"{one.group} {one.key}", f"{one.title}, log-prob" if one.key == "mean_logprob" else one.title, None, "g"
-        )
-        for one, _ in shown
-    ]
-    texts = [["-" if value is None else number(value) for value in of] for _, of in shown]
-    return columns, [
-        [Cell(of[i], text[i]) for (_, of), text in zip(shown, texts, strict=True)] for i in range(len(runs))
-    ]
+    columns: list[Column] = []
+    rows: list[list[Cell]] = [[] for _ in runs]
+    for measure in measures:
+        values = [_last(measure, run) for run in runs]
+        if any(value is not None for value in values):
+            title = f"{measure.title}, log-prob" if measure.key == "mean_logprob" else measure.title
+            columns.append(Column(f"{measure.group} {measure.key}", title, None, "g"))
+            for row, value in zip(rows, values, strict=True):
+                row.append(Cell(value, "-" if value is None else number(value)))
+    return columns, rows
 
 
 def _last(measure: Measure, run: Run) -> float | None:
@@ -101,11 +93,6 @@ def _last(measure: Measure, run: Run) -> float | None:
     if series is None:
         return None
     return series.end if measure.group is None else next(reversed(series.values), None)
-
-
-def best_rows(table: Table, position: int) -> list[tuple[str, Cell]]:
-    """The rows that share the best shown value of one column; none where the column is not judged."""
-    return [(name, cells[position]) for name, cells in table.rows if cells[position].best]
 
 
 def _column(entry: Mapping[str, Any]) -> Column:
@@ -122,11 +109,9 @@ def _cell(value: object, form: str) -> Cell:
     known = finite(value)
     if known is None:
         return Cell(None, "-" if value is None else str(value))
-    if form.endswith("d"):
-        known_text = format(int(known), form) if known.is_integer() else format(known, ".3g")
-    else:
-        known_text = format(known or 0.0, form)
-    return Cell(known, known_text)
+    if not form.endswith("d"):
+        return Cell(known, format(known or 0.0, form))
+    return Cell(known, format(int(known), form) if known.is_integer() else format(known, ".3g"))
 
 
 def _with_best(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
@@ -141,14 +126,12 @@ def _with_best(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> lis
         winners = [row for row in marked if row[i].value is not None and row[i].text == text]
         if len(winners) < len(known):
             for row in winners:
-                row[i] = Cell(row[i].value, row[i].text, best=True)
+                row[i] = row[i]._replace(best=True)
     return marked
 
 
 _FEWEST = 5
 """Readings of a stage that it takes to say where a curve went."""
-
-_DIRECTION = {"up": "higher is better", "down": "lower is better"}
 
 
 def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
@@ -165,10 +148,8 @@ def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]
 
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Seed, hardware, version, times and settings of a ``summary.json``, as label and text."""
-    found = []
-    for key, label in (("seed", "Seed"), ("hardware", "Hardware"), ("cwdpo_version", "cwdpo")):
-        if summary.get(key) is not None:
-            found.append((label, str(summary[key])))
+    labels = {"seed": "Seed", "hardware": "Hardware", "cwdpo_version": "cwdpo"}
+    found = [(label, str(summary[key])) for key, label in labels.items() if summary.get(key) is not None]
     seconds = finite(summary.get("wall_seconds"))
     if seconds is not None:
         found.append(("Time", duration(seconds)))
@@ -216,9 +197,9 @@ def _leaders(table: Table) -> str | None:
     """Who has the best value of which judged columns; None where no column distinguishes the rows."""
     wins: dict[str, list[str]] = {}
     for i, column in enumerate(table.columns):
-        best = best_rows(table, i)
+        best = [name for name, cells in table.rows if cells[i].best]
         if best:
-            wins.setdefault(joined([name for name, _ in best]), []).append(f'"{column.label}"')
+            wins.setdefault(joined(best), []).append(f'"{column.label}"')
     if not wins:
         return None
     return f"Best of the table: {'; '.join(f'{name} on {joined(labels)}' for name, labels in wins.items())}."
@@ -229,7 +210,7 @@ def _first_judged(table: Table) -> str | None:
     for i, column in enumerate(table.columns):
         if column.better:
             values = joined([f"{name} {cells[i].text}" for name, cells in table.rows])
-            return f'"{column.label}" ({_DIRECTION[column.better]}): {values}.'
+            return f'"{column.label}" ({"higher" if column.better == "up" else "lower"} is better): {values}.'
     return None
 
 
@@ -280,8 +261,7 @@ def _flat(value: object, *, depth: int = 2, is_share: bool = False) -> str:
     return f"{value:.0%}" if is_share else f"{value:.4g}"
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """A finding, or what ended a stage before its last step, in the words of the page."""
 
     title: str
@@ -304,8 +284,6 @@ class Verdict:
     findings: Sequence[Problem]
     stopped: Sequence[Problem]
     clear: Sequence[str]
-    """Signs that were looked for and not found."""
-
     missing: Sequence[tuple[str, str, str]]
     """Sign, stages, and the readings that it needs."""
 
@@ -315,8 +293,7 @@ class Verdict:
     """Of every sign, by its name, and the state in words."""
 
 
-@dataclass(frozen=True)
-class FindingsTable:
+class FindingsTable(NamedTuple):
     """Runs x findings, for those that at least one run has."""
 
     columns: Sequence[str]
@@ -414,7 +391,7 @@ def _problem(finding: Finding) -> Problem:
 
 
 def _ended(entry: Mapping[str, Any]) -> Problem:
-    stage, name = (stage_label(str(entry.get("stage", "a stage"))), title_of(str(entry.get("finding", "a finding"))))
+    stage, name = stage_label(str(entry.get("stage", "a stage"))), title_of(str(entry.get("finding", "a finding")))
     title = f"{stage.capitalize()} ended early at step {entry.get('step', '?')}: {name.lower()}"
     if isinstance(entry.get("readings"), int):
         title += f" in {counted(entry['readings'], 'reading')} in a row"

@@ -69,18 +69,19 @@ class AnswerArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be off: rows are read whole."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off, so that a NaN loss is seen."})
     ddp_broadcast_buffers: bool | None = field(
-        default=False,
-        metadata={"help": "Off: ranks may make unequal numbers of passes, and buffers are constant."},
+        default=False, metadata={"help": "Off: ranks may make unequal numbers of passes, and buffers are constant."}
     )
 
     def __post_init__(self) -> None:
-        """Refuse what would be wrong, or silently do nothing here.
-
-        Raises:
-            ConfigError: a value that a recipe would refuse too, or a setting that has no effect on these trainers.
-        """
+        """Refuse, with a ConfigError, what a recipe would refuse too, and what has no effect on these trainers."""
         super().__post_init__()  # type: ignore[no-untyped-call]
-        self._check_declared()
+        named = [(each.name, getattr(self, each.name)) for each in fields(self) if each.name in _DECLARED]
+        problems = [(name, problem_with(*_DECLARED[name], value)) for name, value in named]
+        text = "\n".join(f"{name} {problem}" for name, problem in problems if problem)
+        for ours, python in _IN_PYTHON.items():
+            text = re.sub(ours, python, text)
+        if text:
+            raise ConfigError(text)
         if self.remove_unused_columns:
             raise ConfigError("remove_unused_columns must be false: images and answers are read from the row itself.")
         if self.label_smoothing_factor:
@@ -104,17 +105,6 @@ class AnswerArguments(TrainingArguments):
                 f"{self.n_gpu} GPUs in one process means DataParallel, which cannot split a batch of prompts with "
                 "answers. Start with `torchrun --nproc-per-node N -m cwdpo train ...`, or set CUDA_VISIBLE_DEVICES=0."
             )
-
-    def _check_declared(self) -> None:
-        problems = []
-        for name in (each.name for each in fields(self) if each.name in _DECLARED):
-            if problem := problem_with(*_DECLARED[name], getattr(self, name)):
-                problems.append(f"{name} {problem}")
-        text = "\n".join(problems)
-        for ours, python in _IN_PYTHON.items():
-            text = re.sub(ours, python, text)
-        if text:
-            raise ConfigError(text)
 
 
 def argument_types() -> dict[str, Any]:
@@ -167,9 +157,5 @@ class CWDPOConfig(AnswerArguments):
     on_policy_dir: str | None = field(default=None, metadata={"help": "Default: output_dir/negatives."})
 
     def negatives(self) -> NegativesConfig | None:
-        """``on_policy``, checked.
-
-        Raises:
-            ConfigError: one line for each setting that is unknown or wrong.
-        """
+        """``on_policy``, checked: a ConfigError names each setting that is unknown or wrong."""
         return None if self.on_policy is None else build(NegativesConfig, self.on_policy, path=("on_policy",))

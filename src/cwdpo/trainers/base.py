@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import datasets
 import torch
+from accelerate import Accelerator
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -15,18 +16,17 @@ from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallba
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from cwdpo.batch import Batch, Role
-from cwdpo.data.collate import AnswerCollator, RowDataset, estimate_lengths
+from cwdpo.data.collate import AnswerCollator, RowDataset
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine, within_budget
-from cwdpo.engine.layout import parts_within
+from cwdpo.engine.layout import parts_within, select_prompts
 from cwdpo.errors import ConfigError
 from cwdpo.models.loading import load_policy, load_processor
-from cwdpo.models.saving import restore_weights
+from cwdpo.models.saving import last_checkpoint, no_partial_checkpoints, restore_weights
 from cwdpo.records import StepMetric
 from cwdpo.trainers.arguments import AnswerArguments
-from cwdpo.trainers.checkpoints import last_checkpoint, no_partial_checkpoints
-from cwdpo.trainers.ranks import agree_on_engine, check_sharding
+from cwdpo.trainers.reference_pass import agree_on_engine
 from cwdpo.trainers.step_metrics import StepMetrics, TokenCount
 from cwdpo.trainers.steps import (
     WHOLE,
@@ -35,8 +35,7 @@ from cwdpo.trainers.steps import (
     Step,
     count_roles,
     cut_further,
-    row_tokens,
-    select_parts,
+    estimate_row_tokens,
 )
 
 logger = logging.getLogger(__name__)
@@ -53,15 +52,14 @@ class AnswerTrainer(Trainer):
 
     roles: Sequence[Role]
     """The answers of a row that take part in a step, in this order."""
-
     required: Sequence[Role]
     """Those of them that every row must have."""
-
     predicted: Mapping[Role, str]
     """The two metrics that :meth:`predict` gives of each row: of its chosen answer, and of its negatives."""
 
     loss_is_scaled_for_ga = True  # get_batch_samples counts the step's answers, and each loss is a share of their mean
 
+    model: nn.Module
     args: AnswerArguments
     train_dataset: RowDataset | None
     eval_dataset: RowDataset | dict[str, RowDataset] | None
@@ -121,10 +119,7 @@ class AnswerTrainer(Trainer):
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         """The loss of a batch, ``()``, and per-answer values to log, ``(n,)`` each.
 
-        Args:
-            model: the policy, in its wrappers.
-            batch: what is computed at once.
-            step: that the batch belongs to: every mean in the loss is weighted with :meth:`Step.share_of`.
+        ``model`` is in its wrappers; every mean in the loss is weighted with :meth:`Step.share_of`.
         """
         raise NotImplementedError
 
@@ -147,13 +142,7 @@ class AnswerTrainer(Trainer):
     def prepare_evaluation(self, rows: RowDataset | None) -> None:
         """Called before rows are evaluated; None stands for those that the trainer was made with."""
         if not self.is_in_train:
-            agree_on_engine(self, self.policy, rows or self.train_dataset, self.collate)
-
-    @property
-    def policy(self) -> nn.Module:
-        """The model, without the wrappers of training."""
-        assert self.model is not None
-        return self.model
+            agree_on_engine(self, self.model, rows or self.train_dataset, self.collate)
 
     @property
     def is_sharded(self) -> bool:
@@ -174,7 +163,7 @@ class AnswerTrainer(Trainer):
         """
         check_sharding(self.accelerator, self.train_dataset)
         with self.around_training(), no_partial_checkpoints(Path(str(self.args.output_dir))):
-            agree_on_engine(self, self.policy, self.train_dataset, self.collate)
+            agree_on_engine(self, self.model, self.train_dataset, self.collate)
             checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
             if checkpoint is not None:
                 self._restore(checkpoint)
@@ -212,12 +201,7 @@ class AnswerTrainer(Trainer):
 
     def row_lengths(self) -> list[int]:
         """Tokens of each training row with the answers of a step; estimates, unless a stage has counted them."""
-        rows = self.train_dataset or ()
-        return estimate_lengths([rows[i][1] for i in range(len(rows))], self.count_row)
-
-    def count_row(self, row: Row) -> int:
-        """Tokens of a row with the answers that take part in a step."""
-        return row_tokens(self.collate([(0, row)]))[0]
+        return [] if self.train_dataset is None else estimate_row_tokens(self.train_dataset, self.collate)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -254,10 +238,7 @@ class AnswerTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """See ``Trainer.compute_loss``; ``num_items_in_batch`` is the :class:`Step`, None where the batch is all.
-
-        Outputs are the loss, and what :meth:`batch_loss` gives to log.
-        """
+        """See ``Trainer.compute_loss``; ``num_items_in_batch`` is the :class:`Step`, None where the batch is all."""
         loss, values = self.batch_loss(model, inputs, step=num_items_in_batch or WHOLE)
         self._metrics["train" if model.training else "eval"].add(values)
         if model.training:
@@ -359,8 +340,8 @@ class AnswerTrainer(Trainer):
         return str(found)
 
     def _restore(self, checkpoint: str) -> None:
-        if not self.is_sharded and not isinstance(self.policy, PeftModel):  # those load strictly, in their own formats
-            restore_weights(self.policy, Path(checkpoint))
+        if not self.is_sharded and not isinstance(self.model, PeftModel):  # those load strictly, in their own formats
+            restore_weights(self.model, Path(checkpoint))
 
     def _parts(self, model: nn.Module, batch: Batch) -> list[Batch]:
         budget = self.args.max_tokens_per_batch
@@ -380,7 +361,27 @@ class AnswerTrainer(Trainer):
         if self.args.world_size > 1:  # wrappers and losses wait for each other in every pass
             number = torch.tensor(len(parts), device=self.args.device)
             parts = cut_further(parts, int(self.accelerator.gather(number).max()))
-        return select_parts(batch, parts)
+        return [batch] if len(parts) == 1 else [select_prompts(batch, sorted(part))[0] for part in parts]
+
+
+def check_sharding(accelerator: Accelerator, rows: RowDataset | None) -> None:
+    """Refuse to divide weights where it would end in an error, or in ranks that wait for each other forever."""
+    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
+    if fsdp is not None and fsdp.fsdp_version == 1:
+        raise ConfigError(
+            "FSDP version 1 frees the output embeddings before the log-probs of answers are read with them. "
+            "Write `fsdp_config: {version: 2}`, which is the default."
+        )
+    if fsdp is None and (deepspeed is None or deepspeed.zero_stage != 3):
+        return
+    kinds = {bool(rows[i][1].images) for i in range(len(rows))} if rows is not None else set()
+    if len(kinds) == 2:
+        raise ConfigError(
+            "some rows have images and some have none. Where the vision tower's weights are divided among the GPUs, "
+            "one that has no image at a step would leave the others waiting forever. Train the two kinds of rows one "
+            "after the other, or without FSDP and ZeRO-3 (`torchrun` alone, or ZeRO-2)."
+        )
 
 
 def count_tokens(batch: Batch) -> int:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cwdpo.records import MetricName, MetricsLine, RunDirectory, Stage
+from cwdpo.records import MetricName, RunDirectory, Stage, append_jsonl
 
 Logs: TypeAlias = Mapping[str, Any] | None
 """What the Trainer logs at a step."""
@@ -26,13 +26,7 @@ class MetricsRecorder(TrainerCallback):
     def __init__(
         self, run: RunDirectory, stage: Stage, *, histograms: Callable[[], Mapping[str, list[int]]] = dict
     ) -> None:
-        """Set up.
-
-        Args:
-            run: whose file is written.
-            stage: that is trained.
-            histograms: what a line of training holds beside the scalars that the Trainer logs.
-        """
+        """``histograms`` gives what a line of training holds beside the scalars that the Trainer logs."""
         self.run, self.stage, self._histograms = run, stage, histograms
 
     def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
@@ -48,7 +42,7 @@ class MetricsRecorder(TrainerCallback):
         if state.is_world_process_zero and logs and not elsewhere:
             more = self._histograms() if "loss" in logs else {}
             line = {"stage": self.stage, "step": state.global_step, **logs, **more}
-            self.run.append_metrics(cast(MetricsLine, line))
+            append_jsonl(self.run.metrics, [line])
 
 
 class StopOnSignal(TrainerCallback):
@@ -61,7 +55,6 @@ class StopOnSignal(TrainerCallback):
         self._before: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Take over the signals."""
         for number in self._SIGNALS:
             self._before[number] = signal.signal(number, self._receive)
 
@@ -74,7 +67,6 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Give the signals back."""
         self.release()
 
     def release(self) -> None:
@@ -109,13 +101,7 @@ class StageProgress(ReferencePassCallback):
     def __init__(
         self, stage: str | None = None, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Show what is trained.
-
-        Args:
-            stage: its name; by default the last part of the trainer's output directory.
-            console: where to; by default standard output.
-            clock: seconds, for the plain lines.
-        """
+        """The stage's name is by default the last part of the trainer's output directory."""
         self._given, self._console, self._clock = stage, console or Console(), clock
         self._stage = stage or ""
         self._bar: Progress | None = None
@@ -160,7 +146,6 @@ class StageProgress(ReferencePassCallback):
     def on_log(
         self, args: object, state: TrainerState, control: TrainerControl, logs: Logs = None, **kwargs: object
     ) -> None:
-        """Show the newest numbers."""
         first = not self._latest
         found = [(word, (logs or {}).get(name)) for name, word in _SHOWN.items()]
         if any(value is not None for _, value in found):
@@ -190,11 +175,10 @@ class StageProgress(ReferencePassCallback):
             self._bar.update(self._task, description=self._stage)
 
     def on_train_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Leave the bar as it is and give the terminal back."""
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back, also after an error in training."""
+        """Leave the bar as it is and give the terminal back, also after an error in training."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -219,12 +203,7 @@ class TensorBoardRecorder(TrainerCallback):
     """Writes every scalar that a stage logs; on the first rank only. A resumed stage replaces what it repeats."""
 
     def __init__(self, directory: Path) -> None:
-        """Set up.
-
-        Args:
-            directory: of the stage's event files; made when training begins.
-        """
-        self._directory = directory
+        self._directory = directory  # made when training begins
         self._writer: Any = None
 
     def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
@@ -251,11 +230,10 @@ class TensorBoardRecorder(TrainerCallback):
         self._writer.flush()
 
     def on_train_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Close the file."""
         self.close()
 
     def close(self) -> None:
-        """Close the file; also after an error in training."""
+        """Close the file, also after an error in training."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

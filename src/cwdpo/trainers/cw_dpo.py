@@ -52,10 +52,10 @@ class CWDPOTrainer(AnswerTrainer):
         also_right: Sequence[Row] = (),
         **trainer: Any,
     ) -> None:
-        """Arguments are :class:`AnswerTrainer`'s, named as TRL's ``DPOTrainer`` names them.
+        """Arguments are named as TRL's ``DPOTrainer`` names them.
 
         Args:
-            model: the policy.
+            model: the policy, or where to load it from.
             ref_model: the reference; None for the policy as it is when training starts.
             args: settings.
             judge: verifies on-policy negatives, in place of the one that the settings name.
@@ -127,12 +127,12 @@ class CWDPOTrainer(AnswerTrainer):
         a checkpoint is loaded: both belong to the model that stage 2 starts from."""
         if self.reference is not None:
             return
-        source = self.ref_model or self.policy
+        source = self.ref_model or self.model
         cached = self.args.reference == "cached"
         if cached:
             cache = self._cache(source)
             self._measured = self._reference_pass(cache).run(source, self._evaluated(), roles=self.roles)
-            if self.on_policy is not None or (isinstance(self.policy, PeftModel) and not self.is_sharded):
+            if self.on_policy is not None or (isinstance(self.model, PeftModel) and not self.is_sharded):
                 self._start = self._live_reference()
             if self.on_policy is not None and self._start is not None:
                 self.on_policy.keep_references(cache, self._start)
@@ -143,13 +143,13 @@ class CWDPOTrainer(AnswerTrainer):
             return
         if isinstance(self.args.cooling_floor, str) and (not cached or self.ref_model is not None):
             floor_pass = self._reference_pass(ReferenceCache.in_memory())  # the floor is always the policy's
-            self._measured = floor_pass.run(self.policy, self._evaluated(), roles=self.roles)
+            self._measured = floor_pass.run(self.model, self._evaluated(), roles=self.roles)
         means = self._measured.means if self._measured else dict.fromkeys((Role.REJECTED, Role.GENTLE), torch.empty(0))
         self.floor = measure_floor(self.args.cooling_floor, rejected=means[Role.REJECTED], gentle=means[Role.GENTLE])
 
     def own_callbacks(self) -> list[TrainerCallback]:
         """See :meth:`AnswerTrainer.own_callbacks`."""
-        return [*super().own_callbacks(), *([] if self.on_policy is None else [self.on_policy])]
+        return super().own_callbacks() + ([] if self.on_policy is None else [self.on_policy])
 
     @contextmanager
     def around_training(self) -> Iterator[None]:
@@ -167,17 +167,13 @@ class CWDPOTrainer(AnswerTrainer):
         return super().row_lengths() if self._measured is None else self._measured.lengths
 
     def prepare_evaluation(self, rows: RowDataset | None) -> None:
-        """Measure the reference of rows that neither training nor its evaluation reads.
-
-        Raises:
-            ValueError: the model that would have to be asked no longer exists.
-        """
+        """Measure the reference of rows that neither training nor its evaluation reads, while its model exists."""
         super().prepare_evaluation(rows)
         self.measure_reference()
         known = [self.train_dataset, *self._evaluated()]
         if rows is None or not isinstance(self.reference, ReferenceCache) or any(rows is one for one in known):
             return
-        reference_pass, source = self._reference_pass(self.reference), self.ref_model or self.policy
+        reference_pass, source = self._reference_pass(self.reference), self.ref_model or self.model
         if self._start is not None:
             reference_pass.add(rows, self._start.logprobs)
         elif not self._has_moved(source, self.reference):
@@ -207,7 +203,9 @@ class CWDPOTrainer(AnswerTrainer):
     def _live_reference(self) -> LiveReference:
         if self.ref_model is None and isinstance(self.model, PeftModel):
             return StartingAdapter(self.model, self.engine)
-        return FrozenCopy(self.ref_model or _copy(self.policy), self.engine)
+        # a copy shares what does not train, such as a frozen vision tower
+        shared = {id(weight): weight for weight in self.model.parameters() if not weight.requires_grad}
+        return FrozenCopy(self.ref_model or copy.deepcopy(self.model, shared), self.engine)
 
     def _has_moved(self, model: nn.Module, cache: ReferenceCache) -> bool:
         """Whether a model is no longer the one whose log-probs a cache holds."""
@@ -230,11 +228,6 @@ class CWDPOTrainer(AnswerTrainer):
         for callback in self.callback_handler.callbacks if self.is_world_process_zero() else ():
             if isinstance(callback, ReferencePassCallback):
                 callback.on_reference_pass(done, total)
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A copy that shares what does not train, such as a frozen vision tower."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
 
 
 def _pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

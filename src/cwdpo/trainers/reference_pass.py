@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from cwdpo.batch import AnswerLogprobs, Batch, Role, eval_mode
-from cwdpo.data.collate import AnswerCollator, RowDataset, estimate_lengths
+from cwdpo.data.collate import AnswerCollator, RowDataset
+from cwdpo.data.rows import Row
 from cwdpo.engine.layout import select_answers
 from cwdpo.errors import UserError
 from cwdpo.reference import ReferenceCache
 from cwdpo.trainer_view import TrainerView
-from cwdpo.trainers.ranks import agree_on_engine, on_device
-from cwdpo.trainers.steps import row_tokens
+from cwdpo.trainers.steps import estimate_row_tokens, row_tokens
 
 Logprobs: TypeAlias = Callable[[Batch], AnswerLogprobs]
 """Answers with the log-probs of a batch that is on the trainer's device."""
@@ -50,25 +50,12 @@ class ReferencePass:
     def __init__(
         self, trainer: TrainerView, cache: ReferenceCache, *, batch_size: int, progress: Callable[[int, int], None]
     ) -> None:
-        """Set up; nothing is computed yet.
-
-        Args:
-            trainer: of this rank.
-            cache: to be filled.
-            batch_size: rows at a time.
-            progress: called with the batches of this rank that are done, and with all of them.
-        """
+        """Set up; ``progress`` is called with the number of this rank's batches that are done, and of all of them."""
         self.trainer, self.cache, self.batch_size, self.progress = trainer, cache, batch_size, progress
         self.collator = AnswerCollator(trainer.encoder, roles=(Role.CHOSEN, Role.REJECTED, Role.GENTLE))
 
     def run(self, model: nn.Module, evaluated: Sequence[RowDataset], *, roles: Sequence[Role]) -> Measured:
-        """Measure a model on the rows that are evaluated and on those that are trained on.
-
-        Args:
-            model: that stage 2 starts from.
-            evaluated: sets of rows beside the training rows.
-            roles: the answers that take part in a step.
-        """
+        """Measure a model on sets of evaluated rows and on the training rows; ``roles`` take part in a step."""
         rows = self.trainer.train_dataset
         agree_on_engine(self.trainer, model, rows, self.collator)
         negatives: dict[Role, list[str]] = {Role.REJECTED: [], Role.GENTLE: []}
@@ -76,7 +63,8 @@ class ReferencePass:
         in_a_step = torch.tensor([int(role) for role in roles])
         with self.measured_by(model) as logprobs:
             for other in evaluated:
-                self._fill(other, logprobs)
+                for _ in self._filled(other, logprobs):
+                    pass
             for batch in self._filled(rows, logprobs) if rows is not None else ():
                 mask = batch["answer_mask"] & torch.isin(batch["roles"], in_a_step)[:, None]
                 counted = row_tokens(batch | {"answer_mask": mask})
@@ -98,7 +86,8 @@ class ReferencePass:
 
     def add(self, rows: RowDataset, logprobs: Logprobs) -> None:
         """Measure other rows as well."""
-        self._fill(rows, logprobs)
+        for _ in self._filled(rows, logprobs):
+            pass
         self.cache.save()
         self._share()
 
@@ -116,15 +105,13 @@ class ReferencePass:
         with on_device(model, self.trainer.args.device), eval_mode(model):
             yield partial(self.trainer.engine.logprobs, model)
 
-    def _fill(self, rows: RowDataset, logprobs: Logprobs) -> None:
-        for _ in self._filled(rows, logprobs):
-            pass
-
     def _filled(self, rows: RowDataset, logprobs: Logprobs) -> Iterator[Batch]:
         """This rank's share of the rows in batches, each after its answers are in the cache."""
         rank, ranks = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
+        lengths = estimate_row_tokens(rows, self.collator)
+        longest_first = sorted(range(len(rows)), key=lambda i: -lengths[i])  # the same on every rank
         loader: DataLoader[Batch] = DataLoader(
-            Subset(rows, self._by_length(rows)[rank::ranks]),  # type: ignore[arg-type]
+            Subset(rows, longest_first[rank::ranks]),  # type: ignore[arg-type]
             batch_size=self.batch_size,
             collate_fn=self.collator,
             num_workers=self.trainer.args.dataloader_num_workers,
@@ -136,12 +123,6 @@ class ReferencePass:
                 self.cache.save()
             self.progress(number, len(loader))
             yield batch
-
-    def _by_length(self, rows: RowDataset) -> list[int]:
-        """Positions of the rows, the longest first; the same on every rank."""
-        every = [rows[i][1] for i in range(len(rows))]
-        lengths = estimate_lengths(every, lambda row: row_tokens(self.collator([(0, row)]))[0])
-        return sorted(range(len(rows)), key=lambda i: -lengths[i])
 
     @torch.no_grad()
     def _measure(self, batch: Batch, logprobs: Logprobs) -> None:
@@ -162,3 +143,37 @@ class ReferencePass:
         """Let every rank read what the others have written."""
         self.trainer.accelerator.wait_for_everyone()
         self.cache.reload()
+
+
+@torch.no_grad()
+def agree_on_engine(
+    trainer: TrainerView,
+    model: nn.Module,
+    rows: RowDataset | None,
+    collate: Callable[[Sequence[tuple[int, Row]]], Batch],
+) -> None:
+    """Let all ranks choose together how log-probs are computed: on one and the same row, with images if any has some.
+
+    Otherwise each rank would choose at its own first batch. One whose share of the reference is on disk already has
+    none before training, and ranks that reach the choice at different times wait forever.
+    """
+    if trainer.accelerator.num_processes == 1 or not rows:
+        return
+    row = next((rows[i] for i in range(len(rows)) if rows[i][1].images), rows[0])
+    batch = send_to_device(collate([row]), trainer.args.device)
+    with on_device(model, trainer.args.device), eval_mode(model), trainer.accelerator.autocast():
+        trainer.engine.logprobs(model, batch)
+
+
+@contextmanager
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have a model where its batches are: FSDP and DeepSpeed leave it on the CPU until training wraps it."""
+    home = next(model.parameters()).device
+    if home.type == device.type or home.type == "meta":
+        yield
+        return
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)

@@ -36,7 +36,7 @@ class SmoothSFTTrainer(AnswerTrainer):
         """Arguments are named as TRL names them.
 
         Args:
-            model: the policy.
+            model: the policy, or where to load it from.
             args: settings.
             trainer: the other arguments of :class:`AnswerTrainer`: ``train_dataset``, ``eval_dataset``,
                 ``processing_class``, ``peft_config``, ``callbacks``, ``optimizers``, ``engine``.

@@ -50,10 +50,7 @@ class StepMetrics:
 
 
 def histogram(values: Tensor) -> list[int]:
-    """How many values lie in each tenth of [0, 1]; the last tenth has both its ends. NaN is in none.
-
-    Args:
-        values: ``(n,)`` in [0, 1].
+    """How many ``(n,)`` values lie in each tenth of [0, 1]; the last tenth has both its ends. NaN is in none.
 
     Example:
         >>> histogram(torch.tensor([0.0, 0.05, 0.1, 0.95, 1.0]))
@@ -73,8 +70,7 @@ class TokenCount(TrainerCallback, ExportableState):
         """Tokens on all ranks up to the last log line or checkpoint."""
         self._here = 0
 
-    def add(self, tokens: int) -> None:
-        """Count tokens of this rank."""
+    def add(self, tokens: int) -> None:  # of this rank
         self._here += tokens
 
     def total(self) -> int:
@@ -84,7 +80,6 @@ class TokenCount(TrainerCallback, ExportableState):
         return self.before
 
     def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Take up the count of a resumed run."""
         saved = state.stateful_callbacks.get(type(self).__name__)  # type: ignore[union-attr]
         self.before = int(saved["attributes"]["before"]) if isinstance(saved, dict) else 0
         self._here = 0

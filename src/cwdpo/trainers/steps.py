@@ -5,7 +5,7 @@ changes how long a step takes and how much memory it needs, and not what it comp
 share of the step's answers.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,9 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cwdpo.batch import Batch, Role
-from cwdpo.engine.layout import select_prompts, tree_costs
+from cwdpo.data.collate import RowDataset, estimate_lengths
+from cwdpo.data.rows import Row
+from cwdpo.engine.layout import tree_costs
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,14 @@ def row_tokens(batch: Batch) -> list[int]:
     return [cost.tokens for cost in tree_costs(batch)]
 
 
-def select_parts(batch: Batch, parts: Sequence[Sequence[int]]) -> list[Batch]:
-    """The parts of a batch, as batches."""
-    return [batch] if len(parts) == 1 else [select_prompts(batch, sorted(part))[0] for part in parts]
+def estimate_row_tokens(rows: RowDataset, collate: Callable[[Sequence[tuple[int, Row]]], Batch]) -> list[int]:
+    """Tokens of each row with the answers that a batch has of it, see :func:`estimate_lengths`."""
+    every = [rows[i][1] for i in range(len(rows))]
+    return estimate_lengths(every, lambda row: row_tokens(collate([(0, row)]))[0])
 
 
 def cut_further(parts: list[list[int]], number: int) -> list[list[int]]:
-    """Halve the parts with the most rows until there are so many; ranks must make equally many passes.
-
-    Args:
-        parts: rows of each part.
-        number: at most as many as there are rows.
-    """
+    """Halve the parts with the most rows until there are so many; ranks must make equally many passes."""
     parts = list(parts)
     while len(parts) < number:
         largest = max(range(len(parts)), key=lambda i: len(parts[i]))
@@ -81,18 +79,11 @@ class LengthBuckets(Sampler[int]):
     """
 
     def __init__(self, lengths: Sequence[int], *, step_rows: int, seed: int) -> None:
-        """Set up.
-
-        Args:
-            lengths: tokens of each row, or any numbers that grow with them.
-            step_rows: rows of all micro-batches of all ranks in a step.
-            seed: of the order.
-        """
+        """``step_rows`` are those of all micro-batches of all ranks in a step."""
         self._lengths, self._step_rows, self._seed = lengths, step_rows, seed
         self._epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's order; accelerate calls it."""
+    def set_epoch(self, epoch: int) -> None:  # accelerate calls it
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -120,7 +111,6 @@ class BucketEpoch(TrainerCallback):
     """Of the dataloader in use."""
 
     def on_epoch_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Choose the order of the epoch that begins."""
         if self.buckets is not None:
             self.buckets.set_epoch(int(state.epoch or 0))
 

@@ -1,10 +1,9 @@
 """The signs, one function each: a finding, None where all is well, or MissingReadingsError where readings lack."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-from cwdpo.diagnosis.findings import Finding
-from cwdpo.diagnosis.history import StageHistory
+from cwdpo.diagnosis.history import Finding, StageHistory
 from cwdpo.diagnosis.signs.distribution import overconfidence, reference_drift
 from cwdpo.diagnosis.signs.likelihood import likelihood_displacement, squeezing
 from cwdpo.diagnosis.signs.negatives import easy_negative_saturation, false_negatives, over_cooling, stale_contrast
@@ -12,14 +11,12 @@ from cwdpo.diagnosis.signs.optimisation import gradient_spikes, non_finite_loss,
 from cwdpo.diagnosis.signs.shortcuts import image_blindness, length_shortcut
 from cwdpo.records import SignName
 
-Judge: TypeAlias = Callable[[StageHistory], Finding | None]
-
 
 class Sign(NamedTuple):
     """One thing that can go wrong."""
 
     name: SignName
-    judge: Judge
+    judge: Callable[[StageHistory], Finding | None]
     needs_preferences: bool
     """Looked for in stages that train preferences only."""
 

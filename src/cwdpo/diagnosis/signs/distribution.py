@@ -1,16 +1,12 @@
 """What the model has become: too sure of itself, or far from where it started."""
 
-from cwdpo.diagnosis.curves import MissingReadingsError
-from cwdpo.diagnosis.findings import Finding
-from cwdpo.diagnosis.history import StageHistory, hold_negatives_back, movements
+from cwdpo.diagnosis.history import Finding, MissingReadingsError, StageHistory, hold_negatives_back, movements
 from cwdpo.records import ProbeMeasure, Side
 
 
 def overconfidence(stage: StageHistory) -> Finding | None:
     """The model grows surer than it is right."""
     said = _calibration(stage) or _surprise(stage) or _collapse(stage)
-    if said is None:
-        return None
     remedy = hold_negatives_back(stage) if stage.prefers else "Train for fewer steps, or on more rows"
     rate = "stage2" if stage.prefers else "stage1"
     smoother = "" if stage.prefers else " `stage1.objective: smoothed` keeps some doubt."
@@ -20,12 +16,9 @@ def overconfidence(stage: StageHistory) -> Finding | None:
 
 def reference_drift(stage: StageHistory) -> Finding | None:
     """The policy is no longer near the model that it is held to."""
-    said = _moved_mass(stage) or _moved_answers(stage)
-    if said is None:
-        return None
     return stage.finding(
         "reference_drift",
-        said,
+        _moved_mass(stage) or _moved_answers(stage),
         "Raise `stage2.beta`, which is what holds the policy to the reference, or lower "
         f"`stage2.trainer.learning_rate` or its steps. {hold_negatives_back(stage)}.",
     )
@@ -49,10 +42,9 @@ def _surprise(stage: StageHistory) -> str | None:
     ):
         if entropy is None or level is None:
             continue
-        ratio = level.against(entropy, _nll_over_entropy)
-        wanted = stage.limits.surprise_ratio
+        ratio = level.against(entropy, lambda logprob, uncertainty: -logprob / max(uncertainty, 1e-6))
         change, down = ratio.change(stage.limits.sigmas), entropy.change(stage.limits.sigmas)
-        if change.start > 0 and change.rose((wanted - 1) * change.start) and down.fell(0.0):
+        if change.start > 0 and change.rose((stage.limits.surprise_ratio - 1) * change.start) and down.fell(0.0):
             return (
                 f"chosen tokens' entropy fell from {down.start:.3g} to {down.end:.3g} nats while their NLL over it "
                 f"rose from {change.start:.3g} to {change.end:.3g} (in {where}): surer, and no better"
@@ -95,7 +87,3 @@ def _moved_answers(stage: StageHistory) -> str | None:
             if change.rose(least) or change.fell(least):
                 return f"{side} answers moved {change.amount:+.3g} {movement.unit} in {movement.source}"
     return None
-
-
-def _nll_over_entropy(logprob: float, entropy: float) -> float:
-    return -logprob / max(entropy, 1e-6)

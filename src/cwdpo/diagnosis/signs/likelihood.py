@@ -1,15 +1,20 @@
 """Chosen answers that lose probability: squeezing and likelihood displacement."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from cwdpo.diagnosis.curves import Change, Curve, MissingReadingsError
-from cwdpo.diagnosis.findings import Finding
-from cwdpo.diagnosis.history import Movement, StageHistory, hold_negatives_back, pairs_of_movements
+from cwdpo.diagnosis.history import (
+    Change,
+    Finding,
+    MissingReadingsError,
+    Movement,
+    StageHistory,
+    hold_negatives_back,
+    pairs_of_movements,
+)
 from cwdpo.records import ProbeMeasure
 
 
-@dataclass(frozen=True)
-class _Fall:
+class _Fall(NamedTuple):
     """Chosen answers that fell, and rejected answers beside them, by one account."""
 
     chosen: Movement
@@ -19,10 +24,8 @@ class _Fall:
 
     @property
     def words(self) -> str:
-        amount, share = self.change.amount, ""
-        if self.chosen.start_nll:
-            share = f", its NLL {-amount / self.chosen.start_nll:+.0%}"
-        lowest, step = self.lowest
+        amount, (lowest, step) = self.change.amount, self.lowest
+        share = f", its NLL {-amount / self.chosen.start_nll:+.0%}" if self.chosen.start_nll else ""
         return (
             f"chosen answers moved {amount:+.3g} {self.chosen.unit} since the stage began{share} "
             f"({lowest - self.change.start:+.3g} near step {step}), rejected {self.rejected.amount:+.3g}, "
@@ -48,16 +51,13 @@ def squeezing(stage: StageHistory) -> Finding | None:
 
 def likelihood_displacement(stage: StageHistory) -> Finding | None:
     """Chosen and rejected answers fall together: the mass goes to answers that nobody wrote."""
-    for fall in _falls(stage):
-        if fall.rejected.amount < 0:
-            return stage.finding(
-                "likelihood_displacement",
-                fall.words,
-                f"{hold_negatives_back(stage)}. Pairs that say almost the same push each other down: make the "
-                "difference clearer, or train longer in stage 1 (`data.stage1_fraction`) so that the chosen answers "
-                "are learned before anything is pushed away. A lower `stage2.trainer.learning_rate` helps too.",
-            )
-    return None
+    return stage.finding(
+        "likelihood_displacement",
+        next((fall.words for fall in _falls(stage) if fall.rejected.amount < 0), None),
+        f"{hold_negatives_back(stage)}. Pairs that say almost the same push each other down: make the difference "
+        "clearer, or train longer in stage 1 (`data.stage1_fraction`) so that the chosen answers are learned before "
+        "anything is pushed away. A lower `stage2.trainer.learning_rate` helps too.",
+    )
 
 
 def _falls(stage: StageHistory) -> list[_Fall]:
@@ -90,12 +90,12 @@ def _concentration(stage: StageHistory) -> tuple[bool | None, str]:
     for name in masses:
         mass = stage.find_probe("chosen", name)
         if mass is not None and (verdict := _moved(mass.change(limits.sigmas), limits.mass_shift, limits.mass_shift)):
-            return verdict > 0, _from_to(f"`{name}`", mass)
+            return verdict > 0, f"`{name}` went from {mass.start:.3g} to {mass.end:.3g}"
     entropy = stage.find_probe("chosen", "entropy") or stage.find_metric("entropy")
     if entropy is not None:
         up, down = (share * abs(entropy.start) for share in (limits.entropy_rise, limits.entropy_fall))
         if verdict := _moved(entropy.change(limits.sigmas), up, down):
-            return verdict < 0, _from_to("entropy", entropy)
+            return verdict < 0, f"entropy went from {entropy.start:.3g} to {entropy.end:.3g}"
     greedy = stage.find_probe("greedy", "delta")
     if greedy is not None and greedy.end > 0:
         return True, f"greedy answers moved {greedy.end:+.3g} nats/token"
@@ -104,7 +104,3 @@ def _concentration(stage: StageHistory) -> tuple[bool | None, str]:
 
 def _moved(change: Change, up: float, down: float) -> int:
     return 1 if change.rose(up) else -1 if change.fell(down) else 0
-
-
-def _from_to(name: str, curve: Curve) -> str:
-    return f"{name} went from {curve.start:.3g} to {curve.end:.3g}"

@@ -1,8 +1,8 @@
 """Negatives that teach nothing, teach the wrong thing, or are not heard."""
 
-from cwdpo.diagnosis.curves import MissingReadingsError
-from cwdpo.diagnosis.findings import Finding
 from cwdpo.diagnosis.history import (
+    Finding,
+    MissingReadingsError,
     StageHistory,
     cooling_mode,
     hold_negatives_back,
@@ -50,17 +50,15 @@ def stale_contrast(stage: StageHistory) -> Finding | None:
         "Stop here, or bring negatives that the model still finds likely: its own wrong answers, sampled again as it "
         "changes, or answers with one mistake (`gentle`)."
     )
+    order = f"{accuracy.end:.0%} of pairs are in the right order"
     if cooling_mode(stage) == "on":
         shut = _shut(stage)
-        if shut is None or accuracy.end < limits.easy_accuracy:
-            return None
-        said = f"{shut}, and {accuracy.end:.0%} of pairs are in the right order: no negative is left to learn from"
-        return stage.finding("stale_contrast", said, advice)
-    margin = stage.metric("rewards/margins")
-    if margin.end < limits.saturated_margin or accuracy.end < limits.easy_accuracy:
-        return None
-    said = f"the reward margin is {margin.end:.3g} and {accuracy.end:.0%} of pairs are in the right order"
-    return stage.finding("stale_contrast", f"{said}: the gradient of most pairs is gone", advice)
+        said = f"{shut}, and {order}: no negative is left to learn from" if shut else None
+    else:
+        margin = stage.metric("rewards/margins").end
+        said = f"the reward margin is {margin:.3g} and {order}: the gradient of most pairs is gone"
+        said = said if margin >= limits.saturated_margin else None
+    return stage.finding("stale_contrast", said if accuracy.end >= limits.easy_accuracy else None, advice)
 
 
 def over_cooling(stage: StageHistory) -> Finding | None:
@@ -70,11 +68,9 @@ def over_cooling(stage: StageHistory) -> Finding | None:
             raise MissingReadingsError("`cooling/mean`, which a run with `stage2.cooling` logs")
         return None
     shut, hard = _shut(stage), _hard_negatives(stage)
-    if shut is None or hard is None:
-        return None
     return stage.finding(
         "over_cooling",
-        f"{shut}, although {hard}",
+        f"{shut}, although {hard}" if shut and hard else None,
         "Lower `stage2.cooling.floor` (`mean`, or a lower `quantile:q`), or raise `stage2.cooling.temperature`, so "
         "that hard negatives count. `cwdpo diagnose` looks at `cooling/p90`: it should stay well above 0.",
     )
@@ -82,12 +78,9 @@ def over_cooling(stage: StageHistory) -> Finding | None:
 
 def false_negatives(stage: StageHistory) -> Finding | None:
     """Rejected answers gain on chosen ones, or stay likelier: some of them are probably right."""
-    said = _rejected_gains(stage) or _rejected_leads(stage)
-    if said is None:
-        return None
     return stage.finding(
         "false_negatives",
-        said,
+        _rejected_gains(stage) or _rejected_leads(stage),
         "Read some pairs: chosen and rejected may be swapped, or rejected answers right. Drop negatives that "
         "a checker finds right, above all those sampled from the model; train longer in stage 1, or raise "
         "`stage1.penalty`, if the model prefers small mistakes.",
@@ -98,7 +91,8 @@ def _rejected_gains(stage: StageHistory) -> str | None:
     for chosen, rejected in pairs_of_movements(stage):
         rise, change = rejected.change(stage.limits.sigmas), chosen.change(stage.limits.sigmas)
         least = stage.limits.blind_move if rejected.per_token else stage.limits.margin_rise
-        if rise.rose(least) and rise.amount >= change.amount and not _margin_holds(stage):
+        margin = stage.find_metric("rewards/margins")
+        if rise.rose(least) and rise.amount >= change.amount and (margin is None or margin.end <= 0):
             return (
                 f"rejected answers rose by {rise.amount:.3g} {rejected.unit} and chosen ones by {change.amount:+.3g}, "
                 f"in {rejected.source}"
@@ -126,11 +120,6 @@ def _rejected_leads(stage: StageHistory) -> str | None:
     return None
 
 
-def _margin_holds(stage: StageHistory) -> bool:
-    margin = stage.find_metric("rewards/margins")
-    return margin is not None and margin.end > 0
-
-
 def _shut(stage: StageHistory) -> str | None:
     """That all weights are near 0, in words; None where they are not."""
     mean, tail = stage.metric("cooling/mean").end, stage.find_metric("cooling/p90")
@@ -144,15 +133,13 @@ def _hard_negatives(stage: StageHistory) -> str | None:
     limits, accuracy = stage.limits, stage.find_metric("rewards/accuracies")
     if accuracy is not None and accuracy.end < limits.hard_accuracy:
         return f"only {accuracy.end:.0%} of pairs are in the right order"
-    chosen, rejected = stage.find_metric("logps_mean/chosen"), stage.find_metric("logps_mean/rejected")
-    if chosen is not None and rejected is not None and chosen.end - rejected.end < limits.hard_gap:
-        return f"rejected answers are within {chosen.end - rejected.end:.2g} nats/token of chosen ones"
-    of_chosen = stage.find_probe("chosen", "mean_logprob")
+    logged, probed = stage.find_metric("logps_mean/chosen"), stage.find_probe("chosen", "mean_logprob")
+    levels = [("rejected answers", logged, stage.find_metric("logps_mean/rejected"))]
     for group in _HARD:
-        level = stage.find_probe(group, "mean_logprob")
-        if of_chosen is not None and level is not None and of_chosen.end - level.end < limits.hard_gap:
-            gap = of_chosen.end - level.end
-            return f"answers of probe group `{group}` are within {gap:.2g} nats/token of chosen ones"
+        levels.append((f"answers of probe group `{group}`", probed, stage.find_probe(group, "mean_logprob")))
+    for answers, chosen, level in levels:
+        if chosen is not None and level is not None and chosen.end - level.end < limits.hard_gap:
+            return f"{answers} are within {chosen.end - level.end:.2g} nats/token of chosen ones"
     return None
 
 
@@ -165,6 +152,6 @@ def _easy_gap(stage: StageHistory) -> str | None:
         if rejected - chosen < stage.limits.easy_gap:
             return None
         return f"rejected answers began {rejected - chosen:.2g} nats/token less likely than chosen ones"
-    if rejected < stage.limits.easy_ratio * chosen:
-        return None
-    return f"rejected answers began at {-rejected:.3g} nats beside {-chosen:.3g} of chosen ones"
+    if rejected >= stage.limits.easy_ratio * chosen:
+        return f"rejected answers began at {-rejected:.3g} nats beside {-chosen:.3g} of chosen ones"
+    return None

@@ -4,9 +4,7 @@ import math
 from statistics import median
 from typing import get_args
 
-from cwdpo.diagnosis.curves import Curve, MissingReadingsError
-from cwdpo.diagnosis.findings import Finding
-from cwdpo.diagnosis.history import StageHistory, movements, tokens
+from cwdpo.diagnosis.history import Change, Curve, Finding, MissingReadingsError, StageHistory, movements, tokens
 from cwdpo.records import Side
 
 _SIDES: tuple[Side, ...] = get_args(Side)
@@ -47,8 +45,7 @@ def reward_at_start(stage: StageHistory) -> Finding | None:
         raise MissingReadingsError("`rewards/chosen` at step 0 or 1: write `trainer.logging_first_step: true`")
     off = {}
     for side, reward in first.items():
-        tolerance = max(limits.start_reward, limits.start_reward_token * (tokens(stage, side) or 0))
-        if abs(reward) / stage.beta > tolerance:
+        if abs(reward) / stage.beta > max(limits.start_reward, limits.start_reward_token * (tokens(stage, side) or 0)):
             off[side] = reward
     if not off:
         return None
@@ -61,11 +58,6 @@ def reward_at_start(stage: StageHistory) -> Finding | None:
         "reference of another model.",
         step=seen["chosen"].steps[0] if seen["chosen"] is not None else None,
     )
-
-
-def stalled_learning(stage: StageHistory) -> Finding | None:
-    """Preferences at chance after many readings, or a supervised loss that rises."""
-    return _stalled_preferences(stage) if stage.prefers else _rising_loss(stage)
 
 
 def gradient_spikes(stage: StageHistory) -> Finding | None:
@@ -88,41 +80,36 @@ def gradient_spikes(stage: StageHistory) -> Finding | None:
     )
 
 
-def _stalled_preferences(stage: StageHistory) -> Finding | None:
+def stalled_learning(stage: StageHistory) -> Finding | None:
+    """Preferences at chance after many readings, or a supervised loss that rises."""
     limits, loss = stage.limits, stage.metric("loss")
+    if not stage.prefers:
+        return _rising_loss(stage, loss.change(limits.sigmas))
     if len(loss) < limits.stall_readings:
         raise MissingReadingsError(f"`loss`, {limits.stall_readings} readings or more ({len(loss)} found)")
-    accuracy = stage.find_metric("rewards/accuracies")
+    accuracy, margin = stage.find_metric("rewards/accuracies"), stage.find_metric("rewards/margins")
     at_chance = accuracy is None or accuracy.end <= limits.chance_accuracy
     if not at_chance or abs(loss.end - math.log(2)) > limits.stall_loss * math.log(2):
         return None
-    moved = {side: movements(stage, side)[-1] for side in _SIDES}
-    amounts = {side: movement.change(limits.sigmas) for side, movement in moved.items()}
     said = f"after {len(loss)} readings the loss is {loss.end:.4f}, as at chance (log 2)"
     if accuracy is not None:
         said += f", {accuracy.end:.0%} of pairs are in the right order"
+    moved = [(side, movements(stage, side)[-1]) for side in _SIDES]
     sizes = [
-        abs(amounts[side].amount) * ((tokens(stage, side) or 1) if movement.per_token else 1)
-        for side, movement in moved.items()
+        abs(movement.change(limits.sigmas).amount) * ((tokens(stage, side) or 1) if movement.per_token else 1)
+        for side, movement in moved
     ]
     if max(sizes) < limits.stall_move:
         said += f", and no answer moved by more than {max(sizes):.2g} nats"
         advice = "Raise `stage2.trainer.learning_rate`, and check with `cwdpo check --model` that something trains."
-    elif not _margin_grew(stage):
+    elif margin is None or not margin.change(limits.sigmas).rose(0.0):
         advice = "Pairs may contradict each other or be swapped: read some. Else raise `stage2.trainer.learning_rate`."
     else:
         return None
     return stage.finding("stalled_learning", said, advice)
 
 
-def _margin_grew(stage: StageHistory) -> bool:
-    margin = stage.find_metric("rewards/margins")
-    return margin is not None and margin.change(stage.limits.sigmas).rose(0.0)
-
-
-def _rising_loss(stage: StageHistory) -> Finding | None:
-    loss = stage.metric("loss")
-    change = loss.change(stage.limits.sigmas)
+def _rising_loss(stage: StageHistory, change: Change) -> Finding | None:
     if change.start <= 0 or not change.rose(stage.limits.sft_rise * change.start):
         return None
     return stage.finding(

@@ -1,8 +1,6 @@
 """Margins made of something other than what the picture shows: length, or words alone."""
 
-from cwdpo.diagnosis.curves import Curve, MissingReadingsError
-from cwdpo.diagnosis.findings import Finding
-from cwdpo.diagnosis.history import StageHistory, movements, tokens
+from cwdpo.diagnosis.history import Curve, Finding, MissingReadingsError, StageHistory, movements, tokens
 from cwdpo.records import ProbeGroup
 
 _OTHER_PICTURES: tuple[ProbeGroup, ...] = ("other_image", "blank")
@@ -10,12 +8,9 @@ _OTHER_PICTURES: tuple[ProbeGroup, ...] = ("other_image", "blank")
 
 def length_shortcut(stage: StageHistory) -> Finding | None:
     """Summed margins grow while, token by token, the sides do not come apart."""
-    said = _paraphrases(stage) or _margins(stage)
-    if said is None:
-        return None
     return stage.finding(
         "length_shortcut",
-        said,
+        _paraphrases(stage) or _margins(stage),
         "Balance the lengths: pair answers of similar length, or cut the longer ones. `stage2.cooling` counts per "
         "token and so does not see length. Raise `stage2.beta` to keep the drift of long answers small.",
     )
@@ -28,17 +23,14 @@ def image_blindness(stage: StageHistory) -> Finding | None:
     if chosen is None or not any(others.values()):
         least = stage.limits.min_probe_readings
         raise MissingReadingsError(f"probe groups `chosen` and `other_image` or `blank`, {least} readings or more")
-    for group, other in others.items():
-        said = other and _blind(stage, chosen, other, group)
-        if said:
-            return stage.finding(
-                "image_blindness",
-                said,
-                "Use negatives that only the image rules out (`gentle`: one attribute changed; another image's "
-                "answer), keep `model.freeze_vision: false` in mind if the vision tower never learned these images, "
-                "and check with `cwdpo check` that the rows' images are the right ones.",
-            )
-    return None
+    blind = (_blind(stage, chosen, other, group) for group, other in others.items() if other is not None)
+    return stage.finding(
+        "image_blindness",
+        next(filter(None, blind), None),
+        "Use negatives that only the image rules out (`gentle`: one attribute changed; another image's answer), keep "
+        "`model.freeze_vision: false` in mind if the vision tower never learned these images, and check with `cwdpo "
+        "check` that the rows' images are the right ones.",
+    )
 
 
 def _blind(stage: StageHistory, chosen: Curve, other: Curve, group: str) -> str | None:
@@ -47,8 +39,8 @@ def _blind(stage: StageHistory, chosen: Curve, other: Curve, group: str) -> str 
     gap = f"chosen answers are {end:.2g} nats/token likelier under their own image than in probe group `{group}`"
     if abs(end) <= limits.blind_gap:
         return gap
-    gaps = chosen.minus(other)
-    if start >= limits.blind_move and gaps.change(limits.sigmas).fell((1 - limits.blind_shrink) * start):
+    gap_change = chosen.minus(other).change(limits.sigmas)
+    if start >= limits.blind_move and gap_change.fell((1 - limits.blind_shrink) * start):
         return f"{gap}, {start:.2g} at the start"
     moved, along = chosen.change(limits.sigmas), other.change(limits.sigmas)
     if stage.prefers and moved.rose(limits.blind_move) and along.amount >= limits.blind_track * moved.amount:
@@ -63,8 +55,7 @@ def _paraphrases(stage: StageHistory) -> str | None:
     longer, shorter = stage.find_probe("longer", "delta"), stage.find_probe("shorter", "delta")
     if longer is None or shorter is None:
         return None
-    bias = longer.minus(shorter)
-    change = bias.change(stage.limits.sigmas, base=0.0)
+    change = longer.minus(shorter).change(stage.limits.sigmas, base=0.0)
     if not (change.rose(stage.limits.length_bias) or change.fell(stage.limits.length_bias)):
         return None
     which = "longer" if change.amount > 0 else "shorter"
@@ -78,14 +69,11 @@ def _margins(stage: StageHistory) -> str | None:
     mean = (lengths[0] + lengths[1]) / 2
     if abs(lengths[0] - lengths[1]) < limits.length_imbalance * mean:
         return None
-    chosen, rejected = stage.metric("logps_mean/chosen"), stage.metric("logps_mean/rejected")
-    each = chosen.minus(rejected)
+    each = stage.metric("logps_mean/chosen").minus(stage.metric("logps_mean/rejected"))
     grown = _summed_margin(stage)
-    promised = grown / mean
-    change = each.change(limits.sigmas)
-    if grown < limits.margin_rise or promised - change.amount <= change.doubt:
-        return None
-    if change.amount > limits.length_share * promised:
+    promised, change = grown / mean, each.change(limits.sigmas)
+    of_length = promised - change.amount > change.doubt and change.amount <= limits.length_share * promised
+    if grown < limits.margin_rise or not of_length:
         return None
     return (
         f"the summed margin grew by {grown:.3g} nats/answer and the margin per token by {change.amount:+.2g}, where "

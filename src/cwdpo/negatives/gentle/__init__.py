@@ -72,14 +72,8 @@ def edits_by_kind(reading: Reading, prompt: str = "") -> dict[str, list[Edit]]:
 
 
 def checked_kinds(kinds: Sequence[str] | None) -> tuple[str, ...]:
-    """The kinds asked for, in their fixed order; all where none are named.
-
-    Raises:
-        ConfigError: an unknown kind.
-    """
-    if kinds is None:
-        return KINDS
-    for kind in kinds:
+    """The kinds asked for, in their fixed order; all where none are named."""
+    for kind in kinds or ():
         if kind not in KINDS:
             raise ConfigError(f"{kind!r} is not a kind of edit. Write one or more of {', '.join(KINDS)}.")
-    return tuple(kind for kind in KINDS if kind in kinds)
+    return tuple(kind for kind in KINDS if kinds is None or kind in kinds)

@@ -7,8 +7,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
+
+from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic_core import ErrorDetails
 
 from cwdpo.config import located_yaml
 from cwdpo.errors import ConfigError
@@ -16,12 +20,6 @@ from cwdpo.errors import ConfigError
 ATTRIBUTES = ("colour", "size", "material", "age", "state")
 KINDS = ("object", *ATTRIBUTES, "count", "relation", "action", "order", "yes_no", "choice", "number")
 """What an edit can change."""
-
-FORMS = ("word", "noun", "mass", "verb")
-CONDITIONS = tuple(f"{no}{place}" for place in ("prev", "next", "near", "after", "anywhere") for no in ("", "not_"))
-
-Conditions: TypeAlias = Mapping[str, Sequence[str]]
-"""Where a word may be exchanged: for each of :data:`CONDITIONS` words, ``<class>`` names and ``*endings``."""
 
 
 def read_lexicon(extension: str | Path | None = None) -> "Lexicon":
@@ -45,23 +43,24 @@ def read_lexicon(extension: str | Path | None = None) -> "Lexicon":
 
 
 def parse_lexicon(text: str, name: str, *, onto: "Lexicon | None" = None) -> "Lexicon":
-    """A lexicon from YAML text.
-
-    Args:
-        text: the file's content.
-        name: the file as messages call it.
-        onto: what it is added to; None for one that stands alone.
+    """A lexicon from the text of a YAML file, which messages call ``name``; added to another where one is given.
 
     Raises:
         ConfigError: every mistake on a line of its own.
     """
     if not text.strip():
-        raise ConfigError(f"{name}: the lexicon is empty. Write for example\n  {_EXAMPLE}")
-    file = located_yaml.load(text, name)
-    reader = _Reader(file.values, file.lines, name, [])
-    lexicon = reader.lexicon(onto or Lexicon({}))
-    if reader.problems:
-        raise ConfigError("\n".join(reader.problems))
+        example = "groups: {buildings: {kind: object, form: noun, members: [church, castle]}}"
+        raise ConfigError(f"{name}: the lexicon is empty. Write for example\n  {example}")
+    values, lines = located_yaml.load(text, name)
+    try:
+        file = _File.model_validate({key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        problems = [_explain(detail) for detail in error.errors(include_url=False)]
+    else:
+        lexicon = file.added_to(onto or Lexicon({}))
+        problems = list(file.mistakes(lexicon.classes))
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(_located(path, what, lines, name) for path, what in problems)))
     return lexicon
 
 
@@ -70,21 +69,61 @@ def _shipped() -> "Lexicon":
     return parse_lexicon((files("cwdpo.negatives.gentle") / "lexicon.yaml").read_text("utf-8"), "lexicon.yaml")
 
 
-@dataclass(frozen=True)
-class Group:
+def _word(value: object) -> str:
+    if isinstance(value, str) and value.strip():
+        return " ".join(value.split())
+    shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    raise ValueError(f'holds {shown}, which is not a word. Quote it: "on", "no", "7"')
+
+
+def _single_word(value: object) -> str:
+    if " " in (text := _word(value)):
+        raise ValueError(f"holds {text!r}, but is compared with single words. Write one word")
+    return text
+
+
+def _member(value: object) -> tuple[str, ...]:
+    return tuple(word.strip() for word in _word(value).split("|"))
+
+
+_Word: TypeAlias = Annotated[str, BeforeValidator(_word)]
+_SingleWords: TypeAlias = list[Annotated[str, BeforeValidator(_single_word)]]
+_Mistakes: TypeAlias = Iterator[tuple[located_yaml.KeyPath, str]]
+"""Where each is in the file, and what it is."""
+
+
+class Place(BaseModel, extra="forbid", strict=True, frozen=True):
+    """Where a word may be exchanged: words, ``<class>`` names and ``*endings``."""
+
+    prev: _SingleWords = []
+    not_prev: _SingleWords = []
+    next: _SingleWords = []
+    not_next: _SingleWords = []
+    near: _SingleWords = []
+    not_near: _SingleWords = []
+    after: _SingleWords = []
+    not_after: _SingleWords = []
+    anywhere: _SingleWords = []
+    not_anywhere: _SingleWords = []
+
+    @cached_property
+    def conditions(self) -> Mapping[str, Sequence[str]]:
+        """Those that are given."""
+        return {name: getattr(self, name) for name in Place.model_fields if name in self.model_fields_set}
+
+
+class Group(Place, frozen=True):
     """Words that may be exchanged for one another."""
 
-    name: str
-    kind: str
-    members: tuple[tuple[str, ...], ...]
+    kind: Literal["object", "colour", "size", "material", "age", "state", "relation", "action", "number"]
+    form: Literal["word", "noun", "mass", "verb"] = "word"
+    members: list[Annotated[tuple[str, ...], BeforeValidator(_member)]] = []
     """Each member with its synonyms; the first of them is what is written."""
 
-    turns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    turns: dict[str, list[_Word]] = {}
     """One-way exchanges."""
 
-    form: str = "word"
-    conditions: Conditions = field(default_factory=dict)
-    guards: Mapping[str, Conditions] = field(default_factory=dict)
+    guards: dict[str, Place] = {}
     """Further conditions of single words."""
 
     animate: bool = False
@@ -96,6 +135,26 @@ class Group:
                 yield word, tuple(other for other in self.members if other is not member)
         for word, targets in self.turns.items():
             yield word, tuple((target,) for target in targets)
+
+    def mistakes(self, classes: Collection[str]) -> _Mistakes:
+        """What is wrong though every value is of the right type."""
+        words = [word for member in self.members for word in member]
+        if ("members" in self.model_fields_set) == ("turns" in self.model_fields_set):
+            yield (), "needs either `members: [a, b]` or `turns: {a: [b]}`, and not both"
+        elif len(self.members) < 2 and not self.turns:
+            yield ("members",), "needs two members at least, or there is nothing to exchange"
+        for word in words:
+            if words.count(word) > 1:
+                yield ("members",), f"has {word!r} twice. Keep one; synonyms are written as one member, couch|sofa"
+            elif not word:
+                yield ("members",), "has a member without letters. Take out the stray `|`"
+        written, known = sorted({*words, *self.turns}), (*_BUILT_IN, *classes)
+        for word in self.guards:
+            if word not in written:
+                yield ("guards", word), f"guards no word of the group{_near(word, written)}"
+        for item in chain.from_iterable(chain(*(p.conditions.values() for p in (self, *self.guards.values())))):
+            if item.startswith("<") and item[1:-1] not in known:
+                yield (), f"names the class {item}{_near(item[1:-1], known)}"
 
 
 @dataclass(frozen=True)
@@ -250,152 +309,57 @@ def _with_s(word: str) -> str:
     return word[:-1] + "ies" if re.search(r"[^aeiou]y$", word) else word + "s"
 
 
-_SECTIONS = ("keep", "classes", "asymmetric", "plurals", "verbs", "groups")
-_GROUP_KEYS = ("kind", "form", "members", "turns", "guards", "animate", *CONDITIONS)
-_SUBSTITUTED = ("object", *ATTRIBUTES, "relation", "action", "number")
 _BUILT_IN = ("start", "end", "noun", "content", "number", "animate", *KINDS)
-_EXAMPLE = "groups: {buildings: {kind: object, form: noun, members: [church, castle]}}"
 
 
-@dataclass
-class _Reader:
-    """Checks values on their way in, and collects what is wrong with them."""
+class _File(BaseModel, extra="forbid", strict=True):
+    keep: list[_Word] = []
+    classes: dict[str, _SingleWords] = {}
+    asymmetric: list[_Word] = []
+    plurals: dict[str, _Word] = {}
+    verbs: dict[str, list[_Word]] = {}
+    groups: dict[str, Group | None] = {}
 
-    values: Mapping[str, Any]
-    lines: Mapping[located_yaml.KeyPath, int]
-    name: str
-    problems: list[str]
-
-    def lexicon(self, base: Lexicon) -> Lexicon:
-        self._check_keys(self.values, _SECTIONS, ())
-        groups, own = dict(base.groups), dict[str, Group]()
-        for name, value in self._mapping(("groups",)).items():
-            group = None if value is None else self._group(name, value)
-            if value is None:
-                groups.pop(name, None)
-            elif group is not None:
-                groups[name] = own[name] = group
-        classes = dict(base.classes)
-        for name in self._mapping(("classes",)):
-            words = frozenset(self._texts(("classes", name), phrases=False))
-            classes[name] = classes.get(name, frozenset()) | words
-        verbs = {verb: self._texts(("verbs", verb)) for verb in self._mapping(("verbs",))}
-        for verb, forms in verbs.items():
-            if len(forms) != 3:
-                self._report(("verbs", verb), f"has {len(forms)} forms, but needs three: [sits, sat, sitting]")
-        plurals = {noun: self._text(("plurals", noun), value) for noun, value in self._mapping(("plurals",)).items()}
-        keep, asymmetric = (frozenset(self._texts((section,))) for section in ("keep", "asymmetric"))
-        for name, group in own.items():
-            for conditions in (group.conditions, *group.guards.values()):
-                for item in (item for items in conditions.values() for item in items):
-                    if item.startswith("<") and item[1:-1] not in (*_BUILT_IN, *classes):
-                        near = _near(item[1:-1], (*_BUILT_IN, *classes))
-                        self._report(("groups", name), f"names the class {item}{near}")
+    def added_to(self, base: Lexicon) -> Lexicon:
+        classes = {name: base.classes.get(name, frozenset()).union(words) for name, words in self.classes.items()}
         return Lexicon(
-            groups=groups,
-            keep=base.keep | keep,
-            classes=classes,
-            asymmetric=base.asymmetric | asymmetric,
-            plurals={**base.plurals, **plurals},
-            verbs={**base.verbs, **verbs},
+            groups={name: group for name, group in {**base.groups, **self.groups}.items() if group is not None},
+            keep=base.keep.union(self.keep),
+            classes={**base.classes, **classes},
+            asymmetric=base.asymmetric.union(self.asymmetric),
+            plurals={**base.plurals, **self.plurals},
+            verbs={**base.verbs, **self.verbs},
         )
 
-    def _group(self, name: str, value: object) -> Group | None:
-        path, before = ("groups", name), len(self.problems)
-        if not isinstance(value, dict):
-            self._report(path, f"must be keys and values, such as `kind: object`, but is {value!r:.40}")
-            return None
-        self._check_keys(value, _GROUP_KEYS, path)
-        kind, form = self._choice(path, "kind", _SUBSTITUTED, None), self._choice(path, "form", FORMS, "word")
-        animate = value.get("animate", False)
-        if not isinstance(animate, bool):
-            self._report((*path, "animate"), "must be true or false")
-        members = self._members((*path, "members")) if "members" in value else ()
-        turns = {word: tuple(self._texts((*path, "turns", word))) for word in self._mapping((*path, "turns"))}
-        if ("members" in value) == ("turns" in value):
-            self._report(path, "needs either `members: [a, b]` or `turns: {a: [b]}`, and not both")
-        guards = {word: self._conditions((*path, "guards", word)) for word in self._mapping((*path, "guards"))}
-        written = {*turns, *(word for member in members for word in member)}
-        for word in guards:
-            if word not in written:
-                self._report((*path, "guards", word), f"guards no word of the group{_near(word, sorted(written))}")
-        if len(self.problems) > before:
-            return None
-        return Group(name, kind, members, turns, form, self._conditions(path), guards, animate)
+    def mistakes(self, classes: Collection[str]) -> _Mistakes:
+        for verb, forms in self.verbs.items():
+            if len(forms) != 3:
+                yield ("verbs", verb), f"has {len(forms)} forms, but needs three: [sits, sat, sitting]"
+        for name, group in self.groups.items():
+            for path, problem in group.mistakes(classes) if group is not None else ():
+                yield ("groups", name, *path), problem
 
-    def _members(self, path: located_yaml.KeyPath) -> tuple[tuple[str, ...], ...]:
-        members = tuple(tuple(word.strip() for word in text.split("|")) for text in self._texts(path))
-        words = [word for member in members for word in member]
-        if len(members) < 2:
-            self._report(path, "needs two members at least, or there is nothing to exchange")
-        for word in dict.fromkeys(word for word in words if words.count(word) > 1):
-            self._report(path, f"has {word!r} twice. Keep one; synonyms are written as one member, couch|sofa")
-        if not all(words):
-            self._report(path, "has a member without letters. Take out the stray `|`")
-        return members
 
-    def _conditions(self, path: located_yaml.KeyPath) -> Conditions:
-        value = self._at(path)
-        if not isinstance(value, dict):
-            self._report(path, "must be conditions, such as {next: [door, window]}")
-            return {}
-        if "guards" in path:
-            self._check_keys(value, CONDITIONS, path)
-        return {key: tuple(self._texts((*path, key), phrases=False)) for key in value if key in CONDITIONS}
-
-    def _choice(self, path: located_yaml.KeyPath, key: str, choices: Collection[str], default: str | None) -> str:
-        value = self._at(path).get(key, default)
-        if value in choices:
-            return str(value)
+def _explain(detail: ErrorDetails) -> tuple[located_yaml.KeyPath, str]:
+    """Where a mistake is and what it is, from what pydantic says of it."""
+    path = tuple(key for key in detail["loc"] if isinstance(key, str))
+    if detail["type"] == "value_error":
+        return path, str(detail["ctx"]["error"])
+    section = _File if len(path) == 1 else Group if len(path) == 3 else Place
+    if detail["type"] == "extra_forbidden":
+        return path, f"is not a key of a lexicon{_near(path[-1], section.model_fields)}"
+    if detail["type"] in ("missing", "literal_error"):
+        choices, value = get_args(section.model_fields[path[-1]].annotation), detail["input"]
         missing = f"is missing. Write one of {', '.join(choices)}"
-        self._report((*path, key), missing if value is None else f"is {value!r}{_near(str(value), choices)}")
-        return ""
+        return path, missing if detail["type"] == "missing" else f"is {value!r}{_near(str(value), choices)}"
+    expected = {"list_type": "a list of words, such as [red, blue]", "bool_type": "true or false"}
+    return path, f"must be {expected.get(detail['type'], 'keys and values, such as `kind: object`')}"
 
-    def _texts(self, path: located_yaml.KeyPath, *, phrases: bool = True) -> list[str]:
-        value = self._at(path)
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            self._report(path, "must be a list of words, such as [red, blue]")
-            return []
-        texts = [self._text(path, item) for item in value]
-        for text in texts:
-            if not phrases and " " in text:
-                self._report(path, f"holds {text!r}, but is compared with single words. Write one word")
-        return texts
 
-    def _text(self, path: located_yaml.KeyPath, value: object) -> str:
-        if isinstance(value, str) and value.strip():
-            return " ".join(value.split())
-        shown = str(value).lower() if isinstance(value, bool) else repr(value)
-        self._report(path, f'holds {shown}, which is not a word. Quote it: "on", "no", "7"')
-        return "?"
-
-    def _mapping(self, path: located_yaml.KeyPath) -> dict[str, Any]:
-        value = self._at(path)
-        if value is None or isinstance(value, dict):
-            return value or {}
-        self._report(path, "must be keys and values")
-        return {}
-
-    def _at(self, path: located_yaml.KeyPath) -> Any:
-        value: Any = self.values
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    def _check_keys(self, value: Mapping[str, object], known: Collection[str], path: located_yaml.KeyPath) -> None:
-        for key in value:
-            if key not in known:
-                self._report((*path, key), f"is not a key of a lexicon{_near(key, known)}")
-
-    def _report(self, path: located_yaml.KeyPath, problem: str) -> None:
-        place = path
-        while place and place not in self.lines:
-            place = place[:-1]
-        line = f"{self.name}:{self.lines[place]}: '{'.'.join(path)}' {problem}."
-        if line not in self.problems:
-            self.problems.append(line)
+def _located(path: located_yaml.KeyPath, problem: str, lines: Mapping[located_yaml.KeyPath, int], name: str) -> str:
+    """A problem with the line of its key, or of the nearest section around it."""
+    line = next(lines[path[:length]] for length in range(len(path), 0, -1) if path[:length] in lines)
+    return f"{name}:{line}: '{'.'.join(path)}' {problem}."
 
 
 def _near(word: str, known: Collection[str]) -> str:

@@ -1,10 +1,11 @@
 """Edits of counts ("two dogs", "a dog", "3 dogs"), of other numbers, and of what changes places with something else."""
 
+import math
 import re
 from collections.abc import Iterator
 
 from cwdpo.negatives.gentle.lexicon import ATTRIBUTES, Sense, cased_like, plural_of
-from cwdpo.negatives.gentle.text import NUMBER_WORDS, Edit, Part, Phrase, Reading
+from cwdpo.negatives.gentle.text import NUMBER_WORDS, Edit, Part, Phrase, Reading, Token
 from cwdpo.negatives.gentle.words import is_certain, same_sort
 
 _NOT_COUNTS = frozenset({"hundred", "thousand", "million", "dozen", "thirds", "percent", "half", "by", "or", "to"})
@@ -16,28 +17,24 @@ _OCLOCK = ("o'clock", "o\u2019clock")
 
 def counts(reading: Reading) -> Iterator[Edit]:
     """Counts in words and digits; where there are none, one thing becomes two or three."""
-    exact = [*_number_words(reading), *_digits(reading), *_singles(reading, ("one", "1"))]
+    exact = [*_stated(reading), *_singles(reading, ("one", "1"))]
     yield from exact or _singles(reading, ("a", "an"))
 
 
 def numbers(reading: Reading) -> Iterator[Edit]:
     """Numbers that count nothing: times, prices, labels, hours."""
     for index, token in enumerate(reading.tokens):
-        after = reading.neighbour(index, 1)
-        if not _is_free_figure(index, reading) or _counts_things(index, reading):
-            continue
-        if reading.text.count(token.text) == 1:
-            for target in _other_numbers(token.text):
-                if "1" not in (target, token.text) or not _is_written_out(after, reading):
-                    yield Edit("number", (Part(token.start, token.end, target),))
+        is_free = _is_free_figure(index, reading) and not _counts_things(index, reading)
+        for target in _other_numbers(token.text) if is_free and reading.text.count(token.text) == 1 else ():
+            if "1" not in (target, token.text) or not _is_written_out(reading.neighbour(index, 1), reading):
+                yield Edit("number", (Part(token.start, token.end, target),))
     for index, token in enumerate(reading.tokens):
         hour, dash, rest = token.lower.partition("-")
-        is_hour = reading.lower(reading.neighbour(index, 1)) in _OCLOCK
+        is_hour = reading.lower(reading.neighbour(index, 1)) in _OCLOCK or rest == "thirty"
         is_hour = is_hour or (index > 0 and reading.lower(index - 1) == "past")
-        if hour in NUMBER_WORDS and (is_hour or (dash and rest == "thirty")):
-            for other in NUMBER_WORDS:
-                if other != hour:
-                    yield Edit("number", (Part(token.start, token.end, cased_like(token.text, other + dash + rest)),))
+        for other in NUMBER_WORDS if is_hour and hour in NUMBER_WORDS else ():
+            if other != hour:
+                yield Edit("number", (Part(token.start, token.end, cased_like(token.text, other + dash + rest)),))
 
 
 def swaps(reading: Reading) -> Iterator[Edit]:
@@ -47,32 +44,24 @@ def swaps(reading: Reading) -> Iterator[Edit]:
         yield Edit("order", (_moved(second, first, reading), _moved(first, second, reading)))
 
 
-def _number_words(reading: Reading) -> Iterator[Edit]:
+def _stated(reading: Reading) -> Iterator[Edit]:
+    """Counts from two on: those in words, then those in digits."""
     for index, token in enumerate(reading.tokens):
         if token.lower not in NUMBER_WORDS[1:] or _is_kept(index, reading) or _is_bound(index, reading):
             continue
         if reading.lower(reading.neighbour(index, 1)) in (*_NOT_COUNTS, *_OCLOCK, "and", "-"):
             continue
-        targets = _near(NUMBER_WORDS.index(token.lower) + 1)
-        yield from _changed_counts(index, [other for other in targets if other <= len(NUMBER_WORDS)], reading)
-
-
-def _digits(reading: Reading) -> Iterator[Edit]:
+        yield from _changed_counts(index, NUMBER_WORDS.index(token.lower) + 1, len(NUMBER_WORDS), reading)
     for index, token in enumerate(reading.tokens):
         if _is_free_figure(index, reading) and _counts_things(index, reading):
-            yield from _changed_counts(index, _near(int(token.text)), reading)
-
-
-def _near(number: int) -> list[int]:
-    """Counts next to a count, never one: its noun would have to change."""
-    return [other for other in (number - 2, number - 1, number + 1, number + 2) if other >= 2]
+            yield from _changed_counts(index, int(token.text), math.inf, reading)
 
 
 _SAYS_TOTAL = frozenset({"both", "other", "others", "either", "respectively", "pair"})
 
 
-def _changed_counts(index: int, targets: list[int], reading: Reading) -> Iterator[Edit]:
-    """A count with everything else in the answer that says the same count of the same things."""
+def _changed_counts(index: int, count: int, most: float, reading: Reading) -> Iterator[Edit]:
+    """A count becomes another near it, with all else in the answer that says the same count of the same things."""
     thing = reading.head(Phrase(index, index + 1, ()))
     if reading.words & _SAYS_TOTAL and "each" not in reading.words:
         return
@@ -89,8 +78,9 @@ def _changed_counts(index: int, targets: list[int], reading: Reading) -> Iterato
             places.append(other)
     if min(places) != index:  # the first one speaks for all
         return
-    for target in targets:
-        yield Edit("count", tuple(_count_part(place, target, reading) for place in sorted(places)))
+    for target in (count - 2, count - 1, count + 1, count + 2):
+        if 2 <= target <= most:  # never one: its noun would have to change
+            yield Edit("count", tuple(_count_part(reading.tokens[place], target) for place in sorted(places)))
 
 
 def _value(index: int, reading: Reading) -> str:
@@ -98,11 +88,10 @@ def _value(index: int, reading: Reading) -> str:
     return str(NUMBER_WORDS.index(lower) + 1) if lower in NUMBER_WORDS else lower
 
 
-def _count_part(index: int, target: int, reading: Reading) -> Part:
-    token = reading.tokens[index]
-    if token.lower[0].isdigit() or target > len(NUMBER_WORDS):
-        return Part(token.start, token.end, str(target))
-    return Part(token.start, token.end, cased_like(token.text, NUMBER_WORDS[target - 1]))
+def _count_part(token: Token, target: int) -> Part:
+    in_digits = token.lower[0].isdigit() or target > len(NUMBER_WORDS)
+    text = str(target) if in_digits else cased_like(token.text, NUMBER_WORDS[target - 1])
+    return Part(token.start, token.end, text)
 
 
 _PLURAL_VERBS = {"is": "are", "was": "were", "has": "have"}
@@ -121,9 +110,8 @@ def _singles(reading: Reading, articles: tuple[str, ...]) -> Iterator[Edit]:
         if found is None:
             continue
         phrase, sense = found
-        if reading.text_of(phrase) != reading.text_of(phrase).lower():
-            continue
-        if same_sort(sense, phrase, reading):  # "a dog on the grass; the dog looks happy" would contradict itself
+        # "a dog on the grass; the dog looks happy" would contradict itself
+        if reading.text_of(phrase) != reading.text_of(phrase).lower() or same_sort(sense, phrase, reading):
             continue
         start, end = reading.span(phrase)
         changed = reading.text[token.end : start] + plural_of(sense.base, reading.lexicon.plurals)
@@ -159,21 +147,11 @@ def _noun_after(index: int, reading: Reading) -> tuple[Phrase, Sense] | None:
         return None
     senses = [s for s in phrase.senses if s.form == "singular" and is_certain(s, phrase, reading)]
     after = reading.neighbour(phrase.last - 1, 1)
-    if not senses or reading.in_class(phrase.last - 1, "worn"):
-        return None
-    if not (after is None or _may_follow(after, reading)) or _shares_one_object(after, reading):
+    may_follow = reading.lower(after) in ("", "and", *_PLURAL_VERBS) or reading.in_class(after, "preposition")
+    may_follow = may_follow or (reading.lower(after).endswith("ing") and not reading.is_noun(after))
+    if not senses or reading.in_class(phrase.last - 1, "worn") or not may_follow or _shares_one_object(after, reading):
         return None
     return (phrase, senses[0]) if _nothing_singular_later(phrase, reading) else None
-
-
-def _may_follow(index: int, reading: Reading) -> bool:
-    lower = reading.lower(index)
-    return (
-        reading.in_class(index, "preposition")
-        or lower in _PLURAL_VERBS
-        or lower == "and"
-        or (lower.endswith("ing") and not reading.is_noun(index))
-    )
 
 
 def _shares_one_object(after: int | None, reading: Reading) -> bool:
@@ -235,10 +213,11 @@ def _is_kept(index: int, reading: Reading) -> bool:
 
 def _is_written_out(after: int | None, reading: Reading) -> bool:
     """Whether a word follows whose ending says how many there are: "1 foot", but not "1 km"."""
-    if after is None:
-        return False
-    word = reading.tokens[after].text
-    return word[0].isalpha() and reading.is_content(after) and not (_is_unit(after, reading) and len(word) <= 2)
+    return (
+        after is not None
+        and reading.is_content(after)
+        and not (_is_unit(after, reading) and len(reading.lower(after)) <= 2)
+    )
 
 
 def _is_unit(index: int, reading: Reading) -> bool:
@@ -312,15 +291,16 @@ def _count_pairs(reading: Reading) -> Iterator[tuple[Phrase, Phrase]]:
         if _is_kept(index, reading) or _is_bound(index, reading):
             continue
         if token.lower in NUMBER_WORDS[1:] or (_is_free_figure(index, reading) and _counts_things(index, reading)):
-            phrase = Phrase(index, index + 1, ())
-            found.append((phrase, reading.head(phrase)))
-    if len(found) == 2:  # with three, one of them may be the sum of the others
-        (first, thing), (second, other) = found
-        if thing is None or other is None or reading.are_one_sort(thing, other):
-            return
-        differ = reading.lower(first.first) != reading.lower(second.first)
-        if differ and reading.is_plural(thing.last - 1) and reading.is_plural(other.last - 1):
-            yield first, second
+            found.append(Phrase(index, index + 1, ()))
+    if len(found) != 2:  # with three, one of them may be the sum of the others
+        return
+    first, second = found
+    thing, other = reading.head(first), reading.head(second)
+    if thing is None or other is None or reading.are_one_sort(thing, other):
+        return
+    differ = reading.lower(first.first) != reading.lower(second.first)
+    if differ and reading.is_plural(thing.last - 1) and reading.is_plural(other.last - 1):
+        yield first, second
 
 
 def _place_pairs(reading: Reading) -> Iterator[tuple[Phrase, Phrase]]:

@@ -46,18 +46,9 @@ class Asked:
 def ask_gentle(
     endpoint: Endpoint, row: Row, *, temperature: float = 0.7, max_tokens: int = 512, seed: int = 0
 ) -> Asked:
-    """Have a server make one minor error in a row's right answer.
-
-    Raises:
-        EndpointError: the server did not answer.
-    """
-    (reply, *_) = endpoint.chat(
-        [*messages_of(row), text_message("assistant", row.chosen), text_message("user", PROMPT)],
-        temperature=temperature,
-        max_tokens=max_tokens,
-        seed=seed,
-        schema=SCHEMA,
-    )
+    """Have a server make one minor error in a row's right answer."""
+    asked = [*messages_of(row), text_message("assistant", row.chosen), text_message("user", PROMPT)]
+    (reply, *_) = endpoint.chat(asked, temperature=temperature, max_tokens=max_tokens, seed=seed, schema=SCHEMA)
     found = parse_json(reply.text) or {}
     negative, kind = found.get("negative"), found.get("kind")
     if not isinstance(negative, str) or not negative.strip():

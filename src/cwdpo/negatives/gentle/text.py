@@ -1,12 +1,12 @@
 """A text as the lexicon sees it (words, phrases, neighbours), the edits that change it, and what stays as it is."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
-from cwdpo.negatives.gentle.lexicon import KINDS, Conditions, Lexicon, Sense, indefinite_article
+from cwdpo.negatives.gentle.lexicon import KINDS, Lexicon, Sense, indefinite_article
 
 NUMBER_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -115,10 +115,8 @@ class Reading:
     def around(self, index: int, step: int, reach: int = _REACH) -> list[int]:
         """Up to ``reach`` tokens on one side of a token, nearest first, in the same clause."""
         found: list[int] = []
-        here = self.neighbour(index, step)
-        while here is not None and len(found) < reach:
+        while len(found) < reach and (here := self.neighbour(found[-1] if found else index, step)) is not None:
             found.append(here)
-            here = self.neighbour(here, step)
         return found
 
     def starts_sentence(self, start: int) -> bool:
@@ -127,11 +125,9 @@ class Reading:
         return _SENTENCE_END.search(before) is not None and _ABBREVIATION.search(before) is None
 
     def span(self, phrase: Phrase) -> Span:
-        """The characters of a phrase."""
         return self.tokens[phrase.first].start, self.tokens[phrase.last - 1].end
 
     def text_of(self, phrase: Phrase) -> str:
-        """The text of a phrase."""
         return self.text[slice(*self.span(phrase))]
 
     def senses(self, index: int | None) -> tuple[Sense, ...]:
@@ -196,7 +192,7 @@ class Reading:
             return any(sense.group.kind == name for sense in self.senses(index))
         return self.in_class(index, name)
 
-    def allows(self, conditions: Conditions, phrase: Phrase) -> bool:
+    def allows(self, conditions: Mapping[str, Sequence[str]], phrase: Phrase) -> bool:
         """Whether a phrase stands where its conditions want it."""
         before, after = phrase.first, phrase.last - 1
         places: dict[str, tuple[Sequence[int | None], str]] = {
@@ -215,12 +211,11 @@ class Reading:
 
     def _phrases(self) -> Iterator[Phrase]:
         """The longest known phrases from left to right."""
-        index = 0
-        while index < len(self.tokens):
-            found = self._longest_at(index)
-            if found is not None:
+        end = 0
+        for index in range(len(self.tokens)):
+            if index >= end and (found := self._longest_at(index)) is not None:
                 yield found
-            index = found.last if found else index + 1
+                end = found.last
 
     def _longest_at(self, first: int) -> Phrase | None:
         best, exact = None, ""
@@ -264,9 +259,9 @@ def outside_scopes(edits: Iterator[Edit], reading: Reading) -> Iterator[Edit]:
 
     "There is no dog" would stay right with a rabbit in the dog's place, and so would "a dog or a cat".
     """
-    fixed = [(reading.tokens[index].start, reading.tokens[index].end) for index in sorted(_fixed(reading))]
+    fixed = [reading.tokens[index] for index in _fixed(reading)]
     for edit in edits:
-        if not any(part.start < end and start < part.end for part in edit.parts for start, end in fixed):
+        if not any(part.start < token.end and token.start < part.end for part in edit.parts for token in fixed):
             yield edit
 
 

@@ -1,5 +1,6 @@
 """Edits that put one word of the lexicon in another's place."""
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -24,8 +25,8 @@ def substitutions(reading: Reading) -> Iterator[Edit]:
 
 def is_certain(sense: Sense, phrase: Phrase, reading: Reading) -> bool:
     """Whether a phrase stands where this sense of it is the right one."""
-    conditions = (sense.group.conditions, sense.group.guards.get(sense.base, {}))
-    if not all(reading.allows(each, phrase) for each in conditions):
+    guard = sense.group.guards.get(sense.base)
+    if not reading.allows(sense.group.conditions, phrase) or (guard and not reading.allows(guard.conditions, phrase)):
         return False
     if sense.group.form == "noun" and len({other.form for other in phrase.senses if other.group is sense.group}) > 1:
         return _number_fits(sense.form, phrase, reading)  # sheep, deer: one form for one and for many
@@ -34,35 +35,29 @@ def is_certain(sense: Sense, phrase: Phrase, reading: Reading) -> bool:
 
 def same_sort(sense: Sense, phrase: Phrase, reading: Reading) -> list[Phrase]:
     """The other places where an answer has a word, one of its forms or a synonym."""
-    return [
-        other
-        for other in reading.phrases
-        if other is not phrase
-        and any(
-            one.group.kind == sense.group.kind and reading.lexicon.are_synonyms(one.base, sense.base)
-            for one in other.senses
-        )
-    ]
+
+    def means_it(one: Sense) -> bool:
+        return one.group.kind == sense.group.kind and reading.lexicon.are_synonyms(one.base, sense.base)
+
+    return [other for other in reading.phrases if other is not phrase and any(map(means_it, other.senses))]
 
 
 def _exchanges(sense: Sense, phrase: Phrase, reading: Reading) -> Iterator[Edit]:
     together = _mentions(sense, phrase, reading)
     if together is None or together[0][0] is not phrase:  # the first mention speaks for all
         return
+    things = [place for place in reading.phrases if reading.is_noun(place.first)]
+    named_twice = any(itertools.starmap(reading.are_one_sort, itertools.combinations(things, 2)))
     for target in sense.targets:
-        if _contradicts_pronoun(target[0], reading):
+        named = any(_stands_already(target, one, place, reading) for place, one in together)
+        if named or _contradicts_pronoun(target[0], reading):
             continue
-        if any(_stands_already(target, one, place, reading) for place, one in together):
-            continue
-        if sense.group.kind == "relation" and target[0] in reading.words and _names_a_thing_twice(reading):
+        if sense.group.kind == "relation" and target[0] in reading.words and named_twice:
             continue  # "the dog is left of the cat, and the cat is right of the dog" says one thing two ways
-        parts = []
-        for place, one in together:
-            text = _written(target[0], one, place, reading)
-            if text is not None:
-                parts.append(Part(*reading.span(place), text))
+        texts = [(place, _written(target[0], one, place, reading)) for place, one in together]
+        parts = tuple(Part(*reading.span(place), text) for place, text in texts if text is not None)
         if len(parts) == len(together):
-            yield Edit(sense.group.kind, tuple(parts))
+            yield Edit(sense.group.kind, parts)
 
 
 def _written(base: str, sense: Sense, phrase: Phrase, reading: Reading) -> str | None:
@@ -83,12 +78,11 @@ def _written(base: str, sense: Sense, phrase: Phrase, reading: Reading) -> str |
 
 
 def _mentions(sense: Sense, phrase: Phrase, reading: Reading) -> list[tuple[Phrase, Sense]] | None:
-    """Every place that must change with a phrase, so that the answer does not contradict itself.
-
-    None where that cannot be done.
-    """
+    """Every place that must change with a phrase lest the answer contradicts itself; None where that cannot be done."""
     found = [(phrase, sense)]
-    if sense.is_noun and _has_possessive(sense, reading):
+    forms = {form for _, form in reading.lexicon.forms(sense.base, sense.group.form)}
+    owners = (re.sub("['\u2019]s?$", "", word) for word in reading.words if re.search("['\u2019]", word))
+    if sense.is_noun and not forms.isdisjoint(owners):  # "the dog's bowl" would keep the dog
         return None
     for other in same_sort(sense, phrase, reading):
         if _are_introduced_apart(phrase, other, reading):
@@ -99,11 +93,8 @@ def _mentions(sense: Sense, phrase: Phrase, reading: Reading) -> list[tuple[Phra
                 return None
             if not reading.are_one_sort(one_thing, other_thing):
                 continue  # a red car and a red bus: two facts
-        usable = [
-            one
-            for one in other.senses
-            if one.group is sense.group and one.targets == sense.targets and is_certain(one, other, reading)
-        ]
+        alike = (one for one in other.senses if one.group is sense.group and one.targets == sense.targets)
+        usable = [one for one in alike if is_certain(one, other, reading)]
         if not usable:
             return None
         found.append((other, usable[0]))
@@ -113,23 +104,11 @@ def _mentions(sense: Sense, phrase: Phrase, reading: Reading) -> list[tuple[Phra
 def _are_introduced_apart(one: Phrase, other: Phrase, reading: Reading) -> bool:
     """Whether two mentions in one sentence have an "a" each, so that they speak of two things."""
     start, end = sorted(reading.span(phrase)[0] for phrase in (one, other))
-    between = reading.text[start:end]
-    return not re.search(r"[.!?;\n]", between) and all(_is_introduced(phrase, reading) for phrase in (one, other))
-
-
-def _is_introduced(phrase: Phrase, reading: Reading) -> bool:
-    before = (index for index in reading.around(phrase.first, -1) if not reading.is_content(index))
-    return reading.lower(next(before, None)) in ("a", "an", "another")
-
-
-def _names_a_thing_twice(reading: Reading) -> bool:
-    things = [phrase for phrase in reading.phrases if reading.is_noun(phrase.first)]
-    return any(reading.are_one_sort(one, other) for place, one in enumerate(things) for other in things[place + 1 :])
-
-
-def _has_possessive(sense: Sense, reading: Reading) -> bool:
-    forms = {form for _, form in reading.lexicon.forms(sense.base, sense.group.form)}
-    return any(re.sub("['\u2019]s?$", "", word) in forms for word in reading.words if re.search("['\u2019]", word))
+    if re.search(r"[.!?;\n]", reading.text[start:end]):
+        return False
+    before = [reading.around(phrase.first, -1) for phrase in (one, other)]
+    articles = [next((index for index in near if not reading.is_content(index)), None) for near in before]
+    return all(reading.lower(article) in ("a", "an", "another") for article in articles)
 
 
 def _thing(phrase: Phrase, sense: Sense, reading: Reading) -> Phrase | None:
@@ -142,9 +121,8 @@ def _thing(phrase: Phrase, sense: Sense, reading: Reading) -> Phrase | None:
 
 def _stands_already(target: tuple[str, ...], sense: Sense, phrase: Phrase, reading: Reading) -> bool:
     """Whether the answer names the target too: "a cat and a cat" would say less, not something else."""
-    if sense.group.kind in _WHOLE_TEXT:
-        text, words = reading.text.lower(), reading.words
-    else:
+    text, words = reading.text.lower(), reading.words
+    if sense.group.kind not in _WHOLE_TEXT:
         near = [*reading.around(phrase.first, -1, _NEARBY), *reading.around(phrase.last - 1, 1, _NEARBY)]
         words = frozenset(reading.lower(index) for index in near)
         text = " ".join(words)
@@ -154,19 +132,17 @@ def _stands_already(target: tuple[str, ...], sense: Sense, phrase: Phrase, readi
 
 def _contradicts_pronoun(target: str, reading: Reading) -> bool:
     """Whether the target's sex is not that of the answer's pronouns."""
-    classes = reading.lexicon.classes
-    male, female = classes.get("male", frozenset()), classes.get("female", frozenset())
+    male, female = (reading.lexicon.classes.get(name, frozenset()) for name in ("male", "female"))
     pronouns = reading.words & {"he", "his", "him", "himself", "she", "her", "hers", "herself"}
     return bool((target in male and pronouns & female) or (target in female and pronouns & male))
 
 
 def _number_fits(form: str, phrase: Phrase, reading: Reading) -> bool:
     before = reading.neighbour(phrase.first, -1)
-    if before is None:
-        return False
     lower = reading.lower(before)
-    several = lower in _PLURAL or (reading.is_number(before) and lower not in ("one", "1"))
-    return lower in _SINGULAR if form == "singular" else several
+    if form == "singular":
+        return lower in _SINGULAR
+    return lower in _PLURAL or (before is not None and reading.is_number(before) and lower not in ("one", "1"))
 
 
 def _is_verb(form: str, phrase: Phrase, reading: Reading) -> bool:
