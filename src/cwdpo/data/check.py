@@ -62,21 +62,13 @@ class RowReport:
 
 @dataclass
 class CheckReport:
-    """All there is to say about a data file."""
+    """Of a data file: its records, the rows that could be read, what training would stop at, what else to know."""
 
     path: str
-
     num_records: int = 0
-    """Records seen, usable or not."""
-
     rows: list[RowReport] = field(default_factory=list)
-    """Rows that could be read."""
-
     findings: list[Notice] = field(default_factory=list)
-    """What stops training: exactly what it would stop at."""
-
     notes: list[Notice] = field(default_factory=list)
-    """What does not, but should be known."""
 
     @property
     def ok(self) -> bool:
@@ -140,8 +132,7 @@ class _Checker:
     """Look at rows one after another, remembering those seen."""
 
     def __init__(self, report: CheckReport, encoder: Encoder | None) -> None:
-        self._report = report
-        self._encoder = encoder
+        self._report, self._encoder = report, encoder
         self._rows: dict[object, str] = {}
         self._pairs: dict[object, str] = {}
         self._columns: set[str] = set()
@@ -187,12 +178,11 @@ class _Checker:
         except DataError as problem:
             self._report.findings.append(Notice(row.source, "too_long", str(problem)))
         if not all(encoded.joined):
-            self._note(
-                row,
-                "split_tokens",
+            merged = (
                 "the tokenizer would merge the end of the prompt with the start of an answer. They are tokenised "
-                "apart, as in generation. If the answer's leading white space is not meant, take it out.",
+                "apart, as in generation. If the answer's leading white space is not meant, take it out."
             )
+            self._note(row, "split_tokens", merged)
         if any(encoded.unknown):
             self._note(
                 row,

@@ -174,7 +174,6 @@ def _chosen(record: Mapping[str, Any], key: str, turns: list[Message], source: s
 
 
 def _rejected(record: Mapping[str, Any], source: str) -> tuple[str, ...]:
-    """The rejected answer, where there is one, and the further negatives."""
     key = "rejected_response" if format_of(record) == "ms-swift" else "rejected"
     first = [read_answer(record[key], f"{source}: `{key}`")] if key in record else []
     value = record.get("negatives", [])
@@ -262,7 +261,6 @@ def _turn(turn: Any, where: str) -> Message:
 
 
 def _part(item: Any, where: str) -> tuple[str | ImageSlot, ...]:
-    """One piece of structured content."""
     kind = item.get("type") if isinstance(item, Mapping) else None
     if kind == "text":
         text = item.get("text")
@@ -284,10 +282,7 @@ def _part(item: Any, where: str) -> tuple[str | ImageSlot, ...]:
 
 
 def _split(text: str) -> tuple[str | ImageSlot, ...]:
-    """Cut text at its placeholders.
-
-    The newline between a placeholder and the text, at either end of a turn, separates the two in the format and is
-    not part of the text: chat templates put their own.
+    """Cut text at its placeholders, without the newline that separates them from it: chat templates put their own.
 
     Example:
         >>> _split("<image>\\nWhat is this?")
@@ -323,6 +318,5 @@ def _read_text(value: Any, where: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A wrong value, as a message shows it."""
     shown = repr(value)
     return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({type(value).__name__})"

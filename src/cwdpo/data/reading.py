@@ -108,7 +108,6 @@ def _read_lines(path: Path) -> Parsed:
 
 
 def _parse_line(line: bytes, source: str) -> Record | DataError:
-    """One JSON object, or what is wrong with it."""
     try:
         return _expect_object(json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys), source)
     except UnicodeDecodeError as problem:
@@ -197,7 +196,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _expect_object(value: object, source: str) -> Record | DataError:
-    """A record must be a JSON object."""
     if isinstance(value, dict):
         return value
     return DataError(f"{source}: a row is a {type(value).__name__}, but must be an object. Write {{...}}.")

@@ -43,24 +43,23 @@ which is exact in every type, is what finds a hybrid there."""
 
 @dataclass(frozen=True)
 class Check:
-    """What a self-check found."""
+    """What a self-check found, in nats.
+
+    ``leak`` is how much an answer's log-probs changed with what it must not see: 0 exactly, or it leaks. ``gap`` is the
+    largest difference of a token's log-prob to plain rows, ``mean_gap`` the mean difference.
+    """
 
     ok: bool
     reason: str
     leak: float | None = None
-    """nats; how much an answer's log-probs changed with what it must not see. 0 exactly, or it leaks."""
-
     gap: float | None = None
-    """nats; largest difference of a token's log-prob to plain rows."""
-
     mean_gap: float | None = None
-    """nats; mean difference to plain rows."""
 
 
 class CheckedEngine:
     """Checks the engines on the first batch of each kind of model, and keeps to the first that is exact.
 
-    A kind is the model's class, attention implementation and type, with or without images. Where several processes
+    A kind is the model's class, attention implementation and type, with or without images. Of several processes that
     train together, each checks on its very first batch, and all take what the slowest of them must.
     """
 

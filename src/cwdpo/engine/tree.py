@@ -167,10 +167,6 @@ def _eager_mask(*, dtype: torch.dtype = torch.float32, **asked: Any) -> Tensor:
     return torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, torch.finfo(dtype).min)
 
 
-def _flex_mask(**asked: Any) -> BlockMask:
-    return _blocks(_mask(**asked))
-
-
 def _blocks(allowed: Tensor) -> BlockMask:
     """A block mask that looks a dense one up: models' mask functions need not be compiled, and both are the same."""
     rows, _, queries, keys = allowed.shape
@@ -215,6 +211,7 @@ def _eager_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
 
 
-for _own, _builder in (("sdpa", _sdpa_mask), ("eager", _eager_mask), ("flex_attention", _flex_mask)):
+_BUILDERS = {"sdpa": _sdpa_mask, "eager": _eager_mask, "flex_attention": lambda **asked: _blocks(_mask(**asked))}
+for _own, _builder in _BUILDERS.items():
     AttentionInterface.register(_OURS[_own], _eager_attention if _own == "eager" else ALL_ATTENTION_FUNCTIONS[_own])
     AttentionMaskInterface.register(_OURS[_own], _builder)

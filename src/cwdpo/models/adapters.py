@@ -76,10 +76,8 @@ def lora_targets(model: nn.Module, target_modules: str | Sequence[str], *, freez
         target_modules: ``language``: every linear layer of the language model, without the output head;
             ``all-linear``: every linear layer but the output head; a list: layers with one of these names, or with a
             longer dotted name that ends in one; any other text: a regular expression for the whole dotted name.
-        freeze_vision: leave the vision tower out of ``all-linear``, and refuse a pattern or a list that hits it.
-
-    Raises:
-        ConfigError: nothing is hit, or the frozen vision tower, or the regular expression is broken.
+        freeze_vision: leave the vision tower out of ``all-linear``; a pattern or a list that hits it (as one that
+            hits nothing) is a ``ConfigError``.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, _LORA_LAYERS)}
     tower = vision_tower(model) if freeze_vision else None

@@ -57,16 +57,9 @@ def load_policy(
     Every dropout probability, in the configuration and in the modules, is set to 0: policy and reference must agree on
     the same weights in training mode too, or the rewards of step 0 would not be 0. The saved configuration says so.
 
-    Args:
-        name_or_path: a local directory or a hub name that ``AutoModelForImageTextToText`` loads.
-        dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` or ``float16``.
-        attn_implementation: as in transformers; None leaves the choice to it.
-        quantization: from :func:`cwdpo.models.adapters.quantization_config`, for a frozen base under adapters.
-        freeze_vision: the vision tower does not train; its projector (for Qwen-VL the mergers in the tower) does.
-        trust_remote_code: run Python code that comes with the checkpoint.
-
-    Raises:
-        UserError: it is no vision-language model, or not all there, or needs code that may not run.
+    ``quantization`` is for a frozen base under adapters. With ``freeze_vision`` the vision tower does not train, but
+    its projector does (for Qwen-VL the mergers in the tower). It is a ``UserError`` if this is not a vision-language
+    model that ``AutoModelForImageTextToText`` loads, weights are missing, or it needs code that may not run.
     """
     source = str(local_directory(name_or_path) or name_or_path)
     config = load_config(source, trust_remote_code=trust_remote_code)

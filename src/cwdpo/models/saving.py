@@ -60,13 +60,9 @@ def merge_adapter(
 ) -> Path:
     """Merge adapters into their base model and write a plain checkpoint with the same logits.
 
-    Args:
-        checkpoint_dir: holds the adapters, and a processor if it was trained here.
-        out_dir: must not exist or be empty, and not lie in ``checkpoint_dir``.
-        base: the base model; by default the one that the adapters name.
-        dtype: of the merged weights. In 16 bits the merge rounds each weight once.
-        trust_remote_code: run Python code that comes with the base model.
-        any_base: take a base that the adapters were not trained on, as long as they fit into it.
+    ``out_dir`` must be new or empty, and not lie in ``checkpoint_dir``. The ``base`` is by default the one that the
+    adapters name; ``any_base`` takes one that they were not trained on, as long as they fit. Where ``dtype`` has 16
+    bits, the merge rounds each weight once.
     """
     source, target = Path(checkpoint_dir), Path(out_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
