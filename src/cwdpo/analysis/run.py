@@ -37,9 +37,8 @@ from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine
 from cwdpo.errors import ConfigError, DataError
-from cwdpo.models.adapters import add_lora, load_adapter
+from cwdpo.models.adapters import add_lora, load_adapter, named_base
 from cwdpo.models.loading import load_policy, load_processor
-from cwdpo.models.saving import named_base
 from cwdpo.records import checkpoint_directory, write_json, write_text
 from cwdpo.reference import FrozenCopy
 from cwdpo.report.charts import Curve, Dots, Figure, draw_figure

@@ -284,7 +284,7 @@ def _load(model: str) -> tuple[Any, Any]:
     from cwdpo.records import checkpoint_directory
 
     quiet_libraries()
-    from cwdpo.models.saving import load_checkpoint
+    from cwdpo.models.adapters import load_checkpoint
 
     return load_checkpoint(str(checkpoint_directory(Path(model))) if Path(model).is_dir() else model)
 
