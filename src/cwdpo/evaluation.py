@@ -16,7 +16,7 @@ from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine
 from cwdpo.metrics import jensen_shannon, token_ece, total_variation
-from cwdpo.models.saving import load_checkpoint
+from cwdpo.models.adapters import load_checkpoint
 from cwdpo.probes import ProbeSet, Reading, StartDistributions, choose_rows, measure, own_answers, probe_rows
 from cwdpo.probes.measuring import wanted
 from cwdpo.records import ProbeLine
