@@ -56,11 +56,12 @@ quick: setup  ## nine tests in ten, within two minutes: those without a mark
 packages:  ## Debian packages for the tests that look at pages in a browser and at real emoji; without them these are skipped
 	$(call APT,$(TEST_PACKAGES))
 
-lint: setup  ## ruff, mypy and the import layers
+lint: setup  ## ruff, mypy, the import layers and the word list
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 wheel: setup  ## build the wheel, and run its demo from an environment and a folder of its own
 	.ci/check_wheel

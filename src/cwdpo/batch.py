@@ -1,7 +1,5 @@
-"""The words that everything shares: a batch is prompts, each with some answers.
-
-Chosen, rejected, gentle and probe answers are all *answers to a prompt*. The collator makes a :class:`Batch`, an engine
-turns it into :class:`AnswerLogprobs`, and losses and probes pick the answers they want by :class:`Role`.
+"""What everything shares: the collator makes a :class:`Batch` of prompts, each with some answers, an engine makes
+:class:`AnswerLogprobs` of it, and losses and probes pick the answers they want by :class:`Role`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

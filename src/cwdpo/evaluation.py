@@ -16,7 +16,7 @@ from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine
 from cwdpo.metrics import jensen_shannon, token_ece, total_variation
-from cwdpo.models.saving import load_checkpoint
+from cwdpo.models.adapters import load_checkpoint
 from cwdpo.probes import ProbeSet, Reading, StartDistributions, choose_rows, measure, own_answers, probe_rows
 from cwdpo.probes.measuring import wanted
 from cwdpo.records import ProbeLine
@@ -36,6 +36,7 @@ def probe_checkpoints(
     with_own_answers: bool = True,
 ) -> list[ProbeLine]:
     """Measure a probe set on a model, beside a reference if one is given. Only one of them is in memory at a time.
+    Gives a line a group, as in ``probes.jsonl``, without stage and step.
 
     Args:
         model: a checkpoint (adapters too) or a hub name.
@@ -45,9 +46,6 @@ def probe_checkpoints(
         seed: of the sample and of what is made of the rows.
         image_root: where relative image paths start.
         with_own_answers: let the first model answer too (the groups ``greedy`` and ``on_policy``).
-
-    Returns:
-        A line a group, as in ``probes.jsonl``, without stage and step.
     """
     rows = choose_rows(read_rows(data, image_root=image_root), num_rows, seed)
     start = StartDistributions(len(rows)) if reference is not None else None
@@ -74,10 +72,8 @@ def evaluate_rows(
     *,
     batch_size: int = 16,
 ) -> dict[str, float]:
-    """Encode held-out rows, ``batch_size`` at a time, and evaluate all their answers; see :func:`evaluate_answers`.
-
-    Every row has a chosen answer; rejected and gentle ones count where there are any.
-    """
+    """Evaluate all answers of held-out rows, ``batch_size`` rows at a time, with :func:`evaluate_answers`; every row
+    has a chosen answer, and rejected and gentle ones count where there are any."""
     collate = AnswerCollator(Encoder(processor))
     numbered = list(enumerate(rows))
     batches = (collate(numbered[start : start + batch_size]) for start in range(0, len(rows), batch_size))

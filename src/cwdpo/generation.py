@@ -52,10 +52,8 @@ def generate_answers(
     seed: int = 0,
     warn_of_cut: bool = True,
 ) -> list[str]:
-    """Let the model answer every row's prompt; see :func:`generate`, whose texts these are.
-
-    How many answers ran into ``max_new_tokens`` is logged as a warning, unless ``warn_of_cut`` is False.
-    """
+    """The texts of :func:`generate`; how many answers ran into ``max_new_tokens`` is logged as a warning, unless
+    ``warn_of_cut`` is False."""
     found = generate(
         model,
         processor,
@@ -97,7 +95,6 @@ def generate(
         rows: only their prompts and images are read, with and without images mixed. Neighbours that are the same row
             are encoded once.
         batch_size: prompts in one call of ``generate``.
-        max_new_tokens: longest answer.
         temperature: None decodes greedily; a number > 0 samples from the whole vocabulary (no top-k).
         top_p: sample only from the smallest set of tokens with this probability; needs a temperature.
         seed: the samples follow from it; torch's global random state is left as it was.
@@ -181,7 +178,6 @@ class LocalSampler:
         self.encoder = encoder or Encoder(processor)
 
     def sample(self, rows: Sequence[Row], *, seed: int) -> list[list[Generated]]:
-        """See :class:`Sampler`."""
         settings = asdict(self.sampling)
         k = settings.pop("k")
         repeated = [row for row in rows for _ in range(k)]
@@ -190,10 +186,8 @@ class LocalSampler:
 
 
 def chunks(indices: Sequence[int], sampling: Sampling) -> list[Sequence[int]]:
-    """Rows in the portions that are sampled at one time, each with a seed of its own.
-
-    So samples do not depend on how many processes share the work, nor on where an interruption fell.
-    """
+    """Rows in the portions that are sampled at one time, each with a seed of its own, so that samples do not depend on
+    how many processes share the work, nor on where an interruption fell."""
     size = max(1, sampling.batch_size // sampling.k)
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 

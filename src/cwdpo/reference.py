@@ -42,7 +42,6 @@ class LiveReference(Protocol):
         ...
 
     def totals(self, batch: Batch) -> Tensor:
-        """See :class:`Reference`."""
         return self.logprobs(batch).total
 
 
@@ -87,10 +86,8 @@ class ReferenceCache:
     def add(
         self, keys: Sequence[str], totals: Sequence[float], num_tokens: Sequence[int], *, keep: bool = True
     ) -> None:
-        """Remember log pi_ref(y|x) and the token count of some answers.
-
-        Nothing is on disk before :meth:`save`, and what ``keep`` is False for never is: another file holds it.
-        """
+        """Remember log pi_ref(y|x) and the token count of some answers; on disk only at :meth:`save`, and never those
+        that ``keep`` is False for, as another file holds them."""
         new = dict(zip(keys, zip(totals, num_tokens, strict=True), strict=True))
         self._entries |= new
         if keep:
@@ -138,15 +135,12 @@ class FrozenCopy(LiveReference):
 
     @torch.no_grad()
     def logprobs(self, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
-        """See :class:`LiveReference`."""
         return self.engine.logprobs(self.model, batch, want=want)
 
 
 class StartingAdapter(LiveReference):
-    """The policy with its adapter set back to where stage 2 began; the base model is shared, so it costs no memory.
-
-    An adapter that has not been trained yet is switched off instead, which is the same model and cheaper.
-    """
+    """The policy with its adapter set back to where stage 2 began, or while that is untrained, switched off: cheaper
+    and the same. The base model is shared, so it costs no memory."""
 
     def __init__(self, model: nn.Module, engine: Engine) -> None:
         self.model, self.engine = model, engine
@@ -158,7 +152,6 @@ class StartingAdapter(LiveReference):
 
     @torch.no_grad()
     def logprobs(self, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
-        """See :class:`LiveReference`."""
         adapted: Any = self.model
         with eval_mode(self.model), adapted.disable_adapter() if self._is_new else self._set_back():
             return self.engine.logprobs(self.model, batch, want=want)

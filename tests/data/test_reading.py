@@ -69,6 +69,7 @@ def test_json_list_names_the_line_of_each_row(tmp_path: Path) -> None:
     assert rows[1].chosen == "c\nd"
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.dictionaries(st.text(max_size=3), st.text() | st.integers() | st.none(), max_size=3), min_size=1))
 def test_a_json_list_is_read_as_json_reads_it(records: list[dict[str, Any]]) -> None:

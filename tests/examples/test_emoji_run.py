@@ -46,8 +46,8 @@ def test_pretraining_learns_nothing_of_the_prompt(data: Path, start: Path) -> No
     row = json.loads((data / "pretrain.jsonl").read_text(encoding="utf-8").splitlines()[0])
     pictures = base.Pictures(data, [row["chosen"]], row["images"], processor, seed=0)
     inputs = pictures.inputs(*next(pictures.draw(1, 1)))
-    learnt = inputs["labels"][inputs["labels"] != -100]
-    assert processor.tokenizer.decode(learnt) == row["chosen"] + "</s>"
+    learned = inputs["labels"][inputs["labels"] != -100]
+    assert processor.tokenizer.decode(learned) == row["chosen"] + "</s>"
 
 
 @pytest.mark.slow

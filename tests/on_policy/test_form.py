@@ -21,6 +21,7 @@ def texts(record: Record, trainer: Any) -> dict[tuple[int, int], list[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"on_policy_fraction": 0}, {"on_policy_fraction": 0, "curriculum": 1.0}])
 def test_a_rows_own_negative_that_is_right_is_not_taken(
     make_trainer: Make, rows: list[Row], settings: dict[str, Any]
@@ -38,6 +39,7 @@ def test_a_rows_own_negative_that_is_right_is_not_taken(
     assert set(map(tuple, texts(record, trainer).values())) == {("A cat.",)}
 
 
+@pytest.mark.slow
 def test_a_sample_and_a_rows_own_are_not_both_taken(make_trainer: Make, rows: list[Row]) -> None:
     own = [replace(row, rejected=("A blue cat.", "the BLUE cat")) for row in rows]
     record = Record()
@@ -50,6 +52,7 @@ def test_a_sample_and_a_rows_own_are_not_both_taken(make_trainer: Make, rows: li
         assert "a sample" in found
 
 
+@pytest.mark.slow
 def test_easy_negatives_that_fill_in_differ_too(make_trainer: Make, rows: list[Row]) -> None:
     """Those below the floor are only taken where places are left, and not beside one that they equal but for form."""
     own = [replace(row, rejected=("A blue cat.", "THE blue cat", "Ice.")) for row in rows]
@@ -62,6 +65,7 @@ def test_easy_negatives_that_fill_in_differ_too(make_trainer: Make, rows: list[R
         assert len(found) == len(set(map(normalised, found))) > 1
 
 
+@pytest.mark.slow
 def test_a_row_with_nothing_else_keeps_its_own(make_trainer: Make, rows: list[Row]) -> None:
     own = [replace(row, rejected=(row.chosen.upper(),)) for row in rows]
     record = Record()

@@ -85,6 +85,7 @@ def left_on_disk(directory: Path) -> list[str]:
     return [path.name for path in (directory / "negatives").glob("adapter-*")]
 
 
+@pytest.mark.slow
 def test_every_refresh_is_sampled_from_the_adapter_of_its_step(
     make_trainer: Make, server: ChatServer, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_resumed_equals_uninterrupted(make_trainer: Make, server: ChatServer, tm
     assert left_on_disk(tmp_path / "broken") == []
 
 
+@pytest.mark.slow
 def test_a_server_that_is_restarted_between_refreshes(make_trainer: Make, server: ChatServer, tmp_path: Path) -> None:
     straight = make_trainer(2, out="straight", **STEPS | on_policy(server))
     straight.train()
@@ -142,6 +144,7 @@ def test_a_server_that_is_restarted_between_refreshes(make_trainer: Make, server
     assert losses(trainer) == losses(straight)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_restarted_while_it_is_asked(
     make_trainer: Make, server: ChatServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -163,6 +166,7 @@ def test_a_server_that_is_restarted_while_it_is_asked(
     assert losses(trainer) == losses(straight)
 
 
+@pytest.mark.slow
 def test_runs_share_a_server(make_trainer: Make, server: ChatServer, tmp_path: Path) -> None:
     inner = make_trainer(2, out="inner", **STEPS | on_policy(server))
     outer = make_trainer(2, out="outer", **STEPS | on_policy(server), callbacks=[AtStep(3, inner.train)])
@@ -172,6 +176,7 @@ def test_runs_share_a_server(make_trainer: Make, server: ChatServer, tmp_path: P
     assert server.adapters == {}
 
 
+@pytest.mark.slow
 def test_a_refresh_that_fails_leaves_nothing_behind(
     make_trainer: Make, server: ChatServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,6 +17,7 @@ class Users(TrainerCallback):
     """One that the user brings."""
 
 
+@pytest.mark.slow
 def test_every_stage_has_its_callbacks_in_one_order(
     tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,7 +101,7 @@ class Family:
 
 
 def build_tokenizer(family: Family, *, merges: int = 96) -> PreTrainedTokenizerFast:
-    """A tokenizer that can encode any text (all 256 bytes), with ``merges`` learnt merges on top."""
+    """A tokenizer that can encode any text (all 256 bytes), with ``merges`` learned merges on top."""
     special = list(family.special)
     core = Tokenizer(models.BPE(unk_token=family.unk))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tiny.prompts import make_batch
 
 from cwdpo.batch import Role
-from cwdpo.engine.layout import Cost, parts_within, plain_costs, tree_costs
-from cwdpo.trainers.steps import LengthBuckets, Step, count_roles, cut_further, row_tokens, select_parts
+from cwdpo.engine.layout import Cost, parts_within, plain_costs, select_prompts, tree_costs
+from cwdpo.trainers.steps import LengthBuckets, Step, count_roles, cut_further, row_tokens
 
 
 def mixed_lengths(number: int) -> list[int]:
@@ -99,7 +99,7 @@ def test_shares_of_the_parts_are_a_whole() -> None:
     prompts = [{"input_ids": torch.ones(1, n, dtype=torch.long)} for n in (7, 3, 4)]
     batch: Any = make_batch(prompts, [[2, 5], [4], [3, 3]])
     batch["roles"] = torch.tensor([Role.CHOSEN, Role.GENTLE, Role.CHOSEN, Role.CHOSEN, Role.GENTLE])
-    parts = select_parts(batch, [[2, 0], [1]])
+    parts = [select_prompts(batch, sorted(part))[0] for part in ([2, 0], [1])]  # as the trainer cuts them
     assert [part["row_index"].tolist() for part in parts] == [[0, 2], [1]]
     counts = count_roles(parts)
     step = Step(counts)

@@ -117,9 +117,7 @@ class InfluenceReport(NamedTuple):
 
 @dataclass(frozen=True)
 class MeanKernel:
-    """The kernel between answers, averaged over their tokens and the vocabulary.
-
-        k_ou = mean over t, s, v of K[t, v, s, v]
+    """Between answers, averaged over tokens and the vocabulary: k_ou = mean over t, s, v of K[t, v, s, v].
 
     How much what moves one answer's logits moves another's in the same direction.
     """
@@ -205,19 +203,13 @@ def measure_influence(
     log-probs. K is never built. The step itself takes the gradient of the loss as training does. Weights are put back
     after every step, bit for bit.
 
-    Args:
-        model: what trains are its parameters with ``requires_grad``; in float32, else rounding hides small changes.
-        engine: computes the log-probs that the loss is made of.
-        objective: the loss.
-        trained: batches of one row each, with the answers that the loss needs.
-        observed: batches of one row each.
-        start: ``(A,)`` log pi_ref of a batch; by default the model's own, as at the first step of stage 2.
-        etas: learning rates, each tried from the same weights.
-        on_row: called with how many trained rows are done.
+    What trains are the parameters with ``requires_grad``; in float32, else rounding hides small changes. All batches
+    have one row, the trained ones with the answers that the loss needs. ``start`` gives ``(A,)`` log pi_ref, by default
+    the model's own, as at the first step of stage 2; every eta is tried from the same weights; ``on_row`` is called
+    with how many trained rows are done.
 
-    Returns:
-        Influences in the order trained, eta, observed, answer; and a check for each trained row, on one observed row
-        that takes its turn.
+    Influences are in the order trained, eta, observed, answer; each trained row has a check on one observed row, which
+    take turns.
     """
     logits = AnswerLogits(model)
     report = InfluenceReport([], [])
@@ -274,10 +266,9 @@ def projected_kernel(
 
         k_ou = E_r [ (1/V) sum_v (mean_t (J r)_tv) (mean_s (J r)_sv) ],    r_i = +1 or -1, each half of the time
 
-    Without bias, at any size of vocabulary and model; the standard error falls with the root of ``num_directions`` and
-    is returned. The rows and columns are the batches' answers, one batch after the other; ``on_direction`` is called
-    with how many directions are done. Good for asking which answers are near each other; the products A K G of
-    :func:`measure_influence` need no estimate.
+    Without bias, at any size of vocabulary and model; the standard error falls with the root of ``num_directions``.
+    Rows and columns are the batches' answers, one batch after the other; ``on_direction`` gets how many are done.
+    It shows which answers are near each other; :func:`measure_influence` has A K G without an estimate.
     """
     if num_directions < 2:
         raise ValueError(f"num_directions must be at least 2 for an error estimate, got {num_directions}. Use 64.")

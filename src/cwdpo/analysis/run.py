@@ -37,9 +37,8 @@ from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine
 from cwdpo.errors import ConfigError, DataError
-from cwdpo.models.adapters import add_lora, load_adapter
+from cwdpo.models.adapters import add_lora, load_adapter, named_base
 from cwdpo.models.loading import load_policy, load_processor
-from cwdpo.models.saving import named_base
 from cwdpo.records import checkpoint_directory, write_json, write_text
 from cwdpo.reference import FrozenCopy
 from cwdpo.report.charts import Curve, Dots, Figure, draw_figure
@@ -100,7 +99,6 @@ class Analysis:
     pushed: Pushed | None
 
     def of_eta(self, eta: float) -> list[Influence]:
-        """What steps of this learning rate did."""
         return [one for one in self.report.influences if one.eta == eta]
 
 
@@ -280,7 +278,6 @@ def _load(name: str, lora: int | None) -> tuple[Any, Any]:
 
 
 def _batches(model: Any, processor: Any, rows: Sequence[Row], collate: AnswerCollator) -> list[Batch]:
-    """One batch a row."""
     return [send_to_device(collate([(position, row)]), model.device) for position, row in enumerate(rows)]
 
 
@@ -301,7 +298,6 @@ def _floor(settings: Settings, model: Any, engine: Engine, batches: Sequence[Bat
 
 @torch.no_grad()
 def _least_likely(model: Any, batches: Sequence[Batch], names: Sequence[str]) -> Pushed | None:
-    """The rejected token that the model finds least likely; None where nothing was rejected."""
     best: Pushed | None = None
     with eval_mode(model):
         for batch, name in zip(batches, names, strict=False):

@@ -10,8 +10,7 @@ same residual up to a factor, the *pull* c of the answer:
 
     G_t = dL/dz_t = c (pi_t - onehot(y_t))
 
-Gradient descent raises an answer whose pull is positive and lowers one whose pull is negative. :func:`push_down` is the
-squeezing effect in one softmax, whose logits are the parameters: K is the identity, and one step is exact.
+Gradient descent raises an answer whose pull is positive, and lowers one whose pull is negative.
 :mod:`cwdpo.analysis.influence` measures the decomposition on a real model.
 """
 
@@ -81,7 +80,7 @@ def loser_push(
     beta: float,
     chosen_logratio: float = 0.0,
 ) -> Tensor:
-    r"""Squared push ||G_l||^2 on each token of a loser whose tokens are all equally likely.
+    r"""Squared push ||G_l||^2, ``(n,)``, on each token of a loser whose tokens are all equally likely.
 
         ||G_l||^2 = (beta (1 - a) w_c)^2 ||pi - onehot(y_l)||^2,    Delta_l = L (lbar - start)
 
@@ -93,16 +92,8 @@ def loser_push(
     1 - a has closed. Pushes there are large and teach nothing: the region that arXiv 2510.11978 calls vulnerable, as we
     read it. w_c closes it.
 
-    Args:
-        mean_logprob: ``(n,)`` lbar(y_l|x), nats per token.
-        weight: ``(n,)`` w_c, 1 for DPO.
-        start: lbar of the loser under the reference, ``()`` or ``(n,)``; equal to ``mean_logprob`` at the first step.
-        length: L, tokens.
-        beta: inverse temperature of the implicit reward.
-        chosen_logratio: Delta_w, nats.
-
-    Returns:
-        ``(n,)`` squared pushes.
+    Takes ``(n,)`` lbar(y_l|x), nats per token, and w_c (1 for DPO); ``start``, lbar under the reference, ``()`` or
+    ``(n,)``, is equal to the former at the first step. L is in tokens, ``chosen_logratio`` (Delta_w) in nats.
 
     Example:
         >>> loser_push(torch.tensor([-50.0]), torch.ones(1), start=-50.0, length=1, beta=2.0)
@@ -133,10 +124,7 @@ def belief_geometry(logits: Tensor) -> Tensor:
 
 
 def apply_belief_geometry(logits: Tensor, change: Tensor) -> Tensor:
-    """``A dz`` without the matrix, ``dz_v - sum_j pi_j dz_j``: first-order change of every log-prob.
-
-    ``(n, V)``, as the logits and their change are.
-    """
+    """``A dz`` without the matrix, ``dz_v - sum_j pi_j dz_j``: ``(n, V)`` first-order change of every log-prob."""
     return change - (logits.softmax(dim=-1) * change).sum(dim=-1, keepdim=True)
 
 
@@ -151,15 +139,12 @@ def mean_logprob_direction(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def contract(direction: Tensor, kernel: Tensor, residual: Tensor, *, eta: float) -> Tensor:
-    r"""The predicted change of the observed answer's mean log-prob.
+    r"""The predicted change of the observed answer's mean log-prob, in nats per token.
 
         Delta lbar ~ -eta sum_{t,v,s,w} A[t, v] K[t, v, s, w] G[s, w]
 
-    Args:
-        direction: ``(n_o, V)`` from :func:`mean_logprob_direction`.
-        kernel: ``(n_o, V, n_u, V)`` empirical NTK of the logits, K[t, v, s, w] = <dz_tv/dtheta, dz_sw/dtheta>.
-        residual: ``(n_u, V)`` G, over all tokens that the loss trains on.
-        eta: learning rate of the SGD step; the change is in nats per token.
+    For a ``(n_o, V)`` :func:`mean_logprob_direction`, the ``(n_o, V, n_u, V)`` empirical NTK of the logits,
+    K[t, v, s, w] = <dz_tv/dtheta, dz_sw/dtheta>, and ``(n_u, V)`` G over all tokens that the loss trains on.
     """
     if kernel.shape != direction.shape + residual.shape:
         raise ValueError(
@@ -170,17 +155,16 @@ def contract(direction: Tensor, kernel: Tensor, residual: Tensor, *, eta: float)
 
 
 def push_down(logprobs: Tensor, target: int, *, step: float, weight: Tensor | float = 1.0) -> Tensor:
-    r"""Log-probs after one gradient step on ``weight * log pi(target)``, in closed form.
+    r"""Log-probs after one gradient step on ``weight * log pi(target)``, exact where the logits are the parameters.
 
         z_i <- z_i - eta w (1[i = l] - pi_i)        so that
         pi_i <- pi_i exp(eta w (pi_i - 1[i = l])) / Z
 
     With ``l`` not the argmax, the argmax always gains and ``l`` always loses. Any other token gains only if
     eta w pi_i > log Z; for a small step that is pi_i > sum_j pi_j^2 - pi_l, which where one token dominates none but
-    the argmax fulfils: the mass of ``l``, and of all the others, is squeezed into it (Ren and Sutherland,
-    ICLR 2025). ``weight = 0`` leaves everything as it was.
+    the argmax fulfils: the mass of ``l``, and of all the others, is squeezed into it (Ren and Sutherland, ICLR 2025).
 
-    Before and after, log-probs are ``(V,)``. The step is eta > 0 times whatever scales the loss, the weight w_c.
+    Log-probs are ``(V,)``. The step is eta > 0 times whatever scales the loss, the weight w_c.
 
     Example:
         >>> before = torch.tensor([0.7, 0.29, 0.01])
@@ -199,13 +183,10 @@ def push_down(logprobs: Tensor, target: int, *, step: float, weight: Tensor | fl
 def push_down_repeatedly(
     logprobs: Tensor, target: int, *, step: float, num_steps: int, floor: float | None = None, temperature: float = 1.0
 ) -> Tensor:
-    """Push the same token down again and again, as :func:`push_down` does.
+    """Do :func:`push_down` again and again: ``(num_steps + 1, V)`` log-probs, the first as given.
 
     Cooled, each push is scaled by w_c of what the last one left; the token counts as an answer of length 1, so that its
-    log-prob is lbar.
-
-    Floor (None does not cool) and temperature are in nats per token. Gives ``(num_steps + 1, V)`` log-probs, the first
-    as given.
+    log-prob is lbar. Floor (None does not cool) and temperature are in nats per token.
     """
     path = [logprobs]
     for _ in range(num_steps):

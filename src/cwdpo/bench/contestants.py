@@ -1,7 +1,4 @@
-"""Who is measured: TRL and this package, in the forms a user can choose, each able to take one step on one batch.
-
-First the sizes of models and of the pairs they train on, then the contestants, then what they are built of.
-"""
+"""Who is measured: TRL and this package, in the forms a user can choose, each able to take one step on one batch."""
 
 import copy
 import json
@@ -115,7 +112,6 @@ class Setting:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of the image in the prompt."""
         return self.image_side**2
 
 
@@ -160,10 +156,7 @@ class Contestant:
     """A trainer with one batch, ready to step."""
 
     def __init__(self, trainer: Any, batch: Any, context: Callable[[], AbstractContextManager[Any]] = nullcontext):
-        """Take over a trainer and a batch of its collator's; the context is open during every step.
-
-        What the trainer does when training begins must be done already, but for activation checkpointing.
-        """
+        """Take a trainer, ready to step but for activation checkpointing, and its batch; steps run in the context."""
         self.trainer, self.context = trainer, context
         self.device: torch.device = trainer.args.device
         self.batch = send_to_device(batch, self.device)
@@ -239,10 +232,7 @@ def require_trl() -> Any:
 
 
 def trl_dpo(task: Task, *, compact_head: bool) -> Contestant:
-    """TRL's ``DPOTrainer``.
-
-    A compact head scores answer tokens alone, as TRL does on CUDA; on a CPU it scores every position.
-    """
+    """TRL's ``DPOTrainer``; a compact head scores answer tokens alone (TRL on CUDA), else every position (on a CPU)."""
     theirs = require_trl()
     set_seed(_SEED)  # of the adapters' first values
     model = copy.deepcopy(task.model)
@@ -269,8 +259,7 @@ def cw_dpo(
 ) -> Contestant:
     """This package's stage 2 without cooling, which is DPO.
 
-    ``features`` keeps image features from step to step, for a frozen tower; ``flex`` runs the tree's rows by
-    ``flex_attention``, however short.
+    ``features`` keeps a frozen tower's image features; ``flex`` runs the tree by ``flex_attention``, however short.
     """
     kept = FeatureCache() if features else None
     set_seed(_SEED)  # of the adapters' first values
@@ -306,7 +295,6 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether the measured ratio, unrounded, is within the limit."""
         return self.ratio is not None and self.ratio <= self.limit
 
 

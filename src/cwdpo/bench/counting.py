@@ -77,10 +77,7 @@ class _CountedFlex(torch.autograd.Function):
 
 @contextmanager
 def saved_activations(weights: Callable[[], Iterator[Tensor]]) -> Iterator[Callable[[], int]]:
-    """Watch what autograd keeps; yields a function that gives the bytes kept at the time it is called.
-
-    Each storage counts once, and the model's own weights, which are kept anyway, do not count.
-    """
+    """Yields a function that gives the bytes that autograd keeps by then: each storage once, the weights left out."""
     kept: list[weakref.ref[Tensor]] = []
 
     def pack(tensor: Tensor) -> Tensor:

@@ -81,7 +81,6 @@ class _Commands(TyperGroup):
             raise _InterruptedError(str(interruption)) from interruption
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names in order of use."""
         return list(self.commands)
 
 

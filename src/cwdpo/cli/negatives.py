@@ -284,13 +284,12 @@ def _load(model: str) -> tuple[Any, Any]:
     from cwdpo.records import checkpoint_directory
 
     quiet_libraries()
-    from cwdpo.models.saving import load_checkpoint
+    from cwdpo.models.adapters import load_checkpoint
 
     return load_checkpoint(str(checkpoint_directory(Path(model))) if Path(model).is_dir() else model)
 
 
 def _recipe_of_run(run: Path) -> "Recipe | None":
-    """The resolved recipe in a run's directory; None where there is none."""
     from cwdpo.config.recipe_file import read_recipe
     from cwdpo.records import RunDirectory
 

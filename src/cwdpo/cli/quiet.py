@@ -5,10 +5,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Hide deprecation notices inside transformers, and its loading bars where they would fill a log file.
-
-    Imports transformers, so it is called by commands that need it anyway.
-    """
+    """Hide deprecation notices of transformers, which this imports, and loading bars where they would fill a log."""
     from transformers.utils.logging import disable_progress_bar
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers(\.|$)")

@@ -1,7 +1,4 @@
-"""Preflight of a data file: read every row, open its images, count its tokens; and estimate the memory of a step.
-
-No GPU and no model weights.
-"""
+"""Preflight without GPU or weights: read every row, open its images, count its tokens; estimate a step's memory."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -65,25 +62,16 @@ class RowReport:
 
 @dataclass
 class CheckReport:
-    """All there is to say about a data file."""
+    """Of a data file: its records, the rows that could be read, what training would stop at, what else to know."""
 
     path: str
-
     num_records: int = 0
-    """Records seen, usable or not."""
-
     rows: list[RowReport] = field(default_factory=list)
-    """Rows that could be read."""
-
     findings: list[Notice] = field(default_factory=list)
-    """What stops training: exactly what it would stop at."""
-
     notes: list[Notice] = field(default_factory=list)
-    """What does not, but should be known."""
 
     @property
     def ok(self) -> bool:
-        """Whether training may begin."""
         return not self.findings
 
     def summary(self) -> dict[str, Any]:
@@ -103,7 +91,6 @@ class CheckReport:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The whole report as plain lists and dicts."""
         return {"ok": self.ok, "summary": self.summary(), **asdict(self)}
 
 
@@ -114,14 +101,10 @@ def check_rows(
     encoder: Encoder | None = None,
     on_row: Callable[[int], None] | None = None,
 ) -> CheckReport:
-    """Check every row of a data file; a bad row does not end the check.
+    """Check every row of a file that :func:`cwdpo.data.reading.read_rows` takes; a bad row does not end the check.
 
-    Args:
-        path: a file or directory as :func:`cwdpo.data.reading.read_rows` takes it.
-        image_root: where relative image paths start, and what they may not leave; by default the file's directory.
-            A ``DataError`` where it is not a directory; what is wrong with the file itself is a finding.
-        encoder: counts tokens and knows the limit on them; None leaves tokens out.
-        on_row: called with the number of records seen, after each.
+    What is wrong with the file itself is a finding, an ``image_root`` that is not a directory a ``DataError``. The
+    ``encoder`` counts tokens and knows the limit on them. ``on_row`` gets the number of records seen, after each.
     """
     report = CheckReport(str(path))
     root = resolve_root(path, image_root)
@@ -149,14 +132,12 @@ class _Checker:
     """Look at rows one after another, remembering those seen."""
 
     def __init__(self, report: CheckReport, encoder: Encoder | None) -> None:
-        self._report = report
-        self._encoder = encoder
+        self._report, self._encoder = report, encoder
         self._rows: dict[object, str] = {}
         self._pairs: dict[object, str] = {}
         self._columns: set[str] = set()
 
     def check(self, record: Record | DataError, source: str, root: Path) -> None:
-        """Look at one record and write down what is found."""
         try:
             if isinstance(record, DataError):
                 raise record
@@ -197,12 +178,11 @@ class _Checker:
         except DataError as problem:
             self._report.findings.append(Notice(row.source, "too_long", str(problem)))
         if not all(encoded.joined):
-            self._note(
-                row,
-                "split_tokens",
+            merged = (
                 "the tokenizer would merge the end of the prompt with the start of an answer. They are tokenised "
-                "apart, as in generation. If the answer's leading white space is not meant, take it out.",
+                "apart, as in generation. If the answer's leading white space is not meant, take it out."
             )
+            self._note(row, "split_tokens", merged)
         if any(encoded.unknown):
             self._note(
                 row,
@@ -249,7 +229,6 @@ def _identity(row: Row) -> str:
 _ACTIVATIONS = 34
 """Bytes kept for the backward pass of one token in one transformer layer, for each unit of the hidden size, in a 2-byte
 type: Korthikanti et al., arXiv 2205.05198, equation 2 without the attention matrix, which sdpa does not keep."""
-
 
 _HEAD_ROWS = 1024
 """Tokens whose vocabulary logits exist at one time; the head is computed in pieces."""

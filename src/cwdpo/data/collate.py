@@ -37,11 +37,7 @@ class RowDataset(Dataset[tuple[int, Row]]):
     ) -> None:
         """Wrap anything with a length and an index; a stream, or several splits, is a ``ConfigError``.
 
-        Args:
-            rows: rows, records or a ``datasets.Dataset``.
-            image_root: where relative image paths in records start, and what they may not leave. None takes
-                absolute paths as they are and refuses relative ones.
-            name: what messages call the data set.
+        ``image_root`` is what :func:`cwdpo.data.formats.row_from_record` takes, ``name`` what messages call the data.
         """
         if isinstance(rows, Mapping) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise ConfigError(
@@ -84,8 +80,7 @@ class AnswerCollator:
         required: Collection[Role] = (),
     ) -> None:
         self.encoder = encoder
-        self.roles = tuple(roles)
-        self.required = tuple(required)
+        self.roles, self.required = tuple(roles), tuple(required)
 
     def __call__(self, items: Sequence[tuple[int, Row]]) -> Batch:
         """A batch of rows, with positions. A ``DataError`` names a row that lacks an answer or cannot be encoded."""

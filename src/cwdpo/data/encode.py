@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from cwdpo.data.images import open_image
-from cwdpo.data.rows import ImageSlot, Message, Row
+from cwdpo.data.rows import Message, Row
 from cwdpo.errors import ConfigError, DataError
 
 _PROBE = "cwdpo-probe"
@@ -43,7 +43,7 @@ class EncodedRow:
 
     @property
     def prompt_tokens(self) -> int:
-        """Length of the prompt, image tokens included."""
+        """Image tokens included."""
         return int(self.prompt["input_ids"].shape[-1])
 
 
@@ -58,17 +58,14 @@ class Encoder:
         model_max_length: int | None = None,
         add_special_tokens: bool | None = None,
     ) -> None:
-        """Check that the processor can do it.
+        """Check that the processor has a chat template, an end and an image token; else a ``ConfigError``.
 
         Args:
-            processor: of a vision-language model, with a chat template.
+            processor: of a vision-language model.
             max_length: most tokens in prompt and answer together; None leaves it to the model.
             model_max_length: most positions the model has; None if it has no limit.
             add_special_tokens: whether the tokenizer puts its own first token before the prompt. None does as
                 transformers' ``apply_chat_template`` does in generation: yes, unless the template writes it.
-
-        Raises:
-            ConfigError: the processor lacks a chat template, an end token or an image token, or the limits disagree.
         """
         self.template = ChatTemplate(processor)
         self._processor = processor
@@ -94,12 +91,7 @@ class Encoder:
             )
 
     def encode(self, row: Row, answers: Sequence[str] = ()) -> EncodedRow:
-        """Encode a row's prompt, opening its images once, and some answers to it.
-
-        Raises:
-            DataError: names the row: an image cannot be read, the template or the processor refuses the row, a text
-                holds control tokens, or the prompt with an answer is longer than the limit.
-        """
+        """Encode a row's prompt, opening its images once, and some answers; a ``DataError`` names a row that fails."""
         encoded = self.measure(row, answers)
         self.check_length(row, answers, encoded)
         return encoded
@@ -150,7 +142,6 @@ class Encoder:
             self._memory = None
 
     def _prompt(self, row: Row, text: str) -> dict[str, Tensor]:
-        """Call the processor on one prompt and its images."""
         images = [open_image(image, source=row.source) for image in row.images]
         bos, special = self.tokenizer.bos_token, self._add_special_tokens
         if special is None:
@@ -248,11 +239,9 @@ class ChatTemplate:
         return Frame(prompt + lead, "", tail) if lead.strip() else Frame(prompt, lead, tail)
 
     def answer(self, row: Row, frame: Frame, text: str) -> tuple[str, bool]:
-        """Text of an answer as the template writes it after the frame's prompt; only the space around it may change.
+        """Text of an answer as the template writes it through the token that ends the turn, and whether there is one.
 
-        Returns:
-            The text through the token that ends the turn, and whether the template writes such a token at all. What it
-            writes after that token, or where there is none after the answer, is left out.
+        Only the space around the answer may change. What follows that token, or else the answer, is left out.
         """
         self.check_plain(text, "an answer", row.source)
         whole = self._render(row, text)
@@ -289,13 +278,10 @@ class ChatTemplate:
             ) from problem
 
     def _message(self, message: Message, row: Row) -> dict[str, Any]:
-        """A message as the template takes it."""
-        if self._takes_parts:
-            parts = [
-                {"type": "image"} if isinstance(p, ImageSlot) else {"type": "text", "text": p} for p in message.parts
-            ]
-            return {"role": message.role, "content": parts}
         texts = [part for part in message.parts if isinstance(part, str)]
+        if self._takes_parts:
+            parts = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in message.parts]
+            return {"role": message.role, "content": parts}
         if len(texts) != len(message.parts):
             raise DataError(
                 f"{row.source}: the row has images, but the chat template takes text alone and has no place for them. "

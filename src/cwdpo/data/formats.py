@@ -31,11 +31,7 @@ PLACEHOLDER = "<image>"
 """Marks an image's place in text, in every format read here."""
 
 _OTHER_ANSWERS = ("gentle", "longer", "shorter")
-
-
 _OPTIONAL = ("images", "image", "rejected", "gentle", "negatives", "longer", "shorter", "kind", "id", "system")
-
-
 _KEYS: dict[str, tuple[str, ...]] = {
     "trl": ("prompt", "chosen"),
     "flat": ("prompt", "chosen"),
@@ -44,26 +40,11 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "rlaif-v": ("question", "chosen", "idx"),
     "llava": ("conversations",),
 }
-
-
 _OTHER_NAMES_OF_IMAGE = ("img", "imgs", "image_path", "image_paths", "image_file", "picture", "pictures", "photo")
-
+_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 _EXAMPLE = '{"images": ["a.png"], "prompt": "...", "chosen": "...", "rejected": "..."}'
-
-
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-
-
 _MESSAGE = '{"role": "user", "content": "..."}'
-
-
 _PLACEHOLDER = re.compile(rf"(?:\A{PLACEHOLDER}\n|\n{PLACEHOLDER}\Z|{PLACEHOLDER})")
 
 
@@ -93,24 +74,16 @@ def unread_columns(record: Mapping[str, Any]) -> list[str]:
 
 
 def row_from_record(record: Mapping[str, Any], *, source: str, image_root: Path | None) -> Row:
-    """Read one record of any known format.
+    """Read one record of any known format; a ``DataError`` where anything is missing, wrong, empty or ambiguous.
 
-    Args:
-        record: a JSON object, or a row of a parquet file or a data set.
-        source: ``file:line``, for messages.
-        image_root: where relative image paths start, and what they may not leave. None, for rows in memory, takes
-            absolute paths alone.
-
-    Raises:
-        DataError: something is missing, of a wrong type, empty or ambiguous.
+    Relative image paths start at the ``image_root`` and may not leave it; None, for rows in memory, refuses them.
     """
     if not isinstance(record, Mapping):
         raise DataError(f"{source}: a row is a {type(record).__name__}, but must be an object like {_EXAMPLE}.")
     record = {key: value for key, value in record.items() if value is not None}
     _check_keys(record, source)
     key = next((key for key in ("conversations", "messages", "question", "prompt") if key in record), "prompt")
-    turns = _conversation(record, key, source)
-    turns, chosen = _chosen(record, key, turns, source)
+    turns, chosen = _chosen(record, key, _conversation(record, key, source), source)
     images = _images(record, source, image_root)
     where = f"{source}: `{key}`"
     _check_prompt(turns, where)
@@ -142,9 +115,7 @@ def read_answer(value: Any, where: str) -> str:
         message = _turn(value, where)
         if message.role != "assistant":
             raise DataError(f'{where} is a {message.role} message. Write {{"role": "assistant", "content": "..."}}.')
-        value = _text_of(message)
-        if value is None:
-            raise DataError(f"{where} holds an image, but answers are text. Images belong to the prompt.")
+        value = _text_of(message, where)
     text = _read_text(value, where)
     if PLACEHOLDER in text:
         raise DataError(f"{where} holds {PLACEHOLDER}, but answers are text. Images belong to the prompt.")
@@ -198,14 +169,11 @@ def _chosen(record: Mapping[str, Any], key: str, turns: list[Message], source: s
             f"{source}: `{key}` must end with the assistant's turn, which is the chosen answer. Add that turn, "
             "or write the answer under `chosen`."
         )
-    text = _text_of(turns[-1])
-    if text is None:
-        raise DataError(f"{source}: the last turn of `{key}` holds an image, but answers are text.")
+    text = _text_of(turns[-1], f"{source}: the last turn of `{key}`")
     return turns[:-1], read_answer(text, f"{source}: `{key}`")
 
 
 def _rejected(record: Mapping[str, Any], source: str) -> tuple[str, ...]:
-    """The rejected answer, where there is one, and the further negatives."""
     key = "rejected_response" if format_of(record) == "ms-swift" else "rejected"
     first = [read_answer(record[key], f"{source}: `{key}`")] if key in record else []
     value = record.get("negatives", [])
@@ -293,7 +261,6 @@ def _turn(turn: Any, where: str) -> Message:
 
 
 def _part(item: Any, where: str) -> tuple[str | ImageSlot, ...]:
-    """One piece of structured content."""
     kind = item.get("type") if isinstance(item, Mapping) else None
     if kind == "text":
         text = item.get("text")
@@ -315,28 +282,23 @@ def _part(item: Any, where: str) -> tuple[str | ImageSlot, ...]:
 
 
 def _split(text: str) -> tuple[str | ImageSlot, ...]:
-    """Cut text at its placeholders.
-
-    The newline between a placeholder and the text, at either end of a turn, separates the two in the format and is
-    not part of the text: chat templates put their own.
+    """Cut text at its placeholders, without the newline that separates them from it: chat templates put their own.
 
     Example:
         >>> _split("<image>\\nWhat is this?")
         (ImageSlot(), 'What is this?')
     """
-    parts: list[str | ImageSlot] = []
-    for index, piece in enumerate(_PLACEHOLDER.split(text)):
-        if index:
-            parts.append(ImageSlot())
-        if piece:
-            parts.append(piece)
-    return tuple(parts)
+    first, *others = _PLACEHOLDER.split(text)
+    parts = (first, *(part for piece in others for part in (ImageSlot(), piece)))
+    return tuple(part for part in parts if part)
 
 
-def _text_of(message: Message) -> str | None:
-    """A message without images as one text."""
+def _text_of(message: Message, where: str) -> str:
+    """An answer's message as one text."""
     texts = [part for part in message.parts if isinstance(part, str)]
-    return "".join(texts) if len(texts) == len(message.parts) else None
+    if len(texts) != len(message.parts):
+        raise DataError(f"{where} holds an image, but answers are text. Images belong to the prompt.")
+    return "".join(texts)
 
 
 def _read_text(value: Any, where: str) -> str:
@@ -356,6 +318,5 @@ def _read_text(value: Any, where: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A wrong value, as a message shows it."""
     shown = repr(value)
     return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({type(value).__name__})"

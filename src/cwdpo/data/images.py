@@ -21,7 +21,6 @@ from cwdpo.errors import DataError
 MAX_FILE_BYTES = 256 * 2**20
 """Largest image file that is opened, in bytes. Encoded photographs are a hundred times smaller."""
 
-
 _URL = re.compile(r"^(data:|file:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 _SHRINK = "Make the image smaller: no model here looks at so many pixels."
 
@@ -29,11 +28,8 @@ _SHRINK = "Make the image smaller: no model here looks at so many pixels."
 def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
     """Where an image named in a row lies on disk; whether it can be read is found out by :func:`open_image`.
 
-    Args:
-        name: the path as the row gives it; a relative one starts at the root.
-        root: the directory that images may not leave, be it by ``..``, as an absolute path or by a link. None is for
-            rows that a program holds in memory: it takes absolute paths as they are, and refuses relative ones.
-        source: ``file:line`` of the row, for messages.
+    Images may not leave the ``root``, be it by ``..``, as an absolute path or by a link. None is for rows that a
+    program holds in memory: it takes absolute paths as they are, and refuses relative ones.
     """
     shown = repr(name if len(name) <= 120 else f"{name[:100]}...")  # a `data:` URL may be megabytes long
     if not name.strip() or "\0" in name:
@@ -72,11 +68,7 @@ def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
 
 
 def open_image(image: ImageSource, *, source: str) -> Image.Image:
-    """Decode an image to RGB, fully and upright, so that nothing can fail later.
-
-    Raises:
-        DataError: it is missing, empty, not an image, damaged, cut short, or over one of the limits above.
-    """
+    """Decode an image to RGB, fully and upright, so that nothing can fail later; else a ``DataError``."""
     name = _name(image)
     with _errors_of(name, source):
         if isinstance(image, Image.Image):

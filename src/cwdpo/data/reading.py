@@ -7,7 +7,7 @@ type from row to row. Formats are not looked at: that is :mod:`cwdpo.data.format
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,9 +29,8 @@ _AS_UTF8 = "Save the file as plain UTF-8, without a byte-order mark."
 def read_rows(path: str | Path, *, image_root: str | Path | None = None) -> list[Row]:
     """Read a whole file of rows, or stop at the first that cannot be used: a ``DataError`` names ``file:line``.
 
-    Args:
-        path: a ``.jsonl``, ``.json`` or ``.parquet`` file, or a directory of ``datasets``' ``save_to_disk``.
-        image_root: where relative image paths start, and what they may not leave; by default the file's directory.
+    ``path`` is a ``.jsonl``, ``.json`` or ``.parquet`` file, or a directory of ``datasets``' ``save_to_disk``. Relative
+    image paths start at the ``image_root``, by default the file's directory, and may not leave it.
     """
     root = resolve_root(path, image_root)
     rows = []
@@ -72,37 +71,29 @@ def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Ro
 
 
 def read_records(path: str | Path) -> Parsed:
-    """Read a file's records one after another, with where each stands.
+    """Read a file's records one after another: each, or the error it is to be reported as, with its ``file:line``.
 
-    Yields:
-        A record, or the error it is to be reported as, and its ``file:line``. Reading goes on after a bad record
-        wherever the format shows where the next one begins; a file that cannot be read at all raises its error.
+    Reading goes on after a bad record wherever the format shows where the next one begins; a file that cannot be read
+    at all raises its error.
     """
     path = Path(path)
-    empty = True
-    for item in _reader(path)(path):
-        empty = False
-        yield item
-    if empty:
-        raise DataError(f"{path}: holds no row. Write one JSON object a line, or take the file out of the recipe.")
-
-
-def _reader(path: Path) -> Callable[[Path], Parsed]:
-    """The function that parses this file."""
+    readers = {".jsonl": _read_lines, ".json": _read_list, ".parquet": _read_parquet}
     if not path.exists():
         raise DataError(f"{path}: no such file. Correct the path.")
-    if path.is_dir():
-        return _read_directory
-    if not path.is_file():
+    if not path.is_dir() and not path.is_file():
         raise DataError(f"{path}: not a file. Give a .jsonl, .json or .parquet file.")
-    readers = {".jsonl": _read_lines, ".json": _read_list, ".parquet": _read_parquet}
-    kind = path.suffix.lower()
-    if kind not in readers:
+    reader = _read_directory if path.is_dir() else readers.get(path.suffix.lower())
+    if reader is None:
         raise DataError(
             f"{path}: files ending in {path.suffix!r} are not read. Give a .jsonl, .json or .parquet file, or a "
             "directory that datasets saved with save_to_disk."
         )
-    return readers[kind]
+    empty = True
+    for item in reader(path):
+        empty = False
+        yield item
+    if empty:
+        raise DataError(f"{path}: holds no row. Write one JSON object a line, or take the file out of the recipe.")
 
 
 def _read_lines(path: Path) -> Parsed:
@@ -117,7 +108,6 @@ def _read_lines(path: Path) -> Parsed:
 
 
 def _parse_line(line: bytes, source: str) -> Record | DataError:
-    """One JSON object, or what is wrong with it."""
     try:
         return _expect_object(json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys), source)
     except UnicodeDecodeError as problem:
@@ -169,9 +159,8 @@ def _read_parquet(path: Path) -> Parsed:
         with pq.ParquetFile(path) as file:
             yield from _numbered(file.iter_batches(batch_size=64), path)
     except (pa.ArrowException, OSError) as problem:
-        raise DataError(
-            f"{path}: not a readable parquet file: {problem}. Write it again, or give JSON lines."
-        ) from problem
+        reason = f"not a readable parquet file: {problem}. Write it again, or give JSON lines."
+        raise DataError(f"{path}: {reason}") from problem
 
 
 def _read_directory(path: Path) -> Parsed:
@@ -207,7 +196,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _expect_object(value: object, source: str) -> Record | DataError:
-    """A record must be a JSON object."""
     if isinstance(value, dict):
         return value
     return DataError(f"{source}: a row is a {type(value).__name__}, but must be an object. Write {{...}}.")

@@ -22,10 +22,7 @@ _OPTIMISER: dict[str, Any] = {
 
 
 def base_checkpoint() -> Path:
-    """Directory of the shipped base model, which ``tools/make_demo_base.py`` made.
-
-    It loads with ``AutoModelForImageTextToText`` and ``AutoProcessor``; the weights are stored in bfloat16.
-    """
+    """The shipped base model's directory (by ``tools/make_demo_base.py``): a bfloat16 checkpoint and its processor."""
     path = Path(str(files("cwdpo.demo"))) / "base"
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
@@ -72,12 +69,10 @@ class Plan:
 def make_plans(
     out: Path, *, base: Path, train: Path, held_out: Path, stage2_rows: Path, settings: DemoSettings, seed: int
 ) -> Sequence[Plan]:
-    """Recipes of the three methods, in the order in which they must run.
+    """Recipes of the three methods, in the order in which they must run, each with a run directory in ``out``.
 
-    DPO starts with plain SFT on stage 1's rows. SFT continues from there, on stage 2's rows. CW-DPO has its own stages.
-
-    Each has its run directory in ``out``. ``train`` holds the rows of both stages, ``stage2_rows`` those that stage 2
-    sees, and probes ask about the rows held out.
+    DPO starts with plain SFT on stage 1's rows. SFT continues from there, on stage 2's rows (``stage2_rows``). CW-DPO
+    has its own stages. ``train`` holds the rows of both stages, and probes ask about the rows held out.
     """
 
     def recipe(name: str, model: Path, data: Path, stage1: Stage1Config | None, stage2: Stage2Config | None) -> Recipe:

@@ -84,12 +84,8 @@ def run_demo(
 ) -> DemoResult:
     """Draw a world, train SFT, DPO and two-stage CW-DPO on it from the same base model, and compare them.
 
-    Args:
-        out: a new directory: the world in ``world/``, a run directory a method, ``summary.json`` and ``report.html``.
-        seed: of the world and of every run.
-        small: a few steps only.
-        say: called with a line when a step begins.
-        callbacks: of the trainers, to follow their progress.
+    ``out`` is a new directory: the world in ``world/``, a run directory a method, ``summary.json`` and ``report.html``.
+    The seed is the world's and every run's; ``small`` takes a few steps only; ``say`` gets a line when a step begins.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already, and nothing is overwritten. Give another --out, or remove it first.")
@@ -157,10 +153,7 @@ def write_captions(checkpoint: Path, held_out: HeldOut, *, seed: int) -> Caption
 
 
 def judge_captions(captions: Captions, rival: Captions, held_out: HeldOut) -> dict[str, float]:
-    """Exactness and hallucination (of greedy captions) against the ground truth, and how often they beat a rival's.
-
-    All are shares from 0 to 1.
-    """
+    """Shares from 0 to 1: exactness and hallucination (of greedy captions) by the truth, and wins over a rival's."""
     scenes = held_out.scenes
     greedy, sampled = ([check_caption(*pair) for pair in zip(texts, scenes, strict=True)] for texts in captions)
     return {
@@ -191,8 +184,7 @@ def make_gallery(
 ) -> list[dict[str, Any]]:
     """Pictures with the greedy captions of every model: first those on which the models differ most.
 
-    The models' names are those in the table; ``images`` is the directory of the pictures, relative to the file that the
-    gallery is written into.
+    Models are named as in the table; ``images`` is the pictures' directory relative to the file that holds the gallery.
     """
     entries = []
     for index, (row, scene) in enumerate(zip(*held_out, strict=True)):

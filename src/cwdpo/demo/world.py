@@ -272,10 +272,7 @@ def check_caption(caption: str, scene: Scene) -> Verdict:
 
 
 def win_rate(captions: Sequence[str], rivals: Sequence[str], scenes: Sequence[Scene]) -> float:
-    """How often the first caption of each pair is the better one, ties counting half.
-
-    An exact caption beats one that is not; otherwise more right attributes beat fewer.
-    """
+    """Share of pairs that the first caption wins, ties half: exact beats inexact, else more right attributes win."""
     if not len(captions) == len(rivals) == len(scenes) or not scenes:
         raise ValueError(
             f"expected one caption, rival and scene each, got {len(captions)}, {len(rivals)}, {len(scenes)}"

@@ -36,11 +36,8 @@ def make_engine(
 ) -> Engine:
     """The engine of that name; ``auto`` is the fastest that gives exact numbers, ``tree`` the fastest or an error.
 
-    Args:
-        name: the engine.
-        features: where the image features of frozen towers are kept; ``plain``, which the others are compared with,
-            keeps none.
-        on_choice: called with the engine's report after each choice; ``plain`` has nothing to choose.
+    ``features`` keeps the image features of frozen towers, except for ``plain``, which the others are compared with.
+    ``on_choice`` is called with the engine's report after each choice.
     """
     if name != "plain":
         return CheckedEngine(must_be_tree=name == "tree", features=features, on_choice=on_choice)
@@ -73,11 +70,9 @@ class WithinBudget:
         self.report: dict[str, Any] = engine.report
 
     def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
-        """See :meth:`cwdpo.engine.layout.Engine.costs`."""
         return self._inner.costs(model, batch)
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
-        """See :meth:`cwdpo.engine.layout.Engine.logprobs`."""
         # the ranks of sharded weights must make equally many passes, or some wait forever
         sharded = isinstance(model, FullyShardedDataParallel) or any(map(is_sharded, model.parameters()))
         if torch.is_grad_enabled() or sharded:

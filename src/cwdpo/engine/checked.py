@@ -32,11 +32,9 @@ _CANNOT = (TreeUnsupportedError, RuntimeError, ValueError, TypeError, LookupErro
 _LONGEST, _SHORTEST = 16, 4
 """Tokens of a probe's answers: enough for every layer to show itself, few enough to cost next to nothing."""
 
-
 _FLOAT32_GAP = 1e-3
 """nats; the largest difference of any token between two exact ways in float32, TF32 kernels included. A wrong mask or
 position shows as 0.1 or more."""
-
 
 _HALF_MEAN_GAP = 0.1
 """nats; the largest mean difference in 16-bit types, whose rounding alone gives single tokens more. The leak test,
@@ -45,24 +43,23 @@ which is exact in every type, is what finds a hybrid there."""
 
 @dataclass(frozen=True)
 class Check:
-    """What a self-check found."""
+    """What a self-check found, in nats.
+
+    ``leak`` is how much an answer's log-probs changed with what it must not see: 0 exactly, or it leaks. ``gap`` is the
+    largest difference of a token's log-prob to plain rows, ``mean_gap`` the mean difference.
+    """
 
     ok: bool
     reason: str
     leak: float | None = None
-    """nats; how much an answer's log-probs changed with what it must not see. 0 exactly, or it leaks."""
-
     gap: float | None = None
-    """nats; largest difference of a token's log-prob to plain rows."""
-
     mean_gap: float | None = None
-    """nats; mean difference to plain rows."""
 
 
 class CheckedEngine:
     """Checks the engines on the first batch of each kind of model, and keeps to the first that is exact.
 
-    A kind is the model's class, attention implementation and type, with or without images. Where several processes
+    A kind is the model's class, attention implementation and type, with or without images. Of several processes that
     train together, each checks on its very first batch, and all take what the slowest of them must.
     """
 
@@ -73,13 +70,7 @@ class CheckedEngine:
         features: FeatureCache | None = None,
         on_choice: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        """Set up; nothing runs before the first batch.
-
-        Args:
-            must_be_tree: raise a ``ConfigError`` where the tree is not exact, instead of using a slower engine.
-            features: where the image features of frozen towers are kept.
-            on_choice: called with the report after each choice.
-        """
+        """With ``must_be_tree``, a ``ConfigError`` where the tree is not exact. Nothing runs before the first batch."""
         self._must_be_tree, self._features, self._on_choice = must_be_tree, features, on_choice
         self._engines: dict[str, TreeEngine | PlainEngine] = {
             "tree": TreeEngine(features=features),
@@ -95,11 +86,9 @@ class CheckedEngine:
             self.report["features"] = features.report
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
-        """See :meth:`cwdpo.engine.layout.Engine.logprobs`."""
         return self._engine_for(model, batch).logprobs(model, batch, want=want)
 
     def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
-        """See :meth:`cwdpo.engine.layout.Engine.costs`."""
         return self._engine_for(model, batch).costs(model, batch)
 
     def _engine_for(self, model: nn.Module, batch: Batch) -> TreeEngine | PlainEngine:
@@ -112,7 +101,7 @@ class CheckedEngine:
     def _choose(self, model: nn.Module, bare: PreTrainedModel, batch: Batch) -> str:
         # DDP's own forward would wait for ranks that check at another time
         asked = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        checks: dict[str, Check] = {}
+        checks = {}
         for name in _CANDIDATES:
             checks[name] = self._check_with_features(name, asked, bare, batch)
             if _ok_everywhere(checks[name].ok, batch["answer_ids"].device):
@@ -137,7 +126,7 @@ class CheckedEngine:
     def _check_with_features(self, name: str, model: nn.Module, bare: PreTrainedModel, batch: Batch) -> Check:
         """As the engine will be used; where kept features alone are at fault, without them from now on."""
         check = self._check(name, model, bare, batch)
-        if check.ok or name == "plain" or self._features is None or not self._features.used_for(bare):
+        if check.ok or name == "plain" or self._features is None or not self._features.lookup(bare, batch):
             return check
         with self._features.off():
             without = self._check(name, model, bare, batch)
@@ -163,9 +152,8 @@ class CheckedEngine:
 
     def _record(self, chosen: str, bare: PreTrainedModel, checks: dict[str, Check]) -> None:
         model = type(bare).__name__
-        self.report["choices"].append(
-            {"model": model, "engine": chosen, "checks": {name: asdict(check) for name, check in checks.items()}}
-        )
+        numbers = {name: asdict(check) for name, check in checks.items()}
+        self.report["choices"].append({"model": model, "engine": chosen, "checks": numbers})
         if self._on_choice is not None:
             self._on_choice(self.report)
         failed = {name: check for name, check in checks.items() if not check.ok}
@@ -202,9 +190,8 @@ def check_engine(engine: Engine, model: nn.Module, batch: Batch, plain: Engine) 
 def make_probe(batch: Batch) -> tuple[Batch, Batch, Tensor]:
     """Three answers to one prompt of the batch, if possible with images; and the same with the first one changed.
 
-    Returns:
-        The two batches, and ``(3, T)`` True on the tokens whose log-probs must not feel the change: all of the other
-        answers, and those of the first answer before the change.
+    The last of the results is ``(3, T)``: True on tokens whose log-probs must not feel the change, which are those of
+    the first answer before it and all of the others.
     """
     index = next((i for i, prompt in enumerate(batch["prompts"]) if "pixel_values" in prompt), 0)
     one, _ = select_prompts(batch, [index])
@@ -222,7 +209,6 @@ def make_probe(batch: Batch) -> tuple[Batch, Batch, Tensor]:
 
 
 def _with_answers(one: Batch, answers: list[list[int]]) -> Batch:
-    """A batch of one prompt with other answers."""
     ids, mask = (tensor.to(one["answer_ids"].device) for tensor in pad_answers(answers))
     zeros = one["prompt_index"].new_zeros(len(answers))
     return Batch(
@@ -259,8 +245,7 @@ def _several_processes() -> bool:
 
 def _ok_everywhere(ok: bool, device: torch.device) -> bool:
     """Asked after each candidate: sharded weights need all ranks in every pass."""
-    if not _several_processes():
-        return ok
     least = torch.tensor(int(ok), device=device)
-    distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
+    if _several_processes():
+        distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
     return bool(least)

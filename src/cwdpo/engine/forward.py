@@ -31,20 +31,16 @@ from cwdpo.models.parts import bare_model
 LogitTransform: TypeAlias = Callable[[Tensor], Tensor]
 """From the head's output to the model's logits in float32."""
 
-
 _CHUNK_ELEMENTS = 2**25
 """Logits per chunk (128 MB in fp32)."""
 
-
 _KEEP_ELEMENTS = 2**23
 """Below this many logits (32 MB in fp32) recomputing costs more than keeping them."""
-
 
 _NOT_NUMBERS = (
     "the model's logits are not numbers (NaN): its weights are broken, or it overflows in {dtype}, the type it "
     "computes in. Begin from another checkpoint, or write --model.dtype bfloat16 (or float32)."
 )
-
 
 _ANSWER_TYPE = {"paligemma": 1}
 """``token_type_ids`` of answers by model type. PaliGemma attends in both directions among tokens of type 0, so an
@@ -127,11 +123,8 @@ def capture_head_input(head: nn.Module) -> Iterator[HeadInput]:
         captured.autocast = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         return (hidden[:1], *args[1:])  # not detached: DDP looks for used parameters in the graph of the output
 
-    handle = head.register_forward_pre_hook(keep)
-    try:
+    with head.register_forward_pre_hook(keep):
         yield captured
-    finally:
-        handle.remove()
 
 
 def find_logit_transform(
@@ -140,10 +133,7 @@ def find_logit_transform(
     """What this model does to its head's output, decided by its own logits of the first captured hidden state.
 
     The text config alone does not say: Gemma3's multimodal class ignores the soft cap that its language model obeys.
-
-    Raises:
-        UserError: the model's logits are not numbers.
-        RuntimeError: the model does something that is not known here.
+    Logits that are not numbers are a ``UserError``, a change that is not known here a ``RuntimeError``.
     """
     (hidden,), (enabled, dtype) = captured.hidden, captured.autocast
     with torch.no_grad():
@@ -179,17 +169,11 @@ def configured_transform(model: PreTrainedModel) -> LogitTransform:
 
 
 def read_tokens(
-    captured: HeadInput,
-    targets: Tensor,
-    head: nn.Module,
-    transform: LogitTransform,
-    *,
-    want: Collection[Detail],
+    captured: HeadInput, targets: Tensor, head: nn.Module, transform: LogitTransform, *, want: Collection[Detail]
 ) -> dict[str, Tensor]:
-    """Log-probs of ``(n,)`` target tokens from the ``n`` hidden states captured, and the wanted details.
+    """Of ``(n,)`` target tokens from the ``n`` hidden states captured: ``token`` and the wanted details, by name.
 
-    Returns:
-        ``(n,)`` tensors by name (``token`` and the wanted ones; ``distribution`` is ``(n, V)``), float32.
+    All are ``(n,)`` in float32, but ``distribution``, which is ``(n, V)``.
     """
     (hidden,), (enabled, dtype) = captured.hidden, captured.autocast
 
@@ -221,17 +205,14 @@ def _read(logits: Tensor, targets: Tensor, want: Collection[Detail]) -> dict[str
 
 
 def _details(logprobs: Tensor, targets: Tensor, want: Collection[Detail]) -> dict[str, Tensor]:
-    details = {}
     top = logprobs.max(dim=-1)
-    if "entropy" in want:
-        details["entropy"] = -(logprobs.exp() * logprobs).sum(dim=-1)
-    if "confidence" in want:
-        details["confidence"] = top.values.exp()
-    if "hit" in want:
-        details["hit"] = top.indices == targets
-    if "distribution" in want:
-        details["distribution"] = logprobs
-    return details
+    details: dict[Detail, Callable[[], Tensor]] = {
+        "entropy": lambda: -(logprobs.exp() * logprobs).sum(dim=-1),
+        "confidence": lambda: top.values.exp(),
+        "hit": lambda: top.indices == targets,
+        "distribution": lambda: logprobs,
+    }
+    return {name: compute() for name, compute in details.items() if name in want}
 
 
 @contextmanager
@@ -250,13 +231,10 @@ def only_where_read(bare: PreTrainedModel, predicts: Tensor) -> Iterator[None]:
     if not any(isinstance(hook, _Listener) for hook in attention._forward_pre_hooks.values()):
         attention.register_forward_pre_hook(_Listener(layer), with_kwargs=True)
     read = _Read(predicts.flatten().nonzero()[:, 0], predicts.shape)
-    handle = layer.register_forward_pre_hook(
+    with layer.register_forward_pre_hook(
         lambda module, args, kwargs: (args, kwargs | {_KEYWORD: read}), with_kwargs=True
-    )
-    try:
+    ):
         yield
-    finally:
-        handle.remove()
 
 
 def works_on_single_positions(part: nn.Module) -> bool:

@@ -38,20 +38,14 @@ class Engine(Protocol):
     """What the engine decided, and on which numbers, for a run's records. JSON types only."""
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
-        """Log-probs of every answer in the batch under the model.
+        """Log-probs of every answer under a model of transformers, bare or wrapped (PEFT, DDP, FSDP).
 
-        Args:
-            model: a vision-language model of transformers, bare or wrapped (PEFT, DDP, FSDP).
-            batch: prompts with their answers, on the model's device.
-            want: optional details to compute as well.
+        The batch is on the model's device; ``want`` are optional details to compute as well.
         """
         ...
 
     def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
-        """What each prompt with its answers costs in a forward pass, as this engine lays them out.
-
-        The batch is on the model's device, since an engine may have to check itself on it first.
-        """
+        """What each prompt costs as this engine lays it out, which may have to check itself on the batch first."""
         ...
 
 
@@ -98,10 +92,7 @@ class TreePlan:
 
 
 def one_row_an_answer(batch: Batch, *, padding_side: PaddingSide = "right", answer_type: int | None = None) -> Layout:
-    """``[prompt | answer]`` for every answer; the prompt's tokens and images are repeated for each of its answers.
-
-    ``answer_type`` is what :func:`continue_prompt` takes.
-    """
+    """``[prompt | answer]`` for every answer; the prompt's tokens and images are repeated for each of its answers."""
     prompts = [batch["prompts"][i] for i in batch["prompt_index"].tolist()]
     lengths = batch["answer_mask"].sum(dim=-1).tolist()
     rows = [
@@ -122,7 +113,7 @@ def one_row_a_prompt(batch: Batch, *, answer_type: int | None = None) -> tuple[L
     """Every prompt once with all its answers behind it, padded on the right.
 
     As in plain rows, the last token of each answer is left out. Every answer's first token is predicted by the same
-    position, the prompt's last. ``answer_type`` is what :func:`continue_prompt` takes.
+    position, the prompt's last.
     """
     device = batch["answer_ids"].device
     lengths = batch["answer_mask"].sum(dim=-1).tolist()
@@ -160,12 +151,9 @@ def prompts_alone(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def continue_prompt(prompt: dict[str, Tensor], extra_ids: Tensor, *, answer_type: int | None) -> dict[str, Tensor]:
-    """Append tokens; every other per-token entry goes on as at the prompt's last token, which is text.
+    """Append ``(n,)`` tokens; every other per-token entry goes on as at the prompt's last token, which is text.
 
-    Args:
-        prompt: entries of shape ``(1, length, ...)`` and images, which are left out.
-        extra_ids: ``(n,)`` token ids.
-        answer_type: ``token_type_ids`` of the appended tokens, for models that mark answers by it.
+    Images are left out. ``answer_type`` is the tokens' ``token_type_ids``, for models that mark answers by it.
     """
     row = {}
     for name in token_names(prompt):
@@ -277,8 +265,7 @@ def plain_costs(batch: Batch) -> list[Cost]:
 def parts_within(costs: Sequence[Cost], budget: int) -> list[list[int]]:
     """Divide prompts into parts of similar length, each within a budget of tokens, padding included.
 
-    A part has as many tokens as its number of rows times its longest row. A prompt that alone exceeds the budget is a
-    part by itself.
+    A prompt that alone exceeds the budget is a part by itself.
 
     Example:
         >>> parts_within([Cost(1, 10), Cost(1, 90), Cost(1, 20), Cost(1, 100)], 200)

@@ -21,11 +21,7 @@ class PlainEngine:
     """
 
     def __init__(
-        self,
-        *,
-        padding_side: PaddingSide = "right",
-        images_once: bool = False,
-        features: FeatureCache | None = None,
+        self, *, padding_side: PaddingSide = "right", images_once: bool = False, features: FeatureCache | None = None
     ) -> None:
         self.padding_side: PaddingSide = padding_side
         self.images_once = images_once
@@ -34,11 +30,9 @@ class PlainEngine:
         self._forward = Forward()
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
-        """See :meth:`cwdpo.engine.layout.Engine.logprobs`."""
         return in_groups(batch, lambda part: self._logprobs(model, part, want))
 
     def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
-        """See :meth:`cwdpo.engine.layout.Engine.costs`."""
         return plain_costs(batch)
 
     def _logprobs(self, model: nn.Module, batch: Batch, want: Collection[Detail]) -> AnswerLogprobs:

@@ -36,10 +36,6 @@ FLEX_FROM = 4096
 """Tokens of a row from which ``flex_attention`` is worth its compiler on a GPU. It skips what causality hides, half of
 the attention, which in a 3B model is 6 % of the decoder's work at 1,200 tokens and 18 % at 4,096 (by arithmetic)."""
 
-
-# transformers refuses a name with "flex_attention" in it for classes that do not offer it, so ours has another
-
-
 # transformers refuses a name with "flex_attention" in it for classes that do not offer it, so ours has another
 _OURS = {"sdpa": "cwdpo_tree_sdpa", "eager": "cwdpo_tree_eager", "flex_attention": "cwdpo_tree_flex"}
 """The name of our version of each attention implementation that takes any mask. FlashAttention does not."""
@@ -57,20 +53,16 @@ class TreeEngine:
     """
 
     def __init__(self, *, flex_from: int | None = None, features: FeatureCache | None = None) -> None:
-        """Rows of ``flex_from`` tokens or more run by ``flex_attention``, whose block masks skip what no query may see,
-        where the model's own attention is sdpa; with None every row is left to the model's own.
-        """
+        """Where the model's attention is sdpa, rows of ``flex_from`` tokens or more run by ``flex_attention``."""
         self.flex_from = flex_from
         self.report: dict[str, Any] = {"asked": "tree", "choices": []}
         self._features = features
         self._forward = Forward()
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
-        """See :meth:`cwdpo.engine.layout.Engine.logprobs`; raises TreeUnsupportedError."""
         return in_groups(batch, lambda part: self._logprobs(model, part, want))
 
     def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
-        """See :meth:`cwdpo.engine.layout.Engine.costs`."""
         return tree_costs(batch)
 
     def _logprobs(self, model: nn.Module, batch: Batch, want: Collection[Detail]) -> AnswerLogprobs:
@@ -99,12 +91,9 @@ _current: ContextVar[_Use | None] = ContextVar("cwdpo_tree", default=None)
 
 @contextmanager
 def as_tree(bare: PreTrainedModel, plan: TreePlan, *, by_flex: bool = False) -> Iterator[None]:
-    """While open, the model's forward pass treats its rows as the plan says.
+    """While open, the model's forward pass treats its rows as the plan says; ``by_flex`` as in :class:`TreeEngine`.
 
-    ``by_flex``: where the model runs by sdpa, run ``flex_attention`` with block masks in its place.
-
-    Raises:
-        TreeUnsupportedError: the model's attention takes no such mask, or the pass did not use the plan.
+    A ``TreeUnsupportedError`` where the model's attention takes no such mask, or the pass did not use the plan.
     """
     config = bare.config.get_text_config()
     own = config._attn_implementation  # the property has no public name; setting it below has
@@ -178,10 +167,6 @@ def _eager_mask(*, dtype: torch.dtype = torch.float32, **asked: Any) -> Tensor:
     return torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, torch.finfo(dtype).min)
 
 
-def _flex_mask(**asked: Any) -> BlockMask:
-    return _blocks(_mask(**asked))
-
-
 def _blocks(allowed: Tensor) -> BlockMask:
     """A block mask that looks a dense one up: models' mask functions need not be compiled, and both are the same."""
     rows, _, queries, keys = allowed.shape
@@ -199,7 +184,6 @@ class _BlockMask(BlockMask):
 
     @classmethod
     def of(cls, blocks: BlockMask) -> "_BlockMask":
-        """A block mask that brings its kernel along."""
         mask = cls.__new__(cls)
         vars(mask).update(vars(blocks), blocks=blocks)
         return mask
@@ -219,8 +203,7 @@ class _BlockMask(BlockMask):
 @functools.cache
 def flex_kernel() -> Callable[..., Tensor]:
     """``flex_attention``, compiled when it first runs."""
-    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
-    return compiled
+    return torch.compile(flex_attention)
 
 
 def _eager_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -228,6 +211,7 @@ def _eager_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
 
 
-for _own, _builder in (("sdpa", _sdpa_mask), ("eager", _eager_mask), ("flex_attention", _flex_mask)):
+_BUILDERS = {"sdpa": _sdpa_mask, "eager": _eager_mask, "flex_attention": lambda **asked: _blocks(_mask(**asked))}
+for _own, _builder in _BUILDERS.items():
     AttentionInterface.register(_OURS[_own], _eager_attention if _own == "eager" else ALL_ATTENTION_FUNCTIONS[_own])
     AttentionMaskInterface.register(_OURS[_own], _builder)

@@ -11,7 +11,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from cwdpo.batch import Batch, hash_tensors, image_key
@@ -49,15 +49,11 @@ def encode_frozen_without_grad(bare: PreTrainedModel) -> Iterator[None]:
     def switch_back(*_: object) -> None:
         torch.set_grad_enabled(before.pop())
 
-    handles = []
-    for part in _frozen_parts(bare):
-        handles.append(part.register_forward_pre_hook(switch_off))
-        handles.append(part.register_forward_hook(switch_back, always_call=True))
-    try:
+    with ExitStack() as stack:
+        for part in _frozen_parts(bare):
+            stack.enter_context(part.register_forward_pre_hook(switch_off))
+            stack.enter_context(part.register_forward_hook(switch_back, always_call=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _frozen_parts(bare: PreTrainedModel) -> list[nn.Module]:
@@ -70,11 +66,8 @@ def _frozen_parts(bare: PreTrainedModel) -> list[nn.Module]:
         return [tower]
     if not all("merger" in name for name in trainable):
         return []
-    parts: list[nn.Module] = []
-    for name, child in tower.named_children():
-        if "merger" not in name:
-            parts += list(child) if isinstance(child, nn.ModuleList) else [child]
-    return parts
+    rest = [child for name, child in tower.named_children() if "merger" not in name]
+    return [part for child in rest for part in (child if isinstance(child, nn.ModuleList) else [child])]
 
 
 def can_share_images(bare: PreTrainedModel) -> bool:
@@ -100,20 +93,17 @@ class ImageFeatures:
     """Whether the model hands ``pooled`` on as one tensor; else as a list of tensors."""
 
     listed: tuple[bool, ...] = ()
-    """The same of each of ``deep``: whether it is handed on as a list."""
+    """Of each of ``deep``, whether it is handed on as a list."""
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of them, ``pooled`` first."""
         return [self.pooled, *self.deep]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all of them."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "ImageFeatures":
-        """The same with each tensor changed."""
         return replace(self, pooled=change(self.pooled), deep=tuple(map(change, self.deep)))
 
     def to(self, device: torch.device | str) -> "ImageFeatures":
@@ -131,10 +121,9 @@ def share_images(
 ) -> Iterator[None]:
     """While open, a forward pass encodes the pixels of each prompt once for all its rows, or has them looked up.
 
-    The pixels, each prompt's once, go through the model's wrappers as ever and are exchanged for features inside, so
-    DDP, FSDP and mixed precision do their work. ``owners`` are the prompts of the pass's rows. A ``lookup`` has prompts
-    encoded one at a time, so that a prompt's features do not depend, in their last bit, on the batch they were first
-    met in.
+    The pixels go through the model's wrappers (DDP, FSDP, mixed precision) and are exchanged for features inside.
+    ``owners`` are the prompts of the pass's rows. A ``lookup`` has prompts encoded one at a time, so that features do
+    not depend, in their last bit, on the batch they were first met in.
     """
     prompts = batch["prompts"]
     pictured = [i for i, prompt in enumerate(prompts) if "pixel_values" in prompt]
@@ -151,11 +140,8 @@ def share_images(
         rows = [features[owner] for owner in owners if owner in features]
         return args, kwargs | {"mm_encoder_outputs": {"image": _put_together(rows)}}
 
-    handle = bare.register_forward_pre_hook(exchange, with_kwargs=True)
-    try:
+    with bare.register_forward_pre_hook(exchange, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def _encode(bare: PreTrainedModel, prompts: Sequence[dict[str, Tensor]], pixels: Tensor) -> list[ImageFeatures]:
@@ -212,8 +198,7 @@ class FeatureCache:
         """Counts of prompts whose images were encoded and looked up; ``not_used`` says for which models, and why."""
 
     def lookup(self, bare: PreTrainedModel, batch: Batch) -> Lookup | None:
-        """What :func:`share_images` needs to look a batch's images up, or None where the forward pass must compute
-        them."""
+        """What :func:`share_images` looks a batch's images up with; None where the forward pass must compute them."""
         if self._is_off:
             return None
         reason = why_not_cacheable(bare)
@@ -221,10 +206,6 @@ class FeatureCache:
             self.report.setdefault("not_used", {})[type(bare).__name__] = reason
             return None
         return partial(self._look_up, bare, batch)
-
-    def used_for(self, bare: PreTrainedModel) -> bool:
-        """Whether the model's features are kept."""
-        return not self._is_off and why_not_cacheable(bare) is None
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -245,9 +226,9 @@ class FeatureCache:
         self, bare: PreTrainedModel, batch: Batch, wanted: Sequence[int], encode: Callable[[int], ImageFeatures]
     ) -> list[ImageFeatures]:
         device = batch["answer_ids"].device
-        self._store.pin = device.type == "cuda"
-        keys = batch.get("image_keys") or [image_key(prompt) for prompt in batch["prompts"]]
         kind = device.type
+        self._store.pin = kind == "cuda"
+        keys = batch.get("image_keys") or [image_key(prompt) for prompt in batch["prompts"]]
         precision = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "own"
         features = []
         for i in wanted:
@@ -264,7 +245,12 @@ class FeatureCache:
         if bare not in self._fingerprints:
             weights = dict(_outside_language(bare)) | dict(bare.named_buffers())
             digest = hash_tensors(sorted(weights.items()))
-            digest.update(json.dumps(_vision_settings(bare.config), sort_keys=True, default=str).encode())
+            # what besides its weights makes a tower: its settings, and the library that runs it
+            text = {name for name, value in vars(bare.config).items() if value is bare.config.get_text_config()}
+            ignored = text | {"_name_or_path", "transformers_version", "architectures", "use_cache", "dtype"}
+            settings = {name: value for name, value in bare.config.to_dict().items() if name not in ignored}
+            settings["library"] = transformers.__version__
+            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
             self._fingerprints[bare] = digest.hexdigest()
         return self._fingerprints[bare]
 
@@ -293,14 +279,6 @@ def _outside_language(bare: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
     return [(name, weight) for name, weight in bare.named_parameters() if id(weight) not in language]
 
 
-def _vision_settings(config: PretrainedConfig) -> dict[str, Any]:
-    """What besides its weights makes a tower: its settings, and the library that runs it."""
-    text = [name for name, value in vars(config).items() if value is config.get_text_config()]
-    ignored = {*text, "_name_or_path", "transformers_version", "architectures", "use_cache", "dtype"}
-    settings = {name: value for name, value in config.to_dict().items() if name not in ignored}
-    return {**settings, "library": transformers.__version__}
-
-
 class FeatureStore:
     """``key -> ImageFeatures`` on the CPU. Memory drops what was used longest ago; files stay until deleted.
 
@@ -318,13 +296,12 @@ class FeatureStore:
         self._on_disk = sum(path.stat().st_size for path in files)
 
     def get(self, key: str) -> ImageFeatures | None:
-        """The features kept under a key, or None."""
         found = self._entries.get(key)
         if found is not None:
             self._entries.move_to_end(key)
             return found
         path = self._path(key)
-        found = _read(path) if path is not None and path.exists() else None
+        found = _read(path) if path and path.exists() else None
         return None if found is None else self._remember(key, found)
 
     def put(self, key: str, features: ImageFeatures) -> None:

@@ -22,20 +22,17 @@ from peft import (
 )
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 
 from cwdpo.batch import hash_tensors
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.models.loading import one_line, some
+from cwdpo.models.loading import load_policy, load_processor, one_line, refuse_other_weights, some
 from cwdpo.models.parts import bare_model, vision_tower
 
 _LORA_LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _BASE_FILE = "cwdpo_base.json"
 """Beside ``adapter_config.json``: the base that the adapters were trained on."""
-
-_SAMPLED = 4096
-"""Values that are looked at in each weight."""
 
 
 def add_lora(
@@ -49,16 +46,9 @@ def add_lora(
 ) -> PeftModel:
     """Put fresh adapters into a bare model, in place; nothing else trains. They begin at 0, so logits do not change.
 
-    A model loaded in 4 or 8 bits is prepared first, which casts its unquantised weights to float32. Gradient
-    checkpointing is left to the Trainer.
-
-    Args:
-        model: a bare model.
-        r: rank.
-        alpha: scale; the update is multiplied by alpha / r.
-        dropout: inside the adapters. Above 0, policy and reference differ in training mode.
-        target_modules: see :func:`lora_targets`, as for ``freeze_vision``.
-        freeze_vision: leave the vision tower as it is.
+    The update of rank ``r`` is multiplied by ``alpha / r``. With a ``dropout`` above 0, policy and reference differ in
+    training mode. A model loaded in 4 or 8 bits is prepared first, which casts its unquantised weights to
+    float32. Gradient checkpointing is left to the Trainer.
     """
     targets = lora_targets(model, target_modules, freeze_vision=freeze_vision)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
@@ -86,10 +76,8 @@ def lora_targets(model: nn.Module, target_modules: str | Sequence[str], *, freez
         target_modules: ``language``: every linear layer of the language model, without the output head;
             ``all-linear``: every linear layer but the output head; a list: layers with one of these names, or with a
             longer dotted name that ends in one; any other text: a regular expression for the whole dotted name.
-        freeze_vision: leave the vision tower out of ``all-linear``, and refuse a pattern or a list that hits it.
-
-    Raises:
-        ConfigError: nothing is hit, the regular expression is broken, or the frozen vision tower is hit.
+        freeze_vision: leave the vision tower out of ``all-linear``; a pattern or a list that hits it (as one that
+            hits nothing) is a ``ConfigError``.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, _LORA_LAYERS)}
     tower = vision_tower(model) if freeze_vision else None
@@ -145,11 +133,7 @@ def load_adapter(
 ) -> PeftModel:
     """Put saved adapters into a bare model, in place, all of them or an error.
 
-    With ``trainable`` they go on training. ``any_base`` takes a base that they were not trained on, as long as they
-    fit.
-
-    Raises:
-        UserError: the directory holds no adapters, or others than fit this model or were trained on it.
+    With ``trainable`` they go on training. ``any_base`` takes a base that they fit but were not trained on.
     """
     path = Path(directory)
     if not (path / "adapter_config.json").is_file():
@@ -163,6 +147,28 @@ def load_adapter(
     return wrapped
 
 
+def load_checkpoint(name: str) -> tuple[PreTrainedModel | PeftModel, ProcessorMixin]:
+    """A model to look at, on the GPU if there is one, and its processor; of a hub name or a directory, adapters too."""
+    directory = Path(name)
+    if (directory / "adapter_config.json").is_file():
+        base = load_policy(named_base(directory), freeze_vision=False)
+        model: PreTrainedModel | PeftModel = load_adapter(base, directory, trainable=False)
+    else:
+        model = load_policy(name, freeze_vision=False)
+    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")  # in place
+    return model, load_processor(name)
+
+
+def named_base(source: Path) -> str:
+    """The base model that saved adapters name, unless it is gone."""
+    base: str | None = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
+    if not base:
+        raise UserError(f"the adapters in {source} do not name their base model. Give it: `--base MODEL`.")
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise UserError(f"the base model of {source} was {base}, which is gone. Give its new place: `--base MODEL`.")
+    return base
+
+
 def load_adapter_weights(model: PeftModel, directory: str | Path) -> None:
     """Replace the weights of the model's active adapter by saved ones, in place, all of them or a ``UserError``."""
     adapter = model.active_adapter
@@ -171,17 +177,14 @@ def load_adapter_weights(model: PeftModel, directory: str | Path) -> None:
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the adapter weights in {directory} cannot be read: {one_line(error)}") from error
     wanted: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=adapter)
-    shape_differs = [name for name in wanted.keys() & saved.keys() if wanted[name].shape != saved[name].shape]
-    for what, names in (
-        ("lacks", wanted.keys() - saved.keys()),
-        ("has, beyond the model's,", saved.keys() - wanted.keys()),
-        ("has another shape for", shape_differs),
-    ):
-        if names:
-            raise UserError(
-                f"{directory} {what} {len(names)} adapter weights: {some(names)}. Use the base model and the "
-                "`target_modules` and `r` that the adapters were trained with."
-            )
+    refuse_other_weights(
+        directory,
+        "adapter weights",
+        "Use the base model and the `target_modules` and `r` that the adapters were trained with.",
+        missing=wanted.keys() - saved.keys(),
+        unexpected=saved.keys() - wanted.keys(),
+        reshaped={name for name in wanted.keys() & saved.keys() if wanted[name].shape != saved[name].shape},
+    )
     set_peft_model_state_dict(model, saved, adapter_name=adapter)
 
 
@@ -264,6 +267,6 @@ def base_fingerprint(model: nn.Module, *, through: torch.dtype | None = None) ->
 
 def _sample_hash(weight: Tensor, through: torch.dtype | None) -> str:
     flat = weight.detach().reshape(-1)
-    sample = flat[:: max(1, -(-len(flat) // _SAMPLED))]
+    sample = flat[:: max(1, -(-len(flat) // 4096))]
     rounded = sample.to(through or sample.dtype).to(torch.bfloat16)
     return hash_tensors([(str(tuple(weight.shape)), rounded)]).hexdigest()

@@ -9,7 +9,7 @@ videos, so that a directory saved here loads whole where torchvision is installe
 import difflib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -38,13 +38,8 @@ from cwdpo.models.parts import freeze_vision_tower
 
 logger = logging.getLogger(__name__)
 
-
 _VIDEO_FILE = "video_preprocessor_config.json"
-
-
 _IMAGE_FILE = "preprocessor_config.json"
-
-
 _CONFIG_FILES = ("processor_config.json", _IMAGE_FILE, _VIDEO_FILE, "tokenizer_config.json")
 
 
@@ -62,18 +57,9 @@ def load_policy(
     Every dropout probability, in the configuration and in the modules, is set to 0: policy and reference must agree on
     the same weights in training mode too, or the rewards of step 0 would not be 0. The saved configuration says so.
 
-    Args:
-        name_or_path: a local directory or a hub name that ``AutoModelForImageTextToText`` loads.
-        dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` or ``float16``.
-        attn_implementation: as in transformers; None leaves the choice to it.
-        quantization: from :func:`cwdpo.models.adapters.quantization_config`, for a frozen base under adapters.
-        freeze_vision: stop training the vision tower; its projector (for Qwen-VL the mergers inside the tower) and
-            the language model train on.
-        trust_remote_code: run Python code that comes with the checkpoint.
-
-    Raises:
-        UserError: there is no such checkpoint, it is not a vision-language model, its weights are missing, broken or
-            incomplete, or it needs code that may not run.
+    ``quantization`` is for a frozen base under adapters. With ``freeze_vision`` the vision tower does not train, but
+    its projector does (for Qwen-VL the mergers in the tower). It is a ``UserError`` if this is not a vision-language
+    model that ``AutoModelForImageTextToText`` loads, weights are missing, or it needs code that may not run.
     """
     source = str(local_directory(name_or_path) or name_or_path)
     config = load_config(source, trust_remote_code=trust_remote_code)
@@ -138,9 +124,6 @@ def load_processor(name_or_path: str | Path, *, trust_remote_code: bool = False)
     The result is what ``AutoProcessor`` gives, except where that fails only because torchvision is missing: then it is
     the same processor without its video part, whose ``save_pretrained`` writes the video settings of the source
     unchanged. A tokenizer without a padding token pads with its end token; the padding side is left alone.
-
-    Raises:
-        UserError: there is no processor for images and text, or it needs code that may not run.
     """
     source = str(local_directory(name_or_path) or name_or_path)
     try:
@@ -171,13 +154,10 @@ def load_processor(name_or_path: str | Path, *, trust_remote_code: bool = False)
 
 
 def local_directory(name_or_path: str | Path) -> Path | None:
-    """The absolute directory that is meant, or None for a hub name.
+    """The directory that is meant, or None for a hub name. Absolute: adapters write their base's path into their files.
 
-    Absolute, because adapters write the path of their base model into their files.
-
-    Raises:
-        UserError: it reads like a path (or is a ``Path``, or begins with a directory that is here and is no hub model
-            that was downloaded before), but there is no such directory.
+    What reads like a path, or begins with a directory that is here and is no hub model that was downloaded before, must
+    be a directory.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -210,7 +190,7 @@ def _begins_here(name: str) -> bool:
 
 @contextmanager
 def reported_by_us() -> Iterator[None]:
-    """Silence transformers' own warnings, where everything it would warn of becomes a message of ours."""
+    """Silence transformers' warnings, where all it would warn of becomes a message of ours."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     try:
@@ -237,6 +217,16 @@ def some(names: Iterable[str], *, shown: int = 3) -> str:
     return text if len(ordered) <= shown else f"{text} and {len(ordered) - shown} more"
 
 
+def refuse_other_weights(
+    source: Path | str, what: str, advice: str, *, missing: Set[str], unexpected: Set[str], reshaped: Set[str]
+) -> None:
+    """A ``UserError`` that names the saved weights which are not those of the model, if there are any."""
+    verbs = {"lacks": missing, "has, beyond the model's,": unexpected, "has another shape for": reshaped}
+    for verb, names in verbs.items():
+        if names:
+            raise UserError(f"{source} {verb} {len(names)} {what}: {some(names)}. {advice}")
+
+
 def _load_whole(source: str, **options: Any) -> PreTrainedModel:
     """``from_pretrained``, where any weight that the checkpoint does not give is an error."""
     try:
@@ -246,9 +236,8 @@ def _load_whole(source: str, **options: Any) -> PreTrainedModel:
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except SafetensorError as error:
-        raise UserError(
-            f"a weight file of {source} is damaged ({one_line(error)}). Copy or download the checkpoint again."
-        ) from error
+        reason = f"a weight file of {source} is damaged ({one_line(error)}). Copy or download the checkpoint again."
+        raise UserError(reason) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"the weights of {source} cannot be loaded: {one_line(error)}") from error
     model: PreTrainedModel
@@ -298,19 +287,17 @@ class _WithoutVideo:
     """Mixed into a processor class: the same processor without a video processor, but with its settings kept."""
 
     kept_video_section: dict[str, Any] | None = None
-    """The ``video_processor`` section of the source's processor_config.json."""
+    """What the source's processor_config.json says of videos."""
 
     kept_files: dict[str, bytes]
     """Files of the source that hold video settings, by name."""
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """Names of the parts that are loaded and saved."""
         return [name for name in super().get_attributes() if name != "video_processor"]  # type: ignore[misc]
 
     @classmethod
     def from_args_and_dict(cls, args: Sequence[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build the processor, and keep the video section instead of handing it to ``__init__``."""
         settings = dict(processor_dict)
         section = settings.pop("video_processor", None)
         settings["video_processor"] = None  # some classes give the argument no default
@@ -319,7 +306,6 @@ class _WithoutVideo:
         return processor
 
     def to_dict(self) -> dict[str, Any]:
-        """The processor's settings, the kept video section among them."""
         settings: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         if self.kept_video_section is not None:
             settings["video_processor"] = self.kept_video_section
@@ -357,22 +343,17 @@ def _load_without_video(source: str) -> Any:
             raise UserError(advice)
         processor = _without_video(base).from_pretrained(source)
     except ImportError as error:
-        other = "torchvision" not in str(error).lower()
-        raise UserError(
-            f"the processor of {source} cannot be loaded: {one_line(error)}" if other else advice
-        ) from error
+        needs_torchvision = "torchvision" in str(error).lower()
+        reason = advice if needs_torchvision else f"the processor of {source} cannot be loaded: {one_line(error)}"
+        raise UserError(reason) from error
     logger.info("torchvision is not installed: %s is loaded without its video processor", base.__name__)
-    processor.kept_files = _video_files(source) if processor.kept_video_section is None else {}
+    processor.kept_files = {}
+    if processor.kept_video_section is None:
+        # a full load would read the first of these; old checkpoints have one file for images and videos
+        files = ((name, _read(source, name)) for name in (_VIDEO_FILE, _IMAGE_FILE))
+        name, content = next((file for file in files if file[1] is not None), ("", None))
+        processor.kept_files = {} if content is None else {name: content}
     return processor
-
-
-def _video_files(source: str) -> dict[str, bytes]:
-    """The file that a full load would read the video settings from; old checkpoints have one for images and videos."""
-    for name in (_VIDEO_FILE, _IMAGE_FILE):
-        content = _read(source, name)
-        if content is not None:
-            return {name: content}
-    return {}
 
 
 def _processor_class(source: str) -> Any:

@@ -1,6 +1,6 @@
 """What a vision-language model is made of: vision tower, projector and language model; which of it trains; its hash."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
@@ -45,13 +45,10 @@ def freeze_vision_tower(model: nn.Module) -> int:
     return sum(weight.numel() for weight in weights)
 
 
-@dataclass(frozen=True)
-class PartSize:
+class PartSize(NamedTuple):
     """How many weights one part has, and how many of them train. Tied weights count once."""
 
     part: str
-    """``vision tower``, ``projector``, ``language model`` or ``adapters``."""
-
     total: int
     trainable: int
 

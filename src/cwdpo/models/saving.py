@@ -13,15 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.trainer_callback import TrainerState
 
 from cwdpo.errors import UserError
-from cwdpo.models.adapters import load_adapter, load_adapter_weights, read_base, write_base
-from cwdpo.models.loading import load_policy, load_processor, local_directory, one_line, reported_by_us, some
+from cwdpo.models.adapters import load_adapter, load_adapter_weights, named_base, read_base, write_base
+from cwdpo.models.loading import (
+    load_policy,
+    load_processor,
+    local_directory,
+    one_line,
+    refuse_other_weights,
+    reported_by_us,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +60,20 @@ def merge_adapter(
 ) -> Path:
     """Merge adapters into their base model and write a plain checkpoint with the same logits.
 
-    Args:
-        checkpoint_dir: holds the adapters, and a processor if it was trained here.
-        out_dir: must not exist or be empty, and not lie in ``checkpoint_dir``.
-        base: the base model; by default the one that the adapters name.
-        dtype: of the merged weights. In 16 bits the merge rounds each weight once.
-        trust_remote_code: run Python code that comes with the base model.
-        any_base: take a base that the adapters were not trained on, as long as they fit into it.
+    ``out_dir`` must be new or empty, and not lie in ``checkpoint_dir``. The ``base`` is by default the one that the
+    adapters name; ``any_base`` takes one that they were not trained on, as long as they fit. Where ``dtype`` has 16
+    bits, the merge rounds each weight once.
     """
     source, target = Path(checkpoint_dir), Path(out_dir)
-    _check_merge(source, target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not empty; nothing is overwritten. Name a new directory.")
+    if not (source / "adapter_config.json").is_file():
+        raise UserError(
+            f"{source} has no adapter_config.json, so there is nothing to merge. Name the directory that holds the "
+            "adapters; a full checkpoint can be used as it is."
+        )
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target} lies in {source}, which the merged model is made from. Name a directory outside it.")
     if base is not None and not any_base and not read_base(source):
         logger.warning("%s does not say which weights it was trained on, so %s is not compared with them", source, base)
     base = base or named_base(source)
@@ -74,31 +85,6 @@ def merge_adapter(
     own_processor = any((source / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
     processor = load_processor(source if own_processor else base, trust_remote_code=trust_remote_code)
     return save_checkpoint(adapted.merge_and_unload(), processor, target)
-
-
-def load_checkpoint(name: str) -> tuple[PreTrainedModel | PeftModel, ProcessorMixin]:
-    """A model to look at, on the GPU if there is one, and its processor.
-
-    ``name`` is a checkpoint directory, with a full model or with adapters, or a hub name.
-    """
-    directory = Path(name)
-    if (directory / "adapter_config.json").is_file():
-        base = load_policy(named_base(directory), freeze_vision=False)
-        model: PreTrainedModel | PeftModel = load_adapter(base, directory, trainable=False)
-    else:
-        model = load_policy(name, freeze_vision=False)
-    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")  # in place
-    return model, load_processor(name)
-
-
-def named_base(source: Path) -> str:
-    """The base model that saved adapters name, unless it is gone."""
-    base: str | None = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
-    if not base:
-        raise UserError(f"the adapters in {source} do not name their base model. Give it: `--base MODEL`.")
-    if Path(base).is_absolute() and not Path(base).is_dir():
-        raise UserError(f"the base model of {source} was {base}, which is gone. Give its new place: `--base MODEL`.")
-    return base
 
 
 def restore_weights(model: nn.Module, directory: str | Path) -> None:
@@ -162,30 +148,15 @@ def _saved_copy(model: PreTrainedModel, path: Path) -> nn.Module:
         raise UserError(f"the weights in {path} cannot be read: {one_line(error)}") from error
     saved: nn.Module
     saved, report = loaded
-    for what, names in (
-        ("lacks", report["missing_keys"]),
-        ("has, beyond the model's,", report["unexpected_keys"]),
-        ("has another shape for", {name for name, *_ in report["mismatched_keys"]}),
-    ):
-        if names:
-            raise UserError(
-                f"{path} {what} {len(names)} weights: {some(names)}. It was saved by another model; resume from a "
-                "checkpoint of this one."
-            )
+    refuse_other_weights(
+        path,
+        "weights",
+        "It was saved by another model; resume from a checkpoint of this one.",
+        missing=report["missing_keys"],
+        unexpected=report["unexpected_keys"],
+        reshaped={name for name, *_ in report["mismatched_keys"]},
+    )
     return saved
-
-
-def _check_merge(source: Path, target: Path) -> None:
-    """Refuse what cannot be merged, or would overwrite something."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty; nothing is overwritten. Name a new directory.")
-    if not (source / "adapter_config.json").is_file():
-        raise UserError(
-            f"{source} has no adapter_config.json, so there is nothing to merge. Name the directory that holds the "
-            "adapters; a full checkpoint can be used as it is."
-        )
-    if target.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{target} lies in {source}, which the merged model is made from. Name a directory outside it.")
 
 
 @contextmanager
@@ -202,7 +173,11 @@ def _replacing(target: Path) -> Iterator[Path]:
             draft = Path(holder) / "new"
             draft.mkdir()
             yield draft
-            _flush(draft)
+            # wait until the files are on the disk; some file systems report only now that they are full
+            for path in draft.rglob("*"):
+                if path.is_file():
+                    with path.open("rb+") as file:
+                        os.fsync(file.fileno())
             _swap(draft, target, old=Path(holder) / "old")
     except Exception as error:
         if not isinstance(error, OSError | SafetensorError) and "os error" not in str(error):
@@ -210,14 +185,6 @@ def _replacing(target: Path) -> Iterator[Path]:
         advice = "Free some space" if _found_no_room(error) else "Check the disk and the directory's permissions"
         kept = " The checkpoint that was there is untouched." if target.exists() else ""
         raise UserError(f"{target} could not be written: {one_line(error)}.{kept} {advice} and save again.") from error
-
-
-def _flush(directory: Path) -> None:
-    """Wait until the files are on the disk; some file systems report only now that they are full."""
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
 
 
 def _swap(draft: Path, target: Path, *, old: Path) -> None:

@@ -58,10 +58,8 @@ class OnPolicy(TrainerCallback):
         """Set up; nothing is sampled before training begins.
 
         Args:
-            trainer: whose policy is sampled.
             settings: the recipe's ``negatives``; a ConfigError where they do not fit each other or the trainer.
             directory: of the refreshes' files.
-            processor: of the policy.
             cools: whether the trainer weighs negatives by the cooling weight.
             judge: in place of the one that the settings name.
             sampler: in place of the policy itself.

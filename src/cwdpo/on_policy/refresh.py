@@ -69,10 +69,8 @@ class Refresher:
         self._collate_with_chosen = AnswerCollator(self.encoder, roles=(Role.CHOSEN, Role.REJECTED))
 
     def run(self, number: int, *, share: float, sampler: Sampler) -> list[Candidate]:
-        """Sample and verify, on all ranks together; if it fails on any, every rank raises a RefreshError.
-
-        ``share`` is the largest on-policy fraction that the refresh may have to serve.
-        """
+        """Sample and verify for an on-policy fraction of at most ``share``, on all ranks together; if it fails on any,
+        every rank raises a RefreshError."""
         ranks = on_all_ranks(lambda: self._part_of_rank(number, share, sampler))
         portions = dict(portion for rank in ranks for portion in rank)
         candidates = [candidate for place in sorted(portions) for candidate in portions[place]]

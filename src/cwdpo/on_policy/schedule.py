@@ -40,7 +40,6 @@ class Staleness:
 
     @classmethod
     def restored(cls, state: TrainerState) -> "Staleness":
-        """As a checkpoint has it."""
         saved: Any = state.stateful_callbacks
         return cls(list(saved.get(_NAME, {}).get("weights", [])))
 
@@ -82,10 +81,8 @@ class RefreshTimes:
         return fraction_at(self._fraction, state.global_step / state.max_steps)
 
     def largest_share(self, state: TrainerState, *, epoch_steps: int) -> float:
-        """The most that a step can ask for until a refresh made now has a successor.
-
-        ``epoch_steps`` are the optimiser steps of an epoch, rather too many than too few.
-        """
+        """The most that a step can ask for until a refresh made now has a successor; ``epoch_steps`` are the optimiser
+        steps of an epoch, rather too many than too few."""
         begin, last = state.global_step, state.max_steps
         lasts = {"epoch": epoch_steps, "auto": last}
         end = min(last, begin + (self._rule if isinstance(self._rule, int) else lasts[self._rule]))
@@ -173,10 +170,8 @@ def level_readings(lines: Sequence[ProbeLine]) -> list[LevelReading]:
 
 
 def warn_without_choice(rows: Iterable[Row], settings: NegativesConfig, *, samples: bool) -> None:
-    """Warn where no prompt has more candidates than places, so that a curriculum has nothing to choose.
-
-    ``rows`` are not all read where an early one answers; ``samples`` says whether any are drawn.
-    """
+    """Warn where no prompt has more candidates than places, so that a curriculum has nothing to choose; ``rows`` are
+    not all read where an early one answers, and ``samples`` says whether any are drawn."""
     drawn = settings.k if samples else 0
     if any(
         (settings.per_prompt or len(row.rejected)) < len(row.rejected) + drawn and max(len(row.rejected), drawn) > 1

@@ -43,14 +43,9 @@ class Probing(TrainerCallback):
         interrupted: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """Watch a trainer; add the result to its callbacks.
+        """Watch a trainer with a probe set, ``rows``; add the result to its callbacks.
 
         Args:
-            trainer: of the stage.
-            rows: the probe set.
-            run: where readings are written.
-            stage: its name.
-            settings: what to measure, and when to end.
             engine: of the probes alone, see :func:`cwdpo.engine.separate_engine`.
             beta: of the preference loss, if the stage has one.
             seed: of what is made of the rows.
@@ -211,10 +206,8 @@ class StoppingRule:
     """Asks the diagnosis after every reading whether something that must not go on has gone on for too long."""
 
     def __init__(self, stop_on: Sequence[str], *, patience: int, tolerance: float) -> None:
-        """Stop where ``patience`` readings in a row show the same finding of ``stop_on``.
-
-        A fall of the chosen answers of less than ``tolerance`` nats per token is not a finding.
-        """
+        """Stop where ``patience`` readings in a row show the same finding of ``stop_on``; a fall of the chosen answers
+        of less than ``tolerance`` nats per token is none."""
         self._stop_on, self._patience = tuple(stop_on), patience
         self._thresholds = Thresholds(fall_least=tolerance, fall_most=max(tolerance, Thresholds().fall_most))
         self._in_a_row: Counter[str] = Counter()
@@ -252,7 +245,6 @@ class StoppingRule:
         self.reason = None
 
     def sentence(self) -> str:
-        """The reason in words."""
         assert self.reason is not None
         times = "reading" if self.reason["readings"] == 1 else "readings in a row"
         finding = self.reason["finding"].replace("_", " ")

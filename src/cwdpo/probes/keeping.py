@@ -1,7 +1,4 @@
-"""What probes keep of a stage on disk: its start, and the weights of the readings that it may have to leave.
-
-A resumed stage compares with the same start, and finds the weights that it needs.
-"""
+"""What probes keep of a stage on disk, to resume from too: its start, and weights of readings that it may leave."""
 
 import json
 import logging
@@ -125,10 +122,8 @@ class BestReading:
 
 @dataclass
 class SafestReading:
-    """The reading whose chosen answers were likeliest, the first of them where several were: the last before any harm.
-
-    A stage that was ended because its right answers lose probability is best left as it was when they had most of it.
-    """
+    """The reading whose chosen answers were likeliest, the first of several: the last before any harm, so the best
+    one to leave where a stage is ended because its right answers lose probability."""
 
     step: int | None = None
     chosen: float = -math.inf
@@ -144,10 +139,8 @@ class SafestReading:
 
 
 def margin(reading: Sequence[ProbeLine]) -> float:
-    """Mean lbar of the chosen answers, less that of the hardest negatives there are (gentle, else rejected).
-
-    Of the lines of one reading, in nats per token. Without negatives it is the chosen answers' alone.
-    """
+    """Mean lbar of the chosen answers, less that of the hardest negatives (gentle, else rejected) where there are some;
+    of the lines of one reading, nats per token."""
     means = _levels(reading)
     negatives = [means[group] for group in _HARDEST_FIRST if group in means]
     return means["chosen"] - negatives[0] if negatives else means["chosen"]
@@ -220,7 +213,6 @@ class StageFiles:
         return Start(means, greedy, on_policy, examples, seconds, distributions)
 
     def weights(self, step: int) -> Path:
-        """Weights of the reading at this step, where they are kept."""
         return self.directory / f"weights-{step:08d}.safetensors"
 
     def save_weights(self, model: nn.Module, step: int) -> None:

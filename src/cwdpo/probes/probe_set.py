@@ -123,10 +123,8 @@ class ProbeSet:
     def __init__(
         self, rows: Sequence[ProbeRow], encoder: Encoder, *, answers_in_a_pass: int = 24, rank: int = 0, ranks: int = 1
     ) -> None:
-        """Take this rank's share of all ``rows``. Nothing is encoded before the first reading.
-
-        At most ``answers_in_a_pass`` go through the model at once, which bounds the memory.
-        """
+        """Take this rank's share of all ``rows``; at most ``answers_in_a_pass`` go through the model at once, which
+        bounds the memory. Nothing is encoded before the first reading."""
         self.rows = tuple(rows)
         # a rank without a row measures the first one again, as an engine's self-check waits for all ranks
         self._mine = self.rows[rank::ranks] or self.rows[:1]
@@ -147,11 +145,8 @@ class ProbeSet:
                 break
 
     def batches(self, *, chosen_apart: bool = False) -> Iterator[ProbeBatch]:
-        """All answers of this rank's rows, in batches of whole rows.
-
-        With ``chosen_apart`` the chosen answers come in batches of their own, a row each; for what is too large to be
-        held for all answers (distributions over a large vocabulary).
-        """
+        """All answers of this rank's rows, in batches of whole rows; with ``chosen_apart`` the chosen ones come by
+        themselves, a row each, for what is too large to be held for all (distributions over a large vocabulary)."""
         for start in range(0, len(self._mine), self._rows_in_a_pass):
             prompts = [p for row in self._mine[start : start + self._rows_in_a_pass] for p in self._prompts(row)]
             if chosen_apart:
@@ -259,10 +254,8 @@ def shuffled_words(text: str, rng: random.Random) -> str | None:
 
 
 def _exchanged(rows: Sequence[Row], index: int, seed: int) -> list[ProbeAnswer]:
-    """Another row's chosen answer to this prompt, and this row's chosen answer under another row's images.
-
-    The other row is the first, a seeded distance further on, that differs in what is exchanged.
-    """
+    """Another row's chosen answer to this prompt, and this row's chosen answer under another row's images; the other
+    row is the first, a seeded distance further on, that differs in what is exchanged."""
     row, first = rows[index], index + random.Random(seed).randrange(len(rows))
     others = [o for step in range(len(rows)) if (o := rows[(first + step) % len(rows)]).chosen != row.chosen]
     pictured = [o for o in others if row.images and len(o.images) == len(row.images) and o.images != row.images]

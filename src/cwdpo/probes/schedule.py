@@ -102,11 +102,8 @@ def next_reading(
     """The step of the next reading, such that the rest of the stage can pay for it and for the last step's.
 
     Args:
-        step: steps taken.
-        last_step: of the stage.
         first_step: where the stage began, or went on after an interruption.
         step_seconds: of a step without readings.
-        reading_seconds: of the next reading.
         spent: seconds that readings have cost so far, all included, and what is owed after the last one.
 
     Example:

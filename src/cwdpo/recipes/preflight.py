@@ -37,10 +37,8 @@ _REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, OSError, KeyError
 def check_settings(recipe: Recipe, run: RunDirectory, *, elsewhere: bool = False) -> None:
     """Build what the ``trainer`` settings of all stages describe, and forget it; nothing is written into ``run``.
 
-    A run that will be ``elsewhere``, on another machine, may need a GPU that this one does not have.
-
-    Raises:
-        ConfigError: a setting is unknown, wrong, or needs a package that is not installed; the message names it.
+    A ConfigError names a setting that is unknown, wrong, or needs a package that is not installed. A run that will be
+    ``elsewhere``, on another machine, may need a GPU that this one does not have.
     """
     known = argument_types()
     for section, values in _sections(recipe, recipe.stages).items():
@@ -81,12 +79,8 @@ def rows_of_stages(recipe: Recipe, rows: Sequence[Row]) -> dict[Stage, list[Row]
 
 
 def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_rows: Sequence[Row] | None) -> None:
-    """Refuse rows that lack an answer which their stage cannot do without.
-
-    Raises:
-        ConfigError: the objective of stage 1 needs gentle negatives, and no row of it has one.
-        DataError: a row that stage 2 trains or is evaluated on has no rejected answer.
-    """
+    """Refuse, with a ConfigError, rows of stage 1 without any gentle negative where its objective needs them; and, with
+    a DataError, a row without a rejected answer that stage 2 trains or is evaluated on."""
     stage1 = recipe.stage1
     if stage1 is not None and stage1.objective != "plain" and not any(row.gentle for row in stages["stage1"]):
         raise ConfigError(
@@ -164,10 +158,8 @@ def check_recipe(
 ) -> tuple[CheckReport, ModelFacts]:
     """One report over all files of a recipe, and the facts of its model; whether there is a GPU does not matter.
 
-    ``check`` makes the report of one file, with an image root and an encoder.
-
-    Raises:
-        UserError: a setting, or the model, cannot be used.
+    ``check`` makes the report of one file, with an image root and an encoder. A UserError where a setting, or the
+    model, cannot be used.
     """
     recipe = read_recipe(path, trainer_fields=argument_types)
     check_settings(recipe, RunDirectory(Path(recipe.output_dir)), elsewhere=True)
@@ -203,10 +195,7 @@ def read_model(
     """An encoder that knows the model's limit, and what is known of the model without its weights.
 
     The arguments are the recipe's ``model.name_or_path``, ``model.lora.target_modules``, ``data.max_length`` and
-    ``model.lora.r``.
-
-    Raises:
-        UserError: the model or its processor cannot be used, or LoRA would train no layer.
+    ``model.lora.r``. A UserError where the model or its processor cannot be used, or LoRA would train no layer.
     """
     outline = load_outline(model, trust_remote_code=trust_remote_code)
     freeze_vision_tower(outline)

@@ -82,10 +82,8 @@ def nothing_to_do(run: RunDirectory, recipe: Recipe) -> bool:
 
 
 def record_floor(run: RunDirectory, recipe: Recipe, measured: float) -> None:
-    """Write stage 2's measured floor into the run's recipe, so that the run can be repeated with it as a number.
-
-    How it was measured is kept beside it, for the sessions that go on with the run.
-    """
+    """Write stage 2's measured floor into the run's recipe, so that the run can be repeated with it as a number; how it
+    was measured is kept beside it, for the sessions that go on with the run."""
     rule = _floor(recipe)
     if rule is None:
         return
@@ -127,11 +125,8 @@ def keep_rows(run: RunDirectory, data: DataConfig, rows: Sequence[Row], eval_row
 
 
 def check_same_rows(run: RunDirectory, data: DataConfig, rows: Sequence[Row], eval_rows: Sequence[Row] | None) -> None:
-    """Compare the rows with those that the run began with.
-
-    Texts, answers, names of images and the order count. What an image file holds does not, so that a damaged one can be
-    replaced.
-    """
+    """Compare the rows with those that the run began with: texts, answers, names of images and the order count; what an
+    image file holds does not, so that a damaged one can be replaced."""
     before = run.kept("rows").get("files", [])
     if not before:
         logger.warning("%s does not say which rows it began with, so they are not compared with today's.", run.root)

@@ -37,7 +37,6 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
     Stage 2 starts from the model that stage 1 saved, and has it as its reference.
 
     Args:
-        recipe: what to do.
         resume: continue the run in ``recipe.output_dir``; stages that are finished are not repeated.
         callbacks: take part in every stage.
 

@@ -154,10 +154,8 @@ def load_start(config: ModelConfig, checkpoint: Path | None) -> PreTrainedModel 
 
 
 def run_engine(recipe: Recipe, run: RunDirectory) -> Engine:
-    """The engine of a run. Stages, evaluation and reference share it, with its checks and the features it keeps.
-
-    What it chooses, and why, stands in ``engine.json`` as soon as it is known.
-    """
+    """The engine of a run, shared by stages, evaluation and reference with its checks and the features it keeps; what
+    it chooses, and why, stands in ``engine.json`` as soon as it is known."""
     kept = recipe.features
     features = None
     if kept is not None:
@@ -175,10 +173,8 @@ def is_main() -> bool:
 def stage_arguments(
     recipe: Recipe, run: RunDirectory, stage: Stage, *, has_eval: bool, **overrides: Any
 ) -> SmoothSFTConfig | CWDPOConfig:
-    """The training arguments of a stage: our defaults, under the recipe's ``trainer``, the stage's own and overrides.
-
-    Nothing is written into ``run``.
-    """
+    """The training arguments of a stage: our defaults, under the recipe's ``trainer``, the stage's own and overrides;
+    nothing is written into ``run``."""
     settings = recipe.stages[stage]
     given = recipe.trainer | settings.trainer
     shared: dict[str, Any] = {
@@ -224,11 +220,8 @@ class StageCallbacks:
 
 
 def stage_callbacks(context: RunContext, stage: Stage, trainer: StageTrainer) -> StageCallbacks:
-    """All callbacks of a stage, in the order in which each event reaches them.
-
-    Before them come transformers' own: the one that decides at every step whether to log, save and evaluate, and those
-    of ``report_to``.
-    """
+    """All callbacks of a stage, in the order in which each event reaches them. Before them come transformers' own: the
+    one that decides at every step whether to log, save and evaluate, and those of ``report_to``."""
     signals = StopOnSignal()
     boards = []
     if TENSORBOARD in wanted_loggers(context.recipe.trainer | context.recipe.stages[stage].trainer):

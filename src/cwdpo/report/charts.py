@@ -87,7 +87,6 @@ class Series:
 
     @property
     def values(self) -> list[float]:
-        """Every finite reading, oldest first."""
         return [y for segment in self.segments for y in segment.values]
 
     @property
@@ -97,7 +96,6 @@ class Series:
 
     @property
     def num_broken(self) -> int:
-        """How many readings were not finite numbers."""
         return sum(y is None for segment in self.segments for _, y in segment.points)
 
 
@@ -178,12 +176,10 @@ class Frame:
     bottom: float = BOTTOM
 
     def across(self, x: float) -> float:
-        """Where an x lies, from the left."""
         share = (x - self.x[0]) / (self.x[1] - self.x[0])
         return self.left + min(max(share, 0.0), 1.0) * (self.right - self.left)
 
     def down(self, y: float) -> float:
-        """Where a y lies, from the top."""
         share = (y - self.y[0]) / (self.y[1] - self.y[0])
         return self.bottom - min(max(share, 0.0), 1.0) * (self.bottom - self.top)
 
@@ -208,10 +204,7 @@ def svg_of(parts: Iterable[str], *, label: str, height: float = HEIGHT) -> Marku
 def axes(
     frame: Frame, x_name: str, *, whole: bool = True, about: int = 5, x_ticks: Sequence[tuple[float, str]] = ()
 ) -> Iterator[str]:
-    """Grid lines, labelled ticks of both axes, and the name of the x axis.
-
-    Where no ``x_ticks`` are given, there are ``about`` so many round ones, at whole numbers if ``whole``.
-    """
+    """Grid, name of the x axis, and ticks: without ``x_ticks``, ``about`` so many round ones, whole if ``whole``."""
     for value in ticks(*frame.y):
         top = f"{frame.down(value):.1f}"
         yield f'<path class="{"zero" if value == 0 else "grid"}" d="M{frame.left:g} {top}H{frame.right:g}"/>'

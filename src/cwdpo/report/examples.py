@@ -180,8 +180,7 @@ def read_picture(
 ) -> tuple[str, bool] | None:
     """A picture as a ``data:`` URI (a thumbnail where it is large), and whether it has few pixels.
 
-    None where it cannot be shown: ``notes`` then gets a sentence on the picture of this ``name``. A path is relative to
-    the directory ``inside``, if one is given, and may not leave it.
+    None where it cannot be shown: ``notes`` say so of ``name``. Paths start in ``inside``, if given, and stay there.
     """
     try:
         if inside is not None and not isinstance(source, bytes):
@@ -253,7 +252,6 @@ class Example:
 
     @property
     def chosen(self) -> ExampleAnswer | None:
-        """The right answer."""
         return next((answer for answer in self.answers if answer.group == "chosen"), None)
 
     @property

@@ -63,7 +63,6 @@ class PageServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where a browser of this machine finds the page."""
         return f"http://{ADDRESS}:{self.server_address[1]}/"
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -76,7 +75,6 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10
 
     def do_GET(self) -> None:
-        """Answer a browser."""
         if not is_local(self.headers.get_all("Host") or []):
             self._send(HTTPStatus.FORBIDDEN, b"This page is served to this machine alone.\n", "text/plain")
         elif self.path == "/version":
@@ -107,11 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
 def open_server(runs: Sequence[Path], port: int | None) -> PageServer:
     """Make the server of a live page of runs, which may still be empty; ``serve_forever`` starts it.
 
-    Without a port the first free one from :data:`DEFAULT_PORT` on is taken.
-
-    Raises:
-        UserError: a run is not a directory, or holds something that cannot be shown.
-        ConfigError: the port is taken, or no port is free.
+    Without a port it takes the first free one from :data:`DEFAULT_PORT` on; a ConfigError where there is none to take,
+    a UserError for a run that is not a directory, or holds something that cannot be shown.
     """
     page = LivePage(runs)
     page.content()

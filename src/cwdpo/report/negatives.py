@@ -91,10 +91,7 @@ def negatives_of_rows(file: Path, image_root: Path | None) -> Iterator[Shown]:
 def negatives_of_refresh(file: Path, rows: Mapping[int, Row], weigh: Weigh | None = None) -> Iterator[Shown]:
     """The rows that a refresh sampled for, with all samples; the kind of a dropped one is the reason.
 
-    ``rows`` has those that it sampled for, by their place in training.
-
-    Raises:
-        UserError: the file is damaged, or belongs to other rows.
+    ``rows`` has them by their place in training; a UserError where the file is damaged, or belongs to other rows.
     """
     found: dict[int, list[Negative]] = {}
     for candidate in read_refresh(file).candidates:
@@ -195,16 +192,10 @@ def write_negatives_page(
     ``lbar``, ``ches`` and ``w_c`` of a row are a number (its one negative), a list (its ``rejected`` and ``negatives``
     in order) or an object by column, such as ``{"gentle": -1.2, "rejected": -0.4, "negatives": [-3.1]}``.
 
-    Args:
-        file: rows in any format that is read here, or the record of a refresh.
-        out: the page.
-        image_root: where relative image paths start; by default the file's directory.
-        limit: rows on the page; the page says how many more there are.
-        sampled_for: of a refresh, the rows that it sampled for, by their place in training.
-        weigh: of a refresh, w_c of an answer by its lbar, where the run's floor is known.
-
-    Raises:
-        UserError: nothing to show, ``out`` is something other than a page of ours, or cannot be written.
+    The file has rows in any format that is read here, or is the record of a refresh: then ``sampled_for`` has the rows
+    that it sampled for, by their place in training, and ``weigh`` gives w_c by lbar, where the run's floor is known.
+    Relative image paths start at ``image_root``, by default the file's directory. Beyond ``limit`` rows, the page says
+    how many more there are. A UserError where there is nothing to show, or ``out`` cannot be written or replaced.
     """
     refuse_to_replace(file, out)
     notes: list[str] = []

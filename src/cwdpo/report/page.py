@@ -69,16 +69,9 @@ class Part(NamedTuple):
 def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Write one self-contained HTML page about run directories; reads nothing else and loads no model.
 
-    Args:
-        runs: run directories (``metrics.jsonl``, ``probes.jsonl``, ``summary.json``, ``recipe.yaml``), or directories
-            that hold one such run a method. Missing, broken or non-finite readings are skipped, and the page says so.
-        out: the file to write; an older one is replaced only once the new one is complete.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        UserError: a path is not a run directory, holds nothing to show, or ``out`` cannot be a file.
+    Each has ``metrics.jsonl``, ``probes.jsonl``, ``summary.json`` and ``recipe.yaml``, or holds one such run a method.
+    Missing, broken or non-finite readings are skipped, and the page says so. An older ``out`` is replaced only once the
+    new one is complete. Gives ``out``; a UserError for paths that are not runs or hold nothing, or a bad ``out``.
     """
     if out.is_dir():
         raise UserError(f"{out} is a directory. Name the file to write, for example {out / 'report.html'}.")
@@ -126,7 +119,6 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
 
 
 def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
-    """Everything that the page shows of the runs."""
     runs = [run for source in sources for run in source.runs]
     names = [run.name for run in runs]
     shown, continued = aligned(
@@ -217,10 +209,7 @@ def _recipe(run: Run, notes: list[str]) -> str:
 
 
 def content_policy(style: str, script: str, *, connects: bool = False) -> str:
-    """Content-Security-Policy that allows this page's own style and script, data: pictures, and nothing else.
-
-    ``connects`` also allows the script to ask the page's own server.
-    """
+    """CSP for the page's own style and script, data: pictures, its own server if it ``connects``, and nothing else."""
     style_hash, script_hash = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)
     )

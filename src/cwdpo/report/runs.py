@@ -28,7 +28,6 @@ class Histogram:
 
     @property
     def shares(self) -> list[float]:
-        """Each bin's share of the negatives."""
         return [count / math.fsum(self.counts) for count in self.counts]
 
 
@@ -91,8 +90,7 @@ class Source:
 def read_sources(paths: Sequence[Path], notes: list[str], *, wait: bool = False) -> list[Source]:
     """Read run directories, or directories of them; ``notes`` gets sentences on what had to be skipped.
 
-    Raises:
-        UserError: a path is not a directory, or holds nothing that can be shown (unless it is waited for).
+    A UserError for a path that is not a directory, or holds nothing to show (unless it is waited for).
     """
     if not paths:
         raise UserError("no run to report on. Give at least one run directory: `cwdpo report RUN`.")
@@ -100,11 +98,10 @@ def read_sources(paths: Sequence[Path], notes: list[str], *, wait: bool = False)
 
 
 def aligned(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Put runs that start from another's stage after it.
+    """Put runs that start from another's stage (the ``model`` of their summary) after it; returns a sentence on each.
 
-    A run's start is the ``model`` of its summary. Only runs that lie beside each other are matched, by the names of
-    directory and stage, so that a tree of runs can be moved. Steps then count from the first ancestor; a sentence on
-    each run that was moved is returned beside the runs.
+    Only runs that lie beside each other are matched, by the names of directory and stage, so that a tree of runs can be
+    moved. Steps then count from the first ancestor.
     """
     parents = {run.path: parent for run in runs if (parent := _parent(run, runs))}
     moved, sentences = [], []

@@ -117,10 +117,8 @@ class AnswerTrainer(Trainer):
             self.add_callback(callback)
 
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
-        """The loss of a batch, ``()``, and per-answer values to log, ``(n,)`` each.
-
-        ``model`` is in its wrappers; every mean in the loss is weighted with :meth:`Step.share_of`.
-        """
+        """The loss of a batch, ``()``, with every mean weighted by :meth:`Step.share_of`, and per-answer values to log,
+        ``(n,)`` each; ``model`` is in its wrappers."""
         raise NotImplementedError
 
     def own_callbacks(self) -> list[TrainerCallback]:

@@ -89,7 +89,6 @@ class CWDPOTrainer(AnswerTrainer):
             self.add_callback(self.on_policy)
 
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
-        """See :meth:`AnswerTrainer.batch_loss`."""
         assert self.reference is not None, "measure_reference() comes first"
         start = self.reference.totals(batch)
         now = self.engine.logprobs(model, batch, want=["entropy"])
@@ -148,7 +147,6 @@ class CWDPOTrainer(AnswerTrainer):
         self.floor = measure_floor(self.args.cooling_floor, rejected=means[Role.REJECTED], gentle=means[Role.GENTLE])
 
     def own_callbacks(self) -> list[TrainerCallback]:
-        """See :meth:`AnswerTrainer.own_callbacks`."""
         return super().own_callbacks() + ([] if self.on_policy is None else [self.on_policy])
 
     @contextmanager

@@ -47,7 +47,6 @@ class SmoothSFTTrainer(AnswerTrainer):
         super().__init__(model, args, **trainer)
 
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
-        """See :meth:`AnswerTrainer.batch_loss`."""
         smoothed = self.args.objective == "smoothed"
         want: list[Detail] = ["entropy", "uniform"] if smoothed else ["entropy"]
         now = self.engine.logprobs(model, batch, want=want)

@@ -90,5 +90,4 @@ class TokenCount(TrainerCallback, ExportableState):
             self.total()
 
     def state(self) -> dict[str, Any]:
-        """See ``ExportableState``."""
         return {"args": {}, "attributes": {"before": self.before}}
