@@ -22,8 +22,8 @@ from cwdpo.demo.world import sample_scene, sample_style, write_caption
 from cwdpo.errors import UserError
 from cwdpo.negatives import gentle_negative, read_lexicon
 from cwdpo.negatives.gentle import edits_by_kind
+from cwdpo.negatives.gentle.edits import Reading
 from cwdpo.negatives.gentle.lexicon import KINDS
-from cwdpo.negatives.gentle.text import Reading
 
 ROOT = Path(__file__).parents[1]
 CAPTIONS = ROOT / "tests" / "negatives" / "captions.txt"

@@ -29,8 +29,8 @@ from cwdpo.negatives.filtering import (
     threshold,
 )
 from cwdpo.negatives.gentle import GentleNegative, checked_kinds, edits_by_kind, gentle_negative
+from cwdpo.negatives.gentle.edits import Reading
 from cwdpo.negatives.gentle.lexicon import Lexicon
-from cwdpo.negatives.gentle.text import Reading
 from cwdpo.negatives.mixing import fraction_at, hashed, mix_negatives
 from cwdpo.records import write_text
 

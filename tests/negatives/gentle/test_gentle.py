@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from cwdpo.errors import ConfigError
 from cwdpo.negatives import GentleNegative, gentle_negative, read_lexicon
 from cwdpo.negatives.gentle import edits_by_kind
+from cwdpo.negatives.gentle.edits import Reading
 from cwdpo.negatives.gentle.lexicon import KINDS
-from cwdpo.negatives.gentle.text import Reading
 
 CAPTIONS = (Path(__file__).parents[1] / "captions.txt").read_text("utf-8").splitlines()
 LEXICON = read_lexicon()

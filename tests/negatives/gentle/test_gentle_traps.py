@@ -4,7 +4,7 @@ import pytest
 
 from cwdpo.negatives import read_lexicon
 from cwdpo.negatives.gentle import edits_by_kind
-from cwdpo.negatives.gentle.text import Reading, apply
+from cwdpo.negatives.gentle.edits import Reading, apply
 
 LEXICON = read_lexicon()
 

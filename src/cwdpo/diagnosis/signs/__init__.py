@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from cwdpo.diagnosis.history import Finding, StageHistory
 from cwdpo.diagnosis.signs.distribution import overconfidence, reference_drift
-from cwdpo.diagnosis.signs.likelihood import likelihood_displacement, squeezing
 from cwdpo.diagnosis.signs.negatives import easy_negative_saturation, false_negatives, over_cooling, stale_contrast
 from cwdpo.diagnosis.signs.optimisation import gradient_spikes, non_finite_loss, reward_at_start, stalled_learning
 from cwdpo.diagnosis.signs.shortcuts import image_blindness, length_shortcut
+from cwdpo.diagnosis.signs.squeezing import likelihood_displacement, squeezing
 from cwdpo.records import SignName
 
 

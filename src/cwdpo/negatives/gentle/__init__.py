@@ -1,6 +1,6 @@
 """Gentle negatives: an answer with exactly one minor error, and everything else as it was.
 
-:func:`gentle_negative` is what this package is for; it needs no model and no torch. (:mod:`.server` asks a server.)
+Start at :func:`gentle_negative`; it needs no model and no torch. :mod:`cwdpo.negatives.long_jobs` asks a server instead.
 """
 
 import random
@@ -9,10 +9,10 @@ from itertools import chain
 
 from cwdpo.errors import ConfigError
 from cwdpo.negatives.filtering import normalised
+from cwdpo.negatives.gentle.edits import Edit, GentleNegative, Reading, apply, outside_scopes
 from cwdpo.negatives.gentle.lexicon import KINDS, Lexicon
 from cwdpo.negatives.gentle.numbers import counts, numbers, swaps
 from cwdpo.negatives.gentle.short_answers import choices, yes_no
-from cwdpo.negatives.gentle.text import Edit, GentleNegative, Reading, apply, outside_scopes
 from cwdpo.negatives.gentle.words import substitutions
 
 __all__ = ["GentleNegative", "gentle_negative"]

@@ -4,8 +4,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from cwdpo.negatives.gentle.edits import NUMBER_WORDS, Edit, Part, Phrase, Reading, Token
 from cwdpo.negatives.gentle.lexicon import ATTRIBUTES, Sense, cased_like, plural_of
-from cwdpo.negatives.gentle.text import NUMBER_WORDS, Edit, Part, Phrase, Reading, Token
 from cwdpo.negatives.gentle.words import is_certain, same_sort
 
 _NOT_COUNTS = frozenset({"hundred", "thousand", "million", "dozen", "thirds", "percent", "half", "by", "or", "to"})

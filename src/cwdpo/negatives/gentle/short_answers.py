@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 
+from cwdpo.negatives.gentle.edits import Edit, Part, Reading
 from cwdpo.negatives.gentle.lexicon import cased_like
-from cwdpo.negatives.gentle.text import Edit, Part, Reading
 
 _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _BARE = re.compile(r"\s*[\"'(]?(yes|no|true|false)[\"')]?[.!]?\s*", re.IGNORECASE)

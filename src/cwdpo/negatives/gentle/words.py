@@ -4,8 +4,8 @@ import itertools
 import re
 from collections.abc import Iterator
 
+from cwdpo.negatives.gentle.edits import Edit, Part, Phrase, Reading
 from cwdpo.negatives.gentle.lexicon import Sense, cased_like
-from cwdpo.negatives.gentle.text import Edit, Part, Phrase, Reading
 
 _SINGULAR = frozenset({"a", "an", "one", "this", "that", "each", "every", "another"})
 _PLURAL = frozenset({"these", "those", "several", "many", "few", "some", "of"})
