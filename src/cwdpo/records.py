@@ -116,8 +116,11 @@ class RunDirectory:
 
     @classmethod
     def open(cls, root: str | Path, *, resume: bool) -> "RunDirectory":
-        """Make the directory, or with ``resume`` continue the run in it; without any file in it a new run starts. A
-        UserError: ``resume`` is off and something there, it is not a run, or is not a directory and none can be made."""
+        """Make the directory, or with ``resume`` continue the run in it; without any file in it, a new run starts.
+
+        Raises:
+            UserError: something is there and ``resume`` is off, it is not a run, or the directory cannot be made.
+        """
         run = cls(Path(root))
         if run.root.exists() and not run.root.is_dir():
             raise UserError(f"{run.root} is a file, not a directory. Give another --output_dir.")
