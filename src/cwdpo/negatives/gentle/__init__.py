@@ -1,6 +1,6 @@
 """Gentle negatives: an answer with exactly one minor error, and everything else as it was.
 
-Start at :func:`gentle_negative`; it needs no model and no torch. :mod:`cwdpo.negatives.long_jobs` asks a server instead.
+Start at :func:`gentle_negative`; it needs neither model nor torch. :mod:`cwdpo.negatives.long_jobs` asks a server.
 """
 
 import random
