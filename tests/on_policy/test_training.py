@@ -321,7 +321,7 @@ def test_auto_resumes_with_what_it_had_seen(make_trainer: Make, tmp_path: Path) 
     ("arguments", "message"),
     [
         ({"on_policy": {"refresh": "auto"}, "cooling": False}, "refresh: epoch"),
-        ({"on_policy": {"refersh": 2}}, "on_policy.refersh: unknown key"),
+        ({"on_policy": {"refersh": 2}}, "unknown key 'on_policy.refersh'"),
         ({"on_policy": {"judge": "no.such.module:f"}}, "cannot be imported"),
         ({"on_policy": {"judge": "json:decoder"}}, "not a function"),
     ],
