@@ -198,6 +198,7 @@ def test_a_refresh_that_fails_leaves_nothing_behind(
     assert server.adapters == {}
 
 
+@pytest.mark.slow
 def test_with_a_dead_server_training_goes_on_and_says_so(
     make_trainer: Make, server: ChatServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -212,6 +213,7 @@ def test_with_a_dead_server_training_goes_on_and_says_so(
     assert left_on_disk(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_may_end_the_run_with_a_checkpoint(
     make_trainer: Make, server: ChatServer, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ def parameters(trainer: Any) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "settings"),
     [
