@@ -274,13 +274,15 @@ def test_stage2_knows_the_right_answers_of_stage1(
     def watched(context: RunContext, stage: Stage) -> Any:
         trainer = stage_trainer(context, stage)
         if isinstance(trainer, CWDPOTrainer):
-            seen.extend({row.source for row in of} for of in (context.stage_rows[stage], trainer.also_right))
+            assert trainer.on_policy is not None
+            right = trainer.on_policy.also_right
+            seen.extend({row.source for row in of} for of in (context.stage_rows[stage], right))
             raise RuntimeError("seen")
         return trainer
 
     monkeypatch.setattr("cwdpo.recipes.stages.stage_trainer", watched)
     with pytest.raises(RuntimeError, match="seen"):
-        run_recipe(recipe(tiny("llava"), data, tmp_path / "run", max_steps=1))
+        run_recipe(replace(recipe(tiny("llava"), data, tmp_path / "run", max_steps=1), negatives=NegativesConfig()))
     trained, also_right = seen
     assert trained
     assert also_right
@@ -295,7 +297,7 @@ def test_sampled_negatives_are_part_of_an_exact_resume(
     monkeypatch.setattr(  # a random model never ends its answers
         LocalSampler,
         "sample",
-        lambda self, rows, *, seed: [[replace(a, ended=True) for a in of] for of in sample(self, rows, seed=seed)],
+        lambda self, rows, *, seed: [[a._replace(ended=True) for a in of] for of in sample(self, rows, seed=seed)],
     )
     negatives = NegativesConfig(refresh=1, max_new_tokens=6, on_policy_fraction=0.8)
     settings: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
