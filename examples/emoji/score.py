@@ -19,7 +19,7 @@ from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
 from cwdpo.engine import make_engine
 from cwdpo.errors import UserError
-from cwdpo.evaluation import evaluate_rows
+from cwdpo.evaluation.likelihood import evaluate_rows
 from cwdpo.generation import generate_answers
 from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.reference import FrozenCopy

@@ -25,7 +25,7 @@ from cwdpo.config.recipe_file import dump_recipe
 from cwdpo.data.reading import read_rows
 from cwdpo.diagnosis import Finding
 from cwdpo.errors import ConfigError
-from cwdpo.evaluation import probe_checkpoints
+from cwdpo.evaluation.likelihood import probe_checkpoints
 from cwdpo.recipes import run_recipe
 from cwdpo.recipes.resuming import resumed_recipe
 from cwdpo.recipes.stages import choose_probe_rows

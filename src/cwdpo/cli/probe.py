@@ -43,7 +43,7 @@ def probe(
         str(checkpoint_directory(Path(name))) if Path(name).is_dir() else name for name in (reference, model) if name
     ]
     quiet_libraries()
-    from cwdpo.evaluation import probe_checkpoints
+    from cwdpo.evaluation.likelihood import probe_checkpoints
 
     lines = probe_checkpoints(
         names[-1],

@@ -20,7 +20,7 @@ from cwdpo.demo.plans import DemoSettings, Plan, base_checkpoint, make_plans
 from cwdpo.demo.world import PROMPT, Scene, WorldPaths, check_caption, read_scenes, win_rate, write_world
 from cwdpo.engine import make_engine
 from cwdpo.errors import UserError
-from cwdpo.evaluation import evaluate_rows
+from cwdpo.evaluation.likelihood import evaluate_rows
 from cwdpo.generation import generate_answers
 from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.recipes import run_recipe

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cwdpo.batch import AnswerLogprobs, Batch, Role
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.engine import make_engine
-from cwdpo.evaluation import evaluate_answers, evaluate_rows
+from cwdpo.evaluation.likelihood import evaluate_answers, evaluate_rows
 from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.reference import FrozenCopy
 
