@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cwdpo.batch import Role
 from cwdpo.cooling import cooling_weight, measure_floor
 from cwdpo.errors import ConfigError
 
@@ -51,29 +52,41 @@ def test_temperature_must_be_positive(temperature: float) -> None:
         weight(-1.0, -2.0, temperature)
 
 
-REJECTED, GENTLE, NONE = torch.tensor([-8.0, -4.0, -3.0, -1.0]), torch.tensor([-1.5, -0.5]), torch.empty(0)
+NONE = torch.empty(0)
+LBAR = {
+    Role.CHOSEN: torch.tensor([-0.25, -0.75]),
+    Role.REJECTED: torch.tensor([-8.0, -4.0, -3.0, -1.0]),
+    Role.GENTLE: torch.tensor([-1.5, -0.5]),
+}
 
 
 @pytest.mark.parametrize(
-    ("rule", "gentle", "expected"),
+    ("rule", "without", "expected"),
     [
-        ("gentle", GENTLE, -1.0),
-        ("gentle", NONE, -4.0),  # nothing gentle: all negatives
-        ("mean", GENTLE, -4.0),
-        ("quantile:0.5", GENTLE, -3.5),
-        ("quantile:0.25", GENTLE, -5.0),
-        (-2.25, NONE, -2.25),
+        ("chosen", Role.GENTLE, -0.5),
+        ("chosen - 2 tau", Role.GENTLE, -1.1),
+        ("gentle", None, -1.0),
+        ("gentle - 2 tau", None, -1.6),
+        ("gentle", Role.GENTLE, -4.0),  # nothing gentle: all rejected answers
+        ("gentle-0.5tau", Role.GENTLE, -4.15),
+        ("mean", None, -4.0),
+        ("quantile:0.5", None, -3.5),
+        ("quantile:0.25 - 1 tau", None, -5.3),
+        (-2.25, Role.REJECTED, -2.25),
     ],
 )
-def test_floor_rules(rule: float | str, gentle: torch.Tensor, expected: float) -> None:
-    assert measure_floor(rule, rejected=REJECTED, gentle=gentle) == pytest.approx(expected)
+def test_floor_rules(rule: float | str, without: Role | None, expected: float) -> None:
+    lbar = {role: NONE if role is without else values for role, values in LBAR.items()}
+    assert measure_floor(rule, lbar=lbar, temperature=0.3) == pytest.approx(expected)
 
 
-def test_floor_needs_negatives() -> None:
-    with pytest.raises(ConfigError, match="no negatives to measure"):
-        measure_floor("mean", rejected=NONE, gentle=GENTLE)
+@pytest.mark.parametrize("rule", ["mean", "gentle - 1 tau", "quantile:0.5"])
+def test_floor_needs_answers(rule: str) -> None:
+    with pytest.raises(ConfigError, match="no answers to measure"):
+        measure_floor(rule, lbar={Role.CHOSEN: LBAR[Role.CHOSEN], Role.REJECTED: NONE}, temperature=0.3)
 
 
-def test_unknown_rule() -> None:
-    with pytest.raises(ConfigError, match=r"`quantile:0\.5` or nats"):
-        measure_floor("median", rejected=REJECTED, gentle=GENTLE)
+@pytest.mark.parametrize("rule", ["median", "chosen + 2 tau", "chosen - tau", "quantile:1 - 2 tau"])
+def test_unknown_rule(rule: str) -> None:
+    with pytest.raises(ConfigError, match="write `chosen - 2 tau`"):
+        measure_floor(rule, lbar=LBAR, temperature=0.3)

@@ -1,8 +1,12 @@
 """Cooling: decide how hard each rejected answer may push."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from cwdpo.batch import Role
+from cwdpo.config.limits import floor_rule
 from cwdpo.errors import ConfigError
 
 
@@ -36,35 +40,41 @@ def cooling_weight(mean_logprob: Tensor, floor: Tensor | float, *, temperature: 
     return torch.sigmoid((mean_logprob - floor) / temperature)
 
 
-def measure_floor(rule: float | str, *, rejected: Tensor, gentle: Tensor) -> float:
-    """l_floor in nats per token, from the negatives under the model that stage 2 starts from.
+def measure_floor(rule: float | str, *, lbar: Mapping[Role, Tensor], temperature: float) -> float:
+    """l_floor in nats per token, from the answers of stage 2's rows under the model that it starts from.
 
-    ``gentle`` is the mean over the gentle negatives (over all negatives where there are none), ``mean`` the mean over
-    all negatives (the paper keeps the floor near it), ``quantile:q`` that quantile of all negatives; a number stands
-    for itself. Measure once, at the start of stage 2, and freeze: a floor that follows the policy would let negatives
-    that are pushed down stay "hard" forever.
+    The paper keeps the floor near the ``mean`` over all rejected answers. ``gentle`` is the mean over the gentle
+    negatives (over all rejected answers where there are none), ``chosen`` that over the chosen answers, and
+    ``quantile:q`` that quantile of the rejected ones. ``chosen - 2 tau`` lies two temperatures below: a rejected answer
+    as likely as the chosen ones then has a weight of .88. A number stands for itself.
+
+    Measure once, at the start of stage 2, and freeze: a floor that follows the policy would let negatives that are
+    pushed down stay "hard" forever.
 
     Args:
         rule: as above.
-        rejected: ``(n,)`` lbar of the rejected answers.
-        gentle: ``(m,)`` lbar of the gentle negatives, possibly empty.
+        lbar: ``(n,)`` mean log-probs of the answers of each role, nats per token; a role may be missing.
+        temperature: tau of :func:`cooling_weight`.
 
     Raises:
         ConfigError: the rule is unknown, or there is nothing to measure.
 
     Example:
-        >>> measure_floor("mean", rejected=torch.tensor([-4.0, -2.0]), gentle=torch.tensor([-1.0]))
-        -3.0
-        >>> measure_floor("gentle", rejected=torch.tensor([-4.0, -2.0]), gentle=torch.tensor([-1.0]))
-        -1.0
+        >>> lbar = {Role.CHOSEN: torch.tensor([-0.5]), Role.REJECTED: torch.tensor([-4.0, -2.0])}
+        >>> [measure_floor(rule, lbar=lbar, temperature=0.3) for rule in ("mean", "chosen - 2 tau")]
+        [-3.0, -1.1]
     """
     if not isinstance(rule, str):
         return float(rule)
-    measured = gentle if rule == "gentle" and len(gentle) else rejected
-    if not len(measured):
-        raise ConfigError(f"cooling.floor is `{rule}`, but there are no negatives to measure. Write a number instead.")
-    if rule in ("gentle", "mean"):
-        return measured.double().mean().item()
-    if rule.startswith("quantile:"):
-        return torch.quantile(measured.double(), float(rule.removeprefix("quantile:"))).item()
-    raise ConfigError(f"cooling.floor is `{rule}`; write `gentle`, `mean`, `quantile:0.5` or nats per token.")
+    known = floor_rule(rule)
+    if known is None:
+        raise ConfigError(f"cooling.floor is `{rule}`; write `chosen - 2 tau`, `gentle`, `mean` or nats per token.")
+    of_role = {role: values for role, values in lbar.items() if len(values)}
+    wanted = {"chosen": Role.CHOSEN, "gentle": Role.GENTLE}.get(known.statistic, Role.REJECTED)
+    measured = of_role.get(Role.REJECTED if wanted not in of_role and known.statistic == "gentle" else wanted)
+    if measured is None:
+        raise ConfigError(f"cooling.floor is `{rule}`, but there are no answers to measure. Write a number instead.")
+    quantile = known.statistic.startswith("quantile:")
+    level = float(known.statistic.removeprefix("quantile:")) if quantile else None
+    middle = measured.double().mean() if level is None else torch.quantile(measured.double(), level)
+    return middle.item() - known.taus * temperature

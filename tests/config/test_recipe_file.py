@@ -96,9 +96,9 @@ def test_each_mistake_names_its_line(tmp_path: Path, extra: str, expected: str) 
         ),
         (
             "cooling: {floor: quantile:1}",
-            "bad.yaml:4: stage2.cooling.floor is 'quantile:1'. Write gentle, mean, quantile:0.5",
+            "bad.yaml:4: stage2.cooling.floor is 'quantile:1'. Write chosen, gentle, mean or quantile:0.5",
         ),
-        ("cooling: {floor: median}", "bad.yaml:4: stage2.cooling.floor is 'median'. Write gentle"),
+        ("cooling: {floor: median}", "bad.yaml:4: stage2.cooling.floor is 'median'. Write chosen"),
         ("cooling: {floor: [1]}", "bad.yaml:4: stage2.cooling.floor is [1], but must be a number or text."),
         ("cooling: {detach: 1}", "bad.yaml:4: stage2.cooling.detach is 1, but must be true or false."),
     ],

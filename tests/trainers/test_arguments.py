@@ -34,7 +34,7 @@ def stage1(**settings: Any) -> SmoothSFTConfig:
         ),
         (
             {"cooling_floor": "median"},
-            "cooling_floor is 'median'. Write gentle, mean, quantile:0.5 or a number of nats",
+            "cooling_floor is 'median'. Write chosen, gentle, mean or quantile:0.5, with or without",
         ),
         (
             {"cooling_temperature": 0.0},

@@ -287,13 +287,13 @@ def _floor(settings: Settings, model: Any, engine: Engine, batches: Sequence[Bat
     with eval_mode(model):
         means = torch.cat([engine.logprobs(model, batch).mean.cpu() for batch in batches])
     roles = torch.cat([batch["roles"].cpu() for batch in batches])
-    rejected, gentle = means[roles == Role.REJECTED], means[roles == Role.GENTLE]
+    lbar = {role: means[roles == role] for role in Role}
     rule: float | str = settings.floor
     with suppress(ValueError):
         rule = float(settings.floor)
-    if settings.loss == "sft" and not len(rejected) + len(gentle):
+    if settings.loss == "sft" and not len(lbar[Role.REJECTED]) + len(lbar[Role.GENTLE]):
         return None
-    return measure_floor(rule, rejected=rejected, gentle=gentle)
+    return measure_floor(rule, lbar=lbar, temperature=settings.temperature)
 
 
 @torch.no_grad()

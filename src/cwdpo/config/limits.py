@@ -6,8 +6,9 @@ must be < 1. ...``. So one limit serves a recipe, the command line and Python, w
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, ConfigDict
 
@@ -81,13 +82,52 @@ def names_among(known: Sequence[str], *, what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def number_or_quantile(*words: str, logprob: bool, advice: str) -> AfterValidator:
-    """Validator of a number (at most 0 for a ``logprob``), ``quantile:q`` or one of some words; null passes."""
+def number_or_quantile(*, logprob: bool, advice: str) -> AfterValidator:
+    """Validator of a number (at most 0 for a ``logprob``) or ``quantile:q``; null passes."""
 
     def check(value: _Value) -> _Value:
-        if isinstance(value, str) and value not in words and not is_quantile(value):
+        if isinstance(value, str) and not is_quantile(value):
             raise ValueError(f"is {value!r}. {advice} A quantile is above 0 and below 1.")
         if logprob and isinstance(value, int | float) and value > 0:
+            raise ValueError(f"is {value}, but log-probabilities are never positive. Did you mean {-value}?")
+        return value
+
+    return AfterValidator(check)
+
+
+class FloorRule(NamedTuple):
+    """How the cooling floor is measured: a statistic of answers' lbar, and how far below it the floor lies."""
+
+    statistic: str
+    """``chosen``, ``gentle``, ``mean`` or ``quantile:q``."""
+
+    taus: float
+    """In units of the cooling temperature."""
+
+
+_FLOOR_RULE = re.compile(r"(chosen|gentle|mean|quantile:[^ ]+)(?: ?- ?(\d+(?:\.\d+)?) ?tau)?")
+
+
+def floor_rule(text: str) -> FloorRule | None:
+    """Read a rule such as ``gentle`` or ``chosen - 2 tau``; None for what is none.
+
+    Example:
+        >>> floor_rule("chosen - 2 tau")
+        FloorRule(statistic='chosen', taus=2.0)
+    """
+    found = _FLOOR_RULE.fullmatch(text)
+    if found is None or (found[1].startswith("quantile") and not is_quantile(found[1])):
+        return None
+    return FloorRule(found[1], float(found[2] or 0))
+
+
+def number_or_floor_rule(advice: str) -> AfterValidator:
+    """Validator of the cooling floor: a log-probability, at most 0, or a :class:`FloorRule` as text."""
+
+    def check(value: _Value) -> _Value:
+        if isinstance(value, str) and floor_rule(value) is None:
+            raise ValueError(f"is {value!r}. {advice} A quantile is above 0 and below 1.")
+        if isinstance(value, int | float) and value > 0:
             raise ValueError(f"is {value}, but log-probabilities are never positive. Did you mean {-value}?")
         return value
 

@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
-from cwdpo.config.limits import STRICT, checked_judge, limit, names_among, not_empty, number_or_quantile, schedule_of
+from cwdpo.config.limits import (
+    STRICT,
+    checked_judge,
+    limit,
+    names_among,
+    not_empty,
+    number_or_floor_rule,
+    number_or_quantile,
+    schedule_of,
+)
 from cwdpo.errors import ConfigError
 from cwdpo.records import PROBE_GROUPS, SIGN_NAMES, Stage
 
@@ -125,11 +134,12 @@ class CoolingConfig:
 
     floor: Annotated[
         float | str,
-        number_or_quantile(
-            "gentle", "mean", logprob=True, advice="Write gentle, mean, quantile:0.5 or a number of nats per token."
+        number_or_floor_rule(
+            "Write chosen, gentle, mean or quantile:0.5, with or without ` - 2 tau`, or a number of nats per token."
         ),
     ] = "gentle"
-    """l_floor: ``gentle``, ``mean``, ``quantile:0.5`` (each measured once before stage 2) or nats per token."""
+    """l_floor, nats per token: a number, or measured once before stage 2 as the mean log-prob of the ``chosen`` or
+    ``gentle`` answers, the ``mean`` or ``quantile:0.5`` of all rejected ones, or so much lower: ``chosen - 2 tau``."""
 
     temperature: Annotated[float, limit(above=0, advice="To switch cooling off, write `cooling: null`.")] = 0.3
     """tau, nats per token. Smaller makes the easy/hard switch sharper."""

@@ -143,8 +143,11 @@ class CWDPOTrainer(AnswerTrainer):
         if isinstance(self.args.cooling_floor, str) and (not cached or self.ref_model is not None):
             floor_pass = self._reference_pass(ReferenceCache.in_memory())  # the floor is always the policy's
             self._measured = floor_pass.run(self.model, self._evaluated(), roles=self.roles)
-        means = self._measured.means if self._measured else dict.fromkeys((Role.REJECTED, Role.GENTLE), torch.empty(0))
-        self.floor = measure_floor(self.args.cooling_floor, rejected=means[Role.REJECTED], gentle=means[Role.GENTLE])
+        self.floor = measure_floor(
+            self.args.cooling_floor,
+            lbar=self._measured.means if self._measured else {},
+            temperature=self.args.cooling_temperature,
+        )
 
     def own_callbacks(self) -> list[TrainerCallback]:
         return super().own_callbacks() + ([] if self.on_policy is None else [self.on_policy])

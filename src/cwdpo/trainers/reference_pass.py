@@ -1,7 +1,7 @@
 """The reference pass: log-probs of every answer under the model that stage 2 starts from, before its first step.
 
-One pass serves both the reference (log pi_ref of chosen and rejected answers) and the cooling floor (mean log-probs of
-rejected and gentle ones). What the cache already holds is not computed again, so an interrupted pass goes on. Rows of
+One pass serves both the reference (log pi_ref of chosen and rejected answers) and the cooling floor (their
+mean log-probs). What the cache already holds is not computed again, so an interrupted pass goes on. Rows of
 similar length go together, the longest first.
 """
 
@@ -38,7 +38,7 @@ class Measured:
     """What a pass learned of the training rows, over all ranks."""
 
     means: Mapping[Role, Tensor]
-    """``(n,)`` lbar of the rejected and of the gentle answers, nats per token."""
+    """``(n,)`` lbar of the answers of each role, nats per token."""
 
     lengths: list[int]
     """Tokens of each row with the answers of a step."""
@@ -58,7 +58,7 @@ class ReferencePass:
         """Measure a model on sets of evaluated rows and on the training rows; ``roles`` take part in a step."""
         rows = self.trainer.train_dataset
         agree_on_engine(self.trainer, model, rows, self.collator)
-        negatives: dict[Role, list[str]] = {Role.REJECTED: [], Role.GENTLE: []}
+        keys_of: dict[Role, list[str]] = {role: [] for role in Role}
         lengths: dict[int, int] = {}
         in_a_step = torch.tensor([int(role) for role in roles])
         with self.measured_by(model) as logprobs:
@@ -70,9 +70,9 @@ class ReferencePass:
                 counted = row_tokens(batch | {"answer_mask": mask})
                 lengths |= zip(batch["row_index"].tolist(), counted, strict=True)
                 for key, role in zip(batch["keys"], batch["roles"].tolist(), strict=True):
-                    negatives.get(Role(role), []).append(key)
+                    keys_of[Role(role)].append(key)
         self.cache.save()
-        here = {int(role): self.cache.means(keys).tolist() for role, keys in negatives.items()}
+        here = {int(role): self.cache.means(keys).tolist() for role, keys in keys_of.items()}
         self._share()
         means: dict[int, list[float]] = {role: [] for role in here}
         for rank_means, rank_lengths in gather_object([(here, lengths)]):
