@@ -208,7 +208,7 @@ def measure(
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, measure and write the checkpoint with a note of how it was made."""
-    parser = argparse.ArgumentParser(prog="python -m cwdpo.demo.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tools/make_demo_base.py", description=__doc__)
     parser.add_argument("out", type=Path, help="directory for the checkpoint; must not exist yet")
     for name, default in asdict(PretrainSettings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     model.bfloat16().save_pretrained(out)  # exact: pretrain has rounded the weights
     processor.save_pretrained(out)
     note = {
-        "command": "python -m cwdpo.demo.pretrain OUT",
+        "command": "python tools/make_demo_base.py OUT",
         "settings": asdict(settings),
         "seconds": seconds,
         "threads": torch.get_num_threads(),

@@ -51,6 +51,7 @@ def generate_answers(
     top_p: float | None = None,
     seed: int = 0,
     warn_of_cut: bool = True,
+    encoder: Encoder | None = None,
 ) -> list[str]:
     """The texts of :func:`generate`; how many answers ran into ``max_new_tokens`` is logged as a warning, unless
     ``warn_of_cut`` is False."""
@@ -63,6 +64,7 @@ def generate_answers(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
+        encoder=encoder,
     )
     cut = sum(not answer.ended for answer in found)
     if cut and warn_of_cut:

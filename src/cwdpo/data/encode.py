@@ -1,10 +1,12 @@
 """Turn a row into what a model reads: the processor's tensors of its prompt, and the token ids of its answers."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import jinja2
 import torch
@@ -47,6 +49,65 @@ class EncodedRow:
         return int(self.prompt["input_ids"].shape[-1])
 
 
+class Frame(NamedTuple):
+    """What the template writes around any answer to one prompt."""
+
+    prompt: str
+    """All text before an answer, with what the template itself puts in front of every answer (an empty
+    ``<think></think>``, say)."""
+
+    lead: str
+    """White space between prompt and answer. The model must produce it, so it is counted to the answer."""
+
+    tail: str
+    """All text after an answer."""
+
+
+_Key: TypeAlias = tuple[Hashable, ...]
+_ENTRY = 500  # bytes of an entry's Python objects, about
+
+
+class EncodedMemory:
+    """Prompts and answers as they were encoded, for the next pass over the same rows: reference pass and epochs.
+
+    It keeps what comes first, up to a number of bytes. An epoch visits each row once, so that a memory which gives up
+    its oldest entry would give up each just before it is wanted.
+    """
+
+    def __init__(self, max_bytes: int = 256_000_000) -> None:
+        self._room = max_bytes
+        self._prompts: dict[_Key, tuple[Row, Frame, dict[str, Tensor]]] = {}
+        """With its row, which holds the images: an image that is none of a file's is known by where it lies."""
+        self._answers: dict[tuple[_Key, str], tuple[list[int], bool]] = {}
+
+    def prompt(
+        self, row: Row, encode: Callable[[], tuple[Frame, dict[str, Tensor]]]
+    ) -> tuple[_Key, Frame, dict[str, Tensor]]:
+        """A row's prompt, encoded here if it is not known."""
+        key = (row.prompt, *(image if isinstance(image, Path) else id(image) for image in row.images))
+        if key in self._prompts:
+            return key, *self._prompts[key][1:]
+        frame, tensors = encode()
+        if self._takes(sum(tensor.nbytes for tensor in tensors.values()) + _ENTRY):
+            self._prompts[key] = (row, frame, tensors)
+        return key, frame, tensors
+
+    def answer(self, key: _Key, text: str, encode: Callable[[str], tuple[list[int], bool]]) -> tuple[list[int], bool]:
+        """The tokens of an answer to a prompt, and whether they are those of the joint text."""
+        found = self._answers.get((key, text))
+        if found is None:
+            found = encode(text)
+            if key in self._prompts and self._takes(8 * len(found[0]) + _ENTRY):
+                self._answers[key, text] = found
+        return found
+
+    def _takes(self, size: int) -> bool:
+        if size > self._room:
+            return False
+        self._room -= size
+        return True
+
+
 class Encoder:
     """Encode rows with a processor and its chat template. Nothing is ever truncated: what is too long is an error."""
 
@@ -57,6 +118,7 @@ class Encoder:
         max_length: int | None = None,
         model_max_length: int | None = None,
         add_special_tokens: bool | None = None,
+        memory: EncodedMemory | None = None,
     ) -> None:
         """Check that the processor has a chat template, an end and an image token; else a ``ConfigError``.
 
@@ -66,6 +128,7 @@ class Encoder:
             model_max_length: most positions the model has; None if it has no limit.
             add_special_tokens: whether the tokenizer puts its own first token before the prompt. None does as
                 transformers' ``apply_chat_template`` does in generation: yes, unless the template writes it.
+            memory: where to keep what was encoded; of an encoder with the same processor. None keeps nothing.
         """
         self.template = ChatTemplate(processor)
         self._processor = processor
@@ -82,7 +145,7 @@ class Encoder:
         self.limit = max_length if max_length is not None else model_max_length
         """Most tokens in prompt and answer together, or None."""
 
-        self._memory: dict[tuple[Any, ...], dict[str, Tensor]] | None = None
+        self._memory = memory or EncodedMemory(max_bytes=0)
         # a tokenizer that ends every text with a token would end the prompt before the answer
         if self.tokenizer("a", add_special_tokens=True)["input_ids"][-1:] != self._ids("a")[-1:]:
             raise ConfigError(
@@ -98,17 +161,23 @@ class Encoder:
 
     def measure(self, row: Row, answers: Sequence[str] = ()) -> EncodedRow:
         """As :meth:`encode`, without the limit on the length."""
-        frame = self.template.frame(row)
-        key = (frame.prompt, *map(id, row.images))
-        known = {} if self._memory is None else self._memory
-        prompt = known[key] = known[key] if key in known else self._prompt(row, frame.prompt)
+
+        def of_prompt() -> tuple[Frame, dict[str, Tensor]]:
+            frame = self.template.frame(row)
+            return frame, self._prompt(row, frame.prompt)
+
+        key, frame, prompt = self._memory.prompt(row, of_prompt)
         image_tokens = int(torch.isin(prompt["input_ids"], self._image_ids).sum())
         if image_tokens < len(row.images) or (image_tokens and not row.images):
             raise DataError(
                 f"{row.source}: the row has {len(row.images)} images, but its prompt has {image_tokens} image tokens "
                 "after processing. Use the chat template and the processor that the model was published with."
             )
-        pairs = [self._answer(frame.prompt, *self.template.answer(row, frame, text)) for text in answers]
+
+        def of_answer(text: str) -> tuple[list[int], bool]:
+            return self._answer(frame.prompt, *self.template.answer(row, frame, text))
+
+        pairs = [self._memory.answer(key, text, of_answer) for text in answers]
         unknown = self.tokenizer.unk_token_id
         return EncodedRow(
             prompt=prompt,
@@ -134,12 +203,13 @@ class Encoder:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """While open, prompts are encoded once; for a few rows that are asked about several times in a row."""
-        self._memory = {}
+        """While open, all is remembered, whatever its size; for a few rows that are asked about several times."""
+        before = self._memory
+        self._memory = EncodedMemory(sys.maxsize)
         try:
             yield
         finally:
-            self._memory = None
+            self._memory = before
 
     def _prompt(self, row: Row, text: str) -> dict[str, Tensor]:
         images = [open_image(image, source=row.source) for image in row.images]
@@ -177,20 +247,6 @@ class Encoder:
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
         return ids
-
-
-class Frame(NamedTuple):
-    """What the template writes around any answer to one prompt."""
-
-    prompt: str
-    """All text before an answer, with what the template itself puts in front of every answer (an empty
-    ``<think></think>``, say)."""
-
-    lead: str
-    """White space between prompt and answer. The model must produce it, so it is counted to the answer."""
-
-    tail: str
-    """All text after an answer."""
 
 
 class ChatTemplate:

@@ -10,7 +10,7 @@ from cwdpo.config.recipe import CoolingConfig, DataConfig, ModelConfig, Recipe, 
 
 Method: TypeAlias = Literal["SFT", "DPO", "CW-DPO"]
 
-_OPTIMISER: dict[str, Any] = {
+OPTIMISER: dict[str, Any] = {
     "adam_beta2": 0.98,
     "lr_scheduler_type": "linear",
     "max_grad_norm": 1.0,
@@ -81,7 +81,7 @@ def make_plans(
             data=DataConfig(train=str(data), eval=str(held_out), stage1_fraction=settings.stage1_fraction),
             stage1=stage1,
             stage2=stage2,
-            trainer={"per_device_train_batch_size": settings.batch_size, "use_cpu": True, **_OPTIMISER},
+            trainer={"per_device_train_batch_size": settings.batch_size, "use_cpu": True, **OPTIMISER},
             seed=seed,
             output_dir=str(out / name),
         )

@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from cwdpo import __version__
+from cwdpo.data.encode import EncodedMemory, Encoder
 from cwdpo.data.reading import read_rows, split_rows
 from cwdpo.data.rows import Row
 from cwdpo.demo.plans import DemoSettings, Plan, base_checkpoint, make_plans
@@ -140,13 +141,22 @@ def prepare(out: Path, settings: DemoSettings, seed: int) -> tuple[WorldPaths, S
     return world, plans
 
 
-def write_captions(checkpoint: Path, held_out: HeldOut, *, seed: int) -> Captions:
-    """Let the model of a checkpoint caption every held-out picture, greedily and sampled."""
+def write_captions(checkpoint: Path, held_out: HeldOut, *, seed: int, encoded: EncodedMemory | None = None) -> Captions:
+    """Let the model of a checkpoint caption every held-out picture, greedily and sampled; the rows may be ``encoded``
+    already, with the same processor."""
     model, processor = load_policy(checkpoint, dtype="float32"), load_processor(checkpoint)
+    encoder = Encoder(processor, memory=encoded or EncodedMemory())
 
     def captions(temperature: float | None) -> list[str]:
         return generate_answers(
-            model, processor, held_out.rows, batch_size=128, max_new_tokens=_LONGEST, temperature=temperature, seed=seed
+            model,
+            processor,
+            held_out.rows,
+            batch_size=128,
+            max_new_tokens=_LONGEST,
+            temperature=temperature,
+            seed=seed,
+            encoder=encoder,
         )
 
     return Captions(greedy=captions(None), sampled=captions(1.0))

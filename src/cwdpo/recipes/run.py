@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cwdpo import __version__
 from cwdpo.config.recipe import Recipe
+from cwdpo.data.encode import EncodedMemory
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.errors import DataError
 from cwdpo.recipes.preflight import (
@@ -31,7 +32,14 @@ _BETWEEN_WRITES = 10.0
 """Seconds; a session that is killed loses no more of its own time than this."""
 
 
-def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> RunDirectory:
+def run_recipe(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    reference: Path | None = None,
+    encoded: EncodedMemory | None = None,
+) -> RunDirectory:
     """Train the stages of a recipe and leave a run directory.
 
     Stage 2 starts from the model that stage 1 saved, and has it as its reference.
@@ -39,6 +47,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
     Args:
         resume: continue the run in ``recipe.output_dir``; stages that are finished are not repeated.
         callbacks: take part in every stage.
+        reference: where the reference's log-probs are kept; runs on the same rows from one model may share them.
+        encoded: rows that other runs have encoded with the same processor.
 
     Raises:
         UserError: the settings, the rows or the model cannot be used; nothing was overwritten.
@@ -69,6 +79,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
         probe_rows=choose_probe_rows(recipe, rows, eval_rows),
         engine=run_engine(recipe, run),
         callbacks=[*callbacks, wall_time],
+        reference=reference or run.reference,
+        encoded=encoded or EncodedMemory(),
     )
     with closing(wall_time):
         for stage in recipe.stages:

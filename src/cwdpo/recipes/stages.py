@@ -21,6 +21,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from cwdpo.config.recipe import ModelConfig, Recipe, Stage1Config
 from cwdpo.config.recipe_file import dump_recipe
+from cwdpo.data.encode import EncodedMemory
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, FeatureCache, make_engine, separate_engine
 from cwdpo.errors import ConfigError, UserError
@@ -68,6 +69,11 @@ class RunContext:
     engine: Engine
     callbacks: Sequence[TrainerCallback]
     """The user's, and the run's clock."""
+
+    reference: Path
+    """Where the reference's log-probs are kept."""
+
+    encoded: EncodedMemory
 
     def start(self, stage: Stage) -> Path | None:
         """The model that the stage before left; None where the stage starts from the recipe's own model."""
@@ -118,7 +124,8 @@ def stage_trainer(context: RunContext, stage: Stage) -> StageTrainer:
     trust = recipe.model.trust_remote_code
     processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=trust)
     # after the model is loaded, which DeepSpeed's settings would divide
-    args = stage_arguments(recipe, context.run, stage, has_eval=bool(context.eval_rows))
+    own = {"reference_dir": str(context.reference)} if stage == "stage2" else {}
+    args = stage_arguments(recipe, context.run, stage, has_eval=bool(context.eval_rows), **own)
     common: dict[str, Any] = {
         "model": model,
         "args": args,
@@ -127,6 +134,7 @@ def stage_trainer(context: RunContext, stage: Stage) -> StageTrainer:
         # none where the recipe wants no evaluation, and has `data.eval` for its probes
         "eval_dataset": None if args.eval_strategy == "no" else context.eval_rows,
         "engine": context.engine,
+        "encoded": context.encoded,
     }
     if isinstance(args, SmoothSFTConfig):
         return SmoothSFTTrainer(**common)
@@ -195,7 +203,6 @@ def stage_arguments(
         return SmoothSFTConfig(**arguments_from(settings), **shared)
     return CWDPOConfig(
         cooling=settings.cooling is not None,
-        reference_dir=str(run.reference),
         on_policy=None if recipe.negatives is None else asdict(recipe.negatives),
         on_policy_dir=str(run.negatives),
         **arguments_from(settings, settings.cooling),

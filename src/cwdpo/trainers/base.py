@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOu
 
 from cwdpo.batch import Batch, Role
 from cwdpo.data.collate import AnswerCollator, RowDataset
-from cwdpo.data.encode import Encoder
+from cwdpo.data.encode import EncodedMemory, Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine, within_budget
 from cwdpo.engine.layout import parts_within, select_prompts
@@ -76,8 +76,10 @@ class AnswerTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         engine: Engine | None = None,
+        encoded: EncodedMemory | None = None,
     ) -> None:
-        """Arguments are the Trainer's; an ``engine`` that others use too is checked once for all of them."""
+        """Arguments are the Trainer's; an ``engine`` that others use too is checked once for all of them, and rows that
+        others have ``encoded`` with the same processor are not encoded again."""
         if isinstance(model, str):
             processing_class = processing_class or load_processor(model)
             model = load_policy(model)
@@ -91,6 +93,7 @@ class AnswerTrainer(Trainer):
             processing_class,
             max_length=args.max_length,
             model_max_length=getattr(policy.config.get_text_config(), "max_position_embeddings", None),
+            memory=encoded or EncodedMemory(),
         )
         self.collate = AnswerCollator(self.encoder, roles=self.roles, required=self.required)
         self.probe_metrics: Callable[[], dict[str, float]] | None = None

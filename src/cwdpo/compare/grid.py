@@ -1,0 +1,165 @@
+"""What is compared with what: a grid file, and the runs that follow from it."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from cwdpo.config import located_yaml
+from cwdpo.config.checking import build
+from cwdpo.config.limits import STRICT, not_empty
+from cwdpo.config.recipe import Recipe
+from cwdpo.config.recipe_file import read_recipe
+from cwdpo.errors import ConfigError
+
+START = "start"
+"""The method that changes nothing: the model that all others start from, which is measured beside them."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Grid:
+    """Methods x settings x worlds x seeds. Settings are named as ``cwdpo train`` takes them: ``stage2.beta``."""
+
+    recipe: Annotated[str, not_empty("Write the path of the recipe that all runs share.")]
+    """What all runs share; the path starts at the grid's own directory."""
+
+    methods: dict[str, dict[str, Any]]
+    """The recipe settings of each method."""
+
+    settings: dict[str, list[Any]] = field(default_factory=dict)
+    """Settings that every method is tried with, in all combinations, so that each gets the same number of runs."""
+
+    worlds: dict[str, dict[str, Any]] = field(default_factory=lambda: {"data": {}})
+    """What is trained on: recipe settings, or the arguments of ``make``."""
+
+    make: str | None = None
+    """``module:function`` that makes the data of a world and a seed, and gives the recipe settings that name it."""
+
+    measure: str = "cwdpo.compare.held_out:measure"
+    """``module:function`` that measures a model."""
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Of the runs that are reported."""
+
+    tuning_seed: int | None = None
+    """Where each method chooses among the settings; its runs are not reported. Null: no choice is made."""
+
+    target: str = "win"
+    """The measure that settings are chosen by, and that regret counts."""
+
+    lower_is_better: list[str] = field(default_factory=list)
+    """Measures of which less is better; of all others more is."""
+
+    baseline: str | None = None
+    """The method that differences are to; null takes the first."""
+
+    reach: float | None = None
+    """The ``target`` whose first reaching is reported, where ``settings`` has several ``trainer.max_steps``."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Grid":
+        if not self.methods or START in self.methods:
+            raise ConfigError(f"methods must name at least one method, and none `{START}`, which is always measured.")
+        if self.baseline is not None and self.baseline not in {*self.methods, START}:
+            raise ConfigError(
+                f"baseline is {self.baseline!r}, which is none of the methods: {', '.join(self.methods)}."
+            )
+        if not self.seeds or len({*self.seeds, self.tuning_seed}) < len(self.seeds) + 1:
+            raise ConfigError("seeds must be different from each other and from tuning_seed, and at least one.")
+        if any(not values for values in self.settings.values()):
+            raise ConfigError("every one of `settings` needs a list of values to try.")
+        return self
+
+
+@plain_dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    world: str
+    seed: int
+    method: str
+    setting: tuple[tuple[str, Any], ...]
+    """Pairs of name and value."""
+
+    @property
+    def label(self) -> str:
+        """The setting in words: ``learning_rate 0.0001``."""
+        return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in self.setting)
+
+    def directory(self, out: Path) -> Path:
+        """Where the run and what was measured of it are kept."""
+        parts = (self.world, f"seed-{self.seed}", self.method, self.label or "run")
+        return out.joinpath("cells", *(_slug(part) for part in parts))
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid file; a ConfigError has one line for each mistake."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise ConfigError(f"{path}: cannot be read ({why}). Give a grid, a YAML file.") from None
+    located = located_yaml.load(text, str(path))
+
+    def where(setting: tuple[str, ...]) -> str:
+        above = (setting[:length] for length in range(len(setting), 0, -1))
+        return f"{path}:{next((located.lines[key] for key in above if key in located.lines), 1)}"
+
+    grid = build(Grid, located.values, where)
+    recipe = path.parent / grid.recipe
+    if not recipe.is_file():
+        raise ConfigError(
+            f"{where(('recipe',))}: there is no recipe {recipe}. Its path starts at the grid's directory."
+        )
+    return build(Grid, located.values | {"recipe": str(recipe)}, where)
+
+
+def cells(grid: Grid, seeds: Iterator[int] | None = None) -> Iterator[Cell]:
+    """Every run, the tuning seed's first, then seed by seed, so that a grid that is cut short has whole seeds."""
+    every = [*([] if grid.tuning_seed is None else [grid.tuning_seed]), *grid.seeds]
+    settings = [tuple(zip(grid.settings, values, strict=True)) for values in product(*grid.settings.values())]
+    for seed, world in product(every, grid.worlds):
+        yield Cell(world, seed, START, ())
+        for method, setting in product(grid.methods, settings):
+            yield Cell(world, seed, method, setting)
+
+
+def recipe_of(grid: Grid, cell: Cell, made: Mapping[str, Any], output_dir: Path) -> Recipe:
+    """The recipe of a run; ``made`` are the settings that its world decides. A ConfigError names the grid's method."""
+    changes = {**made, **grid.methods[cell.method], **dict(cell.setting)}
+    try:
+        return read_recipe(grid.recipe, {**changes, "seed": cell.seed, "output_dir": str(output_dir)})
+    except ConfigError as error:
+        raise ConfigError(f"method {cell.method!r}: {error}") from error
+
+
+def fingerprint(grid: Grid, cell: Cell) -> str:
+    """What must be the same for a run to be taken for done: all that the grid and its recipe say of it."""
+    said = [
+        located_yaml.load(Path(grid.recipe).read_text(encoding="utf-8"), grid.recipe).values,
+        grid.worlds[cell.world],
+        grid.methods.get(cell.method),
+        cell.setting,
+        (grid.make, grid.measure),
+    ]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+Direction = Literal["up", "down"]
+
+
+def direction(grid: Grid, measure: str) -> Direction:
+    """Whether more of a measure is better."""
+    return "down" if measure in grid.lower_is_better else "up"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("_") or "_"

@@ -1,0 +1,223 @@
+"""Run a grid: make its worlds, train and measure each run that is not done, on several processes."""
+
+import importlib
+import json
+import logging
+import multiprocessing
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from cwdpo import __version__
+from cwdpo.compare.grid import START, Cell, Grid, cells, fingerprint, recipe_of
+from cwdpo.config.recipe import Recipe
+from cwdpo.errors import ConfigError, UserError
+from cwdpo.records import write_json
+
+logger = logging.getLogger(__name__)
+
+
+class Measured(NamedTuple):
+    """What was measured of one model."""
+
+    rows: Mapping[str, Sequence[float]]
+    """A value for each held-out row, the same rows for every method of a world and seed."""
+
+    numbers: Mapping[str, float]
+    """Values that are no means over rows, such as a calibration error."""
+
+
+class Measure(Protocol):
+    """Measures a model on held-out rows, beside the one that it started from."""
+
+    def __call__(self, model: Path, *, start: Path, eval_rows: Path, seed: int) -> Measured: ...
+
+
+class Progress(NamedTuple):
+    """How far a grid is."""
+
+    done: int
+    total: int
+    minutes_left: float | None
+    """At the rate so far; None before the first run is done."""
+
+
+def run_grid(
+    grid: Grid,
+    out: Path,
+    *,
+    jobs: int = 1,
+    minutes: float | None = None,
+    keep_models: bool = False,
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Train and measure every run of a grid that is not done yet, and leave ``measured.json`` in each one's directory.
+
+    Args:
+        grid: what to run.
+        out: the directory of the grid; another start goes on in it.
+        jobs: processes, of one thread each.
+        minutes: begin no run after this time; the next start goes on. None takes all the time that it needs.
+        keep_models: keep trained weights, which are removed once they are measured otherwise.
+        tell: gets the progress every few seconds.
+
+    Raises:
+        UserError: a run failed, or was done with other settings; what was measured before stays.
+    """
+    plan = list(cells(grid))
+    for cell in plan:
+        if cell.method != START:
+            recipe_of(grid, cell, {}, out)  # a wrong setting is found before anything runs
+    groups = [list(group) for _, group in groupby(plan, key=lambda cell: (cell.seed, cell.world))]
+    todo = [group for group in groups if not all((cell.directory(out) / "measured.json").is_file() for cell in group)]
+    began, before = time.monotonic(), _done(plan, out)
+    deadline = None if minutes is None else time.time() + 60 * minutes
+
+    def progress() -> Progress:
+        done = _done(plan, out)
+        spent = (time.monotonic() - began) / 60
+        left = spent / (done - before) * (len(plan) - done) if done > before else None
+        return Progress(done, len(plan), left)
+
+    # a world's start model may serve all its seeds: the first of each world makes it alone
+    first = {group[0].world: group for group in reversed(todo)}
+    for group in first.values():
+        tell(progress())
+        _world(grid, out, group[0])
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pending: set[Future[None]] = {
+            pool.submit(run_cells, grid, out, group, deadline=deadline, keep_models=keep_models) for group in todo
+        }
+        try:
+            while pending:
+                finished, pending = wait(pending, timeout=5, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                tell(progress())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return progress()
+
+
+def run_cells(
+    grid: Grid, out: Path, group: Sequence[Cell], *, deadline: float | None = None, keep_models: bool = False
+) -> None:
+    """Do the runs of one world and seed, one after another, in this process."""
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from cwdpo.data.encode import EncodedMemory
+
+    disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("cwdpo").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    made = _world(grid, out, group[0])
+    measure: Measure = load_function(grid.measure)
+    encoded = EncodedMemory()
+    for cell in group:
+        if deadline is not None and time.time() > deadline:
+            return
+        directory = cell.directory(out)
+        directory.mkdir(parents=True, exist_ok=True)
+        recipe = recipe_of(grid, cell, made, directory / "run") if cell.method != START else _start_recipe(grid, made)
+        mark = fingerprint(grid, cell)
+        if (directory / "measured.json").is_file():
+            _check_same(directory / "measured.json", mark)
+            continue
+        began = time.process_time()
+        start = Path(recipe.model.name_or_path)
+        model = start if cell.method == START else _train(recipe, world_directory(out, group[0]), encoded)
+        trained = time.process_time()
+        if recipe.data.eval is None:
+            raise ConfigError("nothing to measure on: name held-out rows in the recipe's data.eval.")
+        found = measure(model, start=start, eval_rows=Path(recipe.data.eval), seed=cell.seed)
+        write_json(
+            directory / "measured.json",
+            {
+                "fingerprint": mark,
+                "cwdpo_version": __version__,
+                "train_cpu_seconds": round(trained - began, 1),
+                "measure_cpu_seconds": round(time.process_time() - trained, 1),
+                "numbers": dict(found.numbers),
+                "rows": {name: [round(value, 6) for value in values] for name, values in found.rows.items()},
+            },
+        )
+        if not keep_models and cell.method != START:
+            for stage in ("stage1", "stage2", "checkpoints"):
+                shutil.rmtree(directory / "run" / stage, ignore_errors=True)
+
+
+def read_measured(directory: Path) -> Measured | None:
+    """What was measured of a run; None if it is not done."""
+    file = directory / "measured.json"
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return Measured(found["rows"], found["numbers"])
+
+
+def world_directory(out: Path, cell: Cell) -> Path:
+    """Where the data of a cell's world and seed are kept."""
+    return out / "worlds" / cell.world.replace("/", "_") / f"seed-{cell.seed}"
+
+
+def load_function(name: str) -> Any:
+    """A function by ``module:function``; modules of the working directory are found too."""
+    module, _, function = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name!r} cannot be loaded ({error}). Write module:function.") from error
+
+
+def _world(grid: Grid, out: Path, cell: Cell) -> dict[str, Any]:
+    """The recipe settings that a world decides, made here if they are not there yet."""
+    given = grid.worlds[cell.world]
+    if grid.make is None:
+        return dict(given)
+    directory = world_directory(out, cell)
+    known = directory / "made.json"
+    if not known.is_file():
+        made = load_function(grid.make)(directory, seed=cell.seed, starts=out / "worlds" / "starts", **given)
+        write_json(known, made)
+    settings: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))
+    return settings
+
+
+def _start_recipe(grid: Grid, made: Mapping[str, Any]) -> Recipe:
+    from cwdpo.config.recipe_file import read_recipe
+
+    return read_recipe(grid.recipe, made)
+
+
+def _train(recipe: Recipe, world: Path, encoded: Any) -> Path:
+    from cwdpo.recipes import run_recipe
+    from cwdpo.records import RunDirectory
+
+    begun = RunDirectory(Path(recipe.output_dir)).has_begun
+    # a first stage gives each method a reference of its own
+    reference = world / "reference" if recipe.stage1 is None else None
+    run = run_recipe(recipe, resume=begun, reference=reference, encoded=encoded)
+    return run.stage("stage2" if recipe.stage2 is not None else "stage1")
+
+
+def _check_same(file: Path, mark: str) -> None:
+    known = json.loads(file.read_text(encoding="utf-8")).get("fingerprint")
+    if known != mark:
+        raise UserError(
+            f"{file.parent} was measured with other settings than the grid has now. "
+            "Remove that directory to run it again, or give another --out."
+        )
+
+
+def _done(plan: Iterable[Cell], out: Path) -> int:
+    return sum((cell.directory(out) / "measured.json").is_file() for cell in plan)
