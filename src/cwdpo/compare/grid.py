@@ -3,12 +3,13 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from statistics import fmean
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
@@ -58,11 +59,11 @@ class Grid:
     lower_is_better: list[str] = field(default_factory=list)
     """Measures of which less is better; of all others more is."""
 
+    measures: list[str] = field(default_factory=list)
+    """Those that tables show, in this order; all if none is named."""
+
     baseline: str | None = None
     """The method that differences are to; null takes the first."""
-
-    reach: float | None = None
-    """The ``target`` whose first reaching is reported, where ``settings`` has several ``trainer.max_steps``."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> "Grid":
@@ -100,6 +101,20 @@ class Cell:
         return out.joinpath("cells", *(_slug(part) for part in parts))
 
 
+class Measured(NamedTuple):
+    """What was measured of one model."""
+
+    rows: Mapping[str, Sequence[float]]
+    """A value for each held-out row, the same rows for every method of a world and seed."""
+
+    numbers: Mapping[str, float]
+    """Values that are no means over rows, such as a calibration error."""
+
+    def means(self) -> dict[str, float]:
+        """One number a measure."""
+        return {name: fmean(values) for name, values in self.rows.items()} | {**self.numbers}
+
+
 def read_grid(path: Path) -> Grid:
     """Read a grid file; a ConfigError has one line for each mistake."""
     try:
@@ -122,7 +137,7 @@ def read_grid(path: Path) -> Grid:
     return build(Grid, located.values | {"recipe": str(recipe)}, where)
 
 
-def cells(grid: Grid, seeds: Iterator[int] | None = None) -> Iterator[Cell]:
+def cells(grid: Grid) -> Iterator[Cell]:
     """Every run, the tuning seed's first, then seed by seed, so that a grid that is cut short has whole seeds."""
     every = [*([] if grid.tuning_seed is None else [grid.tuning_seed]), *grid.seeds]
     settings = [tuple(zip(grid.settings, values, strict=True)) for values in product(*grid.settings.values())]
@@ -153,12 +168,13 @@ def fingerprint(grid: Grid, cell: Cell) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-Direction = Literal["up", "down"]
-
-
-def direction(grid: Grid, measure: str) -> Direction:
-    """Whether more of a measure is better."""
-    return "down" if measure in grid.lower_is_better else "up"
+def read_measured(directory: Path) -> Measured | None:
+    """What was measured of a run; None if it is not done."""
+    file = directory / "measured.json"
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return Measured(found["rows"], found["numbers"])
 
 
 def _slug(text: str) -> str:

@@ -14,22 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from cwdpo import __version__
-from cwdpo.compare.grid import START, Cell, Grid, cells, fingerprint, recipe_of
+from cwdpo.compare.grid import START, Cell, Grid, Measured, cells, fingerprint, recipe_of
 from cwdpo.config.recipe import Recipe
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.records import write_json
 
 logger = logging.getLogger(__name__)
-
-
-class Measured(NamedTuple):
-    """What was measured of one model."""
-
-    rows: Mapping[str, Sequence[float]]
-    """A value for each held-out row, the same rows for every method of a world and seed."""
-
-    numbers: Mapping[str, float]
-    """Values that are no means over rows, such as a calibration error."""
 
 
 class Measure(Protocol):
@@ -152,15 +142,6 @@ def run_cells(
         if not keep_models and cell.method != START:
             for stage in ("stage1", "stage2", "checkpoints"):
                 shutil.rmtree(directory / "run" / stage, ignore_errors=True)
-
-
-def read_measured(directory: Path) -> Measured | None:
-    """What was measured of a run; None if it is not done."""
-    file = directory / "measured.json"
-    if not file.is_file():
-        return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return Measured(found["rows"], found["numbers"])
 
 
 def world_directory(out: Path, cell: Cell) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from cwdpo.compare.run import Measured
+from cwdpo.compare.grid import Measured
 from cwdpo.config.checking import build
 from cwdpo.config.limits import STRICT
 from cwdpo.config.recipe import DataConfig, ModelConfig, Recipe, Stage1Config

@@ -46,13 +46,18 @@ class Table(NamedTuple):
 
 
 def comparison_table(summary: Mapping[str, Any]) -> Table | None:
-    """The ``table`` of a ``summary.json``; None where it has none that can be read."""
+    """The ``table`` of a ``summary.json``; None where it has none that can be read.
+
+    A row's ``KEY error`` is the standard error of its ``KEY``."""
     table = summary.get("table")
     columns = [_column(entry) for entry in objects(table, "columns") if "key" in entry]
     rows = objects(table, "rows")
     if not columns or not rows:
         return None
-    cells = [[_cell(row.get(column.key), column.format) for column in columns] for row in rows]
+    cells = [
+        [_cell(row.get(column.key), column.format, row.get(f"{column.key} error")) for column in columns]
+        for row in rows
+    ]
     marked = _with_best(columns, cells)
     return Table(columns, [(str(row.get("name", "?")), line) for row, line in zip(rows, marked, strict=True)])
 
@@ -105,10 +110,13 @@ def _column(entry: Mapping[str, Any]) -> Column:
     )
 
 
-def _cell(value: object, form: str) -> Cell:
-    known = finite(value)
+def _cell(value: object, form: str, error: object = None) -> Cell:
+    """A number as text, with its standard error where it has one."""
+    known, spread = finite(value), finite(error)
     if known is None:
         return Cell(None, "-" if value is None else str(value))
+    if spread is not None:
+        return Cell(known, f"{known:{form}} ± {spread:{form.lstrip('+')}}")
     if not form.endswith("d"):
         return Cell(known, format(known or 0.0, form))
     return Cell(known, format(int(known), form) if known.is_integer() else format(known, ".3g"))

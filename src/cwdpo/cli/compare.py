@@ -1,0 +1,59 @@
+"""``cwdpo compare``: methods x settings x seeds, one table."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cwdpo.cli.quiet import quiet_libraries
+from cwdpo.compare.grid import cells, read_grid
+from cwdpo.errors import ConfigError
+
+
+def compare(
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="The grid, a YAML file.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="The directory of the grid; another start goes on in it.")],
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes, of one thread each.")] = 1,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Begin no run after this time.  [default: all that it takes]")
+    ] = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep trained weights, which are removed once they are measured.")
+    ] = False,
+    table: Annotated[bool, typer.Option("--table", help="Run nothing; write the tables of what is done.")] = False,
+) -> None:
+    """Train and measure every method with every setting and seed of a grid, and say which is better by how much.
+
+    What is done is not done again: interrupt it, or give it --minutes, and start it once more to go on.
+    """
+    if jobs < 1:
+        raise ConfigError(f"--jobs is {jobs}, but must be at least 1.")
+    wanted = read_grid(grid)
+    if not table:
+        quiet_libraries()
+        from cwdpo.compare.run import Progress, run_grid
+
+        def tell(progress: Progress) -> None:
+            left = "" if progress.minutes_left is None else f", about {progress.minutes_left:.0f} min left"
+            print(f"\r{progress.done} of {progress.total} runs{left}   ", end="", flush=True)
+
+        try:
+            run_grid(wanted, out, jobs=jobs, minutes=minutes, keep_models=keep_models, tell=tell)
+        finally:
+            print()
+    from cwdpo.compare.table import Results, markdown, summary
+    from cwdpo.records import write_json, write_text
+    from cwdpo.report import write_report
+
+    results = Results.read(wanted, out)
+    if not results.measures:
+        raise ConfigError(f"{out} holds no run of this grid yet. Leave --table out to begin.")
+    text = markdown(results)
+    write_text(out / "tables.md", text)
+    write_json(out / "summary.json", summary(results, title=grid.stem))
+    print(text)
+    done = sum((cell.directory(out) / "measured.json").is_file() for cell in cells(wanted))
+    print(
+        f"{done} of {sum(1 for _ in cells(wanted))} runs; tables: {out / 'tables.md'}, "
+        f"report: {write_report([out], out / 'report.html')}"
+    )

@@ -1,0 +1,221 @@
+"""What a grid found: means with standard errors, paired differences, the worst setting of each method, and regret.
+
+A seed has its own rows and runs, so it is the unit that errors are computed over: a mean over seeds has the standard
+error sd / sqrt(seeds), and two methods are compared by their difference within each seed, on the same rows.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple, TypeAlias
+
+from cwdpo.compare.grid import START, Cell, Grid, cells, read_measured
+
+Setting: TypeAlias = tuple[tuple[str, Any], ...]
+Key: TypeAlias = tuple[str, str, Setting]
+"""World, method and setting."""
+
+BySeed: TypeAlias = Mapping[int, Mapping[str, float]]
+"""The value of each measure, by seed."""
+
+
+class Score(NamedTuple):
+    """A mean over seeds with its standard error, which one seed does not have."""
+
+    mean: float
+    error: float | None
+    seeds: int
+
+    def __format__(self, sign: str) -> str:
+        mean = format(round(self.mean, 3) + 0.0, f"{sign}.3f")  # no -0.000
+        return mean if self.error is None else f"{mean} ± {self.error:.3f}"
+
+
+class Choice(NamedTuple):
+    """The setting that a method is reported at."""
+
+    setting: Setting
+    tuned: bool
+    """Chosen on the tuning seed; else it is the best on the seeds that are reported, which flatters every method."""
+
+
+class Results:
+    """The runs of a grid that are done."""
+
+    def __init__(self, grid: Grid, found: Mapping[Cell, Mapping[str, float]]) -> None:
+        self.grid = grid
+        self._found: dict[Key, dict[int, Mapping[str, float]]] = {}
+        self._tuning: dict[Key, Mapping[str, float]] = {}
+        for cell, values in found.items():
+            key = (cell.world, cell.method, cell.setting)
+            if cell.seed == grid.tuning_seed:
+                self._tuning[key] = values
+            else:
+                self._found.setdefault(key, {})[cell.seed] = values
+        measures = dict.fromkeys(name for values in found.values() for name in values)
+        self.measures = [name for name in grid.measures or measures if name in measures]
+
+    @classmethod
+    def read(cls, grid: Grid, out: Path) -> "Results":
+        """Read what a directory of runs has."""
+        found = {cell: measured.means() for cell in cells(grid) if (measured := read_measured(cell.directory(out)))}
+        return cls(grid, found)
+
+    def settings(self, world: str, method: str) -> list[Setting]:
+        """The settings that a method was run with in a world, in the grid's order."""
+        return [setting for w, m, setting in self._found if (w, m) == (world, method)]
+
+    def methods(self, world: str) -> list[str]:
+        """The methods with a run in a world: the start first, then in the grid's order."""
+        there = {method for w, method, _ in self._found if w == world}
+        return [method for method in (START, *self.grid.methods) if method in there]
+
+    def score(self, world: str, method: str, setting: Setting, measure: str) -> Score:
+        """A measure's mean over the seeds that are done."""
+        return _score(values[measure] for values in self._found[world, method, setting].values())
+
+    def choice(self, world: str, method: str) -> Choice:
+        """The best setting by the target, on the tuning seed where there is one."""
+        tried, target = self.settings(world, method), self.grid.target
+        known = [setting for setting in tried if (world, method, setting) in self._tuning]
+        if known:
+            return Choice(max(known, key=lambda s: self._good(self._tuning[world, method, s][target])), tuned=True)
+        return Choice(max(tried, key=lambda s: self._good(self.score(world, method, s, target).mean)), tuned=False)
+
+    def worst(self, world: str, method: str, measure: str) -> Score:
+        """A measure at the setting with which the method does worst in it."""
+        scores = [self.score(world, method, setting, measure) for setting in self.settings(world, method)]
+        return min(scores, key=lambda score: self._good(score.mean, measure))
+
+    def middle(self, world: str, method: str, measure: str) -> Score:
+        """A measure at the middle one of the settings, as ordered by it."""
+        scores = [self.score(world, method, setting, measure) for setting in self.settings(world, method)]
+        return sorted(scores, key=lambda score: self._good(score.mean, measure))[len(scores) // 2]
+
+    def difference(self, world: str, one: tuple[str, Setting], other: tuple[str, Setting], measure: str) -> Score:
+        """One method's value less another's within each seed; positive is better whatever the measure."""
+        ours, theirs = self._found[world, *one], self._found[world, *other]
+        both = [seed for seed in ours if seed in theirs]
+        sign = self._good(1.0, measure)
+        return _score(sign * (ours[seed][measure] - theirs[seed][measure]) for seed in both)
+
+    def regret(self, world: str, method: str, setting: Setting, measure: str) -> float:
+        """How much better the best method of this world and setting is, in the mean over seeds."""
+        here = [m for m in self.methods(world) if m != START and (world, m, setting) in self._found]
+        best = max(self._good(self.score(world, m, setting, measure).mean, measure) for m in here)
+        return best - self._good(self.score(world, method, setting, measure).mean, measure)
+
+    def worst_regret(self, method: str, measure: str, worlds: Iterable[str] | None = None) -> float:
+        """The largest regret over all worlds and settings: what not knowing one's regime may cost."""
+        return max(
+            self.regret(world, method, setting, measure)
+            for world in (self.grid.worlds if worlds is None else worlds)
+            for setting in self.settings(world, method)
+        )
+
+    def _good(self, value: float, measure: str | None = None) -> float:
+        return -value if (measure or self.grid.target) in self.grid.lower_is_better else value
+
+
+def summary(results: Results, *, title: str) -> dict[str, Any]:
+    """The comparison in the form that the report reads: a row a method, and for each world the target at the method's
+    best setting and at its worst, then the largest regret."""
+    grid, target = results.grid, results.grid.target
+    worlds = [world for world in grid.worlds if len(results.methods(world)) > 1]
+    better = "down" if target in grid.lower_is_better else "up"
+    columns = [
+        {"key": f"{kind} {world}", "label": f"{world}: {target}, {kind}", "better": better, "format": ".3f"}
+        for world in worlds
+        for kind in ("best", "worst")
+    ]
+    columns.append({"key": "regret", "label": "largest regret", "better": "down", "format": ".3f"})
+    rows = []
+    for method in grid.methods:
+        there = [world for world in worlds if method in results.methods(world)]
+        row: dict[str, Any] = {"name": method}
+        for world in there:
+            choice = results.choice(world, method)
+            for kind, score in (
+                ("best", results.score(world, method, choice.setting, target)),
+                ("worst", results.worst(world, method, target)),
+            ):
+                row[f"{kind} {world}"] = score.mean
+                row[f"{kind} {world} error"] = score.error
+        row["regret"] = results.worst_regret(method, target, there) if there else None
+        rows.append(row)
+    return {"title": title, "table": {"columns": columns, "rows": rows}, "legend": _legend(results)}
+
+
+def markdown(results: Results) -> str:
+    """All tables as Markdown: for each world every method at its best setting, and the target at every setting; then
+    the regrets."""
+    grid, parts = results.grid, []
+    for world in grid.worlds:
+        methods = results.methods(world)
+        if len(methods) < 2:
+            continue
+        parts += [f"### {world}", _at_best(results, world), _at_every(results, world)]
+    trained = [method for method in grid.methods if all(method in results.methods(w) for w in grid.worlds)]
+    if trained:
+        measures = [name for name in results.measures if name not in grid.lower_is_better][:4]
+        head = ["largest regret", *measures]
+        lines = [[method, *(f"{results.worst_regret(method, m):.3f}" for m in measures)] for method in trained]
+        parts += ["### Largest regret over all worlds and settings", _table(head, lines)]
+    return "\n\n".join([*parts, _legend(results)]) + "\n"
+
+
+def _at_best(results: Results, world: str) -> str:
+    grid = results.grid
+    baseline = grid.baseline or next(iter(grid.methods))
+    rival = (baseline, results.choice(world, baseline).setting) if baseline in results.methods(world) else None
+    head = ["at its best setting", "setting", *results.measures, f"{grid.target}, less {baseline}'s"]
+    lines = []
+    for method in results.methods(world):
+        setting = results.choice(world, method).setting if method != START else ()
+        scores = [f"{results.score(world, method, setting, measure)}" for measure in results.measures]
+        gap = (
+            None
+            if method == baseline or not rival
+            else results.difference(world, (method, setting), rival, grid.target)
+        )
+        label = Cell(world, 0, method, setting).label
+        lines.append([method, label, *scores, "" if gap is None else f"{gap:+}"])
+    return _table(head, lines)
+
+
+def _at_every(results: Results, world: str) -> str:
+    grid, target = results.grid, results.grid.target
+    settings = list(dict.fromkeys(s for method in grid.methods for s in results.settings(world, method)))
+    labels = [Cell(world, 0, "", setting).label for setting in settings]
+    lines = []
+    for method in results.methods(world)[1:]:
+        known = results.settings(world, method)
+        scores = [f"{results.score(world, method, s, target)}" if s in known else "" for s in settings]
+        lines.append([method, *scores, f"{results.worst(world, method, target)}"])
+    return _table([f"{target} at every setting", *labels, "worst"], lines)
+
+
+def _legend(results: Results) -> str:
+    grid = results.grid
+    seeds = len(grid.seeds)
+    tuned = grid.tuning_seed is not None
+    chosen = f"chosen on seed {grid.tuning_seed}, which is not reported" if tuned else "the best on the reported seeds"
+    return (
+        f"Means over {seeds} seed{'s' if seeds > 1 else ''} with their standard errors; each seed has its own data and "
+        f"runs. Best setting: {chosen}. Regret: how far a method's {grid.target} is below the best method's in the "
+        "same world with the same setting; the largest is what not knowing one's regime may cost."
+    )
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _score(values: Iterable[float]) -> Score:
+    known = list(values)
+    if not known:
+        return Score(math.nan, None, 0)
+    error = stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
+    return Score(fmean(known), error, len(known))

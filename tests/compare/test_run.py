@@ -1,0 +1,94 @@
+"""A grid that really trains and measures, small."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cwdpo.cli.app import app
+from cwdpo.compare.grid import Cell, Grid, read_grid
+from cwdpo.compare.run import load_function, run_cells, run_grid
+from cwdpo.compare.table import Results
+from cwdpo.errors import ConfigError, UserError
+
+GRID = """\
+recipe: base.yaml
+make: cwdpo.demo.regimes:make
+measure: cwdpo.demo.regimes:measure
+worlds:
+  own: {start: base, scenes: 24, held_out: 6, captions: 2}
+methods:
+  SFT: {stage1: {objective: plain}, stage2: null}
+  CW-DPO: {stage2.cooling.floor: chosen - 2 tau}
+settings:
+  trainer.learning_rate: [1e-3]
+seeds: [0]
+"""
+BASE = """\
+model: {name_or_path: m, dtype: float32, freeze_vision: false}
+data: {train: rows.jsonl}
+stage2: {}
+probes: null
+trainer: {max_steps: 2, per_device_train_batch_size: 4, use_cpu: true, report_to: none, eval_strategy: "no"}
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "grid.yaml").write_text(GRID)
+    return read_grid(tmp_path / "grid.yaml")
+
+
+def files(out: Path) -> dict[str, int]:
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("measured.json")}
+
+
+@pytest.mark.slow
+def test_a_grid_trains_measures_goes_on_and_is_reported(grid: Grid, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plan = [
+        Cell("own", 0, method, setting)
+        for method, setting in [("start", ()), ("SFT", (("trainer.learning_rate", 1e-3),))]
+    ]
+    run_cells(grid, out, plan)
+    done = files(out)
+    assert len(done) == 2
+    answered = CliRunner().invoke(app, ["compare", str(tmp_path / "grid.yaml"), "--out", str(out)])
+    assert answered.exit_code == 0, answered.output
+    after = files(out)
+    assert len(after) == 3
+    assert done.items() <= after.items()  # nothing was done twice
+    assert not list((out / "cells").rglob("*.safetensors"))
+    results = Results.read(grid, out)
+    assert results.score("own", "start", (), "win").mean == 0.5
+    assert results.methods("own") == ["start", "SFT", "CW-DPO"]
+    assert "3 of 3 runs" in answered.output
+    assert "CW-DPO" in (out / "report.html").read_text()
+    assert json.loads((out / "summary.json").read_text())["table"]["rows"][1]["name"] == "CW-DPO"
+
+
+def test_other_settings_under_the_same_name_are_refused(grid: Grid, tmp_path: Path) -> None:
+    cell = Cell("own", 0, "CW-DPO", (("trainer.learning_rate", 1e-3),))
+    directory = cell.directory(tmp_path)
+    directory.mkdir(parents=True)
+    (directory / "measured.json").write_text('{"fingerprint": "other"}')
+    world = tmp_path / "worlds" / "own" / "seed-0"
+    world.mkdir(parents=True)
+    (world / "made.json").write_text("{}")
+    with pytest.raises(UserError, match="was measured with other settings than the grid has now"):
+        run_cells(grid, tmp_path, [cell])
+
+
+def test_a_wrong_method_is_found_before_anything_runs(grid: Grid, tmp_path: Path) -> None:
+    grid.methods["CW-DPO"]["stage2.cooling.floor"] = "median"
+    with pytest.raises(ConfigError, match="method 'CW-DPO'"):
+        run_grid(grid, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere:f", "json:nothing", "json", ":x"])
+def test_a_function_that_is_not_there(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_function(name)
