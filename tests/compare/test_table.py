@@ -105,3 +105,12 @@ def test_runs_that_are_not_done_are_left_out(tmp_path: Path) -> None:
     grid = results().grid
     assert Results.read(grid, tmp_path).methods("a") == []
     assert markdown(Results.read(grid, tmp_path)).startswith("\nMeans") is False
+
+
+@pytest.mark.parametrize("tuning", [9, None])
+def test_results_are_the_same_after_a_file(tmp_path: Path, tuning: int | None) -> None:
+    before = results(tuning=tuning)
+    before.save(tmp_path / "comparison.json")
+    after = Results.load(tmp_path / "comparison.json")
+    assert markdown(after) == markdown(before)
+    assert summary(after, title="t") == summary(before, title="t")

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import NAMES
 from tokenizers import pre_tokenizers
 
-from cwdpo.data.encode import ChatTemplate, Encoder
+from cwdpo.data.encode import ChatTemplate, EncodedMemory, Encoder
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import ConfigError, DataError
 
@@ -336,3 +336,57 @@ def test_control_tokens_in_text(token: str, encoder_of: Callable[[str], Encoder]
     row = Row((Message("user", (f"What {token}?",)),), "A.", source="f:1")
     with pytest.raises(DataError, match=r"f:1: a user turn of the prompt holds"):
         encoder_of("qwen2_vl").encode(row, ["A."])
+
+
+class Counting(Encoder):
+    """Counts what is really encoded."""
+
+    prompts = answers = 0
+
+    def _prompt(self, row: Row, text: str) -> dict[str, torch.Tensor]:
+        self.prompts += 1
+        return super()._prompt(row, text)
+
+    def _answer(self, prompt: str, text: str, ended: bool) -> tuple[list[int], bool]:
+        self.answers += 1
+        return super()._answer(prompt, text, ended)
+
+
+def test_what_is_remembered_is_encoded_once_and_is_the_same(processor_of: Callable[[str], Any], tmp_path: Path) -> None:
+    IMAGE.save(tmp_path / "a.png")
+    rows = [
+        Row((Message("user", (SLOT, "What?")),), "a", images=(image,), source="f:1")
+        for image in (tmp_path / "a.png", IMAGE, IMAGE.resize((64, 32)))
+    ]
+    plain, remembers = Encoder(processor_of("llava")), Counting(processor_of("llava"), memory=EncodedMemory())
+    for _ in range(2):
+        for row in rows:
+            one, other = plain.encode(row, ANSWERS[:2]), remembers.encode(row, ANSWERS[:2])
+            assert one.answers == other.answers
+            assert one.prompt.keys() == other.prompt.keys()
+            assert all(torch.equal(one.prompt[name], other.prompt[name]) for name in one.prompt)
+    assert (remembers.prompts, remembers.answers) == (3, 6)
+    remembers.encode(rows[0], ANSWERS[1:3])
+    assert (remembers.prompts, remembers.answers) == (3, 7)
+
+
+def test_a_full_memory_keeps_what_came_first(processor_of: Callable[[str], Any]) -> None:
+    rows = [Row((Message("user", (SLOT, word)),), "a", images=(IMAGE,), source="f:1") for word in ("one", "two")]
+    size = sum(tensor.nbytes for tensor in Encoder(processor_of("llava")).encode(rows[0]).prompt.values())
+    encoder = Counting(processor_of("llava"), memory=EncodedMemory(size + 1500))
+    for _ in range(3):
+        for row in rows:
+            encoder.encode(row, ["x"])
+    assert (encoder.prompts, encoder.answers) == (1 + 3, 1 + 3)
+
+
+def test_nothing_is_remembered_unless_asked(processor_of: Callable[[str], Any]) -> None:
+    encoder, row = Counting(processor_of("llava")), PROMPTS["image"]
+    encoder.encode(row)
+    encoder.encode(row)
+    assert encoder.prompts == 2
+    with encoder.remembering():
+        encoder.encode(row)
+        encoder.encode(row)
+    encoder.encode(row)
+    assert encoder.prompts == 4

@@ -50,6 +50,7 @@ def compare(
         raise ConfigError(f"{out} holds no run of this grid yet. Leave --table out to begin.")
     text = markdown(results)
     write_text(out / "tables.md", text)
+    results.save(out / "comparison.json")
     write_json(out / "summary.json", summary(results, title=grid.stem))
     print(text)
     done = sum((cell.directory(out) / "measured.json").is_file() for cell in cells(wanted))

@@ -101,7 +101,7 @@ class Cell:
         return out.joinpath("cells", *(_slug(part) for part in parts))
 
 
-class Measured(NamedTuple):
+class Outcome(NamedTuple):
     """What was measured of one model."""
 
     rows: Mapping[str, Sequence[float]]
@@ -168,13 +168,13 @@ def fingerprint(grid: Grid, cell: Cell) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def read_measured(directory: Path) -> Measured | None:
+def read_outcome(directory: Path) -> Outcome | None:
     """What was measured of a run; None if it is not done."""
     file = directory / "measured.json"
     if not file.is_file():
         return None
     found = json.loads(file.read_text(encoding="utf-8"))
-    return Measured(found["rows"], found["numbers"])
+    return Outcome(found["rows"], found["numbers"])
 
 
 def _slug(text: str) -> str:

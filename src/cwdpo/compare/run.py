@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from cwdpo import __version__
-from cwdpo.compare.grid import START, Cell, Grid, Measured, cells, fingerprint, recipe_of
+from cwdpo.compare.grid import START, Cell, Grid, Outcome, cells, fingerprint, recipe_of
 from cwdpo.config.recipe import Recipe
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.records import write_json
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class Measure(Protocol):
     """Measures a model on held-out rows, beside the one that it started from."""
 
-    def __call__(self, model: Path, *, start: Path, eval_rows: Path, seed: int) -> Measured: ...
+    def __call__(self, model: Path, *, start: Path, eval_rows: Path, seed: int) -> Outcome: ...
 
 
 class Progress(NamedTuple):

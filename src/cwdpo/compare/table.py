@@ -4,13 +4,17 @@ A seed has its own rows and runs, so it is the unit that errors are computed ove
 error sd / sqrt(seeds), and two methods are compared by their difference within each seed, on the same rows.
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple, TypeAlias
 
-from cwdpo.compare.grid import START, Cell, Grid, cells, read_measured
+from cwdpo.compare.grid import START, Cell, Grid, cells, read_outcome
+from cwdpo.config.checking import build
+from cwdpo.records import write_json
 
 Setting: TypeAlias = tuple[tuple[str, Any], ...]
 Key: TypeAlias = tuple[str, str, Setting]
@@ -59,8 +63,36 @@ class Results:
     @classmethod
     def read(cls, grid: Grid, out: Path) -> "Results":
         """Read what a directory of runs has."""
-        found = {cell: measured.means() for cell in cells(grid) if (measured := read_measured(cell.directory(out)))}
+        found = {cell: measured.means() for cell in cells(grid) if (measured := read_outcome(cell.directory(out)))}
         return cls(grid, found)
+
+    @classmethod
+    def load(cls, file: Path) -> "Results":
+        """Read what :meth:`save` wrote."""
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = {
+            Cell(run["world"], run["seed"], run["method"], tuple(map(tuple, run["setting"]))): run["values"]
+            for run in content["runs"]
+        }
+        return cls(build(Grid, content["grid"]), found)
+
+    def save(self, file: Path) -> None:
+        """Write the means of every run, with the grid, as one file that is small enough to be kept with a paper."""
+        known = [(key, seed, values) for key, by_seed in self._found.items() for seed, values in by_seed.items()]
+        if self.grid.tuning_seed is not None:
+            known += [(key, self.grid.tuning_seed, values) for key, values in self._tuning.items()]
+        runs = [
+            {
+                "world": world,
+                "method": method,
+                "setting": setting,
+                "seed": seed,
+                "values": {name: round(value, 5) for name, value in values.items()},
+            }
+            for (world, method, setting), seed, values in known
+        ]
+        grid = asdict(self.grid) | {"recipe": Path(self.grid.recipe).name}
+        write_json(file, {"grid": grid, "runs": runs})
 
     def settings(self, world: str, method: str) -> list[Setting]:
         """The settings that a method was run with in a world, in the grid's order."""

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from cwdpo.compare.grid import Measured
+from cwdpo.compare.grid import Outcome
 from cwdpo.config.checking import build
 from cwdpo.config.limits import STRICT
 from cwdpo.config.recipe import DataConfig, ModelConfig, Recipe, Stage1Config
@@ -131,7 +131,7 @@ def make(directory: Path, *, seed: int, starts: Path, **regime: Any) -> dict[str
     return {"model.name_or_path": str(files.start), "data.train": str(files.train), "data.eval": str(files.eval)}
 
 
-def measure(model: Path, *, start: Path, eval_rows: Path, seed: int) -> Measured:
+def measure(model: Path, *, start: Path, eval_rows: Path, seed: int) -> Outcome:
     """Caption the held-out pictures greedily and sampled, and judge by the truth; wins are over the start model's.
 
     Of each picture, from 0 to 1: ``exact``, ``attributes`` (share of them right), ``hallucination`` and ``win`` (ties
@@ -155,7 +155,7 @@ def measure(model: Path, *, start: Path, eval_rows: Path, seed: int) -> Measured
     policy, before = (load_policy(path, dtype="float32") for path in (model, start))
     found = evaluate_rows(policy, FrozenCopy(before, engine), load_processor(model), some, engine, batch_size=32)
     kept = ("ece", "tv", "delta_total/chosen", "delta_total/rejected", "delta_total/gentle")
-    return Measured(values, {name: found[name] for name in kept if name in found})
+    return Outcome(values, {name: found[name] for name in kept if name in found})
 
 
 @functools.lru_cache(maxsize=1)

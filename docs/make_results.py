@@ -1,0 +1,175 @@
+"""Make ``docs/results.md`` and its pictures from what ``cwdpo compare`` left: ``python docs/make_results.py``.
+
+The numbers lie in ``docs/results/*.json``: the ``comparison.json`` of each grid of ``examples/regimes``. To make them
+anew, run the grid and copy that file. No number on the page is written by hand; its first paragraph is computed too.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cwdpo.compare.grid import START
+from cwdpo.compare.table import Results, Score, Setting, markdown
+from cwdpo.report.charts import Curve, Figure, draw_figure
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+GRIDS = ("regimes",)
+RATE = "trainer.learning_rate"
+SFT, DPO, OURS = "SFT on chosen", "DPO", "CW-DPO"
+SHOWN = (SFT, DPO, OURS)
+"""The methods in the pictures; the tables have all."""
+
+
+class Claim(NamedTuple):
+    """A goal, whether the runs reach it, and by which numbers."""
+
+    goal: str
+    holds: bool
+    evidence: str
+
+
+def claims(results: Results) -> Iterator[Claim]:
+    """The headline goals, each with the numbers that decide it. A difference counts from two standard errors on."""
+
+    def at_best(world: str, method: str) -> tuple[str, Setting]:
+        return method, results.choice(world, method).setting
+
+    habit, clean = "habit", "clean"
+    gaps = {
+        name: results.difference(habit, at_best(habit, OURS), at_best(habit, SFT), name)
+        for name in ("exact", "hallucination", "win")
+    }
+    yield Claim(
+        "With a habit to unlearn, CW-DPO beats SFT on the chosen answers in exactness, hallucination and win rate",
+        all(beyond(gap) for gap in gaps.values()),
+        listed(gaps),
+    )
+    worst, middle = results.worst(habit, OURS, "win"), results.middle(habit, DPO, "win")
+    yield Claim(
+        "there its worst learning rate beats DPO's middle one in win rate",
+        worst.mean > middle.mean,
+        f"{worst} against {middle}",
+    )
+    tuned = max((m for m in results.methods(habit) if m.startswith(DPO)), key=lambda m: best(results, habit, m).mean)
+    both = {
+        name: results.difference(habit, at_best(habit, OURS), at_best(habit, tuned), name)
+        for name in ("win", "win_sampled")
+    }
+    yield Claim(
+        f"at its best it is not behind the best {tuned} in greedy answers, and ahead in sampled ones",
+        not beyond(negative(both["win"])) and beyond(both["win_sampled"]),
+        listed(both),
+    )
+    even = results.difference(clean, at_best(clean, OURS), at_best(clean, SFT), "win")
+    lost = [
+        results.difference(clean, (method, setting), (SFT, setting), "win")
+        for method in (OURS, DPO)
+        for setting in [results.settings(clean, method)[-1]]
+    ]
+    yield Claim(
+        "on right answers with easy negatives it stays within noise of SFT, where DPO loses at the highest rate",
+        not beyond(negative(even)) and beyond(negative(lost[1])),
+        f"CW-DPO less SFT {even:+} at their best; at the highest rate CW-DPO {lost[0]:+}, DPO {lost[1]:+}",
+    )
+    everywhere = [m for m in results.grid.methods if all(m in results.methods(w) for w in results.grid.worlds)]
+    for measure in ("exact", "win"):
+        regrets = {method: results.worst_regret(method, measure) for method in everywhere}
+        ours, least = regrets[OURS], min(regrets, key=lambda method: regrets[method])
+        others = min((name for name in regrets if not name.startswith(OURS)), key=lambda name: regrets[name])
+        yield Claim(
+            f"it has the smallest largest regret of all methods and constant weights in `{measure}`",
+            ours <= regrets[others],
+            f"{ours:.3f}; the least of the others is {others} with {regrets[others]:.3f}"
+            + ("" if least in (OURS, others) else f"; {least} has {regrets[least]:.3f}"),
+        )
+
+
+def best(results: Results, world: str, method: str) -> Score:
+    """The target of a method at its best setting."""
+    return results.score(world, method, results.choice(world, method).setting, results.grid.target)
+
+
+def beyond(gap: Score) -> bool:
+    """Whether a difference is above 0 by two standard errors."""
+    return gap.error is not None and gap.mean > 2 * gap.error
+
+
+def negative(gap: Score) -> Score:
+    """The difference the other way round."""
+    return gap._replace(mean=-gap.mean)
+
+
+def listed(gaps: dict[str, Score]) -> str:
+    """Differences with their names; positive is better."""
+    return ", ".join(f"{name} {gap:+}" for name, gap in gaps.items())
+
+
+def verdicts(results: Results) -> str:
+    """The page's first paragraph."""
+    found = list(claims(results))
+    holding, missed = ([c for c in found if c.holds is wanted] for wanted in (True, False))
+    seeds = len(results.grid.seeds)
+    parts = [f"Over {seeds} seeds, with each method at its best learning rate of three:"]
+    for title, some in (("holds", holding), ("does not hold", missed)):
+        parts += [f"\n**What {title}**\n"] if some else []
+        parts += [f"- {claim.goal} ({claim.evidence})." for claim in some]
+    return "\n".join(parts)
+
+
+def robustness(results: Results, world: str, path: Path) -> None:
+    """Draw the target over learning rates for the methods that are shown."""
+    curves = []
+    for rank, method in enumerate(m for m in SHOWN if m in results.methods(world)):
+        points = [
+            (math.log10(dict(setting)[RATE]), results.score(world, method, setting, results.grid.target).mean)
+            for setting in results.settings(world, method)
+        ]
+        curves.append(Curve(method, points, colour=rank))
+    values = [y for curve in curves for _, y in curve.points] + [
+        results.score(world, START, (), results.grid.target).mean
+    ]
+    figure = Figure(
+        title=f"{world}: {results.grid.target} over learning rates",
+        x_label="learning rate",
+        x_ticks=[(x, f"{10**x:.0e}") for x, _ in curves[0].points],
+        y_label=f"{results.grid.target} rate over the start model",
+        x=(min(x for curve in curves for x, _ in curve.points), max(x for curve in curves for x, _ in curve.points)),
+        y=(min(values) - 0.03, max(values) + 0.03),
+        curves=curves,
+    )
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(draw_figure(figure), encoding="utf-8")
+
+
+def page(names: Sequence[str], folder: Path) -> str:
+    """The text of the page; pictures are drawn into ``folder``."""
+    parts = ["# Results", "<!-- made by docs/make_results.py; change that, not this -->"]
+    for name in names:
+        results = Results.load(DOCS / "results" / f"{name}.json")
+        about = [
+            line[2:]
+            for line in (ROOT / "examples/regimes" / f"{name}.yaml").read_text().splitlines()
+            if line[:2] == "# "
+        ]
+        if name == "regimes":
+            parts.append(verdicts(results))
+        parts += [f"## {about[0]}", " ".join(about[1:])]
+        parts.append(f"```\ncwdpo compare examples/regimes/{name}.yaml --out runs/{name} --jobs 2\n```")
+        for world in results.grid.worlds:
+            picture = folder / f"{name}-{re.sub('[^a-z]+', '-', world)}.svg"
+            robustness(results, world, picture)
+            parts.append(f"![{world}](results/{picture.name})")
+        parts.append(markdown(results))
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def main() -> None:
+    """Write the page."""
+    (DOCS / "results.md").write_text(page(GRIDS, DOCS / "results"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
