@@ -13,11 +13,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
+from transformers.utils.logging import disable_progress_bar
+
 from cwdpo import __version__
 from cwdpo.compare.grid import START, Cell, Grid, Outcome, cells, fingerprint, recipe_of
 from cwdpo.config.recipe import Recipe
+from cwdpo.config.recipe_file import read_recipe
+from cwdpo.data.encode import EncodedMemory
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.records import write_json
+from cwdpo.recipes import run_recipe
+from cwdpo.records import RunDirectory, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +80,12 @@ def run_grid(
         left = spent / (done - before) * (len(plan) - done) if done > before else None
         return Progress(done, len(plan), left)
 
-    # a world's start model may serve all its seeds: the first of each world makes it alone
+    # worlds may share a start model, so the first of each makes it before others ask for it
     first = {group[0].world: group for group in reversed(todo)}
-    for group in first.values():
-        tell(progress())
-        _world(grid, out, group[0])
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        for group in reversed(first.values()):
+            tell(progress())
+            pool.submit(_world, grid, out, group[0]).result()
         pending: set[Future[None]] = {
             pool.submit(run_cells, grid, out, group, deadline=deadline, keep_models=keep_models) for group in todo
         }
@@ -99,15 +105,6 @@ def run_cells(
     grid: Grid, out: Path, group: Sequence[Cell], *, deadline: float | None = None, keep_models: bool = False
 ) -> None:
     """Do the runs of one world and seed, one after another, in this process."""
-    import torch
-    from transformers.utils.logging import disable_progress_bar
-
-    from cwdpo.data.encode import EncodedMemory
-
-    disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    logging.getLogger("cwdpo").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
     made = _world(grid, out, group[0])
     measure: Measure = load_function(grid.measure)
     encoded = EncodedMemory()
@@ -160,6 +157,14 @@ def load_function(name: str) -> Any:
         raise ConfigError(f"{name!r} cannot be loaded ({error}). Write module:function.") from error
 
 
+def _one_thread() -> None:
+    """Prepare a process: on small models threads wait for each other longer than they compute, and runs are silent."""
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    for library in ("transformers", "cwdpo"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
 def _world(grid: Grid, out: Path, cell: Cell) -> dict[str, Any]:
     """The recipe settings that a world decides, made here if they are not there yet."""
     given = grid.worlds[cell.world]
@@ -175,15 +180,10 @@ def _world(grid: Grid, out: Path, cell: Cell) -> dict[str, Any]:
 
 
 def _start_recipe(grid: Grid, made: Mapping[str, Any]) -> Recipe:
-    from cwdpo.config.recipe_file import read_recipe
-
     return read_recipe(grid.recipe, made)
 
 
-def _train(recipe: Recipe, world: Path, encoded: Any) -> Path:
-    from cwdpo.recipes import run_recipe
-    from cwdpo.records import RunDirectory
-
+def _train(recipe: Recipe, world: Path, encoded: EncodedMemory) -> Path:
     begun = RunDirectory(Path(recipe.output_dir)).has_begun
     # a first stage gives each method a reference of its own
     reference = world / "reference" if recipe.stage1 is None else None
