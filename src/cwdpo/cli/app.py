@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from cwdpo import __version__
-from cwdpo.cli import analyse, bench, check, demo, diagnose, merge, negatives, probe, report, train
+from cwdpo.cli import analyse, bench, check, demo, diagnose, judge, merge, negatives, probe, report, train
 from cwdpo.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -98,6 +98,7 @@ app.command("check")(check.check)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
 app.command("probe")(probe.probe)
 app.command("diagnose")(diagnose.diagnose)
+app.command("judge")(judge.judge)
 app.command("report")(report.report)
 app.command("analyse")(analyse.analyse)
 app.command("merge")(merge.merge)
