@@ -128,6 +128,8 @@ def test_a_server_gets_the_conversation_both_answers_and_the_right_ones_in_one_t
     assert 'Answer B: "a {ball}"' in lines
     assert 'Known right answers, which may be worded otherwise: "a red cube", "red".' in lines
     assert "true of the image" in text
+    (many,) = pair_messages(Question(row(), "x", "y"), [f"right {i}" for i in range(20)])
+    assert [f'"right {i}"' in many["content"][1]["text"] for i in (0, 7, 8)] == [True, True, False]
     (plain,) = pair_messages(Question(row(), "x", "y"), [])
     assert "image" not in plain["content"][1]["text"]
     assert "right answers" not in plain["content"][1]["text"]

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -165,6 +164,8 @@ def _read_parquet(path: Path) -> Parsed:
 
 def _read_directory(path: Path) -> Parsed:
     """Rows of a directory made by ``save_to_disk``; images inside stay encoded."""
+    import datasets  # takes a second, which files do not need
+
     try:
         loaded = datasets.load_from_disk(str(path))
     except (pa.ArrowException, OSError, ValueError, KeyError) as problem:

@@ -175,6 +175,9 @@ both are equally good or equally bad, it is a tie.
 Answer in JSON: {{"verdict": "A"}}, {{"verdict": "B"}} or {{"verdict": "tie"}}."""
 """What a server is asked, in the same turn as the row's question and its images."""
 
+MOST_RIGHT = 8
+"""Right answers that a server is given; a short question without an image may have hundreds in a file."""
+
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"verdict": {"type": "string", "enum": ["A", "B", "tie"]}},
@@ -216,7 +219,7 @@ class ServerJudge:
 def pair_messages(question: Question, right: Sequence[str]) -> list[dict[str, Any]]:
     """The conversation that a judge on a server gets: the row's own, and :data:`PROMPT` in its last turn."""
     row, first, second = question
-    quoted = [json.dumps(text, ensure_ascii=False) for text in right]
+    quoted = [json.dumps(text, ensure_ascii=False) for text in right[:MOST_RIGHT]]
     reference = f"Known right answers, which may be worded otherwise: {', '.join(quoted)}.\n" if quoted else ""
     text = PROMPT.format(
         first=json.dumps(first, ensure_ascii=False),
