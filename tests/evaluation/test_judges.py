@@ -16,9 +16,8 @@ from cwdpo.evaluation.judges import (
     FunctionJudge,
     Question,
     load_pair_judge,
-    pair_messages,
-    parse_choice,
 )
+from cwdpo.evaluation.server_judge import pair_messages, parse_choice
 
 
 def row(chosen: str = "a red cube", **more: object) -> Row:

@@ -1,7 +1,6 @@
 """``cwdpo audit``: what separates chosen from rejected answers without a look at the image."""
 
 import json
-import random
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -53,17 +52,17 @@ def audit(
         _refuse_other(directory, data)
     if run is not None and tokenizer is not None:
         raise UserError("--tokenizer has no effect beside a model, whose own tokens are counted. Leave it out.")
-    from cwdpo.data.reading import read_rows
+    from cwdpo.data.reading import choose_rows, read_rows
     from cwdpo.evaluation.audit import MOST_ROWS, audit_texts
 
     found = [row for row in read_rows(data, image_root=image_root) if row.rejected]
     if not found:
         raise DataError(f"{data}: no row has a rejected answer, so there are no pairs to audit.")
-    of_texts = _sample(found, MOST_ROWS, seed)
+    of_texts = choose_rows(found, MOST_ROWS, seed)
     count_tokens = None if tokenizer is None else _token_counter(tokenizer)
     readings: list[BlindReading] = []
     if run is not None:
-        readings, count_tokens = _read_blind(run, _sample(found, rows, seed), batch_size)
+        readings, count_tokens = _read_blind(run, choose_rows(found, rows, seed), batch_size)
     result = audit_texts(of_texts, count_tokens=count_tokens, seed=seed)
     if readings:
         from cwdpo.evaluation.blind import shortcuts_of, warnings_of
@@ -91,13 +90,6 @@ def _refuse_other(directory: RunDirectory, data: Path) -> None:
         kept = None
     if not isinstance(kept, Mapping) or kept.get("data") != str(data):
         raise UserError(f"{directory.audit} is an audit of other data, and is not overwritten. Move it away first.")
-
-
-def _sample(rows: "list[Row]", number: int, seed: int) -> "list[Row]":
-    """A seeded sample of rows in their own order, or all of them where there are no more."""
-    if len(rows) <= number:
-        return rows
-    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), number))]
 
 
 def _token_counter(tokenizer: str) -> Callable[[str], int]:

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cwdpo.cli.negatives import parse_prices
+from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -73,9 +73,6 @@ def judge(
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ConfigError(f"--temperature is {temperature}, but must be > 0; leave it out for greedy answers.")
     price = parse_prices(prices)
-    from cwdpo.cli.quiet import quiet_libraries
-
-    quiet_libraries()
     from cwdpo.evaluation.contestants import (
         Answering,
         Workspace,
@@ -86,7 +83,7 @@ def judge(
     )
     from cwdpo.evaluation.judges import load_pair_judge
     from cwdpo.evaluation.judging import ask, plan, refuse_failures, result_json, summarise, usage_so_far
-    from cwdpo.negatives.long_jobs import what_was_read
+    from cwdpo.negatives.files import what_was_read
     from cwdpo.records import write_json
 
     competing = contestants(models)
@@ -109,21 +106,19 @@ def judge(
             failures = ask(work, judged, names, answers, asked, space.verdicts, progress)
     refuse_failures(work, failures, space.verdicts)
     result = summarise(work, names, answers, seed=seed)
-    used = usage_so_far(space.verdicts)
-    cost = asdict(used) | {
-        "calls": 2 * int((~work.same).sum()) if asked.costs else 0,
-        "price": None if price is None else used.cost(prompt_price=price[0], completion_price=price[1]),
-    }
-    found = {"judge": judge, "data": str(data), "rows": len(judged.rows), **result_json(result), "cost": cost}
+    used = usage_so_far(space.verdicts) if asked.costs else {}
+    cost = None if price is None else (price[0] * used["prompt_tokens"] + price[1] * used["completion_tokens"]) / 1e6
+    found = {"judge": judge, "data": str(data), "rows": len(judged.rows), **result_json(result)}
+    found["cost"] = {**used, "price": cost}
     write_json(space.result, found)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
         return
     _show(result, Console())
-    if asked.costs:
+    if used:
         print(
-            f"{used.requests} requests ({used.retries} repeated), {used.prompt_tokens} prompt tokens and "
-            f"{used.completion_tokens} completion tokens" + ("" if price is None else f": {cost['price']:.4f} in all")
+            f"{used['requests']} requests ({used['retries']} repeated), {used['prompt_tokens']} prompt tokens and "
+            f"{used['completion_tokens']} completion tokens" + ("" if cost is None else f": {cost:.4f} in all")
         )
     print(f"written: {space.result}")
 
@@ -144,6 +139,7 @@ def _answers(
     for one, kept in zip(competing, known, strict=True):
         cut = 0
         if kept is None:
+            quiet_libraries()
             kept, cut = let_answer(one, judged, space, answering, progress)
         if cut:
             print(f"{cut} answers of {one.name} were cut; raise --max-new-tokens.", file=sys.stderr)
@@ -185,14 +181,13 @@ def _check_calls(missing: int, known: int, most: int, asked: "PairJudge") -> Non
 @contextmanager
 def _counting(asked: "PairJudge", space: "Workspace") -> Iterator[None]:
     """Write down what a server was asked, also when it or the user ends the work."""
-    from cwdpo.evaluation.judges import ServerJudge
     from cwdpo.records import append_jsonl
 
     try:
         yield
     finally:
-        if isinstance(asked, ServerJudge) and asked.endpoint.usage.requests:
-            append_jsonl(space.verdicts, [{"usage": asdict(asked.endpoint.usage)}])
+        if used := asked.usage():
+            append_jsonl(space.verdicts, [{"usage": used}])
 
 
 @contextmanager
@@ -211,7 +206,7 @@ def _bars() -> "Iterator[Progress]":
 
 def _show(result: "JudgeResult", console: Console) -> None:
     table = Table(
-        "pair", "rows", "won", "tied", "lost", "win rate", "same length", "decided rows", title_justify="left"
+        "pair", "rows", "won", "tied", "lost", "win rate", "same length", "without ties", title_justify="left"
     )
     for pair in result.pairs:
         rate = pair.win_rate
@@ -257,8 +252,8 @@ def _percent(estimate: "Estimate | None") -> str:
     Example:
         >>> from cwdpo.evaluation.intervals import wilson
         >>> _percent(wilson(5, 10)), _percent(None)
-        ('50.0% [23.7, 76.3]', '-')
+        ('50.0% [24, 76]', '-')
     """
     if estimate is None:
         return "-"
-    return f"{100 * estimate.value:.1f}% [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return f"{100 * estimate.value:.1f}% [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"

@@ -69,6 +69,13 @@ def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Ro
     return [row for i, row in enumerate(rows) if i in first], [row for i, row in enumerate(rows) if i not in first]
 
 
+def choose_rows(rows: Sequence[Row], number: int, seed: int) -> list[Row]:
+    """A fixed sample of rows, in their own order; all of them where there are no more than ``number``."""
+    if len(rows) <= number:
+        return list(rows)
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), number))]
+
+
 def read_records(path: str | Path) -> Parsed:
     """Read a file's records one after another: each, or the error it is to be reported as, with its ``file:line``.
 

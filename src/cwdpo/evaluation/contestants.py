@@ -13,17 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
 import xxhash
 
-from cwdpo.data.reading import read_records, read_rows
+from cwdpo.data.reading import choose_rows, read_records, read_rows
 from cwdpo.data.rows import Row
 from cwdpo.errors import DataError, UserError
-from cwdpo.generation import generate
-from cwdpo.models.adapters import load_checkpoint
 from cwdpo.negatives.files import row_ids
 from cwdpo.negatives.mixing import hashed
-from cwdpo.probes import choose_rows
 from cwdpo.records import append_jsonl, checkpoint_directory, read_jsonl, write_json
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -193,16 +189,18 @@ def let_answer(
 ) -> tuple[list[str], int]:
     """Have a model answer the rows that it has not answered, and keep every portion at once. Gives the answers, and how
     many were cut at ``max_new_tokens`` now. The model is out of memory again afterwards."""
+    import torch  # takes seconds, which files of answers do not need
+
+    from cwdpo.generation import generate
+    from cwdpo.models.adapters import load_checkpoint
+
     path = workspace.answers(one)
     done, cut = _answers_in(path), 0
-    policy: Any = None
-    processor: Any = None
+    policy, processor = load_checkpoint(one.source)
     size = answering.batch_size
     for start in range(0, len(judged.rows), size):
         ids, rows = judged.ids[start : start + size], judged.rows[start : start + size]
         if any(name not in done for name in ids):
-            if policy is None:
-                policy, processor = load_checkpoint(one.source)
             answers = generate(
                 policy,
                 processor,

@@ -18,7 +18,6 @@ from cwdpo.evaluation.contestants import JudgedRows, Progress
 from cwdpo.evaluation.intervals import Estimate, Values
 from cwdpo.evaluation.judges import PairJudge, Question
 from cwdpo.evaluation.preferences import OrderReport, WinRate, both_orders, order_report, strengths, win_rate
-from cwdpo.negatives.server import Usage
 from cwdpo.records import append_jsonl, read_jsonl
 
 MOST_FAILED = 0.1
@@ -234,14 +233,13 @@ def result_json(result: JudgeResult) -> dict[str, Any]:
     return found
 
 
-def usage_so_far(kept: Path) -> Usage:
+def usage_so_far(kept: Path) -> dict[str, int]:
     """What all starts have used of the server, those before included."""
-    total = Usage()
+    total = dict.fromkeys(("requests", "retries", "prompt_tokens", "completion_tokens"), 0)
     for line in read_jsonl(kept).objects:
         used = line.get("usage")
         if isinstance(used, dict):
-            for name in ("requests", "retries", "prompt_tokens", "completion_tokens"):
-                setattr(total, name, getattr(total, name) + int(used.get(name) or 0))
+            total = {name: number + int(used.get(name) or 0) for name, number in total.items()}
     return total
 
 
