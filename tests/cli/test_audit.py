@@ -68,12 +68,12 @@ def test_a_run_gets_the_audit_and_its_report_shows_it(run: Run, tmp_path: Path, 
     kept = json.loads((done / "audit.json").read_text())
     shares = {one["name"]: one for one in kept["shortcuts"]}
     for view, n in (("its image", 8), ("no image", 8), ("a grey image", 6), ("another row's image", 6)):
-        for unit in ("whole answer", "per token"):
-            assert shares[f"more likely with {view}, {unit}"]["n"] == pytest.approx(n, abs=1)
+        for unit in ("sum", "mean"):
+            assert shares[f"model with {view}, {unit}"]["n"] == pytest.approx(n, abs=1)
     assert "always the longer, tokens" in shares
     page = write_report([done], tmp_path / "page.html").read_text()
     assert "Shortcuts in the data" in page
-    assert "More likely with no image, per token" in page
+    assert "Model with no image, mean" in page
     assert run(data, done, "--rows", 2)[0] == 0  # the same data again
     code, _, err = run(disc_data.write(tmp_path / "other", disc_data.records(3)), done)
     assert code == 2

@@ -85,11 +85,12 @@ def measure_blind(
 
 
 def shortcuts_of(readings: Sequence[BlindReading]) -> list[Shortcut]:
-    """The rules that these readings are, for the table of shortcuts."""
+    """The rules that these readings are, for the table of shortcuts: the answer with the higher sum, or mean, of its
+    tokens' log-probs."""
     return [
-        Shortcut(f"more likely with {reading.view}, {unit}", won)
+        Shortcut(f"model with {reading.view}, {by}", won)
         for reading in readings
-        for unit, won in (("whole answer", reading.by_total), ("per token", reading.by_mean))
+        for by, won in (("sum", reading.by_total), ("mean", reading.by_mean))
     ]
 
 
