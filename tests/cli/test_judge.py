@@ -263,6 +263,7 @@ BAD: list[tuple[tuple[object, ...], str]] = [
     (("a.jsonl", "short.jsonl", "--data", "rows.jsonl"), "short.jsonl: no answer for 2 of 3 rows, such as 'r1'"),
     (("a.jsonl", "twice.jsonl", "--data", "rows.jsonl"), "twice.jsonl:2: a second answer for the row 'r0'"),
     (("a.jsonl", "form.jsonl", "--data", "rows.jsonl"), "form.jsonl:1: not an answer. Write"),
+    (("a.jsonl", "./gone", "--data", "rows.jsonl"), "there is no directory ./gone"),
     (("a.jsonl", "empty", "--data", "rows.jsonl"), "holds neither a checkpoint nor a finished stage"),
     (("a.jsonl", "b.jsonl", "--data", "rows.jsonl", "--judge", "best"), "is 'best', which is not a judge"),
     (("a.jsonl", "b.jsonl", "--data", "rows.jsonl", "--temperature", "0"), "--temperature is 0.0, but must be > 0"),

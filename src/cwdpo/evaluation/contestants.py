@@ -81,6 +81,10 @@ def contestants(names: Sequence[str]) -> list[Contestant]:
         path = Path(name)
         is_file = path.suffix.lower() in (".jsonl", ".json", ".parquet")
         source = str(checkpoint_directory(path)) if path.is_dir() else name
+        if not is_file and not path.is_dir():
+            from cwdpo.models.loading import local_directory  # loads torch, which a hub name will need anyway
+
+            local_directory(name)  # a slip in a path ends it before another model has worked for an hour
         found.append(Contestant(shown, source, is_file))
     return found
 
