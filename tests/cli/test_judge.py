@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import disc_data
 from support.chat_server import ChatServer, serving
 
 from cwdpo.cli import app
+from cwdpo.evaluation.preferences import length_controlled
 from cwdpo.negatives.server import Endpoint
 
 Run = Callable[..., tuple[int, str, str]]
@@ -99,6 +101,13 @@ def test_files_and_a_rule(run: Run, tmp_path: Path) -> None:
     assert pair["win_rate"]["wilson"]["value"] == pytest.approx((24 + 9) / 48)
     assert pair["win_rate"]["decided"]["value"] == pytest.approx(24 / 30)
     assert pair["order"]["consistent"]["value"] == 1
+    texts = [[line["answer"] for line in lines(tmp_path / name)] for name in ("a.jsonl", "b.jsonl")]
+    assert pair["mean_characters"] == pytest.approx([sum(map(len, of_model)) / 48 for of_model in texts])
+    scores = np.array([(i < 24) + 0.5 * (not (i < 24 or 30 <= i < 36)) for i in range(48)])
+    difference = np.array([float(len(one) - len(other)) for one, other in zip(*texts, strict=True)])
+    expected = length_controlled(scores, difference)[0]
+    assert pair["win_rate"]["length_controlled"]["value"] == pytest.approx(expected)
+    assert abs(expected - 33 / 48) > 0.01
     assert "a : b" in out
     assert "68.8%" in out
     assert "4 ties are the same answer" in out

@@ -248,4 +248,4 @@ def _resamples(n: int, samples: int, seed: int) -> NDArray[np.uint8]:
 
 
 def _sigmoid(logits: Values) -> Values:
-    return np.asarray(np.exp(-np.logaddexp(0, -logits)))
+    return np.asarray(1 / (1 + np.exp(-logits)))
