@@ -153,6 +153,7 @@ class RunDirectory:
     probes = _Inside("probes.jsonl", "A :class:`ProbeLine` a reading and group.")
     engine = _Inside("engine.json", "How log-probs are computed, and on which numbers that was decided.")
     findings = _Inside("findings.json", "What went wrong, by name.")
+    audit = _Inside("audit.json", "How far shortcuts get on the pairs, by ``cwdpo audit``.")
     summary = _Inside("summary.json", "The run's results in one object.")
     report = _Inside("report.html", "The page for people.")
     reference = _Inside("reference", "Cached log-probs of the reference; internal.")

@@ -16,6 +16,7 @@ from cwdpo.batch import Role
 from cwdpo.data.rows import Row
 from cwdpo.diagnosis.history import MissingReadingsError, stage_histories
 from cwdpo.engine import make_engine
+from cwdpo.evaluation.judges import Question, load_pair_judge
 from cwdpo.generation import Generated
 from cwdpo.negatives.verify import load_judge
 
@@ -66,6 +67,15 @@ def test_a_judge_of_ones_own_is_found_by_its_name(example: dict[str, Any], monke
     monkeypatch.setitem(sys.modules, "own_judge", module)
     row = types.SimpleNamespace(chosen="a red disc")
     assert load_judge("own_judge:names_the_colour")([row, row], ["a red ring", "a blue disc"]) == [True, False]  # type: ignore[list-item]
+
+
+def test_a_judge_of_pairs_is_found_by_its_name(example: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("own_pair_judge")
+    module.shorter_is_better = example["shorter_is_better"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_pair_judge", module)
+    row = Row(prompt=(), chosen="a red disc")
+    judge = load_pair_judge("own_pair_judge:shorter_is_better", [row])
+    assert list(judge.verdicts([Question(row, "a disc", "a red disc"), Question(row, "b", "a")])) == [(0, 1), (1, 0.5)]
 
 
 @pytest.mark.parametrize(("last", "found"), [(0.5, False), (2.0, True)])

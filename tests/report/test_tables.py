@@ -15,7 +15,7 @@ from cwdpo.records import PROBE_GROUPS
 from cwdpo.report import write_report
 from cwdpo.report.panels import _GROUPS
 from cwdpo.report.runs import Run, read_sources
-from cwdpo.report.tables import comparison_table, diagnosis_of, findings_table, verdicts
+from cwdpo.report.tables import audit_table, comparison_table, diagnosis_of, findings_table, verdicts
 
 
 def table(better: str | None, form: str, *values: object) -> list[tuple[str, bool]]:
@@ -81,6 +81,24 @@ def page(*runs: Path, out: Path) -> Page:
 
 def runs(*paths: Path) -> list[Run]:
     return [run for source in read_sources(paths, []) for run in source.runs]
+
+
+def test_audits_are_shown_in_percent(tmp_path: Path) -> None:
+    write_demo(tmp_path)
+    there, notes = runs(tmp_path / "dpo", tmp_path / "cw_dpo", tmp_path / "sft"), list[str]()
+    assert audit_table(there, notes) is None
+    longer = {"name": "always the longer, words", "value": 0.625, "low": 0.5, "high": 0.7, "n": 8}
+    audit = {"shortcuts": [longer], "separations": [{"name": "words", "value": 0.9}]}
+    (tmp_path / "dpo" / "audit.json").write_text(json.dumps(audit))
+    (tmp_path / "cw_dpo" / "audit.json").write_text(json.dumps({"shortcuts": [longer]}))
+    (tmp_path / "sft" / "audit.json").write_text("{")
+    found = audit_table(there, notes)
+    assert found is not None
+    assert [column.label for column in found.columns] == ["Always the longer, words", "Words"]
+    texts = [(name, [cell.text for cell in cells]) for name, cells in found.rows]
+    assert texts == [("dpo", ["62.5", "90.0"]), ("cw_dpo", ["62.5", "-"])]
+    assert notes == ["sft: audit.json cannot be read and was left out."]
+    assert "Shortcuts in the data" in page(tmp_path / "dpo", out=tmp_path / "a.html").prose
 
 
 def test_a_spoiled_run_is_told_first(tmp_path: Path) -> None:

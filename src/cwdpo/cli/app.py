@@ -11,7 +11,21 @@ import typer
 from typer.core import TyperGroup
 
 from cwdpo import __version__
-from cwdpo.cli import analyse, bench, check, compare, demo, diagnose, merge, negatives, probe, report, train
+from cwdpo.cli import (
+    analyse,
+    audit,
+    bench,
+    check,
+    compare,
+    demo,
+    diagnose,
+    judge,
+    merge,
+    negatives,
+    probe,
+    report,
+    train,
+)
 from cwdpo.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -95,9 +109,11 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("check")(check.check)
+app.command("audit")(audit.audit)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
 app.command("probe")(probe.probe)
 app.command("diagnose")(diagnose.diagnose)
+app.command("judge")(judge.judge)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("analyse")(analyse.analyse)
@@ -141,7 +157,7 @@ def main() -> None:
 
 
 def _how_to_continue(arguments: list[str]) -> str:
-    if arguments[:1] != ["train"]:
+    if arguments[:1] not in (["train"], ["judge"]):
         return "Nothing that was finished is lost."
-    again = arguments if "--resume" in arguments else [*arguments, "--resume"]
+    again = arguments if "--resume" in arguments or arguments[0] == "judge" else [*arguments, "--resume"]
     return f"Continue with:  {shlex.join(['cwdpo', *again])}"

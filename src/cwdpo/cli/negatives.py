@@ -62,7 +62,7 @@ def sample(
 
     Right answers are taken out, by text and by the judge. An interrupted call continues where it stopped.
     """
-    price = _parse_prices(prices)
+    price = parse_prices(prices)
     if temperature <= 0 or top_p <= 0:
         raise UserError("--temperature and --top-p must be above 0; greedy answers are not samples.")
     from cwdpo.generation import LocalSampler, Sampling
@@ -178,7 +178,7 @@ def gentle(
     if endpoint is not None:
         if kinds or lexicon or positives or as_json or column != "chosen":
             raise UserError("--kinds, --lexicon, --column, --positives and --json have no effect with --endpoint.")
-        price = _parse_prices(prices)
+        price = parse_prices(prices)
         from cwdpo.negatives.long_jobs import write_asked
         from cwdpo.negatives.server import Endpoint
 
@@ -311,11 +311,11 @@ def _parse_rule(text: str | None, option: str) -> float | str | None:
     return number
 
 
-def _parse_prices(text: str | None) -> tuple[float, float] | None:
+def parse_prices(text: str | None) -> tuple[float, float] | None:
     """Per million prompt and completion tokens.
 
     Example:
-        >>> _parse_prices("0.15,0.6")
+        >>> parse_prices("0.15,0.6")
         (0.15, 0.6)
     """
     if text is None:

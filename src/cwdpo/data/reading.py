@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -68,6 +67,13 @@ def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Ro
     random.Random(seed).shuffle(order)
     first = set(order[:count])
     return [row for i, row in enumerate(rows) if i in first], [row for i, row in enumerate(rows) if i not in first]
+
+
+def choose_rows(rows: Sequence[Row], number: int, seed: int) -> list[Row]:
+    """A fixed sample of rows, in their own order; all of them where there are no more than ``number``."""
+    if len(rows) <= number:
+        return list(rows)
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), number))]
 
 
 def read_records(path: str | Path) -> Parsed:
@@ -165,6 +171,8 @@ def _read_parquet(path: Path) -> Parsed:
 
 def _read_directory(path: Path) -> Parsed:
     """Rows of a directory made by ``save_to_disk``; images inside stay encoded."""
+    import datasets  # takes a second, which files do not need
+
     try:
         loaded = datasets.load_from_disk(str(path))
     except (pa.ArrowException, OSError, ValueError, KeyError) as problem:

@@ -21,12 +21,15 @@ _ONE_WORD_FOR = {
 
 def right_captions(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
     """Whether each caption is exactly right; the truth lies beside the world's image directory."""
-    found = []
-    for row, caption in zip(rows, captions, strict=True):
-        image = row.images[0]
-        assert isinstance(image, Path), "the demo's world is made of files"
-        found.append(check_caption(caption, _scenes(image.parent.parent / "scenes.json")[row.id]).exact)
-    return found
+    return [check_caption(caption, _scene(row)).exact for row, caption in zip(rows, captions, strict=True)]
+
+
+def better_caption(row: Row, first: str, second: str) -> int:
+    """Which caption is better, in the form that ``cwdpo judge --judge`` takes: 1 the first, -1 the second, 0 a tie.
+    Exact beats inexact, else the one with more right attributes, as in :func:`cwdpo.demo.world.win_rate`."""
+    scene = _scene(row)
+    ours, theirs = (check_caption(text, scene)[:2] for text in (first, second))
+    return (ours > theirs) - (ours < theirs)
 
 
 def same_clauses(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
@@ -53,6 +56,13 @@ def _clauses(caption: str, one_word_for: Mapping[str, str]) -> Counter[tuple[str
     for synonym, word in sorted(one_word_for.items()):
         text = re.sub(rf"\b{synonym}\b", word, text)
     return Counter(tuple(sorted(set(clause.split()) - _FUNCTION_WORDS)) for clause in text.split(" and "))
+
+
+def _scene(row: Row) -> Scene:
+    """What is in a row's picture."""
+    image = row.images[0]
+    assert isinstance(image, Path), "the demo's world is made of files"
+    return _scenes(image.parent.parent / "scenes.json")[row.id]
 
 
 @functools.lru_cache(maxsize=4)

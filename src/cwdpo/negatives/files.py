@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from cwdpo.config.limits import Fraction, check_fraction
 from cwdpo.config.recipe import Recipe
 from cwdpo.data.formats import format_of, read_answer, row_from_record
@@ -255,6 +257,17 @@ def row_ids(rows: Sequence[Row]) -> list[str]:
                 "rows by id. Give every row an id of its own."
             )
     return names
+
+
+def what_was_read(data: Path, image_root: Path | None) -> dict[str, str]:
+    """A hash of a data set's content and where its pictures are: other rows under the same name differ in it."""
+    content = xxhash.xxh3_128()
+    for file in sorted(path for path in data.rglob("*") if path.is_file()) if data.is_dir() else [data]:
+        content.update(str(file.relative_to(data)).encode("utf-8", "surrogateescape"))
+        with file.open("rb") as opened:
+            while block := opened.read(2**20):
+                content.update(block)
+    return {"data": content.hexdigest(), "image_root": str(resolve_root(data, image_root).resolve())}
 
 
 def json_line(record: Mapping[str, object], source: str) -> str:

@@ -10,13 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import xxhash
-
-from cwdpo.data.reading import resolve_root
 from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
 from cwdpo.generation import Generated, Sampler, Sampling, chunks
-from cwdpo.negatives.files import json_line, refuse_existing, row_ids, rows_with_records, with_gentle
+from cwdpo.negatives.files import json_line, refuse_existing, row_ids, rows_with_records, what_was_read, with_gentle
 from cwdpo.negatives.filtering import RightAnswers, Rules, filter_negatives, ngram_overlap
 from cwdpo.negatives.gentle import GentleNegative
 from cwdpo.negatives.mixing import hashed
@@ -195,17 +192,6 @@ class Unfinished:
     def close(self) -> None:
         """Remove the file, once the output is written."""
         self.path.unlink(missing_ok=True)
-
-
-def what_was_read(data: Path, image_root: Path | None) -> dict[str, str]:
-    """A hash of a data set's content and where its pictures are: other rows under the same name differ in it."""
-    content = xxhash.xxh3_128()
-    for file in sorted(path for path in data.rglob("*") if path.is_file()) if data.is_dir() else [data]:
-        content.update(str(file.relative_to(data)).encode("utf-8", "surrogateescape"))
-        with file.open("rb") as opened:
-            while block := opened.read(2**20):
-                content.update(block)
-    return {"data": content.hexdigest(), "image_root": str(resolve_root(data, image_root).resolve())}
 
 
 def _judge_failed(error: Exception, kept: Path) -> UserError:

@@ -69,13 +69,6 @@ class ProbeBatch(NamedTuple):
     groups: tuple[str, ...]
 
 
-def choose_rows(rows: Sequence[Row], number: int, seed: int) -> list[Row]:
-    """A fixed sample of rows, in their own order; all of them where there are no more than ``number``."""
-    if len(rows) <= number:
-        return list(rows)
-    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), number))]
-
-
 def own_answers(
     model: nn.Module, rows: Sequence[Row], *, processor: ProcessorMixin, temperature: float | None = None, seed: int = 0
 ) -> list[str]:

@@ -28,6 +28,7 @@ from cwdpo.report.panels import (
 from cwdpo.report.runs import Run, Source, aligned, read_sources
 from cwdpo.report.tables import (
     Table,
+    audit_table,
     coded,
     comparison_table,
     ends_table,
@@ -158,6 +159,7 @@ def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
         "diagrams": reliability_diagrams(shown),
         "ends": ends_table(shown, [len(verdict.findings) for verdict in judged]) if shown else None,
         "probe_ends": probes_table(shown),
+        "audits": audit_table(shown, notes),
         "example_sets": example_sets(shown, notes),
         "token_shades": shade_labels(),
         "token_changes": change_labels(),
@@ -181,6 +183,7 @@ def _sections(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("predictions", "Predictions", drawn["predictions"]),
         ("reliability", "Calibration", content["diagrams"]),
         ("ends", "Final values", content["ends"]),
+        ("audit", "Shortcuts", content["audits"]),
         ("examples", "Token by token", content["example_sets"]),
         *((f"pictures-{i}", "Pictures", part.gallery) for i, part in parts),
         ("recipes", "Recipes", content["recipes"]),

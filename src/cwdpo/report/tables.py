@@ -78,6 +78,35 @@ def probes_table(runs: Sequence[Run]) -> Table | None:
     return Table(columns, [(run.name, cells) for run, cells in zip(measured, rows, strict=True)]) if columns else None
 
 
+def audit_table(runs: Sequence[Run], notes: list[str]) -> Table | None:
+    """What ``cwdpo audit`` wrote into the runs: the share of pairs that each shortcut wins, in percent."""
+    found: list[tuple[str, dict[str, float]]] = []
+    for run in runs:
+        file = RunDirectory(run.path).audit
+        if not file.is_file():
+            continue
+        try:
+            kept = json.loads(file.read_bytes())
+        except (ValueError, RecursionError):
+            kept = None
+        shares = {
+            str(entry.get("name")): 100 * share
+            for key in ("shortcuts", "separations")
+            for entry in objects(kept, key)
+            if (share := finite(entry.get("value"))) is not None
+        }
+        if shares:
+            found.append((run.name, shares))
+        else:
+            notes.append(f"{run.name}: audit.json cannot be read and was left out.")
+    names = list(dict.fromkeys(name for _, shares in found for name in shares))
+    if not names:
+        return None
+    cells = [[_cell(shares.get(name), ".1f") for name in names] for _, shares in found]
+    columns = [Column(name, name[:1].upper() + name[1:], None, ".1f") for name in names]
+    return Table(columns, [(name, line) for (name, _), line in zip(found, cells, strict=True)])
+
+
 def _last_values(runs: Sequence[Run], measures: Sequence[Measure]) -> tuple[list[Column], list[list[Cell]]]:
     """Columns for the measures that any run has, and each run's cells."""
     columns: list[Column] = []

@@ -1,0 +1,259 @@
+"""``cwdpo judge``: which of several models answers better, pair by pair."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from cwdpo.cli.negatives import parse_prices
+from cwdpo.cli.quiet import quiet_libraries
+from cwdpo.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from cwdpo.evaluation.contestants import Answering, Contestant, JudgedRows, Progress, Workspace
+    from cwdpo.evaluation.intervals import Estimate
+    from cwdpo.evaluation.judges import PairJudge
+    from cwdpo.evaluation.judging import JudgeResult, PairResult
+
+_MOST_CALLS = 5000
+
+
+def judge(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [C ...]",
+            help='Runs, checkpoints, hub names, or files of answers, {"id": ..., "answer": ...} a line.',
+            show_default=False,
+        ),
+    ],
+    data: Annotated[Path, typer.Option("--data", help="A file or directory of rows.", show_default=False)],
+    judge: Annotated[
+        str, typer.Option("--judge", help="exact, same_words, overlap, module:function, or a server as URL#MODEL.")
+    ] = "exact",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where answers and verdicts are kept.  [default: judge-A-B]", show_default=False),
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="A sample of this many rows.  [default: all]")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Sample the answers.  [default: greedy]", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of samples and of bootstrap intervals.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longer answers are cut.")] = 256,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Answers at one time.")] = 32,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests at one time.")] = 8,
+    max_calls: Annotated[
+        int, typer.Option("--max-calls", min=0, help="Refuse to ask a server more often.")
+    ] = _MOST_CALLS,
+    prices: Annotated[
+        str | None, typer.Option("--prices", help="Of a million prompt and completion tokens, as 0.15,0.6: the cost.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number of calls, and stop.")] = False,
+    image_root: Annotated[
+        Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: DATA's directory]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")] = False,
+) -> None:
+    """Compare models on the same rows: win rates in both orders, with and without the effect of length.
+
+    Everything is kept as it comes: repeat an interrupted command to go on. The numbers are in judge.json.
+    """
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ConfigError(f"--temperature is {temperature}, but must be > 0; leave it out for greedy answers.")
+    price = parse_prices(prices)
+    from cwdpo.evaluation.contestants import (
+        Answering,
+        Workspace,
+        contestants,
+        default_directory,
+        rows_to_judge,
+        settings_of,
+    )
+    from cwdpo.evaluation.judges import load_pair_judge
+    from cwdpo.evaluation.judging import ask, plan, refuse_failures, result_json, summarise, usage_so_far
+    from cwdpo.negatives.files import what_was_read
+    from cwdpo.records import write_json
+
+    competing = contestants(models)
+    judged = rows_to_judge(data, image_root, rows, seed)
+    asked = load_pair_judge(judge, judged.all_rows, concurrency=concurrency)
+    answering = Answering(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    space = Workspace(out or default_directory(competing))
+    settings = settings_of(judged, competing, answering, judge, what_was_read(data, image_root))
+    space.check(settings)
+    if dry_run:
+        _print_calls_needed(judged, competing, asked, space, as_json)
+        return
+    space.open(settings)
+    names = [one.name for one in competing]
+    with _bars() as progress:
+        answers = _answers(judged, competing, space, answering, progress)
+        work = plan(judged, names, answers, asked, space.verdicts)
+        _check_calls(len(work.missing), work.known, max_calls, asked)
+        with _counting(asked, space):
+            failures = ask(work, judged, names, answers, asked, space.verdicts, progress)
+    refuse_failures(work, failures, space.verdicts)
+    result = summarise(work, names, answers, seed=seed)
+    used = usage_so_far(space.verdicts) if asked.costs else {}
+    cost = None if price is None else (price[0] * used["prompt_tokens"] + price[1] * used["completion_tokens"]) / 1e6
+    found = {"judge": judge, "data": str(data), "rows": len(judged.rows), **result_json(result)}
+    found["cost"] = {**used, "price": cost}
+    write_json(space.result, found)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    _show(result, Console())
+    if used:
+        print(
+            f"{used['requests']} requests ({used['retries']} repeated), {used['prompt_tokens']} prompt tokens and "
+            f"{used['completion_tokens']} completion tokens" + ("" if cost is None else f": {cost:.4f} in all")
+        )
+    print(f"written: {space.result}")
+
+
+def _answers(
+    judged: "JudgedRows",
+    competing: "list[Contestant]",
+    space: "Workspace",
+    answering: "Answering",
+    progress: "Progress",
+) -> list[list[str]]:
+    """The answers of all, one model in memory at a time."""
+    from cwdpo.evaluation.contestants import kept_answers, let_answer
+
+    # files first: a missing answer is found before a model has worked for an hour
+    known = [kept_answers(one, judged.ids, space) for one in competing]
+    answers = []
+    for one, kept in zip(competing, known, strict=True):
+        cut = 0
+        if kept is None:
+            quiet_libraries()
+            kept, cut = let_answer(one, judged, space, answering, progress)
+        if cut:
+            print(f"{cut} answers of {one.name} were cut; raise --max-new-tokens.", file=sys.stderr)
+        answers.append(kept)
+    return answers
+
+
+def _print_calls_needed(
+    judged: "JudgedRows", competing: "list[Contestant]", asked: "PairJudge", space: "Workspace", as_json: bool
+) -> None:
+    """The number of calls: exact where all answers are there, else the most there can be."""
+    from cwdpo.evaluation.contestants import kept_answers
+    from cwdpo.evaluation.judging import plan
+
+    answers = [found for one in competing if (found := kept_answers(one, judged.ids, space)) is not None]
+    most = len(judged.rows) * len(competing) * (len(competing) - 1)
+    exact = len(answers) == len(competing)
+    if exact:
+        most = len(plan(judged, [one.name for one in competing], answers, asked, space.verdicts).missing)
+    calls = most if asked.costs else 0
+    if as_json:
+        print(json.dumps({"calls": calls, "exact": exact, "verdicts": most}))
+    else:
+        what = "calls of the server" if asked.costs else "verdicts, no call of a server"
+        print(f"{'' if exact else 'at most '}{most} {what}")
+
+
+def _check_calls(missing: int, known: int, most: int, asked: "PairJudge") -> None:
+    if not asked.costs:
+        return
+    print(f"{missing} calls of the server; {known} verdicts are there already.", file=sys.stderr)
+    if missing > most:
+        raise UserError(
+            f"this takes {missing} calls, more than --max-calls {most}. Allow them with --max-calls {missing}, or "
+            "compare fewer rows with --rows. The models' answers are kept."
+        )
+
+
+@contextmanager
+def _counting(asked: "PairJudge", space: "Workspace") -> Iterator[None]:
+    """Write down what a server was asked, also when it or the user ends the work."""
+    from cwdpo.records import append_jsonl
+
+    try:
+        yield
+    finally:
+        if used := asked.usage():
+            append_jsonl(space.verdicts, [{"usage": used}])
+
+
+@contextmanager
+def _bars() -> "Iterator[Progress]":
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield on_progress
+
+
+def _show(result: "JudgeResult", console: Console) -> None:
+    table = Table(
+        "pair", "rows", "won", "tied", "lost", "win rate", "same length", "without ties", title_justify="left"
+    )
+    for pair in result.pairs:
+        rate = pair.win_rate
+        counts = (str(count) for count in (pair.rows, pair.won, pair.tied, pair.lost))
+        shown = (rate.wilson, rate.length_controlled, rate.decided)
+        table.add_row(Text(f"{pair.first} : {pair.second}"), *counts, *map(_percent, shown))
+    table.caption = (
+        "Of the first model over the second, with 95 % intervals. Ties count half; same length: with the effect of "
+        "length removed."
+    )
+    table.caption_justify = "left"
+    console.print(table)
+    for pair in result.pairs:
+        console.print(Text(_about_order(pair)), soft_wrap=True)
+    if result.strengths is not None:
+        ranked = sorted(result.strengths.items(), key=lambda item: -item[1].value)
+        strengths = Table("model", "strength, nats", title="Bradley-Terry", title_justify="left")
+        for name, one in ranked:
+            strengths.add_row(Text(name), f"{one.value:+.2f} [{one.low:+.2f}, {one.high:+.2f}]")
+        console.print(strengths)
+    if result.why_no_strengths is not None:
+        console.print(Text(result.why_no_strengths), soft_wrap=True)
+
+
+def _about_order(pair: "PairResult") -> str:
+    """A sentence on ties, order and what was left out."""
+    facts = [f"{pair.first} : {pair.second}: {pair.same_answer} ties are the same answer"]
+    if pair.order.consistent is not None and pair.order.consistent.value < 1:
+        facts.append(
+            f"{pair.inconsistent} verdicts changed with the order (consistent {_percent(pair.order.consistent)})"
+        )
+    if pair.order.first_preferred is not None and pair.inconsistent:
+        facts.append(f"the answer shown first won {_percent(pair.order.first_preferred)}")
+    facts.append("mean length {:.0f} : {:.0f} characters".format(*pair.mean_characters))
+    if pair.left_out:
+        facts.append(f"{pair.left_out} rows left out, as the judge gave no verdict")
+    return "; ".join(facts) + "."
+
+
+def _percent(estimate: "Estimate | None") -> str:
+    """A share with its interval.
+
+    Example:
+        >>> from cwdpo.evaluation.intervals import wilson
+        >>> _percent(wilson(5, 10)), _percent(None)
+        ('50.0% [24, 76]', '-')
+    """
+    if estimate is None:
+        return "-"
+    return f"{100 * estimate.value:.1f}% [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"

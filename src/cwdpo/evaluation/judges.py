@@ -1,0 +1,186 @@
+"""Who judges which of two answers is better: a rule, a function of the user, or a vision-language model on a server.
+
+A verdict is the score of the first answer: 1 it is better, 0 the second is, 0.5 a tie. Every judge is asked about both
+orders, and sees no names of models.
+"""
+
+import importlib
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias, cast
+from urllib.parse import urlsplit
+
+import xxhash
+
+from cwdpo.config.limits import is_server
+from cwdpo.data.rows import Row
+from cwdpo.errors import ConfigError, UserError
+from cwdpo.negatives.filtering import RightAnswers, ngram_overlap, normalised
+
+FORMS = "exact, same_words, overlap, module:function, or a server as http://127.0.0.1:8000/v1#MODEL"
+TIE, UNREADABLE = 0.5, math.nan
+
+Compare: TypeAlias = Callable[[Row, str, str], float]
+"""The user's function: of a row, the first answer and the second, a number > 0 where the first is better, < 0 where the
+second is, 0 for a tie. Booleans and None are refused."""
+
+
+class Question(NamedTuple):
+    """Two answers to one row, in the order in which the judge sees them."""
+
+    row: Row
+    first: str
+    second: str
+
+
+class PairJudge(Protocol):
+    """Gives verdicts on pairs of answers."""
+
+    @property
+    def identity(self) -> str:
+        """What verdicts follow from beside the question: other text means that kept verdicts are not this judge's."""
+        ...
+
+    @property
+    def costs(self) -> bool:
+        """Whether a verdict costs a request to a server."""
+        ...
+
+    def usage(self) -> dict[str, int]:
+        """What was used of a server so far, by name; empty without one."""
+        ...
+
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, float | None]]:
+        """The number of each question with its verdict, as they come; nan for a reply that names neither answer nor a
+        tie, None where there was no reply. A UserError ends it; what was given before is good."""
+        ...
+
+
+def load_pair_judge(name: str, rows: Sequence[Row], *, concurrency: int = 8) -> PairJudge:
+    """The judge of this name, one of :data:`FORMS`; ``rows`` are those of the data, whose answers are the right ones.
+    Nothing is sent to a server yet."""
+    if is_server(name):
+        _refuse_secrets(name)
+        from cwdpo.evaluation.server_judge import ServerJudge  # its client loads torch, which rules do not need
+
+        return ServerJudge.named(name, RightAnswers(rows), concurrency=concurrency)
+    if name in RULES:
+        return RuleJudge(name, RightAnswers(rows))
+    if name.count(":") != 1 or not all(part.isidentifier() for part in name.replace(":", ".").split(".")):
+        raise ConfigError(f"--judge is {name!r}, which is not a judge. Write {FORMS}.")
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"--judge is {name}, which cannot be imported ({error}). Write `module:function`, and put the module's "
+            "directory in PYTHONPATH."
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"--judge is {name}, which is a {type(found).__name__} and not a function.")
+    return FunctionJudge(name, cast(Compare, found))
+
+
+def _exact(answer: str, right: Sequence[str]) -> float:
+    form = normalised(answer)
+    return float(any(form == normalised(text) for text in right))
+
+
+def _same_words(answer: str, right: Sequence[str]) -> float:
+    from cwdpo.negatives.verify import same_words  # loads torch, which the other rules do not need
+
+    return float(any(same_words(answer, text) for text in right))
+
+
+def _overlap(answer: str, right: Sequence[str]) -> float:
+    return max(ngram_overlap(answer, text, longest=1) for text in right)
+
+
+RULES: Mapping[str, Callable[[str, Sequence[str]], float]] = {
+    "exact": _exact,
+    "same_words": _same_words,
+    "overlap": _overlap,
+}
+"""What a rule gives an answer beside the right ones; the higher number wins.
+
+- ``exact``: 1 for a right answer, case, punctuation and articles aside, else 0;
+- ``same_words``: 1 for the content words of a right answer in any order;
+- ``overlap``: F1 of words with the closest right answer.
+"""
+
+
+@dataclass(frozen=True)
+class RuleJudge:
+    """Compares what a rule of :data:`RULES` gives each answer."""
+
+    name: str
+    right_answers: RightAnswers
+    costs = False
+
+    @property
+    def identity(self) -> str:
+        return self.name
+
+    def usage(self) -> dict[str, int]:
+        return {}
+
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, float | None]]:
+        """Yield the number of each question with its verdict."""
+        rule = RULES[self.name]
+        for number, (row, first, second) in enumerate(questions):
+            right = self.right_answers(row)
+            yield number, _from_sign(rule(first, right) - rule(second, right))
+
+
+@dataclass(frozen=True)
+class FunctionJudge:
+    """Asks the user's function."""
+
+    name: str
+    function: Compare
+    costs = False
+
+    @property
+    def identity(self) -> str:
+        """The name and the text of the function, so that a corrected one is asked again."""
+        try:
+            source = inspect.getsource(self.function)
+        except (OSError, TypeError):
+            source = ""
+        return f"{self.name} {xxhash.xxh3_128_hexdigest(source.encode())}"
+
+    def usage(self) -> dict[str, int]:
+        return {}
+
+    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, float | None]]:
+        """Yield the number of each question with its verdict; a UserError where the function fails."""
+        for number, (row, first, second) in enumerate(questions):
+            try:
+                found = self.function(row, first, second)
+            except Exception as error:
+                raise UserError(
+                    f"{row.source}: the judge {self.name} failed: {type(error).__name__}: {error}"
+                ) from error
+            if isinstance(found, bool) or not isinstance(found, numbers.Real) or math.isnan(found):
+                raise UserError(
+                    f"{row.source}: the judge {self.name} returned {found!r}. Return a number: above 0 if the first "
+                    "answer is better, below 0 if the second is, 0 for a tie."
+                )
+            yield number, _from_sign(float(found))
+
+
+def _from_sign(number: float) -> float:
+    return TIE if number == 0 else float(number > 0)
+
+
+def _refuse_secrets(name: str) -> None:
+    """A password or key inside a URL would end in files and messages; the message does not repeat it."""
+    parts = urlsplit(name)
+    if parts.username is not None or parts.password is not None or parts.query:
+        raise ConfigError(
+            "--judge is a URL with a name, a password or a query in it, which would be written into files. Put the key "
+            "into OPENAI_API_KEY, and give the URL alone."
+        )
