@@ -155,9 +155,18 @@ class RunDirectory:
     findings = _Inside("findings.json", "What went wrong, by name.")
     summary = _Inside("summary.json", "The run's results in one object.")
     report = _Inside("report.html", "The page for people.")
+    evaluation = _Inside(
+        "evaluation.json", "What ``cwdpo evaluate`` measured; further ones are ``evaluation-2.json``, ..."
+    )
     reference = _Inside("reference", "Cached log-probs of the reference; internal.")
     negatives = _Inside("negatives", "What was sampled from the policy, a file a refresh; see docs/on_policy.md.")
     features = _Inside("features", "Kept features of a frozen vision tower; internal.")
+
+    def evaluations(self) -> list[Path]:
+        """Every evaluation of the run that is there, oldest name first."""
+        further = [path for path in self.root.glob("evaluation-*.json") if path.stem.rpartition("-")[2].isdigit()]
+        further.sort(key=lambda path: int(path.stem.rpartition("-")[2]))
+        return [path for path in (self.evaluation, *further) if path.is_file()]
 
     def stage(self, stage: Stage) -> Path:
         """The model that a stage left: loads with ``from_pretrained``, or is a PEFT adapter directory."""

@@ -122,7 +122,7 @@ def paired_estimate(
     estimates = [_percentiles(value, numbers, n, level) for value, numbers in zip(whole, found, strict=True)]
     if base is None:
         return Paired(estimates[0])
-    return Paired(*estimates, _percentiles(whole[0] - whole[1], found[0] - found[1], n, level))
+    return Paired(estimates[0], estimates[1], _percentiles(whole[0] - whole[1], found[0] - found[1], n, level))
 
 
 _AT_A_TIME = 250
