@@ -101,7 +101,8 @@ def test_a_paired_difference_has_the_interval_that_scipy_gives() -> None:
 def test_what_touches_zero_may_be_chance() -> None:
     some = Estimate(1.0, 0.5, 1.5, 9)
     assert Paired(some).beyond_chance is None
-    for low, high, beyond in [(0.1, 1.0, True), (-1.0, -0.1, True), (0.0, 1.0, False), (-1.0, 0.0, False)]:
+    cases = [(0.1, 1.0, True), (-1.0, -0.1, True), (0.0, 1.0, False), (-1.0, 0.0, False), (-1.0, 1.0, False)]
+    for low, high, beyond in [*cases, (5e-5, 6e-5, False), (-6e-5, -5e-5, False)]:
         assert Paired(some, some, Estimate(0.1, low, high, 9)).beyond_chance is beyond
 
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from cwdpo import __version__
-from cwdpo.cli import analyse, bench, check, demo, diagnose, merge, negatives, probe, report, train
+from cwdpo.cli import analyse, bench, check, demo, diagnose, evaluate, merge, negatives, probe, report, train
 from cwdpo.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -96,6 +96,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
+app.command("evaluate")(evaluate.evaluate)
 app.command("probe")(probe.probe)
 app.command("diagnose")(diagnose.diagnose)
 app.command("report")(report.report)

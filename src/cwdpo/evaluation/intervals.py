@@ -68,6 +68,10 @@ def statistic_estimate(
     return Estimate(value, float(low), float(high), n)
 
 
+NEGLIGIBLE = 1e-4
+"""No difference this small is called beyond chance: it may be rounding, or a constant against division by zero."""
+
+
 class Paired(NamedTuple):
     """A number of a model, and beside a base model on the same rows also the base's and the difference."""
 
@@ -77,8 +81,11 @@ class Paired(NamedTuple):
 
     @property
     def beyond_chance(self) -> bool | None:
-        """Whether the interval of the difference leaves out 0; None without a base."""
-        return None if self.difference is None else not self.difference.low <= 0 <= self.difference.high
+        """Whether the interval of the difference leaves out all between -1e-4 and 1e-4, which no reader would call a
+        difference; None without a base."""
+        if self.difference is None:
+            return None
+        return self.difference.low > NEGLIGIBLE or self.difference.high < -NEGLIGIBLE
 
 
 def paired_estimate(

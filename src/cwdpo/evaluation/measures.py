@@ -134,7 +134,7 @@ def measures(
     said = _Said(questions, [answer.text for answer in model.answers], _texts(base))
     number = Number("exact_match", "answers", "exact match", "up")
     results.add(number, mean, *said.share(lambda text, question: exact_match(text, question.references)))
-    results.add(Number("cut", "answers", "cut at --max-new-tokens", "down"), mean, *_both(_cut, model, base))
+    results.add(Number("cut", "answers", "cut at the token limit", "down"), mean, *_both(_cut, model, base))
     _multiple_choice(results, said.where(lambda question: bool(question.options)))
     _yes_or_no(results, said.where(lambda question: question.yes is not None))
     is_open = said.where(lambda question: question.is_open)
@@ -211,7 +211,7 @@ def bin_sums(confidence: Values, right: Values) -> Values:
 def _likelihood(results: Results, model: Measured, base: Measured | None) -> None:
     for group in ("chosen", "rejected", "gentle"):
         better: Better | None = "up" if group == "chosen" else None
-        number = Number(f"logprob_{group}", "likelihood", f"log-prob of {group} answers, nats/token", better)
+        number = Number(f"logprob_{group}", "likelihood", f"log-prob of {group} (nats/token)", better)
         now, before = _both(_lbar, model, base, group)
         if now[:, 1].any():
             results.add(number, mean, now, before, counts=slice(1, 2))
@@ -220,27 +220,27 @@ def _likelihood(results: Results, model: Measured, base: Measured | None) -> Non
     if not any(model.rejected):
         results.skipped["ranking_accuracy"] = "no row has a rejected answer"
         return
-    number = Number("ranking_accuracy", "likelihood", "chosen likelier than rejected, per token", "up")
+    number = Number("ranking_accuracy", "likelihood", "chosen ranked above rejected", "up")
     results.add(number, mean, *_both(_ranked, model, base), counts=slice(1, 2))
     if base is None:
         results.skipped["reward_accuracy"] = "needs --against"
         return
-    number = Number("reward_accuracy", "likelihood", "reward accuracy (chosen gained more than rejected)", "up", 0.5)
+    number = Number("reward_accuracy", "likelihood", "reward accuracy (chance 0.5)", "up", 0.5)
     results.add(number, mean, _rewards(model, base), counts=slice(1, 2))
 
 
 def _calibration(results: Results, questions: Sequence[Question], model: Measured, base: Measured | None) -> None:
     tokens = Number("token_accuracy", "calibration", "likeliest token right", "up")
     results.add(tokens, mean, *_both(lambda one: _token_sums(one, lambda c, h: h), model, base))
-    brier = Number("token_brier", "calibration", "Brier score of the likeliest token", "down")
+    brier = Number("token_brier", "calibration", "Brier score of likeliest token", "down")
     results.add(brier, mean, *_both(lambda one: _token_sums(one, lambda c, h: (c - h) ** 2), model, base))
     now, before = _both(_bins, model, base)
-    results.add(Number("token_ece", "calibration", "calibration error (ECE) of tokens", "down"), ece, now, before)
+    results.add(Number("token_ece", "calibration", "ECE of tokens", "down"), ece, now, before)
     for name, sums in (("model", now), ("base", before)):
         if sums is not None:
             results.reliability[name] = _reliability(sums.sum(axis=0))
     if model.answers is not None:
-        number = Number("answer_ece", "calibration", "calibration error (ECE) of whole answers", "down")
+        number = Number("answer_ece", "calibration", "ECE of whole answers", "down")
         now, before = _both(_answer_bins, model, base, questions)
         results.add(number, ece, now, before, counts=slice(0, NUM_BINS))
 
@@ -249,10 +249,10 @@ def _drift(results: Results, model: Measured, base: Measured | None) -> None:
     if base is None or not model.moved:
         results.skipped["drift"] = "needs --against"
         return
-    labels = {"tv": "total variation", "js": "Jensen-Shannon, nats", "kl": "KL(model || base), nats"}
+    labels = {"tv": "total variation", "js": "Jensen-Shannon (nats)", "kl": "KL(model || base) (nats)"}
     for place, (name, label) in enumerate(labels.items()):
         sums = np.array([[moved[:, place].sum(), len(moved)] for moved in model.moved])
-        results.add(Number(f"drift_{name}", "drift", f"drift from the base: {label}"), mean, sums)
+        results.add(Number(f"drift_{name}", "drift", label), mean, sums)
 
 
 def _choice_by_likelihood(
@@ -261,15 +261,15 @@ def _choice_by_likelihood(
     if not any(question.options for question in questions):
         results.skipped["multiple choice"] = "no row has options"
         return
-    total = Number("choice_logprob", "multiple choice", "accuracy by total log-prob of the options", "up")
+    total = Number("choice_logprob", "multiple choice", "right option, by log-prob", "up")
     results.add(total, mean, *_both(_likeliest_option, model, base, questions, "total"), counts=slice(1, 2))
-    per_token = Number("choice_logprob_mean", "multiple choice", "accuracy by log-prob per token of the options", "up")
+    per_token = Number("choice_logprob_mean", "multiple choice", "right option, by log-prob/token", "up")
     results.add(per_token, mean, *_both(_likeliest_option, model, base, questions, "mean"), counts=slice(1, 2))
 
 
 def _multiple_choice(results: Results, said: _Said) -> None:
     if said.questions:
-        number = Number("choice_generated", "multiple choice", "accuracy of generated answers", "up")
+        number = Number("choice_generated", "multiple choice", "right option, generated", "up")
         right = said.share(lambda text, question: option_of(text, question.options) == question.right_option)
         results.add(number, mean, *right)
 
@@ -279,7 +279,7 @@ def _yes_or_no(results: Results, said: _Said) -> None:
         results.skipped["yes or no"] = "no row's chosen answer is yes or no"
         return
     right = said.share(lambda text, question: says_yes(text) is question.yes)
-    results.add(Number("yes_no_accuracy", "yes or no", "accuracy", "up"), mean, *right)
+    results.add(Number("yes_no_accuracy", "yes or no", "yes/no right", "up"), mean, *right)
     results.add(Number("yes_no_f1", "yes or no", "F1 of yes", "up"), f1, *said.sums(_yes_counts))
     yes = said.share(lambda text, question: says_yes(text) is True)
     results.add(Number("yes_rate", "yes or no", "share of yes"), mean, *yes)
@@ -309,7 +309,7 @@ def _captions(results: Results, said: _Said) -> None:
     for n in range(1, LONGEST + 1):
         results.add(Number(f"bleu_{n}", "captions", f"BLEU-{n}", "up"), partial(bleu, longest=n), *sums)
     results.add(Number("rouge_l", "captions", "ROUGE-L", "up"), mean, *said.each(rouge_of))
-    results.add(Number("cider_d", "captions", "CIDEr-D, 0 to 10", "up"), mean, *said.each(cider_of))
+    results.add(Number("cider_d", "captions", "CIDEr-D (0 to 10)", "up"), mean, *said.each(cider_of))
 
 
 def _variety(results: Results, said: _Said) -> None:
@@ -341,9 +341,9 @@ def _hallucination(results: Results, said: _Said, vocabulary: Vocabulary) -> Non
     now, then = said.sums(counts)
     for place, number in enumerate(
         (
-            Number("chair_i", "hallucination", "named objects that are not there (CHAIR-i)", "down"),
-            Number("chair_s", "hallucination", "answers that name such an object (CHAIR-s)", "down"),
-            Number("object_recall", "hallucination", "objects there that are named", "up"),
+            Number("chair_i", "hallucination", "CHAIR-i (named, not there)", "down"),
+            Number("chair_s", "hallucination", "CHAIR-s (answers with such)", "down"),
+            Number("object_recall", "hallucination", "objects named, of those there", "up"),
         )
     ):
         columns = slice(2 * place, 2 * place + 2)

@@ -182,15 +182,14 @@ def in_words(found: Sequence[Result], *, num_rows: int) -> str:
         compared = any(result.paired.difference is not None for result in found)
         few = f"With {num_rows} rows no difference can be called more than chance; use at least 10, better hundreds."
         return few if compared else "Nothing to compare with: name a base with --against."
-    named = {
-        verdict: [result.number.label for result in judged if result.verdict == verdict]
-        for verdict in ("better", "worse", "changed")
-    }
-    parts = [f"{verdict}: {', '.join(labels)}" for verdict, labels in named.items() if labels]
+    parts = []
+    for verdict, begin in (("better", "Better"), ("worse", "Worse"), ("changed", "Changed")):
+        labels = [result.number.label for result in judged if result.verdict == verdict]
+        parts += [f"{begin} beyond chance: {', '.join(labels)}."] if labels else []
     rest = sum(result.verdict == "no difference shown" for result in judged)
     if not parts:
-        return f"No difference beyond chance in any of {rest} measures."
-    return f"Beyond chance {'; '.join(parts)}. No difference shown in {rest} of {len(judged)} measures."
+        return f"No difference beyond chance in {rest} measures."
+    return " ".join([*parts, f"No difference shown: {rest} of {len(judged)} measures."] if rest else parts)
 
 
 def _resolved(name: str) -> str:
