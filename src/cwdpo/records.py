@@ -192,6 +192,10 @@ class RunDirectory:
         """Whether a stage's model was saved whole, be it there or not."""
         return self._done(stage).is_file()
 
+    def finished_at(self, stage: Stage) -> int:
+        """When a finished stage's model was saved, in nanoseconds as file times are."""
+        return self._done(stage).stat().st_mtime_ns
+
     def mark_finished(self, stage: Stage, note: Mapping[str, object] | None = None) -> None:
         """Say that a stage's model is saved whole, so that resuming skips the stage; the last thing a stage does."""
         self._done(stage).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """``cwdpo evaluate`` on tiny checkpoints: the table, the file, and what it says of bad input."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from support import disc_data
 from typer.testing import CliRunner
 
 from cwdpo.cli.app import app
+from cwdpo.cli.evaluate import ProgressLines, words_of
 from cwdpo.errors import UserError
+from cwdpo.records import RunDirectory
 
 
 def cwdpo(*words: object) -> str:
@@ -186,6 +189,21 @@ def test_bad_input_says_what_to_write(
     monkeypatch.setattr("cwdpo.evaluation.run.load_checkpoint", load)
     with pytest.raises(UserError, match=message):
         cwdpo(tiny("llava"), *(known.get(word, word) for word in words))
+
+
+def test_lines_for_a_log_come_at_most_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    times = iter([0.0, 9.0, 10.0, 10.0, 11.0, 20.0, 20.0])
+    lines = ProgressLines(clock=lambda: next(times))
+    for done in range(1, 5):
+        lines("model: own answers", done, 4)
+    assert capsys.readouterr().err == "evaluation  model: own answers 2/4\nevaluation  model: own answers 4/4\n"
+
+
+def test_the_newest_evaluation_speaks(tmp_path: Path) -> None:
+    for number, name in enumerate(("evaluation-2.json", "evaluation.json")):
+        (tmp_path / name).write_text(json.dumps({"words": name}))
+        os.utime(tmp_path / name, (number, number))
+    assert words_of(RunDirectory(tmp_path)) == "evaluation.json"
 
 
 def test_the_hand_over_to_lmms_eval(tiny: Callable[[str], Path], tmp_path: Path) -> None:

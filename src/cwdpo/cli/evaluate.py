@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError
 from cwdpo.records import RunDirectory
 
+_SECONDS_BETWEEN_LINES = 10.0
 _STYLES = {"better": "green", "worse": "red", "changed": "yellow"}
 
 
@@ -113,9 +115,12 @@ def evaluate(
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each part of the work, on a terminal alone."""
+    """A bar for each part of the work on a terminal, else lines."""
+    if not sys.stderr.isatty():
+        yield ProgressLines()
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def on_progress(what: str, done: int, total: int) -> None:
@@ -124,6 +129,24 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[what], completed=done)
 
         yield on_progress
+
+
+class ProgressLines:
+    """A line on standard error for what is going on, at most every few seconds."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._last = clock, clock()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self._clock() - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = self._clock()
+            print(f"evaluation  {what} {done}/{total}", file=sys.stderr, flush=True)
+
+
+def words_of(run: RunDirectory) -> str:
+    """What the newest evaluation of a run says."""
+    newest = max(run.evaluations(), key=lambda path: path.stat().st_mtime_ns)
+    return str(json.loads(newest.read_text("utf-8"))["words"])
 
 
 def show_evaluation(found: Mapping[str, Any], console: Console) -> None:

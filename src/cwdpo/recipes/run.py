@@ -14,6 +14,8 @@ from cwdpo import __version__
 from cwdpo.config.recipe import Recipe
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.errors import DataError
+from cwdpo.evaluation.measuring import Progress
+from cwdpo.recipes.evaluating import check_evaluation, evaluate_run, is_evaluated
 from cwdpo.recipes.preflight import (
     check_answers,
     check_settings,
@@ -31,14 +33,21 @@ _BETWEEN_WRITES = 10.0
 """Seconds; a session that is killed loses no more of its own time than this."""
 
 
-def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> RunDirectory:
-    """Train the stages of a recipe and leave a run directory.
+def run_recipe(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    on_evaluation: Progress = lambda what, done, total: None,
+) -> RunDirectory:
+    """Train the stages of a recipe, evaluate its model if it asks for that, and leave a run directory.
 
     Stage 2 starts from the model that stage 1 saved, and has it as its reference.
 
     Args:
         resume: continue the run in ``recipe.output_dir``; stages that are finished are not repeated.
         callbacks: take part in every stage.
+        on_evaluation: called as the evaluation at the end goes on.
 
     Raises:
         UserError: the settings, the rows or the model cannot be used; nothing was overwritten.
@@ -50,6 +59,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
     rows, eval_rows = read_data(recipe)
     stage_rows = rows_of_stages(recipe, rows)
     check_answers(recipe, stage_rows, eval_rows)
+    check_evaluation(recipe)
     if is_main():
         run = RunDirectory.open(recipe.output_dir, resume=resume)
         if run.has_begun:
@@ -58,7 +68,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
         warn_of_equal_answers(stage_rows)
         peek_at_images([*rows, *(eval_rows or [])])
     recipe = with_measured_floor(run, recipe)
-    if nothing_to_do(run, recipe):
+    if nothing_to_do(run, recipe) and is_evaluated(run, recipe):
         return run
     context = RunContext(
         recipe=recipe,
@@ -75,6 +85,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, callbacks: Sequence[Trai
             if not run.is_finished(stage) and not is_complete(run, recipe):
                 train_stage(context, stage)
     if is_main():
+        evaluate_run(run, recipe, on_evaluation)
         write_json(run.summary, _summary(context, wall_time.seconds))
         with suppress(DataError):  # nothing was logged
             recording = read_recording(run.root)
