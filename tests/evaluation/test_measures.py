@@ -31,7 +31,7 @@ QUESTIONS = [
     question("the dog", options=("a cat", "dog"), right_option=1),
     question("A", options=("red", "blue"), right_option=0),
     question("A dog on a sofa.", references=("A dog on a sofa.", "A puppy there.")),
-    question("Two cats.", objects=("cat", "hot", "dog")),
+    question("Two cats.", objects=("cat", "hot", "dog", "sofa")),
 ]
 SAID = ["Yes.", "Yes", "perhaps", "no", "B", "blue", "a puppy there", "a hot dog and a cat on a couch"]
 SAID_BEFORE = ["Yes.", "No", "yes", "no", "a cat", "red", "A dog on a sofa", "a cat"]
@@ -93,9 +93,9 @@ EXPECTED = {
     "mean_words": (3 + 9) / 2,
     "distinct_1": 9 / 12,
     "distinct_2": 1.0,
-    "chair_i": 2 / 4,  # the hot dog and the couch; the dog of row 6 is there, and so is the cat
+    "chair_i": 1 / 4,  # the hot dog; the dog of row 6 is there, and so are cat and couch
     "chair_s": 1 / 2,
-    "object_recall": (1 + 1) / (2 + 2),
+    "object_recall": (1 + 2) / (2 + 3),
 }
 
 
@@ -110,6 +110,25 @@ def test_numbers_by_hand(results: Results) -> None:
     others = {"token_ece", "answer_ece", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"}
     assert {name: value for name, value in found.items() if name not in others} == pytest.approx(expected)
     assert found.keys() - expected.keys() == others
+
+
+def test_f1_of_yes_counts_both_kinds_of_mistakes() -> None:
+    asked = [question(chosen) for chosen in ("yes", "yes", "yes", "yes", "no", "no")]
+    one = measured(["yes", "yes", "no", "perhaps", "yes", "no", "", ""])
+    one = Measured(
+        chosen=one.chosen[:6],
+        rejected=[[]] * 6,
+        gentle=[None] * 6,
+        options=[[]] * 6,
+        confidence=one.confidence[:6],
+        hit=one.hit[:6],
+        answers=one.answers[:6] if one.answers else None,
+        own=one.own[:6],
+    )
+    found = by_name(measures(asked, one, None))
+    precision, recall = 2 / 3, 2 / 4
+    assert found["yes_no_f1"].paired.model.value == pytest.approx(2 * precision * recall / (precision + recall))
+    assert found["yes_rate"].paired.model.value == 3 / 6
 
 
 def test_the_base_and_the_difference(results: Results) -> None:
