@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchmetrics.functional import kl_divergence as their_kl_divergence
 from torchmetrics.functional.classification import binary_calibration_error
 
-from cwdpo.metrics import jensen_shannon, reliability, token_ece, total_variation
+from cwdpo.metrics import jensen_shannon, kl_divergence, reliability, token_ece, total_variation
 
 
 def by_hand(confidence: list[float], hit: list[bool], num_bins: int) -> float:
@@ -136,3 +137,14 @@ def test_every_token_keeps_its_own_value() -> None:
 def test_different_answers_are_refused() -> None:
     with pytest.raises(ValueError, match="same answers"):
         total_variation(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def test_kl_equals_torchmetrics_and_its_limits() -> None:
+    generator = torch.Generator().manual_seed(4)
+    p, q = (torch.randn(6, 9, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    theirs = their_kl_divergence(p.exp(), q.exp(), reduction="none")
+    assert kl_divergence(p, q).tolist() == pytest.approx(theirs.tolist(), abs=1e-9)
+    assert kl_divergence(p, p).tolist() == [0.0] * 6
+    one, half = torch.tensor([1.0, 0.0]).log(), torch.tensor([0.5, 0.5]).log()
+    assert kl_divergence(one, half).item() == pytest.approx(math.log(2))
+    assert kl_divergence(half, one).item() == math.inf

@@ -80,6 +80,23 @@ def jensen_shannon(policy: Tensor, reference: Tensor) -> Tensor:
     return (_kl(policy, middle) + _kl(reference, middle)) / 2
 
 
+def kl_divergence(policy: Tensor, reference: Tensor) -> Tensor:
+    r"""Kullback-Leibler divergence of predicted distributions: how surprising the policy's tokens are to the reference.
+
+        KL(p || q) = sum_v p_v (log p_v - log q_v)
+
+    Arguments are those of :func:`total_variation`. The result is ``(...)`` nats, 0 where they are equal, and infinite
+    where the reference excludes what the policy allows.
+
+    Example:
+        >>> p, q = torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5])
+        >>> kl_divergence(p.log(), q.log())
+        tensor(0.1308)
+    """
+    _check_shapes(policy, reference)
+    return _kl(policy, reference)
+
+
 def _probabilities(confidence: Tensor, hit: Tensor) -> Tensor:
     """``(tokens,)`` the confidences in double precision, if they are probabilities."""
     if confidence.shape != hit.shape or confidence.ndim != 1 or not len(confidence):

@@ -156,9 +156,18 @@ class RunDirectory:
     audit = _Inside("audit.json", "How far shortcuts get on the pairs, by ``cwdpo audit``.")
     summary = _Inside("summary.json", "The run's results in one object.")
     report = _Inside("report.html", "The page for people.")
+    evaluation = _Inside(
+        "evaluation.json", "What ``cwdpo evaluate`` measured; further ones are ``evaluation-2.json``, ..."
+    )
     reference = _Inside("reference", "Cached log-probs of the reference; internal.")
     negatives = _Inside("negatives", "What was sampled from the policy, a file a refresh; see docs/on_policy.md.")
     features = _Inside("features", "Kept features of a frozen vision tower; internal.")
+
+    def evaluations(self) -> list[Path]:
+        """Every evaluation of the run that is there, oldest name first."""
+        further = [path for path in self.root.glob("evaluation-*.json") if path.stem.rpartition("-")[2].isdigit()]
+        further.sort(key=lambda path: int(path.stem.rpartition("-")[2]))
+        return [path for path in (self.evaluation, *further) if path.is_file()]
 
     def stage(self, stage: Stage) -> Path:
         """The model that a stage left: loads with ``from_pretrained``, or is a PEFT adapter directory."""
@@ -183,6 +192,10 @@ class RunDirectory:
     def was_finished(self, stage: Stage) -> bool:
         """Whether a stage's model was saved whole, be it there or not."""
         return self._done(stage).is_file()
+
+    def finished_at(self, stage: Stage) -> int:
+        """When a finished stage's model was saved, in nanoseconds as file times are."""
+        return self._done(stage).stat().st_mtime_ns
 
     def mark_finished(self, stage: Stage, note: Mapping[str, object] | None = None) -> None:
         """Say that a stage's model is saved whole, so that resuming skips the stage; the last thing a stage does."""

@@ -102,7 +102,7 @@ def test_settings_reach_the_runner(run: Run, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "r.yaml").write_text(RECIPE)
     seen: dict[str, Any] = {}
 
-    def record(recipe: Any, *, resume: bool, callbacks: Any) -> None:
+    def record(recipe: Any, *, resume: bool, callbacks: Any, on_evaluation: Any) -> None:
         seen.update(recipe=recipe, resume=resume, callbacks=callbacks)
         raise UserError("far enough")
 

@@ -1,12 +1,13 @@
 """What is kept of the starting predictions: exact where all fits, bounded and honest where it does not."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from cwdpo.errors import UserError
-from cwdpo.metrics import jensen_shannon, total_variation
+from cwdpo.metrics import jensen_shannon, kl_divergence, total_variation
 from cwdpo.probes import StartDistributions
 
 
@@ -24,6 +25,7 @@ def test_whole_distributions_are_exact() -> None:
     moved = start.compare(0, p)
     torch.testing.assert_close(moved.tv.float(), total_variation(p, q), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(moved.js.float(), jensen_shannon(p, q), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(moved.kl.float(), kl_divergence(p, q), atol=1e-6, rtol=1e-5)
     best = q.argmax(-1)
     gains = [max(0.0, (p[t, best[t]].exp() - q[t, best[t]].exp()).item()) for t in range(7)]
     assert moved.to_argmax.tolist() == pytest.approx(gains, abs=1e-6)
@@ -44,7 +46,21 @@ def test_the_likeliest_tokens_and_the_rest_bound_tv_from_below() -> None:
         assert coarse <= exact + 1e-6
         assert exact - coarse <= min(rest_p, rest_q) + 1e-6
         assert moved.js[t].item() <= jensen_shannon(p[t], q[t]).item() + 1e-6
+        pairs = [(x.item(), y.item()) for x, y in zip(p[t, kept].exp(), q[t, kept].exp(), strict=True)]
+        divergence = sum(x * math.log(x / y) for x, y in [*pairs, (rest_p, rest_q)])
+        assert moved.kl[t].item() == pytest.approx(divergence, abs=1e-5)
+        assert divergence <= kl_divergence(p[t], q[t]).item() + 1e-6
     assert (total_variation(p, q) - moved.tv).max() > 1e-4  # something was left out, so the bounds mean something
+
+
+def test_a_rest_that_is_rounding_gives_no_infinite_kl() -> None:
+    q = torch.full((1, 60), -60.0)
+    q[0, :20] = math.log(1 / 20)
+    start = StartDistributions(1, budget=16)
+    start.record(0, torch.cat([q[:, :16] + math.log(20 / 16), q[:, 20:]], dim=-1))
+    p = torch.cat([q[:, :16] + math.log(0.99 * 20 / 16), torch.full((1, 40), math.log(0.01 / 40))], dim=-1)
+    found = start.compare(0, p).kl.item()
+    assert found == pytest.approx(0.99 * math.log(0.99) + 0.01 * math.log(0.01 / 1e-7), rel=1e-3)
 
 
 def test_memory_is_bounded_by_the_budget() -> None:

@@ -19,6 +19,7 @@ from cwdpo.cli import (
     compare,
     demo,
     diagnose,
+    evaluate,
     judge,
     merge,
     negatives,
@@ -111,6 +112,7 @@ app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("audit")(audit.audit)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
+app.command("evaluate")(evaluate.evaluate)
 app.command("probe")(probe.probe)
 app.command("diagnose")(diagnose.diagnose)
 app.command("judge")(judge.judge)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cwdpo.cli.evaluate import ProgressLines, words_of
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.errors import ConfigError
@@ -33,20 +34,24 @@ def train(
     quiet_libraries()
     from torch import distributed
 
+    from cwdpo.recipes.evaluating import is_evaluated
     from cwdpo.recipes.resuming import nothing_to_do
     from cwdpo.recipes.run import run_recipe
     from cwdpo.recipes.stages import is_main
     from cwdpo.trainers.callbacks import StageProgress
 
-    was_done = nothing_to_do(RunDirectory(Path(settings.output_dir)), settings)
+    run = RunDirectory(Path(settings.output_dir))
+    was_done = nothing_to_do(run, settings) and is_evaluated(run, settings)
     with closing(StageProgress()) as progress:
-        run = run_recipe(settings, resume=resume, callbacks=[progress])
+        run = run_recipe(settings, resume=resume, callbacks=[progress], on_evaluation=ProgressLines())
     if distributed.is_available() and distributed.is_initialized():
         # the group's threads may outlive the interpreter otherwise, which aborts a run that is done
         distributed.destroy_process_group()
     if is_main():
         models = [f"{stage}/" for stage in STAGES if run.is_finished(stage)]  # one that was deleted is not named
         left = f"model{'s' if len(models) > 1 else ''} in {' and '.join(models)}, curves in {run.report.name}"
+        if settings.evaluate is not None:
+            print(f"evaluated: {words_of(run)}")
         print(f"{'already finished, nothing to do' if was_done else 'done'}: {run.root}  ({left})")
 
 

@@ -287,6 +287,30 @@ class FeaturesConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluateConfig:
+    """Measure the run's model at the end, beside the one it started from, as ``cwdpo evaluate`` does.
+
+    ``evaluate: null`` measures nothing.
+    """
+
+    data: Annotated[str, not_empty("Write the path of rows that are not trained on.")]
+    """A file or directory of rows, best held out; a relative path starts at the recipe file. Images start at
+    ``data.image_root`` where that is set."""
+
+    rows: Annotated[int | None, limit(at_least=1, advice="Write null for all.")] = None
+    """Most rows; more are sampled, by ``seed``. Null takes all."""
+
+    generate: bool = True
+    """Let both models answer too, which takes most of the time."""
+
+    max_new_tokens: Annotated[int, limit(at_least=1, advice="Try 256.")] = 256
+    """Longest generated answer."""
+
+    vocabulary: str | None = None
+    """A file of objects for hallucination: one a line, other words for it after commas."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """A whole run. Leave out a stage to skip it."""
 
@@ -300,6 +324,9 @@ class Recipe:
     probes: ProbesConfig | None = field(default_factory=ProbesConfig)
     engine: EngineName = "auto"
     features: FeaturesConfig | None = field(default_factory=FeaturesConfig)
+    evaluate: EvaluateConfig | None = None
+    """What the run measures of its model at the end; null measures nothing."""
+
     trainer: dict[str, Any] = field(default_factory=dict)
     """Passed to ``TrainingArguments`` as it is."""
 

@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 _LARGEST = 1_000_000  # bytes; a model or a data file given by mistake should not be parsed first
 _MODEL: KeyPath = ("model", "name_or_path")
-_PATHS: tuple[KeyPath, ...] = (("data", "train"), ("data", "eval"), ("data", "image_root"), _MODEL)
+_PATHS: tuple[KeyPath, ...] = (
+    *(("data", "train"), ("data", "eval"), ("data", "image_root"), _MODEL),
+    *(("evaluate", "data"), ("evaluate", "vocabulary")),
+)
 _IDLE = {"plain": ("penalty", "ceiling", "epsilon"), "constrained": ("epsilon",), "smoothed": ("ceiling",)}
 
 

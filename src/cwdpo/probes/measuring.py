@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cwdpo.batch import AnswerLogprobs, Detail, eval_mode
 from cwdpo.engine import Engine
 from cwdpo.errors import UserError
-from cwdpo.metrics import jensen_shannon, reliability, token_ece, total_variation
+from cwdpo.metrics import jensen_shannon, kl_divergence, reliability, token_ece, total_variation
 from cwdpo.probes.probe_set import ProbeSet
 from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine
 
@@ -34,6 +34,9 @@ _WIDE_VOCABULARY = 2**14
 
 _DETAILS: tuple[Detail, ...] = ("entropy", "confidence", "hit")
 
+_LEAST_REST = math.log(1e-7)
+"""A smaller rest is the rounding of float32, whose logarithm would decide the KL."""
+
 _ARRAYS = ("tokens", "logprobs")
 
 _STILL = 1e-6
@@ -48,8 +51,8 @@ class Reading:
     """Group -> row -> lbar, nats per token."""
 
     tokens: dict[str, dict[int, list[float]]] = field(default_factory=dict)
-    """Over the tokens of chosen answers: ``entropy``, ``confidence``, ``hit``, ``tv``, ``js``, ``to_argmax`` ->
-    row -> values."""
+    """Over the tokens of chosen answers: ``entropy``, ``confidence``, ``hit``, ``tv``, ``js``, ``kl``, ``to_argmax``
+    -> row -> values."""
 
     def joined(self, others: Iterable["Reading"]) -> "Reading":
         """All ranks' numbers as one reading; rows that several measured count once."""
@@ -107,10 +110,13 @@ class Reading:
 
 
 class Moved(NamedTuple):
-    """How far each token's prediction has moved since the stage began; ``(T,)`` each, JS in nats."""
+    """How far each token's prediction has moved since the stage began; ``(T,)`` each, JS and KL in nats."""
 
     tv: Tensor
     js: Tensor
+    kl: Tensor
+    """KL(now || before)."""
+
     to_argmax: Tensor
     """Probability gained by the token that was the likeliest at the start; 0 where it lost."""
 
@@ -119,9 +125,9 @@ class StartDistributions:
     """How the model predicted the chosen answers' tokens when the stage began, by row; small enough to be kept.
 
     A whole distribution is a float a token of the vocabulary: 64 answers of 50 tokens are 2 GB at 150,000 tokens. So
-    each position keeps its likeliest tokens only, as many as fit the budget, and everything else as one rest. TV and JS
-    over "those tokens and the rest" are never more than over the whole vocabulary, and TV is less by no more than the
-    smaller of the two rests. Where the whole vocabulary fits the budget, nothing is left out.
+    each position keeps its likeliest tokens only, as many as fit the budget, and everything else as one rest. TV, JS
+    and KL over "those tokens and the rest" are never more than over the whole vocabulary, and TV is less by no more
+    than the smaller of the two rests. Where the whole vocabulary fits the budget, nothing is left out.
     """
 
     def __init__(self, num_rows: int, *, budget: int = _BUDGET) -> None:
@@ -153,6 +159,7 @@ class StartDistributions:
         return Moved(
             tv=total_variation(p, q),
             js=jensen_shannon(p, q),
+            kl=kl_divergence(p, q if whole else torch.cat([q[:, :-1], q[:, -1:].clamp(min=_LEAST_REST)], dim=-1)),
             to_argmax=(p[:, 0].exp() - q[:, 0].exp()).clamp(min=0),  # the first is the likeliest at the start
         )
 
@@ -203,8 +210,7 @@ def measure(
     leaves out TV, JS and the mass that moved.
     """
     reading = Reading()
-    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
-    apart = start is not None and vocabulary > _WIDE_VOCABULARY
+    apart = start is not None and has_wide_vocabulary(model)
     with undisturbed(model, autocast) as device:
         for part in probes.batches(chosen_apart=apart):
             wide: tuple[Detail, ...] = ("distribution",) if start is not None and "chosen" in part.groups else ()
@@ -218,6 +224,12 @@ def measure(
                     for name, values in _token_values(scored, i, row, start).items():
                         reading.tokens.setdefault(name, {})[row] = values.double().tolist()
     return reading
+
+
+def has_wide_vocabulary(model: nn.Module) -> bool:
+    """Whether whole distributions are held for one answer at a time only."""
+    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+    return vocabulary > _WIDE_VOCABULARY
 
 
 def warm_up(model: nn.Module, probes: ProbeSet, engine: Engine) -> None:

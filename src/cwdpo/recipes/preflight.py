@@ -173,7 +173,8 @@ def check_recipe(
     )
     root = None if recipe.data.image_root is None else Path(recipe.data.image_root)
     whole = CheckReport(str(path))
-    for file in train_files(recipe) + ([Path(recipe.data.eval)] if recipe.data.eval is not None else []):
+    further = [recipe.data.eval, None if recipe.evaluate is None else recipe.evaluate.data]
+    for file in train_files(recipe) + [Path(name) for name in further if name is not None]:
         report = check(file, root, encoder)
         whole.num_records += report.num_records
         whole.rows += report.rows

@@ -15,6 +15,8 @@ from cwdpo.config.recipe import Recipe
 from cwdpo.data.encode import EncodedMemory
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.errors import DataError
+from cwdpo.evaluation.measuring import Progress
+from cwdpo.recipes.evaluating import check_evaluation, evaluate_run, is_evaluated
 from cwdpo.recipes.preflight import (
     check_answers,
     check_settings,
@@ -37,10 +39,11 @@ def run_recipe(
     *,
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
+    on_evaluation: Progress = lambda what, done, total: None,
     reference: Path | None = None,
     encoded: EncodedMemory | None = None,
 ) -> RunDirectory:
-    """Train the stages of a recipe and leave a run directory.
+    """Train the stages of a recipe, evaluate its model if it asks for that, and leave a run directory.
 
     Stage 2 starts from the model that stage 1 saved, and has it as its reference.
 
@@ -49,6 +52,7 @@ def run_recipe(
         callbacks: take part in every stage.
         reference: where the reference's log-probs are kept; runs on the same rows from one model may share them.
         encoded: rows that other runs have encoded with the same processor.
+        on_evaluation: called as the evaluation at the end goes on.
 
     Raises:
         UserError: the settings, the rows or the model cannot be used; nothing was overwritten.
@@ -60,6 +64,7 @@ def run_recipe(
     rows, eval_rows = read_data(recipe)
     stage_rows = rows_of_stages(recipe, rows)
     check_answers(recipe, stage_rows, eval_rows)
+    check_evaluation(recipe)
     if is_main():
         run = RunDirectory.open(recipe.output_dir, resume=resume)
         if run.has_begun:
@@ -68,7 +73,7 @@ def run_recipe(
         warn_of_equal_answers(stage_rows)
         peek_at_images([*rows, *(eval_rows or [])])
     recipe = with_measured_floor(run, recipe)
-    if nothing_to_do(run, recipe):
+    if nothing_to_do(run, recipe) and is_evaluated(run, recipe):
         return run
     context = RunContext(
         recipe=recipe,
@@ -87,6 +92,7 @@ def run_recipe(
             if not run.is_finished(stage) and not is_complete(run, recipe):
                 train_stage(context, stage)
     if is_main():
+        evaluate_run(run, recipe, on_evaluation)
         write_json(run.summary, _summary(context, wall_time.seconds))
         with suppress(DataError):  # nothing was logged
             recording = read_recording(run.root)

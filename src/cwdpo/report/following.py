@@ -140,5 +140,5 @@ def _files_of(runs: Sequence[Path]) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             children = [child for child in sorted(root.iterdir()) if child.is_dir()]
         for run in map(RunDirectory, (root, *children)):
-            yield from (run.metrics, run.probes, run.findings, run.summary, run.recipe)
+            yield from (run.metrics, run.probes, run.findings, run.summary, run.recipe, *run.evaluations())
             yield from example_files(run.root)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from cwdpo.errors import UserError
 from cwdpo.records import RunDirectory, write_text
 from cwdpo.report.charts import sample
+from cwdpo.report.evaluations import evaluations
 from cwdpo.report.examples import Item, change_labels, example_sets, read_gallery, shade_labels
 from cwdpo.report.panels import (
     CHOSEN_PROBES,
@@ -141,6 +142,7 @@ def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
         "findings_table": findings_table(judged),
         "lead": [*lead(sources, shown, tables), *continued] if shown or tables else [],
         "parts": parts,
+        "evaluations": evaluations(shown, notes),
         "legend": [(run.name, sample(rank)) for rank, run in enumerate(shown)],
         "samples": {run.name: sample(rank) for rank, run in enumerate(shown)} if len(shown) > 1 else {},
         "charts": [
@@ -176,6 +178,7 @@ def _sections(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("findings", "Findings", content["verdicts"]),
         ("summary", "In numbers", content["lead"]),
         *((f"results-{i}", "Results", part.table) for i, part in parts),
+        ("evaluation", "Did it help?", content["evaluations"]),
         ("training", "Training", drawn["training"]),
         ("cooling", "Cooling", content["heat_maps"]),
         ("levels", "Probes", drawn["levels"]),

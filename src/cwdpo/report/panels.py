@@ -23,7 +23,7 @@ from cwdpo.report.charts import (
     svg_of,
     value_range,
 )
-from cwdpo.report.runs import Histogram, Run, counted, first_and_last, joined_histograms, stage_label
+from cwdpo.report.runs import Bin, Histogram, Run, counted, first_and_last, joined_histograms, stage_label
 
 
 @dataclass(frozen=True)
@@ -289,15 +289,24 @@ def _reliability_diagram(rank: int, run: Run) -> RunPicture:
     at = [f"{reading.ece:.3f} at step {reading.step}" for reading in readings]
     stage = stage_label(readings[-1].stage).capitalize()
     words = f"{stage}: ECE {', '.join(at)} ({readings[-1].n:.0f} tokens)."
+    kinds = ("first", "last")[-len(readings) :]
+    drawn = [(kind, f"Step {reading.step}", reading.bins) for kind, reading in zip(kinds, readings, strict=True)]
+    return RunPicture(
+        rank, run.name, reliability_picture(drawn, label=f"Accuracy over confidence of {run.name}. {words}"), words
+    )
+
+
+def reliability_picture(drawn: Sequence[tuple[str, str, Sequence[Bin]]], *, label: str) -> Markup:
+    """Accuracy over confidence, a dot a bin; ``drawn`` has a class of the page, a name and the bins of each reading."""
     square = Frame((0.0, 1.0), (0.0, 1.0), bottom=TOP + RIGHT - LEFT)
     parts = [*axes(square, "confidence", whole=False)]
     parts.append(f'<path class="mark all" d="M{LEFT:g} {square.bottom:g}L{RIGHT:g} {TOP:g}"/>')
-    for kind, reading in zip(("first", "last")[-len(readings) :], readings, strict=True):
-        for one in reading.bins:
+    for kind, name, bins in drawn:
+        total = math.fsum(one.n for one in bins)
+        for one in bins:
             place = f'cx="{square.across(one.confidence):.1f}" cy="{square.down(one.accuracy):.1f}"'
-            text = f"Step {reading.step}: {one.n:.0f} tokens, confidence {one.confidence:.2f}, right {one.accuracy:.2f}"
-            radius = max(_LARGEST * math.sqrt(one.n / reading.n), _SMALLEST)  # the area is the share of the tokens
+            text = f"{name}: {one.n:.0f} tokens, confidence {one.confidence:.2f}, right {one.accuracy:.2f}"
+            radius = max(_LARGEST * math.sqrt(one.n / total), _SMALLEST)  # the area is the share of the tokens
             dot = f'<circle class="{kind}" {place} r="{radius:.1f}"><title>{text}</title></circle>'
             parts.append(dot)
-    svg = svg_of(parts, label=f"Accuracy over confidence of {run.name}. {words}", height=square.bottom + 44)
-    return RunPicture(rank, run.name, svg, words)
+    return svg_of(parts, label=label, height=square.bottom + 44)

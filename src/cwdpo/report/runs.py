@@ -148,14 +148,21 @@ def read_reliability(records: Sequence[Record]) -> tuple[list[Reliability], int]
     for record in records:
         if _RELIABILITY not in record:
             continue
-        value = record[_RELIABILITY]
-        known = [_bin(entry) for entry in value] if isinstance(value, list) else []
-        bins = [one for one in known if one is not None]
-        if not bins or len(bins) < len(known):
+        filled = read_bins(record[_RELIABILITY])
+        if filled is None:
             broken += 1
-        elif filled := tuple(one for one in bins if one.n > 0):
+        elif filled:
             found.append(Reliability(record["stage"], record["step"], filled))
     return found, broken
+
+
+def read_bins(value: object) -> tuple[Bin, ...] | None:
+    """The bins that hold tokens, of ``reliability`` as files have it; None where it cannot be read."""
+    known = [_bin(entry) for entry in value] if isinstance(value, list) else []
+    bins = [one for one in known if one is not None]
+    if not bins or len(bins) < len(known):
+        return None
+    return tuple(one for one in bins if one.n > 0)
 
 
 def first_and_last(readings: Sequence[Reliability]) -> list[Reliability]:
