@@ -24,6 +24,7 @@ methods:
 settings:
   trainer.learning_rate: [1e-3]
 seeds: [0]
+target: win
 """
 BASE = """\
 model: {name_or_path: m, dtype: float32, freeze_vision: false}

@@ -8,6 +8,7 @@ import pytest
 
 from cwdpo.compare.grid import Cell, Grid
 from cwdpo.compare.table import Results, Score, markdown, summary
+from cwdpo.errors import ConfigError
 from cwdpo.report.tables import comparison_table
 
 LOW, HIGH = (("lr", 0.1),), (("lr", 0.2),)
@@ -35,7 +36,7 @@ def results(*, tuning: int | None = 9, lower: tuple[str, ...] = ("loss",), **cha
         seeds=[0, 1],
         tuning_seed=tuning,
         lower_is_better=list(lower),
-        **changes,
+        **{"target": "win", **changes},
     )
     found: dict[Cell, Mapping[str, float]] = {}
     for (world, method, setting), values in WINS.items():
@@ -114,3 +115,8 @@ def test_results_are_the_same_after_a_file(tmp_path: Path, tuning: int | None) -
     after = Results.load(tmp_path / "comparison.json")
     assert markdown(after) == markdown(before)
     assert summary(after, title="t") == summary(before, title="t")
+
+
+def test_a_target_that_is_not_measured_names_those_that_are() -> None:
+    with pytest.raises(ConfigError, match="Write one of: win, loss"):
+        results(target="exact")

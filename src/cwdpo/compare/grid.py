@@ -53,11 +53,21 @@ class Grid:
     tuning_seed: int | None = None
     """Where each method chooses among the settings; its runs are not reported. Null: no choice is made."""
 
-    target: str = "win"
+    target: str = "exact_match"
     """The measure that settings are chosen by, and that regret counts."""
 
-    lower_is_better: list[str] = field(default_factory=list)
-    """Measures of which less is better; of all others more is."""
+    lower_is_better: list[str] = field(
+        default_factory=lambda: [
+            "answer_ece",
+            "chair_i",
+            "chair_s",
+            "cut",
+            "token_brier",
+            "token_ece",
+            "yes_no_unclear",
+        ]
+    )
+    """Measures of which less is better; of all others more is. By default those of ``cwdpo evaluate``."""
 
     measures: list[str] = field(default_factory=list)
     """Those that tables show, in this order; all if none is named."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from cwdpo.compare.grid import START, Cell, Grid, cells, read_outcome
 from cwdpo.config.checking import build
+from cwdpo.errors import ConfigError
 from cwdpo.records import write_json
 
 Setting: TypeAlias = tuple[tuple[str, Any], ...]
@@ -59,6 +60,8 @@ class Results:
                 self._found.setdefault(key, {})[cell.seed] = values
         measures = dict.fromkeys(name for values in found.values() for name in values)
         self.measures = [name for name in grid.measures or measures if name in measures]
+        if measures and grid.target not in measures:
+            raise ConfigError(f"target is {grid.target!r}, which is not measured. Write one of: {', '.join(measures)}.")
 
     @classmethod
     def read(cls, grid: Grid, out: Path) -> "Results":

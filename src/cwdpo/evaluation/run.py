@@ -20,7 +20,7 @@ from cwdpo.evaluation.measuring import Measured, Progress, measure_model
 from cwdpo.evaluation.questions import Question, read_questions
 from cwdpo.models.adapters import load_checkpoint, named_base
 from cwdpo.models.loading import load_config, load_processor, local_directory
-from cwdpo.negatives.long_jobs import what_was_read
+from cwdpo.negatives.files import what_was_read
 from cwdpo.probes import StartDistributions
 from cwdpo.records import RunDirectory, checkpoint_directory, write_json
 
