@@ -30,7 +30,7 @@ def audit(
     ],
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="A run, checkpoint or hub name: how far it gets without the image."),
+        typer.Argument(metavar="RUN", help="A run, checkpoint or hub name: how far it gets without the image."),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="Count its tokens too; a model or a hub name.")

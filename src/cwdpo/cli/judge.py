@@ -31,8 +31,8 @@ def judge(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="A B [C ...]",
-            help='Runs, checkpoints, hub names, or files of answers, {"id": ..., "answer": ...} a line.',
+            metavar="MODEL",
+            help='Two or more runs, checkpoints, hub names, or files of answers, {"id": ..., "answer": ...} a line.',
             show_default=False,
         ),
     ],
@@ -42,13 +42,11 @@ def judge(
     ] = "exact",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Where answers and verdicts are kept.  [default: judge-A-B]", show_default=False),
+        typer.Option("--out", help="Where answers and verdicts are kept; else judge-A-B.", show_default=False),
     ] = None,
-    rows: Annotated[
-        int | None, typer.Option("--rows", min=1, help="A sample of this many rows.  [default: all]")
-    ] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="A sample of this many rows; else all.")] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="Sample the answers.  [default: greedy]", show_default=False)
+        float | None, typer.Option("--temperature", help="Sample the answers; else greedy.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of samples and of bootstrap intervals.")] = 0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longer answers are cut.")] = 256,
