@@ -54,7 +54,7 @@ class Batch(TypedDict):
     """``P`` content keys of each prompt's images, see :func:`image_key`; made where the tensors are on the CPU."""
 
 
-Detail: TypeAlias = Literal["uniform", "entropy", "confidence", "hit", "distribution"]
+Detail: TypeAlias = Literal["uniform", "entropy", "collision", "confidence", "hit", "distribution"]
 """Optional parts of :class:`AnswerLogprobs`, computed only when asked for."""
 
 
@@ -73,6 +73,9 @@ class AnswerLogprobs:
 
     entropy: Tensor | None = None
     """``(A, T)`` entropy of the predicted distribution in nats, without gradient."""
+
+    collision: Tensor | None = None
+    """``(A, T)`` log sum_v pi(v)^2, the log-probability that two samples agree, without gradient."""
 
     confidence: Tensor | None = None
     """``(A, T)`` probability of the likeliest token, without gradient."""

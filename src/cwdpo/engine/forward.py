@@ -212,6 +212,7 @@ def _details(logprobs: Tensor, targets: Tensor, want: Collection[Detail]) -> dic
     top = logprobs.max(dim=-1)
     details: dict[Detail, Callable[[], Tensor]] = {
         "entropy": lambda: -(logprobs.exp() * logprobs).sum(dim=-1),
+        "collision": lambda: (2 * logprobs).logsumexp(dim=-1),
         "confidence": lambda: top.values.exp(),
         "hit": lambda: top.indices == targets,
         "distribution": lambda: logprobs,
