@@ -50,6 +50,10 @@ class Batch(TypedDict):
     keys: list[str]
     """``A`` content keys: equal exactly when the model would see the same prompt, images and answer tokens."""
 
+    cropped: NotRequired["Batch"]
+    """The prompts that have images, each under a small crop of them and with its chosen answer alone, for a loss that
+    compares the two. Selections of a batch leave it out."""
+
     image_keys: NotRequired[list[str]]
     """``P`` content keys of each prompt's images, see :func:`image_key`; made where the tensors are on the CPU."""
 

@@ -70,8 +70,10 @@ def by_hand(name: str, beta: float, one: dict[str, float]) -> float:
         return softplus(0.35 - beta * w) + softplus(beta * c * l - 0.35)
     if name == "nll":
         return -one["chosen_mean"]
-    assert name == "anchor"
-    return softplus(0.15 - beta * w)
+    if name == "anchor":
+        return softplus(0.15 - beta * w)
+    assert name == "image"
+    return softplus(-beta * (w - one["cropped"])) if one["has_image"] else 0.0
 
 
 nats, means, lengths = st.floats(-40, 40), st.floats(-9, 0), st.integers(1, 60).map(float)
@@ -87,12 +89,16 @@ some_pair = st.fixed_dictionaries(
         "on_policy": st.floats(0, 2),
         "chosen_public": nats,
         "rejected_public": nats,
+        "cropped": nats,
+        "has_image": st.booleans(),
     }
 )
 
 
 def pairs_of(*ones: dict[str, float]) -> Pairs:
-    return Pairs(**{name: torch.tensor([one[name] for one in ones], dtype=torch.float64) for name in Pairs._fields})
+    made = Pairs(**{name: torch.tensor([one[name] for one in ones], dtype=torch.float64) for name in Pairs._fields})
+    assert made.has_image is not None
+    return made._replace(has_image=made.has_image > 0)
 
 
 def random_pairs(number: int, seed: int = 0) -> Pairs:
@@ -215,11 +221,13 @@ def test_one_loss_is_itself_to_the_last_bit() -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    bare = random_pairs(1)._replace(on_policy=None, chosen_public=None)
+    bare = random_pairs(1)._replace(on_policy=None, chosen_public=None, cropped=None)
     with pytest.raises(ValueError, match="on_policy_weight"):
         wpo_loss(bare, beta=0.1)
     with pytest.raises(ValueError, match="shared lengths"):
         LOSSES["ld_dpo"](bare, beta=0.1, alpha=0.5)
+    with pytest.raises(ValueError, match="under crops"):
+        LOSSES["image"](bare, beta=0.1)
 
 
 # TRL keeps its formulas inside its trainer, so its loss is asked of a trainer that has nothing but log-probs.

@@ -37,7 +37,7 @@ def test_each_loss_starts_at_a_reward_of_zero_and_has_a_gradient(make_trainer: M
         **dict.fromkeys(("sigmoid", "robust", "dpop", "beta_dpo", "ld_dpo", "anchor"), log2),
         **{"ipo": 1.0, "cal_dpo": log2 + 0.5 * 2, "apo_zero": 1.0, "apo_down": 1.0, "bco": 2 * log2},
     }
-    for loss in LOSSES:
+    for loss in [name for name in LOSSES if name != "image"]:
         trainer.args.loss = loss
         trainer.model.zero_grad()
         value, seen = trainer.batch_loss(trainer.model, batch)
@@ -146,3 +146,35 @@ def test_ld_dpo_needs_a_reference_of_tokens(make_trainer: Make) -> None:
     trainer.reference = Totals()
     with pytest.raises(ConfigError, match="log-probs of tokens"):
         trainer.batch_loss(trainer.model, trainer.collate([trainer.train_dataset[0]]))
+
+
+@pytest.mark.parametrize("reference", ["cached", "live"])
+def test_the_image_term_by_hand(make_trainer: Make, reference: str) -> None:
+    """mDPO, on rows of which some have no image: those have the other two terms alone."""
+    loss = {"sigmoid": 1.0, "image": 0.5, "anchor": 0.25}
+    trainer = make_trainer(2, loss=loss, reference=reference, beta=0.4, cooling=False, max_steps=2)
+    trainer.measure_reference()
+    batch = trainer.collate([trainer.train_dataset[i] for i in range(8)])
+    pictured = [bool(trainer.train_dataset[i][1].images) for i in range(8)]
+    assert 0 < sum(pictured) < 8
+    log2 = math.log(2)
+    start = trainer.batch_loss(trainer.model, batch)[0].item()
+    assert start == pytest.approx(1.25 * log2 + 0.5 * log2 * sum(pictured) / 8, abs=1e-5)
+    trainer.train()
+    found = trainer.batch_loss(trainer.model, batch)[0].item()
+    with torch.no_grad():
+        now, small = (trainer.engine.logprobs(trainer.model, each).total for each in (batch, batch["cropped"]))
+    ratio = (now - trainer.reference.totals(batch)).tolist()
+    of_crop = iter((small - trainer.reference.totals(batch["cropped"])).tolist())
+    terms = []
+    for i, has_image in enumerate(pictured):
+        w, l = ratio[2 * i], ratio[2 * i + 1]  # noqa: E741
+        image = softplus(-0.4 * (w - next(of_crop))) if has_image else 0.0
+        terms.append(softplus(-0.4 * (w - l)) + 0.5 * image + 0.25 * softplus(-0.4 * w))
+    assert found == pytest.approx(statistics.fmean(terms), abs=1e-5)
+    assert found < start - 0.01
+
+
+def test_the_image_term_needs_whole_batches(make_trainer: Make) -> None:
+    with pytest.raises(ConfigError, match="max_tokens_per_batch would tear apart"):
+        make_trainer(2, loss={"sigmoid": 1.0, "image": 1.0}, max_tokens_per_batch=100)

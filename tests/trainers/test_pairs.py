@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cwdpo.batch import AnswerLogprobs, Batch, Role, pad_answers
-from cwdpo.trainers.pairs import mean_over_prompts, pair_up, read_pairs
+from cwdpo.trainers.pairs import crop_of, mean_over_prompts, pair_up, read_pairs
 
 NOW = [[-1.0, -2.0, -0.5], [-3.0, -1.0], [-0.2], [-2.0, -2.5, -1.5, -0.1], [-0.7, -0.3]]
 START = [[-1.5, -2.0, -1.0], [-2.0, -2.0], [-0.4], [-1.0, -0.5, -2.5, -0.6], [-0.6, -0.8]]
@@ -78,3 +78,13 @@ def test_what_no_loss_asked_for_is_not_there() -> None:
 def test_prompts_count_once() -> None:
     losses = torch.tensor([1.0, 3.0, 5.0])
     assert mean_over_prompts(losses, pair_up(batch()).prompt).item() == pytest.approx((2.0 + 5.0) / 2)
+
+
+def test_pairs_find_the_crop_of_their_prompt() -> None:
+    one: Batch = batch()
+    assert crop_of(one, pair_up(one))[1].tolist() == [False] * 3
+    for rows, places, is_there in (([9, 5], [1, 1, 0], [True] * 3), ([9], [0, 0, 0], [False, False, True])):
+        one["cropped"] = batch() | {"row_index": torch.tensor(rows)}
+        found = crop_of(one, pair_up(one))
+        assert found[0].tolist() == places
+        assert found[1].tolist() == is_there

@@ -21,11 +21,11 @@ Objective: TypeAlias = Literal["constrained", "smoothed", "plain"]
 
 PreferenceLoss: TypeAlias = Literal[
     "sigmoid", "robust", "ipo", "simpo", "dpop", "cal_dpo", "beta_dpo",
-    "wpo", "ld_dpo", "apo_zero", "apo_down", "bco", "nll", "anchor",
+    "wpo", "ld_dpo", "apo_zero", "apo_down", "bco", "nll", "anchor", "image",
 ]  # fmt: skip
 """Of stage 2, see docs/losses.md; ``sigmoid`` is DPO, and with cooling CW-DPO."""
 
-_ONLY_CHOSEN: tuple[PreferenceLoss, ...] = ("nll", "anchor")
+_ONLY_CHOSEN: tuple[PreferenceLoss, ...] = ("nll", "anchor", "image")
 _WITHOUT_REFERENCE: tuple[PreferenceLoss, ...] = ("simpo", "nll")
 _WITH_RUNNING_MEAN: tuple[PreferenceLoss, ...] = ("beta_dpo", "bco")
 

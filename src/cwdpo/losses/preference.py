@@ -18,9 +18,11 @@ rejected answer has no pull in any of them. Losses that read no rejected answer 
     bco         -log sigmoid(beta * Delta_w - delta) - log sigmoid(-(beta * w_c * Delta_l - delta))
     nll         -lbar_w
     anchor      -log sigmoid(beta * Delta_w - delta)
+    image       -log sigmoid(beta * (Delta_w - Delta_w under a crop of the image))
 
 A weighted sum of them is an objective too: DPO with NLL is ``{sigmoid: 1, nll: 1}``, MPO (arXiv 2411.10442) is
-``{sigmoid: 0.8, bco: 0.2, nll: 1}``, see :func:`preference_loss`.
+``{sigmoid: 0.8, bco: 0.2, nll: 1}``, mDPO (arXiv 2406.11839) ``{sigmoid: 1, image: 1, anchor: 1}``: see
+:func:`preference_loss`.
 """
 
 from collections.abc import Callable, Mapping
@@ -66,6 +68,12 @@ class Pairs(NamedTuple):
 
     rejected_public: Tensor | None = None
     """Delta_l of the first min(L_w, L_l) tokens alone. For ``ld_dpo``."""
+
+    cropped: Tensor | None = None
+    """Delta of the chosen answer under a crop of its prompt's images. For ``image``."""
+
+    has_image: Tensor | None = None
+    """Whether the prompt has any. For ``image``."""
 
     @property
     def cooled(self) -> Tensor:
@@ -293,6 +301,18 @@ def anchor_loss(pairs: Pairs, *, beta: float, reward: float) -> Tensor:
     return -F.logsigmoid(beta * pairs.chosen - reward)
 
 
+def image_loss(pairs: Pairs, *, beta: float) -> Tensor:
+    r"""mDPO's image-conditional term, arXiv 2406.11839: the chosen answer is preferred under its own image.
+
+        loss = -log sigmoid(beta * (Delta_w - Delta_w under a crop of the image))
+
+    0 where the prompt has no image. Reads no rejected answer, so that cooling changes nothing. ``(pairs,)``.
+    """
+    if pairs.cropped is None or pairs.has_image is None:
+        raise ValueError("image reads Pairs.cropped and has_image; give the log-ratios under crops.")
+    return torch.where(pairs.has_image, -F.logsigmoid(beta * (pairs.chosen - pairs.cropped)), 0.0)
+
+
 Loss: TypeAlias = Callable[..., Tensor]
 """From :class:`Pairs`, ``beta`` and the loss's own parameters to ``(pairs,)``."""
 
@@ -311,6 +331,7 @@ LOSSES: Mapping[PreferenceLoss, Loss] = {
     "bco": bco_loss,
     "nll": nll_loss,
     "anchor": anchor_loss,
+    "image": image_loss,
 }
 """By the name that ``stage2.loss`` has for it."""
 

@@ -28,7 +28,7 @@ from cwdpo.reference import FrozenCopy, LiveReference, Reference, ReferenceCache
 from cwdpo.trainers.arguments import CWDPOConfig
 from cwdpo.trainers.base import AnswerTrainer
 from cwdpo.trainers.callbacks import ReferencePassCallback
-from cwdpo.trainers.pairs import mean_over_prompts, pair_up, read_pairs
+from cwdpo.trainers.pairs import PairPlaces, crop_of, mean_over_prompts, pair_up, read_pairs
 from cwdpo.trainers.reference_pass import Measured, ReferencePass
 from cwdpo.trainers.running import RunningMeans
 from cwdpo.trainers.steps import WHOLE, Step
@@ -69,7 +69,14 @@ class CWDPOTrainer(AnswerTrainer):
             trainer: the other arguments of :class:`AnswerTrainer`: ``train_dataset``, ``eval_dataset``,
                 ``processing_class``, ``peft_config``, ``callbacks``, ``optimizers``, ``engine``.
         """
-        super().__init__(model, args or CWDPOConfig(output_dir="cw-dpo"), **trainer)
+        args = args or CWDPOConfig(output_dir="cw-dpo")
+        self.crops = "image" in args.loss_weights
+        if self.crops and args.max_tokens_per_batch is not None:
+            raise ConfigError(
+                "loss image compares two prompts, which max_tokens_per_batch would tear apart. Take it out, and lower "
+                "per_device_train_batch_size."
+            )
+        super().__init__(model, args, **trainer)
         self.ref_model: nn.Module | None = ref_model and nn.Module.to(ref_model, self.args.device)
         self.floor: float | None = None
         """l_floor in nats per token, once it is measured."""
@@ -103,6 +110,8 @@ class CWDPOTrainer(AnswerTrainer):
         places = pair_up(batch)
         chosen, rejected = places.chosen, places.rejected
         pairs = read_pairs(now, logratio, places, self._weight(now.mean[rejected]), token_logratio=token_logratio)
+        if self.crops:
+            pairs = pairs._replace(**self._under_crops(model, batch, places))
         losses = preference_loss(
             pairs, self.args.loss_weights, beta=self.args.beta, parameters=self._loss_parameters(step)
         )
@@ -226,6 +235,16 @@ class CWDPOTrainer(AnswerTrainer):
         now = self.engine.logprobs(model, batch, want=want)
         return now, now.total - start, None if token_start is None else now.token - token_start
 
+    def _under_crops(self, model: nn.Module, batch: Batch, places: PairPlaces) -> dict[str, Tensor]:
+        """Of each pair, the log-ratio of the chosen answer under crops of its images, and whether it has images."""
+        assert self.reference is not None
+        where, is_there = crop_of(batch, places)
+        if "cropped" not in batch:
+            return {"cropped": torch.zeros_like(where, dtype=torch.float32), "has_image": is_there}
+        start = self.reference.totals(batch["cropped"])
+        now = self.engine.logprobs(model, batch["cropped"])
+        return {"cropped": (now.total - start)[where], "has_image": is_there}
+
     def _loss_parameters(self, step: Step) -> dict[str, Tensor | float]:
         """The losses' own settings, and what they know of other steps. An evaluation knows no step: beta is then as
         it was set."""
@@ -283,11 +302,10 @@ class CWDPOTrainer(AnswerTrainer):
 
     def _reference_pass(self, cache: ReferenceCache) -> ReferencePass:
         batch_size = self.args.reference_batch_size or self.args.per_device_eval_batch_size
-        return ReferencePass(self, cache, batch_size=batch_size, progress=self._notify)
+        return ReferencePass(self, cache, batch_size=batch_size, progress=self._notify, crops=self.crops)
 
     def _notify(self, done: int, total: int) -> None:
         """Report the progress of a reference pass, in batches of this rank."""
         for callback in self.callback_handler.callbacks if self.is_world_process_zero() else ():
             if isinstance(callback, ReferencePassCallback):
                 callback.on_reference_pass(done, total)
-

@@ -62,6 +62,15 @@ def read_pairs(
     return pairs
 
 
+def crop_of(batch: Batch, places: PairPlaces) -> tuple[Tensor, Tensor]:
+    """``(pairs,)`` each: where in ``batch["cropped"]`` a pair's prompt is, and whether it is there."""
+    rows = batch["row_index"][places.prompt]
+    if "cropped" not in batch:
+        return torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
+    found = rows[:, None] == batch["cropped"]["row_index"]
+    return found.int().argmax(dim=1), found.any(dim=1)
+
+
 def mean_over_prompts(losses: Tensor, prompt: Tensor) -> Tensor:
     """``()`` mean over prompts of the mean over each prompt's pairs; ``prompt`` is ``(pairs,)``."""
     pairs_of = torch.bincount(prompt)
