@@ -50,11 +50,15 @@ class Batch(TypedDict):
     keys: list[str]
     """``A`` content keys: equal exactly when the model would see the same prompt, images and answer tokens."""
 
+    cropped: NotRequired["Batch"]
+    """The prompts that have images, each under a small crop of them and with its chosen answer alone, for a loss that
+    compares the two. Selections of a batch leave it out."""
+
     image_keys: NotRequired[list[str]]
     """``P`` content keys of each prompt's images, see :func:`image_key`; made where the tensors are on the CPU."""
 
 
-Detail: TypeAlias = Literal["uniform", "entropy", "confidence", "hit", "distribution"]
+Detail: TypeAlias = Literal["uniform", "entropy", "collision", "confidence", "hit", "distribution"]
 """Optional parts of :class:`AnswerLogprobs`, computed only when asked for."""
 
 
@@ -73,6 +77,9 @@ class AnswerLogprobs:
 
     entropy: Tensor | None = None
     """``(A, T)`` entropy of the predicted distribution in nats, without gradient."""
+
+    collision: Tensor | None = None
+    """``(A, T)`` log sum_v pi(v)^2, the log-probability that two samples agree, without gradient."""
 
     confidence: Tensor | None = None
     """``(A, T)`` probability of the likeliest token, without gradient."""

@@ -15,6 +15,7 @@ from cwdpo.batch import eval_mode
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine.layout import prompts_alone
+from cwdpo.models.parts import cast_images
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def generate(
             for position in range(start, min(start + batch_size, len(rows))):
                 again = position > start and rows[position] is rows[position - 1]
                 prompts.append(prompts[-1] if again else encoder.encode(rows[position]).prompt)
-            inputs = {name: value.to(device) for name, value in prompts_alone(prompts).items()}
+            inputs = cast_images(model, {name: value.to(device) for name, value in prompts_alone(prompts).items()})
             ids = policy.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
             ended = torch.isin(ids, ends).any(dim=1).tolist()
             texts = processor.batch_decode(ids, skip_special_tokens=True)

@@ -100,6 +100,30 @@ def test_each_mistake_names_its_line(tmp_path: Path, extra: str, expected: str) 
         ),
         ("cooling: {floor: median}", "bad.yaml:4: stage2.cooling.floor is 'median'. Write chosen"),
         ("cooling: {floor: [1]}", "bad.yaml:4: stage2.cooling.floor is [1], but must be a number or text."),
+        ("loss: simppo", "bad.yaml:4: stage2.loss is 'simppo', but must be one of sigmoid, robust,"),
+        ("loss: {}", "bad.yaml:3: loss is empty. Write one name, such as sigmoid, or names with weights."),
+        (
+            "loss: {sigmoid: 1, nll: 0}",
+            "bad.yaml:3: loss is {'sigmoid': 1.0, 'nll': 0.0}, but each weight must be > 0.",
+        ),
+        ("loss: nll", "bad.yaml:3: loss nll reads no rejected answer. Add one that does, such as `loss: {sigmoid: 1.0"),
+        (
+            "loss_parameters: {simpo_margin: 1.0}",
+            "bad.yaml:3: simpo_margin belongs to loss simpo, but loss is sigmoid. Take it out.",
+        ),
+        (
+            "loss_parameters: {running_momentum: 0.5}",
+            "bad.yaml:3: running_momentum belongs to loss beta_dpo and bco, but loss is sigmoid. Take it out.",
+        ),
+        (
+            "loss_parameters: {dpop_penalty: -1}",
+            "bad.yaml:4: stage2.loss_parameters.dpop_penalty is -1.0, but must be >= 0. Try 50; DPO is 0.",
+        ),
+        ("loss: ld_dpo", "bad.yaml:3: loss ld_dpo reads the reference token by token, and the cache holds sums. Write"),
+        (
+            "{loss: simpo, reference: live}",
+            "bad.yaml:3: reference is live, but loss simpo has no reference: it would run for the log alone. Write",
+        ),
         ("cooling: {detach: 1}", "bad.yaml:4: stage2.cooling.detach is 1, but must be true or false."),
     ],
 )
@@ -158,6 +182,33 @@ def test_missing_file_offers_its_neighbours(tmp_path: Path) -> None:
         read_recipe(tmp_path / "recpie.yaml")
     with pytest.raises(ConfigError, match=r"The directory .* does not exist either\."):
         read_recipe(tmp_path / "nowhere" / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    "stage2",
+    [
+        "loss: {sigmoid: 0.8, bco: 0.2, nll: 1}\n  loss_parameters: {running_momentum: 0.5}",
+        "loss: ld_dpo\n  reference: live",
+        "loss: {simpo: 1, nll: 0.5}\n  loss_parameters: {simpo_margin: 1.0}",
+    ],
+)
+def test_losses_read_back_equal(tmp_path: Path, stage2: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {name_or_path: m}\ndata: {train: rows.jsonl}\nstage2:\n  " + stage2 + "\n")
+    recipe = read_recipe(path)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert read_recipe(again) == recipe
+
+
+def test_a_loss_may_come_from_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {name_or_path: m}\ndata: {train: rows.jsonl}\nstage2: {}\n")
+    words = ["--loss", "{dpop: 1, nll: 0.5}", "--dpop_penalty", "5"]
+    stage2 = read_recipe(path, words).stage2
+    assert stage2 is not None
+    assert stage2.loss == {"dpop": 1.0, "nll": 0.5}
+    assert stage2.loss_parameters.dpop_penalty == 5
 
 
 def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,28 @@ def test_streams_and_splits_are_refused() -> None:
     for wrong in (data.to_iterable_dataset(), datasets.DatasetDict({"train": data}), iter([TRL])):
         with pytest.raises(ConfigError, match=r"train_dataset is a .*Give one split"):
             RowDataset(wrong)
+
+
+def test_crops_are_of_the_rows_with_images_and_the_same_at_every_call(encoder_of: Callable[[str], Encoder]) -> None:
+    picture = Image.effect_mandelbrot((40, 48), (-3, -2.5, 2, 2.5), 100).convert("RGB")
+    rows = [(index, replace(row, images=(picture,) * len(row.images))) for index, row in ITEMS]
+    collate = AnswerCollator(encoder_of("llava"), roles=[Role.CHOSEN, Role.REJECTED], crops=True)
+    batch, again = collate(rows), collate(rows[2:])
+    cropped = batch["cropped"]
+    assert cropped["row_index"].tolist() == [7, 5]
+    assert cropped["prompt_index"].tolist() == [0, 1]
+    assert cropped["roles"].tolist() == [int(Role.CHOSEN)] * 2
+    for place, whole in enumerate((0, 2)):
+        answer = (batch["prompt_index"] == whole).nonzero()[0, 0]
+        mask = cropped["answer_mask"][place]
+        assert (
+            cropped["answer_ids"][place][mask].tolist()
+            == batch["answer_ids"][answer][batch["answer_mask"][answer]].tolist()
+        )
+        small, own = cropped["prompts"][place], batch["prompts"][whole]
+        assert torch.equal(small["input_ids"], own["input_ids"])
+        assert (small["pixel_values"] - own["pixel_values"]).abs().mean() > 0.05
+    assert again["cropped"]["keys"] == cropped["keys"][1:]
+    assert not {*cropped["keys"]} & {*batch["keys"]}
+    assert "cropped" not in collate(rows[1:2])
+    assert "cropped" not in AnswerCollator(encoder_of("llava"))(rows)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cwdpo.data import images
-from cwdpo.data.images import open_image, peek_image, resolve_image
+from cwdpo.data.images import open_image, peek_image, random_crop, resolve_image
 from cwdpo.errors import DataError
 
 
@@ -181,3 +181,27 @@ def test_a_peek_tells_what_the_header_tells_and_decodes_nothing(
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
     with pytest.raises(DataError, match="more than the 10 allowed"):
         peek_image(good, source="")
+
+
+def test_a_crop_is_a_small_region_in_the_size_of_the_whole() -> None:
+    """Red counts columns and green counts rows, so a crop's colours say which region it shows."""
+    columns, rows = np.meshgrid(np.arange(200), np.arange(100))
+    image = Image.fromarray(np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8))
+    shares, corners = [], set()
+    for seed in range(200):
+        crop = random_crop(image, seed=str(seed))
+        assert crop.size == image.size
+        red, green, _ = (channel for channel in np.moveaxis(np.asarray(crop).astype(int), -1, 0))
+        width, height = np.ptp(red) + 1, np.ptp(green) + 1
+        assert abs(width / height - 2) < 0.5
+        shares.append(width * height / 20_000)
+        corners.add((red.min(), green.min()))
+    assert min(shares) > 0.005
+    assert max(shares) < 0.23
+    assert max(shares) - min(shares) > 0.15
+    assert len(corners) > 150
+    assert np.array_equal(random_crop(image, seed="a"), random_crop(image, seed="a"))
+
+
+def test_a_crop_of_one_pixel_is_that_pixel() -> None:
+    assert random_crop(Image.new("RGB", (1, 1), "red"), seed="a").getpixel((0, 0)) == (255, 0, 0)

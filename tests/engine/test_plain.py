@@ -1,5 +1,6 @@
 """The plain engine against each answer alone, unpadded, with full logits from the model's own forward."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def test_order_and_batch_split_change_nothing(name: str, tiny: Tiny) -> None:
 
 def test_details_against_full_logits(tiny: Tiny) -> None:
     model, batch = load_model(tiny("qwen2_vl")), mixed_batch(tiny("qwen2_vl"))
-    want = ("uniform", "entropy", "confidence", "hit", "distribution")
+    want = ("uniform", "entropy", "collision", "confidence", "hit", "distribution")
     with torch.no_grad():
         found = PlainEngine().logprobs(model, batch, want=want)
         expected = whole_distributions(model, batch)
@@ -91,6 +92,8 @@ def test_details_against_full_logits(tiny: Tiny) -> None:
             assert found.uniform[a, t].item() == pytest.approx(sum(row) / len(row), abs=1e-4)
             plogp = -sum(torch.tensor(row).exp().double().mul(torch.tensor(row)).tolist())
             assert found.entropy[a, t].item() == pytest.approx(plogp, abs=1e-4)
+            agreement = math.log(sum(math.exp(2 * value) for value in row))
+            assert found.collision[a, t].item() == pytest.approx(agreement, abs=1e-4)
             assert found.confidence[a, t].item() == pytest.approx(torch.tensor(max(row)).exp().item(), abs=1e-5)
             assert found.hit[a, t].item() == (row.index(max(row)) == ids[t].item())
             hits += int(found.hit[a, t])

@@ -8,7 +8,8 @@ Mistral3 works only where torchvision is installed; that of PaliGemma has no cha
 ``AWKWARD_SPECS`` are families that the engine must know although their own processors cannot be loaded everywhere.
 Qwen3.5 and LFM2-VL are hybrids: layers of linear attention or convolution carry state along the row. SmolVLM's
 processor needs num2words, so its checkpoint holds that of Idefics3, which makes the same tensors. LFM2-VL's image
-processor needs torchvision, so its checkpoint holds a tokenizer alone (see ``tiny.prompts`` for its images).
+processor needs torchvision, so its checkpoint holds a tokenizer alone (see ``tiny.prompts`` for its images). FastVLM's
+tower is a convolutional network: its batch norm computes other features in training mode, and it does not cast pixels.
 """
 
 from collections.abc import Callable
@@ -422,6 +423,25 @@ def _lfm2_vl(ids: Ids, text: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _fast_vlm(ids: Ids, text: dict[str, Any]) -> dict[str, Any]:
+    stages = {"kernel_sizes": [3, 3], "in_channels": [8, 8], "out_channels": [8, 8], "strides": [2, 2]}
+    ones = {"num_block_repeats": [1, 1], "expand_ratios": [1, 1], "depthwise_padding": []}
+    # a quarter of the published width: 8 channels in the stem and in each stage, and 320 behind the last
+    size = {
+        "image_size": 32,
+        "width_coefficient": 0.25,
+        "depth_coefficient": 1.0,
+        "hidden_dim": 320,
+        "hidden_size": 320,
+    }
+    return {
+        "text_config": {"model_type": "llama", **text},
+        "vision_config": {"model_type": "efficientnet", **stages, **ones, **size, "hidden_act": "relu"},
+        "image_token_index": ids("<image>"),
+        "image_seq_length": 16,
+    }
+
+
 _IDEFICS3, _QWEN3_VL = SPECS["idefics3"], SPECS["qwen3_vl"]
 
 AWKWARD_SPECS = {
@@ -443,5 +463,13 @@ AWKWARD_SPECS = {
         video_processor=_QWEN3_VL.video_processor,
     ),
     "lfm2_vl": Spec("Lfm2VlForConditionalGeneration", "", QWEN2_VL, _lfm2_vl, {}, {}),
+    "fast_vlm": Spec(
+        "FastVlmForConditionalGeneration",
+        "LlavaProcessor",
+        LLAVA,
+        _fast_vlm,
+        _CLIP_IMAGES,
+        {"patch_size": 8, "vision_feature_select_strategy": "full", "num_additional_image_tokens": 0},
+    ),
 }
 """Those without a processor of their own, by name."""

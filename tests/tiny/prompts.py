@@ -21,6 +21,7 @@ _PLACEHOLDER = {
     "idefics3": "<image>",
     "smolvlm": "<image>",
     "llava": "<image>",
+    "fast_vlm": "<image>",
     "llava_onevision": "<image>",
     "paligemma": "<image>",
     "internvl": "<IMG_CONTEXT>",

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from transformers import HfArgumentParser
 
-from cwdpo.config.recipe import CoolingConfig, DataConfig, ModelConfig, Recipe, Stage1Config, Stage2Config
+from cwdpo.config.recipe import (
+    CoolingConfig,
+    DataConfig,
+    LossParameters,
+    ModelConfig,
+    Recipe,
+    Stage1Config,
+    Stage2Config,
+)
 from cwdpo.errors import ConfigError
 from cwdpo.trainers.arguments import CWDPOConfig, SmoothSFTConfig, arguments_from
 
@@ -51,6 +59,11 @@ def stage1(**settings: Any) -> SmoothSFTConfig:
             {"reference_batch_size": 0},
             "reference_batch_size is 0, but must be >= 1. Write None for the evaluation batch size.",
         ),
+        ({"loss": "sigmod"}, "loss is 'sigmod', but must be one of sigmoid, robust,"),
+        ({"loss": {"sigmoid": "one"}}, "loss is {'sigmoid': 'one'}, but must be one of sigmoid, robust,"),
+        ({"loss": "dpop", "dpop_penalty": -1.0}, "dpop_penalty is -1.0, but must be >= 0. Try 50; DPO is 0."),
+        ({"dpop_penalty": 5.0}, "dpop_penalty belongs to loss dpop, but loss is sigmoid. Take it out."),
+        ({"loss": "ld_dpo"}, "loss ld_dpo reads the reference token by token, and the cache holds sums."),
         ({"max_length": 0}, "max_length is 0, but must be >= 2. Write None for the model's own limit."),
         ({"max_length": "long"}, "max_length is 'long', but must be a whole number or None."),
     ],
@@ -91,16 +104,17 @@ def test_every_mistake_has_a_line() -> None:
 def test_the_defaults_are_the_recipes() -> None:
     recipe = Recipe(model=ModelConfig(name_or_path="m"), data=DataConfig(train="t"), stage2=Stage2Config())
     first = arguments_from(recipe, recipe.data, Stage1Config())
-    second = arguments_from(recipe, recipe.data, Stage2Config(), CoolingConfig())
+    second = arguments_from(recipe, recipe.data, Stage2Config(), LossParameters(), CoolingConfig())
     assert {name: getattr(stage1(), name) for name in first} == first
     assert {name: getattr(stage2(), name) for name in second} == second
     assert {*first, *second} >= {"objective", "penalty", "ceiling", "epsilon", "beta", "engine", "max_length"}
 
 
 def test_python_has_every_setting_of_the_sections() -> None:
-    named = {*arguments_from(Stage1Config(), Stage2Config(), CoolingConfig())}
+    named = {*arguments_from(Stage1Config(), Stage2Config(), LossParameters(), CoolingConfig())}
     assert {*vars(Stage1Config())} - {"trainer"} <= named
-    assert {*vars(Stage2Config())} - {"trainer", "cooling", "loss"} <= named
+    assert {*vars(Stage2Config())} - {"trainer", "cooling", "loss_parameters"} <= named
+    assert {*vars(LossParameters())} <= named
     assert {f"cooling_{name}" for name in vars(CoolingConfig())} <= named
 
 
@@ -115,6 +129,9 @@ def test_they_survive_what_transformers_does_with_them(tmp_path: Path) -> None:
         [*words[:2], "--cooling_floor", "-1.5", "--reference", "live"]
     )
     assert (read.cooling_floor, read.reference) == (-1.5, "live")
+    for words_of_loss, loss in (("ipo", "ipo"), ('{"sigmoid": 1, "nll": 0.5}', {"sigmoid": 1, "nll": 0.5})):
+        (read,) = HfArgumentParser(CWDPOConfig).parse_args_into_dataclasses([*words[:2], "--loss", words_of_loss])  # type: ignore[arg-type]
+        assert read.loss == loss
     (read,) = HfArgumentParser(SmoothSFTConfig).parse_args_into_dataclasses([*words[:2], *words[4:]])  # type: ignore[arg-type]
     assert read.objective == "plain"
     (read,) = HfArgumentParser(CWDPOConfig).parse_dict({"output_dir": str(tmp_path), "cooling_floor": "mean"})  # type: ignore[arg-type]

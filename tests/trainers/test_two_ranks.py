@@ -27,6 +27,9 @@ trainer: {{max_steps: 2, learning_rate: 1e-3, logging_steps: 1, use_cpu: true, o
 PARTS = ["--trainer.length_buckets=true", "--trainer.max_tokens_per_batch=176"]
 """Two of the shorter rows together, or one alone: left to themselves, ranks would make unequal numbers of passes."""
 
+WHOLE_STEP = ["--loss", "{beta_dpo: 1, bco: 1}", "--beta_dpo_scale=20", "--running_momentum=0.5"]
+"""Losses that read means over a step, and over the steps before."""
+
 
 CURRICULUM = """
 model: {{name_or_path: {model}, freeze_vision: true}}
@@ -48,7 +51,7 @@ def launch(ranks: int, recipe: Path, out: Path, more: Sequence[str] = ()) -> Pat
     return out
 
 
-@pytest.mark.parametrize(("lora", "more"), [("null", []), ("{r: 4, alpha: 8}", []), ("null", PARTS)])
+@pytest.mark.parametrize(("lora", "more"), [("null", []), ("{r: 4, alpha: 8}", []), ("null", PARTS + WHOLE_STEP)])
 def test_two_ranks_train_like_one(lora: str, more: list[str], tiny: Callable[[str], Path], tmp_path: Path) -> None:
     data = disc_data.write(tmp_path / "data", disc_data.records(16))
     recipe = tmp_path / "recipe.yaml"

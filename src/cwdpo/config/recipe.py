@@ -5,8 +5,8 @@ here. No torch, so that ``cwdpo --help`` is instant.
 """
 
 from collections.abc import Mapping
-from dataclasses import field
-from typing import Annotated, Any, Literal, TypeAlias
+from dataclasses import field, fields
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
@@ -28,8 +28,15 @@ EngineName: TypeAlias = Literal["auto", "tree", "plain"]
 Objective: TypeAlias = Literal["constrained", "smoothed", "plain"]
 """Of stage 1: the paper's body (a hinge on the negatives' NLL), its abstract (label-smoothed negatives), plain SFT."""
 
-PreferenceLoss: TypeAlias = Literal["sigmoid"]
-"""Of stage 2; there is one."""
+PreferenceLoss: TypeAlias = Literal[
+    "sigmoid", "robust", "ipo", "simpo", "dpop", "cal_dpo", "beta_dpo",
+    "wpo", "ld_dpo", "apo_zero", "apo_down", "bco", "nll", "anchor", "image",
+]  # fmt: skip
+"""Of stage 2, see docs/losses.md; ``sigmoid`` is DPO, and with cooling CW-DPO."""
+
+_ONLY_CHOSEN: tuple[PreferenceLoss, ...] = ("nll", "anchor", "image")
+_WITHOUT_REFERENCE: tuple[PreferenceLoss, ...] = ("simpo", "nll")
+_WITH_RUNNING_MEAN: tuple[PreferenceLoss, ...] = ("beta_dpo", "bco")
 
 ReferenceKind: TypeAlias = Literal["cached", "live"]
 """``cached`` computes the reference once and keeps it on disk; ``live`` runs it beside the policy at every step."""
@@ -152,13 +159,85 @@ class CoolingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class LossParameters:
+    """What single losses of stage 2 have for themselves, each named by its loss; the docs give the formulas."""
+
+    robust_noise: Annotated[float, limit(at_least=0, below=0.5, advice="Try 0.1.")] = 0.1
+    """eps of ``robust``: share of pairs whose two answers are the wrong way round."""
+
+    simpo_margin: Annotated[float, limit(at_least=0, advice="Try 0.5.")] = 0.5
+    """gamma of ``simpo``: margin that a pair should have, in units of the loss (beta times nats per token)."""
+
+    dpop_penalty: Annotated[float, limit(at_least=0, advice="Try 50; DPO is 0.")] = 50.0
+    """lambda of ``dpop``: cost of a nat that the chosen answer lies below its reference."""
+
+    cal_dpo_weight: Annotated[float, limit(at_least=0, advice="Try 0.5.")] = 0.5
+    """Weight of the two targets of ``cal_dpo``."""
+
+    beta_dpo_scale: Annotated[float, limit(at_least=0, advice="Try 0.6; DPO is 0.")] = 0.6
+    """alpha of ``beta_dpo``: how far beta follows the step's mean reward margin."""
+
+    ld_dpo_alpha: Annotated[float, limit(at_least=0, at_most=1, advice="Try 0.5; DPO is 1.")] = 0.5
+    """alpha of ``ld_dpo``: weight of tokens beyond the length of the shorter answer."""
+
+    anchor_reward: float = 0.0
+    """delta of ``anchor``: reward above which the chosen answer should stay."""
+
+    running_momentum: Annotated[float, limit(at_least=0, below=1, advice="Try 0.9.")] = 0.9
+    """Share of the old value in the running means of ``bco`` (rewards) and ``beta_dpo`` (margins), a step."""
+
+    @property
+    def changed(self) -> list[str]:
+        """The names of those that are not at their default."""
+        return [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+
+
+def check_loss(
+    loss: PreferenceLoss | Mapping[PreferenceLoss, float], parameters: LossParameters, reference: str
+) -> None:
+    """Refuse, with a ConfigError, settings of stage 2's loss that do not go together."""
+    names = [loss] if isinstance(loss, str) else list(loss)
+    if not names:
+        raise ConfigError("loss is empty. Write one name, such as sigmoid, or names with weights.")
+    if isinstance(loss, Mapping) and not all(weight > 0 for weight in loss.values()):
+        raise ConfigError(f"loss is {dict(loss)}, but each weight must be > 0. Take out the losses without weight.")
+    if set(names) <= {*_ONLY_CHOSEN}:
+        raise ConfigError(
+            f"loss {' and '.join(names)} reads no rejected answer. Add one that does, such as "
+            f"`loss: {{sigmoid: 1.0, {names[0]}: 1.0}}`, or train stage 1 alone."
+        )
+    for name in parameters.changed:
+        owners = _WITH_RUNNING_MEAN if name == "running_momentum" else _owners(name)
+        if not {*owners} & {*names}:
+            raise ConfigError(
+                f"{name} belongs to loss {' and '.join(owners)}, but loss is {' and '.join(names)}. Take it out."
+            )
+    if "ld_dpo" in names and reference != "live":
+        raise ConfigError(
+            "loss ld_dpo reads the reference token by token, and the cache holds sums. Write `reference: live`."
+        )
+    if set(names) <= {*_WITHOUT_REFERENCE} and reference == "live":
+        raise ConfigError(
+            f"reference is live, but loss {' and '.join(names)} has no reference: it would run for the log alone. "
+            "Write `reference: cached`, which is computed once."
+        )
+
+
+def _owners(parameter: str) -> list[PreferenceLoss]:
+    return [name for name in get_args(PreferenceLoss) if parameter.startswith(f"{name}_")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Stage2Config:
-    """Cooling-weighted DPO against the model that stage 1 left."""
+    """Cooling-weighted DPO, or another preference loss with cooling, against the model that stage 1 left."""
 
     beta: Annotated[float, limit(above=0, advice="Try 0.1.")] = 0.1
-    """Inverse temperature of the implicit reward."""
+    """Inverse temperature of the implicit reward; in ``simpo``, ``ipo`` and ``cal_dpo`` what docs/losses.md says."""
 
-    loss: PreferenceLoss = "sigmoid"
+    loss: PreferenceLoss | dict[PreferenceLoss, float] = "sigmoid"
+    """One loss, or several with their weights in a sum, such as ``{sigmoid: 0.8, bco: 0.2, nll: 1}`` (MPO)."""
+
+    loss_parameters: LossParameters = field(default_factory=LossParameters)
     cooling: CoolingConfig | None = field(default_factory=CoolingConfig)
     reference: ReferenceKind = "cached"
 
@@ -169,6 +248,11 @@ class Stage2Config:
 
     trainer: dict[str, Any] = field(default_factory=dict)
     """Overrides the recipe's ``trainer`` for this stage."""
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> "Stage2Config":
+        check_loss(self.loss, self.loss_parameters, self.reference)
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

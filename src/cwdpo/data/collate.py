@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from cwdpo.batch import Batch, Role, hash_tensors, image_key, pad_answers
 from cwdpo.data.encode import Encoder
 from cwdpo.data.formats import row_from_record
+from cwdpo.data.images import open_image, random_crop
 from cwdpo.data.rows import ImageSource, Row
 from cwdpo.errors import ConfigError, DataError
 
@@ -69,7 +71,7 @@ class AnswerCollator:
     """Encode rows and lay them out as a :class:`Batch`. Each image is opened and processed once for all answers.
 
     ``roles`` are the answers of each prompt, in this order; a row without one of them is passed on without it, unless
-    it is among those ``required``.
+    it is among those ``required``. With ``crops`` a batch also has its prompts under crops of their images.
     """
 
     def __init__(
@@ -78,19 +80,29 @@ class AnswerCollator:
         *,
         roles: Sequence[Role] = (Role.CHOSEN, Role.REJECTED, Role.GENTLE),
         required: Collection[Role] = (),
+        crops: bool = False,
     ) -> None:
         self.encoder = encoder
-        self.roles, self.required = tuple(roles), tuple(required)
+        self.roles, self.required, self.crops = tuple(roles), tuple(required), crops
 
     def __call__(self, items: Sequence[tuple[int, Row]]) -> Batch:
         """A batch of rows, with positions. A ``DataError`` names a row that lacks an answer or cannot be encoded."""
+        batch = self._batch([(index, row, self._answers(row)) for index, row in items])
+        pictured = [(index, row) for index, row in items if row.images] if self.crops else []
+        if pictured:
+            batch["cropped"] = self._batch(
+                [(index, with_crops(row), [(Role.CHOSEN, row.chosen)]) for index, row in pictured]
+            )
+        return batch
+
+    def _batch(self, items: Sequence[tuple[int, Row, Sequence[tuple[Role, str]]]]) -> Batch:
+        """Rows with positions and the answers that take part."""
         prompts: list[dict[str, Tensor]] = []
         answers: list[list[int]] = []
         owners: list[int] = []
         roles: list[int] = []
         keys: list[str] = []
-        for _, row in items:
-            chosen = self._answers(row)
+        for _, row, chosen in items:
             encoded = self.encoder.encode(row, [text for _, text in chosen])
             digest = prompt_digest(encoded.prompt)
             owners += [len(prompts)] * len(chosen)
@@ -100,7 +112,7 @@ class AnswerCollator:
             keys += [answer_key(digest, ids) for ids in encoded.answers]
         ids, mask = pad_answers(answers)
         return Batch(
-            row_index=torch.tensor([index for index, _ in items]),
+            row_index=torch.tensor([index for index, *_ in items]),
             prompts=prompts,
             prompt_index=torch.tensor(owners),
             roles=torch.tensor(roles),
@@ -123,6 +135,13 @@ class AnswerCollator:
             names = " or ".join(f"`{name}`" for name in missing or map(_KEYS.__getitem__, self.roles))
             raise DataError(f"{row.source}: the row has no {names}, which this stage trains on. Add it.")
         return found
+
+
+def with_crops(row: Row) -> Row:
+    """The row under a small crop of each of its images, the same at every call: a cached reference knows its answer."""
+    opened = [open_image(image, source=row.source) for image in row.images]
+    seeds = (xxhash.xxh3_128_hexdigest(image.tobytes()) for image in opened)
+    return replace(row, images=tuple(random_crop(image, seed=seed) for image, seed in zip(opened, seeds, strict=True)))
 
 
 def prompt_digest(prompt: Mapping[str, Tensor]) -> bytes:

@@ -26,7 +26,7 @@ from cwdpo.batch import AnswerLogprobs, Batch, Detail
 from cwdpo.engine.layout import Layout
 from cwdpo.engine.vision import encode_frozen_without_grad
 from cwdpo.errors import UserError
-from cwdpo.models.parts import bare_model
+from cwdpo.models.parts import bare_model, cast_images, keep_frozen_parts_in_eval
 
 LogitTransform: TypeAlias = Callable[[Tensor], Tensor]
 """From the head's output to the model's logits in float32."""
@@ -64,16 +64,20 @@ class Forward:
     ) -> AnswerLogprobs:
         """Log-probs of the batch's answers, whose rows are laid out; the contexts are open during the pass alone.
 
-        The model's own forward is called, so every wrapper does its work.
+        The model's own forward is called, so every wrapper does its work. Frozen image parts leave training mode for
+        good, and pixels take the tower's type: whoever asks an engine has both.
         """
         bare = bare_model(model)
         head = bare.get_output_embeddings()
+        if bare.training:
+            keep_frozen_parts_in_eval(bare)
+        inputs = cast_images(bare, layout.inputs)
         with ExitStack() as stack:
             for context in contexts:
                 stack.enter_context(context)
             stack.enter_context(encode_frozen_without_grad(bare))
             captured = stack.enter_context(capture_head_input(head))
-            output = model(**layout.inputs, use_cache=False, logits_to_keep=layout.predicts)
+            output = model(**inputs, use_cache=False, logits_to_keep=layout.predicts)
         if bare not in self._transforms:
             self._transforms[bare] = find_logit_transform(bare, captured, head, output.logits)
         if layout.gather is not None:
@@ -208,6 +212,7 @@ def _details(logprobs: Tensor, targets: Tensor, want: Collection[Detail]) -> dic
     top = logprobs.max(dim=-1)
     details: dict[Detail, Callable[[], Tensor]] = {
         "entropy": lambda: -(logprobs.exp() * logprobs).sum(dim=-1),
+        "collision": lambda: (2 * logprobs).logsumexp(dim=-1),
         "confidence": lambda: top.values.exp(),
         "hit": lambda: top.indices == targets,
         "distribution": lambda: logprobs,

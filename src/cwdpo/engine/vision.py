@@ -265,10 +265,6 @@ def why_not_cacheable(bare: PreTrainedModel) -> str | None:
     trains = next((name for name, weight in outside if weight.requires_grad), None)
     if trains is not None:
         return f"{trains} trains"
-    vision = bare.config.get_text_config() is not bare.config and getattr(bare.config, "vision_config", None)
-    drops = {name for name, value in (vision.to_dict() if vision else {}).items() if "drop" in name and value}
-    if drops:
-        return f"the vision tower drops at random ({', '.join(sorted(drops))})"
     return None
 
 

@@ -1,7 +1,9 @@
 """What a vision-language model is made of: vision tower, projector and language model; which of it trains; its hash."""
 
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -43,6 +45,56 @@ def freeze_vision_tower(model: nn.Module) -> int:
     for weight in weights:
         weight.requires_grad_(False)
     return sum(weight.numel() for weight in weights)
+
+
+def frozen_image_parts(model: nn.Module) -> list[nn.Module]:
+    """The parts between pixels and language model of which no weight trains: the vision tower, its projector, both.
+
+    A part is as large as a module without language layers can be. For Qwen-VL, whose tower holds its projector, the
+    tower without the mergers is one part and the mergers are another. A tower that trains in one block is not frozen,
+    and neither is one that holds adapters. The language model never is: under adapters it is trained all the same.
+    """
+    bare = bare_model(model)
+    language_parts = (bare.get_decoder(), bare.get_input_embeddings(), bare.get_output_embeddings())
+    language = {id(module) for part in language_parts if part is not None for module in part.modules()}
+    tower = vision_tower(bare)
+
+    def frozen(part: nn.Module) -> bool:
+        return not any(weight.requires_grad for weight in part.parameters())
+
+    def outside(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            if any(id(inner) in language for inner in child.modules()):
+                yield from () if id(child) in language else outside(child)
+            elif child is tower and not frozen(tower):
+                named = dict(tower.named_children())
+                merging = [part for name, part in named.items() if "merger" in name]
+                rest = [part for name, part in named.items() if "merger" not in name]
+                yield from (part for group in (merging, rest) if all(map(frozen, group)) for part in group)
+            elif frozen(child):
+                yield child
+
+    return list(outside(bare))
+
+
+def keep_frozen_parts_in_eval(model: nn.Module) -> None:
+    """Take :func:`frozen_image_parts` out of training mode, in which batch norm computes other features than the ones
+    that the weights were trained with, and moves its statistics. ``model.train()`` puts them back into it, so this is
+    called at every pass."""
+    for part in frozen_image_parts(model):
+        part.eval()
+
+
+def cast_images(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's inputs with floating-point ones, which are pixels, in the type of the vision tower's weights.
+
+    Processors make float32; many towers cast it themselves, and the others stop at their first layer.
+    """
+    tower = vision_tower(model) or bare_model(model)
+    # weights of less than 2 bytes are quantised: their layers take other types than their own
+    types = (weight.dtype for weight in tower.parameters() if weight.is_floating_point() and weight.itemsize > 1)
+    dtype = next(types, torch.float32)
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
 class PartSize(NamedTuple):

@@ -147,7 +147,7 @@ def _with_answers(batch: Batch, answers: Sequence[Sequence[Answer]]) -> Batch:
     flat = [(owner, *answer) for owner, of_prompt in enumerate(answers) for answer in of_prompt]
     ids, mask = pad_answers([ids for *_, ids in flat])
     device = batch["answer_ids"].device
-    return Batch(
+    made = Batch(
         row_index=batch["row_index"],
         prompts=batch["prompts"],
         prompt_index=batch["prompt_index"].new_tensor([owner for owner, *_ in flat]),
@@ -156,6 +156,9 @@ def _with_answers(batch: Batch, answers: Sequence[Sequence[Answer]]) -> Batch:
         answer_mask=mask.to(device),
         keys=[key for _, _, key, _ in flat],
     )
+    if "cropped" in batch:
+        made["cropped"] = batch["cropped"]
+    return made
 
 
 def _rows_and_keys(batch: Batch, answers: Tensor) -> list[tuple[int, str]]:

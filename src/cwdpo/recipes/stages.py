@@ -205,7 +205,7 @@ def stage_arguments(
         cooling=settings.cooling is not None,
         on_policy=None if recipe.negatives is None else asdict(recipe.negatives),
         on_policy_dir=str(run.negatives),
-        **arguments_from(settings, settings.cooling),
+        **arguments_from(settings, settings.loss_parameters, settings.cooling),
         **shared,
     )
 

@@ -3,6 +3,7 @@
 Their defaults and limits are those of the recipe's sections: Python and YAML refuse the same values.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,12 +16,15 @@ from cwdpo.config.recipe import (
     CoolingConfig,
     DataConfig,
     EngineName,
+    LossParameters,
     NegativesConfig,
     Objective,
+    PreferenceLoss,
     Recipe,
     ReferenceKind,
     Stage1Config,
     Stage2Config,
+    check_loss,
 )
 from cwdpo.errors import ConfigError
 
@@ -28,7 +32,8 @@ _DECLARED: Mapping[str, tuple[type, str]] = {
     "max_length": (DataConfig, "max_length"),
     "engine": (Recipe, "engine"),
     **{name: (Stage1Config, name) for name in ("objective", "penalty", "ceiling", "epsilon")},
-    **{name: (Stage2Config, name) for name in ("beta", "reference", "reference_batch_size")},
+    **{name: (Stage2Config, name) for name in ("beta", "loss", "reference", "reference_batch_size")},
+    **{each.name: (LossParameters, each.name) for each in fields(LossParameters)},
     **{f"cooling_{name}": (CoolingConfig, name) for name in ("floor", "temperature", "detach", "constant")},
 }
 """Python's name of a setting: the recipe's section and key."""
@@ -38,6 +43,7 @@ _IN_PYTHON = {r"`cooling: null`": "`cooling=False`", r"`objective: plain`": '`ob
 
 if TYPE_CHECKING:
     Floor: TypeAlias = float | str
+    LossNames: TypeAlias = PreferenceLoss | dict[PreferenceLoss, float]
 else:
 
     class Floor(str):
@@ -48,6 +54,12 @@ else:
                 return float(text)
             except ValueError:
                 return text
+
+    class LossNames(str):
+        """The same for a loss: one name, or a JSON object of names and weights."""
+
+        def __new__(cls, text: str) -> "str | dict[str, float]":
+            return json.loads(text) if text.startswith("{") else text
 
 
 @dataclass
@@ -138,6 +150,15 @@ class CWDPOConfig(AnswerArguments):
     """Settings of stage 2, see :class:`cwdpo.config.recipe.Stage2Config`."""
 
     beta: float = Stage2Config.beta
+    loss: LossNames = field(default=Stage2Config.loss, metadata={"help": "A loss, or losses with weights."})
+    robust_noise: float = LossParameters.robust_noise
+    simpo_margin: float = LossParameters.simpo_margin
+    dpop_penalty: float = LossParameters.dpop_penalty
+    cal_dpo_weight: float = LossParameters.cal_dpo_weight
+    beta_dpo_scale: float = LossParameters.beta_dpo_scale
+    ld_dpo_alpha: float = LossParameters.ld_dpo_alpha
+    anchor_reward: float = LossParameters.anchor_reward
+    running_momentum: float = LossParameters.running_momentum
     cooling: bool = field(default=True, metadata={"help": "False is plain DPO."})
     cooling_floor: Floor = CoolingConfig.floor
     cooling_temperature: float = CoolingConfig.temperature
@@ -155,6 +176,20 @@ class CWDPOConfig(AnswerArguments):
         default=None, metadata={"help": "Settings of cwdpo.config.recipe.NegativesConfig; None: the rows' alone."}
     )
     on_policy_dir: str | None = field(default=None, metadata={"help": "Default: output_dir/negatives."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss(self.loss, self.loss_parameters, self.reference)
+
+    @property
+    def loss_weights(self) -> dict[PreferenceLoss, float]:
+        """The weight of each loss in the sum."""
+        return self.loss if isinstance(self.loss, dict) else {self.loss: 1.0}
+
+    @property
+    def loss_parameters(self) -> LossParameters:
+        """What the single losses have for themselves."""
+        return LossParameters(**{each.name: getattr(self, each.name) for each in fields(LossParameters)})
 
     def negatives(self) -> NegativesConfig | None:
         """``on_policy``, checked: a ConfigError names each setting that is unknown or wrong."""

@@ -57,6 +57,9 @@ class AnswerTrainer(Trainer):
     predicted: Mapping[Role, str]
     """The two metrics that :meth:`predict` gives of each row: of its chosen answer, and of its negatives."""
 
+    crops = False
+    """Whether batches have their prompts under crops of the images too."""
+
     loss_is_scaled_for_ga = True  # get_batch_samples counts the step's answers, and each loss is a share of their mean
 
     model: nn.Module
@@ -95,7 +98,7 @@ class AnswerTrainer(Trainer):
             model_max_length=getattr(policy.config.get_text_config(), "max_position_embeddings", None),
             memory=encoded or EncodedMemory(),
         )
-        self.collate = AnswerCollator(self.encoder, roles=self.roles, required=self.required)
+        self.collate = AnswerCollator(self.encoder, roles=self.roles, required=self.required, crops=self.crops)
         self.probe_metrics: Callable[[], dict[str, float]] | None = None
         """Readings of probes that an evaluation reports too; set by :class:`cwdpo.probes.callback.Probing`."""
         self._metrics = {"train": StepMetrics(), "eval": StepMetrics()}
@@ -388,7 +391,8 @@ def check_sharding(accelerator: Accelerator, rows: RowDataset | None) -> None:
 def count_tokens(batch: Batch) -> int:
     """Tokens of all prompts and answers, each once."""
     prompts = sum(prompt["input_ids"].numel() for prompt in batch["prompts"])
-    return prompts + int(batch["answer_mask"].sum())
+    cropped = count_tokens(batch["cropped"]) if "cropped" in batch else 0
+    return prompts + int(batch["answer_mask"].sum()) + cropped
 
 
 def _as_rows(rows: Rows, name: str) -> RowDataset:

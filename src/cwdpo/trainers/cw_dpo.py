@@ -3,20 +3,24 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import reduce, send_to_device
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from cwdpo.batch import Batch, Role, masked_mean
+from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, masked_mean
+from cwdpo.config.recipe import PreferenceLoss
 from cwdpo.cooling import cooling_weight, measure_floor
 from cwdpo.data.collate import RowDataset
 from cwdpo.data.rows import Row
+from cwdpo.errors import ConfigError
 from cwdpo.generation import Sampler
-from cwdpo.losses import cw_dpo_loss
+from cwdpo.losses.preference import preference_loss, reward_margin
 from cwdpo.models.parts import fingerprint
 from cwdpo.negatives.verify import Judge
 from cwdpo.on_policy.callback import OnPolicy
@@ -25,12 +29,14 @@ from cwdpo.reference import FrozenCopy, LiveReference, Reference, ReferenceCache
 from cwdpo.trainers.arguments import CWDPOConfig
 from cwdpo.trainers.base import AnswerTrainer
 from cwdpo.trainers.callbacks import ReferencePassCallback
+from cwdpo.trainers.pairs import PairPlaces, crop_of, mean_over_prompts, pair_up, read_pairs
 from cwdpo.trainers.reference_pass import Measured, ReferencePass
+from cwdpo.trainers.running import RunningMeans
 from cwdpo.trainers.steps import WHOLE, Step
 
 
 class CWDPOTrainer(AnswerTrainer):
-    """Stage 2: fine-tune with cooling-weighted DPO against a frozen reference.
+    """Stage 2: fine-tune with cooling-weighted DPO, or another preference loss, against a frozen reference.
 
     The reference is the policy as it is when training starts, or ``ref_model``. A row with several negatives counts
     once: its loss is the mean over them.
@@ -64,7 +70,17 @@ class CWDPOTrainer(AnswerTrainer):
             trainer: the other arguments of :class:`AnswerTrainer`: ``train_dataset``, ``eval_dataset``,
                 ``processing_class``, ``peft_config``, ``callbacks``, ``optimizers``, ``engine``.
         """
-        super().__init__(model, args or CWDPOConfig(output_dir="cw-dpo"), **trainer)
+        args = args or CWDPOConfig(output_dir="cw-dpo")
+        self.loss_weights: Mapping[PreferenceLoss, float] = args.loss_weights
+        """The weight of each loss in the sum."""
+        self._loss_settings: Mapping[str, float] = asdict(args.loss_parameters)
+        self.crops = "image" in self.loss_weights
+        if self.crops and args.max_tokens_per_batch is not None:
+            raise ConfigError(
+                "loss image compares two prompts, which max_tokens_per_batch would tear apart. Take it out, and lower "
+                "per_device_train_batch_size."
+            )
+        super().__init__(model, args, **trainer)
         self.ref_model: nn.Module | None = ref_model and nn.Module.to(ref_model, self.args.device)
         self.floor: float | None = None
         """l_floor in nats per token, once it is measured."""
@@ -73,6 +89,11 @@ class CWDPOTrainer(AnswerTrainer):
         self._start: LiveReference | None = None
         """The model that training started from, where it can be asked at any time."""
         self._measured: Measured | None = None
+        self.running: RunningMeans | None = None
+        """What a loss compares a step with, if it does."""
+        if {"bco", "beta_dpo"} & self.loss_weights.keys():
+            self.running = RunningMeans(beta=self.args.beta, momentum=self.args.running_momentum)
+            self.add_callback(self.running)
         self.on_policy: OnPolicy | None = None
         negatives = self.args.negatives()
         if negatives is not None:
@@ -89,13 +110,13 @@ class CWDPOTrainer(AnswerTrainer):
             self.add_callback(self.on_policy)
 
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
-        assert self.reference is not None, "measure_reference() comes first"
-        start = self.reference.totals(batch)
-        now = self.engine.logprobs(model, batch, want=["entropy"])
-        chosen, rejected, of_prompt = _pairs(batch)
-        logratio = now.total - start
-        weight = self._weight(now.mean[rejected])
-        losses = cw_dpo_loss(logratio[chosen], logratio[rejected], weight, beta=self.args.beta)
+        now, logratio, token_logratio = self._compare(model, batch)
+        places = pair_up(batch)
+        chosen, rejected = places.chosen, places.rejected
+        pairs = read_pairs(now, logratio, places, self._weight(now.mean[rejected]), token_logratio=token_logratio)
+        if self.crops:
+            pairs = pairs._replace(**self._under_crops(model, batch, places))
+        losses = preference_loss(pairs, self.loss_weights, beta=self.args.beta, parameters=self._loss_parameters(step))
         assert now.entropy is not None
         margin = self.args.beta * (logratio[chosen] - logratio[rejected])
         once = torch.unique_consecutive(chosen)
@@ -108,13 +129,26 @@ class CWDPOTrainer(AnswerTrainer):
             "logps/rejected": now.total[rejected],
             "logps_mean/chosen": now.mean[once],
             "logps_mean/rejected": now.mean[rejected],
-            "cooling": weight,
+            "cooling": pairs.weight,
             "entropy": masked_mean(now.entropy, now.mask)[once],
         }
-        if self.on_policy is not None and model.training:
-            metrics |= self.on_policy.observe(batch, rejected, weight)
+        if model.training:
+            if self.on_policy is not None:
+                metrics |= self.on_policy.observe(batch, rejected, pairs.weight)
+            if self.running is not None:
+                self.running.add(pairs)
         # a prompt has one chosen answer, so these count the prompts
-        return step.share_of(batch, Role.CHOSEN) * _mean_over_prompts(losses, of_prompt), metrics
+        return step.share_of(batch, Role.CHOSEN) * mean_over_prompts(losses, places.prompt), metrics
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Any]:
+        """See :meth:`AnswerTrainer.get_batch_samples`. beta-DPO's beta follows from the whole step, however that is
+        divided, so the step's answers are computed once more, before and without gradient."""
+        batches, step = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and "beta_dpo" in self.loss_weights:
+            step = replace(step, margin=self._mean_margin(batches, device))
+        return batches, step
 
     @property
     def cools(self) -> bool:
@@ -150,7 +184,7 @@ class CWDPOTrainer(AnswerTrainer):
         )
 
     def own_callbacks(self) -> list[TrainerCallback]:
-        return super().own_callbacks() + ([] if self.on_policy is None else [self.on_policy])
+        return super().own_callbacks() + [each for each in (self.running, self.on_policy) if each is not None]
 
     @contextmanager
     def around_training(self) -> Iterator[None]:
@@ -188,6 +222,56 @@ class CWDPOTrainer(AnswerTrainer):
                 "eval_dataset before training."
             )
 
+    def _compare(self, model: nn.Module, batch: Batch) -> tuple[AnswerLogprobs, Tensor, Tensor | None]:
+        """The policy's log-probs of a batch, and their ratios to the reference's: ``(A,)`` of whole answers, and
+        ``(A, T)`` of tokens for a loss that reads those."""
+        assert self.reference is not None, "measure_reference() comes first"
+        token_start = None
+        if "ld_dpo" in self.loss_weights:
+            ask = getattr(self.reference, "logprobs", None)
+            if ask is None:
+                raise ConfigError("loss ld_dpo needs a reference that gives the log-probs of tokens (`logprobs`).")
+            whole: AnswerLogprobs = ask(batch)
+            start, token_start = whole.total, whole.token
+        else:
+            start = self.reference.totals(batch)
+        want: list[Detail] = ["entropy", "collision"] if "wpo" in self.loss_weights else ["entropy"]
+        now = self.engine.logprobs(model, batch, want=want)
+        return now, now.total - start, None if token_start is None else now.token - token_start
+
+    def _under_crops(self, model: nn.Module, batch: Batch, places: PairPlaces) -> dict[str, Tensor]:
+        """Of each pair, the log-ratio of the chosen answer under crops of its images, and whether it has images."""
+        assert self.reference is not None
+        where, is_there = crop_of(batch, places)
+        if "cropped" not in batch:
+            return {"cropped": torch.zeros_like(where, dtype=torch.float32), "has_image": is_there}
+        start = self.reference.totals(batch["cropped"])
+        now = self.engine.logprobs(model, batch["cropped"])
+        return {"cropped": (now.total - start)[where], "has_image": is_there}
+
+    def _loss_parameters(self, step: Step) -> dict[str, Tensor | float]:
+        """The losses' own settings, and what they know of other steps. An evaluation knows no step: beta is then as
+        it was set."""
+        running = self.running
+        shift, before = (0.0, 0.0) if running is None else (running.reward, running.margin)
+        gap = 0.0 if step.margin is None else step.margin - before
+        return {**self._loss_settings, "bco_shift": shift, "beta_dpo_gap": gap}
+
+    def _mean_margin(self, batches: Sequence[Batch], device: torch.device) -> Tensor:
+        """``()`` mean reward margin of all pairs of a step, on all ranks, without gradient."""
+        margins = []
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for batch in batches:
+                here: Batch = send_to_device(batch, device)
+                now, logratio, _ = self._compare(self.model_wrapped, here)
+                places = pair_up(here)
+                pairs = read_pairs(now, logratio, places, self._weight(now.mean[places.rejected]))
+                margins.append(reward_margin(pairs, beta=self.args.beta))
+        values = torch.cat(margins)
+        total, count = reduce(torch.stack([values.sum(), values.new_tensor(len(values))]), "sum").unbind()
+        mean: Tensor = total / count
+        return mean
+
     def _weight(self, rejected_mean: Tensor) -> Tensor:
         if not self.cools:
             constant = self.args.cooling_constant if self.args.cooling else None
@@ -222,25 +306,10 @@ class CWDPOTrainer(AnswerTrainer):
 
     def _reference_pass(self, cache: ReferenceCache) -> ReferencePass:
         batch_size = self.args.reference_batch_size or self.args.per_device_eval_batch_size
-        return ReferencePass(self, cache, batch_size=batch_size, progress=self._notify)
+        return ReferencePass(self, cache, batch_size=batch_size, progress=self._notify, crops=self.crops)
 
     def _notify(self, done: int, total: int) -> None:
         """Report the progress of a reference pass, in batches of this rank."""
         for callback in self.callback_handler.callbacks if self.is_world_process_zero() else ():
             if isinstance(callback, ReferencePassCallback):
                 callback.on_reference_pass(done, total)
-
-
-def _pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """For each (chosen, rejected) pair: the two answers' positions and the prompt's, ``(pairs,)`` each."""
-    is_chosen, rejected = batch["roles"] == Role.CHOSEN, (batch["roles"] == Role.REJECTED).nonzero()[:, 0]
-    chosen_of = torch.zeros_like(batch["row_index"])
-    chosen_of[batch["prompt_index"][is_chosen]] = is_chosen.nonzero()[:, 0]
-    of_prompt = batch["prompt_index"][rejected]
-    return chosen_of[of_prompt], rejected, of_prompt
-
-
-def _mean_over_prompts(losses: Tensor, of_prompt: Tensor) -> Tensor:
-    """``()`` mean over prompts of the mean over each prompt's pairs."""
-    pairs_of = torch.bincount(of_prompt)
-    return (losses / pairs_of[of_prompt]).sum() / len(pairs_of)

@@ -48,11 +48,19 @@ class ReferencePass:
     """Fills a cache with log-probs of rows. All ranks take part, each with its share of the rows."""
 
     def __init__(
-        self, trainer: TrainerView, cache: ReferenceCache, *, batch_size: int, progress: Callable[[int, int], None]
+        self,
+        trainer: TrainerView,
+        cache: ReferenceCache,
+        *,
+        batch_size: int,
+        progress: Callable[[int, int], None],
+        crops: bool = False,
     ) -> None:
-        """Set up; ``progress`` is called with the number of this rank's batches that are done, and of all of them."""
+        """Set up; ``progress`` is called with the number of this rank's batches that are done, and of all of them.
+        With ``crops``, the chosen answers are measured under crops of their images too."""
         self.trainer, self.cache, self.batch_size, self.progress = trainer, cache, batch_size, progress
-        self.collator = AnswerCollator(trainer.encoder, roles=(Role.CHOSEN, Role.REJECTED, Role.GENTLE))
+        roles = (Role.CHOSEN, Role.REJECTED, Role.GENTLE)
+        self.collator = AnswerCollator(trainer.encoder, roles=roles, crops=crops)
 
     def run(self, model: nn.Module, evaluated: Sequence[RowDataset], *, roles: Sequence[Role]) -> Measured:
         """Measure a model on sets of evaluated rows and on the training rows; ``roles`` take part in a step."""
@@ -95,8 +103,9 @@ class ReferencePass:
         """The position of the first row that has an answer without an entry in the cache, on every rank alike."""
         for start in range(0, len(rows), self.batch_size):
             batch = self.collator([rows[i] for i in range(start, min(start + self.batch_size, len(rows)))])
-            if missing := self.cache.missing(batch["keys"]):
-                return int(batch["row_index"][batch["prompt_index"][missing[0]]])
+            for part in _with_crops(batch):
+                if missing := self.cache.missing(part["keys"]):
+                    return int(part["row_index"][part["prompt_index"][missing[0]]])
         return None
 
     @contextmanager
@@ -117,8 +126,9 @@ class ReferencePass:
             num_workers=self.trainer.args.dataloader_num_workers,
         )
         for number, batch in enumerate(loader, start=1):
-            if missing := self.cache.missing(batch["keys"]):
-                self._measure(select_answers(batch, torch.tensor(missing)), logprobs)
+            for part in _with_crops(batch):
+                if missing := self.cache.missing(part["keys"]):
+                    self._measure(select_answers(part, torch.tensor(missing)), logprobs)
             if number % _SAVE_EVERY == 0:
                 self.cache.save()
             self.progress(number, len(loader))
@@ -143,6 +153,10 @@ class ReferencePass:
         """Let every rank read what the others have written."""
         self.trainer.accelerator.wait_for_everyone()
         self.cache.reload()
+
+
+def _with_crops(batch: Batch) -> list[Batch]:
+    return [batch, batch["cropped"]] if "cropped" in batch else [batch]
 
 
 @torch.no_grad()

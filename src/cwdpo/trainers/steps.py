@@ -29,6 +29,9 @@ class Step:
     gentle_nll: Tensor | None = None
     """``()`` mean NLL per token of the gentle negatives in all parts, on all ranks, of a batch that was divided."""
 
+    margin: Tensor | None = None
+    """``()`` mean reward margin of the whole step's pairs, where the loss reads it."""
+
     def share_of(self, batch: Batch, role: Role) -> Tensor | float:
         """What part of the step's answers of a role a batch holds: the weight of their mean in the step's mean."""
         if self.answers is None:

@@ -1,57 +1,16 @@
-r"""The objectives of the paper: stage 1 smooths the policy with gentle negatives, stage 2 is DPO with cooled negatives.
+r"""The objective of stage 1: imitate chosen answers, and smooth the policy with gentle negatives.
 
-    stage 1, body        E[-log pi(y+|x)] + lambda * ReLU(C - E_batch[NLL(y-|x)])       constrained_sft_loss
-    stage 1, abstract    E[NLL(y+|x)] + lambda * E[CE_eps(y-|x)]                        smoothed_sft_loss
-    stage 2              -log sigmoid(beta * (Delta_w - w_c * Delta_l))                 cw_dpo_loss
+    body        E[-log pi(y+|x)] + lambda * ReLU(C - E_batch[NLL(y-|x)])       constrained_sft_loss
+    abstract    E[NLL(y+|x)] + lambda * E[CE_eps(y-|x)]                        smoothed_sft_loss
 
-A step that is computed in parts (micro-batches, ranks) adds up the parts' losses: ``chosen_share`` and
-``negative_share`` are the shares of the step's chosen answers and gentle negatives that are in this part.
-
-References:
-    CW-DPO, arXiv 2510.11978: all three objectives, and w_c in :mod:`cwdpo.cooling`.
-    Rafailov et al., Direct Preference Optimization, arXiv 2305.18290: equation 7 is stage 2 with w_c = 1.
+The paper (CW-DPO, arXiv 2510.11978) states it twice. A step that is computed in parts (micro-batches, ranks) adds up
+the parts' losses: ``chosen_share`` and ``negative_share`` are the shares of the step's chosen answers and gentle
+negatives that are in this part.
 """
 
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from cwdpo.batch import masked_mean
-
-
-def cw_dpo_loss(chosen_logratio: Tensor, rejected_logratio: Tensor, weight: Tensor, *, beta: float) -> Tensor:
-    r"""Stage 2: cooling-weighted DPO loss of each preference pair.
-
-        loss = -log sigmoid(beta * (Delta_w - w_c * Delta_l))
-
-    ``weight = 1`` is plain DPO. ``weight = 0`` ignores the rejected answer.
-
-    Args:
-        chosen_logratio: ``(batch,)`` Delta_w = log pi(y_w|x) - log pi_ref(y_w|x), nats, summed over tokens.
-        rejected_logratio: ``(batch,)`` Delta_l, the same for the rejected answer.
-        weight: ``(batch,)`` w_c from :func:`cwdpo.cooling.cooling_weight`.
-        beta: inverse temperature of the implicit reward, > 0.
-
-    Returns:
-        ``(batch,)`` losses. Not averaged: the trainer decides what "the batch" is.
-
-    Raises:
-        ValueError: the three shapes differ, for example because log-ratios are still per token.
-
-    Example:
-        >>> import torch
-        >>> one, off = torch.ones(1), torch.zeros(1)
-        >>> cw_dpo_loss(one, -one, weight=off, beta=0.5)
-        tensor([0.4741])
-    """
-    if not (chosen_logratio.ndim == 1 and chosen_logratio.shape == rejected_logratio.shape == weight.shape):
-        raise ValueError(
-            "expected three (batch,) tensors, got "
-            f"chosen_logratio {tuple(chosen_logratio.shape)}, "
-            f"rejected_logratio {tuple(rejected_logratio.shape)}, weight {tuple(weight.shape)}. "
-            "Sum log-probs over tokens first: AnswerLogprobs.total does."
-        )
-    margin = chosen_logratio - weight * rejected_logratio
-    return -F.logsigmoid(beta * margin)
 
 
 def constrained_sft_loss(
