@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cwdpo.errors import ConfigError
+from cwdpo.generation import Generated
 from cwdpo.losses import LOSSES
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,7 @@ def test_each_loss_starts_at_a_reward_of_zero_and_has_a_gradient(make_trainer: M
         **{"ipo": 1.0, "cal_dpo": log2 + 0.5 * 2, "apo_zero": 1.0, "apo_down": 1.0, "bco": 2 * log2},
     }
     for loss in [name for name in LOSSES if name != "image"]:
-        trainer.args.loss = loss
+        trainer.loss_weights = {loss: 1.0}
         trainer.model.zero_grad()
         value, seen = trainer.batch_loss(trainer.model, batch)
         value.backward()
@@ -173,6 +174,33 @@ def test_the_image_term_by_hand(make_trainer: Make, reference: str) -> None:
         terms.append(softplus(-0.4 * (w - l)) + 0.5 * image + 0.25 * softplus(-0.4 * w))
     assert found == pytest.approx(statistics.fmean(terms), abs=1e-5)
     assert found < start - 0.01
+
+
+def test_sampled_negatives_leave_the_crops(make_trainer: Make) -> None:
+    sampling = {"max_new_tokens": 12, "k": 1, "batch_size": 8, "on_policy_fraction": 1.0}
+    trainer = make_trainer(
+        2, loss={"sigmoid": 1.0, "image": 1.0}, max_steps=1, on_policy=sampling, sampler=FixedNegatives()
+    )
+    batches: list[Any] = []
+    ask = trainer.batch_loss
+
+    def batch_loss(model: Any, batch: Any, step: Any) -> Any:
+        batches.append(batch)
+        return ask(model, batch, step)
+
+    trainer.batch_loss = batch_loss
+    trainer.train()
+    (batch,) = batches
+    assert lines(trainer)[0]["negatives/on_policy"] == 1
+    pictured = [i for i in batch["row_index"].tolist() if trainer.train_dataset[i][1].images]
+    assert batch["cropped"]["row_index"].tolist() == pictured != []
+
+
+class FixedNegatives:
+    """Draws the same answer for every row."""
+
+    def sample(self, rows: Any, *, seed: int) -> list[list[Generated]]:
+        return [[Generated("something else entirely", ended=True)] for _ in rows]
 
 
 def test_the_image_term_needs_whole_batches(make_trainer: Make) -> None:

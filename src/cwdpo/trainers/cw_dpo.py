@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, masked_mean
+from cwdpo.config.recipe import PreferenceLoss
 from cwdpo.cooling import cooling_weight, measure_floor
 from cwdpo.data.collate import RowDataset
 from cwdpo.data.rows import Row
@@ -70,7 +71,10 @@ class CWDPOTrainer(AnswerTrainer):
                 ``processing_class``, ``peft_config``, ``callbacks``, ``optimizers``, ``engine``.
         """
         args = args or CWDPOConfig(output_dir="cw-dpo")
-        self.crops = "image" in args.loss_weights
+        self.loss_weights: Mapping[PreferenceLoss, float] = args.loss_weights
+        """The weight of each loss in the sum."""
+        self._loss_settings: Mapping[str, float] = asdict(args.loss_parameters)
+        self.crops = "image" in self.loss_weights
         if self.crops and args.max_tokens_per_batch is not None:
             raise ConfigError(
                 "loss image compares two prompts, which max_tokens_per_batch would tear apart. Take it out, and lower "
@@ -87,7 +91,7 @@ class CWDPOTrainer(AnswerTrainer):
         self._measured: Measured | None = None
         self.running: RunningMeans | None = None
         """What a loss compares a step with, if it does."""
-        if {"bco", "beta_dpo"} & self.args.loss_weights.keys():
+        if {"bco", "beta_dpo"} & self.loss_weights.keys():
             self.running = RunningMeans(beta=self.args.beta, momentum=self.args.running_momentum)
             self.add_callback(self.running)
         self.on_policy: OnPolicy | None = None
@@ -112,9 +116,7 @@ class CWDPOTrainer(AnswerTrainer):
         pairs = read_pairs(now, logratio, places, self._weight(now.mean[rejected]), token_logratio=token_logratio)
         if self.crops:
             pairs = pairs._replace(**self._under_crops(model, batch, places))
-        losses = preference_loss(
-            pairs, self.args.loss_weights, beta=self.args.beta, parameters=self._loss_parameters(step)
-        )
+        losses = preference_loss(pairs, self.loss_weights, beta=self.args.beta, parameters=self._loss_parameters(step))
         assert now.entropy is not None
         margin = self.args.beta * (logratio[chosen] - logratio[rejected])
         once = torch.unique_consecutive(chosen)
@@ -144,7 +146,7 @@ class CWDPOTrainer(AnswerTrainer):
         """See :meth:`AnswerTrainer.get_batch_samples`. beta-DPO's beta follows from the whole step, however that is
         divided, so the step's answers are computed once more, before and without gradient."""
         batches, step = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches and "beta_dpo" in self.args.loss_weights:
+        if batches and "beta_dpo" in self.loss_weights:
             step = replace(step, margin=self._mean_margin(batches, device))
         return batches, step
 
@@ -221,9 +223,8 @@ class CWDPOTrainer(AnswerTrainer):
         """The policy's log-probs of a batch, and their ratios to the reference's: ``(A,)`` of whole answers, and
         ``(A, T)`` of tokens for a loss that reads those."""
         assert self.reference is not None, "measure_reference() comes first"
-        wanted = self.args.loss_weights
         token_start = None
-        if "ld_dpo" in wanted:
+        if "ld_dpo" in self.loss_weights:
             ask = getattr(self.reference, "logprobs", None)
             if ask is None:
                 raise ConfigError("loss ld_dpo needs a reference that gives the log-probs of tokens (`logprobs`).")
@@ -231,7 +232,7 @@ class CWDPOTrainer(AnswerTrainer):
             start, token_start = whole.total, whole.token
         else:
             start = self.reference.totals(batch)
-        want: list[Detail] = ["entropy", "collision"] if "wpo" in wanted else ["entropy"]
+        want: list[Detail] = ["entropy", "collision"] if "wpo" in self.loss_weights else ["entropy"]
         now = self.engine.logprobs(model, batch, want=want)
         return now, now.total - start, None if token_start is None else now.token - token_start
 
@@ -251,7 +252,7 @@ class CWDPOTrainer(AnswerTrainer):
         running = self.running
         shift, before = (0.0, 0.0) if running is None else (running.reward, running.margin)
         gap = 0.0 if step.margin is None else step.margin - before
-        return {**asdict(self.args.loss_parameters), "bco_shift": shift, "beta_dpo_gap": gap}
+        return {**self._loss_settings, "bco_shift": shift, "beta_dpo_gap": gap}
 
     def _mean_margin(self, batches: Sequence[Batch], device: torch.device) -> Tensor:
         """``()`` mean reward margin of all pairs of a step, on all ranks, without gradient."""
