@@ -285,7 +285,7 @@ def test_what_is_written_reads_back_equal(
 def test_plain_yaml_readers_understand_what_is_written() -> None:
     recipe = Recipe(model=ModelConfig(name_or_path="m"), data=DataConfig(train="/a"), stage2=Stage2Config(), seed=3)
     other = yaml.safe_load(dump_recipe(recipe))
-    assert (other["seed"], other["stage2"]["cooling"]["floor"], other["stage1"]) == (3, "gentle", None)
+    assert (other["seed"], other["stage2"]["cooling"]["floor"], other["stage1"]) == (3, "chosen - 2 tau", None)
 
 
 @pytest.mark.slow

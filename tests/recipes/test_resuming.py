@@ -129,7 +129,7 @@ def test_the_measured_floor_stays(in_stage2: Path, copy: Any, train: Train) -> N
     for other in (-1.0, "mean"):
         code, out, err = train(here, "--floor", other)
         assert (code, out) == (2, "")
-        assert f"stage2 of the run began with stage2.cooling.floor = {measured!r} (measured by `gentle`)" in err
+        assert f"stage2 of the run began with stage2.cooling.floor = {measured!r} (measured by `chosen - 2 tau`)" in err
         assert f"not {other!r}" in err
     assert (here / "run" / "recipe.yaml").read_bytes() == before
     assert train(here, "--floor", repr(measured))[0] == 0

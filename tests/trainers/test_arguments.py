@@ -124,7 +124,7 @@ def test_they_survive_what_transformers_does_with_them(tmp_path: Path) -> None:
     assert json.loads(given.to_json_string())["cooling_floor"] == -2.5
     words = ["--output_dir", str(tmp_path), "--beta", "0.2", "--objective", "plain"]
     (read,) = HfArgumentParser(CWDPOConfig).parse_args_into_dataclasses(words[:4])  # type: ignore[arg-type]
-    assert (read.beta, read.cooling_floor, read.engine) == (0.2, "gentle", "auto")
+    assert (read.beta, read.cooling_floor, read.engine) == (0.2, "chosen - 2 tau", "auto")
     (read,) = HfArgumentParser(CWDPOConfig).parse_args_into_dataclasses(  # type: ignore[arg-type]
         [*words[:2], "--cooling_floor", "-1.5", "--reference", "live"]
     )

@@ -144,7 +144,7 @@ class CoolingConfig:
         number_or_floor_rule(
             "Write chosen, gentle, mean or quantile:0.5, with or without ` - 2 tau`, or a number of nats per token."
         ),
-    ] = "gentle"
+    ] = "chosen - 2 tau"
     """l_floor, nats per token: a number, or measured once before stage 2 as the mean log-prob of the ``chosen`` or
     ``gentle`` answers, the ``mean`` or ``quantile:0.5`` of all rejected ones, or so much lower: ``chosen - 2 tau``."""
 

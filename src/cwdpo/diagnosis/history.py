@@ -319,7 +319,7 @@ def hold_negatives_back(stage: StageHistory) -> str:
         )
     if mode == "constant":
         return "Take `stage2.cooling.constant` out: one weight for all negatives only delays it, cooling picks the easy"
-    return "Cool the negatives: write `stage2.cooling: {floor: gentle}`, or `floor: mean` without gentle negatives"
+    return "Cool the negatives: write `stage2.cooling: {floor: chosen - 2 tau}`"
 
 
 def _long_enough(curve: Curve | None, least: int) -> Curve | None:
