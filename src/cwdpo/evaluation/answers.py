@@ -171,7 +171,7 @@ def _singular(word: str) -> str:
 _IRREGULAR = {
     **{"people": "person", "men": "man", "women": "woman", "children": "child", "feet": "foot", "teeth": "tooth"},
     **{"mice": "mouse", "geese": "goose", "buses": "bus", "potatoes": "potato", "tomatoes": "tomato", "skis": "ski"},
-    **{f"{stem}ves": f"{stem}f" for stem in ("lea", "loa", "wol", "shel", "scar", "cal", "hal", "thie", "el", "hoo")},
+    **{f"{stem}ves": f"{stem}f" for stem in ("lea", "loa", "wol", "shel", "scar", "cal", "hal", "el", "hoo")},
     **{f"{stem}ves": f"{stem}fe" for stem in ("kni", "wi", "li")},
     **{f"{stem}ies": f"{stem}ie" for stem in ("t", "p", "cook", "mov", "brown", "hood", "zomb", "smooth", "self")},
 }
