@@ -118,6 +118,7 @@ def test_the_same_again_is_replaced_and_another_question_has_its_own_file(
         cwdpo(run, *short, "--seed", 3, "--out", elsewhere)
 
 
+@pytest.mark.slow
 def test_a_model_beside_itself_differs_in_nothing(tiny: Callable[[str], Path], data: Path) -> None:
     model = tiny("llava")
     found = json.loads(cwdpo(model, "--data", data, "--against", model, "--no-generate", "--json"))
@@ -137,6 +138,7 @@ def test_a_model_alone(tiny: Callable[[str], Path], data: Path) -> None:
     assert "written" not in said
 
 
+@pytest.mark.slow
 def test_objects(tiny: Callable[[str], Path], data: Path, tmp_path: Path) -> None:
     (tmp_path / "objects.txt").write_text("disc, circle\nmarket\n")
     found = json.loads(

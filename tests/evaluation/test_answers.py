@@ -113,6 +113,21 @@ def test_named_objects(vocabulary: Vocabulary, text: str, objects: set[str]) -> 
     assert vocabulary.named_in(text) == objects
 
 
+PLURALS = """
+    cups cup, buses bus, dishes dish, sandwiches sandwich, boxes box, glasses glass, vases vase, horses horse, skis ski,
+    knives knife, shelves shelf, gloves glove, olives olive, ties tie, berries berry, women woman, tennis tennis
+"""
+
+
+@pytest.mark.parametrize("pair", PLURALS.split(","))
+def test_both_numbers_are_one_object(tmp_path: Path, pair: str) -> None:
+    several, one = pair.split()
+    for written in (several, one):
+        (tmp_path / "objects.txt").write_text(f"{written}\n")
+        vocabulary = Vocabulary.read(tmp_path / "objects.txt")
+        assert vocabulary.named_in(f"Some {several} here") == vocabulary.named_in(f"A {one}") == {written}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -111,6 +111,10 @@ def test_sums_that_give_no_number_are_refused() -> None:
         paired_estimate(share, np.zeros((0, 2)))
     with pytest.raises(ValueError, match="not defined on these 2 rows"):
         paired_estimate(share, np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="not defined on these 2 rows"):
+        paired_estimate(share, np.array([[1.0, 0.0], [1.0, 0.0]]))
+    some = paired_estimate(share, np.array([[1.0, 0.0], [1.0, 1.0]]))  # a resample of the first row alone is left out
+    assert (some.model.value, some.model.low, some.model.high) == (2, 1, 2)
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:

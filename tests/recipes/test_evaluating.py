@@ -12,9 +12,11 @@ from support import disc_data
 
 from cwdpo.config.recipe import DataConfig, EvaluateConfig, ModelConfig, Recipe, Stage1Config
 from cwdpo.config.recipe_file import dump_recipe, read_recipe
+from cwdpo.data.check import CheckReport
 from cwdpo.errors import ConfigError, DataError
 from cwdpo.recipes import run_recipe
 from cwdpo.recipes.evaluating import check_evaluation, evaluate_run, is_evaluated
+from cwdpo.recipes.preflight import check_recipe
 from cwdpo.records import RunDirectory
 
 
@@ -111,6 +113,21 @@ def test_mistakes_are_found_before_training(recipe: Recipe, tmp_path: Path) -> N
         with pytest.raises(DataError, match=message):
             run_recipe(broken)
         assert not Path(recipe.output_dir).exists()
+
+
+def test_the_check_of_a_recipe_looks_at_its_rows(recipe: Recipe, data: Path, tmp_path: Path) -> None:
+    assert recipe.evaluate is not None
+    held_out = disc_data.write(tmp_path / "held_out", disc_data.records(2))
+    changed = replace(recipe, evaluate=replace(recipe.evaluate, data=str(held_out)))
+    (tmp_path / "r.yaml").write_text(dump_recipe(changed))
+    seen: list[Path] = []
+
+    def check(file: Path, *_: object) -> CheckReport:
+        seen.append(file)
+        return CheckReport(str(file))
+
+    check_recipe(tmp_path / "r.yaml", check)
+    assert seen == [data, held_out]
 
 
 def test_the_section_of_a_recipe(tmp_path: Path) -> None:

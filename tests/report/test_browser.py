@@ -1,10 +1,11 @@
 """The page in a real browser."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
 from report.chromium import Command, needs_chromium, open_browser, run
-from report.synthetic import write_demo
+from report.synthetic import EVALUATION, write_demo
 
 from cwdpo.report import write_report
 
@@ -14,7 +15,10 @@ pytestmark = [pytest.mark.browser, needs_chromium]
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     root = tmp_path_factory.mktemp("browser")
-    page = write_report([write_demo(root / "demo", steps=40)], root / "report.html")
+    demo = write_demo(root / "demo", steps=40)
+    first = min(demo.glob("*/metrics.jsonl")).parent
+    (first / "evaluation.json").write_text(json.dumps(EVALUATION))
+    page = write_report([demo], root / "report.html")
     with open_browser(root / "profile") as command:
         command("/url", url=page.as_uri())
         yield command
@@ -51,6 +55,13 @@ def test_console_is_silent(browser: Command) -> None:
 
 def test_nothing_is_wider_than_a_phone(browser: Command) -> None:
     assert run(browser, "return [innerWidth, document.documentElement.scrollWidth]") == [360, 360]
+
+
+def test_an_evaluation_stands_beside_its_picture(browser: Command) -> None:
+    assert run(browser, "return document.querySelectorAll('#evaluation table.measures tbody').length") == 2
+    assert run(browser, "return document.querySelectorAll('#evaluation circle').length") == 3
+    colour = "return getComputedStyle(document.querySelector('#evaluation td.better')).color"
+    assert run(browser, colour) != run(browser, "return getComputedStyle(document.body).color")
 
 
 def test_tables_are_sorted_both_ways(browser: Command) -> None:

@@ -3,49 +3,14 @@
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 from report.markup import Page
-from report.synthetic import stage2, write_lines
+from report.synthetic import EVALUATION, measure, stage2, write_lines
 
 from cwdpo.report import write_report
 from cwdpo.report.following import _files_of
 from cwdpo.report.page import render_report
-
-
-def measure(name: str, group: str, value: float, **more: Any) -> dict[str, Any]:
-    found = {
-        "name": name,
-        "group": group,
-        "label": f"the {name}",
-        "better": "up",
-        "value": value,
-        "low": 0.25,
-        "high": 0.75,
-    }
-    return found | {"base": None, "difference": None, "verdict": None} | more
-
-
-EVALUATION = {
-    "against": "/home/someone/base",
-    "question": {"data": "held_out.jsonl"},
-    "rows": 40,
-    "words": "Better beyond chance: the match.",
-    "measures": [
-        measure(
-            "match",
-            "answers",
-            0.5,
-            base={"value": 0.4},
-            difference={"value": 0.1, "low": 0.05, "high": 0.15},
-            verdict="better",
-        ),
-        measure("tv", "drift", 1e-4, better=None),
-    ],
-    "reliability": {"base": [[75, 0.5, 0.5], [25, 1.0, 0.0]], "model": [[0, 0, 0], [100, 0.75, 0.25]]},
-    "skipped": {"yes_or no": "no row's chosen answer is yes or no"},
-}
 
 
 @pytest.fixture

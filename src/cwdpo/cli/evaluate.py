@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -155,14 +156,14 @@ def show_evaluation(found: Mapping[str, Any], console: Console) -> None:
     base = ("base",) if compared else ()
     last = ("difference [95 %]", "beyond chance") if compared else ("[95 %]",)
     title = f"{found['rows']} rows" + (f", beside {found['against']}" if compared else "")
-    table = Table("", *base, "model", *last, title=title, title_justify="left")
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 0, 0, 1), "title_justify": "left"}
+    table = Table("", *base, "model", *last, title=title, **look)
     for column in table.columns[1:]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     for group, measures in groupby(found["measures"], key=lambda one: one["group"]):
         table.add_row(Text(group, style="bold"))
         for one in measures:
             table.add_row(*_line(one, compared=compared))
-        table.add_section()
     console.print(table)
     skipped = "; ".join(f"{name.replace('_', ' ')} ({why})" for name, why in found["skipped"].items())
     console.print(Text(f"Not measured: {skipped}.", style="dim"), soft_wrap=True)
@@ -170,33 +171,21 @@ def show_evaluation(found: Mapping[str, Any], console: Console) -> None:
 
 
 def _line(one: Mapping[str, Any], *, compared: bool) -> list[str | Text]:
+    from cwdpo.report.evaluations import VERDICTS, measure_number
+
+    def interval(of: Mapping[str, float], sign: str = "") -> str:
+        return f"[{measure_number(of['low'], sign=sign)}, {measure_number(of['high'], sign=sign)}]"
+
     arrow = {"up": " \u2191", "down": " \u2193", None: ""}[one["better"]]
-    cells: list[str | Text] = [f"  {one['label']}{arrow}"]
+    label, value = f"{one['label']}{arrow}", measure_number(one["value"])
     if not compared:
-        return [*cells, _number(one["value"]), _interval(one)]
-    base, difference = one["base"], one["difference"]
-    cells += ["" if base is None else _number(base["value"]), _number(one["value"])]
+        return [label, value, interval(one)]
+    base, difference, verdict = one["base"], one["difference"], one["verdict"]
+    shift = interval(one)
     if difference is not None:
-        cells.append(f"{_number(difference['value'], sign='+')} {_interval(difference, sign='+')}")
-    else:
-        cells.append(_interval(one))
-    verdict = {None: "", "no difference shown": "no"}.get(one["verdict"], f"yes, {one['verdict']}")
-    return [*cells, Text(verdict, style=_STYLES.get(one["verdict"], ""))]
-
-
-def _interval(of: Mapping[str, float], *, sign: str = "") -> str:
-    return f"[{_number(of['low'], sign=sign)}, {_number(of['high'], sign=sign)}]"
-
-
-def _number(value: float, *, sign: str = "") -> str:
-    """Three decimals, or the first digit of what would be shown as zero and is more than rounding.
-
-    Example:
-        >>> _number(0.25), _number(-0.25, sign="+"), _number(0.0001), _number(1e-9)
-        ('0.250', '-0.250', '1e-04', '0.000')
-    """
-    value = 0.0 if abs(value) < 1e-6 else value
-    return format(value, f"{sign}.3f" if abs(value) >= 5e-4 or value == 0 else f"{sign}.0e")
+        shift = f"{measure_number(difference['value'], sign='+')} {interval(difference, '+')}"
+    before = "" if base is None else measure_number(base["value"])
+    return [label, before, value, shift, Text(VERDICTS.get(verdict, ""), style=_STYLES.get(verdict, ""))]
 
 
 def _hand_over(model: str, tasks: str | None) -> None:

@@ -152,17 +152,17 @@ class Vocabulary:
 
 
 def _singular(word: str) -> str:
-    """A word without the ending of a regular English plural, the same for both numbers.
+    """A word without the ending of an English plural; what is no plural may change too, but always in the same way.
 
     Example:
-        >>> [_singular(word) for word in ("dogs", "boxes", "ponies", "bus", "glass", "knives", "people")]
-        ['dog', 'box', 'pony', 'bus', 'glass', 'knife', 'person']
+        >>> [_singular(word) for word in ("dogs", "boxes", "ponies", "bus", "glass", "knives", "olives", "people")]
+        ['dog', 'box', 'pony', 'bus', 'glass', 'knife', 'olive', 'person']
     """
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if len(word) < 4 or word.endswith(("ss", "us", "is")):
         return word
-    for ending, singular in (("ies", "y"), ("ves", "f"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("sses", "ss")):
+    for ending, singular in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("sses", "ss")):
         if word.endswith(ending):
             return word[: -len(ending)] + singular
     return word[:-1] if word.endswith("s") else word
@@ -170,9 +170,12 @@ def _singular(word: str) -> str:
 
 _IRREGULAR = {
     **{"people": "person", "men": "man", "women": "woman", "children": "child", "feet": "foot", "teeth": "tooth"},
-    **{"mice": "mouse", "geese": "goose", "knives": "knife", "buses": "bus", "gloves": "glove", "stoves": "stove"},
-    **{"movies": "movie", "cookies": "cookie", "ties": "tie", "waves": "wave", "sleeves": "sleeve"},
+    **{"mice": "mouse", "geese": "goose", "buses": "bus", "potatoes": "potato", "tomatoes": "tomato", "skis": "ski"},
+    **{f"{stem}ves": f"{stem}f" for stem in ("lea", "loa", "wol", "shel", "scar", "cal", "hal", "el", "hoo")},
+    **{f"{stem}ves": f"{stem}fe" for stem in ("kni", "wi", "li")},
+    **{f"{stem}ies": f"{stem}ie" for stem in ("t", "p", "cook", "mov", "brown", "hood", "zomb", "smooth", "self")},
 }
+"""Plurals that drop more than an s, and those in -ies of words in -ie."""
 
 
 def distinct(answers: Sequence[Words], n: int) -> tuple[float, NDArray[np.float64]]:

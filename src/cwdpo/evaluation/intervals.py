@@ -101,7 +101,7 @@ def paired_estimate(
     the same resamples, and much faster.
 
     Args:
-        statistic: makes of ``(..., k)`` sums over rows ``(...)`` numbers, nan where it is not defined.
+        statistic: makes of ``(..., k)`` sums over rows ``(...)`` numbers, not finite where it is not defined.
         model: ``(rows, k)`` what each row adds to the sums.
         base: the same of another model on the same rows; the difference is model minus base, resample by resample.
         level, samples, seed: of :func:`statistic_estimate`.
@@ -119,7 +119,7 @@ def paired_estimate(
     values: list[list[Values]] = []
     with np.errstate(divide="ignore", invalid="ignore"):
         whole = [float(statistic(sums.sum(axis=0))) for sums in (model, base) if sums is not None] if n else []
-        if not whole or any(map(math.isnan, whole)):
+        if not whole or not all(map(math.isfinite, whole)):
             raise ValueError(f"the statistic is not defined on these {n} rows")
         for start in range(0, samples, _AT_A_TIME):
             drawn = [rng.integers(n, size=n) for _ in range(min(_AT_A_TIME, samples - start))]
@@ -137,7 +137,7 @@ _AT_A_TIME = 250
 
 
 def _percentiles(value: float, found: Values, n: int, level: float) -> Estimate:
-    known = found[~np.isnan(found)]
+    known = found[np.isfinite(found)]
     if not len(known):
         raise ValueError(f"the statistic is not defined on any resample of these {n} rows")
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])

@@ -13,12 +13,13 @@ from cwdpo.report.charts import finite
 from cwdpo.report.panels import RunPicture, reliability_picture
 from cwdpo.report.runs import Bin, Run, objects, read_bins
 
-_VERDICTS = {
+VERDICTS = {
     "better": "yes, better",
     "worse": "yes, worse",
     "changed": "yes, changed",
     "no difference shown": "no",
 }
+"""What the column of verdicts says."""
 
 
 @dataclass(frozen=True)
@@ -107,21 +108,27 @@ def _row(one: Mapping[str, Any]) -> MeasureRow:
     better, verdict = one.get("better"), one.get("verdict")
     base, difference = one.get("base"), one.get("difference")
     compared = difference if isinstance(difference, dict) else one
-    shift = f"{_number(compared.get('value'), sign='+')} " if compared is difference else ""
     sign = "+" if compared is difference else ""
+    shift = f"{measure_number(compared.get('value'), sign=sign)} " if sign else ""
+    low, high = (measure_number(compared.get(end), sign=sign) for end in ("low", "high"))
     return MeasureRow(
         label=str(one.get("label", one.get("name", "?"))),
         better=better if better in ("up", "down") else None,
-        base=_number(base.get("value")) if isinstance(base, dict) else "",
-        model=_number(one["value"]),
-        difference=f"{shift}[{_number(compared.get('low'), sign=sign)}, {_number(compared.get('high'), sign=sign)}]",
-        verdict=_VERDICTS.get(str(verdict), ""),
+        base=measure_number(base.get("value")) if isinstance(base, dict) else "",
+        model=measure_number(one["value"]),
+        difference=f"{shift}[{low}, {high}]",
+        verdict=VERDICTS.get(str(verdict), ""),
         kind=str(verdict) if verdict in ("better", "worse", "changed") else "none",
     )
 
 
-def _number(value: object, *, sign: str = "") -> str:
-    """Three decimals, or the first digit of what would be shown as zero and is more than rounding."""
+def measure_number(value: object, *, sign: str = "") -> str:
+    """Three decimals, or the first digit of what would be shown as zero and is more than rounding.
+
+    Example:
+        >>> [measure_number(value, sign="+") for value in (0.25, 0.0001, -1e-9)]
+        ['+0.250', '+1e-04', '+0.000']
+    """
     known = finite(value)
     if known is None:
         return "?"
