@@ -1,7 +1,7 @@
 """Make ``docs/results.md`` and its pictures from what ``cwdpo compare`` left: ``python docs/make_results.py``.
 
 The numbers lie in ``docs/results/*.json``: the ``comparison.json`` of each grid of ``examples/regimes``. To make them
-anew, run the grid and copy that file. No number on the page is written by hand; its first paragraph is computed too.
+again, run the grid and copy that file. No number on the page is written by hand; its first paragraph is computed too.
 """
 
 import math

@@ -35,7 +35,9 @@ def complaint(folder: Path, text: str, *words: str) -> str:
 def test_a_minimal_recipe_has_the_documented_defaults(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, MINIMAL))
     assert recipe.stage1 is None
-    assert recipe.stage2 == Stage2Config(beta=0.1, cooling=CoolingConfig(floor="gentle", temperature=0.3, detach=True))
+    assert recipe.stage2 == Stage2Config(
+        beta=0.1, cooling=CoolingConfig(floor="chosen - 2 tau", temperature=0.3, detach=True)
+    )
     assert recipe.data == DataConfig(train=str(tmp_path / "rows.jsonl"), stage1_fraction=0.75)
     assert recipe.model.trust_remote_code is False
     assert recipe.model.name_or_path == "some/model"

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from cwdpo.compare.grid import START, cells, read_grid, recipe_of
 from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.trainers.arguments import argument_types
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("examples/**/*.yaml")])
+GRIDS = [ROOT / "examples" / "regimes" / name for name in ("floors.yaml", "regimes.yaml")]
+SHIPPED = sorted({*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("examples/**/*.yaml")} - {*GRIDS})
 
 
 def test_there_are_recipes() -> None:
@@ -23,6 +25,14 @@ def test_it_reads_without_a_warning(path: Path, tmp_path: Path, caplog: pytest.L
     assert caplog.text == ""
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
     assert read_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.name)
+def test_every_run_of_a_grid_has_a_recipe(path: Path, tmp_path: Path) -> None:
+    grid = read_grid(path)
+    recipes = [recipe_of(grid, cell, {}, tmp_path) for cell in cells(grid) if cell.method != START]
+    settings = len(grid.settings["trainer.learning_rate"])
+    assert len(recipes) == len(grid.worlds) * len(grid.seeds) * len(grid.methods) * settings
 
 
 def test_the_gpu_recipe_is_what_its_name_says() -> None:

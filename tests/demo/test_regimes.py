@@ -89,16 +89,16 @@ def test_the_gentle_answer_is_the_chosen_one_with_one_error() -> None:
 
 def test_the_habit_names_a_small_thing_that_is_not_there_mostly_beside_a_large_one() -> None:
     rng = np.random.default_rng(0)
-    told: dict[bool, list[bool]] = {True: [], False: []}
+    named_by_size: dict[bool, list[bool]] = {True: [], False: []}
     for _ in range(600):
         scene = sample_scene(rng)
         named = parse_caption(_with_habit(scene, rng))
         assert named is not None
         extra = [thing for thing in named if thing not in scene]
         assert all(thing.size == "small" for thing in extra)
-        told[any(thing.size == "large" for thing in scene)].append(len(named) > len(scene))
-    assert np.mean(told[True]) == pytest.approx(0.85, abs=0.06)
-    assert np.mean(told[False]) == pytest.approx(0.15, abs=0.08)
+        named_by_size[any(thing.size == "large" for thing in scene)].append(len(named) > len(scene))
+    assert np.mean(named_by_size[True]) == pytest.approx(0.85, abs=0.06)
+    assert np.mean(named_by_size[False]) == pytest.approx(0.15, abs=0.08)
 
 
 @pytest.mark.slow

@@ -176,16 +176,20 @@ def test_detached_weight_has_no_gradient_and_flowing_weight_has(make_trainer: Ma
 
 
 @pytest.mark.slow
-def test_floor_is_measured_at_the_start_and_frozen(make_trainer: Make) -> None:
-    trainer = make_trainer(2, max_steps=4)
+@pytest.mark.parametrize(
+    ("settings", "role", "lower"),
+    [({}, "chosen", 0.6), ({"cooling_floor": "gentle", "cooling_temperature": 1.0}, "gentle", 0.0)],
+)
+def test_floor_is_measured_at_the_start_and_frozen(
+    make_trainer: Make, settings: dict[str, Any], role: str, lower: float
+) -> None:
+    trainer = make_trainer(2, max_steps=4, **settings)
     trainer.measure_reference()
     with torch.no_grad():
-        means = [
-            -sum(_token_nlls(trainer, row, row.gentle)) / len(_token_nlls(trainer, row, row.gentle))
-            for _, row in (trainer.train_dataset[i] for i in range(16))
-        ]
+        rows = [row for _, row in (trainer.train_dataset[i] for i in range(16))]
+        means = [-statistics.fmean(_token_nlls(trainer, row, getattr(row, role))) for row in rows]
     measured = trainer.floor
-    assert measured == pytest.approx(statistics.fmean(means), abs=1e-5)
+    assert measured == pytest.approx(statistics.fmean(means) - lower, abs=1e-5)
     trainer.train()
     assert trainer.floor == measured
 
