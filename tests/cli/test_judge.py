@@ -14,7 +14,7 @@ from support import disc_data
 from support.chat_server import ChatServer, serving
 
 from cwdpo.cli import app
-from cwdpo.evaluation.preferences import length_controlled
+from cwdpo.evaluation.judging.win_rates import length_controlled
 from cwdpo.negatives.server import Endpoint
 
 Run = Callable[..., tuple[int, str, str]]

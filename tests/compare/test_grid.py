@@ -66,7 +66,7 @@ def test_a_run_is_another_when_anything_it_follows_from_changes(folder: Path) ->
     ("change", "message"),
     [
         (("base.yaml", "bsae.yaml"), "grid.yaml:1: there is no recipe"),
-        (("methods:", "methdos:"), "unknown key 'methdos' - did you mean 'methods'?"),
+        (("seeds:", "seeeds:"), "unknown key 'seeeds' - did you mean 'seeds'?"),
         (("seeds: [0, 1]", "seeds: [0, 0]"), "seeds must be different"),
         (("seeds: [0, 1]", "seeds: [7]"), "seeds must be different"),
         (("seeds: [0, 1]", "seeds: []"), "seeds must be different"),

@@ -16,7 +16,7 @@ from cwdpo.batch import Role
 from cwdpo.data.rows import Row
 from cwdpo.diagnosis.history import MissingReadingsError, stage_histories
 from cwdpo.engine import make_engine
-from cwdpo.evaluation.judges import Question, load_pair_judge
+from cwdpo.evaluation.judging.judges import Question, load_pair_judge
 from cwdpo.generation import Generated
 from cwdpo.negatives.verify import load_judge
 

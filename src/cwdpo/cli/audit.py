@@ -18,8 +18,8 @@ from cwdpo.records import RunDirectory, checkpoint_directory, write_json
 
 if TYPE_CHECKING:
     from cwdpo.data.rows import Row
-    from cwdpo.evaluation.audit import Audit
-    from cwdpo.evaluation.blind import BlindReading
+    from cwdpo.evaluation.audit.blind import BlindReading
+    from cwdpo.evaluation.audit.clues import Audit
     from cwdpo.evaluation.intervals import Estimate
 
 
@@ -53,7 +53,7 @@ def audit(
     if run is not None and tokenizer is not None:
         raise UserError("--tokenizer has no effect beside a model, whose own tokens are counted. Leave it out.")
     from cwdpo.data.reading import choose_rows, read_rows
-    from cwdpo.evaluation.audit import MOST_ROWS, audit_texts
+    from cwdpo.evaluation.audit.clues import MOST_ROWS, audit_texts
 
     found = [row for row in read_rows(data, image_root=image_root) if row.rejected]
     if not found:
@@ -65,7 +65,7 @@ def audit(
         readings, count_tokens = _read_blind(run, choose_rows(found, rows, seed), batch_size)
     result = audit_texts(of_texts, count_tokens=count_tokens, seed=seed)
     if readings:
-        from cwdpo.evaluation.blind import shortcuts_of, warnings_of
+        from cwdpo.evaluation.audit.blind import shortcuts_of, warnings_of
 
         result.shortcuts.extend(shortcuts_of(readings))
         result.warnings.extend(warnings_of(readings))
@@ -107,7 +107,7 @@ def _read_blind(run: str, rows: "list[Row]", batch_size: int) -> "tuple[list[Bli
 
     model = str(checkpoint_directory(Path(run))) if Path(run).is_dir() else run
     quiet_libraries()
-    from cwdpo.evaluation.blind import measure_blind
+    from cwdpo.evaluation.audit.blind import measure_blind
 
     columns = (TextColumn("rows, all views"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:

@@ -19,10 +19,10 @@ from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    from cwdpo.evaluation.contestants import Answering, Contestant, JudgedRows, Progress, Workspace
     from cwdpo.evaluation.intervals import Estimate
-    from cwdpo.evaluation.judges import PairJudge
-    from cwdpo.evaluation.judging import JudgeResult, PairResult
+    from cwdpo.evaluation.judging.contestants import Answering, Contestant, JudgedRows, Progress, Workspace
+    from cwdpo.evaluation.judging.judges import PairJudge
+    from cwdpo.evaluation.judging.run import JudgeResult, PairResult
 
 _MOST_CALLS = 5000
 
@@ -71,7 +71,7 @@ def judge(
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ConfigError(f"--temperature is {temperature}, but must be > 0; leave it out for greedy answers.")
     price = parse_prices(prices)
-    from cwdpo.evaluation.contestants import (
+    from cwdpo.evaluation.judging.contestants import (
         Answering,
         Workspace,
         contestants,
@@ -79,8 +79,8 @@ def judge(
         rows_to_judge,
         settings_of,
     )
-    from cwdpo.evaluation.judges import load_pair_judge
-    from cwdpo.evaluation.judging import ask, plan, refuse_failures, result_json, summarise, usage_so_far
+    from cwdpo.evaluation.judging.judges import load_pair_judge
+    from cwdpo.evaluation.judging.run import ask, plan, refuse_failures, result_json, summarise, usage_so_far
     from cwdpo.negatives.files import what_was_read
     from cwdpo.records import write_json
 
@@ -129,7 +129,7 @@ def _answers(
     progress: "Progress",
 ) -> list[list[str]]:
     """The answers of all, one model in memory at a time."""
-    from cwdpo.evaluation.contestants import kept_answers, let_answer
+    from cwdpo.evaluation.judging.contestants import kept_answers, let_answer
 
     # files first: a missing answer is found before a model has worked for an hour
     known = [kept_answers(one, judged.ids, space) for one in competing]
@@ -149,8 +149,8 @@ def _print_calls_needed(
     judged: "JudgedRows", competing: "list[Contestant]", asked: "PairJudge", space: "Workspace", as_json: bool
 ) -> None:
     """The number of calls: exact where all answers are there, else the most there can be."""
-    from cwdpo.evaluation.contestants import kept_answers
-    from cwdpo.evaluation.judging import plan
+    from cwdpo.evaluation.judging.contestants import kept_answers
+    from cwdpo.evaluation.judging.run import plan
 
     answers = [found for one in competing if (found := kept_answers(one, judged.ids, space)) is not None]
     most = len(judged.rows) * len(competing) * (len(competing) - 1)

@@ -179,8 +179,8 @@ def start_model(directory: Path, start: Start) -> Path:
         train = train.with_name("habit.jsonl")
         scenes, rng = read_scenes(world.scenes), np.random.default_rng([_START_SEED, 2])
         lines = (json.loads(line) for line in world.train.read_text(encoding="utf-8").splitlines())
-        told = (line | {"chosen": _with_habit(scenes[line["id"]], rng)} for line in lines)
-        write_text(train, "".join(json.dumps(line) + "\n" for line in told))
+        named = (line | {"chosen": _with_habit(scenes[line["id"]], rng)} for line in lines)
+        write_text(train, "".join(json.dumps(line) + "\n" for line in named))
     run_recipe(
         Recipe(
             model=ModelConfig(name_or_path=str(base_checkpoint()), dtype="float32", freeze_vision=False),

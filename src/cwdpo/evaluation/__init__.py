@@ -1,1 +1,1 @@
-"""Measure models outside training: likelihoods, answers, pairwise wins, and what pairs give away."""
+"""Measure models outside training: how likely they find answers, what they answer, who wins, what pairs give away."""

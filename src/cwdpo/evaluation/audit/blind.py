@@ -15,7 +15,7 @@ from cwdpo.data.encode import Encoder
 from cwdpo.data.images import open_image
 from cwdpo.data.rows import ImageSource, Message, Row
 from cwdpo.engine import make_engine
-from cwdpo.evaluation.audit import MUCH, Pairs, Shortcut, Warned, percent
+from cwdpo.evaluation.audit.clues import MUCH, Pairs, Shortcut, Warned, percent
 from cwdpo.evaluation.intervals import Estimate
 from cwdpo.models.adapters import load_checkpoint
 from cwdpo.probes.measuring import undisturbed

@@ -12,7 +12,7 @@ from scipy import optimize, stats
 
 from cwdpo.data.rows import Message, Row
 from cwdpo.errors import DataError
-from cwdpo.evaluation.audit import (
+from cwdpo.evaluation.audit.clues import (
     ADVICE,
     FAMILIES,
     Audit,
@@ -160,6 +160,6 @@ def test_rows_without_pairs_are_refused() -> None:
 
 
 def test_no_torch_is_loaded() -> None:
-    code = "import sys, cwdpo.cli.audit, cwdpo.evaluation.audit, cwdpo.data.reading; print('torch' in sys.modules)"
+    code = "import sys, cwdpo.cli.audit, cwdpo.evaluation.audit.clues, cwdpo.data.reading; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -11,7 +11,7 @@ from support import disc_data
 from cwdpo.data.images import open_image
 from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import ImageSlot, Row
-from cwdpo.evaluation.blind import BlindReading, _points, _seen, measure_blind, warnings_of
+from cwdpo.evaluation.audit.blind import BlindReading, _points, _seen, measure_blind, warnings_of
 from cwdpo.evaluation.intervals import wilson
 
 

@@ -12,12 +12,12 @@ from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.demo.world import read_scenes, win_rate, write_world
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.evaluation.judges import (
+from cwdpo.evaluation.judging.judges import (
     FunctionJudge,
     Question,
     load_pair_judge,
 )
-from cwdpo.evaluation.server_judge import pair_messages, parse_choice
+from cwdpo.evaluation.judging.server import pair_messages, parse_choice
 
 
 def row(chosen: str = "a red cube", **more: object) -> Row:

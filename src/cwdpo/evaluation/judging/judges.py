@@ -64,7 +64,7 @@ def load_pair_judge(name: str, rows: Sequence[Row], *, concurrency: int = 8) -> 
     Nothing is sent to a server yet."""
     if is_server(name):
         _refuse_secrets(name)
-        from cwdpo.evaluation.server_judge import ServerJudge  # its client loads torch, which rules do not need
+        from cwdpo.evaluation.judging.server import ServerJudge  # its client loads torch, which rules do not need
 
         return ServerJudge.named(name, RightAnswers(rows), concurrency=concurrency)
     if name in RULES:

@@ -1,7 +1,7 @@
 """How far shortcuts get on preference pairs: what separates chosen from rejected answers without a look at the image.
 
 From the texts alone, without a model or torch. A *clue* is a property of the text that is more frequent on one side: a
-word, a length, a repetition. A policy can learn it instead of the image. :mod:`cwdpo.evaluation.blind` has the
+word, a length, a repetition. A policy can learn it instead of the image. :mod:`cwdpo.evaluation.audit.blind` has the
 shortcuts that need a model.
 """
 

@@ -14,10 +14,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from cwdpo.errors import DataError, UserError
-from cwdpo.evaluation.contestants import JudgedRows, Progress
 from cwdpo.evaluation.intervals import Estimate, Values
-from cwdpo.evaluation.judges import PairJudge, Question
-from cwdpo.evaluation.preferences import OrderReport, WinRate, both_orders, order_report, strengths, win_rate
+from cwdpo.evaluation.judging.contestants import JudgedRows, Progress
+from cwdpo.evaluation.judging.judges import PairJudge, Question
+from cwdpo.evaluation.judging.win_rates import OrderReport, WinRate, both_orders, order_report, strengths, win_rate
 from cwdpo.records import append_jsonl, read_jsonl
 
 MOST_FAILED = 0.1

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from cwdpo.errors import DataError
-from cwdpo.evaluation.preferences import (
+from cwdpo.evaluation.judging.win_rates import (
     both_orders,
     bradley_terry,
     is_connected,
