@@ -47,7 +47,8 @@ def compare(
 
     results = Results.read(wanted, out)
     if not results.measures:
-        raise ConfigError(f"{out} holds no run of this grid yet. Leave --table out to begin.")
+        why = "Leave --table out to begin." if table else f"{minutes:g} minutes were too few for one; give more."
+        raise ConfigError(f"{out} holds no run of this grid yet. {why}")
     text = markdown(results)
     write_text(out / "tables.md", text)
     results.save(out / "comparison.json")
