@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -172,3 +174,28 @@ def test_a_line_holds_every_number_that_has_a_name() -> None:
     assert {*ProbeLine.__annotations__} >= {"stage", "step", "group", *get_args(ProbeMeasure)}
     assert {*COOLING_QUANTILES} < {*METRIC_NAMES}
     assert get_args(Side) == PROBE_GROUPS[:2]
+
+
+def test_one_process_writes_a_run_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path / "run", resume=False)
+    holds = (
+        "import sys, time; from pathlib import Path; from cwdpo.records import RunDirectory\n"
+        "with RunDirectory(Path(sys.argv[1])).locked(): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holds, str(run.root)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="another process is writing"), run.locked():
+            pass
+        other.kill()
+    with run.locked():
+        assert list(run.root.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_written_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuses)
+    with RunDirectory.open(tmp_path / "run", resume=False).locked():
+        pass

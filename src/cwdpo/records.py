@@ -6,16 +6,20 @@ all, and nothing in a run directory is overwritten.
 
 import codecs
 import contextlib
+import fcntl
 import json
+import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, TypeGuard, get_args
 
 from cwdpo.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Stage: TypeAlias = Literal["stage1", "stage2"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -138,6 +142,27 @@ class RunDirectory:
             why = f"the directory {run.root} cannot be made ({error.strerror}). Give another --output_dir."
             raise UserError(why) from error
         return run
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing this run; a UserError where one does already.
+
+        The lock is the system's own, on the directory: it leaves no file, and goes with the process, however that
+        ends. A file system that has no such locks, as some network ones, is written without.
+        """
+        directory = os.open(self.root, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is writing {self.root}. Wait until it ends, or give another --output_dir."
+                ) from None
+            except OSError as error:
+                logger.info("%s cannot be locked (%s)", self.root, error.strerror)
+            yield
+        finally:
+            os.close(directory)
 
     @property
     def has_begun(self) -> bool:

@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ def run_recipe(
         on_evaluation: called as the evaluation at the end goes on.
 
     Raises:
-        UserError: the settings, the rows or the model cannot be used; nothing was overwritten.
+        UserError: the settings, the rows or the model cannot be used, or another process writes this run; nothing was
+            overwritten.
         Interrupted: a signal ended the run, after a checkpoint.
     """
     run = RunDirectory(Path(recipe.output_dir))
@@ -65,40 +66,42 @@ def run_recipe(
     stage_rows = rows_of_stages(recipe, rows)
     check_answers(recipe, stage_rows, eval_rows)
     check_evaluation(recipe)
-    if is_main():
-        run = RunDirectory.open(recipe.output_dir, resume=resume)
-        if run.has_begun:
-            recipe = resumed_recipe(run, recipe)
-            check_same_rows(run, recipe.data, rows, eval_rows)
-        warn_of_equal_answers(stage_rows)
-        peek_at_images([*rows, *(eval_rows or [])])
-    recipe = with_measured_floor(run, recipe)
-    if nothing_to_do(run, recipe) and is_evaluated(run, recipe):
+    with ExitStack() as stack:
+        if is_main():
+            run = RunDirectory.open(recipe.output_dir, resume=resume)
+            stack.enter_context(run.locked())
+            if run.has_begun:
+                recipe = resumed_recipe(run, recipe)
+                check_same_rows(run, recipe.data, rows, eval_rows)
+            warn_of_equal_answers(stage_rows)
+            peek_at_images([*rows, *(eval_rows or [])])
+        recipe = with_measured_floor(run, recipe)
+        if nothing_to_do(run, recipe) and is_evaluated(run, recipe):
+            return run
+        context = RunContext(
+            recipe=recipe,
+            run=run,
+            rows=rows,
+            stage_rows=stage_rows,
+            eval_rows=eval_rows,
+            probe_rows=choose_probe_rows(recipe, rows, eval_rows),
+            engine=run_engine(recipe, run),
+            callbacks=[*callbacks, wall_time],
+            reference=reference or run.reference,
+            encoded=encoded or EncodedMemory(),
+        )
+        with closing(wall_time):
+            for stage in recipe.stages:
+                if not run.is_finished(stage) and not is_complete(run, recipe):
+                    train_stage(context, stage)
+        if is_main():
+            evaluate_run(run, recipe, on_evaluation)
+            write_json(run.summary, _summary(context, wall_time.seconds))
+            with suppress(DataError):  # nothing was logged
+                recording = read_recording(run.root)
+                run.write_findings(examine(recording.readings, beta=recording.beta, notes=recording.notes).to_json())
+            write_report([run.root], run.report)
         return run
-    context = RunContext(
-        recipe=recipe,
-        run=run,
-        rows=rows,
-        stage_rows=stage_rows,
-        eval_rows=eval_rows,
-        probe_rows=choose_probe_rows(recipe, rows, eval_rows),
-        engine=run_engine(recipe, run),
-        callbacks=[*callbacks, wall_time],
-        reference=reference or run.reference,
-        encoded=encoded or EncodedMemory(),
-    )
-    with closing(wall_time):
-        for stage in recipe.stages:
-            if not run.is_finished(stage) and not is_complete(run, recipe):
-                train_stage(context, stage)
-    if is_main():
-        evaluate_run(run, recipe, on_evaluation)
-        write_json(run.summary, _summary(context, wall_time.seconds))
-        with suppress(DataError):  # nothing was logged
-            recording = read_recording(run.root)
-            run.write_findings(examine(recording.readings, beta=recording.beta, notes=recording.notes).to_json())
-        write_report([run.root], run.report)
-    return run
 
 
 class WallTime(TrainerCallback):

@@ -160,6 +160,8 @@ def test_rows_without_pairs_are_refused() -> None:
 
 
 def test_no_torch_is_loaded() -> None:
-    code = "import sys, cwdpo.cli.audit, cwdpo.evaluation.audit.clues, cwdpo.data.reading; print('torch' in sys.modules)"
+    code = (
+        "import sys, cwdpo.cli.audit, cwdpo.evaluation.audit.clues, cwdpo.data.reading; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
