@@ -193,7 +193,8 @@ def markdown(results: Results) -> str:
         parts += [f"### {world}", _at_best(results, world), _at_every(results, world)]
     trained = [method for method in grid.methods if all(method in results.methods(w) for w in grid.worlds)]
     if trained:
-        measures = [name for name in results.measures if name not in grid.lower_is_better][:4]
+        named = [name for name in grid.measures if name in results.measures and name not in grid.lower_is_better]
+        measures = list(dict.fromkeys([grid.target, *named]))
         head = ["largest regret", *measures]
         lines = [[method, *(f"{results.worst_regret(method, m):.3f}" for m in measures)] for method in trained]
         parts += ["### Largest regret over all worlds and settings", _table(head, lines)]
@@ -233,12 +234,12 @@ def _at_every(results: Results, world: str) -> str:
 
 def _legend(results: Results) -> str:
     grid = results.grid
-    seeds = len(grid.seeds)
+    count = f"{len(grid.seeds)} seed{'s' if len(grid.seeds) > 1 else ''}"
     tuned = grid.tuning_seed is not None
     chosen = f"chosen on seed {grid.tuning_seed}, which is not reported" if tuned else "the best on the reported seeds"
     return (
-        f"Means over {seeds} seed{'s' if seeds > 1 else ''} with their standard errors; each seed has its own data and "
-        f"runs. Best setting: {chosen}. Regret: how far a method's {grid.target} is below the best method's in the "
+        f"Means over {count} with their standard errors; each seed has its own runs, and its own data where the grid "
+        f"makes it. Best setting: {chosen}. Regret: how far a method's {grid.target} is below the best method's in the "
         "same world with the same setting; the largest is what not knowing one's regime may cost."
     )
 
