@@ -91,7 +91,8 @@ def make_plans(
     plain, smooth = Stage1Config(objective="plain", trainer=first), Stage1Config(trainer=first)
     more_sft = Stage1Config(objective="plain", trainer=second)
     dpo = Stage2Config(beta=settings.beta, cooling=None, trainer=second)
-    cooled = Stage2Config(beta=settings.beta, cooling=CoolingConfig(), trainer=second)
+    # the floor of every table and picture in docs/ that is made from this world
+    cooled = Stage2Config(beta=settings.beta, cooling=CoolingConfig(floor="gentle"), trainer=second)
     after_sft, cw_dpo = out / "dpo" / "stage1", out / "cw_dpo"
     return (
         Plan("DPO", recipe("dpo", base, train, plain, dpo), after_sft, out / "dpo" / "stage2"),
