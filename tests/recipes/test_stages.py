@@ -8,9 +8,18 @@ import pytest
 from support import disc_data
 from transformers import TrainerCallback
 
-from cwdpo.config.recipe import DataConfig, ModelConfig, ProbesConfig, Recipe, Stage2Config
+from cwdpo.config.recipe import (
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    ProbesConfig,
+    Recipe,
+    Stage1Config,
+    Stage2Config,
+)
 from cwdpo.recipes import run_recipe
-from cwdpo.recipes.stages import stage_trainer
+from cwdpo.recipes.stages import stage_arguments, stage_trainer
+from cwdpo.records import RunDirectory
 
 
 class Users(TrainerCallback):
@@ -49,3 +58,28 @@ def test_every_stage_has_its_callbacks_in_one_order(
         "WallTime",
         "Probing",
     ]
+
+
+@pytest.mark.parametrize(
+    ("lora", "given", "rates"),
+    [
+        (None, {}, (1e-5, 5e-7)),
+        (LoraConfig(), {}, (1e-4, 5e-6)),
+        (LoraConfig(), {"learning_rate": 3e-5, "num_train_epochs": 2}, (3e-5, 3e-5)),
+    ],
+)
+def test_a_recipe_without_a_learning_rate_has_one_that_fits_the_stage(
+    tmp_path: Path, lora: LoraConfig | None, given: dict[str, Any], rates: tuple[float, float]
+) -> None:
+    recipe = Recipe(
+        model=ModelConfig(name_or_path="m", lora=lora),
+        data=DataConfig(train="rows.jsonl"),
+        stage1=Stage1Config(),
+        stage2=Stage2Config(),
+        trainer={"use_cpu": True, **given},
+    )
+    arguments = [
+        stage_arguments(recipe, RunDirectory(tmp_path), stage, has_eval=False) for stage in ("stage1", "stage2")
+    ]
+    assert tuple(one.learning_rate for one in arguments) == rates
+    assert {one.num_train_epochs for one in arguments} == {given.get("num_train_epochs", 1)}

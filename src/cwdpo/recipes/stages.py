@@ -178,6 +178,10 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+_LEARNING_RATE: Mapping[Stage, tuple[float, float]] = {"stage1": (1e-5, 1e-4), "stage2": (5e-7, 5e-6)}
+"""Where a recipe names none: of all weights, and of adapters. The Trainer's 5e-5 would ruin a model in stage 2."""
+
+
 def stage_arguments(
     recipe: Recipe, run: RunDirectory, stage: Stage, *, has_eval: bool, **overrides: Any
 ) -> SmoothSFTConfig | CWDPOConfig:
@@ -186,6 +190,8 @@ def stage_arguments(
     settings = recipe.stages[stage]
     given = recipe.trainer | settings.trainer
     shared: dict[str, Any] = {
+        "learning_rate": _LEARNING_RATE[stage][recipe.model.lora is not None],
+        "num_train_epochs": 1,
         "logging_steps": 10,
         "logging_first_step": True,
         "save_total_limit": 2,
