@@ -41,6 +41,23 @@ def test_values_are_yaml(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("text", ["/x/run #1", "runs/a: b", "[draft", "{x}", "*best", "7", "1e-6", "on", "~", "a\tb"])
+def test_a_text_is_taken_as_it_was_typed(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, "--output_dir", text).output_dir == text
+    assert read(tmp_path, f"--output_dir='{text}'").output_dir == text  # YAML's own quotes may still be there
+    held_out = read(tmp_path, "--data.eval", f"/{text}").data.eval
+    assert held_out == f"/{text}"
+    assert read(tmp_path, "--data.train", f"/x/{text}.jsonl").data.train == str(Path(f"/x/{text}.jsonl"))
+
+
+def test_a_list_of_texts_is_yaml(tmp_path: Path) -> None:
+    assert read(tmp_path, "--data.train", "[/a.jsonl, '/b #2.jsonl']").data.train == ["/a.jsonl", "/b #2.jsonl"]
+
+
+def test_a_text_that_may_be_null_can_be_null(tmp_path: Path) -> None:
+    assert read(tmp_path, "--data.eval", "null").data.eval is None
+
+
 def test_dashes_are_read_as_underscores(tmp_path: Path) -> None:
     assert read(tmp_path, "--output-dir", "x").output_dir == "x"
 

@@ -68,6 +68,12 @@ def section_type(hint: object) -> type | None:
     return next((part for part in _alternatives(hint) if isinstance(part, type) and is_dataclass(part)), None)
 
 
+def is_text(hint: object) -> bool:
+    """Whether a type is a text, or a text among null and lists of texts."""
+    kinds = {*_alternatives(hint)}
+    return str in kinds and kinds <= {str, type(None), list[str]}
+
+
 def _built(
     section: type[_Section], values: Mapping[str, object], path: KeyPath, note: Callable[[KeyPath, str], None]
 ) -> _Section | None:

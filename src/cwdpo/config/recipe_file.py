@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.config import located_yaml
-from cwdpo.config.checking import build, check_trainer_section, section_fields, section_type
+from cwdpo.config.checking import build, check_trainer_section, is_text, section_fields, section_type
 from cwdpo.config.located_yaml import KeyPath, load_value
 from cwdpo.config.recipe import CoolingConfig, ProbesConfig, Recipe, Stage1Config
 from cwdpo.errors import ConfigError
@@ -110,8 +110,27 @@ class _Override:
 
 def _parsed(given: Mapping[str, object] | Sequence[str]) -> list[_Override]:
     """Overrides from Python (names and values) or from words such as ``["--beta", "0.2", "--stage2.cooling=null"]``."""
-    pairs = given.items() if isinstance(given, Mapping) else _pairs(given)
-    return [_Override(_full_path(name), value, f"--{name}") for name, value in pairs]
+    if isinstance(given, Mapping):
+        return [_Override(_full_path(name), value, f"--{name}") for name, value in given.items()]
+    paths = [(name, _full_path(name), text) for name, text in _pairs(given)]
+    return [_Override(path, _value(text, path, f"--{name}"), f"--{name}") for name, path, text in paths]
+
+
+def _value(text: str, path: KeyPath, name: str) -> Any:
+    """A value of the command line: YAML, but text as it was typed where the setting is a text, or the YAML is one.
+
+    So ``--output_dir "runs/try #2"`` keeps what YAML would take for a comment. Quotes that YAML would take off go.
+    """
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    section: type | None = Recipe
+    hint: object = None
+    for part in path:
+        _, hint = section_fields(section).get(part, (None, None)) if section is not None else (None, None)
+        section = section_type(hint)
+    if not quoted and is_text(hint) and not (text.startswith("[") and hint not in (str, str | None)):
+        return None if text == "null" and hint is not str else text
+    value = load_value(text, name)
+    return text if isinstance(value, str) and not quoted else value
 
 
 def _apply(override: _Override, values: dict[str, Any]) -> None:
@@ -136,7 +155,8 @@ def _apply(override: _Override, values: dict[str, Any]) -> None:
     here[override.path[-1]] = _resolved(override.path, override.value, Path.cwd())
 
 
-def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Names and texts."""
     pairs, queue = [], list(words)
     while queue:
         word = queue.pop(0)
@@ -149,7 +169,7 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
                     f"--{name} has no value. Write --{name} VALUE, such as --{name} true or --{name} null."
                 )
             text = queue.pop(0)
-        pairs.append((name.replace("-", "_"), load_value(text, f"--{name}")))
+        pairs.append((name.replace("-", "_"), text))
     return pairs
 
 
