@@ -206,11 +206,20 @@ def test_adapters_in_the_tower_are_noticed(tiny: Tiny) -> None:
     assert "lora" in str(why_not_cacheable(model.base_model.model))
 
 
-def test_random_drops_are_noticed(tiny: Tiny) -> None:
-    model = frozen(load_model(tiny("llava")))
+def test_a_frozen_tower_drops_nothing_so_its_features_are_kept(tiny: Tiny) -> None:
+    model, batch = frozen(load_model(tiny("llava"))), mixed_batch(tiny("llava"))
+    expected = token_logprobs(model, batch)
+    attentions = [module for module in model.model.vision_tower.modules() if hasattr(module, "dropout")]
+    assert attentions
+    for module in attentions:
+        module.dropout = 0.5
     assert why_not_cacheable(model) is None
-    model.config.vision_config.attention_dropout = 0.1
-    assert "attention_dropout" in str(why_not_cacheable(model))
+    cache = FeatureCache()
+    engine = TreeEngine(features=cache)
+    model.train()
+    for _ in range(2):
+        assert gap(engine.logprobs(model, batch), expected) < 1e-5
+    assert (cache.report["computed"], cache.report["found"]) == (3, 3)
 
 
 def test_another_tower_gets_features_of_its_own(tiny: Tiny) -> None:

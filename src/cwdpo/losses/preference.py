@@ -197,7 +197,7 @@ def beta_dpo_loss(pairs: Pairs, *, beta: float, scale: float, gap: Tensor | floa
     leaves out pairs with an unusual M, is not part of this. ``(pairs,)``.
     """
     dynamic = (torch.as_tensor(gap, dtype=pairs.chosen.dtype, device=pairs.chosen.device) * scale + 1) * beta
-    return -F.logsigmoid(dynamic.detach().clamp(min=1e-2) * (pairs.chosen - pairs.cooled))
+    return -F.logsigmoid(dynamic.detach().clamp(min=1e-3) * (pairs.chosen - pairs.cooled))
 
 
 def wpo_loss(pairs: Pairs, *, beta: float) -> Tensor:
