@@ -33,12 +33,12 @@ def compare(
         quiet_libraries()
         from cwdpo.compare.run import Progress, run_grid
 
-        def tell(progress: Progress) -> None:
+        def show(progress: Progress) -> None:
             left = "" if progress.minutes_left is None else f", about {progress.minutes_left:.0f} min left"
             print(f"\r{progress.done} of {progress.total} runs{left}   ", end="", flush=True)
 
         try:
-            run_grid(wanted, out, jobs=jobs, minutes=minutes, keep_models=keep_models, tell=tell)
+            run_grid(wanted, out, jobs=jobs, minutes=minutes, keep_models=keep_models, on_progress=show)
         finally:
             print()
     from cwdpo.compare.table import Results, markdown, summary

@@ -50,7 +50,7 @@ def run_grid(
     jobs: int = 1,
     minutes: float | None = None,
     keep_models: bool = False,
-    tell: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Train and measure every run of a grid that is not done yet, and leave ``measured.json`` in each one's directory.
 
@@ -60,7 +60,7 @@ def run_grid(
         jobs: processes, of one thread each.
         minutes: begin no run after this time; the next start goes on. None takes all the time that it needs.
         keep_models: keep trained weights, which are removed once they are measured otherwise.
-        tell: gets the progress every few seconds.
+        on_progress: gets the progress every few seconds.
 
     Raises:
         UserError: a run failed, or was done with other settings; what was measured before stays.
@@ -84,7 +84,7 @@ def run_grid(
     first = {group[0].world: group for group in reversed(todo)}
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
         for group in reversed(first.values()):
-            tell(progress())
+            on_progress(progress())
             pool.submit(_world, grid, out, group[0]).result()
         pending: set[Future[None]] = {
             pool.submit(run_cells, grid, out, group, deadline=deadline, keep_models=keep_models) for group in todo
@@ -94,7 +94,7 @@ def run_grid(
                 finished, pending = wait(pending, timeout=5, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()
-                tell(progress())
+                on_progress(progress())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

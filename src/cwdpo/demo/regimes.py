@@ -291,7 +291,7 @@ _ATTRIBUTES = ("colour", "shape", "size", "position")
 def _corrections(texts: Sequence[str], scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     """Each wrong caption with one kind of error put right in all its things, as people correct single segments
     (RLHF-V, arXiv 2312.00849); both are written in the same words otherwise. Correcting one thing alone would name one
-    place twice where two places were exchanged, and that tell is what DPO then learns."""
+    place twice where two places were exchanged, and that is what DPO then learns."""
     found = []
     for named in filter(None, map(parse_caption, texts)):
         if len(named) != len(scene):
