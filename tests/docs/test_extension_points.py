@@ -16,7 +16,8 @@ from cwdpo.batch import Role
 from cwdpo.data.rows import Row
 from cwdpo.diagnosis.history import MissingReadingsError, stage_histories
 from cwdpo.engine import make_engine
-from cwdpo.evaluation.judging.judges import Question, load_pair_judge
+from cwdpo.evaluation.judging.judges import load_pair_judge
+from cwdpo.evaluation.judging.verdicts import Question
 from cwdpo.generation import Generated
 from cwdpo.negatives.verify import load_judge
 

@@ -21,8 +21,8 @@ from cwdpo.errors import ConfigError, UserError
 if TYPE_CHECKING:
     from cwdpo.evaluation.intervals import Estimate
     from cwdpo.evaluation.judging.contestants import Answering, Contestant, JudgedRows, Progress, Workspace
-    from cwdpo.evaluation.judging.judges import PairJudge
     from cwdpo.evaluation.judging.run import JudgeResult, PairResult
+    from cwdpo.evaluation.judging.verdicts import PairJudge
 
 _MOST_CALLS = 5000
 

@@ -14,10 +14,10 @@ from cwdpo.demo.world import read_scenes, win_rate, write_world
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.evaluation.judging.judges import (
     FunctionJudge,
-    Question,
     load_pair_judge,
 )
 from cwdpo.evaluation.judging.server import pair_messages, parse_choice
+from cwdpo.evaluation.judging.verdicts import Question
 
 
 def row(chosen: str = "a red cube", **more: object) -> Row:

@@ -1,7 +1,6 @@
 """Who judges which of two answers is better: a rule, a function of the user, or a vision-language model on a server.
 
-A verdict is the score of the first answer: 1 it is better, 0 the second is, 0.5 a tie. Every judge is asked about both
-orders, and sees no names of models.
+Every judge is asked about both orders, and sees no names of models.
 """
 
 import importlib
@@ -10,7 +9,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias, cast
+from typing import TypeAlias, cast
 from urllib.parse import urlsplit
 
 import xxhash
@@ -18,45 +17,14 @@ import xxhash
 from cwdpo.config.limits import is_server
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
+from cwdpo.evaluation.judging.verdicts import TIE, PairJudge, Question
 from cwdpo.negatives.filtering import RightAnswers, ngram_overlap, normalised
 
 FORMS = "exact, same_words, overlap, module:function, or a server as http://127.0.0.1:8000/v1#MODEL"
-TIE, UNREADABLE = 0.5, math.nan
 
 Compare: TypeAlias = Callable[[Row, str, str], float]
 """The user's function: of a row, the first answer and the second, a number > 0 where the first is better, < 0 where the
 second is, 0 for a tie. Booleans and None are refused."""
-
-
-class Question(NamedTuple):
-    """Two answers to one row, in the order in which the judge sees them."""
-
-    row: Row
-    first: str
-    second: str
-
-
-class PairJudge(Protocol):
-    """Gives verdicts on pairs of answers."""
-
-    @property
-    def identity(self) -> str:
-        """What verdicts follow from beside the question: other text means that kept verdicts are not this judge's."""
-        ...
-
-    @property
-    def costs(self) -> bool:
-        """Whether a verdict costs a request to a server."""
-        ...
-
-    def usage(self) -> dict[str, int]:
-        """What was used of a server so far, by name; empty without one."""
-        ...
-
-    def verdicts(self, questions: Sequence[Question]) -> Iterator[tuple[int, float | None]]:
-        """The number of each question with its verdict, as they come; nan for a reply that names neither answer nor a
-        tie, None where there was no reply. A UserError ends it; what was given before is good."""
-        ...
 
 
 def load_pair_judge(name: str, rows: Sequence[Row], *, concurrency: int = 8) -> PairJudge:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cwdpo.errors import DataError, UserError
 from cwdpo.evaluation.intervals import Estimate, Values
 from cwdpo.evaluation.judging.contestants import JudgedRows, Progress
-from cwdpo.evaluation.judging.judges import PairJudge, Question
+from cwdpo.evaluation.judging.verdicts import PairJudge, Question
 from cwdpo.evaluation.judging.win_rates import OrderReport, WinRate, both_orders, order_report, strengths, win_rate
 from cwdpo.records import append_jsonl, read_jsonl
 

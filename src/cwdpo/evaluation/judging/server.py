@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 
 from cwdpo.config.limits import server_and_model
-from cwdpo.evaluation.judging.judges import TIE, UNREADABLE, Question
+from cwdpo.evaluation.judging.verdicts import TIE, UNREADABLE, Question
 from cwdpo.negatives.filtering import RightAnswers
 from cwdpo.negatives.server import Endpoint, messages_of, parse_json, text_message
 
