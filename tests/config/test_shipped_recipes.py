@@ -10,7 +10,7 @@ from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.trainers.arguments import argument_types
 
 ROOT = Path(__file__).parents[2]
-GRIDS = [ROOT / "examples" / "regimes" / name for name in ("floors.yaml", "regimes.yaml")]
+GRIDS = [ROOT / "examples" / "regimes" / name for name in ("floors.yaml", "headline.yaml", "regimes.yaml")]
 SHIPPED = sorted({*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("examples/**/*.yaml")} - {*GRIDS})
 
 

@@ -67,6 +67,6 @@ def results(ours: float) -> Results:
 
 @pytest.mark.parametrize(("ours", "holds"), [(0.7, [True] * 3), (0.3, [False] * 3)])
 def test_claims_follow_the_numbers(ours: float, holds: list[bool]) -> None:
-    found = list(claims(results(ours)))
+    found = list(claims(results(ours), results(ours)))
     assert [claim.holds for claim in found[:3]] == holds
     assert [claim.holds for claim in found[-5:]] == [ours > 0.5] * 5
