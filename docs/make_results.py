@@ -92,8 +92,8 @@ MARK = "<!-- docs/make_results.py -->"
 LIMITS = """\
 **How far this goes.** One small model (half a million weights) on drawn scenes, in regimes that were searched for. A
 constant weight near the one that cooling starts with does about as well where all negatives are hard; what the adaptive
-weight is for is the table of regrets over regimes. Not measured yet: DPO with a larger beta in the other regimes, a pretrained model, the ablations of
-stage 1 and of sampled negatives in these regimes, and a GPU."""
+weight is for is the table of regrets over regimes. Not measured yet: DPO with a larger beta in the other regimes, a
+pretrained model, the ablations of stage 1 and of sampled negatives in these regimes, and a GPU."""
 
 
 def best(results: Results, world: str, method: str) -> Score:
