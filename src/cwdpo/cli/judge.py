@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from cwdpo.cli.evaluate import bars
 from cwdpo.cli.negatives import parse_prices
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError, UserError
@@ -96,7 +95,7 @@ def judge(
         return
     space.open(settings)
     names = [one.name for one in competing]
-    with _bars() as progress:
+    with bars() as progress:
         answers = _answers(judged, competing, space, answering, progress)
         work = plan(judged, names, answers, asked, space.verdicts)
         _check_calls(len(work.missing), work.known, max_calls, asked)
@@ -186,20 +185,6 @@ def _counting(asked: "PairJudge", space: "Workspace") -> Iterator[None]:
     finally:
         if used := asked.usage():
             append_jsonl(space.verdicts, [{"usage": used}])
-
-
-@contextmanager
-def _bars() -> "Iterator[Progress]":
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
-        yield on_progress
 
 
 def _show(result: "JudgeResult", console: Console) -> None:

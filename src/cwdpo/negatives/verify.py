@@ -1,15 +1,14 @@
 """Verification: an answer that is right by accident must not become a negative; judges say which are right."""
 
-import importlib
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
+from cwdpo.config.functions import load_function
 from cwdpo.config.limits import is_server, server_and_model
 from cwdpo.data.rows import Row
-from cwdpo.errors import ConfigError
 from cwdpo.generation import Generated
 from cwdpo.negatives.filtering import Reason, Rules, filter_negatives, normalised
 from cwdpo.negatives.server import Endpoint, EndpointError, messages_of, parse_json, text_message
@@ -64,17 +63,11 @@ def load_judge(name: str) -> Judge:
         return EndpointJudge(Endpoint(url, model=model))
     if name == "same_words":
         return SameWords()
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"negatives.judge is {name}, which cannot be imported ({error}). Write `module:function`, and put the "
-            "module's directory in PYTHONPATH; same_words and a server such as http://127.0.0.1:8000/v1 need no module."
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"negatives.judge is {name}, which is a {type(found).__name__} and not a function.")
-    return cast(Judge, found)
+    advice = (
+        "Write `module:function`, and put the module's directory in PYTHONPATH; same_words and a server such as "
+        "http://127.0.0.1:8000/v1 need no module."
+    )
+    return cast(Judge, load_function(name, setting="negatives.judge", advice=advice))
 
 
 class SameWords:

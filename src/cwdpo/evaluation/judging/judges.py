@@ -3,7 +3,6 @@
 Every judge is asked about both orders, and sees no names of models.
 """
 
-import importlib
 import inspect
 import math
 import numbers
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 import xxhash
 
+from cwdpo.config.functions import load_function
 from cwdpo.config.limits import is_server
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
@@ -39,17 +39,8 @@ def load_pair_judge(name: str, rows: Sequence[Row], *, concurrency: int = 8) -> 
         return RuleJudge(name, RightAnswers(rows))
     if name.count(":") != 1 or not all(part.isidentifier() for part in name.replace(":", ".").split(".")):
         raise ConfigError(f"--judge is {name!r}, which is not a judge. Write {FORMS}.")
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"--judge is {name}, which cannot be imported ({error}). Write `module:function`, and put the module's "
-            "directory in PYTHONPATH."
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"--judge is {name}, which is a {type(found).__name__} and not a function.")
-    return FunctionJudge(name, cast(Compare, found))
+    advice = "Write `module:function`, and put the module's directory in PYTHONPATH."
+    return FunctionJudge(name, cast(Compare, load_function(name, setting="--judge", advice=advice)))
 
 
 def _exact(answer: str, right: Sequence[str]) -> float:
