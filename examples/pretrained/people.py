@@ -7,18 +7,21 @@ import json
 import random
 import shutil
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import numpy as np
+import torch
 
 from cwdpo.compare.grid import Outcome
 from cwdpo.data.reading import read_rows
-from cwdpo.engine import make_engine
 from cwdpo.errors import UserError
-from cwdpo.evaluation.likelihood import evaluate_rows
+from cwdpo.evaluation.measuring import measure_model
+from cwdpo.evaluation.questions import Question
 from cwdpo.generation import generate_answers
+from cwdpo.metrics import token_ece
 from cwdpo.models.adapters import load_checkpoint
-from cwdpo.models.loading import load_policy
 from cwdpo.records import write_json, write_text
-from cwdpo.reference import FrozenCopy
 from examples.emoji.emoji_names import judge
 
 HERE = Path(__file__).parent
@@ -27,7 +30,7 @@ ANSWERS = "answers.json"
 """What a model said of the held-out pictures: in its run's directory; the start's beside the rows."""
 
 _LONGEST = 30  # tokens; the longest name has about 25
-_LIKELIHOOD_ROWS = 48
+_LIKELIHOOD_ROWS = 32
 
 
 def make(
@@ -36,7 +39,7 @@ def make(
     seed: int,
     starts: Path,
     train: int = 128,
-    held_out: int = 128,
+    held_out: int = 96,
     base: str = str(HERE / "base"),
     emoji: str = str(HERE / "data" / "emoji"),
 ) -> dict[str, str]:
@@ -79,23 +82,23 @@ def _choose(file: Path, count: int, rng: random.Random) -> list[dict[str, Any]]:
 def measure(model: Path, *, start: Path, eval_rows: Path, seed: int) -> Outcome:
     """Let a model name the held-out pictures greedily, and compare with their names.
 
-    Of each picture, 0 or 1: ``exact``, ``tone`` and ``who``, see :func:`examples.emoji.emoji_names.judge`. Of all: the
-    mean log-probs of right names, of names that differ in one attribute and of texts that are wrong at first sight
-    (``chosen``, ``gentle``, ``easy``; nats per token), ``ece`` and ``tv``. The answers are kept in :data:`ANSWERS`.
+    Of each picture, 0 or 1: ``exact``, ``tone`` and ``who``, see :func:`examples.emoji.emoji_names.judge`. Of some of
+    them: ``ece`` over the tokens of right names, and the mean log-probs of right names, of names that differ in one
+    attribute, and of texts that are wrong at first sight (``chosen``, ``gentle``, ``easy``; nats per token). The
+    answers are kept in :data:`ANSWERS`.
     """
     rows = read_rows(eval_rows)
     policy, processor = load_checkpoint(str(model))
     said = generate_answers(policy, processor, rows, max_new_tokens=_LONGEST, warn_of_cut=False)
     write_json((eval_rows if model == start else model).with_name(ANSWERS), said)
     values = judge(said, [row.chosen for row in rows])
-    engine, some = make_engine(), rows[:_LIKELIHOOD_ROWS]
-    before = FrozenCopy(load_policy(start).to(policy.device), engine)
-    found = evaluate_rows(policy, before, processor, some, engine)
+    questions = [Question(row, (row.chosen,)) for row in rows[:_LIKELIHOOD_ROWS]]
+    found = measure_model(policy, processor, questions, max_new_tokens=None)
+    confidence, hit = (torch.from_numpy(np.concatenate(each)) for each in (found.confidence, found.hit))
     numbers = {
-        "chosen": found["logps_mean/chosen"],
-        "gentle": found["logps_mean/gentle"],
-        "easy": found["logps_mean/rejected"],
-        "ece": found["ece"],
-        "tv": found["tv"],
+        "chosen": fmean(answer.mean for answer in found.chosen),
+        "gentle": fmean(answer.mean for answer in found.gentle if answer is not None),
+        "easy": fmean(answer.mean for answers in found.rejected for answer in answers),
+        "ece": token_ece(confidence, hit).item(),
     }
     return Outcome({name: [float(right) for right in each] for name, each in values.items()}, numbers)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor, EfficientNetConfig, EfficientNetModel, FastVlmForConditionalGeneration
 
 from cwdpo.compare.grid import Grid, cells, read_grid
@@ -163,34 +164,29 @@ def test_the_projector_learns_and_nothing_else_does(tiny: Any, data: Path) -> No
     moved = {name for name, value in found.state_dict().items() if not torch.equal(value, before[name])}
     assert moved
     assert all("multi_modal_projector" in name for name in moved)
-    loss = name_loss(found, processor, pictures, data)
+    rows = [json.loads(line) for line in (data / "pretrain.jsonl").read_text().splitlines()]
+    first = next(data / row["images"][0] for row in rows if row["chosen"] == pictures.names[0])
+    known = logprob(found, processor, first, pictures.names[0])
     align.learn_names(found, processor, pictures, 8)
     after = found.state_dict()
     assert list(after) == list(before)  # the adapters are merged
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert all("multi_modal_projector" in name or "q_proj" in name or "v_proj" in name for name in moved)
-    assert name_loss(found, processor, pictures, data) < loss - 0.1
+    assert logprob(found, processor, first, pictures.names[0]) > known + 0.01
 
 
-def name_loss(found: Any, processor: Any, pictures: align.Pictures, data: Path) -> float:
-    """The loss of the first picture's name by the model's own forward pass, which reads the picture itself."""
-    from PIL import Image
-
-    row = next(
-        row
-        for row in map(json.loads, (data / "pretrain.jsonl").read_text().splitlines())
-        if row["chosen"] == pictures.names[0]
-    )
+def logprob(policy: Any, processor: Any, picture: Path, answer: str) -> float:
+    """lbar of an answer, which the template begins with a space, and its end, by the model's own forward pass."""
     content = [{"type": "image"}, {"type": "text", "text": people.PROMPT}]
     asked = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    image = Image.open(data / row["images"][0]).convert("RGB")
-    prompt = processor(text=asked, images=image, return_tensors="pt", add_special_tokens=False)
-    name = processor.tokenizer(row["chosen"], add_special_tokens=False, return_tensors="pt")["input_ids"]
-    ids = torch.cat([prompt["input_ids"], name], dim=1)
-    labels = ids.clone()
-    labels[:, : prompt["input_ids"].shape[1]] = -100
+    image = Image.open(picture).convert("RGB")
+    prompt = processor(text=asked, images=image, return_tensors="pt")
+    tokenizer = processor.tokenizer
+    tail = torch.tensor([tokenizer(f" {answer}", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]])
+    ids = torch.cat([prompt["input_ids"], tail], dim=1)
+    labels = torch.cat([torch.full_like(prompt["input_ids"], -100), tail], dim=1)
     with torch.no_grad():
-        return float(found(input_ids=ids, pixel_values=prompt["pixel_values"], labels=labels).loss)
+        return -float(policy(input_ids=ids, pixel_values=prompt["pixel_values"], labels=labels).loss)
 
 
 def made(data: Path, base: Path, out: Path, **given: Any) -> dict[str, str]:
@@ -228,9 +224,16 @@ def test_a_model_is_measured_on_every_held_out_picture(data: Path, tiny: Any, tm
     eval_rows = Path(made(data, base, tmp_path / "world")["data.eval"])
     found = people.measure(base, start=base, eval_rows=eval_rows, seed=0)
     assert {name: len(values) for name, values in found.rows.items()} == {"exact": 5, "tone": 5, "who": 5}
-    assert set(found.numbers) == {"chosen", "gentle", "easy", "ece", "tv"}
-    assert found.numbers["tv"] == 0
-    assert found.numbers["chosen"] < 0
+    policy: Any = FastVlmForConditionalGeneration.from_pretrained(base, dtype=torch.float32).eval()
+    processor, rows = AutoProcessor.from_pretrained(base), read_rows(eval_rows)
+    answers = {"chosen": [row.chosen for row in rows], "gentle": [row.gentle for row in rows]}
+    answers["easy"] = [row.rejected[0] for row in rows]
+    for name, texts in answers.items():
+        pairs = zip(rows, texts, strict=True)
+        expected = [logprob(policy, processor, Path(str(row.images[0])), str(text)) for row, text in pairs]
+        assert found.numbers[name] == pytest.approx(sum(expected) / 5, abs=1e-4)
+    assert set(found.numbers) == {*answers, "ece"}
+    assert 0 < found.numbers["ece"] < 1
     said = json.loads((eval_rows.parent / people.ANSWERS).read_text())
     assert len(said) == 5
     assert not (base.parent / people.ANSWERS).exists()
@@ -238,7 +241,7 @@ def test_a_model_is_measured_on_every_held_out_picture(data: Path, tiny: Any, tm
 
 def test_the_shipped_grid_can_be_read() -> None:
     grid = read_grid(people.HERE / "grid.yaml")
-    assert [cell.method for cell in cells(grid)][:3] == ["start", "SFT on chosen", "SFT on chosen"]
+    assert [cell.method for cell in cells(grid)][:3] == ["start", "DPO", "DPO"]
     assert grid.target in answers.MEASURES
 
 
