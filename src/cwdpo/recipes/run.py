@@ -20,6 +20,7 @@ from cwdpo.recipes.evaluating import check_evaluation, evaluate_run, is_evaluate
 from cwdpo.recipes.preflight import (
     check_answers,
     check_settings,
+    check_tokens,
     peek_at_images,
     read_data,
     rows_of_stages,
@@ -78,6 +79,8 @@ def run_recipe(
         recipe = with_measured_floor(run, recipe)
         if nothing_to_do(run, recipe) and is_evaluated(run, recipe):
             return run
+        if is_main():
+            check_tokens(recipe.model, [*rows, *(eval_rows or [])])
         context = RunContext(
             recipe=recipe,
             run=run,

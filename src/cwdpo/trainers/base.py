@@ -23,6 +23,7 @@ from cwdpo.engine import Engine, make_engine, within_budget
 from cwdpo.engine.layout import parts_within, select_prompts
 from cwdpo.errors import ConfigError
 from cwdpo.models.loading import load_policy, load_processor
+from cwdpo.models.parts import model_limits
 from cwdpo.models.saving import last_checkpoint, no_partial_checkpoints, restore_weights
 from cwdpo.records import StepMetric
 from cwdpo.trainers.arguments import AnswerArguments
@@ -95,7 +96,7 @@ class AnswerTrainer(Trainer):
         self.encoder = Encoder(
             processing_class,
             max_length=args.max_length,
-            model_max_length=getattr(policy.config.get_text_config(), "max_position_embeddings", None),
+            limits=model_limits(policy),
             memory=encoded or EncodedMemory(),
         )
         self.collate = AnswerCollator(self.encoder, roles=self.roles, required=self.required, crops=self.crops)
