@@ -1,10 +1,15 @@
-"""Prompts in whole runs: those that may not share a pass."""
+"""Prompts in whole runs: those that may not share a pass, and those that print the date."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import disc_data
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cwdpo.config.recipe import DataConfig, ModelConfig, NegativesConfig, ProbesConfig, Recipe, Stage2Config
 from cwdpo.negatives.candidates import read_refreshes
@@ -38,3 +43,43 @@ def test_rows_whose_prompts_may_not_share_a_pass_train_with_probes_and_sampling(
     assert {line["n"] for line in readings if line["group"] in ("chosen", "greedy", "on_policy")} == {4}
     sampled = read_refreshes(run.negatives)
     assert {candidate.row for candidate in sampled[0].candidates} == {0, 1, 2, 3}
+
+
+class Clock:
+    """In the place of ``datetime`` in the module that starts runs."""
+
+    def __init__(self, now: str) -> None:
+        self.time, self.fromisoformat = datetime.fromisoformat(now), datetime.fromisoformat
+
+    def now(self) -> datetime:
+        return self.time
+
+
+class PowerCut(TrainerCallback):
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if state.global_step == 3:
+            raise RuntimeError("power cut")
+
+
+@pytest.mark.slow
+def test_a_run_prints_one_date_on_whatever_day_it_goes_on(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny("llava"), model)
+    template = next(path for path in model.iterdir() if path.name == "chat_template.jinja")
+    template.write_text("{{ strftime_now('Today is %d %b %Y, %H:%M. ') }}" + template.read_text())
+    data = disc_data.write(tmp_path / "data", disc_data.records(8))
+
+    def train(out: str, now: str, *callbacks: TrainerCallback, resume: bool = False) -> list[dict[str, Any]]:
+        monkeypatch.setattr("cwdpo.recipes.run.datetime", Clock(now))
+        settings = replace(recipe(model, data, tmp_path / out, steps=4), negatives=None, probes=None)
+        settings.trainer["save_steps"] = 2
+        run = run_recipe(settings, resume=resume, callbacks=callbacks)
+        assert run.kept("prompts") == {"time": "2026-11-27T23:59:00"}
+        return read_jsonl(run.metrics).objects
+
+    straight = train("straight", "2026-11-27T23:59:00")
+    with pytest.raises(RuntimeError, match="power cut"):
+        train("broken", "2026-11-27T23:59:00", PowerCut())
+    assert train("broken", "2026-11-28T00:01:00", resume=True) == straight

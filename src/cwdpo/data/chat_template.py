@@ -1,6 +1,18 @@
-"""A processor's chat template, asked for prompts and answers as text; and what it reads beside a conversation."""
+"""A processor's chat template, asked for prompts and answers as text; and what it reads beside a conversation.
 
+A prompt must be the same whenever it is made: in the reference pass and in training, before midnight and after, in a
+run that was interrupted. Of what transformers lets a template read beside its conversation, one thing is not: the
+clock (``strftime_now``). It stands still here, see :func:`prompts_at`. Templates that draw at random are refused.
+"""
+
+import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jinja2
@@ -29,6 +41,63 @@ class Frame(NamedTuple):
     """All text after an answer."""
 
 
+_clock: ContextVar[datetime | None] = ContextVar("cwdpo_prompts_at", default=None)
+
+
+@contextmanager
+def prompts_at(time: datetime) -> Iterator[None]:
+    """While open, new encoders print this time where a chat template prints the date (Llama 3.2's does).
+
+    A run keeps its own, so that it makes the same prompts on whatever day it goes on. Outside, the time is that of the
+    first prompt in this process.
+    """
+    token = _clock.set(time)
+    try:
+        yield
+    finally:
+        _clock.reset(token)
+
+
+@cache
+def _first_prompt() -> datetime:
+    return datetime.now()
+
+
+_CLOCK = "strftime_now"
+_DIRECTIVE = re.compile(r"%[-_0^#]*[A-Za-z%]")
+_NO_LITERAL = f"the format of {_CLOCK} is not written out in the chat template"
+
+
+def with_fixed_clock(template: str, time: datetime) -> str:
+    """A template in whose place of ``strftime_now`` stands a macro that knows one time; others are left as they are.
+
+    Variables of a template are data alone in transformers, so a function of ours cannot be one.
+
+    Example:
+        >>> jinja2.Template(with_fixed_clock("{{ strftime_now('%d %b') }}", datetime(2026, 11, 27))).render()
+        '27 Nov'
+    """
+    tokens = [(kind, text) for _, kind, text in jinja2.Environment().lex(template)]
+    names = {text for kind, text in tokens if kind == "name"}
+    code = [text for kind, text in tokens if kind != "whitespace"]
+    if "lipsum" in names or ("|", "random") in pairwise(code):
+        raise ConfigError(
+            "the chat template draws at random, so that a prompt would not be the same twice. Use a template that "
+            "writes the same text for the same conversation."
+        )
+    if _CLOCK not in names:
+        return template
+    printed = "format"
+    found = {each for kind, text in tokens if kind == "string" for each in _DIRECTIVE.findall(text)}
+    for directive in sorted(found - {"%%"}):
+        printed += f" | replace({json.dumps(directive)}, {json.dumps(time.strftime(directive))})"
+    return (
+        f"{{%- macro {_CLOCK}(format) -%}}{{%- set printed = {printed} -%}}"
+        f'{{%- if "%" in printed | replace("%%", "") -%}}{{{{- raise_exception({json.dumps(_NO_LITERAL)}) -}}}}'
+        '{%- endif -%}{{- printed | replace("%%", "%") -}}{%- endmacro %}\n' + template
+    )
+
+
 class ChatTemplate:
     """A processor's chat template, asked three questions: the prompt, the answer's text, and where its turn ends.
 
@@ -43,6 +112,10 @@ class ChatTemplate:
                 "instruction-tuned model into the checkpoint, or set processor.chat_template."
             )
         self._processor = processor
+        self.time = _clock.get() or _first_prompt()
+        """What it prints where it prints the date."""
+
+        self._template = with_fixed_clock(_default_template(processor), self.time)
         self.control_tokens = _control_tokens(processor)
         """Texts that the tokenizer turns into tokens with a meaning of their own."""
 
@@ -107,11 +180,16 @@ class ChatTemplate:
             content = [{"type": "text", "text": answer}] if self._takes_parts else answer
             messages.append({"role": "assistant", "content": content})
         try:
-            return self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
+            return self._apply(messages, add_generation_prompt=answer is None)
         except _REFUSALS as problem:
             raise DataError(
                 f"{row.source}: the chat template refuses this conversation: {problem}. Give it the roles it expects."
             ) from problem
+
+    def _apply(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+        return self._processor.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
 
     def _message(self, message: Message, row: Row) -> dict[str, Any]:
         texts = [part for part in message.parts if isinstance(part, str)]
@@ -129,10 +207,23 @@ class ChatTemplate:
         """Whether the template writes this content of a user's turn, and not its Python form."""
         message: dict[str, Any] = {"role": "user", "content": content}
         try:
-            text = self._processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+            text = self._apply([message], add_generation_prompt=True)
         except _REFUSALS:
             return False
         return _PROBE in text and not _PRINTED_PART.search(text)
+
+
+def _default_template(processor: ProcessorMixin) -> str:
+    """The template that transformers takes where none is named."""
+    template: str | dict[str, str] = processor.chat_template
+    if isinstance(template, str):
+        return template
+    if "default" not in template:
+        raise ConfigError(
+            f"the processor has the chat templates {', '.join(template)}, and none is called `default`. Set "
+            "processor.chat_template to one of them."
+        )
+    return template["default"]
 
 
 def _control_tokens(processor: ProcessorMixin) -> list[str]:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -65,10 +66,10 @@ class EncodedMemory:
         self._answers: dict[tuple[_Key, str], tuple[list[int], bool]] = {}
 
     def prompt(
-        self, row: Row, encode: Callable[[], tuple[Frame, dict[str, Tensor]]]
+        self, row: Row, time: datetime, encode: Callable[[], tuple[Frame, dict[str, Tensor]]]
     ) -> tuple[_Key, Frame, dict[str, Tensor]]:
-        """A row's prompt, encoded here if it is not known."""
-        key = (row.prompt, *(image if isinstance(image, Path) else id(image) for image in row.images))
+        """A row's prompt as its template writes it at a time, encoded here if it is not known."""
+        key = (time, row.prompt, *(image if isinstance(image, Path) else id(image) for image in row.images))
         if key in self._prompts:
             return key, *self._prompts[key][1:]
         frame, tensors = encode()
@@ -152,7 +153,7 @@ class Encoder:
             frame = self.template.frame(row)
             return frame, self._prompt(row, frame.prompt)
 
-        key, frame, prompt = self._memory.prompt(row, of_prompt)
+        key, frame, prompt = self._memory.prompt(row, self.template.time, of_prompt)
         image_tokens = int(torch.isin(prompt["input_ids"], self._image_ids).sum())
         if image_tokens < len(row.images) or (image_tokens and not row.images):
             raise DataError(
