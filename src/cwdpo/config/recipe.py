@@ -407,6 +407,10 @@ class EvaluateConfig:
 class Recipe:
     """A whole run. Leave out a stage to skip it."""
 
+    preset: Literal["paper"] | None = None
+    """``paper``: a recipe file that leaves them out gets the settings of arXiv 2510.11978 in place of this project's
+    defaults: the floor is the ``mean`` over all rejected answers, and negatives are sampled from the policy too."""
+
     model: ModelConfig
     data: DataConfig
     stage1: Stage1Config | None = None
