@@ -179,13 +179,13 @@ def test_tokens_beyond_the_embedding(
     rows = disc_data.records(8)
     rows[2]["rejected"] = "A <extra> disc."
     disc_data.write(data, rows)
-    told = (f"an answer has the token '<extra>' with the id {size}", f"embedding has {size} rows", f"{size + 1} tokens")
-    assert_message(train(model={"name_or_path": str(model)}), "train.jsonl:3: ", *told)
+    said = (f"an answer has the token '<extra>' with the id {size}", f"embedding has {size} rows", f"{size + 1} tokens")
+    assert_message(train(model={"name_or_path": str(model)}), "train.jsonl:3: ", *said)
     monkeypatch.setattr(sys, "argv", ["cwdpo", "check", str(data / "train.jsonl"), "--model", str(model)])
     with pytest.raises(SystemExit, match="1"):
         app.main()
     shown = capsys.readouterr().out
-    assert all(text in shown for text in ("1 thing stops", "train.jsonl:3: ", *told))
+    assert all(text in shown for text in ("1 thing stops", "train.jsonl:3: ", *said))
 
 
 @contextmanager

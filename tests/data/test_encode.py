@@ -331,10 +331,10 @@ def test_a_model_reads_and_writes_no_token_beyond_its_tables(processor_of: Calla
     fits.encode(row, ["A."])
     assert fits.can_exceed_model
     assert not Encoder(processor, limits=ModelLimits(read=size, written=size)).can_exceed_model
-    short, told = Encoder(processor, limits=ModelLimits(read=size, written=largest)), f"output head has {largest} rows"
-    with pytest.raises(DataError, match=f"f:1: an answer has .* id {largest}, .* {told}, .* {size} tokens"):
+    short, said = Encoder(processor, limits=ModelLimits(read=size, written=largest)), f"output head has {largest} rows"
+    with pytest.raises(DataError, match=f"f:1: an answer has .* id {largest}, .* {said}, .* {size} tokens"):
         short.encode(row, ["A."])
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=said):
         short.check_tokens(replace(row, chosen="A."))
     with pytest.raises(DataError, match=f"the prompt has the token .* embedding has {max(words)} rows"):
         Encoder(processor, limits=ModelLimits(read=max(words))).encode(row)

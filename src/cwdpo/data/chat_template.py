@@ -74,7 +74,8 @@ def with_fixed_clock(template: str, time: datetime) -> str:
     Variables of a template are data alone in transformers, so a function of ours cannot be one.
 
     Example:
-        >>> jinja2.Template(with_fixed_clock("{{ strftime_now('%d %b') }}", datetime(2026, 11, 27))).render()
+        >>> template = with_fixed_clock("{{ strftime_now('%d %b') }}", datetime(2026, 11, 27))
+        >>> jinja2.Template(template, trim_blocks=True).render()  # as transformers renders them
         '27 Nov'
     """
     tokens = [(kind, text) for _, kind, text in jinja2.Environment().lex(template)]
@@ -215,15 +216,15 @@ class ChatTemplate:
 
 def _default_template(processor: ProcessorMixin) -> str:
     """The template that transformers takes where none is named."""
-    template: str | dict[str, str] = processor.chat_template
-    if isinstance(template, str):
-        return template
+    template: Any = processor.chat_template
+    if not isinstance(template, dict):
+        return str(template)
     if "default" not in template:
         raise ConfigError(
             f"the processor has the chat templates {', '.join(template)}, and none is called `default`. Set "
             "processor.chat_template to one of them."
         )
-    return template["default"]
+    return str(template["default"])
 
 
 def _control_tokens(processor: ProcessorMixin) -> list[str]:
