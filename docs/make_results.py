@@ -102,13 +102,17 @@ def pretrained_claim(results: Results, answers: Mapping[str, Any]) -> Claim:
     for setting in results.settings(world, DPO):
         names = {method: ", ".join((method, Cell(world, 0, method, setting).label)) for method in (DPO, OURS)}
         if all(name in answers["runs"] for name in names.values()):
-            lost[setting] = {method: answers["runs"][name]["changes"]["who"] for method, name in names.items()}
-    ruined = [gaps for gaps in lost.values() if gaps[DPO]["mean"] <= -0.1]
+            lost[setting] = {method: answers["runs"][name]["changes"] for method, name in names.items()}
+    ruined = [gaps for gaps in lost.values() if gaps[DPO]["who"]["mean"] <= -0.1]
+
+    def listed(gaps: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name} {change(gaps[name])}" for name in ("who", "tone") if name in gaps)
+
     return Claim(
         "On a pretrained model, at a learning rate where DPO loses 10 points or more of `who`, CW-DPO loses at most 3",
-        bool(ruined) and all(gaps[OURS]["mean"] >= -0.03 for gaps in ruined),
+        bool(ruined) and all(gaps[OURS]["who"]["mean"] >= -0.03 for gaps in ruined),
         "; ".join(
-            f"at {Cell(world, 0, '', setting).label} DPO {change(gaps[DPO])}, CW-DPO {change(gaps[OURS])}"
+            f"at {Cell(world, 0, '', setting).label} DPO {listed(gaps[DPO])}; CW-DPO {listed(gaps[OURS])}, in points"
             for setting, gaps in lost.items()
         ),
     )
@@ -123,13 +127,15 @@ def pretrained(results: Results, answers: Mapping[str, Any]) -> str:
     """The tables of the pretrained model: every method at every setting, and what each says of the same pictures."""
     world = next(iter(results.grid.worlds))
     measures = results.measures
-    lines = [["method", "setting", *measures, "who, points from the start's"], ["---"] * (len(measures) + 3)]
+    changed = list(next(iter(answers["runs"].values()))["changes"])
+    lines = [["method", "setting", *measures, *(f"change of {name}, points" for name in changed)]]
+    lines.append(["---"] * len(lines[0]))
     for method in results.methods(world):
         for setting in results.settings(world, method):
             label = Cell(world, 0, method, setting).label
             scores = [f"{results.score(world, method, setting, measure)}" for measure in measures]
             found = answers["runs"].get(f"{method}, {label}")
-            lines.append([method, label, *scores, change(found["changes"]["who"]) if found else ""])
+            lines.append([method, label, *scores, *(change(found["changes"][m]) if found else "" for m in changed)])
     last = Cell(world, 0, "", results.settings(world, DPO)[-1]).label
     columns = [START, *(f"{method}, {last}" for method in (SFT, DPO, OURS))]
     said = {name: answers["said"][name] for name in columns if name in answers["said"]}
@@ -141,8 +147,9 @@ def pretrained(results: Results, answers: Mapping[str, Any]) -> str:
             table(lines),
             f"*exact*, *tone*, *who*: shares of {pictures} held-out pictures in {seeds_in_words(results)}; *chosen*, "
             "*gentle*, *easy*: mean log-probs of right names, of names that differ in one attribute, and of texts that "
-            "are wrong at first sight, nats per token. The last column is paired over pictures, whose number its "
-            "standard error is computed from; each method was trained once a seed.",
+            "are wrong at first sight, nats per token. Changes are from the start, picture by picture, with the "
+            "standard error over pictures; how much runs differ from each other it does not say. Each method was "
+            "trained once a seed.",
             f"What they say of the first {len(answers['names'])} held-out pictures:",
             table(beside),
         ]

@@ -123,7 +123,7 @@ def test_the_goal_on_the_pretrained_model(dpo: tuple[float, float], ours: tuple[
     }
     claim = pretrained_claim(*of_people(changes))
     assert claim.holds is holds
-    assert f"at learning_rate 0.001 DPO {100 * dpo[1]:+.1f} ± 2.0, CW-DPO {100 * ours[1]:+.1f} ± 2.0" in claim.evidence
+    assert f"DPO who {100 * dpo[1]:+.1f} ± 2.0; CW-DPO who {100 * ours[1]:+.1f} ± 2.0, in points" in claim.evidence
 
 
 def test_answers_stand_side_by_side_in_one_line_each() -> None:

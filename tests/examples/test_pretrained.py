@@ -149,11 +149,9 @@ def test_a_build_that_cannot_go_on_says_it_in_one_line(
 
 
 def test_emoji_that_cannot_be_drawn_say_why_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = subprocess.CompletedProcess(
-        [], 2, stderr="not installed: unicode-data. Run: apt-get install unicode-data\n"
-    )
+    failed = subprocess.CompletedProcess([], 2, stderr="not installed: unicode-data\n")
     monkeypatch.setattr(build.subprocess, "run", lambda *words, **options: failed)
-    with pytest.raises(UserError, match="^not installed: unicode-data. Run: apt-get install unicode-data$"):
+    with pytest.raises(UserError, match=r"^not installed: unicode-data$"):
         build.draw_emoji(tmp_path, 128)
     (tmp_path / "eval.jsonl").touch()
     build.draw_emoji(tmp_path, 128)  # it is there, so nothing is drawn
