@@ -84,7 +84,8 @@ class EncodedMemory:
         self, row: Row, encode: Callable[[], tuple[Frame, dict[str, Tensor]]]
     ) -> tuple[_Key, Frame, dict[str, Tensor]]:
         """A row's prompt, encoded here if it is not known."""
-        key = (row.prompt, *(image if isinstance(image, Path) else id(image) for image in row.images))
+        images = (image if isinstance(image, Path) else id(image) for image in row.images)
+        key = (row.prompt, repr(row.template_kwargs), *images)
         if key in self._prompts:
             return key, *self._prompts[key][1:]
         frame, tensors = encode()
@@ -276,6 +277,11 @@ class ChatTemplate:
 
     def frame(self, row: Row) -> Frame:
         """Render a row's prompt, which must be the same when an answer follows."""
+        if row.has_reasoning and "reasoning_content" not in str(self._processor.chat_template):
+            raise DataError(
+                f"{row.source}: a message has `reasoning_content`, which this model's chat template does not take. "
+                "Take the key out, or write the reasoning into the text."
+            )
         for message in row.prompt:
             for part in message.parts:
                 if isinstance(part, str):
@@ -327,7 +333,9 @@ class ChatTemplate:
             content = [{"type": "text", "text": answer}] if self._takes_parts else answer
             messages.append({"role": "assistant", "content": content})
         try:
-            return self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
+            return self._processor.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=answer is None, **row.template_kwargs
+            )
         except _REFUSALS as problem:
             raise DataError(
                 f"{row.source}: the chat template refuses this conversation: {problem}. Give it the roles it expects."
@@ -335,15 +343,16 @@ class ChatTemplate:
 
     def _message(self, message: Message, row: Row) -> dict[str, Any]:
         texts = [part for part in message.parts if isinstance(part, str)]
+        reasoning = {} if message.reasoning is None else {"reasoning_content": message.reasoning}
         if self._takes_parts:
             parts = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in message.parts]
-            return {"role": message.role, "content": parts}
+            return {"role": message.role, "content": parts, **reasoning}
         if len(texts) != len(message.parts):
             raise DataError(
                 f"{row.source}: the row has images, but the chat template takes text alone and has no place for them. "
                 "Use the template the model was published with."
             )
-        return {"role": message.role, "content": "".join(texts)}
+        return {"role": message.role, "content": "".join(texts), **reasoning}
 
     def _shows(self, content: str | list[dict[str, str]]) -> bool:
         """Whether the template writes this content of a user's turn, and not its Python form."""
