@@ -18,7 +18,7 @@ from cwdpo.batch import Batch, Role, hash_tensors, image_key, pad_answers
 from cwdpo.data.arrow import Decode, decoder_of_features
 from cwdpo.data.encode import Encoder
 from cwdpo.data.formats import row_from_record
-from cwdpo.data.image_roots import ImageRoots, parse_roots
+from cwdpo.data.image_roots import GivenRoots, ImageRoots, parse_roots
 from cwdpo.data.images import open_image, random_crop
 from cwdpo.data.rows import ImageSource, Row
 from cwdpo.errors import ConfigError, DataError
@@ -36,7 +36,7 @@ class RowDataset(Dataset[tuple[int, Row]]):
         self,
         rows: Sequence[Row | Mapping[str, Any]] | datasets.Dataset,
         *,
-        image_root: str | Path | None = None,
+        image_root: GivenRoots = None,
         name: str = "train_dataset",
     ) -> None:
         """Wrap anything with a length and an index; a stream, or several splits, is a ``ConfigError``.
