@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cwdpo.data import images
 from cwdpo.data.image_roots import ImageRoots
@@ -96,7 +97,7 @@ def test_broken_files(tmp_path: Path) -> None:
         whole = encoded(noise, kind)
         path = tmp_path / f"cut.{kind}"
         path.write_bytes(whole[: len(whole) // 2])
-        assert re.search(r"damaged or cut short|not an image", refused(path)), kind
+        assert re.search(r"cannot be decoded|not an image", refused(path)), kind
         assert path.name in refused(path)
     assert "not an image" in refused(b"<html>404</html>")
 
@@ -118,6 +119,58 @@ def test_files_with_too_many_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (tmp_path / "a.png").write_bytes(encoded(Image.new("RGB", (9, 9))))
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 20)
     assert "more than the 20 allowed" in refused(tmp_path / "a.png")
+
+
+def with_texts(*, profile: bytes = b"", text: str = "", **options: object) -> bytes:
+    picture = Image.effect_noise((8, 4), 60).convert("RGB")
+    texts = PngInfo()
+    if text:
+        texts.add_itxt("XML:com.adobe.xmp", text, zip=True)
+    return encoded(picture, pnginfo=texts, icc_profile=profile, **options)
+
+
+def test_long_texts_and_profiles_of_png_files_are_no_damage() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for options in ({"text": "x" * 2_000_000}, {"profile": b"x" * 2_000_000}):
+        image = with_texts(**options, exif=exif)
+        assert peek_image(image, source="") == (8, 4)
+        assert open_image(image, source="").size == (4, 8), "its EXIF data still counts"
+    whole = with_texts(text="x" * 2_000_000)
+    assert "cannot be decoded" in refused(whole[: len(whole) - 60])
+
+
+def test_sides_have_a_bound_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    strip = encoded(Image.new("1", (images.MAX_SIDE + 1, 1)))
+    assert f"{images.MAX_SIDE + 1} x 1 pixels, more than the 32,768 allowed on a side" in refused(strip)
+    with pytest.raises(DataError, match="allowed on a side"):
+        peek_image(strip, source="")
+    assert open_image(encoded(Image.new("1", (1, images.MAX_SIDE))), source="").size == (1, images.MAX_SIDE)
+
+
+def test_errors_of_the_decoder_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no\nroom")
+
+    monkeypatch.setattr(Image, "open", fail)
+    assert "cannot be decoded (RuntimeError: no room)" in refused(b"x")
+
+
+def test_the_file_that_is_checked_is_the_file_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at its size and the reading, another file is put under the same name."""
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.new("RGB", (2, 3))))
+    (tmp_path / "b.png").write_bytes(encoded(Image.new("RGB", (9, 9))))
+    real = os.fstat
+
+    def then_swap(number: int) -> os.stat_result:
+        found = real(number)
+        if (tmp_path / "b.png").exists():
+            os.replace(tmp_path / "b.png", path)
+        return found
+
+    monkeypatch.setattr(os, "fstat", then_swap)
+    assert open_image(path, source="").size == (2, 3)
 
 
 def test_orientation_is_applied() -> None:

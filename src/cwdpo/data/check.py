@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from cwdpo.data.formats import format_of, row_from_record, unread_columns
-from cwdpo.data.image_roots import ImageRoots
+from cwdpo.data.image_roots import GivenRoots, ImageRoots
 from cwdpo.data.images import open_image, shorten
 from cwdpo.data.messages import is_json, metadata_keys, parse_messages
 from cwdpo.data.reading import Record, read_records
@@ -115,7 +115,7 @@ class CheckReport:
 def check_rows(
     path: str | Path,
     *,
-    image_root: str | Path | None = None,
+    image_root: GivenRoots = None,
     encoder: "Encoder | None" = None,
     on_row: Callable[[int], None] | None = None,
 ) -> CheckReport:

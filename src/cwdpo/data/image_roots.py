@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from PIL import Image
@@ -19,6 +19,9 @@ from PIL import Image
 from cwdpo.data.images import MAX_FILE_BYTES, shorten
 from cwdpo.data.rows import ImageSource
 from cwdpo.errors import DataError
+
+GivenRoots: TypeAlias = str | Path | Sequence[str | Path] | None
+"""Image roots as a user gives them: one directory, several in a list, or several in one text as in ``PATH``."""
 
 _KEPT_NAMES = 100_000
 """Most names that are remembered with their files; more would cost memory that the rows need."""

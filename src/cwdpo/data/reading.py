@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
 from cwdpo.data.formats import row_from_record
+from cwdpo.data.image_roots import GivenRoots
 from cwdpo.data.images import MAX_FILE_BYTES, shorten
 from cwdpo.data.rows import Row
 from cwdpo.data.sources import data_files, ending_of, hub_name, resolve_root
@@ -29,7 +30,7 @@ _BOMS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _AS_UTF8 = "Save the file as plain UTF-8, without a byte-order mark."
 
 
-def read_rows(path: str | Path, *, image_root: str | Path | None = None) -> list[Row]:
+def read_rows(path: str | Path, *, image_root: GivenRoots = None) -> list[Row]:
     """Read a whole data set, or stop at the first row that cannot be used: a ``DataError`` names ``file:line``.
 
     ``path`` is a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` (all also with ``.gz``) or ``.parquet`` file, a pattern or

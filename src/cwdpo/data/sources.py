@@ -5,12 +5,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from cwdpo.data.image_roots import ImageRoots, parse_roots
+from cwdpo.config.recipe_file import HUB
+from cwdpo.data.image_roots import GivenRoots, ImageRoots, parse_roots
 from cwdpo.errors import DataError
-
-HUB = "hf:"
-"""Begins the name of a data set on the Hugging Face hub: ``hf:owner/name``, ``hf:owner/name:split`` or, where it has
-several configurations, ``hf:owner/name/configuration:split``."""
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 """Of files that are read; all but parquet may be compressed, with ``.gz`` behind."""
@@ -30,7 +27,8 @@ class HubName(NamedTuple):
 
 
 def hub_name(path: str | Path) -> HubName | None:
-    """The parts of a hub data set's name, or None for what lies on this machine.
+    """The parts of a hub data set's name (``hf:owner/name``, ``hf:owner/name:split`` or, where it has several
+    configurations, ``hf:owner/name/configuration:split``), or None for what lies on this machine.
 
     Example:
         >>> hub_name("hf:openbmb/RLAIF-V-Dataset:train")
@@ -82,7 +80,7 @@ def is_saved(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in _SAVED)
 
 
-def resolve_root(path: str | Path, image_root: str | Path | list[str] | None) -> ImageRoots:
+def resolve_root(path: str | Path, image_root: GivenRoots) -> ImageRoots:
     """Where the images of a data set are looked for: the roots that are given, else the data's own directory, which for
     a pattern is the one before its first wildcard. A hub data set has none."""
     if image_root is not None:

@@ -297,7 +297,7 @@ def rows_sampled_for(
     if recipe is not None:
         train = recipe.data.train
         files = [str(data)] if data is not None else [train] if isinstance(train, str) else train
-        root = image_root or (None if data is not None else recipe.data.image_root)
+        root = image_root or (None if data is not None else recipe.data.image_root_path)
         rows = [row for file in files for row in read_rows(Path(file), image_root=root)]
         if recipe.stage1 is not None:
             _, rows = split_rows(rows, recipe.data.stage1_fraction, recipe.seed)
