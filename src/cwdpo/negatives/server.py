@@ -359,7 +359,7 @@ class ServerSampler:
 
         def ask(place: int) -> list[Generated]:
             row = rows[place]
-            own = {"seed": (seed + place) % 2**31, "template_kwargs": row.template_kwargs}
+            own: dict[str, Any] = {"seed": (seed + place) % 2**31, "template_kwargs": row.template_kwargs}
             return self.endpoint.chat(messages_of(row), **own, **settings)
 
         by_place = dict(self.endpoint.map(ask, range(len(rows))))
