@@ -28,7 +28,7 @@ from transformers.utils.generic import ModelOutput
 
 from cwdpo.batch import Batch, hash_tensors, image_key
 from cwdpo.engine.layout import merge_images
-from cwdpo.models.parts import is_sharded, vision_tower
+from cwdpo.models.parts import cast_images, is_sharded, vision_tower
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +144,23 @@ def share_images(
         yield
 
 
+def image_outputs(
+    bare: PreTrainedModel, prompts: Sequence[dict[str, Tensor]], features: "FeatureCache"
+) -> ModelOutput | None:
+    """The features of the images of a pass with one row a prompt, looked up, in the form that the model's own encoder
+    gives; None where there are no images, or where the forward pass must compute them."""
+    pictured = [i for i, prompt in enumerate(prompts) if "pixel_values" in prompt]
+    lookup = features.lookup_prompts(bare, prompts, bare.device) if pictured else None
+    if lookup is None:
+        return None
+
+    def encode(i: int) -> ImageFeatures:
+        here = {name: value.to(bare.device) for name, value in prompts[i].items()}
+        return _encode(bare, [here], cast_images(bare, here)["pixel_values"])[0]
+
+    return _put_together(lookup(pictured, encode))
+
+
 def _encode(bare: PreTrainedModel, prompts: Sequence[dict[str, Tensor]], pixels: Tensor) -> list[ImageFeatures]:
     """Features of the images of some prompts, whose ``pixel_values`` together are ``pixels``."""
     get_features: Any = bare.base_model.get_image_features
@@ -199,13 +216,24 @@ class FeatureCache:
 
     def lookup(self, bare: PreTrainedModel, batch: Batch) -> Lookup | None:
         """What :func:`share_images` looks a batch's images up with; None where the forward pass must compute them."""
+        return self.lookup_prompts(bare, batch["prompts"], batch["answer_ids"].device, batch.get("image_keys"))
+
+    def lookup_prompts(
+        self,
+        bare: PreTrainedModel,
+        prompts: Sequence[dict[str, Tensor]],
+        device: torch.device,
+        keys: Sequence[str] | None = None,
+    ) -> Lookup | None:
+        """The same of prompts alone; ``keys`` are their :func:`image_key`, where they are known."""
         if self._is_off:
             return None
         reason = why_not_cacheable(bare)
         if reason is not None:
             self.report.setdefault("not_used", {})[type(bare).__name__] = reason
             return None
-        return partial(self._look_up, bare, batch)
+        keys = keys or [image_key(prompt) for prompt in prompts]
+        return partial(self._look_up, bare, keys, device)
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -223,12 +251,15 @@ class FeatureCache:
 
     @torch.no_grad()
     def _look_up(
-        self, bare: PreTrainedModel, batch: Batch, wanted: Sequence[int], encode: Callable[[int], ImageFeatures]
+        self,
+        bare: PreTrainedModel,
+        keys: Sequence[str],
+        device: torch.device,
+        wanted: Sequence[int],
+        encode: Callable[[int], ImageFeatures],
     ) -> list[ImageFeatures]:
-        device = batch["answer_ids"].device
         kind = device.type
         self._store.pin = kind == "cuda"
-        keys = batch.get("image_keys") or [image_key(prompt) for prompt in batch["prompts"]]
         precision = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "own"
         features = []
         for i in wanted:

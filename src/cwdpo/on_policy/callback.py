@@ -19,6 +19,7 @@ from transformers import ProcessorMixin, TrainerCallback, TrainerControl, Traine
 from cwdpo.batch import Batch
 from cwdpo.config.recipe import NegativesConfig
 from cwdpo.data.rows import Row
+from cwdpo.engine import features_of
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.generation import LocalSampler, Sampler, Sampling
 from cwdpo.negatives.candidates import Refresh, read_refreshes, remove_after, summed_up, write_refresh
@@ -78,7 +79,9 @@ class OnPolicy(TrainerCallback):
         model, encoder = trainer.model, self._refresher.encoder
         if sampler is None and settings.endpoint is not None:
             sampler = ServedPolicy(model, Endpoint(settings.endpoint), sampling, directory)
-        self._sampler: Sampler = sampler or LocalSampler(model, processor, sampling, encoder=encoder)
+        self._sampler: Sampler = sampler or LocalSampler(
+            model, processor, sampling, encoder=encoder, features=features_of(trainer.engine)
+        )
         self._cache: ReferenceCache | None = None
         self._texts: RowTexts | None = None
         self._latest: Refresh | None = None

@@ -18,6 +18,7 @@ from cwdpo.data.collate import answer_key, prompt_digest
 from cwdpo.data.encode import Encoder
 from cwdpo.data.images import open_image
 from cwdpo.data.rows import ImageSource, Row
+from cwdpo.engine import FeatureCache
 from cwdpo.errors import DataError
 from cwdpo.generation import generate_answers
 from cwdpo.records import PROBE_GROUPS
@@ -70,12 +71,27 @@ class ProbeBatch(NamedTuple):
 
 
 def own_answers(
-    model: nn.Module, rows: Sequence[Row], *, processor: ProcessorMixin, temperature: float | None = None, seed: int = 0
+    model: nn.Module,
+    rows: Sequence[Row],
+    *,
+    processor: ProcessorMixin,
+    temperature: float | None = None,
+    seed: int = 0,
+    encoder: Encoder | None = None,
+    features: FeatureCache | None = None,
 ) -> list[str]:
     """A model's own answers, cut a few tokens beyond the longest chosen answer: greedy ones without a temperature."""
     longest = max((len(processor.tokenizer(row.chosen)["input_ids"]) for row in rows), default=0)
     return generate_answers(
-        model, processor, rows, max_new_tokens=longest + _BEYOND, temperature=temperature, seed=seed, warn_of_cut=False
+        model,
+        processor,
+        rows,
+        max_new_tokens=longest + _BEYOND,
+        temperature=temperature,
+        seed=seed,
+        warn_of_cut=False,
+        encoder=encoder,
+        features=features,
     )
 
 

@@ -23,7 +23,7 @@ from cwdpo.config.recipe import ModelConfig, Recipe, Stage1Config
 from cwdpo.config.recipe_file import dump_recipe
 from cwdpo.data.encode import EncodedMemory
 from cwdpo.data.rows import Row
-from cwdpo.engine import Engine, FeatureCache, make_engine, separate_engine
+from cwdpo.engine import Engine, FeatureCache, features_of, make_engine, separate_engine
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.models.adapters import add_lora, load_adapter, quantization_config
 from cwdpo.models.loading import load_policy, load_processor, some
@@ -273,14 +273,20 @@ def _probing(
             )
         logger.warning("no probes: FSDP and DeepSpeed divide the model. Use `cwdpo probe` on what the stage leaves.")
         return None
-    write = partial(own_answers, processor=trainer.processing_class)  # type: ignore[arg-type]  # load_processor's
+    engine = separate_engine(trainer.engine, recipe.engine, budget=trainer.args.max_tokens_per_batch)
+    write = partial(
+        own_answers,
+        processor=trainer.processing_class,  # type: ignore[arg-type]  # load_processor's
+        encoder=trainer.encoder,
+        features=features_of(engine),
+    )
     probing = Probing(
         trainer,
         context.probe_rows,
         context.run,
         stage,
         probes,
-        engine=separate_engine(trainer.engine, recipe.engine, budget=trainer.args.max_tokens_per_batch),
+        engine=engine,
         beta=trainer.args.beta if isinstance(trainer, CWDPOTrainer) else None,
         seed=recipe.seed,
         write_greedy=write,
