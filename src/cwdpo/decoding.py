@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation import GenerationMode
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
 
 from cwdpo.batch import image_entries
 from cwdpo.engine.layout import prompts_alone
@@ -84,6 +84,11 @@ def decode(
     return ids[:, inputs["input_ids"].shape[1] :]
 
 
+def forget_refusals() -> None:
+    """Ask again of every model whether its prompts can be read once."""
+    _refused.clear()
+
+
 def why_not_shared(model: nn.Module, config: GenerationConfig) -> str | None:
     """The reason why a model's prompts cannot be read once under a generation config, or None where they can."""
     if isinstance(model, FullyShardedDataParallel) or any(map(is_sharded, model.parameters())):
@@ -123,8 +128,8 @@ def _decode(
     model: PreTrainedModel,
     input_ids: Tensor,
     *,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
+    logits_processor: Any,
+    stopping_criteria: Any,
     generation_config: GenerationConfig,
     owners: Tensor,
     once: frozenset[str],

@@ -1,6 +1,7 @@
 """Run a recipe from start to end, or on from where it was interrupted."""
 
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -85,7 +86,7 @@ def run_recipe(
             stage_rows=stage_rows,
             eval_rows=eval_rows,
             probe_rows=choose_probe_rows(recipe, rows, eval_rows),
-            engine=run_engine(recipe, run),
+            engine=run_engine(recipe, run, [*rows, *(eval_rows or [])]),
             callbacks=[*callbacks, wall_time],
             reference=reference or run.reference,
             encoded=encoded or EncodedMemory(),
@@ -101,6 +102,8 @@ def run_recipe(
                 recording = read_recording(run.root)
                 run.write_findings(examine(recording.readings, beta=recording.beta, notes=recording.notes).to_json())
             write_report([run.root], run.report)
+            if recipe.features is not None and recipe.features.disk_mb == "auto":
+                shutil.rmtree(run.features, ignore_errors=True)  # nobody asked for files, and no resume needs them
         return run
 
 

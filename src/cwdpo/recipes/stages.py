@@ -106,6 +106,9 @@ def train_stage(context: RunContext, stage: Stage) -> None:
         raise Interrupted(
             f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}."
         )
+    features = features_of(trainer.engine)
+    if features is not None:
+        features.log_reached()
     probing = watchers.probing
     note = probing.finish() if probing is not None else {}
     if isinstance(trainer, CWDPOTrainer) and trainer.on_policy is not None:
@@ -161,14 +164,20 @@ def load_start(config: ModelConfig, checkpoint: Path | None) -> PreTrainedModel 
     return add_lora(model, **asdict(lora), freeze_vision=config.freeze_vision)
 
 
-def run_engine(recipe: Recipe, run: RunDirectory) -> Engine:
-    """The engine of a run, shared by stages, evaluation and reference with its checks and the features it keeps; what
-    it chooses, and why, stands in ``engine.json`` as soon as it is known."""
+def run_engine(recipe: Recipe, run: RunDirectory, rows: Sequence[Row]) -> Engine:
+    """The engine of a run, shared by stages, evaluation and reference with its checks and the features it keeps, of the
+    images of all ``rows``; what it chooses, and why, stands in ``engine.json`` as soon as it is known."""
     kept = recipe.features
     features = None
     if kept is not None:
         directory = run.features if kept.disk_mb else None
-        features = FeatureCache(memory_mb=kept.memory_mb, directory=directory, disk_mb=kept.disk_mb)
+        pictured = [row.images for row in rows if row.images]
+        different = {
+            images if all(isinstance(each, Path) for each in images) else i for i, images in enumerate(pictured)
+        }
+        features = FeatureCache(
+            memory_mb=kept.memory_mb, directory=directory, disk_mb=kept.disk_mb, images=len(different)
+        )
     on_choice = partial(write_json, run.engine) if is_main() else None
     return make_engine(recipe.engine, features=features, on_choice=on_choice)
 
