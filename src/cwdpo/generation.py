@@ -17,6 +17,7 @@ from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
 from cwdpo.decoding import decode
 from cwdpo.engine import FeatureCache
+from cwdpo.engine.layout import pass_groups
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +103,9 @@ def generate(
         processor: the model's processor, which is not changed.
         rows: only their prompts and images are read, with and without images mixed. The prompt of neighbours that are
             the same row is read once for all of them.
-        batch_size: answers at one time. Prompts of similar length go together, unless answers are sampled: the
-            samples of a row follow from its place.
+        batch_size: most answers at one time; those to prompts that may not share a pass
+            (:func:`cwdpo.engine.layout.pass_groups`) are decoded apart. Prompts of similar length go together, unless
+            answers are sampled: the samples of a row follow from its place.
         temperature: None decodes greedily; a number > 0 samples from the whole vocabulary (no top-k).
         top_p: sample only from the smallest set of tokens with this probability; needs a temperature.
         seed: the samples follow from it; torch's global random state is left as it was.
@@ -150,11 +152,15 @@ def generate(
                 if before is None or rows[position] is not rows[before]:
                     prompts.append(encoder.encode(rows[position]).prompt)
                 owners.append(len(prompts) - 1)
-            ids = decode(model, prompts, owners, config, features=features)
-            ended = torch.isin(ids, ends).any(dim=1).tolist()
-            texts = processor.batch_decode(ids, skip_special_tokens=True)
-            for position, text, end in zip(batch, texts, ended, strict=True):
-                answers[position] = Generated(text.strip(), end)
+            for group in pass_groups(prompts):
+                answered = [i for i, owner in enumerate(owners) if owner in group]
+                together = [prompts[owner] for owner in group]
+                places = [group.index(owners[i]) for i in answered]
+                ids = decode(model, together, places, config, features=features)
+                ended = torch.isin(ids, ends).any(dim=1).tolist()
+                texts = processor.batch_decode(ids, skip_special_tokens=True)
+                for i, text, end in zip(answered, texts, ended, strict=True):
+                    answers[batch[i]] = Generated(text.strip(), end)
             progress(len(answers))
     return [answers[position] for position in range(len(rows))]
 
