@@ -337,8 +337,12 @@ class NegativesConfig:
 class ProbesConfig:
     """Held-out answers that are measured while the model learns. ``probes: null`` measures none."""
 
-    rows: Annotated[int, limit(at_least=1, advice="To read nothing write `probes: null`.")] = 32
-    """Rows in the probe set: of ``data.eval`` where there is one, else of the training rows."""
+    rows: Annotated[
+        int | Literal["auto"], limit(at_least=1, advice="To read nothing write `probes: null`, or auto.")
+    ] = "auto"
+    """Rows in the probe set: of ``data.eval`` where there is one, else of the training rows. ``auto``: from 4 in a
+    short run to 32 in a long one, a quarter of them or more under other images and answered by the model itself, such
+    that all this is a tenth of the run's work. A number asks everything of so many rows."""
 
     every: Annotated[
         int | Literal["auto"],

@@ -30,6 +30,7 @@ from cwdpo.on_policy.pool import NegativePool, RowTexts
 from cwdpo.on_policy.refresh import Refresher, RefreshError
 from cwdpo.on_policy.schedule import Curriculum, RefreshTimes, Staleness, epoch, epoch_steps, warn_without_choice
 from cwdpo.on_policy.served import ServedPolicy
+from cwdpo.phases import phase
 from cwdpo.records import StepMetric
 from cwdpo.reference import Reference, ReferenceCache
 from cwdpo.trainer_view import TrainerView
@@ -182,9 +183,10 @@ class OnPolicy(TrainerCallback):
         rows = self.trainer.train_dataset
         share = self._times.largest_share(state, epoch_steps=epoch_steps(self.trainer.args, len(rows or ())))
         try:
-            if share and isinstance(self._sampler, ServedPolicy):
-                self._sampler.hand_over(number, is_main=state.is_world_process_zero)
-            candidates = self._refresher.run(number, share=share, sampler=self._sampler)
+            with phase("sampling"):
+                if share and isinstance(self._sampler, ServedPolicy):
+                    self._sampler.hand_over(number, is_main=state.is_world_process_zero)
+                candidates = self._refresher.run(number, share=share, sampler=self._sampler)
         except RefreshError as problem:
             error = str(problem)
         if error is not None and self.settings.on_error == "stop":
