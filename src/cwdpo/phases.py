@@ -25,9 +25,8 @@ class PhaseClock:
         self, first: Phase, *, earlier: Mapping[str, float] | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Begin in a phase; ``earlier`` are seconds that are counted already."""
-        self._seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0) | {
-            name: float(seconds) for name, seconds in (earlier or {}).items() if name in PHASES
-        }
+        known = {name: float(seconds) for name, seconds in (earlier or {}).items() if name in PHASES}
+        self._seconds: dict[str, float] = {name: known.get(name, 0.0) for name in PHASES}
         self._now: Phase = first
         self._clock, self._since = clock, clock()
 
