@@ -4,8 +4,10 @@ A setting, its default, its limits and its unit stand here and nowhere else; the
 here. No torch, so that ``cwdpo --help`` is instant.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import AfterValidator, model_validator
@@ -37,6 +39,9 @@ PreferenceLoss: TypeAlias = Literal[
 _ONLY_CHOSEN: tuple[PreferenceLoss, ...] = ("nll", "anchor", "image")
 _WITHOUT_REFERENCE: tuple[PreferenceLoss, ...] = ("simpo", "nll")
 _WITH_RUNNING_MEAN: tuple[PreferenceLoss, ...] = ("beta_dpo", "bco")
+
+CoolingScales: TypeAlias = Literal["rejected", "pair"]
+"""What the cooling weight scales: the rejected answer's log-ratio (the paper), or the whole pair's loss."""
 
 ReferenceKind: TypeAlias = Literal["cached", "live"]
 """``cached`` computes the reference once and keeps it on disk; ``live`` runs it beside the policy at every step."""
@@ -103,17 +108,25 @@ class DataConfig:
     """Which rows are trained on."""
 
     train: Annotated[str | list[str], not_empty("Write the path of a JSONL file of preferences.")]
-    """Files or directories of rows; relative paths resolve against the recipe file."""
+    """Files, patterns or directories of rows, or ``hf:owner/name:split``; relative paths start at the recipe file."""
 
     eval: str | None = None
-    image_root: str | None = None
-    """Where relative image paths start, and what they may not leave; by default the data file's own directory."""
+    image_root: str | list[str] | None = None
+    """Where relative image paths start, by default the data file's own directory. No other directory is read from; of
+    several, names start at the first, and all may be read."""
 
     stage1_fraction: Annotated[float, limit(above=0, at_most=1, advice="To skip a stage, leave it out.")] = 0.75
     """Share of the training rows that stage 1 sees; stage 2 sees the others (the paper's 75/25)."""
 
     max_length: Annotated[int | None, limit(at_least=2, advice="Write null for the model's own limit.")] = None
     """Most tokens in prompt and answer together; a longer row stops the run. Null takes the model's own limit."""
+
+    @property
+    def image_root_path(self) -> Path | None:
+        """``image_root`` as ``--image-root`` has it: several as in ``PATH``."""
+        if self.image_root is None or isinstance(self.image_root, str):
+            return None if self.image_root is None else Path(self.image_root)
+        return Path(os.pathsep.join(self.image_root))
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -156,6 +169,12 @@ class CoolingConfig:
 
     constant: Annotated[float | None, limit(at_least=0, at_most=1, advice="Write null for the paper's weight.")] = None
     """One weight for every negative in place of the paper's (DPO-Shift, arXiv 2502.07599), for ablations."""
+
+    scales: CoolingScales = "rejected"
+    """What the weight scales: the ``rejected`` answer's log-ratio (the paper), or the loss of the whole ``pair``."""
+
+    drop_below: Annotated[float, limit(at_least=0, below=1, advice="Try 0.05; 0 drops none.")] = 0.0
+    """Pairs with a weight below this count for nothing; in the paper they still imitate the chosen answer."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -397,6 +416,10 @@ class EvaluateConfig:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """A whole run. Leave out a stage to skip it."""
+
+    preset: Literal["paper"] | None = None
+    """``paper``: a recipe file that leaves them out gets the settings of arXiv 2510.11978 in place of this project's
+    defaults: the floor is the ``mean`` over all rejected answers, and negatives are sampled from the policy too."""
 
     model: ModelConfig
     data: DataConfig

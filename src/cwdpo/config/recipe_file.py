@@ -16,12 +16,20 @@ from cwdpo.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+HUB = "hf:"
+"""Begins the name of a data set on the Hugging Face hub, which is no path."""
+
 _LARGEST = 1_000_000  # bytes; a model or a data file given by mistake should not be parsed first
 _MODEL: KeyPath = ("model", "name_or_path")
 _PATHS: tuple[KeyPath, ...] = (
     *(("data", "train"), ("data", "eval"), ("data", "image_root"), _MODEL),
     *(("evaluate", "data"), ("evaluate", "vocabulary")),
 )
+_PRESETS: Mapping[str, Mapping[KeyPath, Any]] = {
+    "paper": {("stage2", "cooling", "floor"): "mean", ("negatives",): {}},
+}
+"""What each preset says where the recipe does not."""
+
 _IDLE = {"plain": ("penalty", "ceiling", "epsilon"), "constrained": ("epsilon",), "smoothed": ("ceiling",)}
 
 
@@ -53,6 +61,7 @@ def read_recipe(
     changes = _parsed(overrides)
     for change in changes:
         _apply(change, values)
+    _apply_preset(values)
 
     def where(setting: KeyPath) -> str:
         """The last override that set this, or else its line, or that of the nearest section above it."""
@@ -155,6 +164,20 @@ def _apply(override: _Override, values: dict[str, Any]) -> None:
     here[override.path[-1]] = _resolved(override.path, override.value, Path.cwd())
 
 
+def _apply_preset(values: dict[str, Any]) -> None:
+    """Put the settings of ``preset`` into a recipe's plain values, in place, where they are left out and stage 2 is
+    there; a section that is null stays so, and a wrong value stays for the checks to name."""
+    preset = values.get("preset")
+    if not isinstance(preset, str) or not isinstance(values.get("stage2"), dict):
+        return
+    for path, value in _PRESETS.get(preset, {}).items():
+        here: Any = values
+        for name in path[:-1]:
+            here = here.setdefault(name, {}) if isinstance(here, dict) else None
+        if isinstance(here, dict):
+            here.setdefault(path[-1], value)
+
+
 def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     """Names and texts."""
     pairs, queue = [], list(words)
@@ -248,4 +271,6 @@ def _resolved(path: KeyPath, value: Any, base: Path) -> Any:
 def _absolute(value: object, base: Path) -> object:
     if isinstance(value, list):
         return [_absolute(item, base) for item in value]
-    return str(base / Path(value).expanduser()) if isinstance(value, str) and value else value
+    if not isinstance(value, str) or not value or value.startswith(HUB):
+        return value
+    return str(base / Path(value).expanduser())
