@@ -216,10 +216,11 @@ class _Noise:
         n, worst, factor = len(curve), 1.0, {}
         for width in widths:
             if noise and width >= 2 and n >= 8 * width:
-                means = [(sums[i + width] - sums[i]) / width for i in range(n - width + 1)]
+                every = max(1, width // 4)
+                means = [(sums[i + width] - sums[i]) / width for i in range(0, n - width + 1, every)]
                 for gap in (width, 2 * width):
                     if n >= 4 * gap + 4 * width:
-                        found = _scatter(_bends(means, gap)[:: max(1, width // 4)])
+                        found = _scatter(_bends(means, gap // every))
                         worst = max(worst, found * (1 + _UNSURE * width / n) * math.sqrt(width) / noise)
             factor[width] = worst
         return factor
@@ -244,14 +245,20 @@ def _drop(curve: Curve, least: float, sigmas: float, base: float | None) -> Drop
     def error(first: int, width: int) -> float:
         return 0.0 if noise is None else noise.error(first, width)
 
-    tops = {width: _tops([(mean(i, width), error(i, width), i) for i in range(n - width + 1)]) for width in widths}
+    every = {width: max(1, width // 8) for width in widths}  # wide windows at each place would differ by little
+    tops = {
+        width: _tops([(mean(i, width), error(i, width), i) for i in range(0, n - width + 1, every[width])])
+        for width in widths
+    }
     for width in widths:
         last = n - width
         end, doubt = mean(last, width), error(last, width)
-        before = [tops[size][last - size] for size in widths if size <= last]
-        sizes = [size for size in widths if size <= last]
-        found = [(best, at, size) for (best, err, at), size in zip(before, sizes, strict=True)
-                 if best - end >= max(least, sigmas * math.hypot(err, doubt))]  # fmt: skip
+        before = [(*tops[size][(last - size) // every[size]], size) for size in widths if size <= last]
+        found = [
+            (best, at, size)
+            for best, err, at, size in before
+            if best - end >= max(least, sigmas * math.hypot(err, doubt))
+        ]
         if base is not None and base - end >= max(least, sigmas * doubt):
             found.append((base, 0, 1))
         # a wide window may still hold a fall from which the last readings have come back

@@ -18,7 +18,7 @@ class Thresholds:
     # --- chosen answers losing probability ---
 
     min_fall_readings: int = 6  # logged steps: a fall is held against the noise of its own curve, so fewer will do
-    # of the chosen answers' NLL at the start: a fall by this much from their best level counts. Of 40 recorded runs
+    # of the chosen answers' NLL at the start: a fall by this much from their best level counts. Of the recorded runs
     # of language models those under DPO fell by 4 to 200 %, and healthy ones wander by less than 1
     fall_share: float = 0.02
     fall_least: float = 0.02  # nats per token: a smaller fall is never a finding, however sure the model was at first
