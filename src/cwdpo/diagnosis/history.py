@@ -295,12 +295,12 @@ def _take(reading: Mapping[object, object], stages: dict[str, _Columns]) -> bool
             columns.metrics.setdefault(name, {})[step] = value
         else:
             columns.probes.setdefault((str(group), name), {})[step] = value
-    if (error := _calibration_error(reading.get("reliability"))) is not None:
+    if (error := calibration_error(reading.get("reliability"))) is not None:
         columns.probes.setdefault((str(group), _CALIBRATION_ERROR), {})[step] = error
     return True
 
 
-def _calibration_error(bins: object) -> float | None:
+def calibration_error(bins: object) -> float | None:
     """Standard error of ECE from its bins of ``(tokens, confidence, accuracy)``: each bin's accuracy is a share of so
     many tokens, taken to be independent. None where these are no such bins."""
     if not isinstance(bins, list | tuple) or not bins:
