@@ -43,8 +43,8 @@ class Notice:
     name: str
     """Stops training: ``unreadable_file``, ``unusable_row``, ``too_long``; of a recipe also ``missing_answer`` and
     ``settings``. Does not: ``duplicate``, ``contradiction``, ``identical_answers``, ``gentle_is_chosen``,
-    ``no_rejected``, ``split_tokens``, ``unknown_tokens``, ``unread_column``, ``unread_key``, ``media_tag``,
-    ``json_text``."""
+    ``no_rejected``, ``split_tokens``, ``unknown_tokens``, ``unread_column``, ``unread_key``, ``unread_kwarg``,
+    ``media_tag``, ``json_text``."""
 
     message: str
     """What was found, beginning with the source, and what to do."""
@@ -197,6 +197,8 @@ class _Checker:
                 open_image(image, source=row.source)
             self._report.rows.append(report)
             return
+        for name in self._encoder.template.unread_kwargs(row):
+            self._note_once(row, "unread_kwarg", f"the chat template does not read `{shorten(name)}`")
         texts = [row.chosen, *row.rejected, *([] if row.gentle is None else [row.gentle])]
         encoded = self._encoder.measure(row, texts)
         chosen, *others = map(len, encoded.answers)

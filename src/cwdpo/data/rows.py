@@ -68,6 +68,12 @@ class Row:
     source: str = field(default="", compare=False)
     """Where the row came from, ``file:line``, for messages."""
 
+    @property
+    def thinks(self) -> bool:
+        """Whether any answer begins with reasoning."""
+        given = (self.chosen, *self.rejected, self.gentle, self.longer, self.shorter)
+        return any(split_reasoning(answer)[0] is not None for answer in given if answer is not None)
+
 
 _REASONING = re.compile(r"\A\s*<think>\n?(.*?)\n?</think>\s*", re.DOTALL)
 
