@@ -28,7 +28,7 @@ def set_pixel_limits(processor: ProcessorMixin, least: int | None, most: int | N
             f"data.min_pixels and data.max_pixels have no meaning for {type(images).__name__}, which resizes images by "
             "other rules. Take them out, or make the image files smaller."
         )
-    size = dataclasses.asdict(images.size) if dataclasses.is_dataclass(images.size) else dict(images.size)
+    size: dict[str, Any] = dict(images.size) if isinstance(images.size, Mapping) else dataclasses.asdict(images.size)
     given = {"shortest_edge": least, "longest_edge": most}  # the names that these processors have for the two
     new = {**size, **{name: value for name, value in given.items() if value is not None}}
     if new["shortest_edge"] > new["longest_edge"]:
