@@ -123,8 +123,8 @@ def verdicts(headline: Results, regimes: Results) -> str:
     holding, missed = ([c for c in found if c.holds is wanted] for wanted in (True, False))
     seeds, of_all = len(headline.grid.seeds), len(regimes.grid.seeds)
     parts = [
-        f"The habit over {seeds} seeds, learning rates chosen on one more; all regimes over {of_all}, each method at its "
-        "best learning rate of three:"
+        f"The habit over {seeds} seeds, learning rates chosen on one more; all regimes over {of_all}, each method "
+        "at its best learning rate of three:"
     ]
     for title, some in (("holds", holding), ("does not hold", missed)):
         parts += [f"\n**What {title}**\n"] if some else []
