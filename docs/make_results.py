@@ -176,8 +176,9 @@ LIMITS = """\
 **How far this goes.** One small model (half a million weights) on drawn scenes, in regimes that were searched for. A
 constant weight near the one that cooling starts with does about as well where all negatives are hard; what the adaptive
 weight is for is the table of regrets over regimes. The pretrained model is small too, and its task narrow. Not measured
-yet: DPO with a larger beta in the other regimes, the ablations of stage 1 and of sampled negatives in these regimes,
-pairs that the pretrained model samples itself, and a GPU."""
+yet: the ablations of stage 1 and of sampled negatives in these regimes, easy pairs that are dropped or scaled as a whole,
+steps to a target, pairs that the pretrained model samples itself, and a GPU. The grids of the first three are
+`examples/regimes/{ablations,variants,steps}.yaml`."""
 
 
 def best(results: Results, world: str, method: str) -> Score:
@@ -206,7 +207,8 @@ def verdicts(headline: Results, regimes: Results, more: Sequence[Claim] = ()) ->
     holding, missed = ([c for c in found if c.holds is wanted] for wanted in (True, False))
     seeds, of_all = len(headline.grid.seeds), len(regimes.grid.seeds)
     parts = [
-        f"The habit over {seeds} seeds, all regimes over {of_all}, each method at its best learning rate of three:"
+        f"The habit over {seeds} seeds, learning rates chosen on one more; all regimes over {of_all}, each method "
+        "at its best learning rate of three:"
     ]
     for title, some in (("holds", holding), ("does not hold", missed)):
         parts += [f"\n**What {title}**\n"] if some else []
