@@ -123,6 +123,7 @@ def test_the_goal_on_the_pretrained_model(dpo: tuple[float, float], ours: tuple[
     }
     claim = pretrained_claim(*of_people(changes))
     assert claim.holds is holds
+    assert ("not tested" in claim.evidence) is (min(dpo) > -0.1)
     assert f"DPO who {100 * dpo[1]:+.1f} ± 2.0; CW-DPO who {100 * ours[1]:+.1f} ± 2.0, in points" in claim.evidence
 
 
