@@ -6,6 +6,7 @@ python -m examples.pretrained.answers runs/pretrained > docs/results/pretrained_
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,6 +15,7 @@ from typing import Any
 from cwdpo.compare.grid import START, Cell, Grid, cells, read_grid, read_outcome
 from cwdpo.compare.run import world_directory
 from cwdpo.data.reading import read_rows
+from cwdpo.errors import UserError
 from examples.pretrained.people import ANSWERS, HERE
 
 MEASURES = ("exact", "tone", "who")
@@ -41,6 +43,10 @@ def compare_answers(grid: Grid, out: Path, *, shown: int = 6) -> dict[str, Any]:
     for cell in cells(grid):
         if read_outcome(cell.directory(out)) is not None:
             done.setdefault(_name(cell), {})[cell.seed] = cell
+    if grid.seeds[0] not in done.get(START, {}):
+        raise UserError(
+            f"{out} has no measured start of seed {grid.seeds[0]}. Run `cwdpo compare` with this --out first."
+        )
     first = done[START][grid.seeds[0]]
     world = world_directory(out, first)
     said, runs = {}, {}
@@ -70,14 +76,20 @@ def _paired(measure: str, own: dict[int, Cell], start: dict[int, Cell], out: Pat
     return values(own), values(start)
 
 
-def main() -> None:
+def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="what `cwdpo compare` was given as --out")
     parser.add_argument("--grid", type=Path, default=HERE / "grid.yaml")
     args = parser.parse_args()
-    print(json.dumps(compare_answers(read_grid(args.grid), args.out), indent=1, ensure_ascii=False))
+    try:
+        found = compare_answers(read_grid(args.grid), args.out)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -260,6 +260,16 @@ def test_a_change_is_a_mean_over_pictures_with_its_error() -> None:
     assert found == {"mean": 0.25, "error": pytest.approx(math.sqrt(44 / 48) / 2, abs=1e-5)}
 
 
+def test_answers_of_a_grid_that_has_not_run_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["answers.py", str(tmp_path)])
+    assert answers.main() == 2
+    assert capsys.readouterr().err == (
+        f"{tmp_path} has no measured start of seed 0. Run `cwdpo compare` with this --out first.\n"
+    )
+
+
 def test_answers_are_laid_side_by_side(tmp_path: Path) -> None:
     grid = Grid(
         recipe="r", methods={"DPO": {}, "CW-DPO": {}}, settings={RATES: [1e-3]}, worlds={"people": {}}, seeds=[3, 4]
