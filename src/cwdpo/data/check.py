@@ -259,8 +259,8 @@ class _Checker:
 
 
 def _identity(row: Row) -> str:
-    """Equal for rows with the same prompt and images; image files are compared by their path."""
-    digest = xxhash.xxh3_128(repr(row.prompt).encode())
+    """Equal for rows with the same prompt, images and values for the template; image files are compared by path."""
+    digest = xxhash.xxh3_128(repr((row.prompt, dict(row.template_kwargs))).encode())
     for image in row.images:
         if isinstance(image, bytes):
             digest.update(image)
