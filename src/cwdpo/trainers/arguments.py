@@ -103,11 +103,21 @@ class AnswerArguments(TrainingArguments):
             raise ConfigError("remove_unused_columns must be false: images and answers are read from the row itself.")
         if self.label_smoothing_factor:
             raise ConfigError(
-                "label_smoothing_factor has no effect on these losses. For smoothed gentle negatives write "
-                "`stage1: {objective: smoothed, epsilon: ...}`."
+                "label_smoothing_factor has no effect on these losses. For smoothed gentle negatives there are stage "
+                "1's `objective: smoothed` and `epsilon`."
             )
         if self.use_liger_kernel:
             raise ConfigError("use_liger_kernel replaces the loss that is computed here. Leave it out.")
+        if "inputs" in self.include_for_metrics:
+            raise ConfigError(
+                "include_for_metrics holds `inputs`, but a batch here is prompts with answers, which compute_metrics "
+                "cannot be given as one tensor. Take it out; predictions come in the order of the rows."
+            )
+        if getattr(self.accelerator_config, "dispatch_batches", None):
+            raise ConfigError(
+                "accelerator_config has dispatch_batches, which cuts batches along their first dimension, and a batch "
+                "here is prompts with any number of answers. Take it out: each process reads its own rows."
+            )
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             raise ConfigError(
                 f"max_tokens_per_batch is {self.max_tokens_per_batch}, but must be at least 1. No limit: leave it out."
