@@ -35,7 +35,7 @@ class Generated(NamedTuple):
     """One answer as a model gave it."""
 
     text: str
-    """Without special tokens or surrounding space."""
+    """Without special tokens or surrounding space; a think block is whole, also where the prompt begins it."""
 
     ended: bool
     """False where it ran into ``max_new_tokens``, so that it is the beginning of an answer only."""
@@ -134,9 +134,12 @@ def generate(
         torch.manual_seed(seed)
         for start in range(0, len(rows), batch_size):
             prompts: list[dict[str, torch.Tensor]] = []
+            openings: list[str] = []
             for position in range(start, min(start + batch_size, len(rows))):
-                again = position > start and rows[position] is rows[position - 1]
-                prompts.append(prompts[-1] if again else encoder.encode(rows[position]).prompt)
+                if position == start or rows[position] is not rows[position - 1]:
+                    encoded = encoder.encode(rows[position])
+                prompts.append(encoded.prompt)
+                openings.append(encoded.opening)
             found: dict[int, Generated] = {}
             for group in pass_groups(prompts):
                 together = prompts_alone([prompts[i] for i in group])
@@ -144,7 +147,8 @@ def generate(
                 ids = policy.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
                 ended = torch.isin(ids, ends).any(dim=1).tolist()
                 texts = processor.batch_decode(ids, skip_special_tokens=True)
-                found |= {i: Generated(text.strip(), end) for i, text, end in zip(group, texts, ended, strict=True)}
+                for i, text, end in zip(group, texts, ended, strict=True):
+                    found[i] = Generated((openings[i] + text).strip(), end)
             answers += [found[i] for i in range(len(prompts))]
     return answers
 
