@@ -75,6 +75,37 @@ def test_two_ranks_train_like_one(lora: str, more: list[str], tiny: Callable[[st
     check_examples(one, two)
 
 
+MIXED = """
+model: {{name_or_path: {model}, freeze_vision: false}}
+data: {{train: {data}}}
+stage2: {{beta: 0.3}}
+probes: null
+trainer:
+  {{max_steps: 3, learning_rate: 1e-3, logging_steps: 1, use_cpu: true, weight_decay: 0.1, activation_checkpointing: true}}
+"""
+
+
+def test_ranks_with_and_without_images_train_like_one(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """All weights train, some of them on one rank alone; and in the model some that nothing ever uses, which AdamW's
+    weight decay leaves alone."""
+    data = disc_data.write(tmp_path / "data", disc_data.records(12, text_only_every=2))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(MIXED.format(model=tiny("llava"), data=data))
+    one, two = (launch(ranks, recipe, tmp_path / f"ranks{ranks}") for ranks in (1, 2))
+    start, first, second = (
+        load_file(path / "model.safetensors") for path in (tiny("llava"), one / "stage2", two / "stage2")
+    )
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], atol=1e-5, rtol=1e-5)
+    moved = {name for name, value in first.items() if not torch.equal(value, start[name])}
+    assert {name for name in moved if "vision_tower" in name}
+    assert {name for name in first if name not in moved and "vision_tower" in name}  # the layer behind the features
+    lines = [read_jsonl(out / "metrics.jsonl").objects for out in (one, two)]
+    for our, their in zip(*lines, strict=True):
+        for key in ("loss", "grad_norm", "rewards/margins"):
+            assert our.get(key) == pytest.approx(their.get(key), abs=1e-5), (key, our["step"])
+
+
 def check_examples(one: Path, two: Path) -> None:
     """Ranks divide the rows, and one of them writes what one alone would."""
     for stage in ("stage1", "stage2"):

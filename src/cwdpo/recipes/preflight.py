@@ -298,10 +298,8 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) ->
 
 def _check_best_metric(recipe: Recipe, stage: Stage, args: SmoothSFTConfig | CWDPOConfig) -> None:
     """A metric that chooses the best model is one that the stage has; of probes, one that the recipe measures."""
-    if isinstance(args, SmoothSFTConfig):
-        metrics = SmoothSFTTrainer.metrics_of(args)
-    else:
-        metrics = CWDPOTrainer.metrics_of(args)
+    first, second = SmoothSFTTrainer.metrics_of, CWDPOTrainer.metrics_of
+    metrics = first(args) if isinstance(args, SmoothSFTConfig) else second(args)
     name, key = str(args.metric_for_best_model).removeprefix("eval_"), _name(recipe, stage, "metric_for_best_model")
     try:
         check_best_metric(args, metrics)

@@ -89,6 +89,11 @@ class AnswerArguments(TrainingArguments):
         default=False, metadata={"help": "Off: ranks may make unequal numbers of passes, and buffers are constant."}
     )
 
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Off: every weight has a gradient on every rank, see trainers/used_weights.py."},
+    )
+
     def __post_init__(self) -> None:
         """Refuse, with a ConfigError, what a recipe would refuse too, and what has no effect on these trainers."""
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -108,6 +113,16 @@ class AnswerArguments(TrainingArguments):
             )
         if self.use_liger_kernel:
             raise ConfigError("use_liger_kernel replaces the loss that is computed here. Leave it out.")
+        if self.ddp_find_unused_parameters:
+            raise ConfigError(
+                "ddp_find_unused_parameters does not know several passes a step, and every weight has a gradient on every "
+                "rank here, used or not. Take it out."
+            )
+        if self.world_size > 1 and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):  # type: ignore[union-attr]
+            raise ConfigError(
+                "activation_checkpointing_kwargs has use_reentrant, with which several passes a step stop ranks. Take "
+                "it out: the other way is the default."
+            )
         if "inputs" in self.include_for_metrics:
             raise ConfigError(
                 "include_for_metrics holds `inputs`, but a batch here is prompts with answers, which compute_metrics "

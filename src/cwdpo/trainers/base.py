@@ -47,6 +47,7 @@ from cwdpo.trainers.steps import (
     cut_further,
     estimate_row_tokens,
 )
+from cwdpo.trainers.used_weights import UsedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ class AnswerTrainer(Trainer):
         """Readings of probes that an evaluation reports too; set by :class:`cwdpo.probes.callback.Probing`."""
         self._metrics = {"train": StepMetrics(), "eval": StepMetrics()}
         self._tokens, self._epoch, self.lost_updates = TokenCount(), BucketEpoch(), LostUpdates()
+        self._used_weights = UsedWeights()
         self._warned_of_long_row = False
         super().__init__(
             model=policy,
@@ -144,7 +146,7 @@ class AnswerTrainer(Trainer):
                 "max_tokens_per_batch takes several backward passes a step, and DeepSpeed would update the weights "
                 "after each. Take it out, and lower per_device_train_batch_size."
             )
-        for callback in (self._tokens, self._epoch, self.lost_updates):
+        for callback in (self._tokens, self._epoch, self._used_weights, self.lost_updates):
             self.add_callback(callback)
 
     @classmethod
@@ -159,7 +161,7 @@ class AnswerTrainer(Trainer):
 
     def own_callbacks(self) -> list[TrainerCallback]:
         """The callbacks that belong to this trainer; they were added when it was made, in this order."""
-        return [self._tokens, self._epoch, self.lost_updates]
+        return [self._tokens, self._epoch, self._used_weights, self.lost_updates]
 
     def with_negatives(self, batch: Batch) -> Batch:
         """A collated batch with the negatives that it is trained on; before it is counted or divided."""
@@ -274,6 +276,7 @@ class AnswerTrainer(Trainer):
     ) -> Any:
         """See ``Trainer.compute_loss``; ``num_items_in_batch`` is the :class:`Step`, None where the batch is all."""
         loss, values = self.batch_loss(model, inputs, step=num_items_in_batch or WHOLE)
+        loss = self._used_weights.touch(model, loss)
         self._metrics["train" if model.training else "eval"].add(values)
         if model.training:
             self._tokens.add(count_tokens(inputs))
