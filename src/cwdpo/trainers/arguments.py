@@ -4,6 +4,7 @@ Their defaults and limits are those of the recipe's sections: Python and YAML re
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -28,7 +29,7 @@ from cwdpo.config.recipe import (
     check_loss,
 )
 from cwdpo.errors import ConfigError
-from cwdpo.trainers.trl_settings import TRLSettings
+from cwdpo.trainers.trl_settings import TRLSettings, say_once
 
 _DECLARED: Mapping[str, tuple[type, str]] = {
     "max_length": (DataConfig, "max_length"),
@@ -97,6 +98,7 @@ class AnswerArguments(TrainingArguments):
     def __post_init__(self) -> None:
         """Refuse, with a ConfigError, what a recipe would refuse too, and what has no effect on these trainers."""
         super().__post_init__()  # type: ignore[no-untyped-call]
+        say_if_alone(os.environ)
         named = [(each.name, getattr(self, each.name)) for each in fields(self) if each.name in _DECLARED]
         problems = [(name, problem_with(*_DECLARED[name], value)) for name, value in named]
         text = "\n".join(f"{name} {problem}" for name, problem in problems if problem)
@@ -115,8 +117,8 @@ class AnswerArguments(TrainingArguments):
             raise ConfigError("use_liger_kernel replaces the loss that is computed here. Leave it out.")
         if self.ddp_find_unused_parameters:
             raise ConfigError(
-                "ddp_find_unused_parameters does not know several passes a step, and every weight has a gradient on every "
-                "rank here, used or not. Take it out."
+                "ddp_find_unused_parameters does not know several passes a step, and is not needed: every weight has a "
+                "gradient on every rank here, used or not. Take it out."
             )
         if self.world_size > 1 and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):  # type: ignore[union-attr]
             raise ConfigError(
@@ -151,6 +153,16 @@ class AnswerArguments(TrainingArguments):
     def loading_options(self) -> dict[str, Any]:
         """How a model that is given by its name is loaded: options of :func:`cwdpo.models.loading.load_policy`."""
         return {"dtype": "auto", "trust_remote_code": False}
+
+
+def say_if_alone(environment: Mapping[str, str]) -> None:
+    """``accelerate launch --cpu --num_processes 2`` starts one process, without a word (accelerate issue 2741); what it
+    leaves in the environment is an address for others, and no number of them."""
+    if "ACCELERATE_DYNAMO_MODE" in environment and "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
+        say_once(
+            "accelerate launch was asked for several processes and has started one, so a step has the rows of one. "
+            "Start them with `torchrun --nproc-per-node N -m cwdpo train ...`, or `torchrun --nproc-per-node N SCRIPT`."
+        )
 
 
 def argument_types() -> dict[str, Any]:
