@@ -152,6 +152,13 @@ class CWDPOTrainer(AnswerTrainer):
             )
             self.add_callback(self.on_policy)
 
+    @classmethod
+    def metrics_of(cls, args: CWDPOConfig) -> Sequence[StepMetric]:
+        return (
+            *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+            *("logps/chosen", "logps/rejected", "logps_mean/chosen", "logps_mean/rejected", "cooling", "entropy"),
+        )
+
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         now, logratio, token_logratio = self._compare(model, batch)
         places = pair_up(batch)
