@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def test_prompts_that_cannot_share_a_pass_are_answered_apart(tiny: Callable[[str
     assert generate_answers(model, processor, rows, max_new_tokens=6) == alone
     drawn = generate_answers(model, processor, rows, max_new_tokens=6, temperature=1.0, seed=3)
     assert generate_answers(model, processor, rows, max_new_tokens=6, temperature=1.0, seed=3) == drawn
+
+
+def test_an_answer_has_the_think_block_that_its_prompt_began(llava: tuple[Any, Any]) -> None:
+    model, processor = llava[0], copy.deepcopy(llava[1])
+    processor.chat_template = processor.chat_template.replace("ASSISTANT:", "ASSISTANT:<think>\n")
+    thinking = replace(ROWS[0], chosen="<think>Hm.</think>Red.")
+    found = generate_answers(model, processor, [thinking, ROWS[0]], max_new_tokens=4, warn_of_cut=False)
+    assert [text.startswith("<think>\n") for text in found] == [True, False]
 
 
 @pytest.mark.parametrize("name", CLASSES)

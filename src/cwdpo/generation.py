@@ -37,7 +37,7 @@ class Generated(NamedTuple):
     """One answer as a model gave it."""
 
     text: str
-    """Without special tokens or surrounding space."""
+    """Without special tokens or surrounding space; a think block is whole, also where the prompt begins it."""
 
     ended: bool
     """False where it ran into ``max_new_tokens``, so that it is the beginning of an answer only."""
@@ -147,10 +147,13 @@ def generate(
         for start in range(0, len(rows), batch_size):
             batch = order[start : start + batch_size]
             prompts: list[dict[str, torch.Tensor]] = []
+            openings: list[str] = []
             owners: list[int] = []
             for before, position in zip([None, *batch], batch, strict=False):
                 if before is None or rows[position] is not rows[before]:
-                    prompts.append(encoder.encode(rows[position]).prompt)
+                    encoded = encoder.encode(rows[position])
+                    prompts.append(encoded.prompt)
+                    openings.append(encoded.opening)
                 owners.append(len(prompts) - 1)
             for group in pass_groups(prompts):
                 answered = [i for i, owner in enumerate(owners) if owner in group]
@@ -160,7 +163,7 @@ def generate(
                 ended = torch.isin(ids, ends).any(dim=1).tolist()
                 texts = processor.batch_decode(ids, skip_special_tokens=True)
                 for i, text, end in zip(answered, texts, ended, strict=True):
-                    answers[batch[i]] = Generated(text.strip(), end)
+                    answers[batch[i]] = Generated((openings[owners[i]] + text).strip(), end)
             progress(len(answers))
     return [answers[position] for position in range(len(rows))]
 

@@ -83,7 +83,7 @@ BAD_DATA = {
     "missing image": (image(None), "2.png does not exist"),
     "empty image": (image(b""), "2.png is empty (0 bytes)"),
     "huge image": (huge, "has 314,572,800 bytes, more than the 268,435,456 allowed"),
-    "truncated image": (cut_short, "2.png is damaged or cut short"),
+    "truncated image": (cut_short, "2.png cannot be decoded"),
     "no image": (image(b"<html>not found</html>"), "2.png is not an image that Pillow can read"),
     "bomb": (image(png_that_claims(20_000, 20_000)), "2.png is too large"),
     "small bomb": (image(png_that_claims(10_000, 10_000)), "2.png is too large"),  # of which Pillow only warns

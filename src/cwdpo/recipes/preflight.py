@@ -182,7 +182,7 @@ def check_recipe(
         max_length=recipe.data.max_length,
         rank=lora.r,
     )
-    root = None if recipe.data.image_root is None else Path(recipe.data.image_root)
+    root = recipe.data.image_root_path
     whole = CheckReport(str(path))
     further = [recipe.data.eval, None if recipe.evaluate is None else recipe.evaluate.data]
     for file in train_files(recipe) + [Path(name) for name in further if name is not None]:
