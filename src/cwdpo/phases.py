@@ -25,8 +25,8 @@ class PhaseClock:
         self, first: Phase, *, earlier: Mapping[str, float] | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Begin in a phase; ``earlier`` are seconds that are counted already."""
-        before = earlier or {}
-        self._seconds: dict[str, float] = {name: float(before.get(name, 0.0)) for name in PHASES}
+        known = {name: float(seconds) for name, seconds in (earlier or {}).items() if name in PHASES}
+        self._seconds: dict[str, float] = {name: known.get(name, 0.0) for name in PHASES}
         self._now: Phase = first
         self._clock, self._since = clock, clock()
 
@@ -34,7 +34,7 @@ class PhaseClock:
     def seconds(self) -> dict[str, float]:
         """Of each phase, until now."""
         self._switch(self._now)
-        return {**self._seconds}
+        return dict(self._seconds)
 
     def add(self, name: Phase, seconds: float) -> None:
         """Count seconds that went by before the clock was made."""

@@ -121,6 +121,12 @@ class DataConfig:
     max_length: Annotated[int | None, limit(at_least=2, advice="Write null for the model's own limit.")] = None
     """Most tokens in prompt and answer together; a longer row stops the run. Null takes the model's own limit."""
 
+    min_pixels: Annotated[int | None, limit(at_least=1, advice="Write null for the processor's own limit.")] = None
+    """Fewest pixels that the processor enlarges an image to; of processors with such limits, as Qwen-VL's."""
+
+    max_pixels: Annotated[int | None, limit(at_least=1, advice="Write null for the processor's own limit.")] = None
+    """Most pixels that it leaves an image; each 28 x 28 pixels are one token for Qwen2.5-VL, 32 x 32 for Qwen3-VL."""
+
     @property
     def image_root_path(self) -> Path | None:
         """``image_root`` as ``--image-root`` has it: several as in ``PATH``."""

@@ -227,7 +227,7 @@ class StoppingRule:
         """Stop where ``patience`` readings in a row show the same finding of ``stop_on``; a fall of the chosen answers
         of less than ``tolerance`` nats per token is none."""
         self._stop_on, self._patience = tuple(stop_on), patience
-        self._thresholds = Thresholds(fall_least=tolerance, fall_most=max(tolerance, Thresholds().fall_most))
+        self._thresholds = Thresholds(fall_least=tolerance)
         self._in_a_row: Counter[str] = Counter()
         self.reason: dict[str, Any] | None = None
         """What ended the stage: ``finding``, ``stage``, ``step``, ``readings`` in a row, ``evidence``, ``advice``."""

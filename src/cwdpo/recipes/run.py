@@ -24,8 +24,8 @@ from cwdpo.phases import PhaseClock, phase
 from cwdpo.recipes.evaluating import check_evaluation, evaluate_run, is_evaluated
 from cwdpo.recipes.preflight import (
     check_answers,
+    check_model_takes,
     check_settings,
-    check_tokens,
     peek_at_images,
     read_data,
     rows_of_stages,
@@ -96,14 +96,14 @@ def _run(
                 recipe = resumed_recipe(run, recipe)
                 check_same_rows(run, recipe.data, rows, eval_rows)
             warn_of_equal_answers(stage_rows)
-            peek_at_images([*rows, *(eval_rows or [])])
+            sizes = peek_at_images([*rows, *(eval_rows or [])])
         recipe = with_measured_floor(run, recipe)
         if nothing_to_do(run, recipe) and is_evaluated(run, recipe):
             return run
         time_of_prompts = prompt_time(run)
         stack.enter_context(prompts_at(time_of_prompts))
         if is_main():
-            check_tokens(recipe.model, [*rows, *(eval_rows or [])])
+            check_model_takes(recipe, [*rows, *(eval_rows or [])], sizes)
         probe_size = choose_probe_size(recipe, stage_rows)
         context = RunContext(
             recipe=recipe,

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, TrainerCallback, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from cwdpo.config.recipe import ModelConfig, Recipe, Stage1Config
@@ -28,6 +28,7 @@ from cwdpo.engine import Engine, FeatureCache, features_of, make_engine, separat
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.models.adapters import add_lora, load_adapter, quantization_config
 from cwdpo.models.loading import load_policy, load_processor, some
+from cwdpo.models.pixels import set_pixel_limits
 from cwdpo.models.saving import last_checkpoint, save_checkpoint, whole_checkpoints
 from cwdpo.phases import phase
 from cwdpo.probes import ProbeSize, choose_rows, own_answers
@@ -136,8 +137,7 @@ def stage_trainer(context: RunContext, stage: Stage) -> StageTrainer:
     recipe, start = context.recipe, context.start(stage)
     set_seed(recipe.seed)  # new adapters begin at random values
     model = load_start(recipe.model, start)
-    trust = recipe.model.trust_remote_code
-    processor = load_processor(start or recipe.model.name_or_path, trust_remote_code=trust)
+    processor = recipe_processor(recipe, start)
     # after the model is loaded, which DeepSpeed's settings would divide
     own = {"reference_dir": str(context.reference)} if stage == "stage2" else {}
     args = stage_arguments(recipe, context.run, stage, has_eval=bool(context.eval_rows), **own)
@@ -155,6 +155,13 @@ def stage_trainer(context: RunContext, stage: Stage) -> StageTrainer:
         return SmoothSFTTrainer(**common)
     # a right answer of stage 1's rows is not a negative
     return CWDPOTrainer(**common, also_right=context.stage_rows.get("stage1", ()))
+
+
+def recipe_processor(recipe: Recipe, checkpoint: Path | None = None) -> ProcessorMixin:
+    """The processor of the recipe's model, or of the checkpoint that a stage left, with the limits on pixels."""
+    source = checkpoint or recipe.model.name_or_path
+    processor = load_processor(source, trust_remote_code=recipe.model.trust_remote_code)
+    return set_pixel_limits(processor, recipe.data.min_pixels, recipe.data.max_pixels)
 
 
 def load_start(config: ModelConfig, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
