@@ -287,7 +287,7 @@ class CWDPOTrainer(AnswerTrainer):
             start, token_start = whole.total, whole.token
         else:
             start = self.reference.totals(batch)
-        want: list[Detail] = ["entropy", "collision"] if "wpo" in self.loss_weights else ["entropy"]
+        want: list[Detail] = ["chosen_entropy", "collision"] if "wpo" in self.loss_weights else ["chosen_entropy"]
         now = self.engine.logprobs(model, batch, want=want)
         return now, now.total - start, None if token_start is None else now.token - token_start
 
