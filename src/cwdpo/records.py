@@ -28,7 +28,7 @@ Side: TypeAlias = Literal["chosen", "rejected"]
 """The two answers of a preference pair."""
 
 MetricName: TypeAlias = Literal[
-    "loss", "grad_norm", "entropy", "num_tokens",
+    "loss", "grad_norm", "entropy", "num_tokens", "skipped_steps",
     "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
     "logps/chosen", "logps/rejected",
     "logps_mean/chosen", "logps_mean/rejected", "logps_mean/gentle",
@@ -36,9 +36,9 @@ MetricName: TypeAlias = Literal[
     "negatives/on_policy", "negatives/level", "negatives/lbar",
 ]  # fmt: skip
 """The numbers of a logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens,
-in nats. ``negatives`` are of on-policy sampling and its curriculum, see docs/curriculum.md. A line of
-``metrics.jsonl`` has them beside ``stage``, ``step``, ``cooling/histogram`` (not for loggers) and what else the
-Trainer logs (``epoch``, ``learning_rate``, ...)."""
+in nats. ``negatives`` are of on-policy sampling and its curriculum, see docs/curriculum.md. ``skipped_steps`` counts
+the stage's steps that were not finite, where these are skipped. A line of ``metrics.jsonl`` has them beside ``stage``,
+``step``, ``cooling/histogram`` (not for loggers) and what else the Trainer logs (``epoch``, ``learning_rate``, ...)."""
 
 StepMetric: TypeAlias = MetricName | Literal["cooling"]
 """What a training step gives of each answer; of the weights ``cooling`` a line has mean, quantiles and histogram."""

@@ -12,7 +12,7 @@ from cwdpo.config.recipe import Stage2Config
 from cwdpo.diagnosis.thresholds import Thresholds
 from cwdpo.records import METRIC_NAMES, MetricName, ProbeGroup, ProbeMeasure, Side, SignName
 
-_METRICS = frozenset(METRIC_NAMES) - {"num_tokens", "logps_mean/gentle"} - {
+_METRICS = frozenset(METRIC_NAMES) - {"num_tokens", "skipped_steps", "logps_mean/gentle"} - {
     name for name in METRIC_NAMES if name.startswith("negatives/")
 }  # fmt: skip
 _HELD_OUT = frozenset(f"eval_{name}" for name in _METRICS)  # the Trainer's prefix for the evaluation rows

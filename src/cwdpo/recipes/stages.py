@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
@@ -35,6 +33,7 @@ from cwdpo.records import RunDirectory, Stage, write_json, write_text
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
 from cwdpo.trainers.arguments import arguments_from
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal, TensorBoardRecorder
+from cwdpo.trainers.finite import broken_weights
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +109,14 @@ def train_stage(context: RunContext, stage: Stage) -> None:
     note = probing.finish() if probing is not None else {}
     if isinstance(trainer, CWDPOTrainer) and trainer.on_policy is not None:
         note["negatives"] = trainer.on_policy.note()
+    if trainer.finite.skipped:
+        note["skipped_steps"] = trainer.finite.skipped
+        logger.warning(
+            "%s skipped %d of its %d steps: their loss or gradient was not finite",
+            stage,
+            trainer.finite.skipped,
+            trainer.state.global_step,
+        )
     refuse_broken_weights(trainer, run, stage)
     _save(trainer, run, stage, note)
     if probing is not None:
@@ -252,6 +259,8 @@ def stage_callbacks(context: RunContext, stage: Stage, trainer: StageTrainer) ->
         signals,
         # the user's find files that are up to date; then the clock, which counts their time too
         *context.callbacks,
+        # whatever the others do to the gradient, it is looked at after them
+        trainer.finite,
         # last: a reading sees the model, and the decision to stop, as all others have left them
         *([probing] if probing is not None else []),
     ]
@@ -350,9 +359,7 @@ def _save(trainer: StageTrainer, run: RunDirectory, stage: Stage, note: Mapping[
 
 def refuse_broken_weights(trainer: StageTrainer, run: RunDirectory, stage: Stage) -> None:
     """Look at every weight that the stage trained, before it is saved as the stage's result."""
-    trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
-    here = [name for name, weight in trained.items() if not torch.isfinite(_local(weight)).all()]
-    broken = sorted({name for names in gather_object([here]) for name in names})
+    broken = broken_weights(trainer.model)
     if not broken:
         return
     good = next((path for path in whole_checkpoints(run.checkpoints(stage)) if _is_finite(path)), None)
@@ -363,12 +370,6 @@ def refuse_broken_weights(trainer: StageTrainer, run: RunDirectory, stage: Stage
         + f"Start again with another --output_dir and a lower learning rate (--{stage}.trainer.learning_rate, which "
         f"was {trainer.args.learning_rate:g}); in float16 write --model.dtype bfloat16 as well."
     )
-
-
-def _local(weight: Tensor) -> Tensor:
-    """This process's part of a weight that is divided among several."""
-    to_local: Callable[[], Tensor] | None = getattr(weight, "to_local", None)
-    return (to_local() if to_local is not None else weight).detach()
 
 
 def _since(trainer: StageTrainer) -> str:

@@ -21,11 +21,12 @@ from cwdpo.data.encode import EncodedMemory, Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine, within_budget
 from cwdpo.engine.layout import parts_within, select_prompts
-from cwdpo.errors import ConfigError
-from cwdpo.models.loading import load_policy, load_processor
+from cwdpo.errors import ConfigError, UserError
+from cwdpo.models.loading import load_policy, load_processor, some
 from cwdpo.models.saving import last_checkpoint, no_partial_checkpoints, restore_weights
 from cwdpo.records import StepMetric
 from cwdpo.trainers.arguments import AnswerArguments
+from cwdpo.trainers.finite import FiniteSteps, broken_weights
 from cwdpo.trainers.reference_pass import agree_on_engine
 from cwdpo.trainers.step_metrics import StepMetrics, TokenCount
 from cwdpo.trainers.steps import (
@@ -119,7 +120,15 @@ class AnswerTrainer(Trainer):
                 "max_tokens_per_batch takes several backward passes a step, and DeepSpeed would update the weights "
                 "after each. Take it out, and lower per_device_train_batch_size."
             )
-        for callback in (self._tokens, self._epoch):
+        if args.on_nonfinite == "skip" and self.is_deepspeed_enabled:
+            raise ConfigError(
+                "on_nonfinite is skip, but DeepSpeed updates the weights before the gradient can be looked at. Write "
+                "`on_nonfinite: stop`."
+            )
+        self.finite = FiniteSteps(self, skips=args.on_nonfinite == "skip")
+        """Looks at each step last before its update, after all other callbacks."""
+        self.finite.on_skip(self._metrics["train"].forget_step)
+        for callback in (self._tokens, self._epoch, self.finite):
             self.add_callback(callback)
 
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
@@ -220,11 +229,15 @@ class AnswerTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
+        self._metrics["train"].begin_step()
         batches = [self.with_negatives(batch) for batch in batches]
         return batches, Step(self.accelerator.reduce(count_roles(batches).to(device), reduction="mean"))
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """See ``Trainer.training_step``; one backward pass for each part that ``max_tokens_per_batch`` allows."""
+        return self.finite.counted(self._in_parts(model, inputs, num_items_in_batch), inputs)
+
+    def _in_parts(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
         if self.args.max_tokens_per_batch is None:
             return super().training_step(model, inputs, num_items_in_batch)
         batch: Any = self._prepare_inputs(inputs)
@@ -253,7 +266,20 @@ class AnswerTrainer(Trainer):
         """See ``Trainer.log``; a line of training also carries the metrics of its steps."""
         if "loss" in logs:
             logs = {**logs, **self._metrics["train"].summary(), "num_tokens": float(self._tokens.total())}
+            if self.finite.skips:
+                mean = self.finite.mean_loss()
+                logs |= {"skipped_steps": self.finite.skipped} | ({} if mean is None else {"loss": mean})
         super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """See ``Trainer.save_model``; a checkpoint of weights that are not finite is not begun."""
+        if _internal_call and (broken := broken_weights(self.model)):
+            raise UserError(
+                f"step {self.state.global_step} has ruined the model, which is not saved: {len(broken)} of its trained "
+                f"weights are infinite or not numbers ({some(broken)}). Go back to an earlier checkpoint, with a lower "
+                "trainer.learning_rate; in float16 use bfloat16."
+            )
+        super().save_model(output_dir, _internal_call)
 
     @property
     def histograms(self) -> dict[str, list[int]]:
