@@ -6,6 +6,7 @@ all, and nothing in a run directory is overwritten.
 
 import codecs
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -112,6 +113,19 @@ class _Inside:
         return run.root / self._name
 
 
+_HELD: set[int] = set()
+"""Open files that hold locks."""
+
+
+def _forget_locks() -> None:
+    """A forked process, such as a data loader's worker, would hold its parent's locks beyond the parent's end."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The paths of one run. Open it with :meth:`open` to write, or make it bare to read."""
@@ -147,22 +161,40 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Keep other processes from writing this run; a UserError where one does already.
 
-        The lock is the system's own, on the directory: it leaves no file, and goes with the process, however that
-        ends. A file system that has no such locks, as some network ones, is written without.
+        The lock is the system's own and goes with the process, however that ends. It is on the directory, and leaves no
+        file; where a file system cannot lock directories, as NFS, on the file ``.lock`` in it. Where that cannot be
+        locked either, a warning says so.
         """
-        directory = os.open(self.root, os.O_RDONLY)
+        handle = self._lock()
         try:
+            yield
+        finally:
+            if handle is not None:
+                _HELD.discard(handle)
+                os.close(handle)
+
+    def _lock(self) -> int | None:
+        """An open file that holds the lock; None where the file system has no locks."""
+        problem = ""
+        for path, flags in ((self.root, os.O_RDONLY), (self._lock_file, os.O_RDWR | os.O_CREAT)):
             try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                handle = os.open(path, flags, 0o666)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BaseException:
+                    os.close(handle)
+                    raise
             except BlockingIOError:
                 raise UserError(
                     f"another process is writing {self.root}. Wait until it ends, or give another --output_dir."
                 ) from None
             except OSError as error:
-                logger.info("%s cannot be locked (%s)", self.root, error.strerror)
-            yield
-        finally:
-            os.close(directory)
+                problem = error.strerror or type(error).__name__
+            else:
+                _HELD.add(handle)
+                return handle
+        logger.warning("%s cannot be locked (%s): make sure that no other process writes it", self.root, problem)
+        return None
 
     @property
     def has_begun(self) -> bool:
@@ -171,7 +203,8 @@ class RunDirectory:
 
     def _files(self, *, besides: Path | None = None) -> bool:
         """Whether there is any file; directories alone are what a start that failed leaves."""
-        return any(path != besides and (path.is_symlink() or not path.is_dir()) for path in self.root.rglob("*"))
+        ours = (besides, self._lock_file)
+        return any(path not in ours and (path.is_symlink() or not path.is_dir()) for path in self.root.rglob("*"))
 
     recipe = _Inside("recipe.yaml", "The resolved recipe, with the measured floor.")
     metrics = _Inside("metrics.jsonl", "A line a logged step: see :data:`MetricName`.")
@@ -187,6 +220,7 @@ class RunDirectory:
     reference = _Inside("reference", "Cached log-probs of the reference; internal.")
     negatives = _Inside("negatives", "What was sampled from the policy, a file a refresh; see docs/on_policy.md.")
     features = _Inside("features", "Kept features of a frozen vision tower; internal.")
+    _lock_file = _Inside(".lock", "Empty; only where the directory itself cannot be locked.")
 
     def evaluations(self) -> list[Path]:
         """Every evaluation of the run that is there, oldest name first."""
@@ -320,10 +354,30 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
+        sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a directory, are on the disk, where the file system can say so."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF) or not path.is_dir():
+            raise  # some file systems report only now that they are full
+    finally:
+        os.close(handle)
+
+
+def put_in_place(written: Path, path: Path) -> None:
+    """Rename a file that is written to its end, once it is on the disk: under its own name it is always whole."""
+    sync(written)
+    written.replace(path)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -12,7 +12,7 @@ from on_policy.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scri
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.generation import Generated, LocalSampler
-from cwdpo.models.saving import last_checkpoint
+from cwdpo.models.checkpoints import last_checkpoint
 from cwdpo.negatives.candidates import Refresh, read_refreshes, refresh_path
 from cwdpo.reference import FrozenCopy
 

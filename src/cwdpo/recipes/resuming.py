@@ -16,7 +16,7 @@ from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.data.reading import resolve_root
 from cwdpo.data.rows import ImageSource, Row
 from cwdpo.errors import ConfigError, DataError, UserError
-from cwdpo.models.saving import last_checkpoint
+from cwdpo.models.checkpoints import has_checkpoint, last_checkpoint
 from cwdpo.records import STAGES, RunDirectory, Stage, write_text
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def _name(image: ImageSource, root: Path) -> str | list[str | int]:
 
 def _has_begun(run: RunDirectory, stage: Stage) -> bool:
     """Whether a stage has steps behind it that a resumed run does not repeat; stage 2 only follows stage 1."""
-    has = run.was_finished(stage) or last_checkpoint(run.checkpoints(stage)) is not None
+    has = run.was_finished(stage) or has_checkpoint(run.checkpoints(stage))
     return has or (stage == "stage1" and _has_begun(run, "stage2"))
 
 

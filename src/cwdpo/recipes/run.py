@@ -1,5 +1,7 @@
 """Run a recipe from start to end, or on from where it was interrupted."""
 
+import math
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +18,7 @@ from cwdpo.data.encode import EncodedMemory
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.errors import DataError
 from cwdpo.evaluation.measuring import Progress
+from cwdpo.models.saving import remove_litter
 from cwdpo.recipes.evaluating import check_evaluation, evaluate_run, is_evaluated
 from cwdpo.recipes.preflight import (
     check_answers,
@@ -59,7 +62,7 @@ def run_recipe(
             overwritten.
         Interrupted: a signal ended the run, after a checkpoint.
     """
-    run = RunDirectory(Path(recipe.output_dir))
+    began, run = time.time(), RunDirectory(Path(recipe.output_dir))
     wall_time = WallTime(run, writes=is_main())
     check_settings(recipe, run)
     rows, eval_rows = read_data(recipe)
@@ -70,6 +73,9 @@ def run_recipe(
         if is_main():
             run = RunDirectory.open(recipe.output_dir, resume=resume)
             stack.enter_context(run.locked())
+            RunDirectory.open(recipe.output_dir, resume=resume)  # once more: another process may have come between
+            # ranks of this run may already write
+            remove_litter(run.root, older_than=began - 60 if int(os.environ.get("WORLD_SIZE", "1")) > 1 else math.inf)
             if run.has_begun:
                 recipe = resumed_recipe(run, recipe)
                 check_same_rows(run, recipe.data, rows, eval_rows)

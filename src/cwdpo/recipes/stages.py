@@ -24,8 +24,9 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, FeatureCache, make_engine, separate_engine
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.models.adapters import add_lora, load_adapter, quantization_config
+from cwdpo.models.checkpoints import has_checkpoint, whole_checkpoints
 from cwdpo.models.loading import load_policy, load_processor, some
-from cwdpo.models.saving import last_checkpoint, save_checkpoint, whole_checkpoints
+from cwdpo.models.saving import save_checkpoint
 from cwdpo.probes import choose_rows, own_answers
 from cwdpo.probes.callback import Probing
 from cwdpo.recipes.resuming import NewIntervals, keep_rows, record_floor
@@ -96,9 +97,8 @@ def train_stage(context: RunContext, stage: Stage) -> None:
         trainer.measure_reference()
         if trainer.floor is not None and trainer.is_world_process_zero():
             record_floor(run, recipe, trainer.floor)
-    checkpoint = last_checkpoint(run.checkpoints(stage))  # a new run has none
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=has_checkpoint(run.checkpoints(stage)))  # a new run has none
     finally:
         watchers.release()
     if watchers.signals.received:

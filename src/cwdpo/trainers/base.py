@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -22,10 +23,12 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine, within_budget
 from cwdpo.engine.layout import parts_within, select_prompts
 from cwdpo.errors import ConfigError, UserError
+from cwdpo.models.checkpoints import begin_checkpoint, find_damage, no_unfinished_checkpoints, verified_checkpoint
 from cwdpo.models.loading import load_policy, load_processor, some
-from cwdpo.models.saving import last_checkpoint, no_partial_checkpoints, restore_weights
+from cwdpo.models.saving import restore_weights
 from cwdpo.records import StepMetric
 from cwdpo.trainers.arguments import AnswerArguments
+from cwdpo.trainers.callbacks import Sealing
 from cwdpo.trainers.finite import FiniteSteps, broken_weights
 from cwdpo.trainers.reference_pass import agree_on_engine
 from cwdpo.trainers.step_metrics import StepMetrics, TokenCount
@@ -175,7 +178,13 @@ class AnswerTrainer(Trainer):
         (transformers issue 43701). So the weights are restored here, by the model's own name mapping, before and after.
         """
         check_sharding(self.accelerator, self.train_dataset)
-        with self.around_training(), no_partial_checkpoints(Path(str(self.args.output_dir))):
+        directory, limit = Path(str(self.args.output_dir)), self.args.save_total_limit
+        sealing = Sealing(self, directory, limit)
+        with (
+            self.around_training(),
+            no_unfinished_checkpoints(directory, is_main=self.is_world_process_zero()),
+            self._with(sealing),
+        ):
             agree_on_engine(self, self.model, self.train_dataset, self.collate)
             checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
             if checkpoint is not None:
@@ -279,6 +288,8 @@ class AnswerTrainer(Trainer):
                 f"weights are infinite or not numbers ({some(broken)}). Go back to an earlier checkpoint, with a lower "
                 "trainer.learning_rate; in float16 use bfloat16."
             )
+        if _internal_call and output_dir is not None and self.is_world_process_zero():
+            begin_checkpoint(Path(output_dir))
         super().save_model(output_dir, _internal_call)
 
     @property
@@ -361,13 +372,31 @@ class AnswerTrainer(Trainer):
             columns.append(total / torch.bincount(owners, minlength=len(total)))
         return torch.stack(columns, dim=1)
 
+    @contextmanager
+    def _with(self, sealing: Sealing) -> Iterator[None]:
+        """Old checkpoints are removed when a new one is sealed, and not by the Trainer, before."""
+        self.add_callback(sealing)
+        self.args.save_total_limit = None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = sealing.limit
+            self.remove_callback(sealing)
+
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
+        """The checkpoint to go on from, verified; the same on every rank."""
         if not wanted:
             return None
-        found = last_checkpoint(Path(str(self.args.output_dir))) if wanted is True else wanted
-        if found is None:
-            raise ValueError(f"no whole checkpoint in {self.args.output_dir}; leave out resume_from_checkpoint.")
-        return str(found)
+        found, problem = None, None
+        if self.is_world_process_zero():
+            try:
+                found = _verified(wanted, Path(str(self.args.output_dir)))
+            except UserError as error:
+                problem = str(error)
+        found, problem = broadcast_object_list([found, problem])
+        if problem is not None:
+            raise UserError(problem)
+        return found
 
     def _restore(self, checkpoint: str) -> None:
         if not self.is_sharded and not isinstance(self.model, PeftModel):  # those load strictly, in their own formats
@@ -392,6 +421,19 @@ class AnswerTrainer(Trainer):
             number = torch.tensor(len(parts), device=self.args.device)
             parts = cut_further(parts, int(self.accelerator.gather(number).max()))
         return [batch] if len(parts) == 1 else [select_prompts(batch, sorted(part))[0] for part in parts]
+
+
+def _verified(wanted: str | bool, directory: Path) -> str:
+    """The newest whole checkpoint, or the one that is wanted, if it is whole."""
+    if wanted is True:
+        newest = verified_checkpoint(directory)
+        if newest is None:
+            raise UserError(f"no whole checkpoint in {directory}; leave out resume_from_checkpoint.")
+        return str(newest)
+    problem = find_damage(Path(str(wanted)), thorough=True)
+    if problem is not None:
+        raise UserError(f"{wanted} is damaged ({problem}). Resume from another checkpoint.")
+    return str(wanted)
 
 
 def check_sharding(accelerator: Accelerator, rows: RowDataset | None) -> None:
