@@ -11,3 +11,20 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A row or an image is wrong. The message names ``file:line`` and says what to write instead."""
+
+
+LONGEST_SHOWN = 80
+"""Characters of a value that a message shows."""
+
+
+def shortened(text: str, longest: int = LONGEST_SHOWN) -> str:
+    """A text as messages show it: what is too long keeps its beginning and its end.
+
+    Example:
+        >>> shortened("a" * 50 + "b" * 50, longest=20)
+        'aaaaaaaaaaaa...bbbbb'
+    """
+    if len(text) <= longest:
+        return text
+    end = (longest - 3) // 3
+    return f"{text[: longest - 3 - end]}...{text[len(text) - end :]}"

@@ -13,10 +13,11 @@ from accelerate.utils import gather_object, send_to_device
 
 from cwdpo.batch import Batch, Role, eval_mode
 from cwdpo.config.recipe import NegativesConfig
+from cwdpo.config.secrets import redact
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.rows import Row
 from cwdpo.engine.layout import select_answers
-from cwdpo.errors import UserError
+from cwdpo.errors import UserError, shortened
 from cwdpo.generation import Sampler, Sampling, chunks
 from cwdpo.negatives.candidates import Candidate, drop_easy, drop_similar
 from cwdpo.negatives.filtering import RightAnswers, Rules
@@ -206,4 +207,5 @@ class Refresher:
 
 
 def _message(problem: Exception) -> str:
-    return str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
+    text = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
+    return shortened(redact(text), 500)  # it goes into the refresh's file

@@ -387,7 +387,8 @@ class AnswerTrainer(Trainer):
         """The checkpoint to go on from, verified; the same on every rank."""
         if not wanted:
             return None
-        found, problem = None, None
+        found: str | None = None
+        problem: str | None = None
         if self.is_world_process_zero():
             try:
                 found = _verified(wanted, Path(str(self.args.output_dir)))

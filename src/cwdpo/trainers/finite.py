@@ -76,10 +76,9 @@ class FiniteSteps(TrainerCallback, ExportableState):
         self.skipped = int(saved["attributes"]["skipped"]) if isinstance(saved, dict) else 0
         self._losses, self._rows, self._of_steps = [], [], []
 
-    def on_pre_optimizer_step(
-        self, args: object, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: object
-    ) -> None:
+    def on_pre_optimizer_step(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop, or take the gradient away, so that the optimizer finds nothing to do."""
+        model: nn.Module = kwargs["model"]
         losses, rows = torch.stack(self._losses), self._rows
         self._losses, self._rows = [], []
         norm = self._gradient_norm(model).to(losses.device)
