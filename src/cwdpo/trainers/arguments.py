@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from cwdpo.config.checking import build, problem_with
 from cwdpo.config.recipe import (
     CoolingConfig,
+    CoolingScales,
     DataConfig,
     EngineName,
     LossParameters,
@@ -34,7 +35,10 @@ _DECLARED: Mapping[str, tuple[type, str]] = {
     **{name: (Stage1Config, name) for name in ("objective", "penalty", "ceiling", "epsilon")},
     **{name: (Stage2Config, name) for name in ("beta", "loss", "reference", "reference_batch_size")},
     **{each.name: (LossParameters, each.name) for each in fields(LossParameters)},
-    **{f"cooling_{name}": (CoolingConfig, name) for name in ("floor", "temperature", "detach", "constant")},
+    **{
+        f"cooling_{name}": (CoolingConfig, name)
+        for name in ("floor", "temperature", "detach", "constant", "scales", "drop_below")
+    },
 }
 """Python's name of a setting: the recipe's section and key."""
 
@@ -175,6 +179,8 @@ class CWDPOConfig(AnswerArguments):
     cooling_constant: float | None = field(
         default=CoolingConfig.constant, metadata={"help": "One weight for every negative."}
     )
+    cooling_scales: CoolingScales = CoolingConfig.scales
+    cooling_drop_below: float = CoolingConfig.drop_below
     reference: ReferenceKind = Stage2Config.reference
     reference_batch_size: int | None = field(
         default=Stage2Config.reference_batch_size,

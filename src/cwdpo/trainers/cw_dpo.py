@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, masked_mean
 from cwdpo.config.recipe import PreferenceLoss
-from cwdpo.cooling import cooling_weight, measure_floor
+from cwdpo.cooling import cooling_weight, measure_floor, pair_share
 from cwdpo.data.collate import RowDataset
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError
@@ -113,10 +113,12 @@ class CWDPOTrainer(AnswerTrainer):
         now, logratio, token_logratio = self._compare(model, batch)
         places = pair_up(batch)
         chosen, rejected = places.chosen, places.rejected
-        pairs = read_pairs(now, logratio, places, self._weight(now.mean[rejected]), token_logratio=token_logratio)
+        weight = self._weight(now.mean[rejected])
+        pairs = read_pairs(now, logratio, places, self._within_pairs(weight), token_logratio=token_logratio)
         if self.crops:
             pairs = pairs._replace(**self._under_crops(model, batch, places))
         losses = preference_loss(pairs, self.loss_weights, beta=self.args.beta, parameters=self._loss_parameters(step))
+        losses = losses * pair_share(weight, scales=self.args.cooling_scales, drop_below=self.args.cooling_drop_below)
         assert now.entropy is not None
         margin = self.args.beta * (logratio[chosen] - logratio[rejected])
         once = torch.unique_consecutive(chosen)
@@ -129,12 +131,12 @@ class CWDPOTrainer(AnswerTrainer):
             "logps/rejected": now.total[rejected],
             "logps_mean/chosen": now.mean[once],
             "logps_mean/rejected": now.mean[rejected],
-            "cooling": pairs.weight,
+            "cooling": weight,
             "entropy": masked_mean(now.entropy, now.mask)[once],
         }
         if model.training:
             if self.on_policy is not None:
-                metrics |= self.on_policy.observe(batch, rejected, pairs.weight)
+                metrics |= self.on_policy.observe(batch, rejected, weight)
             if self.running is not None:
                 self.running.add(pairs)
         # a prompt has one chosen answer, so these count the prompts
@@ -265,7 +267,8 @@ class CWDPOTrainer(AnswerTrainer):
                 here: Batch = send_to_device(batch, device)
                 now, logratio, _ = self._compare(self.model_wrapped, here)
                 places = pair_up(here)
-                pairs = read_pairs(now, logratio, places, self._weight(now.mean[places.rejected]))
+                weight = self._within_pairs(self._weight(now.mean[places.rejected]))
+                pairs = read_pairs(now, logratio, places, weight)
                 margins.append(reward_margin(pairs, beta=self.args.beta))
         values = torch.cat(margins)
         total, count = reduce(torch.stack([values.sum(), values.new_tensor(len(values))]), "sum").unbind()
@@ -280,6 +283,10 @@ class CWDPOTrainer(AnswerTrainer):
         weight = cooling_weight(rejected_mean, self.floor, temperature=self.args.cooling_temperature)
         # flowing, the gradient also pays for a lower weight by a likelier loser (TOY measurements in docs)
         return weight.detach() if self.args.cooling_detach else weight
+
+    def _within_pairs(self, weight: Tensor) -> Tensor:
+        """The weight of the rejected answers inside the losses: 1 where cooling scales the whole pair."""
+        return weight if self.args.cooling_scales == "rejected" else torch.ones_like(weight)
 
     def _evaluated(self) -> list[RowDataset]:
         sets = self.eval_dataset
