@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -113,6 +114,12 @@ class _Inside:
         return run.root / self._name
 
 
+LITTER: Final = re.compile(
+    r"\.stage[12]\.[a-z0-9_]{8}|\..+\.[a-z0-9_]{8}\.tmp|.+\.partial\d*|\.checkpoint-\d+\.removed|adapter-\d{5}"
+)
+"""Names in a run directory of what a killed process did not finish: models and files that have another name until they
+are whole, checkpoints that are being removed, adapters on their way to a server."""
+
 _HELD: set[int] = set()
 """Open files that hold locks."""
 
@@ -202,9 +209,14 @@ class RunDirectory:
         return self.recipe.is_file() and self._files(besides=self.recipe)
 
     def _files(self, *, besides: Path | None = None) -> bool:
-        """Whether there is any file; directories alone are what a start that failed leaves."""
-        ours = (besides, self._lock_file)
-        return any(path not in ours and (path.is_symlink() or not path.is_dir()) for path in self.root.rglob("*"))
+        """Whether there is any file; directories alone are what a start that failed leaves, and litter a killed one."""
+
+        def counts(path: Path) -> bool:
+            inside = path.relative_to(self.root).parts
+            is_litter = any(LITTER.fullmatch(part) for part in inside)
+            return path not in (besides, self._lock_file) and not is_litter
+
+        return any(counts(path) and (path.is_symlink() or not path.is_dir()) for path in self.root.rglob("*"))
 
     recipe = _Inside("recipe.yaml", "The resolved recipe, with the measured floor.")
     metrics = _Inside("metrics.jsonl", "A line a logged step: see :data:`MetricName`.")

@@ -3,7 +3,6 @@
 import errno
 import logging
 import math
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from cwdpo.models.loading import (
     refuse_other_weights,
     reported_by_us,
 )
-from cwdpo.records import sync
+from cwdpo.records import LITTER, sync
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +182,7 @@ def remove_litter(root: Path, *, older_than: float = math.inf) -> list[Path]:
     """
     removed = []
     for path in sorted(root.rglob("*"), reverse=True):  # what lies in a directory comes before it
-        if not _LITTER.fullmatch(path.name) or path.is_symlink() or path.stat().st_mtime > older_than:
+        if not LITTER.fullmatch(path.name) or path.is_symlink() or path.stat().st_mtime > older_than:
             continue
         if (path / "old").is_dir():
             target = path.with_name(path.name[1:].rpartition(".")[0])
@@ -196,11 +195,6 @@ def remove_litter(root: Path, *, older_than: float = math.inf) -> list[Path]:
         removed.append(path)
     return removed
 
-
-# of tempfile, of write_bytes, of files that are renamed when they are whole, of checkpoints that are removed
-_LITTER = re.compile(
-    r"\.stage[12]\.[a-z0-9_]{8}|\..+\.[a-z0-9_]{8}\.tmp|.+\.partial\d*|\.checkpoint-\d+\.removed|adapter-\d{5}"
-)
 
 _TORCH_WRITE_FAILED = ("inline_container.cc", "iostream error", "PytorchStreamWriter failed writing")
 

@@ -153,7 +153,8 @@ class OnPolicy(TrainerCallback):
         for refresh in read_refreshes(self.directory):
             self._use(refresh)
         self._staleness = Staleness.restored(state) if state.global_step else Staleness()
-        self._refresh_if_due(state)
+        if state.global_step < state.max_steps:  # resumed at its end, the stage has no use for more
+            self._refresh_if_due(state)
         if self._error is not None:
             raise self._error
 
