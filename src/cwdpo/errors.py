@@ -28,3 +28,14 @@ def shortened(text: str, longest: int = LONGEST_SHOWN) -> str:
         return text
     end = (longest - 3) // 3
     return f"{text[: longest - 3 - end]}...{text[len(text) - end :]}"
+
+
+def printable(text: str) -> str:
+    """A text with control characters and half characters written out: a terminal would obey the first, and cannot show
+    the others.
+
+    Example:
+        >>> printable("\x1b[31mred\n\ud800")
+        '\\x1b[31mred\n\\ud800'
+    """
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)

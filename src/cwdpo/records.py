@@ -414,15 +414,47 @@ def append_jsonl(path: Path, objects: Iterable[Mapping[str, object]]) -> None:
         file.write(lines.encode("utf-8"))
 
 
+LONGEST_LINE: Final = 64 * 2**20
+"""Bytes; a longer line is none that a run wrote, and counts as one that cannot be read."""
+
+LARGEST_RECORDS: Final = 4 * 2**30
+LARGEST_OBJECT: Final = 256 * 2**20
+"""Bytes of files that a run may have: of JSON lines, and of one JSON object."""
+
+
 def read_jsonl(path: Path) -> JsonLines:
-    """Every readable object of a file, in order; a missing file holds none."""
+    """Every readable object of a file, in order; a missing file holds none. A UserError where it is absurdly large."""
+    objects, skipped = [], 0
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            _check_size(path, LARGEST_RECORDS)
+            file.seek(len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0)
+            while line := file.readline(LONGEST_LINE):
+                is_cut = len(line) == LONGEST_LINE and not line.endswith(b"\n")
+                while is_cut and (rest := file.readline(LONGEST_LINE)):
+                    is_cut = not rest.endswith(b"\n")
+                    line = b"?"
+                if line.strip():
+                    found = _parsed(line)
+                    skipped += found is None
+                    objects += [] if found is None else [found]
     except FileNotFoundError:
-        return JsonLines([], 0)
-    lines = [line for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
-    objects = [item for item in map(_parsed, lines) if item is not None]
-    return JsonLines(objects, len(lines) - len(objects))
+        pass
+    return JsonLines(objects, skipped)
+
+
+def read_object(path: Path) -> bytes:
+    """The content of a file that holds one JSON object or the like; a UserError where it is absurdly large."""
+    _check_size(path, LARGEST_OBJECT)
+    return path.read_bytes()
+
+
+def _check_size(path: Path, most: int) -> None:
+    size = path.stat().st_size
+    if size > most:
+        raise UserError(
+            f"{path} has {size:,} bytes, more than the {most:,} that are read. Give another run's directory."
+        )
 
 
 def _object_in(path: Path) -> dict[str, Any]:

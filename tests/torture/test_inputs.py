@@ -18,7 +18,7 @@ def silent() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", SORTS)
 def test_input_is_taken_or_refused_in_words(name: str, tmp_path: Path) -> None:
-    count = 15 if name == "run directories" else 60
+    count = 10 if name == "run directories" else 60
     outcome = fuzz(name, tmp_path, count)
     assert outcome.tried >= count // 2  # what comes twice is tried once
     assert outcome.taken

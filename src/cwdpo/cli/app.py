@@ -30,7 +30,7 @@ from cwdpo.cli import (
     train,
 )
 from cwdpo.config.secrets import Redacting, protect_environment, redact
-from cwdpo.errors import UserError
+from cwdpo.errors import UserError, printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded")  # the words of safetensors, which is written in Rust
@@ -161,13 +161,13 @@ def main() -> None:
         app()
     except _InterruptedError as interruption:
         said = f"\n{str(interruption) or 'Interrupted.'}\n{_how_to_continue(sys.argv[1:])}"
-        print(redact(said), file=sys.stderr)
+        print(printable(redact(said)), file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         message = explain(error)
         if message is None:
             raise
-        print(redact(message), file=sys.stderr)
+        print(printable(redact(message)), file=sys.stderr)
         raise SystemExit(2) from None
 
 

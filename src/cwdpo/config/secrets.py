@@ -13,7 +13,7 @@ import re
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from cwdpo.errors import ConfigError
+from cwdpo.errors import ConfigError, printable
 
 HIDDEN = "<secret>"
 _SHORTEST = 8
@@ -84,10 +84,10 @@ def check_url(url: str, what: str) -> None:
 
 
 class Redacting(logging.Filter):
-    """Redacts what a handler writes."""
+    """Redacts what a handler writes, and keeps control characters from the terminal."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), ()
+        record.msg, record.args = printable(redact(record.getMessage())), ()
         if record.exc_info:
             record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
         return True

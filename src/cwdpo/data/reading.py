@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from cwdpo.data.formats import row_from_record
 from cwdpo.data.rows import Row
-from cwdpo.errors import ConfigError, DataError
+from cwdpo.errors import ConfigError, DataError, shortened
 
 Record: TypeAlias = Mapping[str, Any]
 Parsed: TypeAlias = Iterator[tuple[Record | DataError, str]]
@@ -197,9 +197,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a JSON object, refusing a repeated key: one of its values would be lost."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object. Keep one of them")
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shortened(repr(twice))} stands twice in one object. Keep one of them")
     return found
 
 

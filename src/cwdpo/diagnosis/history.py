@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from cwdpo.config.recipe import Stage2Config
 from cwdpo.diagnosis.thresholds import Thresholds
+from cwdpo.errors import shortened
 from cwdpo.records import METRIC_NAMES, MetricName, ProbeGroup, ProbeMeasure, Side, SignName
 
 _METRICS = frozenset(METRIC_NAMES) - {"num_tokens", "skipped_steps", "logps_mean/gentle"} - {
@@ -378,7 +379,7 @@ def _take(reading: Mapping[object, object], stages: dict[str, _Columns]) -> bool
     known = {str(name): _number(value) for name, value in reading.items() if name in names and _is_number(value)}
     if not known:
         return "train_runtime" in reading or "eval_runtime" in reading
-    columns = stages.setdefault(str(reading.get("stage", "run")), _Columns())
+    columns = stages.setdefault(shortened(str(reading.get("stage", "run"))), _Columns())
     given = _number(reading.get("step"))
     if given is None or given < 0:
         columns.has_steps = False
