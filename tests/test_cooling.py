@@ -82,7 +82,7 @@ def test_floor_rules(rule: float | str, without: Role | None, expected: float) -
 
 @pytest.mark.parametrize("rule", ["mean", "gentle - 1 tau", "quantile:0.5"])
 def test_floor_needs_answers(rule: str) -> None:
-    with pytest.raises(ConfigError, match="no answers to measure"):
+    with pytest.raises(ConfigError, match="no training rows whose answers could be measured"):
         measure_floor(rule, lbar={Role.CHOSEN: LBAR[Role.CHOSEN], Role.REJECTED: NONE}, temperature=0.3)
 
 

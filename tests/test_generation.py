@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,25 @@ def test_rows_with_and_without_images_mix(tiny: Callable[[str], Path], name: str
     model, processor = load_policy(tiny(name), dtype="float32"), load_processor(tiny(name))
     alone = [generate_answers(model, processor, [one], max_new_tokens=6)[0] for one in ROWS]
     assert generate_answers(model, processor, ROWS, max_new_tokens=6) == alone
+
+
+def test_prompts_that_cannot_share_a_pass_are_answered_apart(tiny: Callable[[str], Path]) -> None:
+    """Mllama attends to all images of its row, so that prompts with 0, 1 and 2 of them stand in passes of their own."""
+    model, processor = load_policy(tiny("mllama"), dtype="float32"), load_processor(tiny("mllama"))
+    rows = [row("what"), row("what is it", "red"), row("and this thing"), row("which", "red", "blue"), ROWS[2]]
+    alone = [generate_answers(model, processor, [one], max_new_tokens=6)[0] for one in rows]
+    assert len(set(alone)) > 2
+    assert generate_answers(model, processor, rows, max_new_tokens=6) == alone
+    drawn = generate_answers(model, processor, rows, max_new_tokens=6, temperature=1.0, seed=3)
+    assert generate_answers(model, processor, rows, max_new_tokens=6, temperature=1.0, seed=3) == drawn
+
+
+def test_an_answer_has_the_think_block_that_its_prompt_began(llava: tuple[Any, Any]) -> None:
+    model, processor = llava[0], copy.deepcopy(llava[1])
+    processor.chat_template = processor.chat_template.replace("ASSISTANT:", "ASSISTANT:<think>\n")
+    thinking = replace(ROWS[0], chosen="<think>Hm.</think>Red.")
+    found = generate_answers(model, processor, [thinking, ROWS[0]], max_new_tokens=4, warn_of_cut=False)
+    assert [text.startswith("<think>\n") for text in found] == [True, False]
 
 
 @pytest.mark.parametrize("name", CLASSES)

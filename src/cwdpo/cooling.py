@@ -98,7 +98,10 @@ def measure_floor(rule: float | str, *, lbar: Mapping[Role, Tensor], temperature
     wanted = {"chosen": Role.CHOSEN, "gentle": Role.GENTLE}.get(known.statistic, Role.REJECTED)
     measured = of_role.get(Role.REJECTED if wanted not in of_role and known.statistic == "gentle" else wanted)
     if measured is None:
-        raise ConfigError(f"cooling.floor is `{rule}`, but there are no answers to measure. Write a number instead.")
+        raise ConfigError(
+            f"the cooling floor is `{rule}`, but there are no training rows whose answers could be measured. Write a "
+            "number instead, such as -2.0."
+        )
     quantile = known.statistic.startswith("quantile:")
     level = float(known.statistic.removeprefix("quantile:")) if quantile else None
     middle = measured.double().mean() if level is None else torch.quantile(measured.double(), level)

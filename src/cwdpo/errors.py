@@ -22,12 +22,12 @@ def shortened(text: str, longest: int = LONGEST_SHOWN) -> str:
 
     Example:
         >>> shortened("a" * 50 + "b" * 50, longest=20)
-        'aaaaaaaaaaaa...bbbbb'
+        'aaaaaaaaaaa...bbbbbb'
     """
     if len(text) <= longest:
         return text
-    end = (longest - 3) // 3
-    return f"{text[: longest - 3 - end]}...{text[len(text) - end :]}"
+    end = longest // 3
+    return f"{text[: longest - end - 3]}...{text[-end:]}"
 
 
 def printable(text: str) -> str:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, ProcessorMixin
 from cwdpo.batch import eval_mode
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
-from cwdpo.engine.layout import prompts_alone
+from cwdpo.engine.layout import pass_groups, prompts_alone
 from cwdpo.models.parts import cast_images
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Generated(NamedTuple):
     """One answer as a model gave it."""
 
     text: str
-    """Without special tokens or surrounding space."""
+    """Without special tokens or surrounding space; a think block is whole, also where the prompt begins it."""
 
     ended: bool
     """False where it ran into ``max_new_tokens``, so that it is the beginning of an answer only."""
@@ -97,7 +97,8 @@ def generate(
         processor: the model's processor, which is not changed.
         rows: only their prompts and images are read, with and without images mixed. Neighbours that are the same row
             are encoded once.
-        batch_size: prompts in one call of ``generate``.
+        batch_size: most prompts in one call of ``generate``; those that may not share a pass
+            (:func:`cwdpo.engine.layout.pass_groups`) are answered in several.
         temperature: None decodes greedily; a number > 0 samples from the whole vocabulary (no top-k).
         top_p: sample only from the smallest set of tokens with this probability; needs a temperature.
         seed: the samples follow from it; torch's global random state is left as it was.
@@ -133,14 +134,22 @@ def generate(
         torch.manual_seed(seed)
         for start in range(0, len(rows), batch_size):
             prompts: list[dict[str, torch.Tensor]] = []
+            openings: list[str] = []
             for position in range(start, min(start + batch_size, len(rows))):
-                again = position > start and rows[position] is rows[position - 1]
-                prompts.append(prompts[-1] if again else encoder.encode(rows[position]).prompt)
-            inputs = cast_images(model, {name: value.to(device) for name, value in prompts_alone(prompts).items()})
-            ids = policy.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
-            ended = torch.isin(ids, ends).any(dim=1).tolist()
-            texts = processor.batch_decode(ids, skip_special_tokens=True)
-            answers += [Generated(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
+                if position == start or rows[position] is not rows[position - 1]:
+                    encoded = encoder.encode(rows[position])
+                prompts.append(encoded.prompt)
+                openings.append(encoded.opening)
+            found: dict[int, Generated] = {}
+            for group in pass_groups(prompts):
+                together = prompts_alone([prompts[i] for i in group])
+                inputs = cast_images(model, {name: value.to(device) for name, value in together.items()})
+                ids = policy.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+                ended = torch.isin(ids, ends).any(dim=1).tolist()
+                texts = processor.batch_decode(ids, skip_special_tokens=True)
+                for i, text, end in zip(group, texts, ended, strict=True):
+                    found[i] = Generated((openings[i] + text).strip(), end)
+            answers += [found[i] for i in range(len(prompts))]
     return answers
 
 

@@ -90,4 +90,4 @@ def test_long_values_keep_both_ends() -> None:
     assert shortened("x" * 80) == "x" * 80
     assert len(shortened("x" * 81)) == 80
     assert shortened("begin" + "x" * 1000 + "end").startswith("beginx")
-    assert shortened("begin" + "x" * 1000 + "end").endswith("...xxxxxxxxxxxxxxxxxxxxxxend")
+    assert shortened("begin" + "x" * 1000 + "end").endswith("...xxxxxxxxxxxxxxxxxxxxxxxend")

@@ -26,7 +26,7 @@ def merge(
     source = checkpoint_directory(run)
 
     quiet_libraries()
-    from cwdpo.models.saving import merge_adapter
+    from cwdpo.models.merging import merge_adapter
 
-    merged = merge_adapter(source, out, base=base, any_base=any_base, trust_remote_code=trust_remote_code)
+    merged = merge_adapter(source, out, base=base, any_base=any_base, trust_remote_code=trust_remote_code, say=print)
     print(f"merged {source} into {merged}")

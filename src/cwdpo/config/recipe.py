@@ -4,8 +4,10 @@ A setting, its default, its limits and its unit stand here and nowhere else; the
 here. No torch, so that ``cwdpo --help`` is instant.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import AfterValidator, model_validator
@@ -107,17 +109,25 @@ class DataConfig:
     """Which rows are trained on."""
 
     train: Annotated[str | list[str], not_empty("Write the path of a JSONL file of preferences.")]
-    """Files or directories of rows; relative paths resolve against the recipe file."""
+    """Files, patterns or directories of rows, or ``hf:owner/name:split``; relative paths start at the recipe file."""
 
     eval: str | None = None
-    image_root: str | None = None
-    """Where relative image paths start, and what they may not leave; by default the data file's own directory."""
+    image_root: str | list[str] | None = None
+    """Where relative image paths start, by default the data file's own directory. No other directory is read from; of
+    several, names start at the first, and all may be read."""
 
     stage1_fraction: Annotated[float, limit(above=0, at_most=1, advice="To skip a stage, leave it out.")] = 0.75
     """Share of the training rows that stage 1 sees; stage 2 sees the others (the paper's 75/25)."""
 
     max_length: Annotated[int | None, limit(at_least=2, advice="Write null for the model's own limit.")] = None
     """Most tokens in prompt and answer together; a longer row stops the run. Null takes the model's own limit."""
+
+    @property
+    def image_root_path(self) -> Path | None:
+        """``image_root`` as ``--image-root`` has it: several as in ``PATH``."""
+        if self.image_root is None or isinstance(self.image_root, str):
+            return None if self.image_root is None else Path(self.image_root)
+        return Path(os.pathsep.join(self.image_root))
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

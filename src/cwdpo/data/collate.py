@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cwdpo.batch import Batch, Role, hash_tensors, image_key, pad_answers
+from cwdpo.data.arrow import Decode, decoder_of_features
 from cwdpo.data.encode import Encoder
 from cwdpo.data.formats import row_from_record
+from cwdpo.data.image_roots import GivenRoots, ImageRoots, parse_roots
 from cwdpo.data.images import open_image, random_crop
 from cwdpo.data.rows import ImageSource, Row
 from cwdpo.errors import ConfigError, DataError
@@ -34,22 +36,35 @@ class RowDataset(Dataset[tuple[int, Row]]):
         self,
         rows: Sequence[Row | Mapping[str, Any]] | datasets.Dataset,
         *,
-        image_root: str | Path | None = None,
+        image_root: GivenRoots = None,
         name: str = "train_dataset",
     ) -> None:
         """Wrap anything with a length and an index; a stream, or several splits, is a ``ConfigError``.
 
         ``image_root`` is what :func:`cwdpo.data.formats.row_from_record` takes, ``name`` what messages call the data.
         """
-        if isinstance(rows, Mapping) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        if isinstance(rows, Mapping):
+            names = [str(key) for key in rows]
+            advice = f"Give one of them: {name}=dataset[{names[0]!r}]." if names else "Give rows."
+            raise ConfigError(
+                f"{name} is a {type(rows).__name__}, with the splits {', '.join(names) or '(none)'}. {advice}"
+            )
+        if isinstance(rows, str | bytes | Path):
+            raise ConfigError(
+                f"{name} is the name {str(rows)[:80]!r}, and not rows. Load them: "
+                f"{name}=load_dataset('json', data_files='rows.jsonl', split='train')."
+            )
+        if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise ConfigError(
                 f"{name} is a {type(rows).__name__}, which has no rows to count. Give one split, loaded whole: "
                 "load_dataset(..., split='train') without streaming."
             )
+        self._decode: Decode | None = None
         if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
-            rows = rows.with_format("arrow")  # in other formats it would decode images itself, past our limits
+            # in other formats it would decode images itself, past our limits
+            rows, self._decode = rows.with_format("arrow"), decoder_of_features(rows.features)
         self._rows: Any = rows
-        self._root = None if image_root is None else Path(image_root)
+        self._roots = ImageRoots(None, anywhere=True) if image_root is None else parse_roots(image_root)
         self._name = name
 
     def __len__(self) -> int:
@@ -64,7 +79,8 @@ class RowDataset(Dataset[tuple[int, Row]]):
             return index, record
         if hasattr(record, "to_pylist"):
             record = record.to_pylist()[0]
-        return index, row_from_record(record, source=f"{self._name}[{index}]", image_root=self._root)
+            record = record if self._decode is None else self._decode(record)
+        return index, row_from_record(record, source=f"{self._name}[{index}]", roots=self._roots)
 
 
 class AnswerCollator:

@@ -12,7 +12,7 @@ from transformers import IntervalStrategy, Trainer, get_scheduler
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cwdpo.config.checking import check_trainer_section
-from cwdpo.config.recipe import LoraConfig, Recipe
+from cwdpo.config.recipe import LoraConfig, ModelConfig, Recipe
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.data.check import CheckReport, Notice, memory_estimate
 from cwdpo.data.encode import Encoder
@@ -22,7 +22,7 @@ from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.models.adapters import lora_targets
 from cwdpo.models.loading import load_outline, load_processor
-from cwdpo.models.parts import freeze_vision_tower, part_sizes
+from cwdpo.models.parts import freeze_vision_tower, model_limits, part_sizes
 from cwdpo.negatives.verify import load_judge
 from cwdpo.recipes.stages import stage_arguments
 from cwdpo.records import RunDirectory, Stage
@@ -123,6 +123,17 @@ def peek_at_images(rows: Iterable[Row]) -> None:
                 seen.add(image)
 
 
+def check_tokens(model: ModelConfig, rows: Sequence[Row]) -> None:
+    """Refuse, with a DataError, a row with a token that the model has no embedding for. The rows are looked at only
+    where the tokenizer has such a token at all."""
+    outline = load_outline(model.name_or_path, trust_remote_code=model.trust_remote_code)
+    processor = load_processor(model.name_or_path, trust_remote_code=model.trust_remote_code)
+    encoder = Encoder(processor, limits=model_limits(outline))
+    if encoder.can_exceed_model:
+        for row in rows:
+            encoder.check_tokens(row)
+
+
 class PartFacts(TypedDict):
     """Weights of one part of a model, and how many of them full fine-tuning trains."""
 
@@ -171,7 +182,7 @@ def check_recipe(
         max_length=recipe.data.max_length,
         rank=lora.r,
     )
-    root = None if recipe.data.image_root is None else Path(recipe.data.image_root)
+    root = recipe.data.image_root_path
     whole = CheckReport(str(path))
     further = [recipe.data.eval, None if recipe.evaluate is None else recipe.evaluate.data]
     for file in train_files(recipe) + [Path(name) for name in further if name is not None]:
@@ -202,8 +213,7 @@ def read_model(
     freeze_vision_tower(outline)
     text = outline.config.get_text_config()
     processor = load_processor(model, trust_remote_code=trust_remote_code)
-    limit = getattr(text, "max_position_embeddings", None)
-    encoder = Encoder(processor, max_length=max_length, model_max_length=limit)
+    encoder = Encoder(processor, max_length=max_length, limits=model_limits(outline))
     targets = lora_targets(outline, target_modules)
     layers = dict(outline.named_modules())
     return encoder, {

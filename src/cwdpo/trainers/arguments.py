@@ -28,6 +28,7 @@ from cwdpo.config.recipe import (
     check_loss,
 )
 from cwdpo.errors import ConfigError
+from cwdpo.trainers.trl_settings import TRLSettings
 
 _DECLARED: Mapping[str, tuple[type, str]] = {
     "max_length": (DataConfig, "max_length"),
@@ -131,6 +132,10 @@ class AnswerArguments(TrainingArguments):
                 "answers. Start with `torchrun --nproc-per-node N -m cwdpo train ...`, or set CUDA_VISIBLE_DEVICES=0."
             )
 
+    def loading_options(self) -> dict[str, Any]:
+        """How a model that is given by its name is loaded: options of :func:`cwdpo.models.loading.load_policy`."""
+        return {"dtype": "auto", "trust_remote_code": False}
+
 
 def argument_types() -> dict[str, Any]:
     """What both stages take, by name, with its declared type."""
@@ -159,9 +164,11 @@ class SmoothSFTConfig(AnswerArguments):
 
 
 @dataclass
-class CWDPOConfig(AnswerArguments):
-    """Settings of stage 2, see :class:`cwdpo.config.recipe.Stage2Config`."""
+class CWDPOConfig(TRLSettings, AnswerArguments):
+    """Settings of stage 2, see :class:`cwdpo.config.recipe.Stage2Config`; and those of TRL's ``DPOConfig``, see
+    :class:`cwdpo.trainers.trl_settings.TRLSettings`."""
 
+    learning_rate: float = field(default=1e-6, metadata={"help": "As in TRL; adapters take more, such as 5e-6."})
     beta: float = Stage2Config.beta
     loss: LossNames = field(default=Stage2Config.loss, metadata={"help": "A loss, or losses with weights."})
     robust_noise: float = LossParameters.robust_noise
@@ -193,12 +200,22 @@ class CWDPOConfig(AnswerArguments):
     on_policy_dir: str | None = field(default=None, metadata={"help": "Default: output_dir/negatives."})
 
     def __post_init__(self) -> None:
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+        defaults = {each.name: each.default for each in fields(self)}
+        for name, value in self.translated().items():
+            now = getattr(self, name)
+            if now not in (defaults[name], value):
+                raise ConfigError(
+                    f"{name} is {now!r}, but TRL's settings beside it say {value!r}. Leave one of them out."
+                )
+            setattr(self, name, value)
         super().__post_init__()
         check_loss(self.loss, self.loss_parameters, self.reference)
 
     @property
-    def loss_weights(self) -> dict[PreferenceLoss, float]:
-        """The weight of each loss in the sum."""
+    def losses(self) -> dict[PreferenceLoss, float]:
+        """The losses of the sum with their weights."""
         return self.loss if isinstance(self.loss, dict) else {self.loss: 1.0}
 
     @property

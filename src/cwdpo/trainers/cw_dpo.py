@@ -1,7 +1,7 @@
 """Stage 2 trainer. The Trainer owns the loop; this class answers one question: what does this batch cost?"""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import reduce, send_to_device
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import BitsAndBytesConfig, EvalPrediction, PreTrainedModel, ProcessorMixin, TrainerCallback
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, masked_mean
 from cwdpo.config.recipe import PreferenceLoss
@@ -21,13 +21,15 @@ from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError
 from cwdpo.generation import Sampler
 from cwdpo.losses.preference import preference_loss, reward_margin
+from cwdpo.models.loading import silence_dropout
 from cwdpo.models.parts import fingerprint
 from cwdpo.negatives.verify import Judge
 from cwdpo.on_policy.callback import OnPolicy
 from cwdpo.records import StepMetric
 from cwdpo.reference import FrozenCopy, LiveReference, Reference, ReferenceCache, StartingAdapter
+from cwdpo.trainers.accepting import take_arguments, take_reference
 from cwdpo.trainers.arguments import CWDPOConfig
-from cwdpo.trainers.base import AnswerTrainer
+from cwdpo.trainers.base import AnswerTrainer, Rows
 from cwdpo.trainers.callbacks import ReferencePassCallback
 from cwdpo.trainers.pairs import PairPlaces, crop_of, mean_over_prompts, pair_up, read_pairs
 from cwdpo.trainers.reference_pass import Measured, ReferencePass
@@ -49,29 +51,52 @@ class CWDPOTrainer(AnswerTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel | str,
-        ref_model: PreTrainedModel | None = None,
+        model: PreTrainedModel | PeftModel | str | Path,
+        ref_model: PreTrainedModel | PeftModel | str | Path | None = None,
         args: CWDPOConfig | None = None,
+        data_collator: object = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | Mapping[str, Rows] | None = None,
+        processing_class: ProcessorMixin | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
         *,
         judge: Judge | None = None,
         sampler: Sampler | None = None,
         also_right: Sequence[Row] = (),
-        **trainer: Any,
+        **others: Any,
     ) -> None:
-        """Arguments are named as TRL's ``DPOTrainer`` names them.
+        """Arguments have the names and the order of TRL's ``DPOTrainer``.
 
         Args:
             model: the policy, or where to load it from.
-            ref_model: the reference; None for the policy as it is when training starts.
+            ref_model: the reference, or where to load it from; None for the policy as it is when training starts.
             args: settings.
+            data_collator: refused: only the trainer's own makes what the losses read.
+            train_dataset: rows, or records in any form that ``cwdpo check`` reads.
+            eval_dataset: the same, or several of them by name.
+            processing_class: the model's processor; None loads the one beside the model.
+            compute_metrics: called at each evaluation with what :meth:`predict` gives.
+            callbacks: added to the Trainer's own.
+            optimizers: an optimizer and a scheduler in place of those that ``args`` describe.
+            quantization_config: how to load a model that is given by its name.
+            peft_config: new adapters, which alone are trained.
             judge: verifies on-policy negatives, in place of the one that the settings name.
             sampler: draws on-policy negatives, in place of the policy.
             also_right: rows that this stage does not train on; a right answer in them is no negative either.
-            trainer: the other arguments of :class:`AnswerTrainer`: ``train_dataset``, ``eval_dataset``,
-                ``processing_class``, ``peft_config``, ``callbacks``, ``optimizers``, ``engine``.
+            others: ``tokenizer``, an older name of ``processing_class``; ``engine``, ``encoded``.
         """
         args = args or CWDPOConfig(output_dir="cw-dpo")
-        self.loss_weights: Mapping[PreferenceLoss, float] = args.loss_weights
+        args = take_arguments(args, CWDPOConfig, trainer="CWDPOTrainer")
+        if ref_model is not None and ref_model is model and not isinstance(model, str | Path):
+            raise ConfigError(
+                "ref_model is the model that is trained, so it would move with it. Leave ref_model out: the reference "
+                "is the model as it is when training starts."
+            )
+        self.loss_weights: Mapping[PreferenceLoss, float] = args.losses
         """The weight of each loss in the sum."""
         self._loss_settings: Mapping[str, float] = asdict(args.loss_parameters)
         self.crops = "image" in self.loss_weights
@@ -80,8 +105,26 @@ class CWDPOTrainer(AnswerTrainer):
                 "loss image compares two prompts, which max_tokens_per_batch would tear apart. Take it out, and lower "
                 "per_device_train_batch_size."
             )
-        super().__init__(model, args, **trainer)
-        self.ref_model: nn.Module | None = ref_model and nn.Module.to(ref_model, self.args.device)
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            **others,
+        )
+        if args.disable_dropout:
+            silence_dropout(self.model)
+        self.ref_model: nn.Module | None = None
+        if ref_model is not None:
+            loaded = take_reference(ref_model, loading=args.loading_options())
+            self.ref_model = nn.Module.to(loaded, self.args.device)
         self.floor: float | None = None
         """l_floor in nats per token, once it is measured."""
         self.reference: Reference | None = None
