@@ -70,18 +70,18 @@ def test_logs_are_redacted_with_their_arguments_and_tracebacks(caplog: pytest.Lo
      "http://host:99999999/v1", "http://" + "x" * 5000 + " "],
 )  # fmt: skip
 def test_what_is_no_url_is_said_in_a_short_line(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"the endpoint .* is not a URL\. Write one such as") as told:
+    with pytest.raises(ConfigError, match=r"the endpoint .* is not a URL\. Write one such as") as raised:
         check_url(url, "the endpoint")
-    assert len(str(told.value)) < 200
-    assert "\n" not in str(told.value)
+    assert len(str(raised.value)) < 200
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("url", ["http://me:geheim@host/v1", "http://geheim@host/v1", "http://host/v1?key=geheim"])
 @pytest.mark.parametrize("key", ["endpoint", "judge"])
 def test_settings_hold_no_url_with_a_secret(url: str, key: str) -> None:
-    with pytest.raises(Exception, match="OPENAI_API_KEY") as told:
+    with pytest.raises(Exception, match="OPENAI_API_KEY") as raised:
         NegativesConfig(**{key: url})  # type: ignore[arg-type]
-    assert "names a server, which is a URL with a name, a password or a query" in str(told.value)
+    assert "names a server, which is a URL with a name, a password or a query" in str(raised.value)
     check_url("http://127.0.0.1:8000/v1", "x")
     assert NegativesConfig(endpoint="http://127.0.0.1:8000/v1").endpoint == "http://127.0.0.1:8000/v1"
 

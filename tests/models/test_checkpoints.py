@@ -90,9 +90,9 @@ def test_where_all_are_damaged_nothing_is_removed_and_nothing_begins_again(kind:
     only = sealed(tmp_path, 3)
     spoil, words = DAMAGE[kind]
     spoil(only)
-    with pytest.raises(UserError, match="no whole checkpoint is left beside it") as told:
+    with pytest.raises(UserError, match="no whole checkpoint is left beside it") as raised:
         verified_checkpoint(tmp_path)
-    assert words in str(told.value)
+    assert words in str(raised.value)
     assert has_checkpoint(tmp_path)
     assert only.is_dir()
 

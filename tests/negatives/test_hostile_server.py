@@ -61,9 +61,9 @@ def endpoint(url: str, **settings: Any) -> Endpoint:
 
 
 def failure(url: str, **settings: Any) -> str:
-    with pytest.raises(EndpointError) as told:
+    with pytest.raises(EndpointError) as raised:
         endpoint(url, **settings).chat(ASK)
-    text = str(told.value)
+    text = str(raised.value)
     assert "\n" not in text
     assert len(text) < 600
     assert "geheim" not in text

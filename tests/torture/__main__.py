@@ -1,6 +1,6 @@
 """The long form, by ``make torture``: prints the tables of docs/reliability.md, and ends with 1 if anything failed.
 
-``--small`` takes a twentieth of it.
+``--share N`` takes every N-th of it.
 """
 
 import argparse
@@ -25,10 +25,10 @@ INPUTS = {"rows": 7000, "recipes": 5000, "images": 4000, "run directories": 1000
 def main() -> int:
     """Kills, full disks, second starts and random input, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--share", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    share = 20 if given.small else 1
+    share = given.share
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     began, failures = time.monotonic(), list[str]()
@@ -42,8 +42,8 @@ def main() -> int:
         tries = {
             "kills at random moments": random_kills(kinds, 100 // share, rng),
             "kills before a file is made, renamed or removed": file_kills(kinds, 120 // share, rng),
-            "full disks": full_disks(kinds, max(20 // share, 4), rng),
-            "two starts, and `--resume` beside a live run": second_starts(kinds, max(20 // share, 2)),
+            "full disks": full_disks(kinds, max(20 // share, len(kinds)), rng),
+            "two starts, and `--resume` beside a live run": second_starts(kinds, max(20 // share, 1)),
         }
         print("| runs | tried | failed |\n|---|---|---|")
         for what, each in tries.items():

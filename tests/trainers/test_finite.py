@@ -72,12 +72,12 @@ def test_a_gradient_that_is_not_finite_stops_the_step(
     trainer = make_trainer(2, lora=True, callbacks=[poison], **STEPS | settings)
     with pytest.raises(
         UserError, match=r"^step 3: the norm of the gradient is not a finite number\. Its rows: "
-    ) as told:
+    ) as raised:
         trainer.train()
     assert checkpoints(tmp_path / "out") == ["checkpoint-2"]
     assert trainer.state.global_step == 2
     assert not broken_weights(trainer.model)
-    named = re.findall(r"train\.jsonl:\d+ \(id \d+\)", str(told.value))
+    named = re.findall(r"train\.jsonl:\d+ \(id \d+\)", str(raised.value))
     assert len(set(named)) == 4  # the rows of the step, of all its micro-batches
 
 
@@ -92,10 +92,10 @@ def test_a_loss_that_is_not_finite_names_its_own_micro_batch(make_trainer: Make,
         return loss * (math.nan if len(seen) == 5 else 1.0), values
 
     trainer.batch_loss = spoiled
-    with pytest.raises(UserError, match=r"^step 3: the loss is not a finite number") as told:
+    with pytest.raises(UserError, match=r"^step 3: the loss is not a finite number") as raised:
         trainer.train()
     assert checkpoints(tmp_path / "out") == ["checkpoint-2"]
-    named = {int(line) - 1 for line in re.findall(r"train\.jsonl:(\d+)", str(told.value))}
+    named = {int(line) - 1 for line in re.findall(r"train\.jsonl:(\d+)", str(raised.value))}
     assert named == set(seen[4])
 
 

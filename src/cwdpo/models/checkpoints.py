@@ -191,7 +191,7 @@ def _difference(checkpoint: Path, *, thorough: bool) -> str | None:
 
 
 def _opens(path: Path) -> bool:
-    """Whether a file of tensors is whole, as far as its format can tell; other files are taken as they are."""
+    """Whether a file of tensors is whole, as far as its format has checksums; other files are taken as they are."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):

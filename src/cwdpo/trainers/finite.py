@@ -101,7 +101,7 @@ class FiniteSteps(TrainerCallback, ExportableState):
         self._of_steps.append(torch.full_like(losses[0], torch.nan))
         self.skipped += 1
         if state.is_world_process_zero:
-            logger.warning("%s The step is skipped, the %s of this stage.", problem, _ordinal(self.skipped))
+            logger.warning("%s The step is skipped (number %d of this stage).", problem, self.skipped)
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"skipped": self.skipped}}
@@ -149,12 +149,3 @@ def local_part(weight: Tensor) -> Tensor:
     """This process's part of a weight or gradient that is divided among several."""
     to_local: Callable[[], Tensor] | None = getattr(weight, "to_local", None)
     return (to_local() if to_local is not None else weight).detach()
-
-
-def _ordinal(number: int) -> str:
-    """Example:
-    >>> [_ordinal(number) for number in (1, 2, 3, 4, 11, 22)]
-    ['1st', '2nd', '3rd', '4th', '11th', '22nd']
-    """
-    ending = "th" if 10 < number % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"
