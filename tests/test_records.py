@@ -201,7 +201,7 @@ def test_a_worker_that_outlives_its_run_holds_no_lock(tmp_path: Path) -> None:
     holds = (
         "import os, sys, time; from pathlib import Path; from cwdpo.records import RunDirectory\n"
         "with RunDirectory(Path(sys.argv[1])).locked():\n"
-        "    print(os.fork(), flush=True)\n"
+        "    os.write(1, b'%d\\n' % os.fork())\n"
         "    time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", holds, str(run.root)], stdout=subprocess.PIPE) as other:
