@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from cwdpo.errors import UserError, shortened
 from cwdpo.records import RunDirectory, read_object, write_text
-from cwdpo.report.charts import sample
+from cwdpo.report.charts import phase_bar, sample
 from cwdpo.report.evaluations import evaluations
 from cwdpo.report.examples import Item, change_labels, example_sets, read_gallery, shade_labels
 from cwdpo.report.panels import (
@@ -38,6 +38,7 @@ from cwdpo.report.tables import (
     findings_table,
     joined,
     lead,
+    phase_seconds,
     probes_table,
     verdicts,
 )
@@ -65,6 +66,9 @@ class Part(NamedTuple):
 
     title: str
     facts: Sequence[tuple[str, str]]
+    seconds: Mapping[str, float]
+    """Of each phase."""
+
     table: Table | None
     caption: str
     gallery: Sequence[Item]
@@ -128,7 +132,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"coded": coded, "joined": joined}
+    environment.filters |= {"coded": coded, "joined": joined, "phase_bar": phase_bar}
     return environment
 
 
@@ -213,7 +217,7 @@ def _part(source: Source, notes: list[str]) -> Part:
             notes.append(f"{source.path.name}: the {key} in summary.json cannot be read and was left out.")
     title = str(source.summary.get("title") or source.path.name)
     caption = str(source.summary.get("legend") or "What each model does after training.")
-    return Part(title, facts(source.summary), table, caption, gallery)
+    return Part(title, facts(source.summary), phase_seconds(source.summary), table, caption, gallery)
 
 
 def _recipe(run: Run, notes: list[str]) -> str:

@@ -35,6 +35,7 @@ from cwdpo.models.checkpoints import begin_checkpoint, find_damage, no_unfinishe
 from cwdpo.models.loading import some
 from cwdpo.models.parts import model_limits
 from cwdpo.models.saving import restore_weights
+from cwdpo.phases import phase
 from cwdpo.records import StepMetric
 from cwdpo.trainers.accepting import check_engine, check_trainable, refuse_collator, take_policy, take_processor
 from cwdpo.trainers.arguments import AnswerArguments
@@ -313,7 +314,8 @@ class AnswerTrainer(Trainer):
             )
         if _internal_call and output_dir is not None and self.is_world_process_zero():
             begin_checkpoint(Path(output_dir))
-        super().save_model(output_dir, _internal_call)
+        with phase("saving"):
+            super().save_model(output_dir, _internal_call)
 
     @property
     def histograms(self) -> dict[str, list[int]]:
@@ -337,7 +339,8 @@ class AnswerTrainer(Trainer):
         rows: Any = eval_dataset if isinstance(eval_dataset, str) else _by_name(eval_dataset, "eval_dataset")
         if not isinstance(rows, dict):  # each set of a dictionary comes back here by itself
             self.prepare_evaluation(rows if isinstance(rows, RowDataset) else None)
-        return super().evaluate(rows, ignore_keys, metric_key_prefix)
+        with phase("evaluation"):
+            return super().evaluate(rows, ignore_keys, metric_key_prefix)
 
     def predict(
         self, test_dataset: Rows, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
