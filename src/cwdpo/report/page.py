@@ -4,6 +4,7 @@ import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from cwdpo.errors import UserError
-from cwdpo.records import RunDirectory, write_text
+from cwdpo.errors import UserError, shortened
+from cwdpo.records import RunDirectory, read_object, write_text
 from cwdpo.report.charts import phase_bar, sample
 from cwdpo.report.evaluations import evaluations
 from cwdpo.report.examples import Item, change_labels, example_sets, read_gallery, shade_labels
@@ -45,6 +46,7 @@ from cwdpo.report.tables import (
 GENERATOR = "cwdpo report"
 """Named in the head of every page, so that ours are recognised and nothing else is overwritten."""
 
+_LONGEST_NOTE = 600
 _MOST_RECIPE = 20_000
 _HOW_TRAINING = (
     "Over training steps, counted through all stages. Thick: moving average; thin: every reading (in long runs the "
@@ -103,6 +105,26 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
     style, script = (
         Markup("".join(resource(name) for name in names if name.endswith(kind))) for kind in (".css", ".js")
     )
+    content = _content(sources, notes)
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            policy=content_policy(style, script, connects=following is not None),
+            generator=GENERATOR,
+            style=style,
+            script=script,
+            following=following,
+            sections=list(_sections(content)),
+            **content,
+        )
+    )
+    return page.encode("utf-8", "replace").decode()  # JSON can hold half characters that no file can
+
+
+@cache
+def _environment() -> Environment:
+    """Compiles each template once: a page that follows its runs is drawn again and again."""
     environment = Environment(
         loader=FunctionLoader(resource),
         autoescape=True,
@@ -111,17 +133,7 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"coded": coded, "joined": joined, "phase_bar": phase_bar}
-    content = _content(sources, notes)
-    page = environment.get_template("page.html.j2").render(
-        policy=content_policy(style, script, connects=following is not None),
-        generator=GENERATOR,
-        style=style,
-        script=script,
-        following=following,
-        sections=list(_sections(content)),
-        **content,
-    )
-    return page.encode("utf-8", "replace").decode()  # JSON can hold half characters that no file can
+    return environment
 
 
 def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
@@ -170,7 +182,7 @@ def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
         "token_shades": shade_labels(),
         "token_changes": change_labels(),
         "recipes": [(run.name, text) for run in shown if (text := _recipe(run, notes))],
-        "notes": notes,
+        "notes": [shortened(note, _LONGEST_NOTE) for note in notes],
     }
 
 
@@ -212,7 +224,7 @@ def _recipe(run: Run, notes: list[str]) -> str:
     file = RunDirectory(run.path).recipe
     if not file.is_file():
         return ""
-    text = file.read_text("utf-8", errors="replace")
+    text = read_object(file).decode("utf-8", errors="replace")
     if len(text) > _MOST_RECIPE:
         notes.append(f"{run.name}: of recipe.yaml only the first {_MOST_RECIPE} characters are shown.")
     return text[:_MOST_RECIPE]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from cwdpo.errors import UserError
-from cwdpo.records import COOLING_HISTOGRAM, HISTOGRAM_BINS, RunDirectory, read_jsonl
+from cwdpo.records import COOLING_HISTOGRAM, HISTOGRAM_BINS, RunDirectory, read_jsonl, read_object
 from cwdpo.report.charts import Point, Segment, Series, finite
 
 Record: TypeAlias = dict[str, Any]
@@ -306,7 +306,7 @@ def _read_summary(path: Path, notes: list[str]) -> Record:
     if not file.is_file():
         return {}
     try:
-        summary = json.loads(file.read_bytes())
+        summary = json.loads(read_object(file))
         if isinstance(summary, dict):
             return summary
         notes.append(f"{_short(file)} is not a JSON object and was left out.")

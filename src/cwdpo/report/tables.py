@@ -13,7 +13,7 @@ from cwdpo.diagnosis import Diagnosis, Finding, examine, read_recording, title_o
 from cwdpo.diagnosis.signs import SIGNS
 from cwdpo.errors import DataError
 from cwdpo.phases import PHASES
-from cwdpo.records import RunDirectory
+from cwdpo.records import RunDirectory, read_object
 from cwdpo.report.charts import Segment, finite
 from cwdpo.report.panels import CHOSEN_PROBES, METRICS, Measure, changes, levels, number
 from cwdpo.report.runs import Run, Source, counted, objects, stage_label
@@ -87,7 +87,7 @@ def audit_table(runs: Sequence[Run], notes: list[str]) -> Table | None:
         if not file.is_file():
             continue
         try:
-            kept = json.loads(file.read_bytes())
+            kept = json.loads(read_object(file))
         except (ValueError, RecursionError):
             kept = None
         shares = {
@@ -451,6 +451,6 @@ def _ended(entry: Mapping[str, Any]) -> Problem:
 def _findings_file(run: RunDirectory) -> object:
     """The content of ``findings.json``; None where it cannot be read."""
     try:
-        return json.loads(run.findings.read_bytes())
+        return json.loads(read_object(run.findings))
     except (OSError, ValueError, RecursionError):
         return None
