@@ -217,6 +217,8 @@ def parse_messages(value: Any, where: str) -> Any:
     A text counts as such if it is one object or list in whole, and has a message's role in it. Where it then cannot be
     parsed it is an error: trained on as it stands, a model would learn to write brackets.
     """
+    if isinstance(value, Mapping) and isinstance(value.get("role", value.get("from")), list):
+        return list_of_objects(value, where)
     if not isinstance(value, str) or not _looks_like_messages(value):
         return value
     try:
@@ -230,6 +232,18 @@ def parse_messages(value: Any, where: str) -> Any:
                 f"list of messages like {_MESSAGE}, or take the row out."
             ) from problem
     return found
+
+
+def list_of_objects(value: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """A list of objects from an object of lists, as older data sets store it.
+
+    Example:
+        >>> list_of_objects({"role": ["user", "assistant"], "content": ["a", "b"]}, "")
+        [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+    """
+    if not all(isinstance(column, list) for column in value.values()) or len({*map(len, value.values())}) > 1:
+        raise DataError(f"{where} is {shown(value)}, an object whose values are not lists of one length.")
+    return [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
 
 
 def split_placeholders(text: str) -> tuple[Part, ...]:
