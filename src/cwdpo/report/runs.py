@@ -206,6 +206,8 @@ def stage_label(stage: str) -> str:
 
 
 def _read_source(path: Path, notes: list[str], *, wait: bool) -> Source:
+    if wait and not path.exists():
+        return Source(path, {})
     if not path.is_dir():
         raise UserError(
             f"{path} is not a directory. Give the output_dir of a run, for example `cwdpo report runs/cwdpo`."
