@@ -133,13 +133,10 @@ def _steps_of(run: Run, stage: str, step: int) -> int | None:
     most, epochs = finite(settings.get("max_steps")), finite(settings.get("num_train_epochs", 3))
     if most is not None and most > 0:
         return max(step, int(most))
-    curve = run.metrics.get("epoch")
-    segments = curve.segments if curve else ()
-    points = [point for segment in segments if segment.stage == stage for point in segment.points]
-    last = next(((x - run.stages[stage], y) for x, y in reversed(points) if y), None)
-    if epochs is None or last is None or last[0] <= 0:
+    if epochs is None or run.epoch is None or run.epoch[0] <= 0:
         return None
-    return max(step, round(last[0] * epochs / (last[1] or 1.0)))
+    at, epoch = run.epoch
+    return max(step, round(at * epochs / epoch))
 
 
 def _age(run: Run) -> float:

@@ -44,7 +44,8 @@ function readCharts() {
       }
       lines = [...byName];
       places = [...new Set(lines.flatMap(([, line]) => line.points.map(([x]) => x)))].sort((a, b) => a - b);
-      guide = document.createElementNS("http://www.w3.org/2000/svg", "path");
+      guide = svg.querySelector("path").cloneNode(false);
+      guide.removeAttribute("d");
       guide.setAttribute("class", "guide");
       svg.append(guide);
     };
