@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded")  # the words of safetensors, which is written in Rust
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted")
+"""What gloo and NCCL say where another rank is gone."""
+
 
 def explain(error: BaseException) -> str | None:
     """One message for an error that the user can fix; None for a defect of ours, which needs its traceback.
@@ -55,7 +59,17 @@ def explain(error: BaseException) -> str | None:
             )
         if isinstance(cause, OSError) and cause.errno in _DENIED:
             return f"no permission{_about(cause)} ({cause.strerror}). Give another path, or change its permissions."
+        if _is_of_a_lost_peer(cause):
+            return (
+                "another process of this training has ended, and this one cannot go on alone. What that one printed, "
+                "or the system's log where it printed nothing (memory), says why. Fix it and run the command again, "
+                "with --resume if it was training."
+            )
     return None
+
+
+def _is_of_a_lost_peer(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _PEER_GONE)
 
 
 def _from_worker(message: str) -> str:
@@ -155,6 +169,9 @@ def main() -> None:
         if message is None:
             raise
         print(message, file=sys.stderr)
+        if any(_is_of_a_lost_peer(cause) for cause in _chain(error)):
+            sys.stdout.flush()
+            os._exit(2)  # the interpreter's end would wait for the other process, for some ten seconds
         raise SystemExit(2) from None
 
 

@@ -1,5 +1,6 @@
 """``cwdpo train``: run a recipe."""
 
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -33,6 +34,7 @@ def train(
     settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
 
     quiet_libraries()
+    import psutil
     from torch import distributed
 
     from cwdpo.recipes.evaluating import is_evaluated
@@ -44,7 +46,13 @@ def train(
     run = RunDirectory(Path(settings.output_dir))
     was_done = nothing_to_do(run, settings) and is_evaluated(run, settings)
     with closing(StageProgress()) as progress:
-        run = run_recipe(settings, resume=resume, callbacks=[progress], on_evaluation=ProgressLines())
+        run = run_recipe(
+            settings,
+            resume=resume,
+            callbacks=[progress],
+            on_evaluation=ProgressLines(),
+            imports=time.time() - psutil.Process().create_time(),
+        )
     if distributed.is_available() and distributed.is_initialized():
         # the group's threads may outlive the interpreter otherwise, which aborts a run that is done
         distributed.destroy_process_group()

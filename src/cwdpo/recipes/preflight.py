@@ -5,14 +5,14 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import torch
 from transformers import IntervalStrategy, Trainer, get_scheduler
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cwdpo.config.checking import check_trainer_section
-from cwdpo.config.recipe import LoraConfig, ModelConfig, Recipe
+from cwdpo.config.recipe import LoraConfig, Recipe
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.data.check import CheckReport, Notice, memory_estimate
 from cwdpo.data.encode import Encoder
@@ -23,10 +23,13 @@ from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.models.adapters import lora_targets
 from cwdpo.models.loading import load_outline, load_processor
 from cwdpo.models.parts import freeze_vision_tower, model_limits, part_sizes
+from cwdpo.models.pixels import check_sizes, set_pixel_limits
 from cwdpo.negatives.verify import load_judge
-from cwdpo.recipes.stages import stage_arguments
-from cwdpo.records import RunDirectory, Stage
+from cwdpo.recipes.stages import recipe_processor, stage_arguments
+from cwdpo.records import PROBE_GROUPS, ProbeMeasure, RunDirectory, Stage
+from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
 from cwdpo.trainers.arguments import argument_types
+from cwdpo.trainers.step_metrics import check_best_metric
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +90,12 @@ def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_ro
             f"stage1.objective is `{stage1.objective}`, but no row has a `gentle` negative (an answer with one minor "
             "error). Add them, or write `stage1: {objective: plain}`."
         )
+    best = None if stage1 is None else (recipe.trainer | stage1.trainer).get("metric_for_best_model")
+    if str(best).endswith("logps_mean/gentle") and eval_rows and not any(row.gentle for row in eval_rows):
+        raise ConfigError(
+            f"metric_for_best_model of stage1 is {best}, but no row of data.eval has a `gentle` negative. Add them, or "
+            "write logps_mean/chosen."
+        )
     missing = without_rejected(stages, eval_rows)
     if missing:
         more = f" (nor have {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -112,22 +121,29 @@ def warn_of_equal_answers(stages: Mapping[Stage, Sequence[Row]]) -> None:
         )
 
 
-def peek_at_images(rows: Iterable[Row]) -> None:
-    """Look at every image's file and header, each file once; a DataError names the first row with a bad one."""
+def peek_at_images(rows: Iterable[Row]) -> dict[tuple[int, int], str]:
+    """Look at every image's file and header, each file once; a DataError names the first row with a bad one.
+
+    Returns the width and height of all images, each with the source of a row that has one.
+    """
     seen: set[Path] = set()
+    sizes: dict[tuple[int, int], str] = {}
     for row in rows:
         for image in row.images:
             if not isinstance(image, Path) or image not in seen:
-                peek_image(image, source=row.source)
+                sizes.setdefault(peek_image(image, source=row.source), row.source)
             if isinstance(image, Path):
                 seen.add(image)
+    return sizes
 
 
-def check_tokens(model: ModelConfig, rows: Sequence[Row]) -> None:
-    """Refuse, with a DataError, a row with a token that the model has no embedding for. The rows are looked at only
-    where the tokenizer has such a token at all."""
-    outline = load_outline(model.name_or_path, trust_remote_code=model.trust_remote_code)
-    processor = load_processor(model.name_or_path, trust_remote_code=model.trust_remote_code)
+def check_model_takes(recipe: Recipe, rows: Sequence[Row], sizes: Mapping[tuple[int, int], str]) -> None:
+    """Refuse, with a DataError, a row with a token that the model has no embedding for, or with an image of a size that
+    its processor refuses. The rows are looked at only where the tokenizer has such a token at all; ``sizes`` are what
+    :func:`peek_at_images` found in them."""
+    outline = load_outline(recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
+    processor = recipe_processor(recipe)
+    check_sizes(processor, sizes)
     encoder = Encoder(processor, limits=model_limits(outline))
     if encoder.can_exceed_model:
         for row in rows:
@@ -180,6 +196,7 @@ def check_recipe(
         lora.target_modules,
         trust_remote_code=recipe.model.trust_remote_code,
         max_length=recipe.data.max_length,
+        pixels=(recipe.data.min_pixels, recipe.data.max_pixels),
         rank=lora.r,
     )
     root = recipe.data.image_root_path
@@ -202,17 +219,19 @@ def read_model(
     *,
     trust_remote_code: bool,
     max_length: int | None = None,
+    pixels: tuple[int | None, int | None] = (None, None),
     rank: int = LoraConfig.r,
 ) -> tuple[Encoder, ModelFacts]:
     """An encoder that knows the model's limit, and what is known of the model without its weights.
 
-    The arguments are the recipe's ``model.name_or_path``, ``model.lora.target_modules``, ``data.max_length`` and
-    ``model.lora.r``. A UserError where the model or its processor cannot be used, or LoRA would train no layer.
+    The arguments are the recipe's ``model.name_or_path``, ``model.lora.target_modules``, ``data.max_length``,
+    ``data.min_pixels`` with ``data.max_pixels``, and ``model.lora.r``. A UserError where the model or its processor
+    cannot be used, or LoRA would train no layer.
     """
     outline = load_outline(model, trust_remote_code=trust_remote_code)
     freeze_vision_tower(outline)
     text = outline.config.get_text_config()
-    processor = load_processor(model, trust_remote_code=trust_remote_code)
+    processor = set_pixel_limits(load_processor(model, trust_remote_code=trust_remote_code), *pixels)
     encoder = Encoder(processor, max_length=max_length, limits=model_limits(outline))
     targets = lora_targets(outline, target_modules)
     layers = dict(outline.named_modules())
@@ -269,6 +288,13 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) ->
             f"{_name(recipe, stage, 'eval_strategy')} is {strategy.value}, but the recipe has no data.eval. "
             "Name held-out rows there, or leave the setting out."
         )
+    if args.save_only_model:
+        raise ConfigError(
+            f"{_name(recipe, stage, 'save_only_model')} is true, but a run that was interrupted goes on from the state "
+            "of its optimizer, which is then not saved. Take it out; `save_total_limit: 1` keeps the space small, and "
+            "what a stage leaves has no such state."
+        )
+    _check_best_metric(recipe, stage, args)
     with contextlib.suppress(ValueError):  # some need the model, which is not there yet
         Trainer.get_optimizer_cls_and_kwargs(args)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
@@ -279,6 +305,28 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) ->
         num_training_steps=100,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]  # a text became a dict above
     )
+
+
+def _check_best_metric(recipe: Recipe, stage: Stage, args: SmoothSFTConfig | CWDPOConfig) -> None:
+    """A metric that chooses the best model is one that the stage has; of probes, one that the recipe measures."""
+    first, second = SmoothSFTTrainer.metrics_of, CWDPOTrainer.metrics_of
+    metrics = first(args) if isinstance(args, SmoothSFTConfig) else second(args)
+    name, key = str(args.metric_for_best_model).removeprefix("eval_"), _name(recipe, stage, "metric_for_best_model")
+    try:
+        check_best_metric(args, metrics)
+    except ConfigError as error:
+        text = str(error).replace("metric_for_best_model", key, 1).replace("this stage", stage)
+        alone = " A setting for one stage alone stands in its own section: `stage2: {trainer: {...}}`."
+        raise ConfigError(text + (alone if len(recipe.stages) > 1 and key.startswith("trainer.") else "")) from None
+    if name.startswith("probes/") and args.eval_strategy != "no":
+        _, measure, *group = name.split("/")
+        probes = recipe.probes
+        groups = () if probes is None else PROBE_GROUPS if probes.groups == "all" else probes.groups
+        if len(group) != 1 or group[0] not in groups or measure not in get_args(ProbeMeasure):
+            raise ConfigError(
+                f"{key} is {args.metric_for_best_model}, which the recipe's probes do not measure. Write "
+                "probes/MEASURE/GROUP, such as probes/delta/chosen, with a group of `probes.groups`."
+            )
 
 
 def _explained(recipe: Recipe, run: RunDirectory, stage: Stage, error: Exception, *, elsewhere: bool) -> str:

@@ -29,14 +29,16 @@ from cwdpo.data.encode import EncodedMemory, Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine, within_budget
 from cwdpo.engine.layout import parts_within, select_prompts
-from cwdpo.errors import ConfigError
+from cwdpo.errors import ConfigError, UserError
 from cwdpo.models.parts import model_limits
 from cwdpo.models.saving import last_checkpoint, no_partial_checkpoints, restore_weights
+from cwdpo.phases import phase
 from cwdpo.records import StepMetric
 from cwdpo.trainers.accepting import check_engine, check_trainable, refuse_collator, take_policy, take_processor
 from cwdpo.trainers.arguments import AnswerArguments
 from cwdpo.trainers.reference_pass import agree_on_engine
-from cwdpo.trainers.step_metrics import StepMetrics, TokenCount
+from cwdpo.trainers.rounding import LostUpdates
+from cwdpo.trainers.step_metrics import StepMetrics, TokenCount, check_best_metric
 from cwdpo.trainers.steps import (
     WHOLE,
     BucketEpoch,
@@ -46,6 +48,7 @@ from cwdpo.trainers.steps import (
     cut_further,
     estimate_row_tokens,
 )
+from cwdpo.trainers.used_weights import UsedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +109,8 @@ class AnswerTrainer(Trainer):
         if rows is not None and not len(rows):
             raise ConfigError("train_dataset has no rows. Give some, or leave it out to evaluate alone.")
         evaluated = _by_name(eval_dataset, "eval_dataset")
+        if compute_metrics is None:
+            check_best_metric(args, self.metrics_of(args), list(evaluated) if isinstance(evaluated, dict) else ())
         loading = args.loading_options()
         set_seed(args.seed)  # new adapters begin at random values
         policy: Any = take_policy(model, peft_config, loading=loading, quantization_config=quantization_config)
@@ -123,7 +128,8 @@ class AnswerTrainer(Trainer):
         self.probe_metrics: Callable[[], dict[str, float]] | None = None
         """Readings of probes that an evaluation reports too; set by :class:`cwdpo.probes.callback.Probing`."""
         self._metrics = {"train": StepMetrics(), "eval": StepMetrics()}
-        self._tokens, self._epoch = TokenCount(), BucketEpoch()
+        self._tokens, self._epoch, self.lost_updates = TokenCount(), BucketEpoch(), LostUpdates()
+        self._used_weights = UsedWeights()
         self._warned_of_long_row = False
         super().__init__(
             model=policy,
@@ -141,8 +147,13 @@ class AnswerTrainer(Trainer):
                 "max_tokens_per_batch takes several backward passes a step, and DeepSpeed would update the weights "
                 "after each. Take it out, and lower per_device_train_batch_size."
             )
-        for callback in (self._tokens, self._epoch):
+        for callback in (self._tokens, self._epoch, self._used_weights, self.lost_updates):
             self.add_callback(callback)
+
+    @classmethod
+    def metrics_of(cls, args: Any) -> Sequence[StepMetric]:
+        """The names of what :meth:`batch_loss` gives to log in an evaluation, under some settings."""
+        raise NotImplementedError
 
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         """The loss of a batch, ``()``, with every mean weighted by :meth:`Step.share_of`, and per-answer values to log,
@@ -151,7 +162,7 @@ class AnswerTrainer(Trainer):
 
     def own_callbacks(self) -> list[TrainerCallback]:
         """The callbacks that belong to this trainer; they were added when it was made, in this order."""
-        return [self._tokens, self._epoch]
+        return [self._tokens, self._epoch, self._used_weights, self.lost_updates]
 
     def with_negatives(self, batch: Batch) -> Batch:
         """A collated batch with the negatives that it is trained on; before it is counted or divided."""
@@ -266,6 +277,7 @@ class AnswerTrainer(Trainer):
     ) -> Any:
         """See ``Trainer.compute_loss``; ``num_items_in_batch`` is the :class:`Step`, None where the batch is all."""
         loss, values = self.batch_loss(model, inputs, step=num_items_in_batch or WHOLE)
+        loss = self._used_weights.touch(model, loss)
         self._metrics["train" if model.training else "eval"].add(values)
         if model.training:
             self._tokens.add(count_tokens(inputs))
@@ -299,7 +311,13 @@ class AnswerTrainer(Trainer):
         rows: Any = eval_dataset if isinstance(eval_dataset, str) else _by_name(eval_dataset, "eval_dataset")
         if not isinstance(rows, dict):  # each set of a dictionary comes back here by itself
             self.prepare_evaluation(rows if isinstance(rows, RowDataset) else None)
-        return super().evaluate(rows, ignore_keys, metric_key_prefix)
+        with phase("evaluation"):
+            return super().evaluate(rows, ignore_keys, metric_key_prefix)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """See ``Trainer.save_model``, which checkpoints go through too."""
+        with phase("saving"):
+            super().save_model(output_dir, _internal_call)
 
     def predict(
         self, test_dataset: Rows, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
@@ -367,6 +385,12 @@ class AnswerTrainer(Trainer):
         found = last_checkpoint(Path(str(self.args.output_dir))) if wanted is True else wanted
         if found is None:
             raise ValueError(f"no whole checkpoint in {self.args.output_dir}; leave out resume_from_checkpoint.")
+        if not (Path(found) / "scheduler.pt").is_file() and not [*Path(found).glob("global_step*")]:  # DeepSpeed's
+            raise UserError(
+                f"{found} holds no state of the optimizer (it was saved with save_only_model), so training cannot go "
+                "on as if it had not been interrupted. Start a new training from this checkpoint's model: leave out "
+                "resume_from_checkpoint, and name the checkpoint as the model."
+            )
         return str(found)
 
     def _restore(self, checkpoint: str) -> None:

@@ -152,6 +152,13 @@ class CWDPOTrainer(AnswerTrainer):
             )
             self.add_callback(self.on_policy)
 
+    @classmethod
+    def metrics_of(cls, args: CWDPOConfig) -> Sequence[StepMetric]:
+        return (
+            *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+            *("logps/chosen", "logps/rejected", "logps_mean/chosen", "logps_mean/rejected", "cooling", "entropy"),
+        )
+
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         now, logratio, token_logratio = self._compare(model, batch)
         places = pair_up(batch)
@@ -280,7 +287,7 @@ class CWDPOTrainer(AnswerTrainer):
             start, token_start = whole.total, whole.token
         else:
             start = self.reference.totals(batch)
-        want: list[Detail] = ["entropy", "collision"] if "wpo" in self.loss_weights else ["entropy"]
+        want: list[Detail] = ["chosen_entropy", "collision"] if "wpo" in self.loss_weights else ["chosen_entropy"]
         now = self.engine.logprobs(model, batch, want=want)
         return now, now.total - start, None if token_start is None else now.token - token_start
 

@@ -105,6 +105,7 @@
         version = page.getElementById("follow").dataset.version;
         say("Live.", false);
         measure();
+        tick();
       } else if (status.classList.contains("lost")) say("Live.", false);
     } catch {
       say("No longer updated: cwdpo report has ended, or cannot be reached.", true);
