@@ -28,6 +28,7 @@ from cwdpo.report.panels import (
     share_labels,
 )
 from cwdpo.report.runs import Run, Source, aligned, read_sources
+from cwdpo.report.strip import cards
 from cwdpo.report.tables import (
     Table,
     audit_table,
@@ -59,6 +60,26 @@ _HOW_LEVELS = (
     "chart has its own scale."
 )
 _HOW_CHANGES = "The means above, minus their values when the stage began."
+
+GLOSSARY = (
+    ("Nat", "The unit of natural logarithms: a log-prob of -1 nat is a probability of 37 %, of -2.3 nats one of 10 %."),
+    ("Log-prob", "The logarithm of the probability that a model gives to an answer, here per token, the mean over it."),
+    ("Reward", "beta times how much likelier an answer is than under the reference model, which is 0 at the start."),
+    ("Reward margin", "The reward of the chosen answer minus that of the rejected one."),
+    ("Reward accuracy", "The share of pairs in the right order, that is, with a positive reward margin."),
+    (
+        "Cooling weight, w_c",
+        "How hard a rejected answer is pushed down: 1 as in DPO, 0 not at all. Easy ones get less.",
+    ),
+    ("Squeezing", "Right answers lose probability to the likeliest token while the margin grows."),
+    ("Displacement", "Chosen and rejected answers fall together; the probability goes to answers that nobody wrote."),
+    ("Argmax", "The likeliest next token. Argmax mass is its mean probability."),
+    ("ECE", "Expected calibration error: how far confidence is from accuracy, 0 for a calibrated model."),
+    ("TV, JS", "Total variation and Jensen-Shannon divergence: how far predictions moved from the reference."),
+    ("Probe", "A fixed set of answers whose log-probs are measured again and again during training."),
+    ("±", "One standard error, from the scatter of the readings or from the number of rows."),
+)
+"""Terms of the page, each in a sentence."""
 
 
 class Part(NamedTuple):
@@ -155,6 +176,7 @@ def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
             source.path.name for source, part in zip(sources, parts, strict=True) if not source.runs and not part.table
         ],
         "verdicts": judged,
+        "cards": cards(shown, judged),
         "findings_table": findings_table(judged),
         "lead": [*lead(sources, shown, tables), *continued] if shown or tables else [],
         "parts": parts,
@@ -182,6 +204,7 @@ def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
         "token_shades": shade_labels(),
         "token_changes": change_labels(),
         "recipes": [(run.name, text) for run in shown if (text := _recipe(run, notes))],
+        "glossary": GLOSSARY if shown else (),
         "notes": [shortened(note, _LONGEST_NOTE) for note in notes],
     }
 
@@ -191,6 +214,7 @@ def _sections(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     parts = list(enumerate(content["parts"], start=1))
     drawn = {name: bool(found) for _, name, _, found in content["charts"]}
     wanted = [
+        ("runs", "At a glance", content["cards"]),
         ("findings", "Findings", content["verdicts"]),
         ("summary", "In numbers", content["lead"]),
         *((f"results-{i}", "Results", part.table) for i, part in parts),
@@ -206,6 +230,7 @@ def _sections(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("examples", "Token by token", content["example_sets"]),
         *((f"pictures-{i}", "Pictures", part.gallery) for i, part in parts),
         ("recipes", "Recipes", content["recipes"]),
+        ("glossary", "Glossary", content["glossary"]),
     ]
     return ((name, label) for name, label, there in wanted if there)
 

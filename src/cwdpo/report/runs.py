@@ -77,6 +77,9 @@ class Run:
     reliability: Sequence[Reliability] = ()
     """Of the chosen group, oldest first."""
 
+    epoch: tuple[int, float] | None = None
+    """Step of its stage and epoch of the last line that has one."""
+
 
 @dataclass
 class Source:
@@ -206,6 +209,8 @@ def stage_label(stage: str) -> str:
 
 
 def _read_source(path: Path, notes: list[str], *, wait: bool) -> Source:
+    if wait and not path.exists():
+        return Source(path, {})
     if not path.is_dir():
         raise UserError(
             f"{path} is not a directory. Give the output_dir of a run, for example `cwdpo report runs/cwdpo`."
@@ -256,6 +261,7 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
         probes=_curves(probes, starts),
         histograms=histograms,
         reliability=reliability,
+        epoch=next(((r["step"], epoch) for r in reversed(metrics) if (epoch := finite(r.get("epoch")))), None),
     )
     named = {**run.metrics, **{f"{group} {key}": curve for (group, key), curve in run.probes.items()}}
     gaps = [f"{key} ({curve.num_broken})" for key, curve in sorted(named.items()) if curve.num_broken]
