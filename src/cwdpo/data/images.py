@@ -20,7 +20,7 @@ from typing import BinaryIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cwdpo.data.rows import ImageSource
-from cwdpo.errors import DataError
+from cwdpo.errors import DataError, shortened
 
 MAX_FILE_BYTES = 256 * 2**20
 """Largest image file that is opened, in bytes. Encoded photographs are a hundred times smaller."""
@@ -80,8 +80,7 @@ def shorten(text: str, most: int = 80) -> str:
         >>> shorten("a" * 100, 20)
         'aaaaaaaaaaa...aaaaaa'
     """
-    end = most // 3
-    return text if len(text) <= most else f"{text[: most - end - 3]}...{text[-end:]}"
+    return shortened(text, most)
 
 
 def random_crop(image: Image.Image, *, seed: str) -> Image.Image:

@@ -51,7 +51,7 @@ class UsedWeights(TrainerCallback):
         self._used = torch.zeros(len(weights), dtype=torch.uint8)
         for place, weight in enumerate(weights):
             zero = self._zeros.setdefault((weight.dtype, weight.device), weight.new_zeros(()))
-            weight.register_hook(self._note(place, zero.data_ptr()))
+            weight.register_hook(self._note(place, zero.data_ptr()))  # type: ignore[no-untyped-call]
 
     def _note(self, place: int, zero: int) -> Callable[[Tensor], None]:
         """What a weight's gradient, all of it together, is shown to: it is our zero where nothing else came."""
@@ -72,5 +72,5 @@ class _Touch(torch.autograd.Function):
         return loss.view_as(loss)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return (gradient, None, *ctx.zeros)
