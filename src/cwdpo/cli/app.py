@@ -5,7 +5,9 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -28,10 +30,12 @@ from cwdpo.cli import (
     report,
     train,
 )
-from cwdpo.errors import UserError
+from cwdpo.config.secrets import Redacting, protect_environment, redact
+from cwdpo.errors import UserError, printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded")  # the words of safetensors, which is written in Rust
+_REDACTING = Redacting()
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted")
@@ -150,7 +154,15 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:
+    protect_environment()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_REDACTING)
+    sys.excepthook = _print_redacted
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    print(redact("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr)
 
 
 def main() -> None:
@@ -162,13 +174,14 @@ def main() -> None:
     try:
         app()
     except _InterruptedError as interruption:
-        print(f"\n{str(interruption) or 'Interrupted.'}\n{_how_to_continue(sys.argv[1:])}", file=sys.stderr)
+        said = f"\n{str(interruption) or 'Interrupted.'}\n{_how_to_continue(sys.argv[1:])}"
+        print(printable(redact(said)), file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         message = explain(error)
         if message is None:
             raise
-        print(message, file=sys.stderr)
+        print(printable(redact(message)), file=sys.stderr)
         if any(_is_of_a_lost_peer(cause) for cause in _chain(error)):
             sys.stdout.flush()
             os._exit(2)  # the interpreter's end would wait for the other process, for some ten seconds

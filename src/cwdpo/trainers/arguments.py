@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_type_hints
 
 from transformers import TrainingArguments
 
@@ -47,6 +47,9 @@ _DECLARED: Mapping[str, tuple[type, str]] = {
 _IN_PYTHON = {r"`cooling: null`": "`cooling=False`", r"`objective: plain`": '`objective="plain"`', r"\bnull\b": "None"}
 """What a recipe's advice is called in Python."""
 
+OnNonfinite: TypeAlias = Literal["stop", "skip"]
+"""What a step does whose loss or gradient is not finite."""
+
 if TYPE_CHECKING:
     Floor: TypeAlias = float | str
     LossNames: TypeAlias = PreferenceLoss | dict[PreferenceLoss, float]
@@ -83,6 +86,10 @@ class AnswerArguments(TrainingArguments):
     max_tokens_per_batch: int | None = field(
         default=None,
         metadata={"help": "Most tokens that pass through the model at once, padding and repeated prompts included."},
+    )
+    on_nonfinite: OnNonfinite = field(
+        default="stop",
+        metadata={"help": "At a step whose loss or gradient is not finite: stop, or skip it and count it."},
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be off: rows are read whole."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off, so that a NaN loss is seen."})
@@ -135,6 +142,8 @@ class AnswerArguments(TrainingArguments):
                 "accelerator_config has dispatch_batches, which cuts batches along their first dimension, and a batch "
                 "here is prompts with any number of answers. Take it out: each process reads its own rows."
             )
+        if self.on_nonfinite not in get_args(OnNonfinite):
+            raise ConfigError(f"on_nonfinite is {self.on_nonfinite!r}, but must be stop or skip.")
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             raise ConfigError(
                 f"max_tokens_per_batch is {self.max_tokens_per_batch}, but must be at least 1. No limit: leave it out."

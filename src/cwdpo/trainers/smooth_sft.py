@@ -56,7 +56,7 @@ class SmoothSFTTrainer(AnswerTrainer):
 
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         smoothed = self.args.objective == "smoothed"
-        want: list[Detail] = ["entropy", "uniform"] if smoothed else ["entropy"]
+        want: list[Detail] = ["chosen_entropy", "uniform"] if smoothed else ["chosen_entropy"]
         now = self.engine.logprobs(model, batch, want=want)
         chosen, gentle = batch["roles"] == Role.CHOSEN, batch["roles"] == Role.GENTLE
         nll = -now.mean

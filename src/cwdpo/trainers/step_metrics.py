@@ -22,6 +22,7 @@ class StepMetrics:
 
     def __init__(self) -> None:
         self._values: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self._before: dict[str, int] = {}
         self.histograms: dict[str, list[int]] = {}
         """Counts of the values in the newest summary; apart from it, as loggers take scalars only."""
 
@@ -30,10 +31,20 @@ class StepMetrics:
         for name, value in values.items():
             self._values[name].append(value.detach().float())
 
+    def begin_step(self) -> None:
+        """From here on values belong to a new step."""
+        self._before = {name: len(parts) for name, parts in self._values.items()}
+
+    def forget_step(self) -> None:
+        """Drop the values of the step that is going on."""
+        for name, parts in self._values.items():
+            del parts[self._before.get(name, 0) :]
+
     def summary(self) -> dict[str, float]:
         """Means (and quantiles) over everything since the last call, on all ranks. Every rank must call it."""
-        here = {name: torch.cat(parts).cpu() for name, parts in self._values.items()}
+        here = {name: torch.cat(parts).cpu() for name, parts in self._values.items() if parts}
         self._values.clear()
+        self._before = {}
         merged: defaultdict[str, list[Tensor]] = defaultdict(list)
         for rank in gather_object([here]):
             for name, values in rank.items():
