@@ -1,5 +1,6 @@
 """Every known format gives the same row; what is wrong is said in one line."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,7 @@ ANSWER = {"role": "assistant", "content": "a"}
         ({}, "not a known format"),
         ({"promt": "Hi", "chosen": "a"}, "keys are 'promt', 'chosen', which is not a known format"),
         ({**FLAT, "chosen": 3}, "`chosen` is 3 (int), but must be text"),
+        ({**FLAT, "chosen": datetime(2026, 1, 2)}, "took a text for a time"),
         ({**FLAT, "chosen": None}, "not a known format"),
         ({**FLAT, "chosen": ""}, "`chosen` is empty"),
         ({**FLAT, "rejected": " \n\t"}, "`rejected` is empty"),

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, NamedTuple, TypeAlias
 
 from cwdpo.data.images import shorten
@@ -154,7 +155,7 @@ def read_last_answer(value: Any, where: str) -> tuple[list[Turn], Answer]:
             )
         *before, last = (read_turn(turn, f"{where}[{index}]") for index, turn in enumerate(value))
         return before, answer_of(last, where)
-    raise DataError(f"{where} is {shown(value)}, but must be text.")
+    raise _not_text(value, where)
 
 
 def answer_of(turn: Turn, where: str) -> Answer:
@@ -261,7 +262,7 @@ def split_placeholders(text: str) -> tuple[Part, ...]:
 def read_text(value: Any, where: str) -> str:
     """A string that has something in it and that a tokenizer can read."""
     if not isinstance(value, str):
-        raise DataError(f"{where} is {shown(value)}, but must be text.")
+        raise _not_text(value, where)
     if not value.strip():
         raise DataError(f"{where} is empty. Write the text, or take the row out.")
     try:
@@ -307,6 +308,13 @@ def metadata_keys(value: Any) -> list[str]:
         if is_message:
             found |= dict.fromkeys(metadata_keys(item.get("content")))
     return list(found)
+
+
+def _not_text(value: Any, where: str) -> DataError:
+    advice = ""
+    if isinstance(value, date):  # datasets does so with a column whose texts are all dates
+        advice = " What loaded the data took a text for a time: give the file itself, or load the column as text."
+    return DataError(f"{where} is {shown(value)}, but must be text.{advice}")
 
 
 def _looks_like_messages(text: str) -> bool:
