@@ -50,6 +50,8 @@ def test_every_stage_has_its_callbacks_in_one_order(
         "DefaultFlowCallback",
         "TokenCount",
         "BucketEpoch",
+        "UsedWeights",
+        "LostUpdates",
         "NewIntervals",
         "MetricsRecorder",
         "TensorBoardRecorder",

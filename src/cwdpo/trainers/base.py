@@ -160,6 +160,7 @@ class AnswerTrainer(Trainer):
         self.finite = FiniteSteps(self, skips=args.on_nonfinite == "skip")
         """Looks at each step last before its update, after all other callbacks."""
         self.finite.on_skip(self._metrics["train"].forget_step)
+        self.finite.on_skip(self.lost_updates.forget_step)
         for callback in (self._tokens, self._epoch, self._used_weights, self.lost_updates, self.finite):
             self.add_callback(callback)
 

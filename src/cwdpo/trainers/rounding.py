@@ -55,6 +55,10 @@ class LostUpdates(TrainerCallback):
             if weight.requires_grad and weight.grad is not None and weight.dtype in (torch.bfloat16, torch.float16):
                 self._before.append((weight, sample(weight).clone(), sample(weight.grad) != 0))
 
+    def forget_step(self) -> None:
+        """Do not count the step that is going on: it is skipped."""
+        self._before = []
+
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
