@@ -22,7 +22,7 @@ def bare_model(model: nn.Module) -> PreTrainedModel:
         unwrap = getattr(unwrapped, "get_base_model", None)
         found = unwrapped if unwrap is None else unwrap()
         _bare[model] = ref(found)
-    bare: PreTrainedModel = found
+    bare: PreTrainedModel = found  # type: ignore[assignment]  # it is one of transformers
     return bare
 
 

@@ -49,6 +49,11 @@ class SmoothSFTTrainer(AnswerTrainer):
             self.roles = (Role.CHOSEN,)
         super().__init__(model, args, **trainer)
 
+    @classmethod
+    def metrics_of(cls, args: SmoothSFTConfig) -> Sequence[StepMetric]:
+        gentle: tuple[StepMetric, ...] = () if args.objective == "plain" else ("logps_mean/gentle",)
+        return ("logps/chosen", "logps_mean/chosen", "entropy", *gentle)
+
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         smoothed = self.args.objective == "smoothed"
         want: list[Detail] = ["chosen_entropy", "uniform"] if smoothed else ["chosen_entropy"]
