@@ -41,7 +41,7 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
         f"sys.argv = ['cwdpo', *{words}]\n"
         "try:\n    main()\n"
         "except SystemExit as left:\n    assert not left.code, left.code\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'datasets'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'datasets', 'pydantic'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
@@ -127,7 +127,7 @@ def test_an_interruption_says_how_to_go_on(
     def interrupt(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("cwdpo.cli.train.read_recipe", interrupt)
+    monkeypatch.setattr("cwdpo.config.recipe_file.read_recipe", interrupt)
     assert run("train", "r.yaml", "--beta", "1") == (130, "", expected)
 
 
@@ -135,7 +135,7 @@ def test_a_full_disk_is_told_in_one_line(run: Run, monkeypatch: pytest.MonkeyPat
     def fill(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/data/run/model.safetensors")
 
-    monkeypatch.setattr("cwdpo.cli.train.read_recipe", fill)
+    monkeypatch.setattr("cwdpo.config.recipe_file.read_recipe", fill)
     code, _, err = run("train", "r.yaml")
     assert code == 2
     assert err.startswith("no space left on the disk at /data/run/model.safetensors.")
@@ -146,7 +146,7 @@ def test_defects_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: Any, **__: Any) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr("cwdpo.cli.train.read_recipe", fail)
+    monkeypatch.setattr("cwdpo.config.recipe_file.read_recipe", fail)
     monkeypatch.setattr(sys, "argv", ["cwdpo", "train", "r.yaml"])
     with pytest.raises(KeyError):
         app.main()

@@ -20,6 +20,7 @@ from cwdpo.cli import (
     demo,
     diagnose,
     evaluate,
+    init,
     judge,
     merge,
     negatives,
@@ -109,6 +110,7 @@ app = typer.Typer(
     help="Stable preference fine-tuning of vision-language models with cooling-weighted DPO.",
 )
 app.command("demo")(demo.demo)
+app.command("init")(init.init)
 app.command("check")(check.check)
 app.command("audit")(audit.audit)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)

@@ -10,7 +10,6 @@ import typer
 
 from cwdpo.cli.evaluate import ProgressLines, words_of
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.config.recipe_file import read_recipe
 from cwdpo.errors import ConfigError
 from cwdpo.records import STAGES, RunDirectory
 
@@ -30,6 +29,8 @@ def train(
     """
     if recipe.startswith("-"):
         raise ConfigError(f"expected the recipe before {recipe}. Write: cwdpo train RECIPE {recipe} ...")
+    from cwdpo.config.recipe_file import read_recipe
+
     settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
 
     quiet_libraries()

@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +19,7 @@ from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, DataError
 
 Record: TypeAlias = Mapping[str, Any]
+_Row = TypeVar("_Row")
 Parsed: TypeAlias = Iterator[tuple[Record | DataError, str]]
 
 _BOMS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -49,7 +50,7 @@ def resolve_root(path: str | Path, image_root: str | Path | None) -> Path:
     return Path(image_root)
 
 
-def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split_rows(rows: Sequence[_Row], fraction: float, seed: int) -> tuple[list[_Row], list[_Row]]:
     """Divide rows between the two stages, the same way for the same number of rows, fraction and seed.
 
     No row is in both, and both keep the order of the file. A share of stage 1 that leaves a stage without a row,

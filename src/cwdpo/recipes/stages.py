@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 TENSORBOARD = "tensorboard"
 
-_INSTALL = {"azure_ml": "azureml-core", "flyte": "flytekit", "trackio": "'cwdpo[trackio]'", "wandb": "'cwdpo[wandb]'"}
-"""What to install for a logger whose package has another name, or is an extra of ours."""
+_INSTALL = {"azure_ml": "azureml-core", "flyte": "flytekit"}
+"""What to install for a logger whose package has another name."""
 
 StageTrainer: TypeAlias = SmoothSFTTrainer | CWDPOTrainer
 
@@ -178,7 +178,7 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-_LEARNING_RATE: Mapping[Stage, tuple[float, float]] = {"stage1": (1e-5, 1e-4), "stage2": (5e-7, 5e-6)}
+LEARNING_RATES: Mapping[Stage, tuple[float, float]] = {"stage1": (1e-5, 1e-4), "stage2": (5e-7, 5e-6)}
 """Where a recipe names none: of all weights, and of adapters. The Trainer's 5e-5 would ruin a model in stage 2."""
 
 
@@ -190,7 +190,7 @@ def stage_arguments(
     settings = recipe.stages[stage]
     given = recipe.trainer | settings.trainer
     shared: dict[str, Any] = {
-        "learning_rate": _LEARNING_RATE[stage][recipe.model.lora is not None],
+        "learning_rate": LEARNING_RATES[stage][recipe.model.lora is not None],
         "num_train_epochs": 1,
         "logging_steps": 10,
         "logging_first_step": True,
