@@ -32,6 +32,7 @@ def read_recipe(
     overrides: Mapping[str, object] | Sequence[str] = (),
     *,
     trainer_fields: Callable[[], Mapping[str, Any]] | None = None,
+    warn: bool = True,
 ) -> Recipe:
     """Read a recipe and check every key and value.
 
@@ -43,9 +44,9 @@ def read_recipe(
         overrides: settings that replace the file's, by full or unambiguous name, or words of a command line.
         trainer_fields: gives the names that ``trainer`` sections may hold and their types, asked once all else is
             right, as only transformers knows them and takes seconds to import; None leaves those sections unchecked.
+        warn: whether settings that have no effect in this recipe are warned of through ``logging``.
 
-    A ConfigError has one line for each mistake, starting with ``file:line`` or the override's name. Settings that have
-    no effect in this recipe are warned of through ``logging``.
+    A ConfigError has one line for each mistake, starting with ``file:line`` or the override's name.
     """
     path = Path(path)
     name = str(path)
@@ -74,7 +75,7 @@ def read_recipe(
         check_trainer_section(recipe.trainer, known, where)
         for stage, settings in recipe.stages.items():
             check_trainer_section(settings.trainer, known, where, path=(stage, "trainer"))
-    for message in settings_without_effect(recipe):
+    for message in settings_without_effect(recipe) if warn else ():
         logger.warning("%s: %s", name, message)
     return recipe
 

@@ -26,6 +26,7 @@ from cwdpo.models.loading import load_outline, load_processor
 from cwdpo.models.parts import freeze_vision_tower, part_sizes
 from cwdpo.negatives.verify import load_judge
 from cwdpo.recipes.memory import ModelFacts, StepPlan
+from cwdpo.recipes.publishing import check_hub
 from cwdpo.recipes.stages import stage_arguments
 from cwdpo.records import RunDirectory, Stage
 from cwdpo.trainers.arguments import argument_types
@@ -167,6 +168,10 @@ def check_recipe(
     if not any(finding.name != "too_long" for finding in whole.findings):
         whole.findings += _missing_answers(recipe, path)
     whole.notes += _needs_gpu(recipe, path)
+    try:
+        check_hub(recipe)
+    except ConfigError as problem:
+        whole.findings.append(Notice(str(path), "hub", f"{path}: {problem}"))
     return whole, facts, step_plan(recipe)
 
 

@@ -25,10 +25,12 @@ from cwdpo.recipes.preflight import (
     rows_of_stages,
     warn_of_equal_answers,
 )
+from cwdpo.recipes.publishing import check_hub, hub_name, publish
 from cwdpo.recipes.resuming import check_same_rows, is_complete, nothing_to_do, resumed_recipe, with_measured_floor
 from cwdpo.recipes.stages import RunContext, choose_probe_rows, is_main, run_engine, train_stage
 from cwdpo.records import RunDirectory, write_json
 from cwdpo.report import write_report
+from cwdpo.report.card import write_cards
 
 _BETWEEN_WRITES = 10.0
 """Seconds; a session that is killed loses no more of its own time than this."""
@@ -66,6 +68,8 @@ def run_recipe(
     stage_rows = rows_of_stages(recipe, rows)
     check_answers(recipe, stage_rows, eval_rows)
     check_evaluation(recipe)
+    if is_main():
+        check_hub(recipe)
     with ExitStack() as stack:
         if is_main():
             run = RunDirectory.open(recipe.output_dir, resume=resume)
@@ -101,6 +105,8 @@ def run_recipe(
                 recording = read_recording(run.root)
                 run.write_findings(examine(recording.readings, beta=recording.beta, notes=recording.notes).to_json())
             write_report([run.root], run.report)
+            write_cards(run, hub_name=hub_name(recipe))
+            publish(run, recipe)
         return run
 
 

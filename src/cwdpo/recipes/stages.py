@@ -30,8 +30,10 @@ from cwdpo.models.loading import load_policy, load_processor, some
 from cwdpo.models.saving import last_checkpoint, save_checkpoint, whole_checkpoints
 from cwdpo.probes import choose_rows, own_answers
 from cwdpo.probes.callback import Probing
+from cwdpo.recipes.publishing import is_of_hub
 from cwdpo.recipes.resuming import NewIntervals, keep_rows, record_floor
 from cwdpo.records import RunDirectory, Stage, write_json, write_text
+from cwdpo.report.card import write_cards
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
 from cwdpo.trainers.arguments import arguments_from
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal, TensorBoardRecorder
@@ -188,7 +190,7 @@ def stage_arguments(
     """The training arguments of a stage: our defaults, under the recipe's ``trainer``, the stage's own and overrides;
     nothing is written into ``run``."""
     settings = recipe.stages[stage]
-    given = recipe.trainer | settings.trainer
+    given = {key: value for key, value in (recipe.trainer | settings.trainer).items() if not is_of_hub(key)}
     shared: dict[str, Any] = {
         "learning_rate": LEARNING_RATES[stage][recipe.model.lora is not None],
         "num_train_epochs": 1,
@@ -345,6 +347,7 @@ def _save(trainer: StageTrainer, run: RunDirectory, stage: Stage, note: Mapping[
         save_checkpoint(trainer.model, trainer.processing_class, run.stage(stage))  # type: ignore[arg-type]
     if trainer.is_world_process_zero():
         run.mark_finished(stage, {"steps": trainer.state.global_step, "engine": trainer.engine.report, **note})
+        write_cards(run)  # PEFT's own says nothing; the end of the run adds what is measured by then
     trainer.accelerator.wait_for_everyone()
 
 
