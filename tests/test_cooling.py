@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cwdpo.batch import Role
-from cwdpo.cooling import cooling_weight, measure_floor
+from cwdpo.cooling import cooling_weight, measure_floor, pair_share
 from cwdpo.errors import ConfigError
 
 nats = st.floats(-50, 0)
@@ -82,7 +82,7 @@ def test_floor_rules(rule: float | str, without: Role | None, expected: float) -
 
 @pytest.mark.parametrize("rule", ["mean", "gentle - 1 tau", "quantile:0.5"])
 def test_floor_needs_answers(rule: str) -> None:
-    with pytest.raises(ConfigError, match="no answers to measure"):
+    with pytest.raises(ConfigError, match="no training rows whose answers could be measured"):
         measure_floor(rule, lbar={Role.CHOSEN: LBAR[Role.CHOSEN], Role.REJECTED: NONE}, temperature=0.3)
 
 
@@ -90,3 +90,11 @@ def test_floor_needs_answers(rule: str) -> None:
 def test_unknown_rule(rule: str) -> None:
     with pytest.raises(ConfigError, match="write `chosen - 2 tau`"):
         measure_floor(rule, lbar=LBAR, temperature=0.3)
+
+
+def test_easy_pairs_can_be_dropped_or_scaled_as_a_whole() -> None:
+    weights = torch.tensor([0.0, 0.049, 0.05, 0.8])
+    assert pair_share(weights).tolist() == [1, 1, 1, 1]
+    assert pair_share(weights, drop_below=0.05).tolist() == [0, 0, 1, 1]
+    assert pair_share(weights, scales="pair").tolist() == weights.tolist()
+    assert pair_share(weights, scales="pair", drop_below=0.05).tolist() == [0, 0, *weights.tolist()[2:]]

@@ -49,6 +49,17 @@ def test_rows_with_and_without_images_mix(tiny: Callable[[str], Path], name: str
     assert generate_answers(model, processor, ROWS, max_new_tokens=6) == alone
 
 
+def test_prompts_that_cannot_share_a_pass_are_answered_apart(tiny: Callable[[str], Path]) -> None:
+    """Mllama attends to all images of its row, so that prompts with 0, 1 and 2 of them stand in passes of their own."""
+    model, processor = load_policy(tiny("mllama"), dtype="float32"), load_processor(tiny("mllama"))
+    rows = [row("what"), row("what is it", "red"), row("and this thing"), row("which", "red", "blue"), ROWS[2]]
+    alone = [generate_answers(model, processor, [one], max_new_tokens=6)[0] for one in rows]
+    assert len(set(alone)) > 2
+    assert generate_answers(model, processor, rows, max_new_tokens=6) == alone
+    drawn = generate_answers(model, processor, rows, max_new_tokens=6, temperature=1.0, seed=3)
+    assert generate_answers(model, processor, rows, max_new_tokens=6, temperature=1.0, seed=3) == drawn
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_special_tokens_are_never_sampled(
     tiny: Callable[[str], Path], name: str, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,13 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+FLOAT32_GAP = 1e-3
+"""nats; the largest difference of any token's log-prob between two exact ways in float32, TF32 kernels included. A
+wrong mask, position or weight shows as 0.1 or more."""
+
+HALF_MEAN_GAP = 0.1
+"""nats; the largest mean difference in 16-bit types, whose rounding alone gives single tokens more."""
+
 
 class Role(IntEnum):
     """What an answer is to its prompt."""

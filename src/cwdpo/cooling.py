@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cwdpo.batch import Role
 from cwdpo.config.limits import floor_rule
+from cwdpo.config.recipe import CoolingScales
 from cwdpo.errors import ConfigError
 
 
@@ -38,6 +39,30 @@ def cooling_weight(mean_logprob: Tensor, floor: Tensor | float, *, temperature: 
             "for plain DPO write `cooling: null` instead of shrinking the temperature."
         )
     return torch.sigmoid((mean_logprob - floor) / temperature)
+
+
+def pair_share(weight: Tensor, *, scales: CoolingScales = "rejected", drop_below: float = 0.0) -> Tensor:
+    """How much each pair's loss counts, from its cooling weight.
+
+    In the paper every pair counts in full, whatever its w_c: with w_c near 0 it goes on as imitation of its chosen
+    answer. That is welcome where chosen answers are right, and not where they are only better than the rejected ones.
+
+    Args:
+        weight: ``(batch,)`` w_c.
+        scales: what w_c scales. ``rejected``: the rejected answer's log-ratio, as in the paper. ``pair``: the loss of
+            the whole pair, so that an easy pair teaches nothing at all.
+        drop_below: pairs with a weight below this count 0.
+
+    Returns:
+        ``(batch,)`` factors of the losses.
+
+    Example:
+        >>> weight = torch.tensor([0.01, 0.50])
+        >>> pair_share(weight, drop_below=0.05), pair_share(weight, scales="pair")
+        (tensor([0., 1.]), tensor([0.0100, 0.5000]))
+    """
+    share = weight if scales == "pair" else torch.ones_like(weight)
+    return torch.where(weight < drop_below, 0.0, share)
 
 
 def measure_floor(rule: float | str, *, lbar: Mapping[Role, Tensor], temperature: float) -> float:
@@ -73,7 +98,10 @@ def measure_floor(rule: float | str, *, lbar: Mapping[Role, Tensor], temperature
     wanted = {"chosen": Role.CHOSEN, "gentle": Role.GENTLE}.get(known.statistic, Role.REJECTED)
     measured = of_role.get(Role.REJECTED if wanted not in of_role and known.statistic == "gentle" else wanted)
     if measured is None:
-        raise ConfigError(f"cooling.floor is `{rule}`, but there are no answers to measure. Write a number instead.")
+        raise ConfigError(
+            f"the cooling floor is `{rule}`, but there are no training rows whose answers could be measured. Write a "
+            "number instead, such as -2.0."
+        )
     quantile = known.statistic.startswith("quantile:")
     level = float(known.statistic.removeprefix("quantile:")) if quantile else None
     middle = measured.double().mean() if level is None else torch.quantile(measured.double(), level)

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, ProcessorMixin
 from cwdpo.batch import eval_mode
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
-from cwdpo.engine.layout import prompts_alone
+from cwdpo.engine.layout import pass_groups, prompts_alone
 from cwdpo.models.parts import cast_images
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,8 @@ def generate(
         processor: the model's processor, which is not changed.
         rows: only their prompts and images are read, with and without images mixed. Neighbours that are the same row
             are encoded once.
-        batch_size: prompts in one call of ``generate``.
+        batch_size: most prompts in one call of ``generate``; those that may not share a pass
+            (:func:`cwdpo.engine.layout.pass_groups`) are answered in several.
         temperature: None decodes greedily; a number > 0 samples from the whole vocabulary (no top-k).
         top_p: sample only from the smallest set of tokens with this probability; needs a temperature.
         seed: the samples follow from it; torch's global random state is left as it was.
@@ -136,11 +137,15 @@ def generate(
             for position in range(start, min(start + batch_size, len(rows))):
                 again = position > start and rows[position] is rows[position - 1]
                 prompts.append(prompts[-1] if again else encoder.encode(rows[position]).prompt)
-            inputs = cast_images(model, {name: value.to(device) for name, value in prompts_alone(prompts).items()})
-            ids = policy.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
-            ended = torch.isin(ids, ends).any(dim=1).tolist()
-            texts = processor.batch_decode(ids, skip_special_tokens=True)
-            answers += [Generated(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
+            found: dict[int, Generated] = {}
+            for group in pass_groups(prompts):
+                together = prompts_alone([prompts[i] for i in group])
+                inputs = cast_images(model, {name: value.to(device) for name, value in together.items()})
+                ids = policy.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+                ended = torch.isin(ids, ends).any(dim=1).tolist()
+                texts = processor.batch_decode(ids, skip_special_tokens=True)
+                found |= {i: Generated(text.strip(), end) for i, text, end in zip(group, texts, ended, strict=True)}
+            answers += [found[i] for i in range(len(prompts))]
     return answers
 
 

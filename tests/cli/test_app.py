@@ -186,12 +186,12 @@ def test_merge_takes_the_last_stage_of_a_run(run: Run, tmp_path: Path, monkeypat
     given = []
     flags = []
 
-    def merge(source: Path, out: Path, *, base: str | None, **options: bool) -> Path:
+    def merge(source: Path, out: Path, *, base: str | None, **options: Any) -> Path:
         given.append((source.name, out.name, base))
         flags.append(options)
         return out
 
-    monkeypatch.setattr("cwdpo.models.saving.merge_adapter", merge)
+    monkeypatch.setattr("cwdpo.models.merging.merge_adapter", merge)
     assert run("merge", tmp_path, "--out", "o")[0] == 2
     for stage in ("stage1", "stage2"):
         (tmp_path / stage).mkdir()
@@ -199,7 +199,7 @@ def test_merge_takes_the_last_stage_of_a_run(run: Run, tmp_path: Path, monkeypat
         assert run("merge", tmp_path, "--out", "o")[0] == 0
     assert run("merge", tmp_path / "stage1", "--out", "o", "--base", "b")[0] == 0
     assert given == [("stage1", "o", None), ("stage2", "o", None), ("stage1", "o", "b")]
-    assert flags == [{"any_base": False, "trust_remote_code": False}] * 3
+    assert flags == [{"any_base": False, "trust_remote_code": False, "say": print}] * 3
     assert run("merge", tmp_path, "--out", "o", "--any-base", "--trust-remote-code")[0] == 0
-    assert flags[3] == {"any_base": True, "trust_remote_code": True}
+    assert flags[3] == {"any_base": True, "trust_remote_code": True, "say": print}
     assert run("merge", tmp_path / "nowhere", "--out", "o")[2].startswith(f"{tmp_path / 'nowhere'} is not a directory.")

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import struct
 import sys
 import zlib
@@ -13,6 +14,9 @@ from typing import Any
 import pytest
 from PIL import Image
 from support import disc_data
+from transformers import AutoTokenizer
+
+from cwdpo.cli import app
 
 Train = Callable[..., tuple[int, str]]
 Spoil = Callable[[Path], None]
@@ -155,6 +159,33 @@ def test_models_that_are_none(train: Train, tmp_path: Path, tiny: Callable[[str]
         train(model={"name_or_path": str(tmp_path / "nowhere")}), f"there is no directory {tmp_path}/nowhere"
     )
     assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+
+
+@pytest.mark.usefixtures("loads_nothing")
+def test_tokens_beyond_the_embedding(
+    train: Train,
+    tmp_path: Path,
+    tiny: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A tokenizer that was given a token, and a model that was not: known before the model is loaded."""
+    model, data = tmp_path / "model", tmp_path / "data"
+    shutil.copytree(tiny("llava"), model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(model)
+    rows = disc_data.records(8)
+    rows[2]["rejected"] = "A <extra> disc."
+    disc_data.write(data, rows)
+    said = (f"an answer has the token '<extra>' with the id {size}", f"embedding has {size} rows", f"{size + 1} tokens")
+    assert_message(train(model={"name_or_path": str(model)}), "train.jsonl:3: ", *said)
+    monkeypatch.setattr(sys, "argv", ["cwdpo", "check", str(data / "train.jsonl"), "--model", str(model)])
+    with pytest.raises(SystemExit, match="1"):
+        app.main()
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("1 thing stops", "train.jsonl:3: ", *said))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """``cwdpo init`` from outside: from rows and a model to a recipe that checks and trains without an edit."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 from support import disc_data
 
 from cwdpo.cli import app
+from cwdpo.records import read_jsonl
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -48,9 +50,20 @@ def test_three_commands_give_a_model_a_report_and_a_card(run: Run, tmp_path: Pat
     assert "fits: " in out
     code, out, _ = run("train", "recipe.yaml")
     assert code == 0
+    for words in (
+        "model    ",
+        "LoRA of rank 16",
+        "rows     12; probes ask about 12",
+        "memory   about ",
+        "output   runs/",
+    ):
+        assert words in out
     directory = tmp_path / yaml.safe_load((tmp_path / "recipe.yaml").read_text())["output_dir"]
     for name in ("stage1/adapter_config.json", "stage2/adapter_config.json", "report.html", "stage2/README.md"):
         assert (directory / name).is_file()
+    steps = {line["stage"]: line["step"] for line in read_jsonl(directory / "metrics.jsonl").objects}
+    announced = re.findall(r"^(stage\d)   .* rows, (\d+) steps? of", out, re.MULTILINE)
+    assert {stage: int(number) for stage, number in announced} == steps
 
 
 def test_another_tools_file_is_carried_over(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:

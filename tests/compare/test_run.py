@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cwdpo.cli.app import app
 from cwdpo.compare.grid import Cell, Grid, read_grid
-from cwdpo.compare.run import load_function, run_cells, run_grid
+from cwdpo.compare.run import run_cells, run_grid
 from cwdpo.compare.table import Results
 from cwdpo.errors import ConfigError, UserError
 
@@ -87,9 +87,3 @@ def test_a_wrong_method_is_found_before_anything_runs(grid: Grid, tmp_path: Path
     with pytest.raises(ConfigError, match="method 'CW-DPO'"):
         run_grid(grid, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["nowhere:f", "json:nothing", "json", ":x"])
-def test_a_function_that_is_not_there(name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be loaded"):
-        load_function(name)

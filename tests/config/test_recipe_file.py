@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cwdpo.config import located_yaml
-from cwdpo.config.recipe import CoolingConfig, DataConfig, ModelConfig, Recipe, Stage1Config, Stage2Config
+from cwdpo.config.recipe import (
+    CoolingConfig,
+    DataConfig,
+    ModelConfig,
+    NegativesConfig,
+    Recipe,
+    Stage1Config,
+    Stage2Config,
+)
 from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.errors import ConfigError
 
@@ -43,9 +51,33 @@ def test_a_minimal_recipe_has_the_documented_defaults(tmp_path: Path) -> None:
     assert recipe.model.name_or_path == "some/model"
 
 
+def test_the_papers_preset_fills_what_is_left_out(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, MINIMAL + "preset: paper\n"))
+    assert recipe.stage2 is not None
+    assert recipe.stage2.cooling == CoolingConfig(floor="mean")
+    assert recipe.negatives == NegativesConfig()
+    assert read_recipe(written(tmp_path, dump_recipe(recipe), "again.yaml")) == recipe
+    assert read_recipe(tmp_path / "bad.yaml", ["--preset", "null"]).stage2 == Stage2Config()
+
+
+def test_the_papers_preset_leaves_what_is_said(tmp_path: Path) -> None:
+    said = MINIMAL.replace("stage2: {}", "stage2: {cooling: {floor: gentle}}") + "negatives: null\npreset: paper\n"
+    recipe = read_recipe(written(tmp_path, said))
+    assert recipe.stage2 is not None
+    assert recipe.stage2.cooling == CoolingConfig(floor="gentle")
+    assert recipe.negatives is None
+    plain = read_recipe(written(tmp_path, MINIMAL.replace("{}", "{cooling: null}") + "preset: paper\n"))
+    assert plain.stage2 is not None
+    assert plain.stage2.cooling is None
+    first = read_recipe(written(tmp_path, MINIMAL.replace("stage2", "stage1") + "preset: paper\n"))
+    assert first.stage2 is None
+    assert first.negatives is None
+
+
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [
+        ("preset: papers\n", "bad.yaml:4: preset is 'papers', but must be paper or null. Did you mean paper?"),
         (
             "stage1:\n  objektive: plain\n",
             "bad.yaml:5: unknown key 'stage1.objektive' - did you mean 'stage1.objective'?",

@@ -1,6 +1,7 @@
 """Every recipe that we ship can be read, names only settings that exist, and keeps what its comments promise."""
 
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.trainers.arguments import argument_types
 
 ROOT = Path(__file__).parents[2]
-GRIDS = [ROOT / "examples" / "regimes" / name for name in ("floors.yaml", "headline.yaml", "regimes.yaml")]
+GRIDS = sorted(path for path in ROOT.glob("examples/**/*.yaml") if "\nmethods:" in path.read_text(encoding="utf-8"))
 SHIPPED = sorted({*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("examples/**/*.yaml")} - {*GRIDS})
 
 
 def test_there_are_recipes() -> None:
     assert {"qwen2_5_vl_3b_lora.yaml", "tiny_full.yaml"} <= {path.name for path in SHIPPED}
+    assert {"floors.yaml", "headline.yaml", "regimes.yaml"} <= {path.name for path in GRIDS}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
@@ -31,8 +33,9 @@ def test_it_reads_without_a_warning(path: Path, tmp_path: Path, caplog: pytest.L
 def test_every_run_of_a_grid_has_a_recipe(path: Path, tmp_path: Path) -> None:
     grid = read_grid(path)
     recipes = [recipe_of(grid, cell, {}, tmp_path) for cell in cells(grid) if cell.method != START]
-    settings = len(grid.settings["trainer.learning_rate"])
-    assert len(recipes) == len(grid.worlds) * len(grid.seeds) * len(grid.methods) * settings
+    seeds = len(grid.seeds) + (grid.tuning_seed is not None)
+    settings = math.prod(len(values) for values in grid.settings.values())
+    assert len(recipes) == len(grid.worlds) * seeds * len(grid.methods) * settings
 
 
 def test_the_gpu_recipe_is_what_its_name_says() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tokenizers import pre_tokenizers
 from cwdpo.data.encode import ChatTemplate, EncodedMemory, Encoder
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import ConfigError, DataError
+from cwdpo.models.parts import ModelLimits
 
 IMAGE = Image.new("RGB", (40, 48), "red")
 SLOT = ImageSlot()
@@ -109,7 +111,7 @@ def test_length_limit(processor_of: Callable[[str], Any], encoder_of: Callable[[
     longest = free.prompt_tokens + len(free.answers[1])
     exact = Encoder(processor_of("qwen2_vl"), max_length=longest)
     assert exact.encode(row, answers).answers == free.answers
-    short = Encoder(processor_of("qwen2_vl"), model_max_length=longest - 1)
+    short = Encoder(processor_of("qwen2_vl"), limits=ModelLimits(longest - 1))
     message = (
         rf"f:1: the prompt with the answer 'A red circle\.' has {longest} tokens \({free.prompt_tokens - 6} text, "
         rf"6 image, {len(free.answers[1])} answer\), more than the {longest - 1} allowed\. Nothing is truncated"
@@ -120,7 +122,7 @@ def test_length_limit(processor_of: Callable[[str], Any], encoder_of: Callable[[
     with pytest.raises(DataError, match="f:1: the prompt has"):
         Encoder(processor_of("qwen2_vl"), max_length=5).encode(row)
     with pytest.raises(ConfigError, match=r"max_length is 9, but the model has only 8 positions\. Write 8"):
-        Encoder(processor_of("qwen2_vl"), max_length=9, model_max_length=8)
+        Encoder(processor_of("qwen2_vl"), max_length=9, limits=ModelLimits(8))
 
 
 def test_a_tokenizer_set_to_truncate_does_not(processor_of: Callable[[str], Any], tiny: Callable[[str], Path]) -> None:
@@ -317,6 +319,37 @@ def test_templates_that_refuse(with_template: Callable[[str], Any]) -> None:
     row = Row((Message("system", ("Be brief.",)), *ROW.prompt), "A.", source="f:1")
     with pytest.raises(DataError, match=r"f:1: the chat template refuses this conversation: no system role"):
         answer(with_template(GEMMA), "A.", row)
+
+
+def test_a_model_reads_and_writes_no_token_beyond_its_tables(processor_of: Callable[[str], Any]) -> None:
+    processor = processor_of("llava")
+    row, size = PROMPTS["image"], len(processor.tokenizer)
+    largest = max(Encoder(processor).encode(row, ["A."]).answers[0])
+    image, words = processor.image_token_id, processor.tokenizer("USER What?", add_special_tokens=False)["input_ids"]
+    assert image < max(words)
+    fits = Encoder(processor, limits=ModelLimits(read=size, written=largest + 1))
+    fits.encode(row, ["A."])
+    assert fits.can_exceed_model
+    assert not Encoder(processor, limits=ModelLimits(read=size, written=size)).can_exceed_model
+    short, said = Encoder(processor, limits=ModelLimits(read=size, written=largest)), f"output head has {largest} rows"
+    with pytest.raises(DataError, match=f"f:1: an answer has .* id {largest}, .* {said}, .* {size} tokens"):
+        short.encode(row, ["A."])
+    with pytest.raises(DataError, match=said):
+        short.check_tokens(replace(row, chosen="A."))
+    with pytest.raises(DataError, match=f"the prompt has the token .* embedding has {max(words)} rows"):
+        Encoder(processor, limits=ModelLimits(read=max(words))).encode(row)
+
+
+def test_an_image_token_needs_no_embedding(processor_of: Callable[[str], Any]) -> None:
+    """Some models have none for it: its place is the image's."""
+    processor = copy.deepcopy(processor_of("llava"))
+    size = len(processor.tokenizer)
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<picture>"]})
+    processor.chat_template = processor.chat_template.replace("<image>", "<picture>")
+    processor.image_token, processor.image_token_id = "<picture>", size
+    encoder = Encoder(processor, limits=ModelLimits(read=size, written=size))
+    assert not encoder.can_exceed_model
+    assert encoder.encode(PROMPTS["image"], ["A."]).prompt["input_ids"].max() == size
 
 
 def test_no_template_and_useless_ones(with_template: Callable[[str | None], Any]) -> None:

@@ -21,8 +21,9 @@ from cwdpo.models.adapters import (
     quantization_config,
 )
 from cwdpo.models.loading import load_policy, load_processor
+from cwdpo.models.merging import merge_adapter
 from cwdpo.models.parts import part_sizes
-from cwdpo.models.saving import merge_adapter, save_checkpoint
+from cwdpo.models.saving import save_checkpoint
 
 Tiny = Callable[[str], Path]
 

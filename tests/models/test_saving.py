@@ -18,8 +18,9 @@ from transformers import AutoModelForImageTextToText
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import add_lora
 from cwdpo.models.loading import load_policy, load_processor
+from cwdpo.models.merging import merge_adapter
 from cwdpo.models.parts import fingerprint
-from cwdpo.models.saving import merge_adapter, restore_weights, save_checkpoint
+from cwdpo.models.saving import restore_weights, save_checkpoint
 
 Tiny = Callable[[str], Path]
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "idefics3"]

@@ -30,7 +30,7 @@ from cwdpo.data.reading import read_rows
 from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.generation import LocalSampler
 from cwdpo.models.loading import load_processor
-from cwdpo.models.saving import merge_adapter
+from cwdpo.models.merging import merge_adapter
 from cwdpo.recipes import Interrupted, run_recipe
 from cwdpo.recipes.stages import RunContext, stage_trainer
 from cwdpo.records import Stage, read_jsonl

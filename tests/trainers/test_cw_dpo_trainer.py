@@ -176,6 +176,27 @@ def test_detached_weight_has_no_gradient_and_flowing_weight_has(make_trainer: Ma
 
 
 @pytest.mark.slow
+def test_a_whole_pair_can_be_scaled_or_dropped(make_trainer: Make) -> None:
+    """With one weight for all, the scaled loss is that multiple of DPO's; of a pair under the limit nothing is left."""
+
+    def loss(**cooling: Any) -> tuple[float, float]:
+        trainer = make_trainer(2, out=f"{cooling}", **cooling)
+        trainer.measure_reference()
+        trainer.reference._entries = {k: (t - 3.0 * n, n) for k, (t, n) in trainer.reference._entries.items()}
+        found, seen = trainer.batch_loss(trainer.model, trainer.data_collator([trainer.train_dataset[1]]))
+        return found.item(), seen["cooling"].item()
+
+    plain, _ = loss(cooling=False)
+    cooled, logged = loss(cooling_constant=0.3)
+    scaled, logged_too = loss(cooling_constant=0.3, cooling_scales="pair")
+    assert scaled == pytest.approx(0.3 * plain, rel=1e-6)
+    assert cooled != pytest.approx(scaled, rel=0.01)
+    assert logged == logged_too == pytest.approx(0.3)
+    assert loss(cooling_constant=0.3, cooling_drop_below=0.31)[0] == 0.0
+    assert loss(cooling_constant=0.3, cooling_drop_below=0.29)[0] == cooled
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "role", "lower"),
     [({}, "chosen", 0.6), ({"cooling_floor": "gentle", "cooling_temperature": 1.0}, "gentle", 0.0)],

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from cwdpo.cli.evaluate import ProgressLines, words_of
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError
 from cwdpo.records import STAGES, RunDirectory
+
+if TYPE_CHECKING:
+    from cwdpo.recipes.stages import RunContext
 
 
 def train(
@@ -43,9 +46,13 @@ def train(
     from cwdpo.trainers.callbacks import StageProgress
 
     run = RunDirectory(Path(settings.output_dir))
+    if resume and is_main() and not run.has_begun:
+        print(f"nothing to resume in {run.root}: starting from the beginning")
     was_done = nothing_to_do(run, settings) and is_evaluated(run, settings)
     with closing(StageProgress()) as progress:
-        run = run_recipe(settings, resume=resume, callbacks=[progress], on_evaluation=ProgressLines())
+        run = run_recipe(
+            settings, resume=resume, callbacks=[progress], on_start=_print_start, on_evaluation=ProgressLines()
+        )
     if distributed.is_available() and distributed.is_initialized():
         # the group's threads may outlive the interpreter otherwise, which aborts a run that is done
         distributed.destroy_process_group()
@@ -56,7 +63,16 @@ def train(
             print(f"evaluated: {words_of(run)}")
         if not was_done:
             print(found_in(run))
+        if (page := run.kept("hub").get("page")) is not None:
+            print(f"uploaded: {page}")
         print(f"{'already finished, nothing to do' if was_done else 'done'}: {run.root}  ({left})")
+
+
+def _print_start(context: "RunContext") -> None:
+    from cwdpo.recipes.announcing import start_lines
+
+    for line in start_lines(context):
+        print(line, flush=True)
 
 
 def found_in(run: RunDirectory) -> str:

@@ -1,11 +1,9 @@
 """Run a grid: make its worlds, train and measure each run that is not done, on several processes."""
 
-import importlib
 import json
 import logging
 import multiprocessing
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from cwdpo import __version__
 from cwdpo.compare.grid import START, Cell, Grid, Outcome, cells, fingerprint, recipe_of
+from cwdpo.config.functions import load_function
 from cwdpo.config.recipe import Recipe
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.data.encode import EncodedMemory
@@ -106,7 +105,7 @@ def run_cells(
 ) -> None:
     """Do the runs of one world and seed, one after another, in this process."""
     made = _world(grid, out, group[0])
-    measure: Measure = load_function(grid.measure)
+    measure: Measure = load_function(grid.measure, setting="measure", advice="Write module:function.")
     encoded = EncodedMemory()
     for cell in group:
         if deadline is not None and time.time() > deadline:
@@ -146,17 +145,6 @@ def world_directory(out: Path, cell: Cell) -> Path:
     return out / "worlds" / cell.world.replace("/", "_") / f"seed-{cell.seed}"
 
 
-def load_function(name: str) -> Any:
-    """A function by ``module:function``; modules of the working directory are found too."""
-    module, _, function = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name!r} cannot be loaded ({error}). Write module:function.") from error
-
-
 def _one_thread() -> None:
     """Prepare a process: on small models threads wait for each other longer than they compute, and runs are silent."""
     torch.set_num_threads(1)
@@ -173,7 +161,8 @@ def _world(grid: Grid, out: Path, cell: Cell) -> dict[str, Any]:
     directory = world_directory(out, cell)
     known = directory / "made.json"
     if not known.is_file():
-        made = load_function(grid.make)(directory, seed=cell.seed, starts=out / "worlds" / "starts", **given)
+        maker = load_function(grid.make, setting="make", advice="Write module:function.")
+        made = maker(directory, seed=cell.seed, starts=out / "worlds" / "starts", **given)
         write_json(known, made)
     settings: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))
     return settings

@@ -38,6 +38,9 @@ _ONLY_CHOSEN: tuple[PreferenceLoss, ...] = ("nll", "anchor", "image")
 _WITHOUT_REFERENCE: tuple[PreferenceLoss, ...] = ("simpo", "nll")
 _WITH_RUNNING_MEAN: tuple[PreferenceLoss, ...] = ("beta_dpo", "bco")
 
+CoolingScales: TypeAlias = Literal["rejected", "pair"]
+"""What the cooling weight scales: the rejected answer's log-ratio (the paper), or the whole pair's loss."""
+
 ReferenceKind: TypeAlias = Literal["cached", "live"]
 """``cached`` computes the reference once and keeps it on disk; ``live`` runs it beside the policy at every step."""
 
@@ -156,6 +159,12 @@ class CoolingConfig:
 
     constant: Annotated[float | None, limit(at_least=0, at_most=1, advice="Write null for the paper's weight.")] = None
     """One weight for every negative in place of the paper's (DPO-Shift, arXiv 2502.07599), for ablations."""
+
+    scales: CoolingScales = "rejected"
+    """What the weight scales: the ``rejected`` answer's log-ratio (the paper), or the loss of the whole ``pair``."""
+
+    drop_below: Annotated[float, limit(at_least=0, below=1, advice="Try 0.05; 0 drops none.")] = 0.0
+    """Pairs with a weight below this count for nothing; in the paper they still imitate the chosen answer."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -397,6 +406,10 @@ class EvaluateConfig:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """A whole run. Leave out a stage to skip it."""
+
+    preset: Literal["paper"] | None = None
+    """``paper``: a recipe file that leaves them out gets the settings of arXiv 2510.11978 in place of this project's
+    defaults: the floor is the ``mean`` over all rejected answers, and negatives are sampled from the policy too."""
 
     model: ModelConfig
     data: DataConfig

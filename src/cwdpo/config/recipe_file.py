@@ -24,6 +24,11 @@ _PATHS: tuple[KeyPath, ...] = (
     *(("data", "train"), ("data", "eval"), ("data", "image_root"), _MODEL),
     *(("evaluate", "data"), ("evaluate", "vocabulary")),
 )
+_PRESETS: Mapping[str, Mapping[KeyPath, Any]] = {
+    "paper": {("stage2", "cooling", "floor"): "mean", ("negatives",): {}},
+}
+"""What each preset says where the recipe does not."""
+
 _IDLE = {"plain": ("penalty", "ceiling", "epsilon"), "constrained": ("epsilon",), "smoothed": ("ceiling",)}
 
 
@@ -60,6 +65,7 @@ def read_recipe(
     changes = _parsed(overrides)
     for change in changes:
         _apply(change, values)
+    _apply_preset(values)
 
     def where(setting: KeyPath) -> str:
         """The last override that set this, or else its line, or that of the nearest section above it."""
@@ -182,6 +188,20 @@ def _apply(override: _Override, values: dict[str, Any]) -> None:
             )
         here, section = here[name], section_type(hint)
     here[override.path[-1]] = _resolved(override.path, override.value, Path.cwd())
+
+
+def _apply_preset(values: dict[str, Any]) -> None:
+    """Put the settings of ``preset`` into a recipe's plain values, in place, where they are left out and stage 2 is
+    there; a section that is null stays so, and a wrong value stays for the checks to name."""
+    preset = values.get("preset")
+    if not isinstance(preset, str) or not isinstance(values.get("stage2"), dict):
+        return
+    for path, value in _PRESETS.get(preset, {}).items():
+        here: Any = values
+        for name in path[:-1]:
+            here = here.setdefault(name, {}) if isinstance(here, dict) else None
+        if isinstance(here, dict):
+            here.setdefault(path[-1], value)
 
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -41,7 +41,18 @@ class RowDataset(Dataset[tuple[int, Row]]):
 
         ``image_root`` is what :func:`cwdpo.data.formats.row_from_record` takes, ``name`` what messages call the data.
         """
-        if isinstance(rows, Mapping) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        if isinstance(rows, Mapping):
+            names = [str(key) for key in rows]
+            advice = f"Give one of them: {name}=dataset[{names[0]!r}]." if names else "Give rows."
+            raise ConfigError(
+                f"{name} is a {type(rows).__name__}, with the splits {', '.join(names) or '(none)'}. {advice}"
+            )
+        if isinstance(rows, str | bytes | Path):
+            raise ConfigError(
+                f"{name} is the name {str(rows)[:80]!r}, and not rows. Load them: "
+                f"{name}=load_dataset('json', data_files='rows.jsonl', split='train')."
+            )
+        if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise ConfigError(
                 f"{name} is a {type(rows).__name__}, which has no rows to count. Give one split, loaded whole: "
                 "load_dataset(..., split='train') without streaming."

@@ -1,26 +1,25 @@
 """Turn a row into what a model reads: the processor's tensors of its prompt, and the token ids of its answers."""
 
-import re
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-import jinja2
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from cwdpo.data.chat_template import ChatTemplate, Frame
 from cwdpo.data.images import open_image
-from cwdpo.data.rows import Message, Row
+from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, DataError
+from cwdpo.models.parts import ModelLimits
 
-_PROBE = "cwdpo-probe"
-_PRINTED_PART = re.compile(r"""['"]type['"]\s*:\s*['"]text['"]""")
-_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
-"""What a template raises for a conversation that it does not take."""
+NO_LIMITS = ModelLimits()
 
 
 @dataclass(frozen=True)
@@ -49,20 +48,6 @@ class EncodedRow:
         return int(self.prompt["input_ids"].shape[-1])
 
 
-class Frame(NamedTuple):
-    """What the template writes around any answer to one prompt."""
-
-    prompt: str
-    """All text before an answer, with what the template itself puts in front of every answer (an empty
-    ``<think></think>``, say)."""
-
-    lead: str
-    """White space between prompt and answer. The model must produce it, so it is counted to the answer."""
-
-    tail: str
-    """All text after an answer."""
-
-
 _Key: TypeAlias = tuple[Hashable, ...]
 _ENTRY = 500  # bytes of an entry's Python objects, about
 
@@ -81,10 +66,10 @@ class EncodedMemory:
         self._answers: dict[tuple[_Key, str], tuple[list[int], bool]] = {}
 
     def prompt(
-        self, row: Row, encode: Callable[[], tuple[Frame, dict[str, Tensor]]]
+        self, row: Row, time: datetime, encode: Callable[[], tuple[Frame, dict[str, Tensor]]]
     ) -> tuple[_Key, Frame, dict[str, Tensor]]:
-        """A row's prompt, encoded here if it is not known."""
-        key = (row.prompt, *(image if isinstance(image, Path) else id(image) for image in row.images))
+        """A row's prompt as its template writes it at a time, encoded here if it is not known."""
+        key = (time, row.prompt, *(image if isinstance(image, Path) else id(image) for image in row.images))
         if key in self._prompts:
             return key, *self._prompts[key][1:]
         frame, tensors = encode()
@@ -116,7 +101,7 @@ class Encoder:
         processor: ProcessorMixin,
         *,
         max_length: int | None = None,
-        model_max_length: int | None = None,
+        limits: ModelLimits = NO_LIMITS,
         add_special_tokens: bool | None = None,
         memory: EncodedMemory | None = None,
     ) -> None:
@@ -125,7 +110,7 @@ class Encoder:
         Args:
             processor: of a vision-language model.
             max_length: most tokens in prompt and answer together; None leaves it to the model.
-            model_max_length: most positions the model has; None if it has no limit.
+            limits: of the model.
             add_special_tokens: whether the tokenizer puts its own first token before the prompt. None does as
                 transformers' ``apply_chat_template`` does in generation: yes, unless the template writes it.
             memory: where to keep what was encoded; of an encoder with the same processor. None keeps nothing.
@@ -137,12 +122,14 @@ class Encoder:
         self._image_ids = torch.tensor(_image_ids(processor))
         if self.tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer has no end token. Set `eos_token` in its tokenizer_config.json.")
-        if max_length is not None and model_max_length is not None and max_length > model_max_length:
+        positions = limits.positions
+        if max_length is not None and positions is not None and max_length > positions:
             raise ConfigError(
-                f"data.max_length is {max_length}, but the model has only {model_max_length} positions. "
-                f"Write {model_max_length} or less, or leave it out."
+                f"data.max_length is {max_length}, but the model has only {positions} positions. "
+                f"Write {positions} or less, or leave it out."
             )
-        self.limit = max_length if max_length is not None else model_max_length
+        self._limits = limits
+        self.limit = max_length if max_length is not None else positions
         """Most tokens in prompt and answer together, or None."""
 
         self._memory = memory or EncodedMemory(max_bytes=0)
@@ -166,7 +153,7 @@ class Encoder:
             frame = self.template.frame(row)
             return frame, self._prompt(row, frame.prompt)
 
-        key, frame, prompt = self._memory.prompt(row, of_prompt)
+        key, frame, prompt = self._memory.prompt(row, self.template.time, of_prompt)
         image_tokens = int(torch.isin(prompt["input_ids"], self._image_ids).sum())
         if image_tokens < len(row.images) or (image_tokens and not row.images):
             raise DataError(
@@ -178,6 +165,8 @@ class Encoder:
             return self._answer(frame.prompt, *self.template.answer(row, frame, text))
 
         pairs = [self._memory.answer(key, text, of_answer) for text in answers]
+        ids = prompt["input_ids"]
+        self._check_ids(row, ids[~torch.isin(ids, self._image_ids)].tolist(), [ids for ids, _ in pairs])
         unknown = self.tokenizer.unk_token_id
         return EncodedRow(
             prompt=prompt,
@@ -200,6 +189,38 @@ class Encoder:
                 f"{count} answer), more than the {self.limit} allowed. Nothing is "
                 "truncated: raise data.max_length, shorten the row, make its images smaller, or take it out."
             )
+
+    def check_tokens(self, row: Row) -> None:
+        """Refuse a row whose text has tokens that the model lacks, without its images; nothing to do for a tokenizer
+        that has no such tokens, which :attr:`can_exceed_model` says."""
+        frame = self.template.frame(row)
+        answers = [row.chosen, *row.rejected, *([] if row.gentle is None else [row.gentle])]
+        ids = [self._answer(frame.prompt, *self.template.answer(row, frame, text))[0] for text in answers]
+        images = set(self._image_ids.tolist())
+        self._check_ids(row, [token for token in self._ids(frame.prompt) if token not in images], ids)
+
+    @cached_property
+    def can_exceed_model(self) -> bool:
+        """Whether the tokenizer has text tokens that the model has no embedding, or no output, for."""
+        largest = max(set(self.tokenizer.get_vocab().values()) - set(self._image_ids.tolist()), default=0)
+        return any(size is not None and largest >= size for size in (self._limits.read, self._limits.written))
+
+    def _check_ids(self, row: Row, prompt: Sequence[int], answers: Iterable[Sequence[int]]) -> None:
+        """The image tokens are left out of the ``prompt``: models that have no embedding for them do not read one."""
+        parts = [("the prompt", prompt), *(("an answer", ids) for ids in answers)]
+        for what, ids in parts:
+            sizes = {"embedding": self._limits.read}
+            if what == "an answer":
+                sizes["output head"] = self._limits.written
+            token = max(ids, default=0)
+            for name, size in sizes.items():
+                if size is not None and token >= size:
+                    raise DataError(
+                        f"{row.source}: {what} has the token {self.tokenizer.convert_ids_to_tokens(token)!r} with the "
+                        f"id {token:,}, but the model's {name} has {size:,} rows, and its tokenizer "
+                        f"{len(self.tokenizer):,} tokens. Take the text out, use the tokenizer that the model was "
+                        f"published with, or save the model after model.resize_token_embeddings({token + 1})."
+                    )
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -249,121 +270,6 @@ class Encoder:
         return ids
 
 
-class ChatTemplate:
-    """A processor's chat template, asked three questions: the prompt, the answer's text, and where its turn ends.
-
-    No template, or one that shows nothing of what the user says, is a ``ConfigError``; a row that the template refuses,
-    rewrites or drops parts of is a ``DataError``.
-    """
-
-    def __init__(self, processor: ProcessorMixin) -> None:
-        if not getattr(processor, "chat_template", None):
-            raise ConfigError(
-                f"the processor ({type(processor).__name__}) has no chat template. Copy chat_template.jinja of the "
-                "instruction-tuned model into the checkpoint, or set processor.chat_template."
-            )
-        self._processor = processor
-        self.control_tokens = _control_tokens(processor)
-        """Texts that the tokenizer turns into tokens with a meaning of their own."""
-
-        self._control = re.compile("|".join(map(re.escape, self.control_tokens)) or r"(?!)")
-        self._takes_parts = self._shows([{"type": "text", "text": _PROBE}])
-        if not self._takes_parts and not self._shows(_PROBE):
-            raise ConfigError(
-                "the chat template leaves out what the user says, given as text or as parts. "
-                "Use the chat template that the model was published with."
-            )
-
-    def frame(self, row: Row) -> Frame:
-        """Render a row's prompt, which must be the same when an answer follows."""
-        for message in row.prompt:
-            for part in message.parts:
-                if isinstance(part, str):
-                    self.check_plain(part, f"a {message.role} turn of the prompt", row.source)
-        prompt, whole = self._render(row), self._render(row, _PROBE)
-        if not whole.startswith(prompt):
-            raise DataError(
-                f"{row.source}: the chat template writes the prompt in another way when an answer follows, so the "
-                "model would be trained on prompts that it never meets. Use the template the model was published with."
-            )
-        lead, found, tail = whole[len(prompt) :].partition(_PROBE)
-        if not found or _PROBE in tail:
-            raise DataError(
-                f"{row.source}: the chat template does not write the assistant's answer once after the prompt. "
-                "Use the template the model was published with."
-            )
-        return Frame(prompt + lead, "", tail) if lead.strip() else Frame(prompt, lead, tail)
-
-    def answer(self, row: Row, frame: Frame, text: str) -> tuple[str, bool]:
-        """Text of an answer as the template writes it through the token that ends the turn, and whether there is one.
-
-        Only the space around the answer may change. What follows that token, or else the answer, is left out.
-        """
-        self.check_plain(text, "an answer", row.source)
-        whole = self._render(row, text)
-        before, end = frame.prompt + frame.lead, len(whole) - len(frame.tail)
-        body = whole[len(before) : end]
-        if not whole.startswith(before) or whole[end:] != frame.tail or body.strip() != text.strip():
-            raise DataError(
-                f"{row.source}: the chat template rewrites the answer {_short(text)}. Take out what it acts on "
-                "(`</think>`, say), or use the template the model was published with."
-            )
-        space = len(frame.tail) - len(frame.tail.lstrip())
-        stop = self._control.match(frame.tail, space)
-        return frame.lead + body + (frame.tail[: stop.end()] if stop else ""), stop is not None
-
-    def check_plain(self, text: str, what: str, source: str) -> None:
-        """Refuse text that the tokenizer would read as a control token, such as an end of turn or an image."""
-        if found := self._control.search(text):
-            raise DataError(
-                f"{source}: {what} holds {found.group()!r}, which the tokenizer reads as a control token and not as "
-                f"text: {_short(text)}. Take it out, or write it in another way."
-            )
-
-    def _render(self, row: Row, answer: str | None = None) -> str:
-        """The prompt, ready for an answer, or with one."""
-        messages = [self._message(message, row) for message in row.prompt]
-        if answer is not None:
-            content = [{"type": "text", "text": answer}] if self._takes_parts else answer
-            messages.append({"role": "assistant", "content": content})
-        try:
-            return self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
-        except _REFUSALS as problem:
-            raise DataError(
-                f"{row.source}: the chat template refuses this conversation: {problem}. Give it the roles it expects."
-            ) from problem
-
-    def _message(self, message: Message, row: Row) -> dict[str, Any]:
-        texts = [part for part in message.parts if isinstance(part, str)]
-        if self._takes_parts:
-            parts = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in message.parts]
-            return {"role": message.role, "content": parts}
-        if len(texts) != len(message.parts):
-            raise DataError(
-                f"{row.source}: the row has images, but the chat template takes text alone and has no place for them. "
-                "Use the template the model was published with."
-            )
-        return {"role": message.role, "content": "".join(texts)}
-
-    def _shows(self, content: str | list[dict[str, str]]) -> bool:
-        """Whether the template writes this content of a user's turn, and not its Python form."""
-        message: dict[str, Any] = {"role": "user", "content": content}
-        try:
-            text = self._processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        except _REFUSALS:
-            return False
-        return _PROBE in text and not _PRINTED_PART.search(text)
-
-
-def _control_tokens(processor: ProcessorMixin) -> list[str]:
-    """Every text that the tokenizer takes for a special token, longest first."""
-    tokenizer: PreTrainedTokenizerBase = processor.tokenizer
-    found = {str(token) for token in tokenizer.all_special_tokens}
-    found |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    found |= {str(getattr(processor, f"{kind}_token", None) or "") for kind in ("image", "video", "audio")}
-    return sorted(found - {""}, key=lambda token: (-len(token), token))
-
-
 def _image_ids(processor: ProcessorMixin) -> list[int]:
     """Ids of the tokens that stand for images after processing."""
     found = getattr(processor, "image_token_ids", None) or [getattr(processor, "image_token_id", None)]
@@ -374,7 +280,3 @@ def _image_ids(processor: ProcessorMixin) -> list[int]:
             "image would go unnoticed. Use a processor of a vision-language model that transformers provides."
         )
     return ids
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 
-from cwdpo.batch import AnswerLogprobs, Batch, Detail, eval_mode, pad_answers
+from cwdpo.batch import FLOAT32_GAP, HALF_MEAN_GAP, AnswerLogprobs, Batch, Detail, eval_mode, pad_answers
 from cwdpo.engine.layout import Cost, Engine, select_prompts, tree_costs
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.tree import FLEX_FROM, TreeEngine, TreeUnsupportedError
@@ -31,14 +31,6 @@ _CANNOT = (TreeUnsupportedError, RuntimeError, ValueError, TypeError, LookupErro
 
 _LONGEST, _SHORTEST = 16, 4
 """Tokens of a probe's answers: enough for every layer to show itself, few enough to cost next to nothing."""
-
-_FLOAT32_GAP = 1e-3
-"""nats; the largest difference of any token between two exact ways in float32, TF32 kernels included. A wrong mask or
-position shows as 0.1 or more."""
-
-_HALF_MEAN_GAP = 0.1
-"""nats; the largest mean difference in 16-bit types, whose rounding alone gives single tokens more. The leak test,
-which is exact in every type, is what finds a hybrid there."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +169,7 @@ def check_engine(engine: Engine, model: nn.Module, batch: Batch, plain: Engine) 
         leak = (found.token - changed.token)[blind].abs().max().item()
         gaps = (found.token - plain.logprobs(model, before).token)[before["answer_mask"]].abs()
     gap, mean_gap = gaps.max().item(), gaps.mean().item()
-    close = gap <= _FLOAT32_GAP if found.precision == torch.float32 else mean_gap <= _HALF_MEAN_GAP
+    close = gap <= FLOAT32_GAP if found.precision == torch.float32 else mean_gap <= HALF_MEAN_GAP
     if leak != 0.0:  # NaN too
         reason = f"answers see what they must not: log-probs change by {leak:.3g} nats"
     elif not close:

@@ -144,7 +144,7 @@ def one_row_a_prompt(batch: Batch, *, answer_type: int | None = None) -> tuple[L
 
 
 def prompts_alone(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One row a prompt, left-padded and without an answer: what ``generate`` takes."""
+    """One row a prompt, left-padded and without an answer: what ``generate`` takes. They are of one group."""
     nothing = prompts[0]["input_ids"].new_empty(0)
     rows = [continue_prompt(prompt, nothing, answer_type=None) for prompt in prompts]
     return stack_tokens(rows, "left") | merge_images(prompts)
@@ -193,13 +193,18 @@ def merge_images(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat(_pad_to_largest(values)) for name, values in merged.items()}
 
 
+def pass_groups(prompts: Sequence[dict[str, Tensor]]) -> list[list[int]]:
+    """The positions of the prompts that may share a forward pass, a list for each pass, in the order of their first."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        kind = tuple(sorted((name, prompt[name].shape[2:]) for name in token_names(prompt)))
+        groups.setdefault(kind, []).append(i)
+    return list(groups.values())
+
+
 def in_groups(batch: Batch, compute: Callable[[Batch], AnswerLogprobs]) -> AnswerLogprobs:
     """``compute`` of each group of prompts that may share a forward pass, joined in the batch's answer order."""
-    kinds = [
-        tuple(sorted((name, prompt[name].shape[2:]) for name in token_names(prompt))) for prompt in batch["prompts"]
-    ]
-    groups = [[i for i, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)]
-    return in_parts(batch, groups, compute)
+    return in_parts(batch, pass_groups(batch["prompts"]), compute)
 
 
 def in_parts(

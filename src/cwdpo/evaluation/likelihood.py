@@ -17,6 +17,7 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine
 from cwdpo.metrics import jensen_shannon, token_ece, total_variation
 from cwdpo.models.adapters import load_checkpoint
+from cwdpo.models.parts import model_limits
 from cwdpo.probes import ProbeSet, Reading, StartDistributions, choose_rows, measure, own_answers, probe_rows
 from cwdpo.probes.measuring import wanted
 from cwdpo.records import ProbeLine
@@ -56,8 +57,7 @@ def probe_checkpoints(
         if with_own_answers and not own:
             own["greedy"] = own_answers(policy, rows, processor=processor)
             own["on_policy"] = own_answers(policy, rows, processor=processor, temperature=1.0, seed=seed)
-        limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-        encoder = Encoder(processor, model_max_length=limit)
+        encoder = Encoder(processor, limits=model_limits(policy))
         probes = ProbeSet(probe_rows(rows, seed=seed, **own), encoder)
         readings.append(measure(policy, probes, make_engine(), start=start))
     return readings[-1].lines(None if reference is None else readings[0].means())

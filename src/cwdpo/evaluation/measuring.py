@@ -16,6 +16,7 @@ from cwdpo.data.encode import Encoder
 from cwdpo.engine import Engine, make_engine
 from cwdpo.evaluation.questions import Question
 from cwdpo.generation import Generated, generate
+from cwdpo.models.parts import model_limits
 from cwdpo.probes import ProbeRow, ProbeSet, StartDistributions
 from cwdpo.probes.measuring import has_wide_vocabulary, undisturbed, wanted
 from cwdpo.probes.probe_set import ProbeAnswer
@@ -87,8 +88,7 @@ def measure_model(
         batch_size: prompts in one call of ``generate``, and answers in one pass of the model.
         progress: called as the work goes on.
     """
-    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    encoder = Encoder(processor, model_max_length=getattr(config, "max_position_embeddings", None))
+    encoder = Encoder(processor, limits=model_limits(model))
     engine = make_engine()
     found = _score_given(model, encoder, engine, questions, start, batch_size, progress)
     if max_new_tokens is None:

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,8 @@ from peft import (
     prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
@@ -77,7 +79,7 @@ def lora_targets(model: nn.Module, target_modules: str | Sequence[str], *, freez
             ``all-linear``: every linear layer but the output head; a list: layers with one of these names, or with a
             longer dotted name that ends in one; any other text: a regular expression for the whole dotted name.
         freeze_vision: leave the vision tower out of ``all-linear``; a pattern or a list that hits it (as one that
-            hits nothing) is a ``ConfigError``.
+            hits nothing, or a layer that shares its weights with another) is a ``ConfigError``.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, _LORA_LAYERS)}
     tower = vision_tower(model) if freeze_vision else None
@@ -106,7 +108,60 @@ def lora_targets(model: nn.Module, target_modules: str | Sequence[str], *, freez
             f"`lora.target_modules` hits the vision tower ({some(inside_tower)}), but `freeze_vision` is on. Set "
             "`freeze_vision: false`, or `target_modules: language`."
         )
+    _refuse_shared(shared_weights(model, {name: layers[name] for name in hit}))
     return hit
+
+
+def shared_weights(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Those of some layers whose weight is another module's too, with that module's name: tied embeddings."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and not isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+            owners.setdefault(id(weight), []).append(name)
+    found = {}
+    for name, layer in layers.items():
+        others = [other for other in owners.get(id(layer.weight), []) if model.get_submodule(other) is not layer]
+        if others:
+            found[name] = others[0]
+    return found
+
+
+def adapted_tied_layers(model: PeftModel) -> dict[str, str]:
+    """The layers with adapters whose weight is another module's too, see :func:`shared_weights`. A trained copy
+    (``modules_to_save``) is none: it has a weight of its own."""
+    inner = {
+        name: module.get_base_layer() for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    }
+    layers = {name: layer for name, layer in inner.items() if isinstance(getattr(layer, "weight", None), nn.Parameter)}
+    found = shared_weights(model, layers)
+    return {_plain_name(name): _plain_name(other) for name, other in found.items()}
+
+
+def check_adapters(model: PeftModel) -> None:
+    """Refuse, with a ConfigError, adapters that cannot be trained here or would not survive a merge."""
+    for name in model.active_adapters:
+        config = model.peft_config[name]
+        if config.is_prompt_learning:
+            raise ConfigError(
+                f"{type(config).__name__} puts learned tokens before the prompt, which these trainers do not lay out. "
+                "Give adapters that change layers, such as peft.LoraConfig."
+            )
+    _refuse_shared(adapted_tied_layers(model))
+
+
+def _refuse_shared(shared: Mapping[str, str]) -> None:
+    for name, other in shared.items():
+        raise ConfigError(
+            f"adapters on {name} cannot be merged: it shares its weights with {other} (tied embeddings), so that a "
+            "merge would change both and give another model. Take it out of `target_modules`."
+        )
+
+
+def _plain_name(name: str) -> str:
+    """A layer's name without what PEFT puts around it."""
+    pieces = name.removeprefix("base_model.model.").split(".")
+    return ".".join(piece for piece in pieces if piece not in ("base_layer", "original_module"))
 
 
 def _matches(name: str, target_modules: str | Sequence[str]) -> bool:
@@ -265,7 +320,8 @@ def base_fingerprint(model: nn.Module, *, through: torch.dtype | None = None) ->
     """
     if getattr(getattr(model, "config", None), "quantization_config", None) is not None:
         return None
-    weights = (weight for name, weight in model.named_parameters() if ".lora_" not in name)
+    own = (".lora_", ".modules_to_save.")
+    weights = (weight for name, weight in model.named_parameters() if not any(part in name for part in own))
     return xxhash.xxh3_128("".join(sorted(_sample_hash(weight, through) for weight in weights)).encode()).hexdigest()
 
 

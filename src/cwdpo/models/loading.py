@@ -70,12 +70,23 @@ def load_policy(
         options["device_map"] = {"": PartialState().local_process_index}
     given = {name: value for name, value in options.items() if value is not None}
     model = _load_whole(source, config=config, dtype=dtype, trust_remote_code=trust_remote_code, **given)
-    for module in model.modules():  # the probabilities that no configuration names
-        if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout):
-            module.p = 0.0
+    silence_dropout(model)  # the probabilities that no configuration names
     if freeze_vision and not freeze_vision_tower(model):
         logger.warning("freeze_vision has no effect: no vision tower was found in %s", source)
     return model
+
+
+def silence_dropout(model: nn.Module) -> None:
+    """Set every dropout probability of a loaded model to 0, but those inside adapters, which their own configuration
+    names."""
+    for name, module in model.named_modules():
+        if "lora_dropout" in name:
+            continue
+        if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout):
+            module.p = 0.0
+        for key, value in vars(module).items():  # attention layers hand theirs to a function
+            if "dropout" in key and isinstance(value, float):
+                setattr(module, key, 0.0)
 
 
 def load_outline(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -20,6 +20,33 @@ def bare_model(model: nn.Module) -> PreTrainedModel:
     return bare
 
 
+class ModelLimits(NamedTuple):
+    """What no prompt or answer may go beyond; None where a model does not say."""
+
+    positions: int | None = None
+    """Tokens in a row."""
+
+    read: int | None = None
+    """Rows of the input embedding: token ids in a prompt are smaller."""
+
+    written: int | None = None
+    """Rows of the output head: token ids in an answer are smaller than these too."""
+
+
+def model_limits(model: nn.Module) -> ModelLimits:
+    """The limits of a model, with or without its weights, wrapped or not."""
+    bare = bare_model(model)
+    head = bare.get_output_embeddings()
+    linear = (part for part in head.modules() if isinstance(part, nn.Linear)) if head is not None else iter(())
+    tables = (part for part in bare.get_input_embeddings().modules() if isinstance(part, nn.Embedding))
+    read, written = next(tables, None), next(linear, None)  # inside their adapters, where they have some
+    return ModelLimits(
+        positions=getattr(bare.config.get_text_config(), "max_position_embeddings", None),
+        read=None if read is None else read.num_embeddings,
+        written=None if written is None else written.out_features,
+    )
+
+
 def vision_tower(model: nn.Module) -> nn.Module | None:
     """The module that encodes images, or None where transformers finds none. For Qwen-VL it holds the merger too."""
     bare = bare_model(model)

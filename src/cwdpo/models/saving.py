@@ -1,4 +1,4 @@
-"""Write checkpoints so that a good one is never lost, find whole ones, merge adapters, and restore weights exactly."""
+"""Write checkpoints so that a good one is never lost, find whole ones, and restore weights exactly."""
 
 import errno
 import logging
@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
@@ -20,25 +20,24 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.trainer_callback import TrainerState
 
 from cwdpo.errors import UserError
-from cwdpo.models.adapters import load_adapter, load_adapter_weights, named_base, read_base, write_base
-from cwdpo.models.loading import (
-    load_policy,
-    load_processor,
-    local_directory,
-    one_line,
-    refuse_other_weights,
-    reported_by_us,
-)
+from cwdpo.models.adapters import load_adapter_weights, write_base
+from cwdpo.models.loading import local_directory, one_line, refuse_other_weights, reported_by_us
 
 logger = logging.getLogger(__name__)
 
 
-def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixin, directory: str | Path) -> Path:
+def save_checkpoint(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    directory: str | Path,
+    *,
+    check: Callable[[Path], None] = lambda draft: None,
+) -> Path:
     """Write the model (or its adapters) and the processor into a directory, whole or not at all.
 
     They are written beside the target under another name, which is renamed at the end. If anything fails before, such
     as a full disk (a ``UserError``), a checkpoint that was there stays as it was, and what was half written is removed.
-    One process only.
+    The same happens where ``check``, which is given the files as they will be, raises. One process only.
     """
     target = Path(directory).expanduser().resolve()  # a link to a directory stays a link
     with _replacing(target) as draft:
@@ -46,45 +45,8 @@ def save_checkpoint(model: PreTrainedModel | PeftModel, processor: ProcessorMixi
         if isinstance(model, PeftModel):
             write_base(model, draft)
         processor.save_pretrained(str(draft))
+        check(draft)
     return target
-
-
-def merge_adapter(
-    checkpoint_dir: str | Path,
-    out_dir: str | Path,
-    *,
-    base: str | Path | None = None,
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
-    any_base: bool = False,
-) -> Path:
-    """Merge adapters into their base model and write a plain checkpoint with the same logits.
-
-    ``out_dir`` must be new or empty, and not lie in ``checkpoint_dir``. The ``base`` is by default the one that the
-    adapters name; ``any_base`` takes one that they were not trained on, as long as they fit. Where ``dtype`` has 16
-    bits, the merge rounds each weight once.
-    """
-    source, target = Path(checkpoint_dir), Path(out_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty; nothing is overwritten. Name a new directory.")
-    if not (source / "adapter_config.json").is_file():
-        raise UserError(
-            f"{source} has no adapter_config.json, so there is nothing to merge. Name the directory that holds the "
-            "adapters; a full checkpoint can be used as it is."
-        )
-    if target.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{target} lies in {source}, which the merged model is made from. Name a directory outside it.")
-    if base is not None and not any_base and not read_base(source):
-        logger.warning("%s does not say which weights it was trained on, so %s is not compared with them", source, base)
-    base = base or named_base(source)
-    model = load_policy(base, freeze_vision=False, trust_remote_code=trust_remote_code)  # compared as it was saved
-    if dtype != "auto":
-        model.to(getattr(torch, dtype))
-    adapted = load_adapter(model, source, trainable=False, any_base=any_base)
-    # transformers and PEFT write the tokenizer and the processor with the adapters, if they are given them
-    own_processor = any((source / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
-    processor = load_processor(source if own_processor else base, trust_remote_code=trust_remote_code)
-    return save_checkpoint(adapted.merge_and_unload(), processor, target)
 
 
 def restore_weights(model: nn.Module, directory: str | Path) -> None:

@@ -13,7 +13,7 @@ from transformers import IntervalStrategy, Trainer, TrainingArguments, get_sched
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cwdpo.config.checking import check_trainer_section
-from cwdpo.config.recipe import LoraConfig, Recipe
+from cwdpo.config.recipe import LoraConfig, ModelConfig, Recipe
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.data.check import CheckReport, Notice
 from cwdpo.data.encode import Encoder
@@ -23,7 +23,7 @@ from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.models.adapters import lora_targets
 from cwdpo.models.loading import load_outline, load_processor
-from cwdpo.models.parts import freeze_vision_tower, part_sizes
+from cwdpo.models.parts import freeze_vision_tower, model_limits, part_sizes
 from cwdpo.negatives.verify import load_judge
 from cwdpo.recipes.memory import ModelFacts, StepPlan
 from cwdpo.recipes.publishing import check_hub
@@ -136,6 +136,17 @@ def peek_at_images(rows: Iterable[Row]) -> None:
                 seen.add(image)
 
 
+def check_tokens(model: ModelConfig, rows: Sequence[Row]) -> None:
+    """Refuse, with a DataError, a row with a token that the model has no embedding for. The rows are looked at only
+    where the tokenizer has such a token at all."""
+    outline = load_outline(model.name_or_path, trust_remote_code=model.trust_remote_code)
+    processor = load_processor(model.name_or_path, trust_remote_code=model.trust_remote_code)
+    encoder = Encoder(processor, limits=model_limits(outline))
+    if encoder.can_exceed_model:
+        for row in rows:
+            encoder.check_tokens(row)
+
+
 def check_recipe(
     path: Path, check: Callable[[Path, Path | None, Encoder | None], CheckReport]
 ) -> tuple[CheckReport, ModelFacts, StepPlan]:
@@ -208,8 +219,7 @@ def read_model(
     freeze_vision_tower(outline)
     text = outline.config.get_text_config()
     processor = load_processor(model, trust_remote_code=trust_remote_code)
-    limit = getattr(text, "max_position_embeddings", None)
-    encoder = Encoder(processor, max_length=max_length, model_max_length=limit)
+    encoder = Encoder(processor, max_length=max_length, limits=model_limits(outline))
     targets = lora_targets(outline, target_modules)
     layers = dict(outline.named_modules())
     return encoder, {

@@ -4,14 +4,17 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from cwdpo import __version__
 from cwdpo.config.recipe import Recipe
+from cwdpo.data.chat_template import prompts_at
 from cwdpo.data.encode import EncodedMemory
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.errors import DataError
@@ -20,6 +23,7 @@ from cwdpo.recipes.evaluating import check_evaluation, evaluate_run, is_evaluate
 from cwdpo.recipes.preflight import (
     check_answers,
     check_settings,
+    check_tokens,
     peek_at_images,
     read_data,
     rows_of_stages,
@@ -41,6 +45,7 @@ def run_recipe(
     *,
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
+    on_start: Callable[[RunContext], None] = lambda context: None,
     on_evaluation: Progress = lambda what, done, total: None,
     reference: Path | None = None,
     encoded: EncodedMemory | None = None,
@@ -54,6 +59,7 @@ def run_recipe(
         callbacks: take part in every stage.
         reference: where the reference's log-probs are kept; runs on the same rows from one model may share them.
         encoded: rows that other runs have encoded with the same processor.
+        on_start: called on the first rank before the first stage, with what is known of the run.
         on_evaluation: called as the evaluation at the end goes on.
 
     Raises:
@@ -82,18 +88,25 @@ def run_recipe(
         recipe = with_measured_floor(run, recipe)
         if nothing_to_do(run, recipe) and is_evaluated(run, recipe):
             return run
+        time_of_prompts = prompt_time(run)
+        stack.enter_context(prompts_at(time_of_prompts))
+        if is_main():
+            check_tokens(recipe.model, [*rows, *(eval_rows or [])])
         context = RunContext(
             recipe=recipe,
             run=run,
             rows=rows,
             stage_rows=stage_rows,
             eval_rows=eval_rows,
+            time_of_prompts=time_of_prompts,
             probe_rows=choose_probe_rows(recipe, rows, eval_rows),
             engine=run_engine(recipe, run),
             callbacks=[*callbacks, wall_time],
             reference=reference or run.reference,
             encoded=encoded or EncodedMemory(),
         )
+        if is_main():
+            on_start(context)
         with closing(wall_time):
             for stage in recipe.stages:
                 if not run.is_finished(stage) and not is_complete(run, recipe):
@@ -108,6 +121,15 @@ def run_recipe(
             write_cards(run, hub_name=hub_name(recipe))
             publish(run, recipe)
         return run
+
+
+def prompt_time(run: RunDirectory) -> datetime:
+    """The time that a run's prompts print, where a chat template prints the date: when the run began, in every session
+    and on every rank."""
+    kept = run.kept("prompts").get("time")
+    now = datetime.now().replace(microsecond=0) if kept is None else datetime.fromisoformat(kept)
+    time: datetime = broadcast_object_list([now])[0]
+    return time
 
 
 class WallTime(TrainerCallback):

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +66,7 @@ class RunContext:
     """Those that each stage trains on."""
 
     eval_rows: Sequence[Row] | None
+    time_of_prompts: datetime
     probe_rows: Sequence[Row]
     """Those that probes ask about, the same in both stages."""
 
@@ -90,6 +92,7 @@ def train_stage(context: RunContext, stage: Stage) -> None:
         # not before: a start that failed leaves nothing to be in the way
         write_text(run.recipe, dump_recipe(recipe))
         keep_rows(run, recipe.data, context.rows, context.eval_rows)
+        run.keep("prompts", {"time": context.time_of_prompts.isoformat()})
     watchers = stage_callbacks(context, stage, trainer)
     trainer.remove_callback(PrinterCallback)  # our own report in its place
     for callback in watchers.ordered:

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from cwdpo.config.checking import build, problem_with
 from cwdpo.config.recipe import (
     CoolingConfig,
+    CoolingScales,
     DataConfig,
     EngineName,
     LossParameters,
@@ -27,6 +28,7 @@ from cwdpo.config.recipe import (
     check_loss,
 )
 from cwdpo.errors import ConfigError
+from cwdpo.trainers.trl_settings import TRLSettings
 
 _DECLARED: Mapping[str, tuple[type, str]] = {
     "max_length": (DataConfig, "max_length"),
@@ -34,7 +36,10 @@ _DECLARED: Mapping[str, tuple[type, str]] = {
     **{name: (Stage1Config, name) for name in ("objective", "penalty", "ceiling", "epsilon")},
     **{name: (Stage2Config, name) for name in ("beta", "loss", "reference", "reference_batch_size")},
     **{each.name: (LossParameters, each.name) for each in fields(LossParameters)},
-    **{f"cooling_{name}": (CoolingConfig, name) for name in ("floor", "temperature", "detach", "constant")},
+    **{
+        f"cooling_{name}": (CoolingConfig, name)
+        for name in ("floor", "temperature", "detach", "constant", "scales", "drop_below")
+    },
 }
 """Python's name of a setting: the recipe's section and key."""
 
@@ -118,6 +123,10 @@ class AnswerArguments(TrainingArguments):
                 "answers. Start with `torchrun --nproc-per-node N -m cwdpo train ...`, or set CUDA_VISIBLE_DEVICES=0."
             )
 
+    def loading_options(self) -> dict[str, Any]:
+        """How a model that is given by its name is loaded: options of :func:`cwdpo.models.loading.load_policy`."""
+        return {"dtype": "auto", "trust_remote_code": False}
+
 
 def argument_types() -> dict[str, Any]:
     """What both stages take, by name, with its declared type."""
@@ -146,9 +155,11 @@ class SmoothSFTConfig(AnswerArguments):
 
 
 @dataclass
-class CWDPOConfig(AnswerArguments):
-    """Settings of stage 2, see :class:`cwdpo.config.recipe.Stage2Config`."""
+class CWDPOConfig(TRLSettings, AnswerArguments):
+    """Settings of stage 2, see :class:`cwdpo.config.recipe.Stage2Config`; and those of TRL's ``DPOConfig``, see
+    :class:`cwdpo.trainers.trl_settings.TRLSettings`."""
 
+    learning_rate: float = field(default=1e-6, metadata={"help": "As in TRL; adapters take more, such as 5e-6."})
     beta: float = Stage2Config.beta
     loss: LossNames = field(default=Stage2Config.loss, metadata={"help": "A loss, or losses with weights."})
     robust_noise: float = LossParameters.robust_noise
@@ -166,6 +177,8 @@ class CWDPOConfig(AnswerArguments):
     cooling_constant: float | None = field(
         default=CoolingConfig.constant, metadata={"help": "One weight for every negative."}
     )
+    cooling_scales: CoolingScales = CoolingConfig.scales
+    cooling_drop_below: float = CoolingConfig.drop_below
     reference: ReferenceKind = Stage2Config.reference
     reference_batch_size: int | None = field(
         default=Stage2Config.reference_batch_size,
@@ -178,12 +191,22 @@ class CWDPOConfig(AnswerArguments):
     on_policy_dir: str | None = field(default=None, metadata={"help": "Default: output_dir/negatives."})
 
     def __post_init__(self) -> None:
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+        defaults = {each.name: each.default for each in fields(self)}
+        for name, value in self.translated().items():
+            now = getattr(self, name)
+            if now not in (defaults[name], value):
+                raise ConfigError(
+                    f"{name} is {now!r}, but TRL's settings beside it say {value!r}. Leave one of them out."
+                )
+            setattr(self, name, value)
         super().__post_init__()
         check_loss(self.loss, self.loss_parameters, self.reference)
 
     @property
-    def loss_weights(self) -> dict[PreferenceLoss, float]:
-        """The weight of each loss in the sum."""
+    def losses(self) -> dict[PreferenceLoss, float]:
+        """The losses of the sum with their weights."""
         return self.loss if isinstance(self.loss, dict) else {self.loss: 1.0}
 
     @property

@@ -9,10 +9,18 @@ from typing import Any, TypeAlias
 import datasets
 import torch
 from accelerate import Accelerator
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
+from transformers import (
+    BitsAndBytesConfig,
+    EvalPrediction,
+    PreTrainedModel,
+    ProcessorMixin,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from cwdpo.batch import Batch, Role
@@ -22,9 +30,10 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine, within_budget
 from cwdpo.engine.layout import parts_within, select_prompts
 from cwdpo.errors import ConfigError
-from cwdpo.models.loading import load_policy, load_processor
+from cwdpo.models.parts import model_limits
 from cwdpo.models.saving import last_checkpoint, no_partial_checkpoints, restore_weights
 from cwdpo.records import StepMetric
+from cwdpo.trainers.accepting import check_engine, check_trainable, refuse_collator, take_policy, take_processor
 from cwdpo.trainers.arguments import AnswerArguments
 from cwdpo.trainers.reference_pass import agree_on_engine
 from cwdpo.trainers.step_metrics import StepMetrics, TokenCount
@@ -69,33 +78,45 @@ class AnswerTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel | str,
+        model: PreTrainedModel | PeftModel | str | Path,
         args: AnswerArguments,
         *,
+        data_collator: object = None,
         train_dataset: Rows | None = None,
         eval_dataset: Rows | Mapping[str, Rows] | None = None,
         processing_class: ProcessorMixin | None = None,
-        peft_config: PeftConfig | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        tokenizer: ProcessorMixin | None = None,
         engine: Engine | None = None,
         encoded: EncodedMemory | None = None,
     ) -> None:
-        """Arguments are the Trainer's; an ``engine`` that others use too is checked once for all of them, and rows that
-        others have ``encoded`` with the same processor are not encoded again."""
-        if isinstance(model, str):
-            processing_class = processing_class or load_processor(model)
-            model = load_policy(model)
-        policy: Any = model
-        if processing_class is None:
-            raise ValueError("pass processing_class=AutoProcessor.from_pretrained(...): it turns rows into tensors.")
-        if peft_config is not None:
-            policy = get_peft_model(policy, peft_config)
+        """Arguments are the Trainer's and TRL's; a ConfigError names one of the wrong kind.
+
+        ``compute_metrics`` gets what :meth:`predict` gives; a ``data_collator`` is refused; ``tokenizer`` is an older
+        name of ``processing_class``. An ``engine`` that others use too is checked once for all of them, and rows that
+        others have ``encoded`` with the same processor are not encoded again.
+        """
+        refuse_collator(data_collator)
+        check_engine(engine)
+        rows = None if train_dataset is None else _as_rows(train_dataset, "train_dataset")
+        if rows is not None and not len(rows):
+            raise ConfigError("train_dataset has no rows. Give some, or leave it out to evaluate alone.")
+        evaluated = _by_name(eval_dataset, "eval_dataset")
+        loading = args.loading_options()
+        set_seed(args.seed)  # new adapters begin at random values
+        policy: Any = take_policy(model, peft_config, loading=loading, quantization_config=quantization_config)
+        if rows is not None:
+            check_trainable(policy)
+        processor = take_processor(processing_class, tokenizer, model, trust_remote_code=loading["trust_remote_code"])
         self.engine = within_budget(engine or make_engine(args.engine), args.max_tokens_per_batch)
         self.encoder = Encoder(
-            processing_class,
+            processor,
             max_length=args.max_length,
-            model_max_length=getattr(policy.config.get_text_config(), "max_position_embeddings", None),
+            limits=model_limits(policy),
             memory=encoded or EncodedMemory(),
         )
         self.collate = AnswerCollator(self.encoder, roles=self.roles, required=self.required, crops=self.crops)
@@ -108,9 +129,10 @@ class AnswerTrainer(Trainer):
             model=policy,
             args=args,
             data_collator=self.collate,  # type: ignore[arg-type]
-            train_dataset=None if train_dataset is None else _as_rows(train_dataset, "train_dataset"),
-            eval_dataset=_by_name(eval_dataset, "eval_dataset"),
-            processing_class=processing_class,
+            train_dataset=rows,
+            eval_dataset=evaluated,
+            processing_class=processor,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
         )
@@ -287,8 +309,8 @@ class AnswerTrainer(Trainer):
         Returns:
             ``predictions`` are ``(rows, 2)``, float32, in the order of the rows: a value of the chosen answer and the
             mean of the same value over the row's negatives, NaN where it has none. The value is lbar in stage 1 (nats
-            per token, of the gentle negative) and the reward in stage 2 (beta times the log-ratio). ``label_ids`` is
-            None, and ``metrics`` are those of an evaluation.
+            per token, of the gentle negative) and the reward in stage 2 (beta times the log-ratio). ``label_ids`` are
+            ``(rows,)`` zeros, int64: the column of the better answer. ``metrics`` are those of an evaluation.
         """
         rows = _as_rows(test_dataset, "test_dataset")
         self.prepare_evaluation(rows)
@@ -307,7 +329,11 @@ class AnswerTrainer(Trainer):
         batch: Any = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, values = self.compute_loss(model, batch, return_outputs=True)
-        return loss.detach(), None if prediction_loss_only else self._of_rows(batch, values), None
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        found = self._of_rows(batch, values)
+        # labels are what makes the Trainer call compute_metrics
+        return loss.detach(), found, torch.zeros(len(found), dtype=torch.int64, device=found.device)
 
     def evaluation_loop(
         self,

@@ -1,7 +1,7 @@
 """Stage 2 trainer. The Trainer owns the loop; this class answers one question: what does this batch cost?"""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,25 +9,27 @@ from typing import Any
 
 import torch
 from accelerate.utils import reduce, send_to_device
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import BitsAndBytesConfig, EvalPrediction, PreTrainedModel, ProcessorMixin, TrainerCallback
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, masked_mean
 from cwdpo.config.recipe import PreferenceLoss
-from cwdpo.cooling import cooling_weight, measure_floor
+from cwdpo.cooling import cooling_weight, measure_floor, pair_share
 from cwdpo.data.collate import RowDataset
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError
 from cwdpo.generation import Sampler
 from cwdpo.losses.preference import preference_loss, reward_margin
+from cwdpo.models.loading import silence_dropout
 from cwdpo.models.parts import fingerprint
 from cwdpo.negatives.verify import Judge
 from cwdpo.on_policy.callback import OnPolicy
 from cwdpo.records import StepMetric
 from cwdpo.reference import FrozenCopy, LiveReference, Reference, ReferenceCache, StartingAdapter
+from cwdpo.trainers.accepting import take_arguments, take_reference
 from cwdpo.trainers.arguments import CWDPOConfig
-from cwdpo.trainers.base import AnswerTrainer
+from cwdpo.trainers.base import AnswerTrainer, Rows
 from cwdpo.trainers.callbacks import ReferencePassCallback
 from cwdpo.trainers.pairs import PairPlaces, crop_of, mean_over_prompts, pair_up, read_pairs
 from cwdpo.trainers.reference_pass import Measured, ReferencePass
@@ -49,29 +51,52 @@ class CWDPOTrainer(AnswerTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel | str,
-        ref_model: PreTrainedModel | None = None,
+        model: PreTrainedModel | PeftModel | str | Path,
+        ref_model: PreTrainedModel | PeftModel | str | Path | None = None,
         args: CWDPOConfig | None = None,
+        data_collator: object = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | Mapping[str, Rows] | None = None,
+        processing_class: ProcessorMixin | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
         *,
         judge: Judge | None = None,
         sampler: Sampler | None = None,
         also_right: Sequence[Row] = (),
-        **trainer: Any,
+        **others: Any,
     ) -> None:
-        """Arguments are named as TRL's ``DPOTrainer`` names them.
+        """Arguments have the names and the order of TRL's ``DPOTrainer``.
 
         Args:
             model: the policy, or where to load it from.
-            ref_model: the reference; None for the policy as it is when training starts.
+            ref_model: the reference, or where to load it from; None for the policy as it is when training starts.
             args: settings.
+            data_collator: refused: only the trainer's own makes what the losses read.
+            train_dataset: rows, or records in any form that ``cwdpo check`` reads.
+            eval_dataset: the same, or several of them by name.
+            processing_class: the model's processor; None loads the one beside the model.
+            compute_metrics: called at each evaluation with what :meth:`predict` gives.
+            callbacks: added to the Trainer's own.
+            optimizers: an optimizer and a scheduler in place of those that ``args`` describe.
+            quantization_config: how to load a model that is given by its name.
+            peft_config: new adapters, which alone are trained.
             judge: verifies on-policy negatives, in place of the one that the settings name.
             sampler: draws on-policy negatives, in place of the policy.
             also_right: rows that this stage does not train on; a right answer in them is no negative either.
-            trainer: the other arguments of :class:`AnswerTrainer`: ``train_dataset``, ``eval_dataset``,
-                ``processing_class``, ``peft_config``, ``callbacks``, ``optimizers``, ``engine``.
+            others: ``tokenizer``, an older name of ``processing_class``; ``engine``, ``encoded``.
         """
         args = args or CWDPOConfig(output_dir="cw-dpo")
-        self.loss_weights: Mapping[PreferenceLoss, float] = args.loss_weights
+        args = take_arguments(args, CWDPOConfig, trainer="CWDPOTrainer")
+        if ref_model is not None and ref_model is model and not isinstance(model, str | Path):
+            raise ConfigError(
+                "ref_model is the model that is trained, so it would move with it. Leave ref_model out: the reference "
+                "is the model as it is when training starts."
+            )
+        self.loss_weights: Mapping[PreferenceLoss, float] = args.losses
         """The weight of each loss in the sum."""
         self._loss_settings: Mapping[str, float] = asdict(args.loss_parameters)
         self.crops = "image" in self.loss_weights
@@ -80,8 +105,26 @@ class CWDPOTrainer(AnswerTrainer):
                 "loss image compares two prompts, which max_tokens_per_batch would tear apart. Take it out, and lower "
                 "per_device_train_batch_size."
             )
-        super().__init__(model, args, **trainer)
-        self.ref_model: nn.Module | None = ref_model and nn.Module.to(ref_model, self.args.device)
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            **others,
+        )
+        if args.disable_dropout:
+            silence_dropout(self.model)
+        self.ref_model: nn.Module | None = None
+        if ref_model is not None:
+            loaded = take_reference(ref_model, loading=args.loading_options())
+            self.ref_model = nn.Module.to(loaded, self.args.device)
         self.floor: float | None = None
         """l_floor in nats per token, once it is measured."""
         self.reference: Reference | None = None
@@ -113,10 +156,12 @@ class CWDPOTrainer(AnswerTrainer):
         now, logratio, token_logratio = self._compare(model, batch)
         places = pair_up(batch)
         chosen, rejected = places.chosen, places.rejected
-        pairs = read_pairs(now, logratio, places, self._weight(now.mean[rejected]), token_logratio=token_logratio)
+        weight = self._weight(now.mean[rejected])
+        pairs = read_pairs(now, logratio, places, self._within_pairs(weight), token_logratio=token_logratio)
         if self.crops:
             pairs = pairs._replace(**self._under_crops(model, batch, places))
         losses = preference_loss(pairs, self.loss_weights, beta=self.args.beta, parameters=self._loss_parameters(step))
+        losses = losses * pair_share(weight, scales=self.args.cooling_scales, drop_below=self.args.cooling_drop_below)
         assert now.entropy is not None
         margin = self.args.beta * (logratio[chosen] - logratio[rejected])
         once = torch.unique_consecutive(chosen)
@@ -129,12 +174,12 @@ class CWDPOTrainer(AnswerTrainer):
             "logps/rejected": now.total[rejected],
             "logps_mean/chosen": now.mean[once],
             "logps_mean/rejected": now.mean[rejected],
-            "cooling": pairs.weight,
+            "cooling": weight,
             "entropy": masked_mean(now.entropy, now.mask)[once],
         }
         if model.training:
             if self.on_policy is not None:
-                metrics |= self.on_policy.observe(batch, rejected, pairs.weight)
+                metrics |= self.on_policy.observe(batch, rejected, weight)
             if self.running is not None:
                 self.running.add(pairs)
         # a prompt has one chosen answer, so these count the prompts
@@ -265,7 +310,8 @@ class CWDPOTrainer(AnswerTrainer):
                 here: Batch = send_to_device(batch, device)
                 now, logratio, _ = self._compare(self.model_wrapped, here)
                 places = pair_up(here)
-                pairs = read_pairs(now, logratio, places, self._weight(now.mean[places.rejected]))
+                weight = self._within_pairs(self._weight(now.mean[places.rejected]))
+                pairs = read_pairs(now, logratio, places, weight)
                 margins.append(reward_margin(pairs, beta=self.args.beta))
         values = torch.cat(margins)
         total, count = reduce(torch.stack([values.sum(), values.new_tensor(len(values))]), "sum").unbind()
@@ -280,6 +326,10 @@ class CWDPOTrainer(AnswerTrainer):
         weight = cooling_weight(rejected_mean, self.floor, temperature=self.args.cooling_temperature)
         # flowing, the gradient also pays for a lower weight by a likelier loser (TOY measurements in docs)
         return weight.detach() if self.args.cooling_detach else weight
+
+    def _within_pairs(self, weight: Tensor) -> Tensor:
+        """The weight of the rejected answers inside the losses: 1 where cooling scales the whole pair."""
+        return weight if self.args.cooling_scales == "rejected" else torch.ones_like(weight)
 
     def _evaluated(self) -> list[RowDataset]:
         sets = self.eval_dataset

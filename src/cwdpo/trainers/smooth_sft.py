@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from cwdpo.batch import Batch, Detail, Role, masked_mean
 from cwdpo.engine.layout import select_answers
 from cwdpo.losses import constrained_sft_loss, smoothed_nll, smoothed_sft_loss
 from cwdpo.records import StepMetric
+from cwdpo.trainers.accepting import take_arguments
 from cwdpo.trainers.arguments import SmoothSFTConfig
 from cwdpo.trainers.base import AnswerTrainer
 from cwdpo.trainers.steps import WHOLE, Step
@@ -31,7 +33,7 @@ class SmoothSFTTrainer(AnswerTrainer):
     args: SmoothSFTConfig
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel | str, args: SmoothSFTConfig | None = None, **trainer: Any
+        self, model: PreTrainedModel | PeftModel | str | Path, args: SmoothSFTConfig | None = None, **trainer: Any
     ) -> None:
         """Arguments are named as TRL names them.
 
@@ -39,9 +41,10 @@ class SmoothSFTTrainer(AnswerTrainer):
             model: the policy, or where to load it from.
             args: settings.
             trainer: the other arguments of :class:`AnswerTrainer`: ``train_dataset``, ``eval_dataset``,
-                ``processing_class``, ``peft_config``, ``callbacks``, ``optimizers``, ``engine``.
+                ``processing_class``, ``compute_metrics``, ``peft_config``, ``callbacks``, ``optimizers``, ``engine``.
         """
         args = args or SmoothSFTConfig(output_dir="smooth-sft")
+        args = take_arguments(args, SmoothSFTConfig, trainer="SmoothSFTTrainer")
         if args.objective == "plain":
             self.roles = (Role.CHOSEN,)
         super().__init__(model, args, **trainer)

@@ -18,6 +18,7 @@ from cwdpo.engine import make_engine
 from cwdpo.evaluation.audit.clues import MUCH, Pairs, Shortcut, Warned, percent
 from cwdpo.evaluation.intervals import Estimate
 from cwdpo.models.adapters import load_checkpoint
+from cwdpo.models.parts import model_limits
 from cwdpo.probes.measuring import undisturbed
 
 View: TypeAlias = Literal["its image", "no image", "a grey image", "another row's image"]
@@ -59,8 +60,7 @@ def measure_blind(
     """
     pairs = Pairs(rows)
     policy, processor = load_checkpoint(model)
-    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    encoder = Encoder(processor, model_max_length=limit)
+    encoder = Encoder(processor, limits=model_limits(policy))
     collate = AnswerCollator(encoder, roles=(Role.CHOSEN, Role.REJECTED))
     engine = make_engine()
     readings = []

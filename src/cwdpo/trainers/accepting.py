@@ -1,0 +1,175 @@
+"""What the trainers are made of: each argument is taken in any form that has one meaning, or refused in one line that
+says, with Python's names, what to write. Most refusals come before anything is loaded.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from cwdpo.engine import Engine
+from cwdpo.errors import ConfigError, UserError
+from cwdpo.models.adapters import check_adapters
+from cwdpo.models.loading import load_policy, load_processor
+
+_Arguments = TypeVar("_Arguments")
+
+
+def take_arguments(args: object, wanted: type[_Arguments], *, trainer: str) -> _Arguments:
+    """The trainer's settings, which must be of its own class: those of another have no meaning for its loss."""
+    if isinstance(args, wanted):
+        return args
+    raise ConfigError(
+        f"args is {_kind(args)}, but {trainer} takes a {wanted.__name__}. Write `from cwdpo import {wanted.__name__}` "
+        f"and args={wanted.__name__}(...); it has every setting of transformers.TrainingArguments."
+    )
+
+
+def take_policy(
+    model: object,
+    peft_config: object,
+    *,
+    loading: Mapping[str, Any],
+    quantization_config: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel | PeftModel:
+    """The model that is trained: loaded where ``model`` is a text or a path, and with new adapters where a
+    ``peft_config`` describes some. ``loading`` are options of
+    :func:`cwdpo.models.loading.load_policy`."""
+    if not isinstance(model, PreTrainedModel | PeftModel | str | Path):
+        advice = (
+            "Give the transformers model that is inside it."
+            if isinstance(model, nn.Module)
+            else 'Write model="Qwen/Qwen2.5-VL-3B-Instruct" (a hub name or a directory), or a model that you loaded.'
+        )
+        raise ConfigError(f"model is {_kind(model)}, and not a transformers model. {advice}")
+    adapters = None if peft_config is None else _peft_config_for(model, peft_config)
+    if isinstance(model, str | Path):
+        policy: Any = load_policy(model, **_with_quantization(loading, quantization_config))
+    else:
+        policy = model
+        if quantization_config is not None:
+            raise ConfigError(
+                "quantization_config is for loading, and model is loaded already. Give model as a text, or load it "
+                "with that configuration and leave quantization_config out."
+            )
+    if adapters is not None:
+        policy = get_peft_model(policy, adapters)
+    if isinstance(policy, PeftModel):
+        check_adapters(policy)
+    return policy  # type: ignore[no-any-return]
+
+
+def _peft_config_for(model: object, peft_config: object) -> PeftConfig:
+    if not isinstance(peft_config, PeftConfig):
+        raise ConfigError(
+            f"peft_config is {_kind(peft_config)}, and not a configuration of PEFT. Write "
+            "peft_config=peft.LoraConfig(r=16, lora_alpha=32, target_modules=...)."
+        )
+    if isinstance(model, PeftModel):
+        raise ConfigError(
+            "model is a PeftModel, and peft_config describes adapters too: they would be put into each other, and "
+            "saved without the model's own. Leave peft_config out to train the adapters that the model has, or give "
+            "the model without them (`model.merge_and_unload()` keeps what they learned)."
+        )
+    return peft_config
+
+
+def _with_quantization(loading: Mapping[str, Any], quantization: BitsAndBytesConfig | None) -> dict[str, Any]:
+    if quantization is None:
+        return dict(loading)
+    if "quantization" in loading:
+        raise ConfigError("quantization_config stands in model_init_kwargs too. Write it once.")
+    return {**loading, "quantization": quantization}
+
+
+def take_reference(ref_model: object, *, loading: Mapping[str, Any]) -> nn.Module:
+    """The reference: a model, loaded where a text or a path names it."""
+    if isinstance(ref_model, str | Path):
+        return load_policy(ref_model, **loading)
+    if not isinstance(ref_model, PreTrainedModel | PeftModel):
+        raise ConfigError(
+            f"ref_model is {_kind(ref_model)}, and not a transformers model. Give a model, its name or its directory; "
+            "or leave it out: the reference is then the model as it is when training starts."
+        )
+    return ref_model
+
+
+def take_processor(
+    processing_class: object, tokenizer: object, model: object, *, trust_remote_code: bool = False
+) -> ProcessorMixin:
+    """The processor: what is given, under its name of today or of older versions, or what lies beside the model."""
+    if processing_class is not None and tokenizer is not None and processing_class is not tokenizer:
+        raise ConfigError("processing_class and tokenizer are two names of one argument. Leave tokenizer out.")
+    given = tokenizer if processing_class is None else processing_class
+    if given is None:
+        return _processor_beside(model, trust_remote_code=trust_remote_code)
+    if isinstance(given, ProcessorMixin) and hasattr(given, "tokenizer") and hasattr(given, "image_processor"):
+        return given
+    what = " (a tokenizer, which does not read images)" if isinstance(given, PreTrainedTokenizerBase) else ""
+    raise ConfigError(
+        f"processing_class is {_kind(given)}{what}, and not a processor of a vision-language model. Write "
+        "processing_class=AutoProcessor.from_pretrained(...), or leave it out: it is loaded from the model's name."
+    )
+
+
+def _processor_beside(model: object, *, trust_remote_code: bool) -> ProcessorMixin:
+    config = getattr(model, "config", None)
+    name = model if isinstance(model, str | Path) else getattr(config, "name_or_path", None)
+    if name:
+        try:
+            return load_processor(name, trust_remote_code=trust_remote_code)
+        except UserError as error:
+            if isinstance(model, str | Path):
+                raise
+            raise ConfigError(f"no processing_class was given, and {error}") from error
+    raise ConfigError("pass processing_class=AutoProcessor.from_pretrained(...): it turns rows into tensors.")
+
+
+def check_trainable(policy: nn.Module) -> None:
+    """Refuse a model of which no weight would train."""
+    if any(weight.requires_grad for weight in policy.parameters()):
+        return
+    advice = (
+        "Load its adapters with PeftModel.from_pretrained(..., is_trainable=True)."
+        if isinstance(policy, PeftModel)
+        else "Write `model.requires_grad_(True)`, or give a peft_config."
+    )
+    raise ConfigError(f"no weight of the model trains: requires_grad is False in all of them. {advice}")
+
+
+def refuse_collator(data_collator: object) -> None:
+    """Batches of prompts with answers are what the losses read, so no other collator can make them."""
+    if data_collator is not None:
+        raise ConfigError(
+            f"data_collator is {_kind(data_collator)}, but the losses read batches of prompts with their answers, "
+            "which only the trainer's own collator makes. Leave it out, and change the rows instead "
+            "(`dataset.map`, or `dataset.with_transform`)."
+        )
+
+
+def check_engine(engine: object) -> None:
+    """An engine is an object; its name is a setting."""
+    if engine is not None and not (hasattr(engine, "logprobs") and hasattr(engine, "costs")):
+        raise ConfigError(
+            f"engine is {engine!r}, and not an {Engine.__name__}. Write its name into args: engine='tree'."
+        )
+
+
+def _kind(value: object) -> str:
+    """What something is, as messages call it.
+
+    Example:
+        >>> _kind(3), _kind(None), _kind(dict)
+        ('an int', 'None', 'the class dict')
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    package = type(value).__module__.split(".")[0]
+    name = name if package in ("builtins", "cwdpo", "__main__") else f"{package}.{name}"
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
