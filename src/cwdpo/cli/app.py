@@ -26,6 +26,7 @@ from cwdpo.cli import (
     negatives,
     probe,
     report,
+    schema,
     train,
 )
 from cwdpo.errors import UserError
@@ -122,6 +123,7 @@ app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("analyse")(analyse.analyse)
 app.command("merge")(merge.merge)
+app.command("schema")(schema.schema)
 app.command("bench")(bench.bench)
 app.add_typer(negatives.app, name="negatives")
 

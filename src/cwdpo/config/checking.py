@@ -98,7 +98,7 @@ def _built(
             whole = whole and ready[key] is not None
     for name, (field, hint) in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
-            note(path, f"'{prefix}{name}' is missing. Add it; it is {_describe(hint)}.")
+            note(path, f"'{prefix}{name}' is missing. Add it; it is {describe_type(hint)}.")
             whole = False
     if not whole:
         return None
@@ -126,7 +126,7 @@ def _explain(detail: ErrorDetails, value: object, hint: object, *, name: str = "
         advice = _as_section(section, value, hint, name)
     else:
         advice = _near_choice(value, _choices(_alternatives(hint)))
-    return f"is {shown(value)}, but must be {_describe(hint)}.{advice}"
+    return f"is {shown(value)}, but must be {describe_type(hint)}.{advice}"
 
 
 def _as_section(section: type, value: object, hint: object, name: str) -> str:
@@ -187,7 +187,7 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 10]}...{text[-7:]}"
 
 
-def _describe(hint: object) -> str:
+def describe_type(hint: object) -> str:
     """A type as messages call it, such as ``a whole number or null``."""
     return " or ".join(_describe_one(part) for part in _alternatives(hint))
 
@@ -224,6 +224,13 @@ _ELSEWHERE = {
     "max_length": "Write it in the section of the data: `data: {max_length: ...}`.",
     "resume_from_checkpoint": "Run `cwdpo train RECIPE --resume` instead.",
 }
+
+
+def set_elsewhere(key: str) -> bool:
+    """Whether a setting of the Trainer stands in another place of a recipe than its ``trainer`` sections."""
+    return key in _ELSEWHERE
+
+
 _FREE = ("fsdp",)  # settings that take more types than they are declared with
 _MUST_BE = {
     "per_device_train_batch_size": (1, "Write the number of rows in a step."),
@@ -289,10 +296,10 @@ def _wanted(value: object, kinds: Sequence[object]) -> str:
     """What a value must be that fits none of the types, and what may have been meant."""
     for kind in kinds:
         if get_origin(kind) is type(value):
-            return f"its values must be {_describe(get_args(kind)[-1])}."
+            return f"its values must be {describe_type(get_args(kind)[-1])}."
     choices = _choices(kinds)
     bare = value is False and "no" in choices
     advice = " YAML reads a bare no as false: write 'no', in quotes." if bare else _near_choice(value, choices)
     writable = (kind for kind in kinds if get_origin(kind) is not Annotated)  # only Python can make an instance
-    named = ("a list" if get_origin(kind) is list else _describe(kind) for kind in writable)
+    named = ("a list" if get_origin(kind) is list else describe_type(kind) for kind in writable)
     return f"must be {' or '.join(named)}.{advice}"

@@ -67,7 +67,11 @@ class QuantizationConfig:
     """Load the frozen base in 4 or 8 bits (QLoRA); needs ``lora`` and a GPU."""
 
     bits: Literal[4, 8] = 4
+    """Bits of a weight of the base."""
+
     quant_type: Literal["nf4", "fp4"] = "nf4"
+    """Kind of 4-bit number; ``nf4`` suits weights, which are spread like a normal distribution."""
+
     double: bool = True
     """Quantise the quantisation constants too."""
 
@@ -80,6 +84,8 @@ class ModelConfig:
     """A local directory or a hub name that ``AutoModelForImageTextToText`` loads."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights; ``auto`` is the checkpoint's own."""
+
     attn_implementation: str | None = None
     """``sdpa``, ``eager`` or ``flash_attention_2``; null leaves the choice to transformers."""
 
@@ -109,6 +115,8 @@ class DataConfig:
     """Files or directories of rows; relative paths resolve against the recipe file."""
 
     eval: str | None = None
+    """Held-out rows for probes and the Trainer's evaluation; null asks probes about training rows."""
+
     image_root: str | None = None
     """Where relative image paths start, and what they may not leave; by default the data file's own directory."""
 
@@ -124,6 +132,7 @@ class Stage1Config:
     """Smooth supervised fine-tuning with gentle negatives."""
 
     objective: Objective = "constrained"
+    """``constrained`` (the paper's hinge on gentle negatives), ``smoothed`` (label smoothing), or ``plain`` SFT."""
 
     penalty: Annotated[float, limit(at_least=0, advice="For plain SFT write `objective: plain`.")] = 0.1
     """lambda: weight of the gentle-negative term."""
@@ -249,6 +258,7 @@ class Stage2Config:
     loss_parameters: LossParameters = field(default_factory=LossParameters)
     cooling: CoolingConfig | None = field(default_factory=CoolingConfig)
     reference: ReferenceKind = "cached"
+    """``cached`` computes log pi_ref once and keeps it on disk; ``live`` runs the reference at every step."""
 
     reference_batch_size: Annotated[
         int | None, limit(at_least=1, advice="Write null for the evaluation batch size.")
@@ -285,6 +295,8 @@ class NegativesConfig:
     """Negatives of a prompt in a step, from both sources; null takes as many as the row has. The loss is their mean."""
 
     temperature: Annotated[float, limit(above=0, advice="Try 1.0.")] = 1.0
+    """Of sampling."""
+
     top_p: Annotated[float, limit(above=0, at_most=1, advice="Write 1.0 for all tokens.")] = 1.0
     """Sample from the smallest set of tokens with this probability only."""
 
@@ -420,6 +432,8 @@ class Recipe:
 
     probes: ProbesConfig | None = field(default_factory=ProbesConfig)
     engine: EngineName = "auto"
+    """``tree`` computes a prompt once for all its answers, ``plain`` one row an answer, ``auto`` tree where exact."""
+
     features: FeaturesConfig | None = field(default_factory=FeaturesConfig)
     evaluate: EvaluateConfig | None = None
     """What the run measures of its model at the end; null measures nothing."""
@@ -428,6 +442,8 @@ class Recipe:
     """Passed to ``TrainingArguments`` as it is."""
 
     seed: Annotated[int, limit(at_least=0, below=2**32, advice="Try 0.")] = 0
+    """Of everything random: the division of rows, their order, new adapters, samples."""
+
     output_dir: Annotated[str, not_empty("Write the directory to fill.")] = "runs/cwdpo"
     """The run directory; a relative path starts at the working directory."""
 
