@@ -15,6 +15,7 @@ from cwdpo.cli import (
     analyse,
     audit,
     bench,
+    chat,
     check,
     compare,
     demo,
@@ -116,6 +117,7 @@ app.command("check")(check.check)
 app.command("audit")(audit.audit)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("chat")(chat.chat)
 app.command("probe")(probe.probe)
 app.command("diagnose")(diagnose.diagnose)
 app.command("judge")(judge.judge)

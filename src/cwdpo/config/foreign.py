@@ -327,8 +327,8 @@ def _value(ours: str, key: str, value: Any, values: Mapping[str, Any]) -> Any:
     if ours == "stage2.reference":
         return _LEFT_OUT if value else "live"
     if ours in ("data.train", "data.eval"):
-        found = [name.strip() for part in (value if isinstance(value, list) else [value]) for name in part.split(",")]
-        return found if len(found) > 1 else found[0]
+        files = [name.strip() for part in (value if isinstance(value, list) else [value]) for name in part.split(",")]
+        return files if len(files) > 1 else files[0]
     return value
 
 

@@ -179,11 +179,11 @@ def _one_schema(part: Any, sections: dict[str, Any], bounds: Mapping[str, Any]) 
             **names,
             "additionalProperties": {} if values is Any else _type_schema(values, sections),
         }
-    assert is_dataclass(part), part
-    if part.__name__ not in sections:
-        sections[part.__name__] = {}  # its place, so that sections stand in the order in which they are met
-        sections[part.__name__] = _section_schema(part, sections)  # type: ignore[arg-type]
-    return {"$ref": f"#/$defs/{part.__name__}"}
+    name = str(part.__name__)
+    if name not in sections:
+        sections[name] = {}  # its place, so that sections stand in the order in which they are met
+        sections[name] = _section_schema(part, sections)
+    return {"$ref": f"#/$defs/{name}"}
 
 
 def _loose(hint: object) -> dict[str, Any]:

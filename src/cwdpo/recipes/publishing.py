@@ -12,7 +12,7 @@ from typing import Any
 from httpx2 import HTTPError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, yet not in its list
 
 from cwdpo.config.recipe import Recipe
 from cwdpo.errors import ConfigError, UserError

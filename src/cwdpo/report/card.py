@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, yet not in its list
 
 from cwdpo import __version__
 from cwdpo.config.recipe import CoolingConfig, Recipe, Stage2Config
@@ -54,7 +54,7 @@ def write_cards(run: RunDirectory, *, hub_name: str | None = None) -> list[Path]
 
     ``hub_name`` is where the last of them will be uploaded; without one the card's snippet runs in its directory.
     """
-    stages: list[Stage] = [stage for stage in ("stage1", "stage2") if run.is_finished(stage)]  # type: ignore[misc]
+    stages: list[Stage] = [stage for stage in ("stage1", "stage2") if run.is_finished(stage)]
     written = []
     for stage in stages:
         path = run.stage(stage) / FILE
