@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+import cwdpo.generation
 from cwdpo.data.rows import ImageSlot, Message, Row
+from cwdpo.decoding import decode
 from cwdpo.generation import generate_answers
 from cwdpo.models.adapters import add_lora
 from cwdpo.models.loading import load_policy, load_processor
@@ -60,20 +63,27 @@ def test_prompts_that_cannot_share_a_pass_are_answered_apart(tiny: Callable[[str
     assert generate_answers(model, processor, rows, max_new_tokens=6, temperature=1.0, seed=3) == drawn
 
 
+def test_an_answer_has_the_think_block_that_its_prompt_began(llava: tuple[Any, Any]) -> None:
+    model, processor = llava[0], copy.deepcopy(llava[1])
+    processor.chat_template = processor.chat_template.replace("ASSISTANT:", "ASSISTANT:<think>\n")
+    thinking = replace(ROWS[0], chosen="<think>Hm.</think>Red.")
+    found = generate_answers(model, processor, [thinking, ROWS[0]], max_new_tokens=4, warn_of_cut=False)
+    assert [text.startswith("<think>\n") for text in found] == [True, False]
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_special_tokens_are_never_sampled(
     tiny: Callable[[str], Path], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, processor = load_policy(tiny(name), dtype="float32"), load_processor(tiny(name))
     drawn: list[int] = []
-    generate = model.generate
 
-    def spy(**inputs: Any) -> torch.Tensor:
-        ids = generate(**inputs)
-        drawn.extend(ids[:, inputs["input_ids"].shape[1] :].flatten().tolist())
+    def spy(*args: Any, **kwargs: Any) -> torch.Tensor:
+        ids = decode(*args, **kwargs)
+        drawn.extend(ids.flatten().tolist())
         return ids
 
-    monkeypatch.setattr(model, "generate", spy)
+    monkeypatch.setattr(cwdpo.generation, "decode", spy)
     generate_answers(model, processor, ROWS[:1] * 64, max_new_tokens=20, temperature=1e4)  # as good as uniform
     tokenizer = processor.tokenizer
     special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}

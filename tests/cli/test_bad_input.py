@@ -83,9 +83,10 @@ BAD_DATA = {
     "missing image": (image(None), "2.png does not exist"),
     "empty image": (image(b""), "2.png is empty (0 bytes)"),
     "huge image": (huge, "has 314,572,800 bytes, more than the 268,435,456 allowed"),
-    "truncated image": (cut_short, "2.png is damaged or cut short"),
+    "truncated image": (cut_short, "2.png cannot be decoded"),
     "no image": (image(b"<html>not found</html>"), "2.png is not an image that Pillow can read"),
     "bomb": (image(png_that_claims(20_000, 20_000)), "2.png is too large"),
+    "long and thin": (image(png_that_claims(40_000, 2)), "more than the 32,768 allowed on a side"),
     "small bomb": (image(png_that_claims(10_000, 10_000)), "2.png is too large"),  # of which Pillow only warns
     "path out": (row(images=["../secret.png"]), "leaves the image root"),
     "link out": (link, "a link that leads out of the image root"),
@@ -132,6 +133,16 @@ def test_what_the_header_tells_is_told_before_a_model_is_loaded(name: str, train
     disc_data.write(tmp_path / "data", disc_data.records(8))
     BAD_DATA[name][0](tmp_path / "data")
     assert_message(train(), "train.jsonl:3: ")
+
+
+@pytest.mark.usefixtures("loads_nothing")
+def test_shapes_that_the_processor_refuses_stop_a_run_before_it_loads_a_model(
+    train: Train, tmp_path: Path, tiny: Callable[[str], Path]
+) -> None:
+    disc_data.write(tmp_path / "data", disc_data.records(8))
+    Image.new("RGB", (4, 900)).save(tmp_path / "data" / "2.png")
+    model = {"name_or_path": str(tiny("qwen2_vl"))}
+    assert_message(train(model=model), "train.jsonl:3: ", "refuses an image of 4 x 900 pixels: absolute aspect ratio")
 
 
 @pytest.mark.usefixtures("loads_nothing")

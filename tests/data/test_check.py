@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,54 @@ def test_long_rows_are_findings_with_their_counts(write_rows: WriteRows, process
     assert [(finding.source, finding.name) for finding in report.findings] == [(f"{path}:2", "too_long")]
     assert report.rows[1].longest > 80
     assert f"has {report.rows[1].longest} tokens" in report.findings[0].message
+
+
+def test_what_is_not_read_is_noted_once(write_rows: WriteRows) -> None:
+    own = {"gentle_edit": {"kind": "colour"}, "negative_sources": ["x"], "lbar": [-1.0], "ches": [0.0], "w_c": [0.5]}
+    turn = {"role": "user", "content": [{"type": "text", "text": "What?", "index": 0}], "timestamp": 3}
+    path = write_rows({**FLAT, **own, "score": 3}, {**FLAT, "prompt": [turn], "score": 4}, {**FLAT, "prompt": [turn]})
+    found = [(note.name, note.message.removeprefix(f"{path}:")) for note in check_rows(path).notes]
+    assert found[:3] == [
+        ("unread_column", "1: column `score` is not read, here and in other rows."),
+        ("unread_key", "2: the key `timestamp` of messages is not read, here and in other rows."),
+        ("unread_key", "2: the key `index` of messages is not read, here and in other rows."),
+    ]
+    assert [name for name, _ in found[3:]] == ["duplicate"] * 2
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["<img>", "</img>", "<image 1>", "<image_1>", "<|image_1|>", "<video>", "<|audio|>", "[IMG]", "<ImageHere>"],
+)
+def test_marks_of_other_programs_are_noted(tag: str, write_rows: WriteRows) -> None:
+    path = write_rows({**FLAT, "prompt": f"Look {tag} here"}, {**FLAT, "chosen": f"{tag} shows it"})
+    assert [(note.name, note.source) for note in check_rows(path).notes] == [("media_tag", f"{path}:1")]
+    assert tag in check_rows(path).notes[0].message
+
+
+def test_json_text_is_noted(write_rows: WriteRows) -> None:
+    said = json.dumps([{"role": "assistant", "content": "A cat."}])
+    path = write_rows({**FLAT, "chosen": said}, {**FLAT, "chosen": '{"animal": "cat"}'}, {**FLAT, "chosen": "[sic]"})
+    found = check_rows(path).notes
+    assert [(note.name, note.source) for note in found] == [("json_text", f"{path}:1"), ("json_text", f"{path}:2")]
+    assert "`chosen` is text that holds messages" in found[0].message
+    assert "as it stands" in found[1].message
+
+
+def test_a_check_without_a_model_loads_no_torch(write_rows: WriteRows) -> None:
+    path = write_rows(FLAT)
+    script = f"""
+import sys
+from cwdpo.cli.app import main
+sys.argv = ["cwdpo", "check", {str(path)!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print([name for name in ("torch", "transformers", "datasets", "pyarrow") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.rstrip().endswith("[]")
 
 
 def notes(path: Path, **options: Any) -> list[tuple[int, str]]:

@@ -150,7 +150,7 @@ def test_records_and_what_is_wrong_with_them() -> None:
     assert found[0][1].chosen == "A cat."
     with pytest.raises(DataError, match=r"eval_dataset\[1\]: `chosen` is empty"):
         found[1]
-    with pytest.raises(DataError, match=r"eval_dataset\[2\]: .* Pass image_root="):
+    with pytest.raises(DataError, match=r"eval_dataset\[2\]: .* or image_root="):
         found[2]
     with pytest.raises(IndexError):
         found[3]
@@ -159,7 +159,7 @@ def test_records_and_what_is_wrong_with_them() -> None:
 def test_streams_and_splits_are_refused() -> None:
     data = datasets.Dataset.from_list([TRL])
     for wrong in (data.to_iterable_dataset(), datasets.DatasetDict({"train": data}), iter([TRL])):
-        with pytest.raises(ConfigError, match=r"train_dataset is a .*Give one split"):
+        with pytest.raises(ConfigError, match=r"train_dataset is a .*Give one"):
             RowDataset(wrong)
 
 

@@ -7,16 +7,18 @@ import pytest
 from PIL import Image
 
 from cwdpo.data.formats import format_of, row_from_record, unread_columns
+from cwdpo.data.image_roots import ImageRoots
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import DataError
 
 ROOT = Path(__file__).parent.resolve()
+ROOTS = ImageRoots(ROOT)
 SLOT = ImageSlot()
 PICTURE = Image.new("RGB", (2, 2))
 
 
 def read(record: Any) -> Row:
-    return row_from_record(record, source="rows.jsonl:3", image_root=ROOT)
+    return row_from_record(record, source="rows.jsonl:3", roots=ROOTS)
 
 
 def refused(record: Any) -> str:
@@ -153,6 +155,8 @@ def test_images_that_are_already_there() -> None:
 
 FLAT = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
 TURN = {"role": "user", "content": "Hi"}
+OTHER = {"role": "user", "content": "Hello"}
+ANSWER = {"role": "assistant", "content": "a"}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +173,11 @@ TURN = {"role": "user", "content": "Hi"}
         ({**FLAT, "negatives": "x"}, "`negatives` must be a list"),
         ({**FLAT, "negatives": ["x", ""]}, "`negatives`[1] is empty"),
         ({**FLAT, "rejected": ["x", "y"]}, "list of 2 messages"),
-        ({**FLAT, "chosen": [TURN, {"role": "assistant", "content": "a"}]}, "Move the turns before it into `prompt`"),
+        ({**FLAT, "chosen": [OTHER, {"role": "assistant", "content": "a"}]}, "are not those of the prompt"),
+        (
+            {"chosen": [TURN, ANSWER], "rejected": [OTHER, ANSWER]},
+            "another conversation than the chosen one",
+        ),
         ({**FLAT, "chosen": [TURN]}, "`chosen` is a user message"),
         ({**FLAT, "chosen": "see <image>"}, "answers are text"),
         ({**FLAT, "chosen": {"role": "assistant", "content": [{"type": "image"}]}}, "answers are text"),
@@ -182,12 +190,11 @@ TURN = {"role": "user", "content": "Hi"}
         ({**FLAT, "prompt": [{"content": "x"}]}, "has no `role`"),
         (
             {**FLAT, "prompt": [{"role": "tool", "content": "x"}]},
-            "unknown role 'tool'. Write system, user or assistant",
+            "unknown role 'tool' (str). Write system, user or assistant",
         ),
         ({**FLAT, "prompt": [TURN, {"role": "assistant", "content": "x"}]}, "ends with a turn of role 'assistant'"),
         ({**FLAT, "prompt": [TURN, {"role": "system", "content": "x"}, TURN]}, "Put it first"),
         ({**FLAT, "prompt": [{"role": "user", "content": [{"type": "video"}]}]}, "type 'video'"),
-        ({**FLAT, "prompt": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]}, "row's `images`"),
         ({**FLAT, "prompt": [{"role": "user", "content": []}]}, "`prompt`[0] is empty"),
         ({**FLAT, "prompt": "<image> and <image>", "image": "a.png"}, "marks 2 images, but the row has 1"),
         ({**FLAT, "prompt": "<image> what?"}, "marks 1 image, but the row has 0"),
@@ -199,7 +206,7 @@ TURN = {"role": "user", "content": "Hi"}
         ({**FLAT, "image1": "a.png"}, "Did you mean `image`?"),
         ({**FLAT, "img": "a.png"}, "Did you mean `image`?"),
         ({**FLAT, "videos": ["a.mp4"]}, "`videos`, which is not supported"),
-        ({**FLAT, "id": 1.5}, "`id` is a float"),
+        ({**FLAT, "id": [1]}, "`id` is a list"),
         ({**FLAT, "kind": True}, "`kind` is a bool"),
         ({"conversations": [{"from": "human", "value": "x"}]}, "must end with the assistant's turn"),
         ({"conversations": [{"from": "human", "value": "x"}], "rejected": "b"}, "no `chosen`"),

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cwdpo.data import images
-from cwdpo.data.images import open_image, peek_image, random_crop, resolve_image
+from cwdpo.data.image_roots import ImageRoots
+from cwdpo.data.images import open_image, peek_image, random_crop
 from cwdpo.errors import DataError
 
 
@@ -31,7 +33,7 @@ def refused(image: Path | bytes | Image.Image) -> str:
 
 def escaped(name: str, root: Path | None) -> str:
     with pytest.raises(DataError) as caught:
-        resolve_image(name, root, source="rows.jsonl:7")
+        ImageRoots(root).find(name, source="rows.jsonl:7")
     return str(caught.value)
 
 
@@ -39,8 +41,8 @@ def test_relative_paths_start_at_the_root_and_not_at_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("/")
-    assert resolve_image("sub/../a.png", tmp_path, source="") == tmp_path.resolve() / "a.png"
-    assert resolve_image(str(tmp_path / "a.png"), tmp_path, source="") == tmp_path.resolve() / "a.png"
+    assert ImageRoots(tmp_path).find("sub/../a.png", source="") == tmp_path.resolve() / "a.png"
+    assert ImageRoots(tmp_path).find(str(tmp_path / "a.png"), source="") == tmp_path.resolve() / "a.png"
 
 
 def test_paths_that_leave_the_root(tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ def test_paths_that_leave_the_root(tmp_path: Path) -> None:
     assert "a link that leads out" in escaped("link.png", root)
     assert "a link that leads out" in escaped("up/secret.png", root)
     assert "--image-root" in escaped("link.png", root)
-    assert resolve_image("data/link.png", tmp_path, source="") == tmp_path.resolve() / "secret.png"
+    assert ImageRoots(tmp_path).find("data/link.png", source="") == tmp_path.resolve() / "secret.png"
 
 
 def test_a_sibling_directory_with_the_same_beginning_is_outside(tmp_path: Path) -> None:
@@ -64,9 +66,7 @@ def test_a_sibling_directory_with_the_same_beginning_is_outside(tmp_path: Path) 
     assert "outside" in escaped(str(tmp_path / "data2" / "a.png"), tmp_path / "data")
 
 
-@pytest.mark.parametrize(
-    "url", ["https://x.org/a.png", "data:image/png;base64," + "A" * 9999, "FILE:///etc/passwd", "zip://a.png::b.zip"]
-)
+@pytest.mark.parametrize("url", ["https://x.org/a.png", "data:image/png;base64," + "A" * 9999, "zip://a.png::b.zip"])
 def test_urls_are_refused(url: str, tmp_path: Path) -> None:
     message = escaped(url, tmp_path)
     assert "is a URL" in message
@@ -76,8 +76,8 @@ def test_urls_are_refused(url: str, tmp_path: Path) -> None:
 def test_empty_names_and_rows_without_a_directory(tmp_path: Path) -> None:
     assert "the image path is ''" in escaped("", tmp_path)
     assert "image path" in escaped("a\0b", tmp_path)
-    assert "Pass image_root=" in escaped("a.png", None)
-    assert resolve_image("/x/a.png", None, source="") == Path("/x/a.png")
+    assert "or image_root=" in escaped("a.png", None)
+    assert ImageRoots(None, anywhere=True).find("/x/a.png", source="") == Path("/x/a.png")
 
 
 def test_missing_empty_and_special_files(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_broken_files(tmp_path: Path) -> None:
         whole = encoded(noise, kind)
         path = tmp_path / f"cut.{kind}"
         path.write_bytes(whole[: len(whole) // 2])
-        assert re.search(r"damaged or cut short|not an image", refused(path)), kind
+        assert re.search(r"cannot be decoded|not an image", refused(path)), kind
         assert path.name in refused(path)
     assert "not an image" in refused(b"<html>404</html>")
 
@@ -119,6 +119,58 @@ def test_files_with_too_many_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (tmp_path / "a.png").write_bytes(encoded(Image.new("RGB", (9, 9))))
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 20)
     assert "more than the 20 allowed" in refused(tmp_path / "a.png")
+
+
+def with_texts(*, profile: bytes = b"", text: str = "", **options: object) -> bytes:
+    picture = Image.effect_noise((8, 4), 60).convert("RGB")
+    texts = PngInfo()
+    if text:
+        texts.add_itxt("XML:com.adobe.xmp", text, zip=True)
+    return encoded(picture, pnginfo=texts, icc_profile=profile, **options)
+
+
+def test_long_texts_and_profiles_of_png_files_are_no_damage() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for options in ({"text": "x" * 2_000_000}, {"profile": b"x" * 2_000_000}):
+        image = with_texts(**options, exif=exif)
+        assert peek_image(image, source="") == (8, 4)
+        assert open_image(image, source="").size == (4, 8), "its EXIF data still counts"
+    whole = with_texts(text="x" * 2_000_000)
+    assert "cannot be decoded" in refused(whole[: len(whole) - 60])
+
+
+def test_sides_have_a_bound_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    strip = encoded(Image.new("1", (images.MAX_SIDE + 1, 1)))
+    assert f"{images.MAX_SIDE + 1} x 1 pixels, more than the 32,768 allowed on a side" in refused(strip)
+    with pytest.raises(DataError, match="allowed on a side"):
+        peek_image(strip, source="")
+    assert open_image(encoded(Image.new("1", (1, images.MAX_SIDE))), source="").size == (1, images.MAX_SIDE)
+
+
+def test_errors_of_the_decoder_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no\nroom")
+
+    monkeypatch.setattr(Image, "open", fail)
+    assert "cannot be decoded (RuntimeError: no room)" in refused(b"x")
+
+
+def test_the_file_that_is_checked_is_the_file_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at its size and the reading, another file is put under the same name."""
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.new("RGB", (2, 3))))
+    (tmp_path / "b.png").write_bytes(encoded(Image.new("RGB", (9, 9))))
+    real = os.fstat
+
+    def then_swap(number: int) -> os.stat_result:
+        found = real(number)
+        if (tmp_path / "b.png").exists():
+            os.replace(tmp_path / "b.png", path)
+        return found
+
+    monkeypatch.setattr(os, "fstat", then_swap)
+    assert open_image(path, source="").size == (2, 3)
 
 
 def test_orientation_is_applied() -> None:

@@ -1,5 +1,6 @@
 """Files of rows: each kind read, each kind of damage named by file and line."""
 
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cwdpo.data.formats import row_from_record
+from cwdpo.data.image_roots import ImageRoots
 from cwdpo.data.images import open_image
 from cwdpo.data.reading import read_records, read_rows, split_rows
 from cwdpo.data.rows import Row
@@ -116,6 +119,65 @@ def test_datasets_directory(tmp_path: Path) -> None:
     assert "several splits. Give one of them:" in refused(tmp_path / "many")
 
 
+def test_compressed_files(tmp_path: Path) -> None:
+    for name, text in {"a.jsonl.gz": json.dumps(FLAT), "a.json.GZ": json.dumps([FLAT])}.items():
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+        assert [(row.chosen, row.source) for row in read_rows(tmp_path / name)] == [("a", f"{tmp_path / name}:1")]
+    whole = gzip.compress(json.dumps(FLAT).encode() * 99)
+    for damaged in (b"no gzip", whole[:40]):
+        (tmp_path / "a.jsonl.gz").write_bytes(damaged)
+        assert "not a whole gzip file" in first_error(tmp_path / "a.jsonl.gz")
+
+
+def test_tables(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    messages = json.dumps([{"role": "user", "content": "What, then?"}]).replace('"', '""')
+    lines = [
+        "\ufeff,prompt,chosen,rejected,images,id",
+        f'0,"{messages}","a, b",b,"[""a.png"", ""b.png""]",1',
+        '1,"two\nlines",None,,c.png,2',
+        "1,x",
+        "2,Hi,a,b,,3",
+    ]
+    path.write_text("\n".join(lines))
+    (first, _), (second, source), (short, _), (last, at) = read_records(path)
+    row = row_from_record(first, source="", roots=ImageRoots(tmp_path))
+    assert (row.prompt[0].parts[-1], row.chosen, row.id) == ("What, then?", "a, b", "1")
+    assert [image.name for image in row.images] == ["a.png", "b.png"]
+    assert second == {"prompt": "two\nlines", "chosen": "None", "images": "c.png", "id": "2"}
+    assert (source, at) == (f"{path}:3", f"{path}:6")
+    assert "5: 2 cells, but there are 6 columns" in str(short)
+    assert last["chosen"] == "a"
+    (tmp_path / "rows.tsv").write_text("prompt\tchosen\nHi\ta, b\n")
+    assert read_rows(tmp_path / "rows.tsv")[0].chosen == "a, b"
+    path.write_text("prompt,prompt\na,b\n")
+    assert ":1: the columns need names, each once" in refused(path)
+    path.write_bytes(b"prompt,chosen\na,\xff\n")
+    assert "not a table in UTF-8" in refused(path)
+    path.write_text('prompt,chosen\na,"' + "x" * 200_000 + '"\n')
+    assert len(read_rows(path)[0].chosen) == 200_000
+    path.write_text('prompt,chosen\na,"never closed\n')
+    assert "not a table" in refused(path)
+
+
+def test_patterns_and_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in (1, 0):
+        table = pa.Table.from_pylist([{**FLAT, "chosen": f"{number}", "image": "a.png"}])
+        pq.write_table(table, folder / f"train-0000{number}-of-00002.parquet")
+    (folder / "README.md").write_text("# Data")
+    for path in (folder, folder / "train-*.parquet", tmp_path / "d*" / "*.parquet"):
+        assert [row.chosen for row in read_rows(path)] == ["0", "1"]
+    assert read_rows(folder)[1].source == f"{folder}/train-00001-of-00002.parquet:1"
+    assert read_rows(folder / "train-*")[0].images == (folder.resolve() / "a.png",)
+    assert read_rows(tmp_path / "d*" / "*.parquet")[0].images == (tmp_path.resolve() / "a.png",)
+    pq.write_table(pa.Table.from_pylist([FLAT]), folder / "test-00000-of-00001.parquet")
+    assert f"several splits. Give one of them: {folder}/test-* or {folder}/train-*" in refused(folder)
+    (folder / "more.jsonl").touch()
+    assert f"several kinds. Name those that belong together: {folder}/*.jsonl or {folder}/*.parquet" in refused(folder)
+
+
 def test_broken_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     good = json.dumps(FLAT).encode()
@@ -175,7 +237,8 @@ def test_encodings(suffix: str, tmp_path: Path) -> None:
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "none.jsonl")
-    for name, message in [("empty.jsonl", "holds no row"), ("rows.csv", "'.csv' are not read"), ("rows", "'' are not")]:
+    empty = {"empty.jsonl": "holds no row", "rows.csv": "holds no row"}
+    for name, message in {**empty, "rows.txt": "'.txt' are not read", "rows": "'' are not"}.items():
         (tmp_path / name).touch()
         assert message in refused(tmp_path / name)
     (tmp_path / "blank.jsonl").write_text("\n\n")
@@ -184,6 +247,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "not a readable parquet file" in refused(tmp_path / "text.parquet")
     (tmp_path / "directory").mkdir()
     assert "save_to_disk" in refused(tmp_path / "directory")
+    assert "matches no file" in refused(tmp_path / "none-*.parquet")
+    name = tmp_path / "openbmb" / "RLAIF-V-Dataset"
+    assert "For the data set openbmb/RLAIF-V-Dataset of the Hugging Face hub, write hf:openbmb/RLAIF" in refused(name)
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert "not a file" in refused(tmp_path / "pipe.jsonl")
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -353,6 +354,12 @@ def test_sampling_from_a_server(server: ChatServer) -> None:
         assert (body["n"], body["temperature"], body["top_p"], body["max_tokens"]) == (2, 0.7, 0.9, 5)
         assert body.items() >= NEUTRAL.items()
     assert len({body["seed"] for body in server.chats()}) == 4
+
+
+def test_a_row_has_values_for_the_servers_template(server: ChatServer) -> None:
+    rows = [ROWS[0], replace(ROWS[1], template_kwargs={"enable_thinking": False})]
+    ServerSampler(client(server, concurrency=1)[0], Sampling()).sample(rows, seed=0)
+    assert [body.get("chat_template_kwargs") for body in server.chats()] == [None, {"enable_thinking": False}]
 
 
 def test_prompts_without_an_answer_are_counted(server: ChatServer, caplog: pytest.LogCaptureFixture) -> None:

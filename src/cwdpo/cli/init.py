@@ -104,7 +104,7 @@ def _files_of(foreign: "Translated | None") -> list[str]:
         if not Path(file).exists():
             raise ConfigError(
                 f"the {foreign.tool} configuration trains on {file!r}, which is not a file here. Give the file or "
-                "directory of the rows: cwdpo init DATA --from ..."
+                "directory of the rows, or hf:owner/name for the hub's: cwdpo init DATA --from ..."
             )
     return files
 

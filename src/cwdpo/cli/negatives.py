@@ -379,9 +379,9 @@ def _print_coverage(coverage: "Coverage", console: Console) -> None:
 
 def _note_image_root(data: Path, out: Path, image_root: Path | None) -> None:
     """Relative image paths start at the file's own directory, which may now be another."""
-    from cwdpo.data.reading import resolve_root
+    from cwdpo.data.sources import resolve_root
 
-    root = resolve_root(data, image_root).resolve()
-    if root != out.parent.resolve():
+    root = resolve_root(data, image_root).start
+    if root is not None and root != out.parent.resolve():
         note = f"note: image paths in {out} start at {root}. Give --image-root (data.image_root) {root}."
         print(note, file=sys.stderr)

@@ -106,7 +106,7 @@ def run_cells(
     """Do the runs of one world and seed, one after another, in this process."""
     made = _world(grid, out, group[0])
     measure: Measure = load_function(grid.measure, setting="measure", advice="Write module:function.")
-    encoded = EncodedMemory()
+    encoded: dict[object, EncodedMemory] = {}
     for cell in group:
         if deadline is not None and time.time() > deadline:
             return
@@ -119,7 +119,9 @@ def run_cells(
             continue
         began = time.process_time()
         start = Path(recipe.model.name_or_path)
-        model = start if cell.method == START else _train(recipe, world_directory(out, group[0]), encoded)
+        model = (
+            start if cell.method == START else _train(recipe, world_directory(out, group[0]), _shared(encoded, recipe))
+        )
         trained = time.process_time()
         if recipe.data.eval is None:
             raise ConfigError("nothing to measure on: name held-out rows in the recipe's data.eval.")
@@ -178,6 +180,12 @@ def _train(recipe: Recipe, world: Path, encoded: EncodedMemory) -> Path:
     reference = world / "reference" if recipe.stage1 is None else None
     run = run_recipe(recipe, resume=begun, reference=reference, encoded=encoded)
     return run.stage("stage2" if recipe.stage2 is not None else "stage1")
+
+
+def _shared(encoded: dict[object, EncodedMemory], recipe: Recipe) -> EncodedMemory:
+    """What was encoded by the same processor with the same limits."""
+    data = recipe.data
+    return encoded.setdefault((recipe.model.name_or_path, data.min_pixels, data.max_pixels), EncodedMemory())
 
 
 def _check_same(file: Path, mark: str) -> None:

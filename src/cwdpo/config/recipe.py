@@ -4,8 +4,10 @@ A setting, its default, its limits and its unit stand here and nowhere else; the
 here. No torch, so that ``cwdpo --help`` is instant.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import AfterValidator, model_validator
@@ -112,19 +114,33 @@ class DataConfig:
     """Which rows are trained on."""
 
     train: Annotated[str | list[str], not_empty("Write the path of a JSONL file of preferences.")]
-    """Files or directories of rows; relative paths resolve against the recipe file."""
+    """Files, patterns or directories of rows, or ``hf:owner/name:split``; relative paths start at the recipe file."""
 
     eval: str | None = None
     """Held-out rows for probes and the Trainer's evaluation; null asks probes about training rows."""
 
-    image_root: str | None = None
-    """Where relative image paths start, and what they may not leave; by default the data file's own directory."""
+    image_root: str | list[str] | None = None
+    """Where relative image paths start, by default the data file's own directory. No other directory is read from; of
+    several, names start at the first, and all may be read."""
 
     stage1_fraction: Annotated[float, limit(above=0, at_most=1, advice="To skip a stage, leave it out.")] = 0.75
     """Share of the training rows that stage 1 sees; stage 2 sees the others (the paper's 75/25)."""
 
     max_length: Annotated[int | None, limit(at_least=2, advice="Write null for the model's own limit.")] = None
     """Most tokens in prompt and answer together; a longer row stops the run. Null takes the model's own limit."""
+
+    min_pixels: Annotated[int | None, limit(at_least=1, advice="Write null for the processor's own limit.")] = None
+    """Fewest pixels that the processor enlarges an image to; of processors with such limits, as Qwen-VL's."""
+
+    max_pixels: Annotated[int | None, limit(at_least=1, advice="Write null for the processor's own limit.")] = None
+    """Most pixels that it leaves an image; each 28 x 28 pixels are one token for Qwen2.5-VL, 32 x 32 for Qwen3-VL."""
+
+    @property
+    def image_root_path(self) -> Path | None:
+        """``image_root`` as ``--image-root`` has it: several as in ``PATH``."""
+        if self.image_root is None or isinstance(self.image_root, str):
+            return None if self.image_root is None else Path(self.image_root)
+        return Path(os.pathsep.join(self.image_root))
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -349,8 +365,12 @@ class NegativesConfig:
 class ProbesConfig:
     """Held-out answers that are measured while the model learns. ``probes: null`` measures none."""
 
-    rows: Annotated[int, limit(at_least=1, advice="To read nothing write `probes: null`.")] = 32
-    """Rows in the probe set: of ``data.eval`` where there is one, else of the training rows."""
+    rows: Annotated[
+        int | Literal["auto"], limit(at_least=1, advice="To read nothing write `probes: null`, or auto.")
+    ] = "auto"
+    """Rows in the probe set: of ``data.eval`` where there is one, else of the training rows. ``auto``: from 4 in a
+    short run to 32 in a long one, a quarter of them or more under other images and answered by the model itself, such
+    that all this is a tenth of the run's work. A number asks everything of so many rows."""
 
     every: Annotated[
         int | Literal["auto"],
@@ -383,12 +403,19 @@ class FeaturesConfig:
     whether it was. ``features: null`` encodes every image at every step.
     """
 
-    memory_mb: Annotated[int, limit(at_least=0, advice="Write `features: null` for none.")] = 1024
-    """Most megabytes of main memory in each process; the longest unused go first. An image has its number of tokens
-    times the language model's hidden size values: 4 MB for 1,024 tokens of a 3B model in bfloat16."""
+    memory_mb: Annotated[
+        int | Literal["auto"], limit(at_least=0, advice="Write `features: null` for none, or auto.")
+    ] = "auto"
+    """Most megabytes of main memory in each process, which the images that come first fill; ``auto``: a quarter of what
+    is free, divided among the machine's processes. An image has its number of tokens times the language model's hidden
+    size values: 4 MB for 1,024 tokens of a 3B model in bfloat16."""
 
-    disk_mb: Annotated[int, limit(at_least=0, advice="Write 0 to keep none on disk.")] = 0
-    """Most megabytes in the run directory's ``features/``, for what memory does not hold and for ``--resume``."""
+    disk_mb: Annotated[int | Literal["auto"], limit(at_least=0, advice="Write 0 to keep none on disk, or auto.")] = (
+        "auto"
+    )
+    """Most megabytes in the run directory's ``features/``, for what memory does not hold and for ``--resume``.
+    ``auto``: what all images need, where memory does not hold them and they fit into a quarter of the free disk; the
+    files are removed when the run ends."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

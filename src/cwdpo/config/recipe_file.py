@@ -18,6 +18,9 @@ from cwdpo.records import RunDirectory
 
 logger = logging.getLogger(__name__)
 
+HUB = "hf:"
+"""Begins the name of a data set on the Hugging Face hub, which is no path."""
+
 _LARGEST = 1_000_000  # bytes; a model or a data file given by mistake should not be parsed first
 _MODEL: KeyPath = ("model", "name_or_path")
 _PATHS: tuple[KeyPath, ...] = (
@@ -315,4 +318,6 @@ def _resolved(path: KeyPath, value: Any, base: Path) -> Any:
 def _absolute(value: object, base: Path) -> object:
     if isinstance(value, list):
         return [_absolute(item, base) for item in value]
-    return str(base / Path(value).expanduser()) if isinstance(value, str) and value else value
+    if not isinstance(value, str) or not value or value.startswith(HUB):
+        return value
+    return str(base / Path(value).expanduser())

@@ -6,6 +6,7 @@ clock (``strftime_now``). It stands still here, see :func:`prompts_at`. Template
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +19,25 @@ from typing import Any, NamedTuple
 import jinja2
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from cwdpo.data.rows import Message, Row
+from cwdpo.data.rows import Message, Row, join_reasoning, split_reasoning
 from cwdpo.errors import ConfigError, DataError
 
+logger = logging.getLogger(__name__)
+
 _PROBE = "cwdpo-probe"
+_THOUGHT = "cwdpo-thought"
 _PRINTED_PART = re.compile(r"""['"]type['"]\s*:\s*['"]text['"]""")
 _REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
 """What a template raises for a conversation that it does not take."""
+
+
+_OPENING = re.compile(r"<think>\s*\Z")
+_TAGS = ("<think>", "</think>")
+
+
+def _closing(opening: str) -> str:
+    """How a think block ends that begins so: on lines of its own, as Qwen and DeepSeek write it, or in line (GLM)."""
+    return "\n</think>\n\n" if opening.endswith("\n") else "</think>\n"
 
 
 class Frame(NamedTuple):
@@ -39,6 +52,18 @@ class Frame(NamedTuple):
 
     tail: str
     """All text after an answer."""
+
+    thinks: bool = False
+    """Whether answers have a think block, be it an empty one. Part of it may be the prompt's, see ``opening``."""
+
+    drops: bool = False
+    """Whether the template drops think blocks, so that they are written here."""
+
+    @property
+    def opening(self) -> str:
+        """The begin of a think block with which the prompt ends, and the answer goes on; empty where there is none."""
+        found = _OPENING.search(self.prompt) if self.thinks else None
+        return found.group() if found else ""
 
 
 _clock: ContextVar[datetime | None] = ContextVar("cwdpo_prompts_at", default=None)
@@ -116,7 +141,9 @@ class ChatTemplate:
         self.time = _clock.get() or _first_prompt()
         """What it prints where it prints the date."""
 
-        self._template = with_fixed_clock(_default_template(processor), self.time)
+        template = _default_template(processor)
+        self._names = {text for _, kind, text in jinja2.Environment().lex(template) if kind == "name"}
+        self._template = with_fixed_clock(template, self.time)
         self.control_tokens = _control_tokens(processor)
         """Texts that the tokenizer turns into tokens with a meaning of their own."""
 
@@ -127,44 +154,98 @@ class ChatTemplate:
                 "the chat template leaves out what the user says, given as text or as parts. "
                 "Use the chat template that the model was published with."
             )
+        self._warned: set[str] = set()
+        self._takes_reasoning = self._shows_reasoning()
 
     def frame(self, row: Row) -> Frame:
-        """Render a row's prompt, which must be the same when an answer follows."""
+        """Render a row's prompt, which must be the same when an answer follows.
+
+        If one of the row's answers begins with a think block, all go on from where the model would begin to think.
+        """
+        self._check_reasoning_key(row)
+        for name in self.unread_kwargs(row):
+            if name not in self._warned:
+                self._warned.add(name)
+                logger.warning("%s: the chat template does not read `%s`, here and in other rows", row.source, name)
         for message in row.prompt:
             for part in message.parts:
                 if isinstance(part, str):
                     self.check_plain(part, f"a {message.role} turn of the prompt", row.source)
-        prompt, whole = self._render(row), self._render(row, _PROBE)
-        if not whole.startswith(prompt):
+        prompt, thinks = self._render(row), row.thinks
+        whole = self._render(row, _PROBE, reasoning=_THOUGHT if thinks else None)
+        opening = _OPENING.search(prompt)
+        drops = thinks and _THOUGHT not in whole
+        if not whole.startswith(prompt) and opening is not None:
+            # the model always thinks, and the template keeps no thoughts of turns that are over
+            drops, before = True, prompt[: opening.start()]
+        else:
+            before = prompt
+        if not whole.startswith(before):
             raise DataError(
                 f"{row.source}: the chat template writes the prompt in another way when an answer follows, so the "
                 "model would be trained on prompts that it never meets. Use the template the model was published with."
             )
-        lead, found, tail = whole[len(prompt) :].partition(_PROBE)
-        if not found or _PROBE in tail:
+        lead, found, tail = whole[len(before) :].rpartition(_PROBE)
+        if not found or _PROBE in lead:
             raise DataError(
                 f"{row.source}: the chat template does not write the assistant's answer once after the prompt. "
                 "Use the template the model was published with."
             )
+        if thinks:
+            return Frame(prompt, lead if drops and not lead.strip() else "", tail, thinks=True, drops=drops)
+        if drops and opening is not None:
+            return Frame(prompt + _closing(opening.group()), "", tail, drops=True)
         return Frame(prompt + lead, "", tail) if lead.strip() else Frame(prompt, lead, tail)
 
     def answer(self, row: Row, frame: Frame, text: str) -> tuple[str, bool]:
         """Text of an answer as the template writes it through the token that ends the turn, and whether there is one.
 
-        Only the space around the answer may change. What follows that token, or else the answer, is left out.
+        Only the space around the answer, and around the reasoning that it begins with, may change. What follows that
+        token, or else the answer, is left out.
         """
         self.check_plain(text, "an answer", row.source)
-        whole = self._render(row, text)
+        reasoning, rest = split_reasoning(text) if frame.thinks else (None, text)
+        if frame.drops:
+            body = rest
+            if frame.opening:
+                body = (reasoning or "").strip() + _closing(frame.opening) + rest.strip()
+            elif reasoning is not None:
+                body = text.strip()
+        else:
+            body = self._body(row, frame, text, reasoning, rest)
+        space = len(frame.tail) - len(frame.tail.lstrip())
+        stop = self._control.match(frame.tail, space)
+        return frame.lead + body + (frame.tail[: stop.end()] if stop else ""), stop is not None
+
+    def _body(self, row: Row, frame: Frame, text: str, reasoning: str | None, rest: str) -> str:
+        """What the template makes of an answer's text."""
+        if frame.thinks and self._takes_reasoning:
+            whole = self._render(row, rest, reasoning=reasoning or "")
+        else:
+            whole = self._render(row, text)
         before, end = frame.prompt + frame.lead, len(whole) - len(frame.tail)
         body = whole[len(before) : end]
-        if not whole.startswith(before) or whole[end:] != frame.tail or body.strip() != text.strip():
+        same = body.strip() == text.strip()
+        if frame.thinks:
+            thought, said = split_reasoning(frame.opening + body)
+            same = ((thought or "").strip(), said.strip()) == ((reasoning or "").strip(), rest.strip())
+        if not whole.startswith(before) or whole[end:] != frame.tail or not same:
             raise DataError(
                 f"{row.source}: the chat template rewrites the answer {_short(text)}. Take out what it acts on "
                 "(`</think>`, say), or use the template the model was published with."
             )
-        space = len(frame.tail) - len(frame.tail.lstrip())
-        stop = self._control.match(frame.tail, space)
-        return frame.lead + body + (frame.tail[: stop.end()] if stop else ""), stop is not None
+        return body
+
+    def unread_kwargs(self, row: Row) -> list[str]:
+        """The row's ``chat_template_kwargs`` that the template does not read, so that they have no effect."""
+        return [name for name in row.template_kwargs if name not in self._names]
+
+    def _check_reasoning_key(self, row: Row) -> None:
+        if row.has_reasoning and not self._takes_reasoning and "think" not in self._template:
+            raise DataError(
+                f"{row.source}: a message has `reasoning_content`, which this model's chat template does not take. "
+                "Take the key out, or write the reasoning into the text."
+            )
 
     def check_plain(self, text: str, what: str, source: str) -> None:
         """Refuse text that the tokenizer would read as a control token, such as an end of turn or an image."""
@@ -174,35 +255,61 @@ class ChatTemplate:
                 f"text: {_short(text)}. Take it out, or write it in another way."
             )
 
-    def _render(self, row: Row, answer: str | None = None) -> str:
-        """The prompt, ready for an answer, or with one."""
+    def _render(self, row: Row, answer: str | None = None, *, reasoning: str | None = None) -> str:
+        """The prompt, ready for an answer, or with one and the reasoning before it."""
         messages = [self._message(message, row) for message in row.prompt]
         if answer is not None:
-            content = [{"type": "text", "text": answer}] if self._takes_parts else answer
-            messages.append({"role": "assistant", "content": content})
+            if reasoning is not None and not self._takes_reasoning:
+                answer, reasoning = join_reasoning(reasoning, answer), None
+            messages.append(self._assistant(answer, reasoning))
+        kwargs = {name: value for name, value in row.template_kwargs.items() if name in self._names}
         try:
-            return self._apply(messages, add_generation_prompt=answer is None)
+            return self._apply(messages, add_generation_prompt=answer is None, **kwargs)
         except _REFUSALS as problem:
             raise DataError(
                 f"{row.source}: the chat template refuses this conversation: {problem}. Give it the roles it expects."
             ) from problem
 
-    def _apply(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+    def _apply(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **kwargs: Any) -> str:
         return self._processor.apply_chat_template(
-            messages, chat_template=self._template, tokenize=False, add_generation_prompt=add_generation_prompt
+            messages,
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **kwargs,
         )
 
     def _message(self, message: Message, row: Row) -> dict[str, Any]:
-        texts = [part for part in message.parts if isinstance(part, str)]
+        """A turn of the prompt. A think block at the begin of an assistant's text is reasoning as well."""
+        parts, reasoning = message.parts, message.reasoning
+        if message.role == "assistant" and reasoning is None and self._takes_reasoning and isinstance(parts[0], str):
+            reasoning, text = split_reasoning(parts[0])
+            parts = (text, *parts[1:])
+        thought = {} if reasoning is None else {"reasoning_content": reasoning}
         if self._takes_parts:
-            parts = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in message.parts]
-            return {"role": message.role, "content": parts}
-        if len(texts) != len(message.parts):
+            content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in parts]
+            return {"role": message.role, "content": content, **thought}
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) != len(parts):
             raise DataError(
                 f"{row.source}: the row has images, but the chat template takes text alone and has no place for them. "
                 "Use the template the model was published with."
             )
-        return {"role": message.role, "content": "".join(texts)}
+        return {"role": message.role, "content": "".join(texts), **thought}
+
+    def _assistant(self, text: str, reasoning: str | None) -> dict[str, Any]:
+        content = [{"type": "text", "text": text}] if self._takes_parts else text
+        thought = {} if reasoning is None else {"reasoning_content": reasoning}
+        return {"role": "assistant", "content": content, **thought}
+
+    def _shows_reasoning(self) -> bool:
+        """Whether the template writes an answer's ``reasoning_content``, once."""
+        content = [{"type": "text", "text": _PROBE}] if self._takes_parts else _PROBE
+        messages = [{"role": "user", "content": content}, self._assistant(_PROBE, _THOUGHT)]
+        try:
+            return self._apply(messages, add_generation_prompt=False).count(_THOUGHT) == 1
+        except _REFUSALS:
+            return False
 
     def _shows(self, content: str | list[dict[str, str]]) -> bool:
         """Whether the template writes this content of a user's turn, and not its Python form."""
@@ -233,7 +340,8 @@ def _control_tokens(processor: ProcessorMixin) -> list[str]:
     found = {str(token) for token in tokenizer.all_special_tokens}
     found |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     found |= {str(getattr(processor, f"{kind}_token", None) or "") for kind in ("image", "video", "audio")}
-    return sorted(found - {""}, key=lambda token: (-len(token), token))
+    found -= {"", *_TAGS}  # models write these themselves
+    return sorted(found, key=lambda token: (-len(token), token))
 
 
 def _short(text: str) -> str:

@@ -1,19 +1,36 @@
 """Preflight without GPU or weights: read every row, open its images, count its tokens; estimate a step's memory."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from cwdpo.data.encode import Encoder
 from cwdpo.data.formats import format_of, row_from_record, unread_columns
-from cwdpo.data.images import open_image
-from cwdpo.data.reading import Record, read_records, resolve_root
+from cwdpo.data.image_roots import GivenRoots, ImageRoots
+from cwdpo.data.images import open_image, shorten
+from cwdpo.data.messages import is_json, metadata_keys, parse_messages
+from cwdpo.data.reading import Record, read_records
 from cwdpo.data.rows import Row
+from cwdpo.data.sources import resolve_root
 from cwdpo.errors import DataError
+
+if TYPE_CHECKING:  # it loads torch, which a check of the data alone does not need
+    from cwdpo.data.encode import Encoder
+
+_MEDIA_TAG = re.compile(
+    r"</?(?:img|image|video|audio|picture|vision)\b[^<>\n]{0,200}>"
+    r"|<\|?(?:image|img|video|audio|vision)[^<>|\n]{0,40}\|?>"
+    r"|\[(?:IMG|IMAGE|VIDEO|AUDIO)\]|<ImageHere>",
+    re.IGNORECASE,
+)
+"""Marks of images and other media in the conventions of other programs."""
+
+_MOST_NOTED = 200
+"""Different things that are noted once a file; beyond, a file is odd in more ways than anyone reads."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,8 @@ class Notice:
     name: str
     """Stops training: ``unreadable_file``, ``unusable_row``, ``too_long``; of a recipe also ``missing_answer`` and
     ``settings``. Does not: ``duplicate``, ``contradiction``, ``identical_answers``, ``gentle_is_chosen``,
-    ``no_rejected``, ``split_tokens``, ``unknown_tokens``, ``unread_column``."""
+    ``no_rejected``, ``split_tokens``, ``unknown_tokens``, ``unread_column``, ``unread_key``, ``unread_kwarg``,
+    ``media_tag``, ``json_text``."""
 
     message: str
     """What was found, beginning with the source, and what to do."""
@@ -97,8 +115,8 @@ class CheckReport:
 def check_rows(
     path: str | Path,
     *,
-    image_root: str | Path | None = None,
-    encoder: Encoder | None = None,
+    image_root: GivenRoots = None,
+    encoder: "Encoder | None" = None,
     on_row: Callable[[int], None] | None = None,
 ) -> CheckReport:
     """Check every row of a file that :func:`cwdpo.data.reading.read_rows` takes; a bad row does not end the check.
@@ -107,12 +125,12 @@ def check_rows(
     ``encoder`` counts tokens and knows the limit on them. ``on_row`` gets the number of records seen, after each.
     """
     report = CheckReport(str(path))
-    root = resolve_root(path, image_root)
+    roots = resolve_root(path, image_root)
     checker = _Checker(report, encoder)
     try:
         for record, source in read_records(path):
             report.num_records += 1
-            checker.check(record, source, root)
+            checker.check(record, source, roots)
             if on_row is not None:
                 on_row(report.num_records)
     except DataError as problem:
@@ -131,26 +149,45 @@ def check_rows(
 class _Checker:
     """Look at rows one after another, remembering those seen."""
 
-    def __init__(self, report: CheckReport, encoder: Encoder | None) -> None:
+    def __init__(self, report: CheckReport, encoder: "Encoder | None") -> None:
         self._report, self._encoder = report, encoder
         self._rows: dict[object, str] = {}
         self._pairs: dict[object, str] = {}
-        self._columns: set[str] = set()
+        self._noted: set[str] = set()
 
-    def check(self, record: Record | DataError, source: str, root: Path) -> None:
+    def check(self, record: Record | DataError, source: str, roots: ImageRoots) -> None:
         try:
             if isinstance(record, DataError):
                 raise record
-            row = row_from_record(record, source=source, image_root=root)
+            row = row_from_record(record, source=source, roots=roots)
             self._measure(row, format_of(record))
         except DataError as problem:
             self._report.findings.append(Notice(source, "unusable_row", str(problem)))
             return
-        for column in unread_columns(record):
-            if column not in self._columns:
-                self._columns.add(column)
-                self._note(row, "unread_column", f"column `{column}` is not read, here and in other rows.")
+        self._note_unread(record, row)
+        self._note_texts(record, row)
         self._compare(row)
+
+    def _note_unread(self, record: Record, row: Row) -> None:
+        """Columns and keys that training passes over, each once a file."""
+        for column in unread_columns(record):
+            self._note_once(row, "unread_column", f"column `{shorten(column)}` is not read")
+        for key in (key for value in record.values() for key in metadata_keys(value)):
+            self._note_once(row, "unread_key", f"the key `{shorten(key)}` of messages is not read")
+
+    def _note_texts(self, record: Record, row: Row) -> None:
+        """Texts that are something else than they look like: marks of media that nothing reads, and JSON."""
+        unread = unread_columns(record)
+        for key, value in record.items():
+            if isinstance(value, str) and key not in unread and not isinstance(parse_messages(value, key), str):
+                self._note_once(row, "json_text", f"`{key}` is text that holds messages, and is read as such")
+        if any(map(is_json, (row.chosen, *row.rejected))):
+            self._note_once(row, "json_text", "an answer is JSON text, which the model learns to write as it stands")
+        prompt = [part for turn in row.prompt for part in turn.parts if isinstance(part, str)]
+        for text in (*prompt, row.chosen, *row.rejected):
+            for tag in _MEDIA_TAG.findall(text):
+                of = "stays text, and no image stands there: the mark of an image is <image>"
+                self._note_once(row, "media_tag", f"{shorten(tag, 30)!r} {of}")
 
     def _measure(self, row: Row, name: str) -> None:
         """Open the row's images, count its tokens, and report it."""
@@ -160,6 +197,8 @@ class _Checker:
                 open_image(image, source=row.source)
             self._report.rows.append(report)
             return
+        for name in self._encoder.template.unread_kwargs(row):
+            self._note_once(row, "unread_kwarg", f"the chat template does not read `{shorten(name)}`")
         texts = [row.chosen, *row.rejected, *([] if row.gentle is None else [row.gentle])]
         encoded = self._encoder.measure(row, texts)
         chosen, *others = map(len, encoded.answers)
@@ -208,6 +247,12 @@ class _Checker:
             reverse = self._pairs.get((prompt, answer, row.chosen))
             if reverse is not None and answer != row.chosen:
                 self._note(row, "contradiction", f"{reverse} prefers the same two answers the other way. Take one out.")
+
+    def _note_once(self, row: Row, name: str, what: str) -> None:
+        """A note on what is likely to be the same in every row."""
+        if what not in self._noted and len(self._noted) < _MOST_NOTED:
+            self._noted.add(what)
+            self._note(row, name, f"{what}, here and in other rows.")
 
     def _note(self, row: Row, name: str, message: str) -> None:
         self._report.notes.append(Notice(row.source, name, f"{row.source}: {message}"))

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cwdpo.batch import Batch, Role, hash_tensors, image_key, pad_answers
+from cwdpo.data.arrow import Decode, decoder_of_features
 from cwdpo.data.encode import Encoder
 from cwdpo.data.formats import row_from_record
+from cwdpo.data.image_roots import GivenRoots, ImageRoots, parse_roots
 from cwdpo.data.images import open_image, random_crop
 from cwdpo.data.rows import ImageSource, Row
 from cwdpo.errors import ConfigError, DataError
@@ -34,7 +36,7 @@ class RowDataset(Dataset[tuple[int, Row]]):
         self,
         rows: Sequence[Row | Mapping[str, Any]] | datasets.Dataset,
         *,
-        image_root: str | Path | None = None,
+        image_root: GivenRoots = None,
         name: str = "train_dataset",
     ) -> None:
         """Wrap anything with a length and an index; a stream, or several splits, is a ``ConfigError``.
@@ -57,10 +59,12 @@ class RowDataset(Dataset[tuple[int, Row]]):
                 f"{name} is a {type(rows).__name__}, which has no rows to count. Give one split, loaded whole: "
                 "load_dataset(..., split='train') without streaming."
             )
+        self._decode: Decode | None = None
         if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
-            rows = rows.with_format("arrow")  # in other formats it would decode images itself, past our limits
+            # in other formats it would decode images itself, past our limits
+            rows, self._decode = rows.with_format("arrow"), decoder_of_features(rows.features)
         self._rows: Any = rows
-        self._root = None if image_root is None else Path(image_root)
+        self._roots = ImageRoots(None, anywhere=True) if image_root is None else parse_roots(image_root)
         self._name = name
 
     def __len__(self) -> int:
@@ -75,7 +79,8 @@ class RowDataset(Dataset[tuple[int, Row]]):
             return index, record
         if hasattr(record, "to_pylist"):
             record = record.to_pylist()[0]
-        return index, row_from_record(record, source=f"{self._name}[{index}]", image_root=self._root)
+            record = record if self._decode is None else self._decode(record)
+        return index, row_from_record(record, source=f"{self._name}[{index}]", roots=self._roots)
 
 
 class AnswerCollator:
@@ -165,8 +170,9 @@ def answer_key(prompt: bytes, ids: Sequence[int]) -> str:
     return xxhash.xxh3_128_hexdigest(prompt + torch.tensor(ids, dtype=torch.int64).numpy().tobytes())
 
 
-def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int]) -> list[int]:
-    """Tokens of each row, by a linear rule fitted to a few of them, whose exact number ``count_tokens`` gives.
+def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int], *, answers: bool = True) -> list[int]:
+    """Tokens of each row, with or without its answers, by a linear rule fitted to a few rows that ``count_tokens``
+    counts exactly.
 
         tokens = a + b * characters + c * images + d * pixels
 
@@ -175,7 +181,7 @@ def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int]) ->
     """
     if not rows:
         return []
-    facts = np.array([_facts(row) for row in rows], dtype=np.float64)
+    facts = np.array([_facts(row, answers) for row in rows], dtype=np.float64)
     by_size = np.lexsort(facts.T)
     sample = by_size[np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int))]
     exact = np.array([count_tokens(rows[i]) for i in sample], dtype=np.float64)
@@ -187,9 +193,9 @@ def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int]) ->
     return found
 
 
-def _facts(row: Row) -> tuple[float, ...]:
+def _facts(row: Row, answers: bool) -> tuple[float, ...]:
     """1, characters, images and pixels of a row."""
-    texts = [row.chosen, *row.rejected, row.gentle or ""]
+    texts = [row.chosen, *row.rejected, row.gentle or ""] if answers else []
     texts += [part for message in row.prompt for part in message.parts if isinstance(part, str)]
     return 1.0, float(sum(map(len, texts))), float(len(row.images)), float(sum(map(_pixels, row.images)))
 

@@ -39,6 +39,9 @@ class EncodedRow:
     """For each answer, whether its tokens are those it has when prompt and answer are tokenised as one text. Where
     not, the tokenizer would merge across the border, and the answer was tokenised by itself, as it is in generation."""
 
+    opening: str
+    """The begin of a think block with which the prompt ends, and which every answer goes on from; mostly empty."""
+
     unknown: list[int]
     """For each answer, how many of its tokens are the tokenizer's unknown token."""
 
@@ -69,7 +72,8 @@ class EncodedMemory:
         self, row: Row, time: datetime, encode: Callable[[], tuple[Frame, dict[str, Tensor]]]
     ) -> tuple[_Key, Frame, dict[str, Tensor]]:
         """A row's prompt as its template writes it at a time, encoded here if it is not known."""
-        key = (time, row.prompt, *(image if isinstance(image, Path) else id(image) for image in row.images))
+        images = (image if isinstance(image, Path) else id(image) for image in row.images)
+        key = (time, row.prompt, repr(row.template_kwargs), row.thinks, *images)
         if key in self._prompts:
             return key, *self._prompts[key][1:]
         frame, tensors = encode()
@@ -173,6 +177,7 @@ class Encoder:
             answers=[ids for ids, _ in pairs],
             image_tokens=image_tokens,
             joined=[joined for _, joined in pairs],
+            opening=frame.opening,
             unknown=[0 if unknown is None else ids[:-1].count(unknown) for ids, _ in pairs],
         )
 

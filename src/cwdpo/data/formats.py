@@ -3,320 +3,282 @@
 ========================  ==========================================================================================
 ``trl``                   ``prompt`` (text or messages), ``chosen``, ``rejected``, ``images``: the canonical form
 ``flat``                  ``prompt``, ``chosen``, ``rejected`` as text, and ``image``
+``trl-implicit``          ``chosen`` and ``rejected`` as whole conversations, which begin with the prompt
+``trl-completion``        ``prompt``, ``completion``: for stage 1
+``hh``                    ``chosen`` and ``rejected`` as text with ``Human:`` and ``Assistant:`` turns
 ``llamafactory``          ``conversations`` (or ``messages``) up to the user's turn, ``chosen``, ``rejected``
-``ms-swift``              ``messages`` with the chosen answer last, and ``rejected_response``
+``alpaca``                ``instruction``, ``input``, ``history``, ``chosen`` and ``rejected``, or ``output``
+``ms-swift``              ``messages`` with the chosen answer last, and ``rejected_response`` or ``rejected_messages``
 ``rlaif-v``               ``question``, ``chosen``, ``rejected``, ``image``
+``rlhf-v``                the same as JSON in a column ``text``
+``povid``                 ``conversations`` with the chosen answer last, and ``rejected_conversations``
+``llava-rlhf``            ``conversations``, ``output_1``, ``output_2`` and ``preference``
+``vlfeedback``            ``prompt`` and ``completions`` with ratings
 ``llava``                 ``conversations`` with the chosen answer last; no rejected answer, so for stage 1
 ========================  ==========================================================================================
 
 In every format ``gentle``, ``negatives``, ``longer``, ``shorter`` (paraphrases of the chosen answer, for probes),
-``kind`` and ``id`` may be added, ``image`` may stand for ``images``, and a value of null is as good as none. Of a
-conversation only the last assistant turn is an answer to learn from; the earlier ones are part of the prompt.
+``kind``, ``id``, ``system`` and ``chat_template_kwargs`` may be added, ``image`` may stand for ``images``, and a value
+of null is as good as none. Of a conversation only the last assistant turn is an answer to learn from; the earlier ones
+are part of the prompt.
 """
 
 import difflib
-import re
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from cwdpo.data.images import resolve_image
+from cwdpo.data.image_roots import ImageRoots, read_image
+from cwdpo.data.images import shorten
+from cwdpo.data.known_formats import REPEATS, Format, Record, find_format, is_list, parse_json
+from cwdpo.data.messages import (
+    PLACEHOLDER,
+    Answer,
+    InlineImage,
+    Turn,
+    is_empty,
+    read_answer,
+    read_last_answer,
+    read_text,
+    shown,
+)
 from cwdpo.data.rows import ImageSlot, ImageSource, Message, Row
 from cwdpo.errors import DataError
 
-PLACEHOLDER = "<image>"
-"""Marks an image's place in text, in every format read here."""
+OWN_COLUMNS = ("gentle_edit", "negative_sources", "lbar", "ches", "w_c")
+"""Columns that ``cwdpo negatives`` writes about a row's answers, for people and pages to read."""
 
 _OTHER_ANSWERS = ("gentle", "longer", "shorter")
-_OPTIONAL = ("images", "image", "rejected", "gentle", "negatives", "longer", "shorter", "kind", "id", "system")
-_KEYS: dict[str, tuple[str, ...]] = {
-    "trl": ("prompt", "chosen"),
-    "flat": ("prompt", "chosen"),
-    "llamafactory": ("conversations", "messages", "chosen"),
-    "ms-swift": ("messages", "rejected_response"),
-    "rlaif-v": ("question", "chosen", "idx"),
-    "llava": ("conversations",),
+_KWARGS = ("chat_template_kwargs", "template_kwargs")
+_OPTIONAL = (
+    *("images", "image", "gentle", "negatives", "longer", "shorter", "kind", "id", "system"),
+    *(*_KWARGS, *OWN_COLUMNS),
+)
+_MAY_BE_EMPTY = (
+    *("images", "image", "kind", "id", "idx", "system", *_KWARGS, "input", "history"),
+    *("tools", "videos", "video", "audios", "audio", "rejected_images"),
+)
+"""Columns in which an empty text, list or object is as good as none; of an answer it is a mistake."""
+
+_IMAGE_NAMES = (
+    *("img", "imgs", "image_path", "image_paths", "image_file", "image_files", "image_url", "image_urls"),
+    *("picture", "pictures", "photo", "photos", "pil_image"),
+)
+_UNSUPPORTED = ("videos", "video", "audios", "audio", "tools", "rejected_images")
+_OTHER_WORDS = {
+    **dict.fromkeys(("accepted", "preferred", "winner", "choosen", "chosen_response", "response_chosen"), "chosen"),
+    **dict.fromkeys(("dispreferred", "loser", "rejected_answer", "response_rejected"), "rejected"),
 }
-_OTHER_NAMES_OF_IMAGE = ("img", "imgs", "image_path", "image_paths", "image_file", "picture", "pictures", "photo")
-_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 _EXAMPLE = '{"images": ["a.png"], "prompt": "...", "chosen": "...", "rejected": "..."}'
 _MESSAGE = '{"role": "user", "content": "..."}'
-_PLACEHOLDER = re.compile(rf"(?:\A{PLACEHOLDER}\n|\n{PLACEHOLDER}\Z|{PLACEHOLDER})")
 
 
-def format_of(record: Mapping[str, Any]) -> str:
+def format_of(record: Record) -> str:
     """Name of the format a record is written in, or ``unknown``.
 
     Example:
         >>> format_of({"question": "What is it?", "chosen": "A cat.", "rejected": "A dog.", "image": "a.png"})
         'rlaif-v'
     """
-    has = {key for key, value in record.items() if value is not None}
-    if has & {"conversations", "messages"}:
-        if has & {"chosen", "rejected"}:
-            return "llamafactory"
-        return "llava" if "conversations" in has else "ms-swift"
-    if {"question", "chosen"} <= has:
-        return "rlaif-v"
-    if {"prompt", "chosen"} <= has:
-        return "flat" if "image" in has and isinstance(record["prompt"], str) else "trl"
-    return "unknown"
+    found = find_format(_without_missing(record))
+    return "unknown" if found is None else found.name
 
 
-def unread_columns(record: Mapping[str, Any]) -> list[str]:
-    """Keys of a record that its format does not read, in the record's order."""
-    known = (*_KEYS.get(format_of(record), ()), *_OPTIONAL)
-    return [key for key, value in record.items() if value is not None and key not in known]
+def format_keys(record: Record) -> tuple[str, ...]:
+    """Keys that only the record's format reads, beside those that every format may have."""
+    found = find_format(_without_missing(record))
+    return () if found is None else (*found.needs, *found.reads)
 
 
-def row_from_record(record: Mapping[str, Any], *, source: str, image_root: Path | None) -> Row:
+def unread_columns(record: Record) -> list[str]:
+    """Keys of a record that are not read, in the record's order."""
+    known = (*_OPTIONAL, *format_keys(record))
+    return [key for key in _without_missing(record) if key not in known]
+
+
+def row_from_record(record: Record, *, source: str, roots: ImageRoots) -> Row:
     """Read one record of any known format; a ``DataError`` where anything is missing, wrong, empty or ambiguous.
 
-    Relative image paths start at the ``image_root`` and may not leave it; None, for rows in memory, refuses them.
+    Images are looked for in the ``roots``.
     """
     if not isinstance(record, Mapping):
         raise DataError(f"{source}: a row is a {type(record).__name__}, but must be an object like {_EXAMPLE}.")
-    record = {key: value for key, value in record.items() if value is not None}
-    _check_keys(record, source)
-    key = next((key for key in ("conversations", "messages", "question", "prompt") if key in record), "prompt")
-    turns, chosen = _chosen(record, key, _conversation(record, key, source), source)
-    images = _images(record, source, image_root)
+    record = _without_missing(record)
+    known = _checked_format(record, source)
+    key = known.needs[0]
+    turns, chosen, rejected = known.read(record, key, source)
+    turns = _with_system(turns, record, source)
     where = f"{source}: `{key}`"
     _check_prompt(turns, where)
+    prompt, images = _place_images(turns, record, roots, where, source)
+    answers = [*rejected, *_negatives(record, source)]
+    others = {name: read_answer(record[name], f"{source}: `{name}`") for name in _OTHER_ANSWERS if name in record}
     return Row(
-        prompt=_place_images(turns, len(images), where),
-        chosen=chosen,
-        rejected=_rejected(record, source),
-        **{name: read_answer(record[name], f"{source}: `{name}`") for name in _OTHER_ANSWERS if name in record},
+        prompt=prompt,
+        chosen=chosen.text,
+        rejected=tuple(answer.text for answer in answers),
+        **others,
         images=images,
+        template_kwargs=_template_kwargs(record, source),
+        has_reasoning=any(part.has_reasoning for part in (chosen, *answers)) or any(m.reasoning for m in prompt),
         kind=_label(record, "kind", source),
         id=_label(record, "id", source) or _label(record, "idx", source) or "",
         source=source,
     )
 
 
-def read_answer(value: Any, where: str) -> str:
-    """An answer, given as text, as one assistant message or as a list that holds just that message.
-
-    ``where`` is the row's source and the key, as messages begin: ``"rows.jsonl:3: `chosen`"``.
-    """
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        if len(value) != 1:
-            raise DataError(
-                f"{where} is a list of {len(value)} messages, but must be the one answer. "
-                "Move the turns before it into `prompt`; more rejected answers go into `negatives`."
-            )
-        value = value[0]
-    if isinstance(value, Mapping):
-        message = _turn(value, where)
-        if message.role != "assistant":
-            raise DataError(f'{where} is a {message.role} message. Write {{"role": "assistant", "content": "..."}}.')
-        value = _text_of(message, where)
-    text = _read_text(value, where)
-    if PLACEHOLDER in text:
-        raise DataError(f"{where} holds {PLACEHOLDER}, but answers are text. Images belong to the prompt.")
-    return text
+def plain_record(row: Row) -> dict[str, Any]:
+    """Prompt and chosen answer of a row in the canonical form, for rows whose own has no place for new answers."""
+    turns = []
+    for message in row.prompt:
+        parts = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in message.parts]
+        reasoning = {} if message.reasoning is None else {"reasoning_content": message.reasoning}
+        turns.append({"role": message.role, "content": parts, **reasoning})
+    return {"prompt": turns, "chosen": row.chosen}
 
 
-def _check_keys(record: Mapping[str, Any], source: str) -> None:
+def _without_missing(record: Record) -> Record:
+    """The record without null, without NaN (a table's null), and without empty values where they mean nothing."""
+    return {
+        key: value
+        for key, value in record.items()
+        if not (
+            value is None
+            or (isinstance(value, float) and math.isnan(value))
+            or (key in _MAY_BE_EMPTY and is_empty(value))
+        )
+    }
+
+
+def _checked_format(record: Record, source: str) -> Format:
     """Refuse what would be passed over in silence: unknown formats, misspelt keys, and media that are not images."""
-    for key in ("videos", "video", "audios", "audio", "tools", "rejected_images", "rejected_messages"):
-        if record.get(key):
+    for key in _UNSUPPORTED:
+        if key in record and not (key == "rejected_images" and record[key] == record.get("images")):
             raise DataError(f"{source}: the row has `{key}`, which is not supported. Take the key or the row out.")
-    if "image" in record and "images" in record:
-        raise DataError(f"{source}: the row has both `image` and `images`. Keep one of them.")
-    if format_of(record) == "unknown":
+    for one, other in (("image", "images"), _KWARGS):
+        if one in record and other in record:
+            raise DataError(f"{source}: the row has both `{one}` and `{other}`. Keep one of them.")
+    known = find_format(record)
+    if known is None:
+        words = [f"`{key}` as `{_OTHER_WORDS[key]}`" for key in record if key in _OTHER_WORDS]
+        advice = f"Name {' and '.join(words)}, as in" if words else "Write"
+        keys = shorten(", ".join(map(repr, record)) or "none", 240)
+        raise DataError(f"{source}: the row's keys are {keys}, which is not a known format. {advice} {_EXAMPLE}.")
+    if {*REPEATS} <= record.keys() and known.needs[0] in REPEATS:
+        raise DataError(f"{source}: the row has both `conversations` and `messages`. Keep one of them.")
+    if "rejected" in record and "rejected" not in (*known.needs, *known.reads):
         raise DataError(
-            f"{source}: the row's keys are {', '.join(map(repr, record)) or 'none'}, which is not a known format. "
-            f"Write {_EXAMPLE}."
+            f"{source}: the row has `rejected` beside {' and '.join(map('`{}`'.format, known.needs))}, which hold the "
+            "answers already. Take it out, or put it into the list `negatives`."
         )
     for key in unread_columns(record):
         near = difflib.get_close_matches(key, ("images", "image", "rejected", "gentle", "negatives"), 1, 0.82)
-        if key in _OTHER_NAMES_OF_IMAGE and "image" not in record and "images" not in record:
-            near = ["image"]
-        if near:
+        if near and key not in _IMAGE_NAMES:
             raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near[0]}`? Else give it another name.")
+    return known
 
 
-def _conversation(record: Mapping[str, Any], key: str, source: str) -> list[Message]:
-    """All turns: a list of role/content or from/value turns, or text alone as one user message; a ``system`` first."""
-    value, where = record[key], f"{source}: `{key}`"
-    if isinstance(value, str):
-        turns = [Message("user", _split(_read_text(value, where)))]
-    elif isinstance(value, Sequence) and not isinstance(value, bytes):
-        turns = [_turn(turn, f"{where}[{index}]") for index, turn in enumerate(value)]
-    else:
-        raise DataError(f"{where} is {_shown(value)}. Write text or a list of messages like {_MESSAGE}.")
-    if "system" in record:
-        if turns and turns[0].role == "system":
-            raise DataError(f"{source}: the row has both `system` and a system turn. Keep one of them.")
-        turns.insert(0, Message("system", (_read_text(record["system"], f"{source}: `system`"),)))
-    return turns
+def _with_system(turns: list[Turn], record: Record, source: str) -> list[Turn]:
+    if "system" not in record:
+        return turns
+    if turns and turns[0].role == "system":
+        raise DataError(f"{source}: the row has both `system` and a system turn. Keep one of them.")
+    return [Turn("system", (read_text(record["system"], f"{source}: `system`"),)), *turns]
 
 
-def _chosen(record: Mapping[str, Any], key: str, turns: list[Message], source: str) -> tuple[list[Message], str]:
-    """The turns of the prompt, and the chosen answer, which some formats write as the last turn."""
-    if format_of(record) not in ("ms-swift", "llava"):
-        if "chosen" not in record:
-            raise DataError(f"{source}: the row has no `chosen`. Write the preferred answer there.")
-        return turns, read_answer(record["chosen"], f"{source}: `chosen`")
-    if not turns or turns[-1].role != "assistant":
-        raise DataError(
-            f"{source}: `{key}` must end with the assistant's turn, which is the chosen answer. Add that turn, "
-            "or write the answer under `chosen`."
-        )
-    text = _text_of(turns[-1], f"{source}: the last turn of `{key}`")
-    return turns[:-1], read_answer(text, f"{source}: `{key}`")
-
-
-def _rejected(record: Mapping[str, Any], source: str) -> tuple[str, ...]:
-    key = "rejected_response" if format_of(record) == "ms-swift" else "rejected"
-    first = [read_answer(record[key], f"{source}: `{key}`")] if key in record else []
-    value = record.get("negatives", [])
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+def _negatives(record: Record, source: str) -> list[Answer]:
+    value = parse_json(record.get("negatives", []))
+    if not is_list(value):
         raise DataError(f'{source}: `negatives` must be a list of answers. Write ["..."]; one answer is `rejected`.')
-    return (*first, *(read_answer(answer, f"{source}: `negatives`[{i}]") for i, answer in enumerate(value)))
+    found = [read_last_answer(answer, f"{source}: `negatives`[{index}]") for index, answer in enumerate(value)]
+    if any(before for before, _ in found):
+        raise DataError(f"{source}: `negatives` must be single answers, without the turns before them.")
+    return [answer for _, answer in found]
 
 
-def _images(record: Mapping[str, Any], source: str, root: Path | None) -> tuple[ImageSource, ...]:
-    """The row's images, in order: each a path, bytes, a ``datasets`` record of the two, or decoded."""
+def _images(record: Record, roots: ImageRoots, source: str) -> list[ImageSource]:
+    """The row's images, in order."""
     key = "images" if "images" in record else "image"
     value = record.get(key, [])
-    several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    images: list[ImageSource] = []
-    for index, item in enumerate(value if several else [value]):
-        if isinstance(item, Mapping):
-            item = item.get("bytes") if item.get("bytes") is not None else item.get("path")
-        if isinstance(item, str):
-            images.append(resolve_image(item, root, source=source))
-        elif isinstance(item, Image.Image | bytes):
-            images.append(item)
-        else:
-            raise DataError(
-                f"{source}: `{key}`{f'[{index}]' if several else ''} is of type {type(item).__name__}, but must be a "
-                'path. Write "images": ["a.png"], or leave `images` out if the row has none.'
-            )
-    return tuple(images)
+    value = parse_json(value)
+    if not is_list(value):
+        return [read_image(value, roots, source=source, where=f"`{key}`")]
+    return [read_image(item, roots, source=source, where=f"`{key}`[{index}]") for index, item in enumerate(value)]
 
 
-def _label(record: Mapping[str, Any], key: str, source: str) -> str | None:
-    """A short name, given as text or as a whole number."""
+def _template_kwargs(record: Record, source: str) -> dict[str, Any]:
+    key = next((key for key in _KWARGS if key in record), None)
+    value = {} if key is None else parse_json(record[key])
+    if not isinstance(value, Mapping):
+        raise DataError(f'{source}: `{key}` is {shown(value)}. Write an object such as {{"enable_thinking": false}}.')
+    return {str(name): item for name, item in value.items() if item is not None}
+
+
+def _label(record: Record, key: str, source: str) -> str | None:
+    """A short name, given as text or as a number."""
     value = record.get(key)
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise DataError(f"{source}: `{key}` is a {type(value).__name__}, but must be text or a whole number.")
+    raise DataError(f"{source}: `{key}` is a {type(value).__name__}, but must be text or a number.")
 
 
-def _check_prompt(messages: Sequence[Message], where: str) -> None:
-    """A prompt may begin with a system message and must end with the user's."""
-    if not messages or messages[-1].role != "user":
-        last = f"ends with a turn of role {messages[-1].role!r}" if messages else "holds no turn"
+def _check_prompt(turns: Sequence[Turn], where: str) -> None:
+    """A prompt may begin with a system message and must end with the user's; none of it is learned."""
+    if not turns or turns[-1].role != "user":
+        last = f"ends with a turn of role {turns[-1].role!r}" if turns else "holds no turn"
         raise DataError(
             f"{where} {last}, but an answer must follow a user's turn. End it with {_MESSAGE}; "
             "the assistant's last turn is the answer."
         )
-    for index, message in enumerate(messages):
-        if message.role == "system" and index:
+    for index, turn in enumerate(turns):
+        if turn.role == "system" and index:
             raise DataError(f"{where}[{index}] is a system turn. Put it first.")
+        if turn.trained:
+            raise DataError(
+                f"{where}[{index}] says that it is to be learned (`loss`, `weight` or `train`), but only the last "
+                "answer is. Take the key out, or make a row of its own that ends with this turn."
+            )
 
 
-def _place_images(messages: Sequence[Message], num_images: int, where: str) -> tuple[Message, ...]:
+def _place_images(
+    turns: Sequence[Turn], record: Record, roots: ImageRoots, where: str, source: str
+) -> tuple[tuple[Message, ...], tuple[ImageSource, ...]]:
     """Give every image a slot: where the text marks it, else at the start of the first user turn, as TRL does."""
-    slots = sum(isinstance(part, ImageSlot) for message in messages for part in message.parts)
-    if slots == 0 and num_images:
-        first = next(index for index, message in enumerate(messages) if message.role == "user")
-        leading = replace(messages[first], parts=(ImageSlot(),) * num_images + messages[first].parts)
-        return (*messages[:first], leading, *messages[first + 1 :])
-    if slots != num_images:
+    given = _images(record, roots, source)
+    parts = [part for turn in turns for part in turn.parts]
+    slots, inline = (sum(isinstance(part, kind) for part in parts) for kind in (ImageSlot, InlineImage))
+    if not given and not inline:
+        lost = [key for key in _IMAGE_NAMES if not is_empty(record.get(key))]
+        if lost:
+            raise DataError(f"{source}: unknown key `{lost[0]}`. Did you mean `image`? Else take it out.")
+    if inline and given and not slots:
+        raise DataError(f"{source}: the row has images both in its messages and in `images`. Keep one of them.")
+    at_start: tuple[ImageSlot, ...] = ()
+    if not slots and given:
+        at_start = (ImageSlot(),) * len(given)
+    elif slots != len(given):
         raise DataError(
-            f"{where} marks {slots} image{'s' * (slots != 1)}, but the row has {num_images}. Write one "
+            f"{where} marks {slots} image{'s' * (slots != 1)}, but the row has {len(given)}. Write one "
             f"{PLACEHOLDER} for each image, or none to have them stand at the start."
         )
-    return tuple(messages)
-
-
-def _turn(turn: Any, where: str) -> Message:
-    if not isinstance(turn, Mapping):
-        raise DataError(f"{where} is {_shown(turn)}. Write a message like {_MESSAGE}.")
-    role = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
-    if role is None or content is None:
-        missing = "role" if role is None else "content"
-        raise DataError(f"{where} has no `{missing}`. Write a message like {_MESSAGE}.")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise DataError(f"{where} has the unknown role {role!r}. Write system, user or assistant.")
-    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
-        parts = tuple(part for item in content for part in _part(item, where))
-    else:
-        parts = _split(_read_text(content, where))
-    if not any(isinstance(part, ImageSlot) or part.strip() for part in parts):
-        raise DataError(f"{where} is empty. Write the text, or take the turn out.")
-    return Message(_ROLES[role], parts)
-
-
-def _part(item: Any, where: str) -> tuple[str | ImageSlot, ...]:
-    kind = item.get("type") if isinstance(item, Mapping) else None
-    if kind == "text":
-        text = item.get("text")
-        if isinstance(text, str) and not text.strip():
-            return (text,) if text else ()
-        return _split(_read_text(text, where))
-    if kind == "image":
-        own = [key for key in ("image", "path", "url", "base64") if item.get(key) is not None]
-        if own:
-            raise DataError(
-                f"{where} names an image inside its content (`{own[0]}`). List it in the row's `images` and "
-                'write {"type": "image"} alone.'
-            )
-        return (ImageSlot(),)
-    raise DataError(
-        f"{where} holds {_shown(item) if kind is None else f'a part of type {kind!r}'}. "
-        'Write {"type": "text", "text": "..."} or {"type": "image"}.'
-    )
-
-
-def _split(text: str) -> tuple[str | ImageSlot, ...]:
-    """Cut text at its placeholders, without the newline that separates them from it: chat templates put their own.
-
-    Example:
-        >>> _split("<image>\\nWhat is this?")
-        (ImageSlot(), 'What is this?')
-    """
-    first, *others = _PLACEHOLDER.split(text)
-    parts = (first, *(part for piece in others for part in (ImageSlot(), piece)))
-    return tuple(part for part in parts if part)
-
-
-def _text_of(message: Message, where: str) -> str:
-    """An answer's message as one text."""
-    texts = [part for part in message.parts if isinstance(part, str)]
-    if len(texts) != len(message.parts):
-        raise DataError(f"{where} holds an image, but answers are text. Images belong to the prompt.")
-    return "".join(texts)
-
-
-def _read_text(value: Any, where: str) -> str:
-    """A string that has something in it and that a tokenizer can read."""
-    if not isinstance(value, str):
-        raise DataError(f"{where} is {_shown(value)}, but must be text.")
-    if not value.strip():
-        raise DataError(f"{where} is empty. Write the text, or take the row out.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as problem:
-        raise DataError(
-            f"{where} holds half of a surrogate pair at character {problem.start + 1}, which is not a "
-            "character. Write the file with ensure_ascii=False, or take the character out."
-        ) from problem
-    return value
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({type(value).__name__})"
+    queue = iter(given)
+    images: list[ImageSource] = []
+    messages: list[Message] = []
+    for turn in turns:
+        own = turn.parts
+        if at_start and turn.role == "user":
+            own, at_start = (*at_start, *own), ()
+        placed: list[str | ImageSlot] = []
+        for part in own:
+            if isinstance(part, InlineImage):
+                images.append(
+                    read_image(part.value, roots, source=source, where=part.where.removeprefix(f"{source}: "))
+                )
+            elif isinstance(part, ImageSlot):
+                images.append(next(queue))
+            placed.append(part if isinstance(part, str) else ImageSlot())
+        messages.append(Message(turn.role, tuple(placed), turn.reasoning))
+    return tuple(messages), tuple(images)

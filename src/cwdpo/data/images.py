@@ -1,18 +1,21 @@
-"""Images: find them inside their root, and open them as RGB or say what is wrong.
+"""Images: open them as RGB, or say what is wrong.
 
-Limits, each an error and never a guess: a file may have at most :data:`MAX_FILE_BYTES` bytes, and an image at most
-``PIL.Image.MAX_IMAGE_PIXELS`` pixels (Pillow only warns between one and two times that number). What is changed on
-opening: the EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, CMYK and other
-colour spaces become RGB, and of an animation the first frame is taken.
+Limits, each an error and never a guess: a file may have at most :data:`MAX_FILE_BYTES` bytes, a side at most
+:data:`MAX_SIDE` pixels, and an image at most ``PIL.Image.MAX_IMAGE_PIXELS`` (Pillow only warns between one and two
+times that number). What is changed on opening: the EXIF orientation is applied, transparency is laid on white, 16-bit
+grey is scaled to 8 bits, CMYK and other colour spaces become RGB, and of an animation the first frame is taken.
+Texts and colour profiles in a PNG file do not matter, however long they are.
 """
 
 import io
+import os
 import random
-import re
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -22,50 +25,12 @@ from cwdpo.errors import DataError
 MAX_FILE_BYTES = 256 * 2**20
 """Largest image file that is opened, in bytes. Encoded photographs are a hundred times smaller."""
 
-_URL = re.compile(r"^(data:|file:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
+MAX_SIDE = 32_768
+"""Most pixels of a side: an image of one row and millions of columns has few pixels, but no use."""
+
 _SHRINK = "Make the image smaller: no model here looks at so many pixels."
-
-
-def resolve_image(name: str, root: Path | None, *, source: str) -> Path:
-    """Where an image named in a row lies on disk; whether it can be read is found out by :func:`open_image`.
-
-    Images may not leave the ``root``, be it by ``..``, as an absolute path or by a link. None is for rows that a
-    program holds in memory: it takes absolute paths as they are, and refuses relative ones.
-    """
-    shown = repr(name if len(name) <= 120 else f"{name[:100]}...")  # a `data:` URL may be megabytes long
-    if not name.strip() or "\0" in name:
-        raise DataError(
-            f"{source}: the image path is {name!r}. Write the path of an image file, or leave `images` out."
-        )
-    if _URL.match(name):
-        raise DataError(
-            f"{source}: image {shown} is a URL, and nothing is downloaded while training. "
-            "Save the image as a file beside the data and write its path."
-        )
-    if root is None:
-        if Path(name).is_absolute():
-            return Path(name)
-        raise DataError(
-            f"{source}: image {shown} is a relative path, but these rows come from memory and have no "
-            "directory to start from. Pass image_root=, or load the data with cwdpo.data.reading.read_rows."
-        )
-    base = root.resolve()
-    try:
-        found = (base / name).resolve()
-    except (OSError, RuntimeError) as problem:  # a loop of links
-        raise DataError(f"{source}: image path {shown} cannot be followed: {problem}") from problem
-    if not found.is_relative_to(base):
-        if Path(name).is_absolute():
-            how = f"is an absolute path outside the image root {base}"
-        elif ".." in Path(name).parts:
-            how = f"leaves the image root {base} through `..`"
-        else:
-            how = f"is, or lies behind, a link that leads out of the image root {base}, to {found}"
-        raise DataError(
-            f"{source}: image {shown} {how}. Images must stay inside it: move the files there, or give a root that "
-            "holds them with --image-root."
-        )
-    return found
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 def open_image(image: ImageSource, *, source: str) -> Image.Image:
@@ -73,17 +38,50 @@ def open_image(image: ImageSource, *, source: str) -> Image.Image:
     name = _name(image)
     with _errors_of(name, source):
         if isinstance(image, Image.Image):
-            opened = image
+            _check_size(image, name, source)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image), name, source)
+        if isinstance(image, bytes):
+            _check_bytes(len(image), name, source)
+            encoded = image
         else:
-            _check_bytes(image, name, source)
-            try:
-                encoded = image if isinstance(image, bytes) else image.read_bytes()
-            except OSError as problem:
-                raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Copy it again.") from problem
-            opened = Image.open(io.BytesIO(encoded))
-        _check_size(opened, name, source)
-        opened.load()
+            with _opened_file(image, name, source) as file:
+                encoded = file.read(MAX_FILE_BYTES)
+        try:
+            opened = _decode(encoded, name, source)
+        except ValueError as problem:
+            if not _is_about_texts(encoded, problem):
+                raise
+            opened = _decode(_without_texts(encoded), name, source)
         return _to_rgb(ImageOps.exif_transpose(opened), name, source)
+
+
+def peek_image(image: ImageSource, *, source: str) -> tuple[int, int]:
+    """Width and height from an image's header, without decoding it: a hundred times faster than :func:`open_image`.
+
+    What is damaged or cut short behind the header is not noticed; all else is a ``DataError`` as there.
+    """
+    name = _name(image)
+    with _errors_of(name, source):
+        if isinstance(image, Image.Image):
+            _check_size(image, name, source)
+            return image.size
+        if isinstance(image, bytes):
+            _check_bytes(len(image), name, source)
+            return _peek(io.BytesIO(image), name, source)
+        with _opened_file(image, name, source) as file:
+            return _peek(file, name, source)
+
+
+def shorten(text: str, most: int = 80) -> str:
+    """A text for messages, with its middle left out where it is long: a name may be megabytes of base64.
+
+    Example:
+        >>> shorten("a" * 100, 20)
+        'aaaaaaaaaaa...aaaaaa'
+    """
+    end = most // 3
+    return text if len(text) <= most else f"{text[: most - end - 3]}...{text[-end:]}"
 
 
 def random_crop(image: Image.Image, *, seed: str) -> Image.Image:
@@ -99,23 +97,11 @@ def random_crop(image: Image.Image, *, seed: str) -> Image.Image:
     return region.resize(image.size, Image.Resampling.BICUBIC)
 
 
-def peek_image(image: ImageSource, *, source: str) -> None:
-    """Look at an image's file and its header, without decoding it: a hundred times faster than :func:`open_image`.
-
-    What is damaged or cut short behind the header is not noticed; all else is a ``DataError`` as there.
-    """
-    name = _name(image)
-    with _errors_of(name, source):
-        if isinstance(image, Image.Image):
-            _check_size(image, name, source)
-            return
-        _check_bytes(image, name, source)
-        with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as opened:
-            _check_size(opened, name, source)
-
-
 def _name(image: ImageSource) -> str:
-    return f"image {image}" if isinstance(image, Path) else "the image"
+    """What messages call an image; the directory's name may be long, but a part of the path may not."""
+    if not isinstance(image, Path):
+        return "the image"
+    return f"image {shorten('/'.join(shorten(part) for part in str(image).split('/')), 240)}"
 
 
 @contextmanager
@@ -134,38 +120,91 @@ def _errors_of(name: str, source: str) -> Iterator[None]:
                 f"{source}: {name} is not an image that Pillow can read. Convert it to PNG, or take the row out."
             ) from problem
         except Exception as problem:  # Pillow's decoders raise many types on damaged files; all mean the same here
+            said = shorten(f"{type(problem).__name__}: {' '.join(str(problem).split())}", 160)
             raise DataError(
-                f"{source}: {name} is damaged or cut short ({problem}). Copy the file again, or take the row out."
+                f"{source}: {name} cannot be decoded ({said}). Copy the file again if it is damaged or cut short, "
+                "convert it, or take the row out."
             ) from problem
 
 
-def _check_bytes(image: Path | bytes, name: str, source: str) -> None:
-    """Refuse a file that is not there, not a plain one (reading a pipe would wait forever), empty or too large."""
+@contextmanager
+def _opened_file(path: Path, name: str, source: str) -> Iterator[BinaryIO]:
+    """An image's file, opened once: what is checked (a plain file, not empty, not too large) is what is read."""
     try:
-        if isinstance(image, bytes):
-            size = len(image)
-        elif not image.exists():
-            raise DataError(f"{source}: {name} does not exist. Correct the path, or give --image-root.")
-        elif not image.is_file():
-            raise DataError(f"{source}: {name} is not a file. Write the path of an image file.")
-        else:
-            size = image.stat().st_size
-    except OSError as problem:  # no right to look, or a name longer than the file system allows
+        # without O_NONBLOCK, opening a pipe would wait forever
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{source}: {name} is not a file. Write the path of an image file.")
+            _check_bytes(status.st_size, name, source)
+            yield file
+    except IsADirectoryError as problem:
+        raise DataError(f"{source}: {name} is not a file. Write the path of an image file.") from problem
+    except FileNotFoundError as problem:
+        raise DataError(f"{source}: {name} does not exist. Correct the path, or give --image-root.") from problem
+    except OSError as problem:  # no right to look, a name longer than the file system allows, a disk that fails
+        if problem.strerror is None:  # of the decoder, not of the file system
+            raise
         raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Correct the path.") from problem
+
+
+def _check_bytes(size: int, name: str, source: str) -> None:
     if size == 0:
         raise DataError(f"{source}: {name} is empty (0 bytes). Copy the file again, or take the row out.")
     if size > MAX_FILE_BYTES:
         raise DataError(f"{source}: {name} has {size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed. {_SHRINK}")
 
 
+def _decode(encoded: bytes, name: str, source: str) -> Image.Image:
+    opened = Image.open(io.BytesIO(encoded))
+    _check_size(opened, name, source)
+    opened.load()
+    return opened
+
+
+def _peek(file: BinaryIO, name: str, source: str) -> tuple[int, int]:
+    try:
+        with Image.open(file) as opened:
+            _check_size(opened, name, source)
+            return opened.size
+    except ValueError as problem:
+        file.seek(0)
+        encoded = file.read(MAX_FILE_BYTES)
+        if not _is_about_texts(encoded, problem):
+            raise
+        with Image.open(io.BytesIO(_without_texts(encoded))) as opened:
+            _check_size(opened, name, source)
+            return opened.size
+
+
+def _is_about_texts(encoded: bytes, problem: ValueError) -> bool:
+    """Whether Pillow refuses a PNG file for the size of its texts or its colour profile alone."""
+    return encoded.startswith(_PNG) and ("MAX_TEXT" in str(problem) or "text chunks" in str(problem))
+
+
+def _without_texts(encoded: bytes) -> bytes:
+    """A PNG file without its texts and its colour profile, neither of which is used; its EXIF data stays."""
+    kept, at = [_PNG], len(_PNG)
+    while at + 12 <= len(encoded):  # length, type and checksum of a chunk have four bytes each
+        end = at + 12 + int.from_bytes(encoded[at : at + 4], "big")
+        if encoded[at + 4 : at + 8] not in _PNG_TEXTS:
+            kept.append(encoded[at:end])
+        at = end
+    return b"".join(kept)
+
+
 def _check_size(image: Image.Image, name: str, source: str) -> None:
     """Images that were opened elsewhere have not met Pillow's own limit under our rules."""
     pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if limit is not None and pixels > limit:
-        raise DataError(
-            f"{source}: {name} is too large: {image.width} x {image.height} pixels, more than the {limit:,} allowed. "
-            f"{_SHRINK}"
-        )
+        bound = f"{limit:,} allowed"
+    elif max(image.size) > MAX_SIDE:
+        bound = f"{MAX_SIDE:,} allowed on a side"
+    else:
+        return
+    raise DataError(
+        f"{source}: {name} is too large: {image.width} x {image.height} pixels, more than the {bound}. {_SHRINK}"
+    )
 
 
 def _to_rgb(image: Image.Image, name: str, source: str) -> Image.Image:

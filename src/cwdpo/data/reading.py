@@ -1,21 +1,26 @@
-"""Read files of rows (JSON lines, a JSON list, parquet, or what ``datasets`` saved), and divide them between stages.
+"""Read data sets (JSON lines, a JSON list, a table, parquet, what ``datasets`` saved or the hub has), and divide rows
+between stages.
 
 The files are parsed here and not by ``datasets``' loaders, which accept ``"chosen": 3`` and columns that change their
 type from row to row. Formats are not looked at: that is :mod:`cwdpo.data.formats`.
 """
 
+import csv
+import gzip
+import io
 import json
 import math
 import random
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 from cwdpo.data.formats import row_from_record
+from cwdpo.data.image_roots import GivenRoots
+from cwdpo.data.images import MAX_FILE_BYTES, shorten
 from cwdpo.data.rows import Row
+from cwdpo.data.sources import data_files, ending_of, hub_name, resolve_root
 from cwdpo.errors import ConfigError, DataError
 
 Record: TypeAlias = Mapping[str, Any]
@@ -26,28 +31,21 @@ _BOMS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _AS_UTF8 = "Save the file as plain UTF-8, without a byte-order mark."
 
 
-def read_rows(path: str | Path, *, image_root: str | Path | None = None) -> list[Row]:
-    """Read a whole file of rows, or stop at the first that cannot be used: a ``DataError`` names ``file:line``.
+def read_rows(path: str | Path, *, image_root: GivenRoots = None) -> list[Row]:
+    """Read a whole data set, or stop at the first row that cannot be used: a ``DataError`` names ``file:line``.
 
-    ``path`` is a ``.jsonl``, ``.json`` or ``.parquet`` file, or a directory of ``datasets``' ``save_to_disk``. Relative
-    image paths start at the ``image_root``, by default the file's directory, and may not leave it.
+    ``path`` is a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` (all also with ``.gz``) or ``.parquet`` file, a pattern or
+    a folder of such files, a directory of ``datasets``' ``save_to_disk``, or ``hf:owner/name:split``, a data set of the
+    Hugging Face hub. Relative image paths start at the ``image_root``, by default the data's directory; several roots
+    may be given as in ``PATH``, and only what lies in one of them is read.
     """
-    root = resolve_root(path, image_root)
+    roots = resolve_root(path, image_root)
     rows = []
     for record, source in read_records(path):
         if isinstance(record, DataError):
             raise record
-        rows.append(row_from_record(record, source=source, image_root=root))
+        rows.append(row_from_record(record, source=source, roots=roots))
     return rows
-
-
-def resolve_root(path: str | Path, image_root: str | Path | None) -> Path:
-    """Directory that image paths of a data file start from: the one given, else the file's own."""
-    if image_root is None:
-        return Path(path) if Path(path).is_dir() else Path(path).parent
-    if not Path(image_root).is_dir():
-        raise DataError(f"the image root {image_root} is not a directory. Write the directory that holds the images.")
-    return Path(image_root)
 
 
 def split_rows(rows: Sequence[_Row], fraction: float, seed: int) -> tuple[list[_Row], list[_Row]]:
@@ -78,34 +76,90 @@ def choose_rows(rows: Sequence[Row], number: int, seed: int) -> list[Row]:
 
 
 def read_records(path: str | Path) -> Parsed:
-    """Read a file's records one after another: each, or the error it is to be reported as, with its ``file:line``.
+    """Read a data set's records one after another: each, or the error it is to be reported as, with its ``file:line``.
 
     Reading goes on after a bad record wherever the format shows where the next one begins; a file that cannot be read
-    at all raises its error.
+    at all raises its error. What ``path`` may be says :func:`read_rows`.
     """
-    path = Path(path)
-    readers = {".jsonl": _read_lines, ".json": _read_list, ".parquet": _read_parquet}
-    if not path.exists():
-        raise DataError(f"{path}: no such file. Correct the path.")
-    if not path.is_dir() and not path.is_file():
-        raise DataError(f"{path}: not a file. Give a .jsonl, .json or .parquet file.")
-    reader = _read_directory if path.is_dir() else readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(
-            f"{path}: files ending in {path.suffix!r} are not read. Give a .jsonl, .json or .parquet file, or a "
-            "directory that datasets saved with save_to_disk."
-        )
     empty = True
-    for item in reader(path):
+    for item in _read_all(path):
         empty = False
         yield item
     if empty:
         raise DataError(f"{path}: holds no row. Write one JSON object a line, or take the file out of the recipe.")
 
 
+def _read_all(path: str | Path) -> Parsed:
+    name = hub_name(path)
+    if name is not None:
+        from cwdpo.data.arrow import load_from_hub, rows_of_dataset
+
+        yield from _numbered(rows_of_dataset(load_from_hub(name)), path)
+        return
+    for file in data_files(Path(path)):
+        yield from _read_file(file)
+
+
+def _read_file(path: Path) -> Parsed:
+    ending, _ = ending_of(path)
+    if path.is_dir() or ending == ".parquet":
+        from cwdpo.data.arrow import (
+            read_parquet,
+            read_saved,
+        )  # pyarrow and datasets take time, which text does not need
+
+        yield from _numbered(read_saved(path) if path.is_dir() else read_parquet(path), path)
+        return
+    readers = {".jsonl": _read_lines, ".json": _read_list, ".csv": _read_table, ".tsv": _read_table}
+    try:
+        yield from readers[ending](path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
+        raise DataError(f"{path}: not a whole gzip file ({problem}). Copy or pack it again.") from problem
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if ending_of(path)[1] else path.open("rb")
+
+
+def _read_table(path: Path) -> Parsed:
+    """Rows of a table as text, its first line the names of the columns; an empty cell is no value."""
+    csv.field_size_limit(
+        MAX_FILE_BYTES
+    )  # an image in base64 is longer than the 131,072 characters that are the default
+    delimiter = "\t" if ending_of(path)[0] == ".tsv" else ","
+    # spreadsheets begin the file with a byte-order mark
+    with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        lines = csv.reader(text, delimiter=delimiter, strict=True)
+        names: list[str] | None = None
+        while True:
+            source = f"{path}:{lines.line_num + 1}"
+            try:
+                cells = next(lines, None)
+            except (csv.Error, UnicodeDecodeError) as problem:
+                raise DataError(f"{source}: not a table in UTF-8: {problem}. Save it as CSV in UTF-8.") from problem
+            if cells is None:
+                return
+            if not cells:
+                continue
+            if names is None:
+                names = cells
+                if len({*names}) < len(names) or not all(names[1:]):  # pandas gives its index no name
+                    raise DataError(f"{source}: the columns need names, each once: {shorten(', '.join(names))!r}.")
+            elif len(cells) != len(names):
+                yield (
+                    DataError(
+                        f"{source}: {len(cells)} cells, but there are {len(names)} columns. Put texts with commas or "
+                        "line breaks into double quotes."
+                    ),
+                    source,
+                )
+            else:
+                yield {name: cell for name, cell in zip(names, cells, strict=True) if name and cell}, source
+
+
 def _read_lines(path: Path) -> Parsed:
     """JSON lines; blank lines are passed over."""
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
                 _refuse_bom(line, path)
@@ -127,7 +181,8 @@ def _parse_line(line: bytes, source: str) -> Record | DataError:
 
 def _read_list(path: Path) -> Parsed:
     """A JSON list of objects; each is named by the line it begins on."""
-    raw = path.read_bytes()
+    with _open(path) as file:
+        raw = file.read()
     _refuse_bom(raw, path)
     try:
         text = raw.decode("utf-8")
@@ -160,36 +215,8 @@ def _read_list(path: Path) -> Parsed:
         raise DataError(f"{path}:{line}: {problem}.") from problem
 
 
-def _read_parquet(path: Path) -> Parsed:
-    """Rows of a parquet file, in small batches; images inside stay encoded."""
-    try:
-        with pq.ParquetFile(path) as file:
-            yield from _numbered(file.iter_batches(batch_size=64), path)
-    except (pa.ArrowException, OSError) as problem:
-        reason = f"not a readable parquet file: {problem}. Write it again, or give JSON lines."
-        raise DataError(f"{path}: {reason}") from problem
-
-
-def _read_directory(path: Path) -> Parsed:
-    """Rows of a directory made by ``save_to_disk``; images inside stay encoded."""
-    import datasets  # takes a second, which files do not need
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except (pa.ArrowException, OSError, ValueError, KeyError) as problem:
-        raise DataError(
-            f"{path}: not a directory that datasets saved with save_to_disk ({problem}). Give such a directory, or a "
-            ".jsonl, .json or .parquet file."
-        ) from problem
-    if isinstance(loaded, datasets.DatasetDict):
-        splits = ", ".join(str(path / name) for name in loaded)
-        raise DataError(f"{path}: holds several splits. Give one of them: {splits}.")
-    yield from _numbered(loaded.with_format("arrow").iter(batch_size=64), path)
-
-
-def _numbered(tables: Iterable[pa.Table | pa.RecordBatch], path: Path) -> Parsed:
-    """Rows of tables with their number, counted from 1 as lines are."""
-    rows = (row for table in tables for row in table.to_pylist())
+def _numbered(rows: Iterable[Record], path: str | Path) -> Parsed:
+    """Rows with their number, counted from 1 as lines are."""
     for number, row in enumerate(rows, start=1):
         yield row, f"{path}:{number}"
 
@@ -198,9 +225,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a JSON object, refusing a repeated key: one of its values would be lost."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object. Keep one of them")
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shorten(twice)!r} stands twice in one object. Keep one of them")
     return found
 
 

@@ -1,8 +1,10 @@
 """A row: one prompt with its images and its answers, in the one form that the rest of the package knows."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from PIL import Image
 
@@ -23,6 +25,9 @@ class Message:
     """``system``, ``user`` or ``assistant``."""
 
     parts: tuple[str | ImageSlot, ...]
+
+    reasoning: str | None = None
+    """What an assistant thought before this turn (``reasoning_content``), for a template that has a place for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,47 @@ class Row:
     """A shorter one."""
 
     images: tuple[ImageSource, ...] = ()
+
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Values for the chat template (``chat_template_kwargs``), such as ``{"enable_thinking": False}``."""
+
+    has_reasoning: bool = False
+    """Whether a message or an answer came with ``reasoning_content``, which the chat template must then take. In an
+    answer it stands before the text, as :func:`join_reasoning` writes it."""
+
     kind: str | None = None
     """What sort of negative the row holds, as the data set says it."""
 
     id: str = ""
     source: str = field(default="", compare=False)
     """Where the row came from, ``file:line``, for messages."""
+
+    @property
+    def thinks(self) -> bool:
+        """Whether any answer begins with reasoning."""
+        given = (self.chosen, *self.rejected, self.gentle, self.longer, self.shorter)
+        return any(split_reasoning(answer)[0] is not None for answer in given if answer is not None)
+
+
+_REASONING = re.compile(r"\A\s*<think>\n?(.*?)\n?</think>\s*", re.DOTALL)
+
+
+def join_reasoning(reasoning: str, text: str) -> str:
+    """An answer with the reasoning before it, as one text; templates write it in their own way.
+
+    Example:
+        >>> join_reasoning("Warm, so red.", "Red.")
+        '<think>\\nWarm, so red.\\n</think>\\n\\nRed.'
+    """
+    return f"<think>\n{reasoning}\n</think>\n\n{text}"
+
+
+def split_reasoning(answer: str) -> tuple[str | None, str]:
+    """The reasoning that an answer begins with, or None, and the text after it.
+
+    Example:
+        >>> split_reasoning("<think>\\nWarm, so red.\\n</think>\\n\\nRed."), split_reasoning("Red.")
+        (('Warm, so red.', 'Red.'), (None, 'Red.'))
+    """
+    found = _REASONING.match(answer)
+    return (found[1], answer[found.end() :]) if found else (None, answer)

@@ -16,9 +16,11 @@ import xxhash
 
 from cwdpo.config.limits import Fraction, check_fraction
 from cwdpo.config.recipe import Recipe
-from cwdpo.data.formats import format_of, read_answer, row_from_record
-from cwdpo.data.reading import read_records, read_rows, resolve_root, split_rows
+from cwdpo.data.formats import OWN_COLUMNS, format_keys, format_of, plain_record, row_from_record
+from cwdpo.data.messages import read_answer
+from cwdpo.data.reading import read_records, read_rows, split_rows
 from cwdpo.data.rows import Row
+from cwdpo.data.sources import data_files, hub_name, resolve_root
 from cwdpo.errors import DataError, UserError
 from cwdpo.negatives.candidates import read_refresh
 from cwdpo.negatives.filtering import (
@@ -144,7 +146,9 @@ def write_mixed(
         origins = [negative.source for negative in chosen]
         sources.update(origins)
         without_samples += not sampled
-        new = with_negatives(record, [negative.text for negative in chosen]) | {"negative_sources": origins}
+        new = with_negatives(_with_place(record, row), [negative.text for negative in chosen]) | {
+            "negative_sources": origins
+        }
         lines.append(json_line(new, row.source))
     write_text(out, "".join(lines))
     used = set(names)
@@ -208,7 +212,7 @@ def write_filtered(
         if not kept:
             continue
         counts["kept"] += len(kept)
-        new = with_negatives(record, [row.rejected[index] for index in kept], kept)
+        new = with_negatives(_with_place(record, row), [row.rejected[index] for index in kept], kept)
         if measured:
             lbars = [measured[index].lbar for index in kept]
             new |= {"lbar": lbars, "ches": [measured[index].ches for index in kept]}
@@ -232,9 +236,9 @@ def refuse_existing(out: Path) -> None:
 
 def rows_with_records(data: Path, image_root: Path | None) -> Iterator[tuple[Mapping[str, Any], Row]]:
     """Every row of a file as it is written there and as it is read."""
-    root = resolve_root(data, image_root)
+    roots = resolve_root(data, image_root)
     for record, source in _readable(data):
-        yield record, row_from_record(record, source=source, image_root=root)
+        yield record, row_from_record(record, source=source, roots=roots)
 
 
 def _readable(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -262,12 +266,16 @@ def row_ids(rows: Sequence[Row]) -> list[str]:
 def what_was_read(data: Path, image_root: Path | None) -> dict[str, str]:
     """A hash of a data set's content and where its pictures are: other rows under the same name differ in it."""
     content = xxhash.xxh3_128()
-    for file in sorted(path for path in data.rglob("*") if path.is_file()) if data.is_dir() else [data]:
-        content.update(str(file.relative_to(data)).encode("utf-8", "surrogateescape"))
-        with file.open("rb") as opened:
-            while block := opened.read(2**20):
-                content.update(block)
-    return {"data": content.hexdigest(), "image_root": str(resolve_root(data, image_root).resolve())}
+    if hub_name(data) is not None:
+        for record, _ in _readable(data):
+            content.update(repr(record).encode("utf-8", "surrogateescape"))
+    for part in [] if hub_name(data) is not None else data_files(data):
+        for file in sorted(path for path in part.rglob("*") if path.is_file()) if part.is_dir() else [part]:
+            content.update(str(file.relative_to(part)).encode("utf-8", "surrogateescape"))
+            with file.open("rb") as opened:
+                while block := opened.read(2**20):
+                    content.update(block)
+    return {"data": content.hexdigest(), "image_root": str(resolve_root(data, image_root).start)}
 
 
 def json_line(record: Mapping[str, object], source: str) -> str:
@@ -289,7 +297,7 @@ def rows_sampled_for(
     if recipe is not None:
         train = recipe.data.train
         files = [str(data)] if data is not None else [train] if isinstance(train, str) else train
-        root = image_root or (None if data is not None else recipe.data.image_root)
+        root = image_root or (None if data is not None else recipe.data.image_root_path)
         rows = [row for file in files for row in read_rows(Path(file), image_root=root)]
         if recipe.stage1 is not None:
             _, rows = split_rows(rows, recipe.data.stage1_fraction, recipe.seed)
@@ -308,22 +316,29 @@ def rows_sampled_for(
     return found
 
 
-OF_EACH = ("negative_sources", "lbar", "ches", "w_c")
+OF_EACH = tuple(name for name in OWN_COLUMNS if name != "gentle_edit")
 """Columns with a value for each negative: a list, an object by column, or one value for one negative."""
 
-_NEGATIVES = ("rejected", "rejected_response", "negatives")
+_NEGATIVES = ("rejected", "rejected_response", "negatives", "rejected_messages", "rejected_conversations")
+_PLACES: Mapping[str, str | None] = {
+    **dict.fromkeys(("trl", "flat", "trl-implicit", "trl-completion", "hh", "llamafactory", "rlaif-v"), "rejected"),
+    "ms-swift": "rejected_response",
+    **dict.fromkeys(("llava", "povid"), None),  # there a rejected answer of one text would make it another format
+}
+"""Where formats have the first negative; None: only ``negatives``. Rows of others are written in the canonical form."""
 
 
 def with_negatives(record: Mapping[str, object], texts: Sequence[str], kept: Sequence[int] = ()) -> dict[str, Any]:
     """The record with these negatives, one at least, in the place of its own. Where they are some of its own, ``kept``
     are their places among them: what the record says of them is kept, and what it says of others goes."""
     further = record.get("negatives")
-    own = int(any(record.get(name) is not None for name in _NEGATIVES[:2]))
+    own = int(any(record.get(name) is not None for name in _NEGATIVES if name != "negatives"))
     own += len(further) if isinstance(further, list) else 0
     new = {key: value for key, value in record.items() if key not in (*_NEGATIVES, *OF_EACH)}
     rest = list(texts)
-    if format_of(record) != "llava":  # there a rejected answer would make it another format
-        new["rejected_response" if format_of(record) == "ms-swift" else "rejected"] = rest.pop(0)
+    place = _PLACES.get(format_of(record), "rejected")
+    if place is not None:
+        new[place] = rest.pop(0)
     if rest:
         new["negatives"] = rest
     for name in OF_EACH:
@@ -331,6 +346,18 @@ def with_negatives(record: Mapping[str, object], texts: Sequence[str], kept: Seq
         if value is not None:
             new[name] = value
     return new
+
+
+def _with_place(record: Mapping[str, Any], row: Row) -> Mapping[str, Any]:
+    """The record, in the canonical form where its own has no place for a negative that is not its own."""
+    if format_of(record) in _PLACES:
+        return record
+    if row.images and not {"images", "image"} & record.keys():
+        raise DataError(f"{row.source}: its images stand in its messages. List them in `images`, to give it negatives.")
+    kept = {key: value for key, value in record.items() if key not in format_keys(record)}
+    first, *rest = row.rejected or (None,)
+    own = ({} if first is None else {"rejected": first}) | ({"negatives": rest} if rest else {})
+    return kept | plain_record(row) | own
 
 
 def with_gentle(record: Mapping[str, object], made: GentleNegative | None) -> dict[str, Any]:

@@ -144,6 +144,7 @@ class Endpoint:
         seed: int | None = None,
         schema: Mapping[str, object] | None = None,
         neutral: bool = False,
+        template_kwargs: Mapping[str, object] | None = None,
     ) -> list[Generated]:
         """Ask for ``n`` answers to a conversation.
 
@@ -152,6 +153,7 @@ class Endpoint:
             schema: a JSON schema for the answer; the settings before it are as the API names them.
             neutral: sample from the model's own distribution, changed by temperature and top_p alone; see
                 :data:`NEUTRAL`. Fields that the server does not know are left out from then on, with a warning.
+            template_kwargs: values for the server's chat template, as vLLM and SGLang take them.
 
         An EndpointError means no answer after all retries, or a refusal that no retry would change.
         """
@@ -162,6 +164,8 @@ class Endpoint:
         if schema is not None:
             form = {"name": "answer", "strict": True, "schema": dict(schema)}
             request["response_format"] = {"type": "json_schema", "json_schema": form}
+        if template_kwargs:
+            request["chat_template_kwargs"] = dict(template_kwargs)
         while True:
             sent = request | (self._neutral if neutral else {})
             try:
@@ -354,7 +358,9 @@ class ServerSampler:
         settings |= {"max_tokens": how.max_new_tokens, "neutral": True}
 
         def ask(place: int) -> list[Generated]:
-            return self.endpoint.chat(messages_of(rows[place]), seed=(seed + place) % 2**31, **settings)
+            row = rows[place]
+            own: dict[str, Any] = {"seed": (seed + place) % 2**31, "template_kwargs": row.template_kwargs}
+            return self.endpoint.chat(messages_of(row), **own, **settings)
 
         by_place = dict(self.endpoint.map(ask, range(len(rows))))
         missed = sum(answers is None for answers in by_place.values())

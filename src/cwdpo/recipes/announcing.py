@@ -86,6 +86,7 @@ def _memory(context: RunContext) -> str:
         targets,
         trust_remote_code=model.trust_remote_code,
         max_length=recipe.data.max_length,
+        pixels=(recipe.data.min_pixels, recipe.data.max_pixels),
         **rank,
     )
     longest = 0

@@ -16,7 +16,7 @@ def check_evaluation(recipe: Recipe) -> None:
     wanted = recipe.evaluate
     if wanted is None:
         return
-    root = None if recipe.data.image_root is None else Path(recipe.data.image_root)
+    root = recipe.data.image_root_path
     questions = read_questions(Path(wanted.data), image_root=root, num_rows=wanted.rows, seed=recipe.seed)
     peek_at_images(question.row for question in questions)
     if wanted.vocabulary is not None:
@@ -52,7 +52,7 @@ def _settings(run: RunDirectory, recipe: Recipe) -> Settings | None:
         model=str(run.root),
         data=Path(wanted.data),
         against=started_from(run.root),
-        image_root=None if recipe.data.image_root is None else Path(recipe.data.image_root),
+        image_root=recipe.data.image_root_path,
         num_rows=wanted.rows,
         seed=recipe.seed,
         max_new_tokens=wanted.max_new_tokens if wanted.generate else None,

@@ -13,7 +13,7 @@ from transformers import IntervalStrategy, Trainer, TrainingArguments, get_sched
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cwdpo.config.checking import check_trainer_section
-from cwdpo.config.recipe import LoraConfig, ModelConfig, Recipe
+from cwdpo.config.recipe import LoraConfig, Recipe
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.data.check import CheckReport, Notice
 from cwdpo.data.encode import Encoder
@@ -24,10 +24,11 @@ from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.models.adapters import lora_targets
 from cwdpo.models.loading import load_outline, load_processor
 from cwdpo.models.parts import freeze_vision_tower, model_limits, part_sizes
+from cwdpo.models.pixels import check_sizes, set_pixel_limits
 from cwdpo.negatives.verify import load_judge
 from cwdpo.recipes.memory import ModelFacts, StepPlan
 from cwdpo.recipes.publishing import check_hub
-from cwdpo.recipes.stages import stage_arguments
+from cwdpo.recipes.stages import recipe_processor, stage_arguments
 from cwdpo.records import RunDirectory, Stage
 from cwdpo.trainers.arguments import argument_types
 
@@ -125,22 +126,29 @@ def warn_of_equal_answers(stages: Mapping[Stage, Sequence[Row]]) -> None:
         )
 
 
-def peek_at_images(rows: Iterable[Row]) -> None:
-    """Look at every image's file and header, each file once; a DataError names the first row with a bad one."""
+def peek_at_images(rows: Iterable[Row]) -> dict[tuple[int, int], str]:
+    """Look at every image's file and header, each file once; a DataError names the first row with a bad one.
+
+    Returns the width and height of all images, each with the source of a row that has one.
+    """
     seen: set[Path] = set()
+    sizes: dict[tuple[int, int], str] = {}
     for row in rows:
         for image in row.images:
             if not isinstance(image, Path) or image not in seen:
-                peek_image(image, source=row.source)
+                sizes.setdefault(peek_image(image, source=row.source), row.source)
             if isinstance(image, Path):
                 seen.add(image)
+    return sizes
 
 
-def check_tokens(model: ModelConfig, rows: Sequence[Row]) -> None:
-    """Refuse, with a DataError, a row with a token that the model has no embedding for. The rows are looked at only
-    where the tokenizer has such a token at all."""
-    outline = load_outline(model.name_or_path, trust_remote_code=model.trust_remote_code)
-    processor = load_processor(model.name_or_path, trust_remote_code=model.trust_remote_code)
+def check_model_takes(recipe: Recipe, rows: Sequence[Row], sizes: Mapping[tuple[int, int], str]) -> None:
+    """Refuse, with a DataError, a row with a token that the model has no embedding for, or with an image of a size that
+    its processor refuses. The rows are looked at only where the tokenizer has such a token at all; ``sizes`` are what
+    :func:`peek_at_images` found in them."""
+    outline = load_outline(recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
+    processor = recipe_processor(recipe)
+    check_sizes(processor, sizes)
     encoder = Encoder(processor, limits=model_limits(outline))
     if encoder.can_exceed_model:
         for row in rows:
@@ -165,9 +173,10 @@ def check_recipe(
         lora.target_modules,
         trust_remote_code=recipe.model.trust_remote_code,
         max_length=recipe.data.max_length,
+        pixels=(recipe.data.min_pixels, recipe.data.max_pixels),
         rank=lora.r,
     )
-    root = None if recipe.data.image_root is None else Path(recipe.data.image_root)
+    root = recipe.data.image_root_path
     whole = CheckReport(str(path))
     further = [recipe.data.eval, None if recipe.evaluate is None else recipe.evaluate.data]
     for file in train_files(recipe) + [Path(name) for name in further if name is not None]:
@@ -208,17 +217,19 @@ def read_model(
     *,
     trust_remote_code: bool,
     max_length: int | None = None,
+    pixels: tuple[int | None, int | None] = (None, None),
     rank: int = LoraConfig.r,
 ) -> tuple[Encoder, ModelFacts]:
     """An encoder that knows the model's limit, and what is known of the model without its weights.
 
-    The arguments are the recipe's ``model.name_or_path``, ``model.lora.target_modules``, ``data.max_length`` and
-    ``model.lora.r``. A UserError where the model or its processor cannot be used, or LoRA would train no layer.
+    The arguments are the recipe's ``model.name_or_path``, ``model.lora.target_modules``, ``data.max_length``,
+    ``data.min_pixels`` with ``data.max_pixels``, and ``model.lora.r``. A UserError where the model or its processor
+    cannot be used, or LoRA would train no layer.
     """
     outline = load_outline(model, trust_remote_code=trust_remote_code)
     freeze_vision_tower(outline)
     text = outline.config.get_text_config()
-    processor = load_processor(model, trust_remote_code=trust_remote_code)
+    processor = set_pixel_limits(load_processor(model, trust_remote_code=trust_remote_code), *pixels)
     encoder = Encoder(processor, max_length=max_length, limits=model_limits(outline))
     targets = lora_targets(outline, target_modules)
     layers = dict(outline.named_modules())

@@ -13,8 +13,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from cwdpo.config.recipe import DataConfig, Recipe
 from cwdpo.config.recipe_file import dump_recipe, read_recipe
-from cwdpo.data.reading import resolve_root
 from cwdpo.data.rows import ImageSource, Row
+from cwdpo.data.sources import resolve_root
 from cwdpo.errors import ConfigError, DataError, UserError
 from cwdpo.models.saving import last_checkpoint
 from cwdpo.records import STAGES, RunDirectory, Stage, write_text
@@ -147,20 +147,22 @@ def _contents(data: DataConfig, rows: Sequence[Row]) -> list[dict[str, str | int
     """Each data file's name, number of rows and hash, in the order in which they are read."""
     found: list[dict[str, str | int]] = []
     for file, group in groupby(rows, key=lambda row: row.source.rpartition(":")[0]):
-        root, count, digest = resolve_root(file, data.image_root).resolve(), 0, xxhash.xxh3_128()
+        root, count, digest = resolve_root(file, data.image_root).start, 0, xxhash.xxh3_128()
         for count, row in enumerate(group, start=1):  # noqa: B007  # counted to the end
             turns = [[turn.role, [p if isinstance(p, str) else None for p in turn.parts]] for turn in row.prompt]
             answers = [row.chosen, list(row.rejected), row.gentle, row.longer, row.shorter, row.kind]
             images = [_name(image, root) for image in row.images]
-            digest.update(json.dumps([turns, answers, images]).encode() + b"\n")
+            for_template = [turn.reasoning for turn in row.prompt if turn.reasoning is not None]
+            further = [for_template, repr(row.template_kwargs)] if for_template or row.template_kwargs else []
+            digest.update(json.dumps([turns, answers, images, *further]).encode() + b"\n")
         found.append({"file": file, "rows": count, "hash": digest.hexdigest()})
     return found
 
 
-def _name(image: ImageSource, root: Path) -> str | list[str | int]:
+def _name(image: ImageSource, root: Path | None) -> str | list[str | int]:
     """A file's name; of an image that lies in the data itself, which has none, what is cheap to look at."""
     if isinstance(image, Path):
-        return str(image.relative_to(root) if image.is_relative_to(root) else image)
+        return str(image.relative_to(root) if root is not None and image.is_relative_to(root) else image)
     if isinstance(image, Image.Image):
         return [image.mode, *image.size]
     return xxhash.xxh3_128(image).hexdigest()

@@ -12,8 +12,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cwdpo.data.formats import row_from_record
-from cwdpo.data.reading import read_records, resolve_root
+from cwdpo.data.reading import read_records
 from cwdpo.data.rows import Row
+from cwdpo.data.sources import resolve_root
 from cwdpo.errors import DataError, UserError
 from cwdpo.negatives.candidates import read_refresh
 from cwdpo.records import read_jsonl, write_text
@@ -80,11 +81,11 @@ def is_refresh(file: Path) -> bool:
 
 def negatives_of_rows(file: Path, image_root: Path | None) -> Iterator[Shown]:
     """Every row of a file with its negatives; a DataError for a row that cannot be read."""
-    root = resolve_root(file, image_root)
+    roots = resolve_root(file, image_root)
     for record, source in read_records(file):
         if isinstance(record, DataError):
             raise record
-        row = row_from_record(record, source=source, image_root=root)
+        row = row_from_record(record, source=source, roots=roots)
         yield row, list(_negatives(record, row))
 
 
