@@ -112,13 +112,15 @@ def test_settings_reach_the_runner(run: Run, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "r.yaml").write_text(RECIPE)
     seen: dict[str, Any] = {}
 
-    def record(recipe: Any, *, resume: bool, callbacks: Any, on_evaluation: Any) -> None:
+    def record(recipe: Any, *, resume: bool, callbacks: Any, **_: Any) -> None:
         seen.update(recipe=recipe, resume=resume, callbacks=callbacks)
         raise UserError("far enough")
 
     monkeypatch.setattr("cwdpo.recipes.run.run_recipe", record)
     words = ["--floor", "-2.5", "--trainer.learning_rate", "1e-6", "--resume", "--seed=7"]
-    assert run("train", tmp_path / "r.yaml", *words) == (2, "", "far enough\n")
+    code, out, err = run("train", tmp_path / "r.yaml", *words)
+    assert (code, err) == (2, "far enough\n")
+    assert out.startswith("nothing to resume in ")
     assert seen["recipe"].stage2.cooling.floor == -2.5
     assert seen["recipe"].trainer == {"learning_rate": 0.000001}
     assert (seen["recipe"].seed, seen["resume"], len(seen["callbacks"])) == (7, True, 1)
@@ -192,6 +194,7 @@ def test_merge_takes_the_last_stage_of_a_run(run: Run, tmp_path: Path, monkeypat
         return out
 
     monkeypatch.setattr("cwdpo.models.merging.merge_adapter", merge)
+    monkeypatch.setattr("cwdpo.report.card.write_merged_card", lambda source, merged: None)
     assert run("merge", tmp_path, "--out", "o")[0] == 2
     for stage in ("stage1", "stage2"):
         (tmp_path / stage).mkdir()

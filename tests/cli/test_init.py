@@ -53,7 +53,7 @@ def test_three_commands_give_a_model_a_report_and_a_card(run: Run, tmp_path: Pat
     for words in (
         "model    ",
         "LoRA of rank 16",
-        "rows     12; probes ask about 12",
+        "rows     12; probes ask about ",
         "memory   about ",
         "output   runs/",
     ):

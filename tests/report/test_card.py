@@ -141,7 +141,8 @@ def test_the_snippet_runs(
 ) -> None:
     from cwdpo.models.adapters import add_lora
     from cwdpo.models.loading import load_policy, load_processor
-    from cwdpo.models.saving import merge_adapter, save_checkpoint
+    from cwdpo.models.merging import merge_adapter
+    from cwdpo.models.saving import save_checkpoint
 
     base = tiny("llava")
     run = finished(tmp_path, str(base))
