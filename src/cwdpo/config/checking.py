@@ -14,15 +14,12 @@ from pydantic_core import ErrorDetails
 
 from cwdpo.config.limits import STRICT
 from cwdpo.config.located_yaml import KeyPath
-from cwdpo.errors import ConfigError
+from cwdpo.errors import ConfigError, shortened
 
 Where: TypeAlias = Callable[[KeyPath], str]
 """Says where a setting stands: ``recipe.yaml:4`` or ``--stage2.beta``."""
 
 _Section = TypeVar("_Section")
-
-_LONGEST = 80
-"""Characters of a value in a message."""
 
 
 def build(
@@ -180,11 +177,10 @@ def _suggestion(key: str, known: Collection[str], prefix: str, otherwise: str) -
 
 
 def shown(value: object) -> str:
-    """A value as the recipe would write it, shortened."""
+    """A value as the recipe would write it, cut where it is long."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 10]}...{text[-7:]}"
+    return shortened(repr(value))
 
 
 def describe_type(hint: object) -> str:
@@ -222,6 +218,8 @@ _ELSEWHERE = {
     "seed": "Write it at the top of the recipe: `seed: ...`.",
     "engine": "Write it at the top of the recipe: `engine: ...`.",
     "max_length": "Write it in the section of the data: `data: {max_length: ...}`.",
+    "hub_token": "It would stand in the run's files. Put it into the environment: HF_TOKEN.",
+    "push_to_hub_token": "It would stand in the run's files. Put it into the environment: HF_TOKEN.",
     "resume_from_checkpoint": "Run `cwdpo train RECIPE --resume` instead.",
 }
 

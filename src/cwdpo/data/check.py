@@ -11,7 +11,7 @@ import xxhash
 
 from cwdpo.data.formats import format_of, row_from_record, unread_columns
 from cwdpo.data.image_roots import GivenRoots, ImageRoots
-from cwdpo.data.images import open_image, shorten
+from cwdpo.data.images import shorten, verify_image
 from cwdpo.data.messages import is_json, metadata_keys, parse_messages
 from cwdpo.data.reading import Record, read_records
 from cwdpo.data.rows import Row
@@ -194,7 +194,7 @@ class _Checker:
         report = RowReport(row.source, name, len(row.images), len(row.rejected), row.gentle is not None)
         if self._encoder is None:
             for image in row.images:
-                open_image(image, source=row.source)
+                verify_image(image, source=row.source)
             self._report.rows.append(report)
             return
         for name in self._encoder.template.unread_kwargs(row):
@@ -259,8 +259,8 @@ class _Checker:
 
 
 def _identity(row: Row) -> str:
-    """Equal for rows with the same prompt and images; image files are compared by their path."""
-    digest = xxhash.xxh3_128(repr(row.prompt).encode())
+    """Equal for rows with the same prompt, images and values for the template; image files are compared by path."""
+    digest = xxhash.xxh3_128(repr((row.prompt, dict(row.template_kwargs))).encode())
     for image in row.images:
         if isinstance(image, bytes):
             digest.update(image)

@@ -26,6 +26,7 @@ are part of the prompt.
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from cwdpo.data.image_roots import ImageRoots, read_image
@@ -93,8 +94,13 @@ def format_keys(record: Record) -> tuple[str, ...]:
 
 def unread_columns(record: Record) -> list[str]:
     """Keys of a record that are not read, in the record's order."""
-    known = (*_OPTIONAL, *format_keys(record))
-    return [key for key in _without_missing(record) if key not in known]
+    record = _without_missing(record)
+    return _unread(record, find_format(record))
+
+
+def _unread(record: Record, known: Format | None) -> list[str]:
+    read = () if known is None else (*known.needs, *known.reads)
+    return [key for key in record if key not in _OPTIONAL and key not in read]
 
 
 def row_from_record(record: Record, *, source: str, roots: ImageRoots) -> Row:
@@ -172,11 +178,18 @@ def _checked_format(record: Record, source: str) -> Format:
             f"{source}: the row has `rejected` beside {' and '.join(map('`{}`'.format, known.needs))}, which hold the "
             "answers already. Take it out, or put it into the list `negatives`."
         )
-    for key in unread_columns(record):
-        near = difflib.get_close_matches(key, ("images", "image", "rejected", "gentle", "negatives"), 1, 0.82)
-        if near and key not in _IMAGE_NAMES:
-            raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near[0]}`? Else give it another name.")
+    for key in _unread(record, known):
+        near = _near_name(key)
+        if near is not None:
+            raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near}`? Else give it another name.")
     return known
+
+
+@lru_cache(maxsize=1000)  # for every row has the same columns
+def _near_name(key: str) -> str | None:
+    """The column that a misspelt name stands for."""
+    near = difflib.get_close_matches(key, ("images", "image", "rejected", "gentle", "negatives"), 1, 0.82)
+    return near[0] if near and key not in _IMAGE_NAMES else None
 
 
 def _with_system(turns: list[Turn], record: Record, source: str) -> list[Turn]:

@@ -4,15 +4,18 @@
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 from cwdpo.data.messages import (
     Answer,
     Turn,
     answer_of,
+    list_of_objects,
     parse_messages,
     read_answer,
     read_last_answer,
@@ -116,8 +119,11 @@ def _read_completion(record: Record, key: str, source: str) -> Found:
 
 def _read_alpaca(record: Record, key: str, source: str) -> Found:
     """``history`` is pairs of a question and its answer; ``output`` is the answer, or the chosen and the rejected."""
-    turns = []
-    for index, pair in enumerate(record.get("history", [])):
+    turns: list[Turn] = []
+    history = parse_json(record.get("history", []))
+    if not is_list(history):
+        raise DataError(f"{source}: `history` is {shown(history)}, but must be a list of questions with answers.")
+    for index, pair in enumerate(history):
         where = f"{source}: `history`[{index}]"
         if not is_list(pair) or len(pair) != 2:
             raise DataError(f'{where} is {shown(pair)}. Write a question and its answer, as ["...", "..."].')
@@ -152,9 +158,10 @@ def _read_output_pair(record: Record, key: str, source: str) -> Found:
 def _read_ranked(record: Record, key: str, source: str) -> Found:
     """Answers with ratings: the best is chosen, those with a lower mean rating are rejected, the worst first."""
     completions = record["completions"]
-    if isinstance(completions, Mapping):  # a list of objects, as older data sets store it: an object of lists
-        names = list(completions)
-        completions = [dict(zip(names, values, strict=True)) for values in zip(*completions.values(), strict=True)]
+    if isinstance(completions, Mapping):
+        completions = list_of_objects(completions, f"{source}: `completions`")
+    if not is_list(completions):
+        raise DataError(f"{source}: `completions` is {shown(completions)}, but must be a list of answers.")
     rated = []
     for index, completion in enumerate(completions):
         where = f"{source}: `completions`[{index}]"
@@ -211,10 +218,12 @@ FORMATS = (
 
 def find_format(record: Record) -> Format | None:
     """The format of a record without missing values; None where it is of none."""
-    for known in FORMATS:
-        if all(key in record for key in known.needs) and known.fits(record):
-            return known
-    return None
+    return next((known for known in _with_keys(tuple(record)) if known.fits(record)), None)
+
+
+@lru_cache(maxsize=1000)  # the rows of a data set mostly have the same keys
+def _with_keys(keys: tuple[str, ...]) -> tuple[Format, ...]:
+    return tuple(known for known in FORMATS if {*known.needs} <= {*keys})
 
 
 def _with_answers(
@@ -328,8 +337,11 @@ def _mean_rating(annotations: Any, where: str) -> float:
     given = [value.get("Rating", value.get("rating")) for value in values if isinstance(value, Mapping)]
     try:
         numbers = [float(value) for value in given if value not in (None, "N/A")]
-        return sum(numbers) / len(numbers)
-    except (TypeError, ValueError, ZeroDivisionError) as problem:
+        mean = sum(numbers) / len(numbers)
+        if not math.isfinite(mean):
+            raise ValueError(mean)
+        return mean
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as problem:
         raise DataError(
             f"{where} has no ratings under `annotations`. Take the answer out, or write numbers."
         ) from problem
