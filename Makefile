@@ -27,7 +27,7 @@ define APT
 	fi
 endef
 
-.PHONY: help setup demo test quick torture packages lint words wheel emoji clean
+.PHONY: help setup demo test quick torture packages lint words site wheel emoji clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -75,6 +75,10 @@ emoji: setup  ## real images: build the emoji data set from Debian's packages (a
 
 words: setup  ## spelling, and the words that docs/words.txt replaces
 	$(BIN)/codespell
+
+site: setup  ## build the documentation's site into site/, every warning an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove .venv and caches, never runs or data
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -49,6 +49,16 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
     assert "cwdpo" in done.stdout
 
 
+def test_the_first_help_loads_no_settings() -> None:
+    """They take as long as all the rest."""
+    script = (
+        "import sys\nfrom cwdpo.cli.app import main\nsys.argv = ['cwdpo', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    assert 'pydantic' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_module_and_command_are_the_same() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "cwdpo", "--version"], capture_output=True, text=True, timeout=60, check=True
@@ -102,13 +112,15 @@ def test_settings_reach_the_runner(run: Run, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "r.yaml").write_text(RECIPE)
     seen: dict[str, Any] = {}
 
-    def record(recipe: Any, *, resume: bool, callbacks: Any, on_evaluation: Any) -> None:
+    def record(recipe: Any, *, resume: bool, callbacks: Any, **_: Any) -> None:
         seen.update(recipe=recipe, resume=resume, callbacks=callbacks)
         raise UserError("far enough")
 
     monkeypatch.setattr("cwdpo.recipes.run.run_recipe", record)
     words = ["--floor", "-2.5", "--trainer.learning_rate", "1e-6", "--resume", "--seed=7"]
-    assert run("train", tmp_path / "r.yaml", *words) == (2, "", "far enough\n")
+    code, out, err = run("train", tmp_path / "r.yaml", *words)
+    assert (code, err) == (2, "far enough\n")
+    assert out.startswith("nothing to resume in ")
     assert seen["recipe"].stage2.cooling.floor == -2.5
     assert seen["recipe"].trainer == {"learning_rate": 0.000001}
     assert (seen["recipe"].seed, seen["resume"], len(seen["callbacks"])) == (7, True, 1)
@@ -127,7 +139,7 @@ def test_an_interruption_says_how_to_go_on(
     def interrupt(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("cwdpo.cli.train.read_recipe", interrupt)
+    monkeypatch.setattr("cwdpo.config.recipe_file.read_recipe", interrupt)
     assert run("train", "r.yaml", "--beta", "1") == (130, "", expected)
 
 
@@ -135,7 +147,7 @@ def test_a_full_disk_is_told_in_one_line(run: Run, monkeypatch: pytest.MonkeyPat
     def fill(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/data/run/model.safetensors")
 
-    monkeypatch.setattr("cwdpo.cli.train.read_recipe", fill)
+    monkeypatch.setattr("cwdpo.config.recipe_file.read_recipe", fill)
     code, _, err = run("train", "r.yaml")
     assert code == 2
     assert err.startswith("no space left on the disk at /data/run/model.safetensors.")
@@ -146,7 +158,7 @@ def test_defects_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: Any, **__: Any) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr("cwdpo.cli.train.read_recipe", fail)
+    monkeypatch.setattr("cwdpo.config.recipe_file.read_recipe", fail)
     monkeypatch.setattr(sys, "argv", ["cwdpo", "train", "r.yaml"])
     with pytest.raises(KeyError):
         app.main()
@@ -185,6 +197,7 @@ def test_merge_takes_the_last_stage_of_a_run(run: Run, tmp_path: Path, monkeypat
         return out
 
     monkeypatch.setattr("cwdpo.models.merging.merge_adapter", merge)
+    monkeypatch.setattr("cwdpo.report.card.write_merged_card", lambda source, merged: None)
     assert run("merge", tmp_path, "--out", "o")[0] == 2
     for stage in ("stage1", "stage2"):
         (tmp_path / stage).mkdir()

@@ -123,7 +123,7 @@ def test_mistakes(tmp_path: Path, words: list[str], expected: str) -> None:
 
 
 def test_an_ambiguous_name_lists_its_meanings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cwdpo.config.recipe_file._known_paths", lambda *_: [("stage1", "beta"), ("stage2", "beta")])
+    monkeypatch.setattr("cwdpo.config.recipe_file.known_paths", lambda *_: [("stage1", "beta"), ("stage2", "beta")])
     with pytest.raises(
         ConfigError, match=r"--beta could be any of --stage1\.beta, --stage2\.beta\. Write the full name\."
     ):

@@ -256,7 +256,7 @@ def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b" " * 1_000_001)
     with pytest.raises(ConfigError, match="too many for a recipe"):
         read_recipe(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="this is a directory, and a recipe is a YAML file"):
         read_recipe(tmp_path)
 
 
@@ -356,4 +356,4 @@ def test_probes_null_is_off_and_all_is_the_default(tmp_path: Path) -> None:
     path.write_text("model: {name_or_path: m}\ndata: {train: t}\nstage2: {}\nprobes: {every: 5}\n")
     found = read_recipe(path).probes
     assert found is not None
-    assert (found.every, found.rows, found.groups, found.stop_on) == (5, 32, "all", [])
+    assert (found.every, found.rows, found.groups, found.stop_on) == (5, "auto", "all", [])

@@ -130,7 +130,7 @@ def test_incomplete_or_foreign_adapters_are_refused(tiny: Tiny, tmp_path: Path) 
 
 def test_quantization_needs_its_library_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install cwdpo"):
+    with pytest.raises(UserError, match="pip install bitsandbytes"):
         quantization_config()
     monkeypatch.setattr(adapters, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -127,9 +127,7 @@ def test_what_report_to_means() -> None:
         wanted_loggers({"report_to": ["tensorboard", "wandbb"]})
 
 
-@pytest.mark.parametrize(
-    ("name", "install"), [("wandb", "'cwdpo[wandb]'"), ("trackio", "'cwdpo[trackio]'"), ("mlflow", "mlflow")]
-)
+@pytest.mark.parametrize(("name", "install"), [("wandb", "wandb"), ("trackio", "trackio"), ("mlflow", "mlflow")])
 def test_a_logger_that_is_not_installed_ends_it_before_it_begins(
     tiny: Tiny, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, install: str
 ) -> None:

@@ -23,18 +23,42 @@ def test_lines_hold_the_numbers_and_the_time_left() -> None:
     out = io.StringIO()
     now = [0.0]
     shown = StageProgress("stage2", console=Console(file=out), clock=lambda: now[0])
-    shown.on_train_begin(None, state(10, total=20), None)  # resumed at step 10
-    now[0] = 2.0
-    shown.on_log(None, state(11, total=20), None, {"loss": 0.5, "rewards/margins": 1.25, "cooling/mean": 0.5, "x": 3})
-    shown.on_step_end(None, state(11, total=20), None)
-    now[0] = 6.9
-    shown.on_step_end(None, state(12, total=20), None)  # less than 5 s after the last line
-    now[0] = 8.0
-    shown.on_step_end(None, state(14, total=20), None)
+    logs = {"loss": 0.5, "rewards/margins": 1.25, "cooling/mean": 0.5, "x": 3}
+    shown.on_train_begin(None, state(10, total=30), None)  # resumed at step 10
+    for step in range(11, 31):
+        now[0] += 60.0 if step == 11 else 2.0  # the first step, in which the engine checks itself, is no measure
+        shown.on_step_end(None, state(step, total=30), None)
+        shown.on_log(None, state(step, total=30), None, logs)
+    shown.on_train_end(None, state(30, total=30), None)
+    numbers = "  loss 0.500  margin 1.250  w_c 0.500"
     assert out.getvalue().splitlines() == [
-        "stage2  step 11/20  loss 0.500  margin 1.250  w_c 0.500  0:00:18 left",  # 9 steps of 2 s
-        "stage2  step 14/20  loss 0.500  margin 1.250  w_c 0.500  0:00:12 left",  # 6 steps of 2 s
-    ]
+        f"stage2  step 11/30{numbers}",
+        *(f"stage2  step {step}/30{numbers}  {left} left" for step, left in (
+            (12, "0:00:36"), (15, "0:00:30"), (18, "0:00:24"), (21, "0:00:18"), (24, "0:00:12"), (27, "0:00:06"),
+        )),
+        f"stage2  step 30/30{numbers}",
+    ]  # fmt: skip
+
+
+def test_the_last_line_comes_wherever_a_stage_ends() -> None:
+    out = io.StringIO()
+    shown = StageProgress("stage1", console=Console(file=out), clock=lambda: 0.0)
+    shown.on_train_begin(None, state(0, total=1000), None)
+    for step in (1, 2, 3):
+        shown.on_step_end(None, state(step, total=1000), None)
+    shown.on_train_end(None, state(3, total=1000), None)
+    assert [line.split()[2] for line in out.getvalue().splitlines()] == ["2/1000", "3/1000"]
+
+
+def test_a_slow_stage_is_not_silent() -> None:
+    out = io.StringIO()
+    now = [0.0]
+    shown = StageProgress("stage1", console=Console(file=out), clock=lambda: now[0])
+    shown.on_train_begin(None, state(0, total=1000), None)
+    for step in range(1, 6):
+        now[0] += 400.0
+        shown.on_step_end(None, state(step, total=1000), None)
+    assert [line.split()[2] for line in out.getvalue().splitlines()] == ["2/1000", "4/1000"]
 
 
 def test_other_ranks_are_silent() -> None:

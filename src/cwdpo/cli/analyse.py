@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from cwdpo.config.recipe import CoolingConfig, Stage2Config
 from cwdpo.errors import ConfigError, UserError
 
 
@@ -24,13 +23,14 @@ def analyse(
     reference: Annotated[
         str | None, typer.Option("--reference", help="pi_ref.  [default: MODEL, as at the first step of stage 2]")
     ] = None,
-    beta: Annotated[float, typer.Option("--beta", help="As stage2.beta.")] = Stage2Config.beta,
-    floor: Annotated[str, typer.Option("--floor", help="As stage2.cooling.floor; measured on the rows used.")] = str(
-        CoolingConfig.floor
-    ),
+    beta: Annotated[float | None, typer.Option("--beta", help="stage2.beta.  [default: a recipe's]")] = None,
+    floor: Annotated[
+        str | None,
+        typer.Option("--floor", help="stage2.cooling.floor, measured on the rows used.  [default: a recipe's]"),
+    ] = None,
     temperature: Annotated[
-        float, typer.Option("--temperature", help="As stage2.cooling.temperature.")
-    ] = CoolingConfig.temperature,
+        float | None, typer.Option("--temperature", help="stage2.cooling.temperature.  [default: a recipe's]")
+    ] = None,
     lora: Annotated[int | None, typer.Option("--lora", min=1, help="Train fresh adapters of this rank.")] = None,
     directions: Annotated[
         int, typer.Option("--directions", min=0, help="Random directions for the kernel's estimate; 0 leaves it out.")
@@ -41,7 +41,11 @@ def analyse(
 
     Weights are put back after every step; nothing is trained, and MODEL is not changed.
     """
+    from cwdpo.config.recipe import CoolingConfig, Stage2Config
+
     etas = tuple(eta or [1e-3])
+    beta = Stage2Config.beta if beta is None else beta
+    temperature = CoolingConfig.temperature if temperature is None else temperature
     for name, value in (*(("--eta", eta) for eta in etas), ("--beta", beta), ("--temperature", temperature)):
         if not 0 < value < float("inf"):
             raise ConfigError(f"{name} is {value}, but must be a number > 0. Write for example {name} 1e-3.")
@@ -61,7 +65,7 @@ def analyse(
         etas=etas,
         reference=reference,
         beta=beta,
-        floor=floor,
+        floor=str(CoolingConfig.floor) if floor is None else floor,
         temperature=temperature,
         lora=lora,
         directions=directions,

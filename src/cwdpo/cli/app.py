@@ -18,16 +18,19 @@ from cwdpo.cli import (
     analyse,
     audit,
     bench,
+    chat,
     check,
     compare,
     demo,
     diagnose,
     evaluate,
+    init,
     judge,
     merge,
     negatives,
     probe,
     report,
+    schema,
     train,
 )
 from cwdpo.config.secrets import Redacting, protect_environment, redact
@@ -127,10 +130,12 @@ app = typer.Typer(
     help="Stable preference fine-tuning of vision-language models with cooling-weighted DPO.",
 )
 app.command("demo")(demo.demo)
+app.command("init")(init.init)
 app.command("check")(check.check)
 app.command("audit")(audit.audit)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("chat")(chat.chat)
 app.command("probe")(probe.probe)
 app.command("diagnose")(diagnose.diagnose)
 app.command("judge")(judge.judge)
@@ -138,6 +143,7 @@ app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("analyse")(analyse.analyse)
 app.command("merge")(merge.merge)
+app.command("schema")(schema.schema)
 app.command("bench")(bench.bench)
 app.add_typer(negatives.app, name="negatives")
 

@@ -19,7 +19,7 @@ from cwdpo.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from cwdpo.data.check import CheckReport, Notice, RowReport
     from cwdpo.data.encode import Encoder
-    from cwdpo.recipes.preflight import ModelFacts
+    from cwdpo.recipes.memory import ModelFacts, StepPlan
 
 Memory = dict[str, dict[str, int]]
 _SHOWN = 10
@@ -61,6 +61,7 @@ def check(
     Needs no GPU, and loads no weights.
     """
     facts: ModelFacts | None = None
+    plan: StepPlan | None = None
     if data.suffix.lower() in (".yaml", ".yml"):
         for option, value in (("--model", model), ("--image-root", image_root), ("--max-length", max_length)):
             if value is not None:
@@ -68,7 +69,7 @@ def check(
         quiet_libraries()
         from cwdpo.recipes.preflight import check_recipe
 
-        report, facts = check_recipe(data, _check_file)
+        report, facts, plan = check_recipe(data, check_file)
     else:
         encoder: Encoder | None = None
         if model is not None:
@@ -80,15 +81,15 @@ def check(
             )
         elif max_length is not None:
             raise ConfigError("--max-length counts the tokens of a model. Add --model.")
-        report = _check_file(data, image_root, encoder)
+        report = check_file(data, image_root, encoder)
         if report.num_records == 0 and report.findings:
             raise DataError(report.findings[0].message)
-    _print(report, facts, as_json)
+    _print(report, facts, plan, as_json)
     if not report.ok:
         raise typer.Exit(1)
 
 
-def _check_file(data: Path, image_root: Path | None, encoder: "Encoder | None") -> "CheckReport":
+def check_file(data: Path, image_root: Path | None, encoder: "Encoder | None") -> "CheckReport":
     """The report of one file, with a counter on the terminal while it is made."""
     from cwdpo.data.check import check_rows
 
@@ -101,13 +102,15 @@ def _check_file(data: Path, image_root: Path | None, encoder: "Encoder | None") 
         )
 
 
-def _print(report: "CheckReport", facts: "ModelFacts | None", as_json: bool) -> None:
+def _print(report: "CheckReport", facts: "ModelFacts | None", plan: "StepPlan | None", as_json: bool) -> None:
     """Totals, token budgets, what a model would train, and the first of the problems; or everything as JSON."""
     memory: Memory = {}
     if facts is not None:
-        from cwdpo.recipes.preflight import memory_of
+        from cwdpo.recipes.memory import StepPlan, step_memory
 
-        memory = memory_of(facts, max((row.longest or 0 for row in report.rows), default=0))
+        longest = max((row.longest or 0 for row in report.rows), default=0)
+        plans = {"lora": StepPlan(), "full": StepPlan(lora=False)} if plan is None else {"recipe": plan}
+        memory = {name: step_memory(facts, wanted, longest) for name, wanted in plans.items()}
     if as_json:
         model = None if facts is None else {**facts, "memory": memory}
         print(json.dumps(report.to_json() | {"model": model}, ensure_ascii=False))
@@ -117,11 +120,14 @@ def _print(report: "CheckReport", facts: "ModelFacts | None", as_json: bool) -> 
     if facts is not None:
         console.print(_tokens(report.rows, facts["max_length"]))
         console.print(_model_table(facts, memory))
+        if plan is not None:
+            console.print(Text(room_for(plan, memory["recipe"]["total"])), soft_wrap=True)
     _list(report.notes, "note", console)
     _list(report.findings, "STOPS TRAINING", console)
     count = len(report.findings)
     what = "Nothing stops" if count == 0 else "1 thing stops" if count == 1 else f"{count} things stop"
-    console.print(f"{what} training.", style="red" if count else "green")
+    elsewhere = " on a machine with a GPU" if any(note.name == "needs_gpu" for note in report.notes) else ""
+    console.print(f"{what} training{elsewhere}.", style="red" if count else "green")
 
 
 def _totals(report: "CheckReport") -> Table:
@@ -156,6 +162,8 @@ def _tokens(rows: Iterable["RowReport"], limit: int | None) -> Table:
 
 
 def _model_table(facts: "ModelFacts", memory: Memory) -> Table:
+    from cwdpo.recipes.memory import human_bytes
+
     table = _plain_table(f"{facts['name_or_path']} ({facts['class']}, {facts['dtype']})")
     for name, part in facts["parts"].items():
         trained = "trained" if part["trainable"] else "frozen"
@@ -164,26 +172,34 @@ def _model_table(facts: "ModelFacts", memory: Memory) -> Table:
     kinds = Counter(name.rsplit(".", 1)[-1] for name in lora["targets"])  # as in model.layers.0.self_attn.q_proj
     layers = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     table.add_row(f"LoRA, r {lora['r']}", f"{lora['weights']:,} weights in {len(lora['targets'])} layers: {layers}")
-    for name, word in (("lora", "LoRA"), ("full", "full finetuning")):
-        parts = ", ".join(f"{key} {human_bytes(value)}" for key, value in memory[name].items() if key != "total")
-        table.add_row(f"memory, {word}", f"about {human_bytes(memory[name]['total'])} ({parts})")
-    table.caption = "Memory for one pair of the longest row, with gradient checkpointing; right to a factor of 1.5."
+    for name, word in (("lora", "LoRA"), ("full", "full finetuning"), ("recipe", "this recipe")):
+        if name in memory:
+            parts = ", ".join(f"{key} {human_bytes(value)}" for key, value in memory[name].items() if key != "total")
+            table.add_row(f"memory, {word}", f"about {human_bytes(memory[name]['total'])} ({parts})")
+    for_what = "a step of the longest rows" if "recipe" in memory else "one pair of the longest row, with checkpointing"
+    table.caption = f"Memory for {for_what}; right to a factor of 1.5."
     table.caption_justify = "left"
     return table
 
 
-def human_bytes(number: float) -> str:
-    """A size for people.
+def room_for(plan: "StepPlan", needed: int) -> str:
+    """Whether a recipe's step has room on the device here, and what would make it smaller.
 
-    Example:
-        >>> human_bytes(1_500_000), human_bytes(12)
-        ('1.5 MB', '12 B')
+    Needed are the bytes of a step.
     """
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"
+    from cwdpo.recipes.memory import ROUGH, human_bytes, this_device
+
+    device = this_device()
+    there = f"{device.name} has {human_bytes(device.memory)}{'' if device.is_gpu else ' free'}"
+    if needed * ROUGH <= device.memory:
+        return f"fits: {there}."
+    ways = [] if plan.lora else ["`model.lora: {}`"]
+    ways += [] if plan.checkpointing else ["`trainer: {activation_checkpointing: true}`"]
+    ways += ["a smaller `trainer.per_device_train_batch_size`"] if plan.rows > 1 else []
+    ways += ["`model.dtype: bfloat16`"] if plan.dtype == "float32" and device.has_bf16 else []
+    ways += ["`model.quantization: {}`"] if plan.lora and plan.bits is None and device.is_gpu else []
+    likely = "may not fit" if needed <= device.memory else "does not fit"
+    return f"{likely}: {there}. Try {', or '.join(ways) or 'a smaller model, or a larger machine'}."
 
 
 def _list(notices: Sequence["Notice"], title: str, console: Console) -> None:

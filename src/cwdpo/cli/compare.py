@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.compare.grid import cells, read_grid
 from cwdpo.errors import ConfigError
 
 
@@ -28,6 +27,8 @@ def compare(
     """
     if jobs < 1:
         raise ConfigError(f"--jobs is {jobs}, but must be at least 1.")
+    from cwdpo.compare.grid import cells, read_grid
+
     wanted = read_grid(grid)
     if not table:
         quiet_libraries()

@@ -27,6 +27,8 @@ def merge(
 
     quiet_libraries()
     from cwdpo.models.merging import merge_adapter
+    from cwdpo.report.card import write_merged_card
 
     merged = merge_adapter(source, out, base=base, any_base=any_base, trust_remote_code=trust_remote_code, say=print)
+    write_merged_card(source, merged)
     print(f"merged {source} into {merged}")

@@ -4,16 +4,18 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cwdpo.cli.ending import ending
 from cwdpo.cli.evaluate import ProgressLines
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.config.recipe_file import read_recipe
 from cwdpo.errors import ConfigError
 from cwdpo.records import RunDirectory
+
+if TYPE_CHECKING:
+    from cwdpo.recipes.stages import RunContext
 
 
 def train(
@@ -31,6 +33,8 @@ def train(
     """
     if recipe.startswith("-"):
         raise ConfigError(f"expected the recipe before {recipe}. Write: cwdpo train RECIPE {recipe} ...")
+    from cwdpo.config.recipe_file import read_recipe
+
     settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
 
     quiet_libraries()
@@ -44,12 +48,15 @@ def train(
     from cwdpo.trainers.callbacks import StageProgress
 
     run = RunDirectory(Path(settings.output_dir))
+    if resume and is_main() and not run.has_begun:
+        print(f"nothing to resume in {run.root}: starting from the beginning")
     was_done = nothing_to_do(run, settings) and is_evaluated(run, settings)
     with closing(StageProgress()) as progress:
         run = run_recipe(
             settings,
             resume=resume,
             callbacks=[progress],
+            on_start=_print_start,
             on_evaluation=ProgressLines(),
             imports=time.time() - psutil.Process().create_time(),
         )
@@ -57,8 +64,17 @@ def train(
         # the group's threads may outlive the interpreter otherwise, which aborts a run that is done
         distributed.destroy_process_group()
     if is_main():
+        if (page := run.kept("hub").get("page")) is not None:
+            print(f"uploaded: {page}")
         for line in ending(run, held_out=settings.data.eval, was_done=was_done):
             print(line)
+
+
+def _print_start(context: "RunContext") -> None:
+    from cwdpo.recipes.announcing import start_lines
+
+    for line in start_lines(context):
+        print(line, flush=True)
 
 
 def trainer_fields() -> Mapping[str, Any]:

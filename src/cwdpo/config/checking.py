@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import re
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -84,8 +85,7 @@ def _built(
     whole = True
     for key, value in values.items():
         if key not in known:
-            otherwise = f". Known here: {', '.join(known)}."
-            note((*path, key), f"unknown key '{prefix}{key}'{_suggestion(key, known, prefix, otherwise)}")
+            note((*path, key), f"unknown key '{prefix}{key}'{_place_for(key, section, known, prefix)}")
             whole = False
             continue
         inner = section_type(known[key][1])
@@ -95,7 +95,7 @@ def _built(
             whole = whole and ready[key] is not None
     for name, (field, hint) in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
-            note(path, f"'{prefix}{name}' is missing. Add it; it is {_describe(hint)}.")
+            note(path, f"'{prefix}{name}' is missing. Add it; it is {describe_type(hint)}.")
             whole = False
     if not whole:
         return None
@@ -108,16 +108,58 @@ def _built(
             if not name:  # settings that do not go together
                 note(path, str(detail["ctx"]["error"]))
             elif name not in seen:
-                note((*path, name), f"{prefix}{name} {_explain(detail, ready.get(name), known[name][1])}")
+                text = _explain(detail, ready.get(name), known[name][1], name=f"{prefix}{name}")
+                note((*path, name), f"{prefix}{name} {text}")
             seen.add(name)
         return None
 
 
-def _explain(detail: ErrorDetails, value: object, hint: object) -> str:
-    """What is wrong with a value, as it goes on after the setting's name."""
+def _explain(detail: ErrorDetails, value: object, hint: object, *, name: str = "") -> str:
+    """What is wrong with a value, as it goes on after the setting's full name."""
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
-    return f"is {_shown(value)}, but must be {_describe(hint)}.{_near_choice(value, _choices(_alternatives(hint)))}"
+    section = section_type(hint)
+    if section is not None and not isinstance(value, Mapping):
+        advice = _as_section(section, value, hint, name)
+    else:
+        advice = _near_choice(value, _choices(_alternatives(hint)))
+    return f"is {shown(value)}, but must be {describe_type(hint)}.{advice}"
+
+
+def _as_section(section: type, value: object, hint: object, name: str) -> str:
+    """What to write for a section that was given one value, if what was meant can be guessed."""
+    known = section_fields(section)
+    if isinstance(value, str) and (key := re.match(r"\w*", value.strip())[0]) in known:  # type: ignore[index]
+        rest = value.strip().removeprefix(key).removeprefix(":").strip() or "..."
+        return f" Is a colon or the space after it missing? Write {key}: {rest}."
+    if value is False and type(None) in _alternatives(hint):
+        return " To switch it off, write null."
+    if value is True:
+        return " For its defaults, write {}."
+    needed = [name for name, (each, _) in known.items() if each.default is MISSING and each.default_factory is MISSING]
+    if len(needed) == 1:
+        return f" Write {{{needed[0]}: {value}}}, or --{name}.{needed[0]} {value} on the command line."
+    return ""
+
+
+def _place_for(key: str, section: type, known: Collection[str], prefix: str) -> str:
+    """Where an unknown key of a section may belong: under a like name, further down, or among the Trainer's."""
+    below = [".".join(path) for path in known_paths(section, ()) if path[-1] == key]
+    if below and not difflib.get_close_matches(key, list(known), n=1, cutoff=0.8):
+        return f". It belongs further down: {' or '.join(f'{prefix}{path}' for path in below[:3])}."
+    trainer = f", or if it is a setting of transformers.TrainingArguments, {prefix}trainer.{key}"
+    otherwise = f". Known here: {', '.join(known)}{trainer if 'trainer' in known else ''}."
+    return _suggestion(key, known, prefix, otherwise)
+
+
+def known_paths(section: type, above: KeyPath) -> list[KeyPath]:
+    """The paths of all settings and sections of a section, which stands at a path itself."""
+    paths: list[KeyPath] = []
+    for name, (_, hint) in section_fields(section).items():
+        paths.append((*above, name))
+        if inner := section_type(hint):
+            paths += known_paths(inner, (*above, name))
+    return paths
 
 
 def _choices(kinds: Sequence[object]) -> list[object]:
@@ -134,14 +176,14 @@ def _suggestion(key: str, known: Collection[str], prefix: str, otherwise: str) -
     return f" - did you mean '{prefix}{near[0]}'?" if near else otherwise
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as the recipe would write it, cut where it is long."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return shortened(repr(value))
 
 
-def _describe(hint: object) -> str:
+def describe_type(hint: object) -> str:
     """A type as messages call it, such as ``a whole number or null``."""
     return " or ".join(_describe_one(part) for part in _alternatives(hint))
 
@@ -153,7 +195,7 @@ _PLAIN_NAMES: Mapping[object, str] = {
 
 def _describe_one(part: object) -> str:
     if get_origin(part) is Literal:
-        choices = [choice if isinstance(choice, str) else _shown(choice) for choice in get_args(part)]
+        choices = [choice if isinstance(choice, str) else shown(choice) for choice in get_args(part)]
         return "one of " + ", ".join(choices) if len(choices) > 1 else choices[0]
     if get_origin(part) is list:
         return "a list of texts" if get_args(part)[0] is str else "a list of points [progress, share]"
@@ -180,6 +222,13 @@ _ELSEWHERE = {
     "push_to_hub_token": "It would stand in the run's files. Put it into the environment: HF_TOKEN.",
     "resume_from_checkpoint": "Run `cwdpo train RECIPE --resume` instead.",
 }
+
+
+def set_elsewhere(key: str) -> bool:
+    """Whether a setting of the Trainer stands in another place of a recipe than its ``trainer`` sections."""
+    return key in _ELSEWHERE
+
+
 _FREE = ("fsdp",)  # settings that take more types than they are declared with
 _MUST_BE = {
     "per_device_train_batch_size": (1, "Write the number of rows in a step."),
@@ -223,7 +272,7 @@ def _wrong_argument(key: str, value: object, hint: object) -> str:
     try:
         adapter.validate_python(value)
     except ValidationError:
-        return f"{_shown(value)}, but {_wanted(value, kinds)}"
+        return f"{shown(value)}, but {_wanted(value, kinds)}"
     smallest, advice = _MUST_BE.get(key, (None, ""))
     if smallest is not None and isinstance(value, (int, float)) and not value >= smallest:
         return f"{value}, but must be at least {smallest}. {advice}"
@@ -245,10 +294,10 @@ def _wanted(value: object, kinds: Sequence[object]) -> str:
     """What a value must be that fits none of the types, and what may have been meant."""
     for kind in kinds:
         if get_origin(kind) is type(value):
-            return f"its values must be {_describe(get_args(kind)[-1])}."
+            return f"its values must be {describe_type(get_args(kind)[-1])}."
     choices = _choices(kinds)
     bare = value is False and "no" in choices
     advice = " YAML reads a bare no as false: write 'no', in quotes." if bare else _near_choice(value, choices)
     writable = (kind for kind in kinds if get_origin(kind) is not Annotated)  # only Python can make an instance
-    named = ("a list" if get_origin(kind) is list else _describe(kind) for kind in writable)
+    named = ("a list" if get_origin(kind) is list else describe_type(kind) for kind in writable)
     return f"must be {' or '.join(named)}.{advice}"

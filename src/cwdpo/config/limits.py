@@ -8,6 +8,7 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, ConfigDict
@@ -27,6 +28,29 @@ RULES = ("same_words",)
 _Value = TypeVar("_Value")
 
 
+@dataclass(frozen=True)
+class Limit(AfterValidator):
+    """The validator of :func:`limit`, with its bounds for those who describe a setting."""
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+
+    def __str__(self) -> str:
+        """``> 0 and < 1``."""
+        bounds = {"> ": self.above, ">= ": self.at_least, "< ": self.below, "<= ": self.at_most}
+        return " and ".join(f"{sign}{bound:g}" for sign, bound in bounds.items() if bound is not None)
+
+    def allows(self, value: float) -> bool:
+        return (
+            (self.above is None or value > self.above)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.below is None or value < self.below)
+            and (self.at_most is None or value <= self.at_most)
+        )
+
+
 def limit(
     *,
     above: float | None = None,
@@ -34,23 +58,16 @@ def limit(
     below: float | None = None,
     at_most: float | None = None,
     advice: str,
-) -> AfterValidator:
+) -> Limit:
     """Validator of a number; null and texts pass where the field allows them. ``advice`` says what to write instead."""
-    bounds = {"> ": above, ">= ": at_least, "< ": below, "<= ": at_most}
-    wanted = " and ".join(f"{sign}{bound:g}" for sign, bound in bounds.items() if bound is not None)
 
     def check(value: _Value) -> _Value:
-        inside = not isinstance(value, int | float) or (
-            (above is None or value > above)
-            and (at_least is None or value >= at_least)
-            and (below is None or value < below)
-            and (at_most is None or value <= at_most)
-        )
-        if not inside:
-            raise ValueError(f"is {value}, but must be {wanted}. {advice}")
+        if isinstance(value, int | float) and not found.allows(value):
+            raise ValueError(f"is {value}, but must be {found}. {advice}")
         return value
 
-    return AfterValidator(check)
+    found = Limit(check, above=above, at_least=at_least, below=below, at_most=at_most)
+    return found
 
 
 def not_empty(advice: str) -> AfterValidator:

@@ -79,6 +79,17 @@ def dump(values: Mapping[str, object]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)
 
 
+def dump_value(value: object) -> str:
+    """One value as YAML on one line, which :func:`load_value` reads back equal.
+
+    Example:
+        >>> dump_value([1e-06, "no", None])
+        "[1.0e-06, 'no', null]"
+    """
+    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False)
+    return text.strip()[1:-1]
+
+
 def _read(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
     """Plain values of the one document in a text, None if there is none, and the lines of their keys."""
     try:
@@ -136,8 +147,9 @@ class _Walk:
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         if node.tag == "tag:yaml.org,2002:null" and node.value == "":
-            text = "has no value. Write one, or null for none, or {} for a section with its defaults."
-            raise self._problem(node, f"'{'.'.join(path)}' {text}")
+            text = _without_colon(path[-1]) if path else ""
+            text = text or " Write one, or null for none, or {} for a section with its defaults."
+            raise self._problem(node, f"'{'.'.join(path)}' has no value.{text}")
         try:
             return self.loader.construct_object(node)
         except ValueError:
@@ -167,10 +179,27 @@ def _explain(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
     row = [*text.splitlines(), *[""] * line][line - 1]
     if "\t" in row[: len(row) - len(row.lstrip())]:
         return f"{_place(name, line)}: this line is indented with a tab. YAML needs spaces."
+    rows = text.splitlines()
+    for number in (line - 2, line - 1):  # YAML finds out on the line itself, or on the next
+        if 0 <= number < len(rows) and (missing := _without_colon(rows[number].partition(" #")[0])):
+            return f"{_place(name, number + 1)}: this is not valid YAML.{missing}"
     problem = error.problem or error.context or "it cannot be read"
     if "mapping values are not allowed" in problem:
         problem = "a second ': ' on the line, or a line that is indented differently from those around it"
     return f"{_place(name, line)}: this is not valid YAML: {problem}. Fix the indentation, or quote the text."
+
+
+def _without_colon(text: str) -> str:
+    """What to write for a key and a value with no colon, or no space after it, between them; empty where it is none.
+
+    Example:
+        >>> _without_colon("beta 0.1"), _without_colon("beta:0.1"), _without_colon("beta: 0.1")
+        (' A colon is missing: write `beta: 0.1`.', ' A space is missing: write `beta: 0.1`.', '')
+    """
+    found = re.fullmatch(r"\s*(\w+)(\s+|:)(\S.*?)\s*", text)
+    if found is None or ": " in text or text.endswith(":"):
+        return ""
+    return f" A {'space' if found[2] == ':' else 'colon'} is missing: write `{found[1]}: {found[3]}`."
 
 
 def _line(node: yaml.Node) -> int:

@@ -70,7 +70,11 @@ class QuantizationConfig:
     """Load the frozen base in 4 or 8 bits (QLoRA); needs ``lora`` and a GPU."""
 
     bits: Literal[4, 8] = 4
+    """Bits of a weight of the base."""
+
     quant_type: Literal["nf4", "fp4"] = "nf4"
+    """Kind of 4-bit number; ``nf4`` suits weights, which are spread like a normal distribution."""
+
     double: bool = True
     """Quantise the quantisation constants too."""
 
@@ -83,6 +87,8 @@ class ModelConfig:
     """A local directory or a hub name that ``AutoModelForImageTextToText`` loads."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights; ``auto`` is the checkpoint's own."""
+
     attn_implementation: str | None = None
     """``sdpa``, ``eager`` or ``flash_attention_2``; null leaves the choice to transformers."""
 
@@ -112,6 +118,8 @@ class DataConfig:
     """Files, patterns or directories of rows, or ``hf:owner/name:split``; relative paths start at the recipe file."""
 
     eval: str | None = None
+    """Held-out rows for probes and the Trainer's evaluation; null asks probes about training rows."""
+
     image_root: str | list[str] | None = None
     """Where relative image paths start, by default the data file's own directory. No other directory is read from; of
     several, names start at the first, and all may be read."""
@@ -141,6 +149,7 @@ class Stage1Config:
     """Smooth supervised fine-tuning with gentle negatives."""
 
     objective: Objective = "constrained"
+    """``constrained`` (the paper's hinge on gentle negatives), ``smoothed`` (label smoothing), or ``plain`` SFT."""
 
     penalty: Annotated[float, limit(at_least=0, advice="For plain SFT write `objective: plain`.")] = 0.1
     """lambda: weight of the gentle-negative term."""
@@ -266,6 +275,7 @@ class Stage2Config:
     loss_parameters: LossParameters = field(default_factory=LossParameters)
     cooling: CoolingConfig | None = field(default_factory=CoolingConfig)
     reference: ReferenceKind = "cached"
+    """``cached`` computes log pi_ref once and keeps it on disk; ``live`` runs the reference at every step."""
 
     reference_batch_size: Annotated[
         int | None, limit(at_least=1, advice="Write null for the evaluation batch size.")
@@ -302,6 +312,8 @@ class NegativesConfig:
     """Negatives of a prompt in a step, from both sources; null takes as many as the row has. The loss is their mean."""
 
     temperature: Annotated[float, limit(above=0, advice="Try 1.0.")] = 1.0
+    """Of sampling."""
+
     top_p: Annotated[float, limit(above=0, at_most=1, advice="Write 1.0 for all tokens.")] = 1.0
     """Sample from the smallest set of tokens with this probability only."""
 
@@ -448,6 +460,8 @@ class Recipe:
 
     probes: ProbesConfig | None = field(default_factory=ProbesConfig)
     engine: EngineName = "auto"
+    """``tree`` computes a prompt once for all its answers, ``plain`` one row an answer, ``auto`` tree where exact."""
+
     features: FeaturesConfig | None = field(default_factory=FeaturesConfig)
     evaluate: EvaluateConfig | None = None
     """What the run measures of its model at the end; null measures nothing."""
@@ -456,6 +470,8 @@ class Recipe:
     """Passed to ``TrainingArguments`` as it is."""
 
     seed: Annotated[int, limit(at_least=0, below=2**32, advice="Try 0.")] = 0
+    """Of everything random: the division of rows, their order, new adapters, samples."""
+
     output_dir: Annotated[str, not_empty("Write the directory to fill.")] = "runs/cwdpo"
     """The run directory; a relative path starts at the working directory."""
 

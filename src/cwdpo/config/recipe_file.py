@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.config import located_yaml
-from cwdpo.config.checking import build, check_trainer_section, is_text, section_fields, section_type
+from cwdpo.config.checking import build, check_trainer_section, is_text, known_paths, section_fields, section_type
+from cwdpo.config.foreign import describe_foreign, recognise
 from cwdpo.config.located_yaml import KeyPath, load_value
 from cwdpo.config.recipe import CoolingConfig, ProbesConfig, Recipe, Stage1Config
 from cwdpo.errors import ConfigError
+from cwdpo.records import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def read_recipe(
     overrides: Mapping[str, object] | Sequence[str] = (),
     *,
     trainer_fields: Callable[[], Mapping[str, Any]] | None = None,
+    warn: bool = True,
 ) -> Recipe:
     """Read a recipe and check every key and value.
 
@@ -51,14 +54,18 @@ def read_recipe(
         overrides: settings that replace the file's, by full or unambiguous name, or words of a command line.
         trainer_fields: gives the names that ``trainer`` sections may hold and their types, asked once all else is
             right, as only transformers knows them and takes seconds to import; None leaves those sections unchecked.
+        warn: whether settings that have no effect in this recipe are warned of through ``logging``.
 
-    A ConfigError has one line for each mistake, starting with ``file:line`` or the override's name. Settings that have
-    no effect in this recipe are warned of through ``logging``.
+    A ConfigError has one line for each mistake, starting with ``file:line`` or the override's name.
     """
     path = Path(path)
     name = str(path)
+    _refuse_other_files(path)
     located = located_yaml.load(_text(path), name)
     values = located.values
+    foreign = recognise(values)
+    if foreign is not None:
+        raise ConfigError(describe_foreign(foreign, values, name))
     _resolve_paths(values, path.absolute().parent)
     changes = _parsed(overrides)
     for change in changes:
@@ -79,9 +86,31 @@ def read_recipe(
         check_trainer_section(recipe.trainer, known, where)
         for stage, settings in recipe.stages.items():
             check_trainer_section(settings.trainer, known, where, path=(stage, "trainer"))
-    for message in settings_without_effect(recipe):
+    for message in settings_without_effect(recipe) if warn else ():
         logger.warning("%s: %s", name, message)
     return recipe
+
+
+def known_settings() -> set[str]:
+    """The full names of all settings and sections, such as ``stage2.cooling``."""
+    return {".".join(path) for path in known_paths(Recipe, ())}
+
+
+def nested(settings: Mapping[str, object]) -> dict[str, Any]:
+    """Sections and their keys, of settings by full name.
+
+    Example:
+        >>> nested({"seed": 0, "stage2.beta": 0.1})
+        {'seed': 0, 'stage2': {'beta': 0.1}}
+    """
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        *above, last = name.split(".")
+        inner = values
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return values
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -200,7 +229,7 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
 
 def _full_path(name: str) -> KeyPath:
     wanted = tuple(name.split("."))
-    known = _known_paths(Recipe, ())
+    known = known_paths(Recipe, ())
     below_trainer = (path[-1] == "trainer" and path == wanted[: len(path)] for path in known)
     if wanted in known or any(below_trainer):  # whose keys only transformers knows
         return wanted
@@ -214,15 +243,6 @@ def _full_path(name: str) -> KeyPath:
     near = difflib.get_close_matches(name, list(by_name), n=1, cutoff=0.75)  # else `..._batch_size` is near to another
     advice = f" - did you mean '--{near[0]}'?" if near else f". A setting of the Trainer is --trainer.{name}."
     raise ConfigError(f"--{name}: unknown setting{advice}")
-
-
-def _known_paths(section: type, above: KeyPath) -> list[KeyPath]:
-    paths: list[KeyPath] = []
-    for name, (_, hint) in section_fields(section).items():
-        paths.append((*above, name))
-        if inner := section_type(hint):
-            paths += _known_paths(inner, (*above, name))
-    return paths
 
 
 def _text(path: Path) -> str:
@@ -239,6 +259,33 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}:{line}: not UTF-8 text. Save the recipe as UTF-8.") from None
+
+
+_ROWS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".gz", ".arrow")
+_SCRIPTS = (".sh", ".py", ".ipynb")
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Name what was given in place of a recipe: rows, a script, a run or a model."""
+    kind = path.suffix.lower()
+    if kind in _ROWS and path.exists():
+        raise ConfigError(
+            f"{path}: this is a file of rows, and a recipe is needed. Make one: `cwdpo init {path} --model MODEL`."
+        )
+    if kind in _SCRIPTS and path.exists():
+        raise ConfigError(f"{path}: this is a script, not a recipe (a YAML file). `cwdpo init DATA` makes one.")
+    if not path.is_dir():
+        return
+    if RunDirectory(path).recipe.is_file():
+        raise ConfigError(
+            f"{path}: this is a run. Continue it with its recipe: `cwdpo train {RunDirectory(path).recipe} "
+            f"--output_dir {path} --resume`."
+        )
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        raise ConfigError(f"{path}: this is a model. Make a recipe for it: `cwdpo init DATA --model {path}`.")
+    recipes = sorted(item.name for item in path.iterdir() if item.suffix in (".yaml", ".yml"))
+    found = f"Did you mean {path / recipes[0]}?" if recipes else "`cwdpo init DATA --model MODEL` makes one."
+    raise ConfigError(f"{path}: this is a directory, and a recipe is a YAML file. {found}")
 
 
 def _near_files(path: Path) -> str:

@@ -14,7 +14,7 @@ import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 from cwdpo.data.formats import row_from_record
 from cwdpo.data.image_roots import GivenRoots
@@ -24,6 +24,7 @@ from cwdpo.data.sources import data_files, ending_of, hub_name, resolve_root
 from cwdpo.errors import ConfigError, DataError
 
 Record: TypeAlias = Mapping[str, Any]
+_Row = TypeVar("_Row")
 Parsed: TypeAlias = Iterator[tuple[Record | DataError, str]]
 
 _BOMS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -47,7 +48,7 @@ def read_rows(path: str | Path, *, image_root: GivenRoots = None) -> list[Row]:
     return rows
 
 
-def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split_rows(rows: Sequence[_Row], fraction: float, seed: int) -> tuple[list[_Row], list[_Row]]:
     """Divide rows between the two stages, the same way for the same number of rows, fraction and seed.
 
     No row is in both, and both keep the order of the file. A share of stage 1 that leaves a stage without a row,

@@ -98,6 +98,10 @@ def lora_targets(model: nn.Module, target_modules: str | Sequence[str], *, freez
     hit = [name for name in layers if _matches(name, target_modules)]
     if not hit:
         raise ConfigError(_nothing_hit(target_modules, list(layers)))
+    if not isinstance(target_modules, str):
+        for target in target_modules:
+            if not any(_matches(name, [target]) for name in hit):
+                raise ConfigError(_nothing_hit([target], list(layers)))
     inside_tower = [name for name in hit if id(layers[name]) in frozen]
     if inside_tower:
         raise ConfigError(
@@ -249,7 +253,7 @@ def quantization_config(
     """How to load the frozen base in 4 or 8 bits (QLoRA); arithmetic stays in bfloat16."""
     if find_spec("bitsandbytes") is None:
         raise UserError(
-            "`model.quantization` needs bitsandbytes, which is not installed. Run `pip install cwdpo[qlora]`, or "
+            "`model.quantization` needs bitsandbytes, which is not installed. Run `pip install bitsandbytes`, or "
             "remove the setting."
         )
     if not torch.cuda.is_available():

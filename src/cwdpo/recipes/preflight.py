@@ -3,18 +3,19 @@
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, get_args
+from typing import Any, get_args
 
 import torch
-from transformers import IntervalStrategy, Trainer, get_scheduler
+from transformers import IntervalStrategy, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cwdpo.config.checking import check_trainer_section
 from cwdpo.config.recipe import LoraConfig, Recipe
 from cwdpo.config.recipe_file import read_recipe
-from cwdpo.data.check import CheckReport, Notice, memory_estimate
+from cwdpo.data.check import CheckReport, Notice
 from cwdpo.data.encode import Encoder
 from cwdpo.data.images import peek_image
 from cwdpo.data.reading import read_rows, split_rows
@@ -25,6 +26,8 @@ from cwdpo.models.loading import load_outline, load_processor
 from cwdpo.models.parts import freeze_vision_tower, model_limits, part_sizes
 from cwdpo.models.pixels import check_sizes, set_pixel_limits
 from cwdpo.negatives.verify import load_judge
+from cwdpo.recipes.memory import ModelFacts, StepPlan
+from cwdpo.recipes.publishing import check_hub
 from cwdpo.recipes.stages import recipe_processor, stage_arguments
 from cwdpo.records import PROBE_GROUPS, ProbeMeasure, RunDirectory, Stage
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
@@ -32,6 +35,8 @@ from cwdpo.trainers.arguments import argument_types
 from cwdpo.trainers.step_metrics import check_best_metric
 
 logger = logging.getLogger(__name__)
+
+_ROWS_AT_A_TIME = TrainingArguments.per_device_train_batch_size
 
 _REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, OSError, KeyError, NotImplementedError)
 """What transformers raises of settings that it does not like, and of packages that they need."""
@@ -88,7 +93,8 @@ def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_ro
     if stage1 is not None and stage1.objective != "plain" and not any(row.gentle for row in stages["stage1"]):
         raise ConfigError(
             f"stage1.objective is `{stage1.objective}`, but no row has a `gentle` negative (an answer with one minor "
-            "error). Add them, or write `stage1: {objective: plain}`."
+            f"error). Make them: `{_gentle_command(recipe)}`, and write the new file in data.train; or write "
+            "`stage1: {objective: plain}`."
         )
     best = None if stage1 is None else (recipe.trainer | stage1.trainer).get("metric_for_best_model")
     if str(best).endswith("logps_mean/gentle") and eval_rows and not any(row.gentle for row in eval_rows):
@@ -100,6 +106,13 @@ def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_ro
     if missing:
         more = f" (nor have {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(f"{missing[0].source}: the row has no `rejected` answer{more}, which stage 2 needs. Add one.")
+
+
+def _gentle_command(recipe: Recipe) -> str:
+    """The command that makes gentle negatives for the recipe's first file."""
+    first = train_files(recipe)[0]
+    near = Path(os.path.relpath(first)) if first.is_absolute() and first.is_relative_to(Path.cwd()) else first
+    return f"cwdpo negatives gentle {near} --out {near.with_name(near.name.split('.')[0] + '_gentle.jsonl')}"
 
 
 def without_rejected(stages: Mapping[Stage, Sequence[Row]], eval_rows: Sequence[Row] | None) -> list[Row]:
@@ -150,40 +163,12 @@ def check_model_takes(recipe: Recipe, rows: Sequence[Row], sizes: Mapping[tuple[
             encoder.check_tokens(row)
 
 
-class PartFacts(TypedDict):
-    """Weights of one part of a model, and how many of them full fine-tuning trains."""
-
-    total: int
-    trainable: int
-
-
-class LoraFacts(TypedDict):
-    """The layers that LoRA would train, and how many weights it adds."""
-
-    r: int
-    targets: list[str]
-    weights: int
-
-
-ModelFacts = TypedDict(
-    "ModelFacts",
-    {
-        "name_or_path": str,
-        "class": str,
-        "dtype": str,
-        "max_length": int | None,
-        "parts": dict[str, PartFacts],
-        "lora": LoraFacts,
-        "shape": dict[str, int],
-    },
-)
-"""What is known of a model without its weights."""
-
-
 def check_recipe(
     path: Path, check: Callable[[Path, Path | None, Encoder | None], CheckReport]
-) -> tuple[CheckReport, ModelFacts]:
-    """One report over all files of a recipe, and the facts of its model; whether there is a GPU does not matter.
+) -> tuple[CheckReport, ModelFacts, StepPlan]:
+    """One report over all files of a recipe, the facts of its model, and how its steps are laid out.
+
+    What only needs a GPU, and there is none here, is a note and stops nothing: a run may train on another machine.
 
     ``check`` makes the report of one file, with an image root and an encoder. A UserError where a setting, or the
     model, cannot be used.
@@ -210,7 +195,28 @@ def check_recipe(
         whole.notes += [note for note in report.notes if note.name != "no_rejected"]  # exact below
     if not any(finding.name != "too_long" for finding in whole.findings):
         whole.findings += _missing_answers(recipe, path)
-    return whole, facts
+    whole.notes += _needs_gpu(recipe, path)
+    try:
+        check_hub(recipe)
+    except ConfigError as problem:
+        whole.findings.append(Notice(str(path), "hub", f"{path}: {problem}"))
+    return whole, facts, step_plan(recipe)
+
+
+def _needs_gpu(recipe: Recipe, path: Path) -> list[Notice]:
+    """A note where the recipe trains in a precision that only a GPU has, and there is none here."""
+    if torch.cuda.is_available():
+        return []
+    sections = _sections(recipe, recipe.stages).items()
+    wanted = [f"{section}.{key}" for section, values in sections for key in ("bf16", "fp16") if values.get(key)]
+    if not wanted or all(_setting(recipe, stage, "use_cpu", False) for stage in recipe.stages):
+        return []
+    words = " ".join(f"--{name} false" for name in wanted)
+    message = (
+        f"{path}: {' and '.join(wanted)} {'needs' if len(wanted) == 1 else 'need'} a GPU, and there is none here. To "
+        f"train on this machine: `cwdpo train {path} {words} --model.dtype float32`."
+    )
+    return [Notice(str(path), "needs_gpu", message)]
 
 
 def read_model(
@@ -250,25 +256,28 @@ def read_model(
     }
 
 
-def memory_of(facts: ModelFacts, longest: int) -> dict[str, dict[str, int]]:
-    """Bytes that one pair of a row of so many tokens takes in stage 2, with gradient checkpointing, by fine-tuning."""
-    num_parameters = sum(part["total"] for part in facts["parts"].values())
-    adapters = facts["lora"]["weights"]
-    trained = {
-        "lora": (num_parameters + adapters, adapters),
-        "full": (num_parameters, sum(part["trainable"] for part in facts["parts"].values())),
-    }
-    result = {}
-    for name, (total, trainable) in trained.items():
-        result[name] = memory_estimate(
-            num_parameters=total,
-            trainable_parameters=trainable,
-            bytes_per_value=getattr(torch, facts["dtype"]).itemsize,
-            tokens_per_batch=2 * longest,
-            checkpointing=True,
-            **facts["shape"],
-        )
-    return result
+def step_plan(recipe: Recipe) -> StepPlan:
+    """How the recipe's stage with the most rows at a time lays out a step."""
+    quantization = recipe.model.quantization
+    return StepPlan(
+        dtype=recipe.model.dtype,
+        lora=recipe.model.lora is not None,
+        bits=None if quantization is None else quantization.bits,
+        rows=max(
+            int(_setting(recipe, stage, "per_device_train_batch_size", _ROWS_AT_A_TIME)) for stage in recipe.stages
+        ),
+        max_tokens=_setting(recipe, list(recipe.stages)[-1], "max_tokens_per_batch", None),
+        checkpointing=any(
+            _setting(recipe, stage, f"{what}_checkpointing", False)
+            for stage in recipe.stages
+            for what in ("activation", "gradient")
+        ),
+    )
+
+
+def _setting(recipe: Recipe, stage: Stage, key: str, default: Any) -> Any:
+    """A stage's setting of the Trainer, its own first."""
+    return (recipe.trainer | recipe.stages[stage].trainer).get(key, default)
 
 
 def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) -> None:

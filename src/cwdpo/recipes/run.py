@@ -34,10 +34,12 @@ from cwdpo.recipes.preflight import (
     rows_of_stages,
     warn_of_equal_answers,
 )
+from cwdpo.recipes.publishing import check_hub, hub_name, publish
 from cwdpo.recipes.resuming import check_same_rows, is_complete, nothing_to_do, resumed_recipe, with_measured_floor
 from cwdpo.recipes.stages import RunContext, choose_probe_rows, choose_probe_size, is_main, run_engine, train_stage
 from cwdpo.records import RunDirectory, write_json
 from cwdpo.report import write_report
+from cwdpo.report.card import write_cards
 
 _BETWEEN_WRITES = 10.0
 """Seconds; a session that is killed loses no more of its own time than this."""
@@ -48,6 +50,7 @@ def run_recipe(
     *,
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
+    on_start: Callable[[RunContext], None] = lambda context: None,
     on_evaluation: Progress = lambda what, done, total: None,
     reference: Path | None = None,
     encoded: EncodedMemory | None = None,
@@ -62,6 +65,7 @@ def run_recipe(
         callbacks: take part in every stage.
         reference: where the reference's log-probs are kept; runs on the same rows from one model may share them.
         encoded: rows that other runs have encoded with the same processor.
+        on_start: called on the first rank before the first stage, with what is known of the run.
         on_evaluation: called as the evaluation at the end goes on.
         imports: seconds that this process took before, which are counted among the run's.
 
@@ -73,7 +77,7 @@ def run_recipe(
     run = RunDirectory(Path(recipe.output_dir))
     wall_time = WallTime(run, writes=is_main(), imports=imports)
     with wall_time.phases.running():
-        return _run(recipe, run, wall_time, resume, callbacks, on_evaluation, reference, encoded)
+        return _run(recipe, run, wall_time, resume, callbacks, on_start, on_evaluation, reference, encoded)
 
 
 def _run(
@@ -82,6 +86,7 @@ def _run(
     wall_time: "WallTime",
     resume: bool,
     callbacks: Sequence[TrainerCallback],
+    on_start: Callable[[RunContext], None],
     on_evaluation: Progress,
     reference: Path | None,
     encoded: EncodedMemory | None,
@@ -92,6 +97,8 @@ def _run(
     stage_rows = rows_of_stages(recipe, rows)
     check_answers(recipe, stage_rows, eval_rows)
     check_evaluation(recipe)
+    if is_main():
+        check_hub(recipe)
     with ExitStack() as stack:
         if is_main():
             run = RunDirectory.open(recipe.output_dir, resume=resume)
@@ -126,6 +133,8 @@ def _run(
             reference=reference or run.reference,
             encoded=encoded or EncodedMemory(),
         )
+        if is_main():
+            on_start(context)
         with closing(wall_time):
             for stage in recipe.stages:
                 if not run.is_finished(stage) and not is_complete(run, recipe):
@@ -143,6 +152,8 @@ def _run(
             write_json(run.summary, _summary(context, wall_time))  # once more, with the report's own seconds
             if recipe.features is not None and recipe.features.disk_mb == "auto":
                 shutil.rmtree(run.features, ignore_errors=True)  # nobody asked for files, and no resume needs them
+            write_cards(run, hub_name=hub_name(recipe))
+            publish(run, recipe)
         return run
 
 

@@ -33,8 +33,10 @@ from cwdpo.phases import phase
 from cwdpo.probes import ProbeSize, choose_rows, own_answers
 from cwdpo.probes.callback import Probing
 from cwdpo.probes.size import size_within, whole
+from cwdpo.recipes.publishing import is_of_hub
 from cwdpo.recipes.resuming import NewIntervals, keep_rows, record_floor
 from cwdpo.records import RunDirectory, Stage, write_json, write_text
+from cwdpo.report.card import write_cards
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
 from cwdpo.trainers.arguments import arguments_from
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal, TensorBoardRecorder
@@ -44,8 +46,8 @@ logger = logging.getLogger(__name__)
 
 TENSORBOARD = "tensorboard"
 
-_INSTALL = {"azure_ml": "azureml-core", "flyte": "flytekit", "trackio": "'cwdpo[trackio]'", "wandb": "'cwdpo[wandb]'"}
-"""What to install for a logger whose package has another name, or is an extra of ours."""
+_INSTALL = {"azure_ml": "azureml-core", "flyte": "flytekit"}
+"""What to install for a logger whose package has another name."""
 
 StageTrainer: TypeAlias = SmoothSFTTrainer | CWDPOTrainer
 
@@ -213,7 +215,7 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-_LEARNING_RATE: Mapping[Stage, tuple[float, float]] = {"stage1": (1e-5, 1e-4), "stage2": (5e-7, 5e-6)}
+LEARNING_RATES: Mapping[Stage, tuple[float, float]] = {"stage1": (1e-5, 1e-4), "stage2": (5e-7, 5e-6)}
 """Where a recipe names none: of all weights, and of adapters. The Trainer's 5e-5 would ruin a model in stage 2."""
 
 
@@ -223,9 +225,9 @@ def stage_arguments(
     """The training arguments of a stage: our defaults, under the recipe's ``trainer``, the stage's own and overrides;
     nothing is written into ``run``."""
     settings = recipe.stages[stage]
-    given = recipe.trainer | settings.trainer
+    given = {key: value for key, value in (recipe.trainer | settings.trainer).items() if not is_of_hub(key)}
     shared: dict[str, Any] = {
-        "learning_rate": _LEARNING_RATE[stage][recipe.model.lora is not None],
+        "learning_rate": LEARNING_RATES[stage][recipe.model.lora is not None],
         "num_train_epochs": 1,
         "logging_steps": 10,
         "logging_first_step": True,
@@ -419,6 +421,7 @@ def _save(trainer: StageTrainer, run: RunDirectory, stage: Stage, note: Mapping[
         save_checkpoint(trainer.model, trainer.processing_class, run.stage(stage))  # type: ignore[arg-type]
     if trainer.is_world_process_zero():
         run.mark_finished(stage, {"steps": trainer.state.global_step, "engine": trainer.engine.report, **note})
+        write_cards(run)  # PEFT's own says nothing; the end of the run adds what is measured by then
     trainer.accelerator.wait_for_everyone()
 
 

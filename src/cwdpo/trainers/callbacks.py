@@ -107,10 +107,18 @@ class ReferencePassCallback(TrainerCallback):
 
 _SHOWN: Mapping[MetricName, str] = {"loss": "loss", "rewards/margins": "margin", "cooling/mean": "w_c"}
 _SECONDS_BETWEEN_LINES = 5.0
+"""Of the reference pass."""
+
+_LINES = 10
+"""Of a stage in a log file, beside its first steps and its last; more where one would come after many minutes."""
+
+_LONGEST_SILENCE = 600.0
+"""Seconds."""
 
 
 class StageProgress(ReferencePassCallback):
-    """Stage, step, loss, margin, mean w_c and time left; on rank 0 only.
+    """Stage, step, loss, margin, mean w_c and time left; on rank 0 only. A bar on a terminal; elsewhere lines, at the
+    first steps, at each tenth of the stage, and at its last step.
 
     Takes the place of what transformers prints: set ``disable_tqdm=True``, and remove its ``PrinterCallback``. Wrap it
     in ``contextlib.closing``, so that an error in training gives the terminal back. One serves all stages in turn.
@@ -125,7 +133,9 @@ class StageProgress(ReferencePassCallback):
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._latest = ""
-        self._begun_at, self._begun_step, self._line_at = 0.0, 0, 0.0
+        self._first: tuple[float, int] | None = None
+        """When which step was the first to end: it is left out of the rate, as the engine checks itself in it."""
+        self._line_at, self._line_step = 0.0, -1
 
     def on_reference_pass(self, done: int, total: int) -> None:
         """Print how far it is, at most every few seconds."""
@@ -147,8 +157,8 @@ class StageProgress(ReferencePassCallback):
             return
         self._stage = self._given or Path(str(args.output_dir)).name
         self._latest = ""
-        self._begun_at, self._begun_step = self._clock(), state.global_step
-        self._line_at = self._begun_at
+        self._first = None
+        self._line_at, self._line_step = self._clock(), -1
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -170,17 +180,18 @@ class StageProgress(ReferencePassCallback):
             self._latest = "  ".join(f"{word} {value:.3f}" for word, value in found if value is not None)
         if self._bar is not None:
             self._bar.update(self._task, values=self._latest)
-            return
-        due = first or self._is_due() or state.global_step >= state.max_steps
-        if due and state.is_world_process_zero and "loss" in (logs or {}):
+        elif first and state.is_world_process_zero and "loss" in (logs or {}):
             self._write_line(state)
 
     def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Move the bar, or write a line every few seconds."""
+        """Move the bar, or write a line where one is due."""
+        is_second = self._first is not None and state.global_step == self._first[1] + 1
+        if self._first is None:
+            self._first = (self._clock(), state.global_step)
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step, description=self._stage)
-        elif state.is_world_process_zero and self._is_due():
-            self._write_line(state)
+        elif state.is_world_process_zero and (is_second or self._is_due(state)) and state.global_step < state.max_steps:
+            self._write_line(state)  # the last step's follows when its loss is known
 
     def on_prediction_step(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Show that the bar stands still because the model is being evaluated."""
@@ -193,6 +204,9 @@ class StageProgress(ReferencePassCallback):
             self._bar.update(self._task, description=self._stage)
 
     def on_train_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Write the last line, wherever the stage ended."""
+        if self._bar is None and state.is_world_process_zero and not self._console.is_terminal:
+            self._write_line(state)
         self.close()
 
     def close(self) -> None:
@@ -201,19 +215,23 @@ class StageProgress(ReferencePassCallback):
             self._bar.stop()
             self._bar = None
 
-    def _is_due(self) -> bool:
-        return self._clock() - self._line_at >= _SECONDS_BETWEEN_LINES
+    def _is_due(self, state: TrainerState) -> bool:
+        tenth = _LINES * state.global_step // state.max_steps
+        before = _LINES * (state.global_step - 1) // state.max_steps
+        return tenth > before or self._clock() - self._line_at >= _LONGEST_SILENCE
 
     def _write_line(self, state: TrainerState) -> None:
-        self._line_at = self._clock()
+        if self._line_step == state.global_step and state.global_step < state.max_steps:
+            return
+        self._line_at, self._line_step = self._clock(), state.global_step
         parts = [self._stage, f"step {state.global_step}/{state.max_steps}", self._latest, self._time_left(state)]
         self._console.print("  ".join(part for part in parts if part), highlight=False, markup=False, soft_wrap=True)
 
     def _time_left(self, state: TrainerState) -> str:
-        done = state.global_step - self._begun_step
-        if done < 1:
+        if self._first is None or state.global_step <= self._first[1] or state.global_step >= state.max_steps:
             return ""
-        seconds = (self._clock() - self._begun_at) / done * (state.max_steps - state.global_step)
+        began, first = self._first
+        seconds = (self._clock() - began) / (state.global_step - first) * (state.max_steps - state.global_step)
         return f"{timedelta(seconds=round(seconds))} left"
 
 
