@@ -180,7 +180,8 @@ def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int]) ->
     """
     if not rows:
         return []
-    facts = np.array([_facts(row) for row in rows], dtype=np.float64)
+    known: dict[Path, int] = {}  # of files that many rows share
+    facts = np.array([_facts(row, known) for row in rows], dtype=np.float64)
     by_size = np.lexsort(facts.T)
     sample = by_size[np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int))]
     exact = np.array([count_tokens(rows[i]) for i in sample], dtype=np.float64)
@@ -192,11 +193,15 @@ def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int]) ->
     return found
 
 
-def _facts(row: Row) -> tuple[float, ...]:
-    """1, characters, images and pixels of a row."""
+def _facts(row: Row, known: dict[Path, int]) -> tuple[float, ...]:
+    """1, characters, images and pixels of a row; those of files are looked up, or remembered, in ``known``."""
     texts = [row.chosen, *row.rejected, row.gentle or ""]
     texts += [part for message in row.prompt for part in message.parts if isinstance(part, str)]
-    return 1.0, float(sum(map(len, texts))), float(len(row.images)), float(sum(map(_pixels, row.images)))
+    for image in row.images:
+        if isinstance(image, Path) and image not in known:
+            known[image] = _pixels(image)
+    pixels = sum(known[image] if isinstance(image, Path) else _pixels(image) for image in row.images)
+    return 1.0, float(sum(map(len, texts))), float(len(row.images)), float(pixels)
 
 
 def _pixels(image: ImageSource) -> int:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 from cwdpo.data.messages import (
@@ -211,10 +212,13 @@ FORMATS = (
 
 def find_format(record: Record) -> Format | None:
     """The format of a record without missing values; None where it is of none."""
-    for known in FORMATS:
-        if all(key in record for key in known.needs) and known.fits(record):
-            return known
-    return None
+    return next((known for known in _with_keys(tuple(record)) if known.fits(record)), None)
+
+
+@lru_cache(maxsize=1024)
+def _with_keys(keys: tuple[str, ...]) -> tuple[Format, ...]:
+    """The formats whose keys are there: one question a kind of row, not one a row."""
+    return tuple(known for known in FORMATS if all(key in keys for key in known.needs))
 
 
 def _with_answers(
