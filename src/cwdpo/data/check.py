@@ -14,7 +14,7 @@ from cwdpo.data.image_roots import GivenRoots, ImageRoots
 from cwdpo.data.images import open_image, shorten
 from cwdpo.data.messages import is_json, metadata_keys, parse_messages
 from cwdpo.data.reading import Record, read_records
-from cwdpo.data.rows import Row
+from cwdpo.data.rows import Row, StoredImage
 from cwdpo.data.sources import resolve_root
 from cwdpo.errors import DataError
 
@@ -275,8 +275,8 @@ def _identity(row: Row) -> bytes:
     ]
     digest = xxhash.xxh3_128(_hash(turns, row.template_kwargs))
     for image in row.images:
-        if isinstance(image, bytes):
-            digest.update(image)
+        if isinstance(image, bytes | StoredImage):
+            digest.update(image if isinstance(image, bytes) else image.read())
         elif isinstance(image, Path):
             digest.update(str(image).encode("utf-8", "surrogateescape"))
         else:

@@ -20,7 +20,7 @@ from cwdpo.data.encode import Encoder
 from cwdpo.data.formats import row_from_record
 from cwdpo.data.image_roots import GivenRoots, ImageRoots, parse_roots
 from cwdpo.data.images import open_image, random_crop
-from cwdpo.data.rows import ImageSource, Row
+from cwdpo.data.rows import ImageSource, Row, StoredImage
 from cwdpo.errors import ConfigError, DataError
 
 _KEYS = {Role.CHOSEN: "chosen", Role.REJECTED: "rejected", Role.GENTLE: "gentle"}
@@ -209,6 +209,8 @@ def _pixels(image: ImageSource) -> int:
     try:
         if isinstance(image, Image.Image):
             return image.width * image.height
+        if isinstance(image, StoredImage):
+            image = image.read()
         with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as opened:
             return opened.width * opened.height
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):

@@ -169,7 +169,7 @@ def _name(image: ImageSource, root: Path | None) -> str | list[str | int]:
         return str(image.relative_to(root) if root is not None and image.is_relative_to(root) else image)
     if isinstance(image, Image.Image):
         return [image.mode, *image.size]
-    return xxhash.xxh3_128(image).hexdigest()
+    return xxhash.xxh3_128(image if isinstance(image, bytes) else image.read()).hexdigest()
 
 
 def _has_begun(run: RunDirectory, stage: Stage) -> bool:
