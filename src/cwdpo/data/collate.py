@@ -181,7 +181,9 @@ def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int]) ->
     if not rows:
         return []
     known: dict[Path, int] = {}  # of files that many rows share
-    facts = np.array([_facts(row, known) for row in rows], dtype=np.float64)
+    facts = np.empty((len(rows), 4))
+    for place, row in enumerate(rows):
+        facts[place] = _facts(row, known)
     by_size = np.lexsort(facts.T)
     sample = by_size[np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int))]
     exact = np.array([count_tokens(rows[i]) for i in sample], dtype=np.float64)
