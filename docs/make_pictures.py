@@ -90,7 +90,7 @@ def main(directory: Path) -> None:
     chosen = [Curve(method, fall_of_training_rows(run), colour) for colour, (method, run) in enumerate(runs.items())]
     first = stage2(runs["DPO"].metrics)[0]
     limits = Thresholds()
-    limit = max(limits.fall_least, min(limits.fall_most, limits.fall_share * -first["logps_mean/chosen"]))
+    limit = max(limits.fall_least, limits.fall_share * -first["logps_mean/chosen"])
     last = chosen[0].points[-1][0]
     chosen.append(Curve("limit of a finding", [(0, -limit), (last, -limit)], 2, dashed=True))
     draw(DOCS / "diagnosis" / "squeezing.svg", "Right answers in training rows", "change, nats per token", chosen, 0.0)

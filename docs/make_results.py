@@ -92,8 +92,9 @@ MARK = "<!-- docs/make_results.py -->"
 LIMITS = """\
 **How far this goes.** One small model (half a million weights) on drawn scenes, in regimes that were searched for. A
 constant weight near the one that cooling starts with does about as well where all negatives are hard; what the adaptive
-weight is for is the table of regrets over regimes. Not measured yet: DPO with a larger beta in the other regimes, a
-pretrained model, the ablations of stage 1 and of sampled negatives in these regimes, and a GPU."""
+weight is for is the table of regrets over regimes. Not measured yet: the ablations of stage 1 and of sampled negatives
+in these regimes, easy pairs that are dropped or scaled as a whole, steps to a target, and a GPU. The grids of the first
+three are `examples/regimes/{ablations,variants,steps}.yaml`."""
 
 
 def best(results: Results, world: str, method: str) -> Score:
@@ -122,7 +123,8 @@ def verdicts(headline: Results, regimes: Results) -> str:
     holding, missed = ([c for c in found if c.holds is wanted] for wanted in (True, False))
     seeds, of_all = len(headline.grid.seeds), len(regimes.grid.seeds)
     parts = [
-        f"The habit over {seeds} seeds, all regimes over {of_all}, each method at its best learning rate of three:"
+        f"The habit over {seeds} seeds, learning rates chosen on one more; all regimes over {of_all}, each method "
+        "at its best learning rate of three:"
     ]
     for title, some in (("holds", holding), ("does not hold", missed)):
         parts += [f"\n**What {title}**\n"] if some else []

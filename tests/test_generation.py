@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+import cwdpo.generation
 from cwdpo.data.rows import ImageSlot, Message, Row
+from cwdpo.decoding import decode
 from cwdpo.generation import generate_answers
 from cwdpo.models.adapters import add_lora
 from cwdpo.models.loading import load_policy, load_processor
@@ -75,14 +77,13 @@ def test_special_tokens_are_never_sampled(
 ) -> None:
     model, processor = load_policy(tiny(name), dtype="float32"), load_processor(tiny(name))
     drawn: list[int] = []
-    generate = model.generate
 
-    def spy(**inputs: Any) -> torch.Tensor:
-        ids = generate(**inputs)
-        drawn.extend(ids[:, inputs["input_ids"].shape[1] :].flatten().tolist())
+    def spy(*args: Any, **kwargs: Any) -> torch.Tensor:
+        ids = decode(*args, **kwargs)
+        drawn.extend(ids.flatten().tolist())
         return ids
 
-    monkeypatch.setattr(model, "generate", spy)
+    monkeypatch.setattr(cwdpo.generation, "decode", spy)
     generate_answers(model, processor, ROWS[:1] * 64, max_new_tokens=20, temperature=1e4)  # as good as uniform
     tokenizer = processor.tokenizer
     special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}

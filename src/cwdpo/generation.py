@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
@@ -12,10 +12,12 @@ from torch import nn
 from transformers import GenerationConfig, ProcessorMixin
 
 from cwdpo.batch import eval_mode
+from cwdpo.data.collate import estimate_lengths
 from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
-from cwdpo.engine.layout import pass_groups, prompts_alone
-from cwdpo.models.parts import cast_images
+from cwdpo.decoding import decode
+from cwdpo.engine import FeatureCache
+from cwdpo.engine.layout import pass_groups
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ def generate_answers(
     seed: int = 0,
     warn_of_cut: bool = True,
     encoder: Encoder | None = None,
+    features: FeatureCache | None = None,
 ) -> list[str]:
     """The texts of :func:`generate`; how many answers ran into ``max_new_tokens`` is logged as a warning, unless
     ``warn_of_cut`` is False."""
@@ -66,6 +69,7 @@ def generate_answers(
         top_p=top_p,
         seed=seed,
         encoder=encoder,
+        features=features,
     )
     cut = sum(not answer.ended for answer in found)
     if cut and warn_of_cut:
@@ -84,6 +88,8 @@ def generate(
     top_p: float | None,
     seed: int,
     encoder: Encoder | None = None,
+    features: FeatureCache | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[Generated]:
     """Let the model answer every row's prompt; its train and eval modes are restored.
 
@@ -95,14 +101,17 @@ def generate(
     Args:
         model: a generative vision-language model, bare or with an adapter.
         processor: the model's processor, which is not changed.
-        rows: only their prompts and images are read, with and without images mixed. Neighbours that are the same row
-            are encoded once.
-        batch_size: most prompts in one call of ``generate``; those that may not share a pass
-            (:func:`cwdpo.engine.layout.pass_groups`) are answered in several.
+        rows: only their prompts and images are read, with and without images mixed. The prompt of neighbours that are
+            the same row is read once for all of them.
+        batch_size: most answers at one time; those to prompts that may not share a pass
+            (:func:`cwdpo.engine.layout.pass_groups`) are decoded apart. Prompts of similar length go together, unless
+            answers are sampled: the samples of a row follow from its place.
         temperature: None decodes greedily; a number > 0 samples from the whole vocabulary (no top-k).
         top_p: sample only from the smallest set of tokens with this probability; needs a temperature.
         seed: the samples follow from it; torch's global random state is left as it was.
         encoder: of this processor, where one is at hand.
+        features: of images that other passes keep and look up.
+        progress: called with the number of answers so far.
     """
     if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature is {temperature}, but must be > 0; for greedy decoding write None")
@@ -122,9 +131,12 @@ def generate(
         top_k=50 if temperature is None else 0,  # 50 is the default; greedy decoding warns of any other
         max_new_tokens=max_new_tokens,
     )
-    answers: list[Generated] = []
-    policy: Any = model
-    device = policy.device
+    order = list(range(len(rows)))
+    if temperature is None and len(rows) > batch_size:
+        lengths = estimate_lengths(rows, lambda row: encoder.encode(row).prompt_tokens, answers=False)
+        order.sort(key=lengths.__getitem__)
+    answers: dict[int, Generated] = {}
+    device: torch.device = model.device  # type: ignore[assignment]  # of every model of transformers
     ends = torch.tensor(config.eos_token_id, device=device)
     with (
         eval_mode(model),
@@ -133,24 +145,27 @@ def generate(
     ):
         torch.manual_seed(seed)
         for start in range(0, len(rows), batch_size):
+            batch = order[start : start + batch_size]
             prompts: list[dict[str, torch.Tensor]] = []
             openings: list[str] = []
-            for position in range(start, min(start + batch_size, len(rows))):
-                if position == start or rows[position] is not rows[position - 1]:
+            owners: list[int] = []
+            for before, position in zip([None, *batch], batch, strict=False):
+                if before is None or rows[position] is not rows[before]:
                     encoded = encoder.encode(rows[position])
-                prompts.append(encoded.prompt)
-                openings.append(encoded.opening)
-            found: dict[int, Generated] = {}
+                    prompts.append(encoded.prompt)
+                    openings.append(encoded.opening)
+                owners.append(len(prompts) - 1)
             for group in pass_groups(prompts):
-                together = prompts_alone([prompts[i] for i in group])
-                inputs = cast_images(model, {name: value.to(device) for name, value in together.items()})
-                ids = policy.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+                answered = [i for i, owner in enumerate(owners) if owner in group]
+                together = [prompts[owner] for owner in group]
+                places = [group.index(owners[i]) for i in answered]
+                ids = decode(model, together, places, config, features=features)
                 ended = torch.isin(ids, ends).any(dim=1).tolist()
                 texts = processor.batch_decode(ids, skip_special_tokens=True)
-                for i, text, end in zip(group, texts, ended, strict=True):
-                    found[i] = Generated((openings[i] + text).strip(), end)
-            answers += [found[i] for i in range(len(prompts))]
-    return answers
+                for i, text, end in zip(answered, texts, ended, strict=True):
+                    answers[batch[i]] = Generated((openings[owners[i]] + text).strip(), end)
+            progress(len(answers))
+    return [answers[position] for position in range(len(rows))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,15 +200,24 @@ class LocalSampler:
         sampling: Sampling,
         *,
         encoder: Encoder | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
         self.model, self.processor, self.sampling = model, processor, sampling
-        self.encoder = encoder or Encoder(processor)
+        self.encoder, self.features = encoder or Encoder(processor), features
 
     def sample(self, rows: Sequence[Row], *, seed: int) -> list[list[Generated]]:
         settings = asdict(self.sampling)
         k = settings.pop("k")
         repeated = [row for row in rows for _ in range(k)]
-        found = generate(self.model, self.processor, repeated, **settings, seed=seed, encoder=self.encoder)
+        found = generate(
+            self.model,
+            self.processor,
+            repeated,
+            **settings,
+            seed=seed,
+            encoder=self.encoder,
+            features=self.features,
+        )
         return [found[start : start + k] for start in range(0, len(found), k)]
 
 

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 from support import disc_data
 
-from cwdpo.cli.train import found_in
-from cwdpo.diagnosis import Diagnosis, Finding
-from cwdpo.records import RunDirectory, SignName
+from cwdpo.records import RunDirectory
 
 Train = Callable[..., tuple[int, str]]
 
@@ -116,27 +114,6 @@ def test_a_run_that_another_process_writes_is_refused(train: Train, tmp_path: Pa
     assert code == 2
     assert f"another process is writing {tmp_path / 'run'}" in err
     assert err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("names", "clear", "line"),
-    [
-        ([], ["squeezing"], "diagnosis: no problem found"),
-        ([], [], "diagnosis: nothing could be judged"),
-        (["squeezing", "overconfidence", "squeezing"], [], "diagnosis: squeezing, overconfidence  (`cwdpo diagnose "),
-    ],
-)
-def test_the_end_of_a_run_says_what_was_found(
-    tmp_path: Path, names: list[SignName], clear: list[SignName], line: str
-) -> None:
-    run = RunDirectory(tmp_path)
-    findings = [Finding(name=name, evidence="e", advice="a") for name in names]
-    run.write_findings(Diagnosis(findings, ["x"], clear, [], []).to_json())
-    assert found_in(run).startswith(line)
-
-
-def test_a_run_without_readings_says_so(tmp_path: Path) -> None:
-    assert found_in(RunDirectory(tmp_path)) == "diagnosis: nothing was logged that could be judged"
 
 
 @pytest.mark.slow

@@ -85,7 +85,8 @@ def test_trl_state(tmp_path: Path) -> None:
         said = examine(recording.readings)
         assert [finding.name for finding in said.findings][:2] == ["squeezing", "likelihood_displacement"]
         assert "nats/answer" in said.findings[0].evidence
-        assert said.findings[0].evidence.startswith("step 195: ")
+        assert said.findings[0].evidence.startswith(f"step {said.findings[0].step}: ")
+        assert "until step 195" in said.findings[0].evidence
         assert said.notes == ["beta is not given, and was taken to be 0.1; rewards are divided by it."]
 
 

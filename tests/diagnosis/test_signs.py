@@ -1,13 +1,16 @@
 """Each sign on a curve that has it and on its nearest neighbour that has not."""
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from diagnosis.histories import LOG2, Line, Shape, flat, line, metrics, probe, supervised
 
 from cwdpo.diagnosis import Finding, diagnose, examine
+from cwdpo.diagnosis.thresholds import Thresholds
 
 Spoiled = tuple[list[Line], list[Line]]
 """Readings that have a problem, and readings as near to them as can be that have not."""
@@ -168,14 +171,14 @@ def test_supervised_stages_have_no_displacement() -> None:
 def test_held_out_answers_tell_what_training_rows_hide() -> None:
     fell = probe("chosen", "delta", line(0, -0.2)) + probe("rejected", "delta", line(0, -1.0))
     found = {finding.name: finding for finding in diagnose(metrics() + fell, beta=0.1)}
-    assert "-0.2 nats/token" in found["squeezing"].evidence
+    assert "by 0.16 nats/token" in found["squeezing"].evidence  # which the last two readings share
     assert "in probes" in found["squeezing"].evidence
 
 
 def test_squeezing_tells_where_the_mass_went() -> None:
     fell = probe("chosen", "delta", line(0, -0.2)) + probe("rejected", "delta", line(0, -1.0))
     gathers = diagnose(fell + probe("chosen", "argmax_mass", line(0.6, 0.8)))
-    assert "`argmax_mass` went from 0.6 to 0.8" in gathers[0].evidence
+    assert "`argmax_mass` went from 0.6 to 0.8 since then" in gathers[0].evidence
     scatters = diagnose(fell + probe("chosen", "argmax_mass", line(0.6, 0.5)))
     assert "squeezing" not in names(scatters)
     assert "likelihood_displacement" in names(scatters)
@@ -281,3 +284,105 @@ def test_harm_orders_findings_of_all_stages() -> None:
     spiky = with_value(supervised(), "grad_norm", {12: 14.0, 25: 11.0})
     found = diagnose(spiky + run(**DPO), beta=0.1)
     assert (found[0].name, found[-1].name, found[-1].stage) == ("squeezing", "gradient_spikes", "stage1")
+
+
+FALLS = {"squeezing", "likelihood_displacement"}
+RECORDED = Path(__file__).parent / "recorded"
+"""Runs of the demo and of the habit world, a little thinned out."""
+
+
+def rises_and_falls(top: float, end: float) -> Shape:
+    return lambda t: top * t / 0.35 if t < 0.35 else top + (end - top) * (t - 0.35) / 0.65
+
+
+@pytest.mark.parametrize("end", [11.3 - 5.6, 0.0, -7.0])
+@pytest.mark.parametrize("form", ["rewards", "log-probs", "probes"])
+def test_a_fall_from_the_best_level_is_named_though_the_start_is_still_passed(end: float, form: str) -> None:
+    """As language models do it: chosen answers of 152 nats rise by 7 %, then lose half of that or more."""
+    lines: list[Line] = []
+    for i in range(50):
+        chosen, rejected = rises_and_falls(11.3, end)(i / 49), -1.6 * i
+        if form == "probes":
+            lines += [{"step": i, "group": "chosen", "delta": chosen / 90, "mean_logprob": (chosen - 152) / 90},
+                      {"step": i, "group": "rejected", "delta": rejected / 90, "mean_logprob": (rejected - 121) / 90},
+                      {"step": i, "group": "greedy", "delta": 0.8 * i / 90}]  # fmt: skip
+            continue
+        line: Line = {"step": i, "logps/chosen": chosen - 152, "logps/rejected": rejected - 121}
+        if form == "rewards":
+            line |= {"rewards/chosen": 0.1 * chosen, "rewards/rejected": 0.1 * rejected}
+        lines.append(line)
+    found = {finding.name: finding for finding in diagnose(lines, beta=0.1)}
+    assert set(found) == FALLS
+    assert found["squeezing"].step in range(16, 24)
+    assert "greedy answers moved" in found["squeezing"].evidence or form != "probes"
+
+
+def test_squeezing_is_named_while_it_happens() -> None:
+    best, lengths = 35, (10, 20, 30, *range(34, 101, 2))
+    lines = metrics({"rewards/chosen": rises_and_falls(0.14, -0.4), "entropy": line(0.95, 0.9)}, n=100, noise=0.7)
+    named = [n for n in lengths if names(diagnose(lines[:n], beta=0.1)) & FALLS]
+    assert best <= named[0] <= best + 10
+    assert named == [n for n in lengths if n >= named[0]]
+
+
+def test_a_witness_halves_the_fall_that_counts_and_a_contradiction_doubles_it() -> None:
+    def least(**entropy: Shape) -> float:
+        falls = [0.01 * i for i in range(1, 20)]
+        return next(
+            fall
+            for fall in falls
+            if names(diagnose(metrics({"rewards/chosen": line(0, -2 * fall), **entropy}, noise=0.001), beta=0.1))
+            & FALLS
+        )
+
+    # chosen answers of 20 tokens at 1 nat each; a fall of 0.02 nats/token is 0.04 of reward
+    unseen, gathers, scatters = least(entropy=flat(0.95)), least(entropy=line(1, 0.8)), least(entropy=line(0.8, 1))
+    limits = Thresholds()
+    assert gathers == pytest.approx(unseen * limits.fall_witnessed, abs=0.0051)
+    assert scatters == pytest.approx(unseen / limits.fall_witnessed, abs=0.0151)
+
+
+@pytest.mark.parametrize("path", sorted(RECORDED.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_recorded_runs(path: Path) -> None:
+    found = names(diagnose(map(json.loads, path.read_text().splitlines()), beta=0.1))
+    if path.stem.endswith(("cw_dpo", "sft")):
+        assert found == set()
+    else:
+        assert found >= FALLS
+
+
+def reliable(tokens: int, *eces: float) -> list[Line]:
+    bins = [[tokens // 2, 0.9, 0.85], [tokens - tokens // 2, 0.6, 0.6]]
+    return [
+        {"stage": "stage1", "step": 10 * i, "group": "chosen", "n": 64, "ece": ece, "reliability": bins}
+        for i, ece in enumerate(eces)
+    ]
+
+
+def test_a_calibration_error_must_be_more_than_few_tokens_make_of_chance() -> None:
+    jumps = (0.02, 0.025, 0.03, 0.035, 0.045, 0.044)
+    assert diagnose(reliable(564, *jumps)) == []
+    [finding] = diagnose(reliable(20_000, *jumps))
+    # by hand: (10,000 * .85 * .15 + 10,000 * .6 * .4) / 20,000**2 = 9.19e-6, its root .00303, times root 2: .0043
+    assert "standard error of 0.004" in finding.evidence
+
+
+def test_three_readings_of_the_calibration_error_are_too_few() -> None:
+    assert diagnose(probe("chosen", "ece", line(0.02, 0.2), n=4, stage="stage1")) == []
+    assert names(diagnose(probe("chosen", "ece", line(0.02, 0.2), n=5, stage="stage1"))) == {"overconfidence"}
+
+
+@pytest.mark.parametrize(
+    "bins", [None, 3, [], [[1, 2]], [[10, 0.5, 1.5]], [[10, 0.5, None]], [[-1, 0.5, 0.5]], ["abc"]]
+)
+def test_bins_that_are_none_are_passed_over(bins: Any) -> None:
+    lines = [{**one, "reliability": bins} for one in probe("chosen", "ece", line(0.02, 0.2), stage="stage1")]
+    assert names(diagnose(lines)) == {"overconfidence"}
+
+
+def test_answers_that_are_learned_are_no_drift_and_long_answers_may_move() -> None:
+    learned = run(rewards__chosen=line(0, 6), logps__chosen=line(-200, -140), logps_mean__chosen=None)
+    assert "reference_drift" not in names(diagnose(learned, beta=0.1))
+    long = {"logps_mean__chosen": None, "logps_mean__rejected": None, "rewards__rejected": line(0, -7)}
+    assert "reference_drift" not in names(diagnose(run(**long, logps__rejected=line(-121, -191)), beta=0.1))
+    assert "reference_drift" in names(diagnose(run(**long, logps__rejected=line(-60, -130)), beta=0.1))

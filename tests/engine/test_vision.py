@@ -20,6 +20,7 @@ from cwdpo.engine.vision import (
     ImageFeatures,
     can_share_images,
     encode_frozen_without_grad,
+    free_memory,
     why_not_cacheable,
 )
 
@@ -251,17 +252,78 @@ def features(value: float, *, tokens: int = 64) -> ImageFeatures:
     return ImageFeatures(torch.full((tokens, 4), value), (torch.full((tokens, 4), -value),), True, (True,))
 
 
-def test_memory_drops_the_longest_unused() -> None:
+def test_what_comes_first_stays() -> None:
     store = FeatureStore(memory=3 * features(0).num_bytes, directory=None, disk=0)
-    for value in range(3):
+    store.put("large", features(9, tokens=64 * 4))
+    for value in range(5):
         store.put(str(value), features(value))
-    assert store.get("0") is not None
-    store.put("3", features(3))
-    held = [key for key in "0123" if store.get(key) is not None]
-    assert held == ["0", "2", "3"]
-    store.put("large", features(4, tokens=64 * 4))
-    assert store.get("large") is None
-    assert store.get("3") is not None
+    held = [key for key in ("large", *"01234") if store.get(key) is not None]
+    assert held == ["0", "1", "2"]
+
+
+def visit(cache: FeatureCache, model: Any, images: int, epochs: int) -> list[float]:
+    """The hit rate of each epoch over that many images in random order."""
+    rates = []
+    for epoch in range(epochs):
+        before = dict(cache.report)
+        order = torch.randperm(images, generator=torch.Generator().manual_seed(epoch)).tolist()
+        for image in order:
+            look_up = cache.lookup_prompts(model, [{}], torch.device("cpu"), [f"image {image}"])
+            assert look_up is not None
+            (found,) = look_up([0], lambda _, image=image: features(image))  # type: ignore[misc]
+            assert found.pooled[0, 0] == image
+        rates.append((cache.report["found"] - before["found"]) / images)
+    return rates
+
+
+def test_a_fifth_of_the_images_in_memory_gives_a_fifth_of_the_hits(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = frozen(load_model(tiny("llava")))
+    monkeypatch.setattr("cwdpo.engine.vision.free_memory", lambda: 4 * 200 * features(0).num_bytes)
+    cache = FeatureCache(images=1000)
+    with caplog.at_level("INFO"):
+        assert visit(cache, model, 1000, 4) == [0.0, 0.2, 0.2, 0.2]
+        cache.log_reached()
+    assert cache.report["expected_hit_rate"] == cache.report["hit_rate"] == 0.2
+    assert "keep 20 % of 1000 images" in caplog.text
+    assert "20 % of the images met before were found (20 % were expected)" in caplog.text
+
+
+def test_files_keep_what_memory_does_not_hold(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = frozen(load_model(tiny("llava")))
+    cache = FeatureCache(memory_mb=0, directory=tmp_path / "features", disk_mb="auto", images=40)
+    assert visit(cache, model, 40, 3) == [0.0, 1.0, 1.0]
+    assert cache.report["expected_hit_rate"] == cache.report["hit_rate"] == 1.0
+    later = FeatureCache(memory_mb=0, directory=tmp_path / "features", disk_mb="auto", images=40)
+    assert visit(later, model, 40, 1) == [1.0]
+    needed = 40 * (features(0).num_bytes + 4096)
+    for free, expected in ((4 * needed, 1.0), (4 * needed - 4, 0.0)):
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr("cwdpo.engine.vision.shutil.disk_usage", lambda path, usage=usage: usage)
+        full = FeatureCache(memory_mb=0, directory=tmp_path / str(free), disk_mb="auto", images=40)
+        assert visit(full, model, 40, 2)[1] == expected
+
+
+def test_a_quarter_of_the_free_memory_is_taken_by_all_processes_together(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = frozen(load_model(tiny("llava")))
+    monkeypatch.setattr("cwdpo.engine.vision.free_memory", lambda: 80 * 2**20)
+    for processes, expected in ((None, 20), ("4", 5)):
+        if processes:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        cache = FeatureCache(images=3)
+        visit(cache, model, 3, 1)
+        assert cache.report["memory_mb"] == expected
+
+
+def test_a_container_may_have_less_memory_than_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"memory.max": "5000\n", "memory.current": "2000\n"}
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: files[self.name])
+    assert free_memory() == 3000
+    files["memory.max"] = "max\n"
+    assert free_memory() > 2**20
 
 
 def test_what_a_gpu_takes_is_page_locked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

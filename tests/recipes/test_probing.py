@@ -26,6 +26,7 @@ from cwdpo.data.reading import read_rows
 from cwdpo.diagnosis import Finding
 from cwdpo.errors import ConfigError
 from cwdpo.evaluation.likelihood import probe_checkpoints
+from cwdpo.probes.size import whole
 from cwdpo.recipes import run_recipe
 from cwdpo.recipes.resuming import resumed_recipe
 from cwdpo.recipes.stages import choose_probe_rows
@@ -139,12 +140,12 @@ def test_held_out_rows_come_first_and_training_rows_are_reported(
     rows = read_rows(data)
     asks = recipe(tiny, data, tmp_path / "run", rows=3)
     with caplog.at_level(logging.WARNING):
-        assert choose_probe_rows(asks, rows, rows[:2]) == rows[:2]
+        assert choose_probe_rows(asks, rows, rows[:2], whole(3)) == rows[:2]
     assert caplog.text == ""
     with caplog.at_level(logging.WARNING):
-        assert len(choose_probe_rows(asks, rows, None)) == 3
+        assert len(choose_probe_rows(asks, rows, None, whole(3))) == 3
     assert "3 of the training rows" in caplog.text
-    assert choose_probe_rows(replace(asks, probes=None), rows, None) == []
+    assert choose_probe_rows(replace(asks, probes=None), rows, None, whole(3)) == []
 
 
 def test_a_checkpoint_beside_another(tiny: Tiny, data: Path, tmp_path: Path) -> None:

@@ -24,4 +24,5 @@ def test_sessions_add_up_and_a_killed_one_loses_little(tmp_path: Path) -> None:
     now[0] += 5
     assert second.seconds == 55
     second.close()
+    assert run.kept("wall_time")["phases"]["checks"] == 55
     assert WallTime(run, clock=lambda: now[0]).seconds == 55

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,15 @@ def test_seed_hardware_and_time_are_shown(tmp_path: Path) -> None:
     assert "Settings learning rate 0.0003" in shown
     assert "x: y. Run" in shown
     assert "Seed 7 Hardware 2 CPU cores cwdpo 0.1.0 Time 6 min 42 s Stage 1 steps 90" in text
+
+
+def test_where_the_time_went_is_a_bar_of_shares(tmp_path: Path) -> None:
+    seconds = {"report": 10.0, "steps": 60.0, "probes": 30.0, "saving": 0.0, "unknown": 5.0}
+    (tmp_path / "summary.json").write_text(json.dumps({"title": "T", "seconds": seconds, "table": comparison()}))
+    page = write_report([tmp_path], tmp_path / "report.html").read_text("utf-8")
+    assert "steps 1 min 0 s (60%), probes 30.0 s (30%), report 10.0 s (10%)" in page
+    widths = re.findall(r'<rect x="([\d.]+)" y="0" width="([\d.]+)"', page)
+    assert widths == [("0.0", "600.0"), ("600.0", "300.0"), ("900.0", "100.0")]
 
 
 def test_a_change_within_the_scatter_is_no_change(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError
@@ -43,6 +44,7 @@ def probe(
         str(checkpoint_directory(Path(name))) if Path(name).is_dir() else name for name in (reference, model) if name
     ]
     quiet_libraries()
+    from cwdpo.diagnosis import words_of_reading
     from cwdpo.evaluation.likelihood import probe_checkpoints
 
     lines = probe_checkpoints(
@@ -54,13 +56,15 @@ def probe(
         image_root=image_root,
         with_own_answers=greedy,
     )
+    words = words_of_reading(lines)
     if as_json:
-        print(json.dumps({"model": model, "reference": reference, "data": str(data), "groups": lines}))
+        asked = {"model": model, "reference": reference, "data": str(data)}
+        print(json.dumps({**asked, "groups": lines, "words": words}))
     else:
-        _show(lines, Console())
+        _show(lines, words, Console())
 
 
-def _show(lines: Sequence[ProbeLine], console: Console) -> None:
+def _show(lines: Sequence[ProbeLine], words: Sequence[str], console: Console) -> None:
     shown = [name for name in _COLUMNS if name in lines[0]]
     table = Table("group", "n", *shown, caption="Mean log-probs of answers, nats per token.", caption_justify="left")
     for line in lines:
@@ -68,3 +72,6 @@ def _show(lines: Sequence[ProbeLine], console: Console) -> None:
     console.print(table)
     facts = [f"{name} {lines[0][name]:.4f}" for name in _OF_CHOSEN if name in lines[0]]
     console.print("Tokens of chosen answers: " + ", ".join(facts), soft_wrap=True, highlight=False)
+    console.print()
+    for sentence in words:
+        console.print(Text(f"- {sentence}"), soft_wrap=True)

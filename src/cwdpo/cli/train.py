@@ -1,6 +1,6 @@
 """``cwdpo train``: run a recipe."""
 
-import json
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cwdpo.cli.evaluate import ProgressLines, words_of
+from cwdpo.cli.ending import ending
+from cwdpo.cli.evaluate import ProgressLines
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.errors import ConfigError
-from cwdpo.records import STAGES, RunDirectory
+from cwdpo.records import RunDirectory
 
 
 def train(
@@ -33,6 +34,7 @@ def train(
     settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
 
     quiet_libraries()
+    import psutil
     from torch import distributed
 
     from cwdpo.recipes.evaluating import is_evaluated
@@ -44,32 +46,19 @@ def train(
     run = RunDirectory(Path(settings.output_dir))
     was_done = nothing_to_do(run, settings) and is_evaluated(run, settings)
     with closing(StageProgress()) as progress:
-        run = run_recipe(settings, resume=resume, callbacks=[progress], on_evaluation=ProgressLines())
+        run = run_recipe(
+            settings,
+            resume=resume,
+            callbacks=[progress],
+            on_evaluation=ProgressLines(),
+            imports=time.time() - psutil.Process().create_time(),
+        )
     if distributed.is_available() and distributed.is_initialized():
         # the group's threads may outlive the interpreter otherwise, which aborts a run that is done
         distributed.destroy_process_group()
     if is_main():
-        models = [f"{stage}/" for stage in STAGES if run.is_finished(stage)]  # one that was deleted is not named
-        left = f"model{'s' if len(models) > 1 else ''} in {' and '.join(models)}, curves in {run.report.name}"
-        if settings.evaluate is not None:
-            print(f"evaluated: {words_of(run)}")
-        if not was_done:
-            print(found_in(run))
-        print(f"{'already finished, nothing to do' if was_done else 'done'}: {run.root}  ({left})")
-
-
-def found_in(run: RunDirectory) -> str:
-    """What the diagnosis of a finished run found, in a line."""
-    from cwdpo.diagnosis import Diagnosis, title_of
-
-    diagnosis = Diagnosis.from_json(json.loads(run.findings.read_text("utf-8"))) if run.findings.is_file() else None
-    if diagnosis is None:
-        return "diagnosis: nothing was logged that could be judged"
-    # a sign may be found in both stages
-    names = ", ".join(dict.fromkeys(title_of(finding.name).lower() for finding in diagnosis.findings))
-    if not names:
-        return f"diagnosis: {'no problem found' if diagnosis.clear else 'nothing could be judged'}"
-    return f"diagnosis: {names}  (`cwdpo diagnose {run.root}` says what to do)"
+        for line in ending(run, held_out=settings.data.eval, was_done=was_done):
+            print(line)
 
 
 def trainer_fields() -> Mapping[str, Any]:

@@ -353,8 +353,12 @@ class NegativesConfig:
 class ProbesConfig:
     """Held-out answers that are measured while the model learns. ``probes: null`` measures none."""
 
-    rows: Annotated[int, limit(at_least=1, advice="To read nothing write `probes: null`.")] = 32
-    """Rows in the probe set: of ``data.eval`` where there is one, else of the training rows."""
+    rows: Annotated[
+        int | Literal["auto"], limit(at_least=1, advice="To read nothing write `probes: null`, or auto.")
+    ] = "auto"
+    """Rows in the probe set: of ``data.eval`` where there is one, else of the training rows. ``auto``: from 4 in a
+    short run to 32 in a long one, a quarter of them or more under other images and answered by the model itself, such
+    that all this is a tenth of the run's work. A number asks everything of so many rows."""
 
     every: Annotated[
         int | Literal["auto"],
@@ -387,12 +391,19 @@ class FeaturesConfig:
     whether it was. ``features: null`` encodes every image at every step.
     """
 
-    memory_mb: Annotated[int, limit(at_least=0, advice="Write `features: null` for none.")] = 1024
-    """Most megabytes of main memory in each process; the longest unused go first. An image has its number of tokens
-    times the language model's hidden size values: 4 MB for 1,024 tokens of a 3B model in bfloat16."""
+    memory_mb: Annotated[
+        int | Literal["auto"], limit(at_least=0, advice="Write `features: null` for none, or auto.")
+    ] = "auto"
+    """Most megabytes of main memory in each process, which the images that come first fill; ``auto``: a quarter of what
+    is free, divided among the machine's processes. An image has its number of tokens times the language model's hidden
+    size values: 4 MB for 1,024 tokens of a 3B model in bfloat16."""
 
-    disk_mb: Annotated[int, limit(at_least=0, advice="Write 0 to keep none on disk.")] = 0
-    """Most megabytes in the run directory's ``features/``, for what memory does not hold and for ``--resume``."""
+    disk_mb: Annotated[int | Literal["auto"], limit(at_least=0, advice="Write 0 to keep none on disk, or auto.")] = (
+        "auto"
+    )
+    """Most megabytes in the run directory's ``features/``, for what memory does not hold and for ``--resume``.
+    ``auto``: what all images need, where memory does not hold them and they fit into a quarter of the free disk; the
+    files are removed when the run ends."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -170,8 +170,9 @@ def answer_key(prompt: bytes, ids: Sequence[int]) -> str:
     return xxhash.xxh3_128_hexdigest(prompt + torch.tensor(ids, dtype=torch.int64).numpy().tobytes())
 
 
-def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int]) -> list[int]:
-    """Tokens of each row, by a linear rule fitted to a few of them, whose exact number ``count_tokens`` gives.
+def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int], *, answers: bool = True) -> list[int]:
+    """Tokens of each row, with or without its answers, by a linear rule fitted to a few rows that ``count_tokens``
+    counts exactly.
 
         tokens = a + b * characters + c * images + d * pixels
 
@@ -183,7 +184,7 @@ def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int]) ->
     known: dict[Path, int] = {}  # of files that many rows share
     facts = np.empty((len(rows), 4))
     for place, row in enumerate(rows):
-        facts[place] = _facts(row, known)
+        facts[place] = _facts(row, answers, known)
     by_size = np.lexsort(facts.T)
     sample = by_size[np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int))]
     exact = np.array([count_tokens(rows[i]) for i in sample], dtype=np.float64)
@@ -195,9 +196,9 @@ def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int]) ->
     return found
 
 
-def _facts(row: Row, known: dict[Path, int]) -> tuple[float, ...]:
+def _facts(row: Row, answers: bool, known: dict[Path, int]) -> tuple[float, ...]:
     """1, characters, images and pixels of a row; those of files are looked up, or remembered, in ``known``."""
-    texts = [row.chosen, *row.rejected, row.gentle or ""]
+    texts = [row.chosen, *row.rejected, row.gentle or ""] if answers else []
     texts += [part for message in row.prompt for part in message.parts if isinstance(part, str)]
     for image in row.images:
         if isinstance(image, Path) and image not in known:

@@ -2,7 +2,8 @@
 
 from cwdpo.diagnosis.history import Finding
 from cwdpo.diagnosis.judging import Diagnosis, NotJudged, Recording, diagnose, examine, read_recording, title_of
+from cwdpo.diagnosis.reading import words_of_reading
 from cwdpo.diagnosis.thresholds import Thresholds
 
 __all__ = ["Diagnosis", "Finding", "NotJudged", "Recording", "Thresholds"]
-__all__ += ["diagnose", "examine", "read_recording", "title_of"]
+__all__ += ["diagnose", "examine", "read_recording", "title_of", "words_of_reading"]

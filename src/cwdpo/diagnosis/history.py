@@ -1,14 +1,13 @@
-"""What a run left behind: metric lines and probe lines as curves of each stage, and what is a change on a curve."""
+"""What a run left behind: metric lines and probe lines as curves of each stage."""
 
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from statistics import median
 from typing import Literal, TypeAlias
 
 from cwdpo.config.recipe import Stage2Config
+from cwdpo.diagnosis.curves import Change, Curve, MissingReadingsError, joined
 from cwdpo.diagnosis.thresholds import Thresholds
 from cwdpo.records import METRIC_NAMES, MetricName, ProbeGroup, ProbeMeasure, Side, SignName
 
@@ -19,9 +18,8 @@ _HELD_OUT = frozenset(f"eval_{name}" for name in _METRICS)  # the Trainer's pref
 _PROBES: frozenset[ProbeMeasure] = frozenset(
     ["mean_logprob", "delta", "entropy", "top1", "argmax_mass", "ece", "tv", "js"]
 )
+_CALIBRATION_ERROR = "ece error"  # beside the measures, from the bins of a reading
 _ABSURD = 1e30  # larger magnitudes are overflow by another name
-_FEW = 10  # readings: fewer are read one by one, more by medians over windows
-_MEDIAN = 1.2533  # standard error of a median over that of a mean, for normal noise: sqrt(pi / 2)
 
 
 @dataclass(frozen=True)
@@ -39,111 +37,7 @@ class Finding:
 
     stage: str | None = None
     step: int | None = None
-    """Last step that was looked at, or the step at which it happened."""
-
-
-class MissingReadingsError(Exception):
-    """A sign cannot be judged; the message names the readings it lacks. Never leaves this package."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Finite readings, oldest first."""
-
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def change(self, sigmas: float, *, base: float | None = None) -> "Change":
-        """From the start to the end; up to ``sigmas`` standard errors may be noise. ``base`` is the value at the start
-        where it is known without noise (a log-ratio to the start is 0 there)."""
-        first = 1 if self._few else self._first
-        error = _MEDIAN * self.noise * math.sqrt((1 / first if base is None else 0) + 1 / self._window)
-        start = self.start if base is None else base
-        held = min(self.values[-2:], key=lambda value: abs(value - start)) if self._few else self.end
-        return Change(start, self.end, held, sigmas * error)
-
-    @cached_property
-    def start(self) -> float:
-        """Median of the first readings; the first one where there are few."""
-        return self.values[0] if self._few else median(self.values[: self._first])
-
-    @cached_property
-    def end(self) -> float:
-        """Median of the last fifth of the readings; the last one where there are few."""
-        return median(self.values[-self._window :])
-
-    @cached_property
-    def lowest(self) -> tuple[float, int]:
-        """Lowest level that lasted, and the step in its middle."""
-        if self._few:
-            pairs = list(zip(self.values, self.values[1:], self.steps[1:], strict=False))
-            return min(((max(a, b), step) for a, b, step in pairs), default=(self.values[-1], self.steps[-1]))
-        width = self._window
-        return min(
-            (median(self.values[last - width : last]), self.steps[last - 1 - width // 2])
-            for last in range(len(self), width - 1, -width)
-        )
-
-    @cached_property
-    def noise(self) -> float:
-        """Standard deviation of one reading about the trend, from second differences; 0 where there are too few."""
-        if len(self) < 5:
-            return 0.0
-        bends = [abs(a - 2 * b + c) for a, b, c in zip(self.values, self.values[1:], self.values[2:], strict=False)]
-        return median(bends) / (0.6745 * math.sqrt(6))
-
-    def minus(self, other: "Curve") -> "Curve":
-        """The difference, at the steps that both have."""
-        return self.against(other, operator.sub)
-
-    def against(self, other: "Curve", combine: Callable[[float, float], float]) -> "Curve":
-        """Both curves' values combined, at the steps that both have."""
-        at = dict(zip(other.steps, other.values, strict=True))
-        curve = _joined((s, combine(v, at[s])) for s, v in zip(self.steps, self.values, strict=True) if s in at)
-        if not curve:
-            raise MissingReadingsError("readings of different kinds at the same steps")
-        return curve
-
-    @property
-    def _few(self) -> bool:
-        return len(self) < _FEW
-
-    @property
-    def _first(self) -> int:
-        # short, because what happens in the first tenth of a run is part of what happened
-        return max(3, min(20, len(self) // 10))
-
-    @property
-    def _window(self) -> int:
-        return 1 if self._few else len(self) // 5
-
-
-@dataclass(frozen=True)
-class Change:
-    """How far a curve went."""
-
-    start: float
-    end: float
-    held: float
-    """The end that is judged: of few readings, the one of the last two that moved less; else the same as the end."""
-
-    doubt: float
-    """A change of this size may be noise."""
-
-    @property
-    def amount(self) -> float:
-        return self.end - self.start
-
-    def rose(self, by: float) -> bool:
-        """By at least so much, and not by chance."""
-        return self.held - self.start >= by and self.held - self.start > self.doubt
-
-    def fell(self, by: float) -> bool:
-        """By at least so much (a positive number), and not by chance."""
-        return self.start - self.held >= by and self.start - self.held > self.doubt
+    """The step at which it happened or began, or the last one that was looked at."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +88,12 @@ class StageHistory:
         """A curve of a probe group long enough to judge, or None."""
         return _long_enough(self.probes.get((group, name)), self.limits.min_probe_readings)
 
+    @property
+    def calibration_error(self) -> float | None:
+        """Standard error of one reading of ``ece`` that the number of tokens gives; None where that is not logged."""
+        errors = self.probes.get(("chosen", _CALIBRATION_ERROR))
+        return None if errors is None else median(errors.values)
+
     def finding(self, name: SignName, said: str | None, advice: str, *, step: int | None = None) -> Finding | None:
         """A finding of this stage, whose evidence begins with stage and step; None where nothing is said."""
         if said is None:
@@ -241,22 +141,28 @@ class Movement:
         return "nats/token" if self.per_token else "nats/answer"
 
 
-def movements(stage: StageHistory, side: Side) -> list[Movement]:
-    """Every account of a side's answers, most informative first: probes, held-out rows, training rows; at least one."""
-    found = [_of_probes(stage, side), _of_metrics(stage, side, "eval_"), _of_metrics(stage, side, "")]
-    there, limits = [movement for movement in found if movement is not None], stage.limits
+def movements(stage: StageHistory, side: Side, *, least: int | None = None) -> list[Movement]:
+    """Every account of a side's answers, most informative first: probes, held-out rows, training rows; at least one.
+
+    ``least`` readings of training rows are needed; by default as many as of other metrics.
+    """
+    limits = stage.limits
+    least = limits.min_metric_readings if least is None else least
+    held_out = _of_metrics(stage, side, "eval_", limits.min_probe_readings)
+    found = [_of_probes(stage, side), held_out, _of_metrics(stage, side, "", least)]
+    there = [movement for movement in found if movement is not None]
     if not there:
         raise MissingReadingsError(
-            f"`rewards/{side}`, `logps_mean/{side}` or `logps/{side}`, {limits.min_metric_readings} readings or more, "
+            f"`rewards/{side}`, `logps_mean/{side}` or `logps/{side}`, {least} readings or more, "
             f"or `delta` of probe group `{side}`, {limits.min_probe_readings} or more"
         )
     return there
 
 
-def pairs_of_movements(stage: StageHistory) -> Sequence[tuple[Movement, Movement]]:
+def pairs_of_movements(stage: StageHistory, *, least: int | None = None) -> Sequence[tuple[Movement, Movement]]:
     """The accounts that chosen and rejected answers share, in one unit."""
-    rejected = {movement.source: movement for movement in movements(stage, "rejected")}
-    both = [(chosen, rejected.get(chosen.source)) for chosen in movements(stage, "chosen")]
+    rejected = {movement.source: movement for movement in movements(stage, "rejected", least=least)}
+    both = [(chosen, rejected.get(chosen.source)) for chosen in movements(stage, "chosen", least=least)]
     return [(mine, other) for mine, other in both if other is not None and other.per_token == mine.per_token]
 
 
@@ -278,9 +184,8 @@ def _of_probes(stage: StageHistory, side: Side) -> Movement | None:
     return Movement(curve, 0.0 if delta else None, True, _nll(start), "probes") if curve else None
 
 
-def _of_metrics(stage: StageHistory, side: Side, prefix: str) -> Movement | None:
+def _of_metrics(stage: StageHistory, side: Side, prefix: str, least: int) -> Movement | None:
     rows = "held-out rows" if prefix else "training rows"
-    least = stage.limits.min_probe_readings if prefix else stage.limits.min_metric_readings
     rewards, sums, means = (
         _long_enough(stage.metrics.get(f"{prefix}{name}/{side}"), least) for name in ("rewards", "logps", "logps_mean")
     )
@@ -363,12 +268,7 @@ class _Columns:
 
 
 def _curve(column: _Column) -> Curve:
-    return _joined(sorted((step, value) for step, value in column.items() if value is not None))
-
-
-def _joined(points: Iterable[tuple[int, float]]) -> Curve:
-    steps, values = list(zip(*points, strict=True)) or ((), ())
-    return Curve(steps, values)
+    return joined(sorted((step, value) for step, value in column.items() if value is not None))
 
 
 def _take(reading: Mapping[object, object], stages: dict[str, _Columns]) -> bool:
@@ -395,7 +295,26 @@ def _take(reading: Mapping[object, object], stages: dict[str, _Columns]) -> bool
             columns.metrics.setdefault(name, {})[step] = value
         else:
             columns.probes.setdefault((str(group), name), {})[step] = value
+    if (error := calibration_error(reading.get("reliability"))) is not None:
+        columns.probes.setdefault((str(group), _CALIBRATION_ERROR), {})[step] = error
     return True
+
+
+def calibration_error(bins: object) -> float | None:
+    """Standard error of ECE from its bins of ``(tokens, confidence, accuracy)``: each bin's accuracy is a share of so
+    many tokens, taken to be independent. None where these are no such bins."""
+    if not isinstance(bins, list | tuple) or not bins:
+        return None
+    tokens = variance = 0.0
+    for entry in bins:
+        if not isinstance(entry, list | tuple) or len(entry) != 3:
+            return None
+        count, _, accuracy = map(_number, entry)
+        if count is None or accuracy is None or not 0 <= accuracy <= 1 or count < 0:
+            return None
+        tokens += count
+        variance += count * accuracy * (1 - accuracy)
+    return math.sqrt(variance) / tokens if tokens else None
 
 
 def _is_number(value: object) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from cwdpo.config.recipe import Stage2Config
-from cwdpo.diagnosis.history import Finding, MissingReadingsError, StageHistory, stage_histories
+from cwdpo.diagnosis.curves import MissingReadingsError
+from cwdpo.diagnosis.history import Finding, StageHistory, stage_histories
 from cwdpo.diagnosis.signs import SIGNS
 from cwdpo.diagnosis.thresholds import Thresholds
 from cwdpo.errors import DataError

@@ -17,16 +17,24 @@ class Thresholds:
 
     # --- chosen answers losing probability ---
 
-    # of the chosen answers' NLL at the start: a rise of it by this much is a fall that counts. On the demo plain DPO
-    # reaches 0.09 and more in training rows, cooled runs stay below 0.03 and come back
-    fall_share: float = 0.05
+    min_fall_readings: int = 6  # logged steps: a fall is held against the noise of its own curve, so fewer will do
+    # of the chosen answers' NLL at the start: a fall by this much from their best level counts. Of the recorded runs
+    # of language models those under DPO fell by 4 to 200 %, and healthy ones wander by less than 1
+    fall_share: float = 0.02
     fall_least: float = 0.02  # nats per token: a smaller fall is never a finding, however sure the model was at first
-    fall_most: float = 0.1  # nats per token: a larger fall is always one. A token's probability shrinks by a tenth
-    fall_answer: float = 0.5  # nats an answer, for histories with rewards alone, with neither `logps` nor lengths
+    # nats an answer: the same where lengths are unknown
+    fall_answer: float = 0.5
+    # share of what rejected answers moved, where only rewards are there and the NLL is unknown: a smaller fall is none
+    fall_of_rejected: float = 0.03
+    # of these limits where readings show that probability gathers on the argmax: the fall has a witness. Where they
+    # show the opposite, the limits are larger by as much: cooled runs dip in their first third while entropy rises
+    fall_witnessed: float = 0.5
+    sigmas_witnessed: float = 3.5  # standard errors that a fall must be, with a witness
+    fall_short: float = 1.5  # times the limit where there are too few readings to know their noise
     # nats an answer (reward / beta): a first reading this near to 0 means that log-ratios began at 0
     start_near: float = 1.0
-    recovered: float = 0.5  # share of the tolerance: a fall that has come back to less than this at the end is over
-    margin_rise: float = 1.0  # nats an answer (reward margin / beta), or 0.1 per token: less is no growth
+    margin_rise: float = 1.0  # nats an answer (reward margin / beta): less is no growth of the margin
+    margin_rise_token: float = 0.1  # the same in nats per token
     entropy_rise: float = 0.05  # share of the starting entropy: a rise by this much contradicts squeezing
     entropy_fall: float = 0.025  # a fall by this much supports it; half, as falls are the usual thing
     mass_shift: float = 0.01  # probability: the same for `argmax_mass` and `top1`
@@ -55,6 +63,9 @@ class Thresholds:
     # --- the distribution ---
 
     ece_rise: float = 0.02  # probability: on the demo's scale DPO adds .027, SFT and cooled runs nothing
+    # probe readings: two of them next to each other are often far apart
+    min_calibration_readings: int = 5
+    ece_sigmas: float = 3.0  # standard errors, as the number of tokens gives them, by which it must have risen
     ece_ratio: float = 1.5  # ... and times its start, so that a badly calibrated base is not blamed on the run
     # NLL over entropy of chosen tokens, against the start; a calibrated model keeps it, being surer and no better
     # raises it
@@ -65,10 +76,13 @@ class Thresholds:
     # collapsed run .10)
     drift_tv: float = 0.1
     drift_js: float = 0.03  # nats, Jensen-Shannon to the reference; its most is log 2
-    drift_chosen: float = 0.5  # nats per token that chosen answers moved either way from the reference
+    drift_chosen: float = 0.5  # nats per token by which chosen answers fell from the reference; rising is learning
     # nats per token that rejected answers moved: e^3, a token 20 times less likely than the reference has it
     drift_rejected: float = 3.0
     drift_answer: float = 50.0  # nats an answer, for either side, where lengths are unknown
+    # and of the NLL at the start: a long answer moves by 50 nats in every run
+    drift_share_chosen: float = 0.3
+    drift_share_rejected: float = 1.0
 
     # --- shortcuts ---
 

@@ -25,7 +25,7 @@ from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.vision import FeatureCache
 from cwdpo.models.parts import is_sharded
 
-__all__ = ["Engine", "FeatureCache", "make_engine", "separate_engine", "within_budget"]
+__all__ = ["Engine", "FeatureCache", "features_of", "make_engine", "separate_engine", "within_budget"]
 
 
 def make_engine(
@@ -54,6 +54,12 @@ def separate_engine(other: Engine, name: Literal["auto", "plain", "tree"], *, bu
     return within_budget(make_engine(name, features=features), budget)
 
 
+def features_of(engine: Engine) -> FeatureCache | None:
+    """Where an engine keeps image features, for generation to look them up too; None where it keeps none."""
+    features = getattr(engine, "features", None)
+    return features if isinstance(features, FeatureCache) else None
+
+
 def within_budget(engine: Engine, budget: int | None) -> Engine:
     """The engine with at most ``budget`` tokens in a pass, padding included; None sets no limit."""
     return engine if budget is None else WithinBudget(engine, budget)
@@ -68,6 +74,7 @@ class WithinBudget:
     def __init__(self, engine: Engine, budget: int) -> None:
         self._inner, self._budget = engine, budget
         self.report: dict[str, Any] = engine.report
+        self.features = features_of(engine)
 
     def costs(self, model: nn.Module, batch: Batch) -> list[Cost]:
         return self._inner.costs(model, batch)

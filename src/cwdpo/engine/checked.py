@@ -63,7 +63,7 @@ class CheckedEngine:
         on_choice: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         """With ``must_be_tree``, a ``ConfigError`` where the tree is not exact. Nothing runs before the first batch."""
-        self._must_be_tree, self._features, self._on_choice = must_be_tree, features, on_choice
+        self._must_be_tree, self.features, self._on_choice = must_be_tree, features, on_choice
         self._engines: dict[str, TreeEngine | PlainEngine] = {
             "tree": TreeEngine(features=features),
             "flex": TreeEngine(features=features, flex_from=FLEX_FROM),
@@ -118,13 +118,13 @@ class CheckedEngine:
     def _check_with_features(self, name: str, model: nn.Module, bare: PreTrainedModel, batch: Batch) -> Check:
         """As the engine will be used; where kept features alone are at fault, without them from now on."""
         check = self._check(name, model, bare, batch)
-        if check.ok or name == "plain" or self._features is None or not self._features.lookup(bare, batch):
+        if check.ok or name == "plain" or self.features is None or not self.features.lookup(bare, batch):
             return check
-        with self._features.off():
+        with self.features.off():
             without = self._check(name, model, bare, batch)
         if without.ok:
             logger.warning("image features of %s are not kept: %s", type(bare).__name__, check.reason)
-            self._features.refuse(check.reason)
+            self.features.refuse(check.reason)
         return without
 
     def _check(self, name: str, model: nn.Module, bare: PreTrainedModel, batch: Batch) -> Check:

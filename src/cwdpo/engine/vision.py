@@ -9,15 +9,16 @@ import inspect
 import json
 import logging
 import os
-from collections import OrderedDict
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
+import psutil
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
@@ -28,7 +29,7 @@ from transformers.utils.generic import ModelOutput
 
 from cwdpo.batch import Batch, hash_tensors, image_key
 from cwdpo.engine.layout import merge_images
-from cwdpo.models.parts import is_sharded, vision_tower
+from cwdpo.models.parts import cast_images, is_sharded, vision_tower
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,23 @@ def share_images(
         yield
 
 
+def image_outputs(
+    bare: PreTrainedModel, prompts: Sequence[dict[str, Tensor]], features: "FeatureCache"
+) -> ModelOutput | None:
+    """The features of the images of a pass with one row a prompt, looked up, in the form that the model's own encoder
+    gives; None where there are no images, or where the forward pass must compute them."""
+    pictured = [i for i, prompt in enumerate(prompts) if "pixel_values" in prompt]
+    lookup = features.lookup_prompts(bare, prompts, bare.device) if pictured else None
+    if lookup is None:
+        return None
+
+    def encode(i: int) -> ImageFeatures:
+        here = {name: value.to(bare.device) for name, value in prompts[i].items()}
+        return _encode(bare, [here], cast_images(bare, here)["pixel_values"])[0]
+
+    return _put_together(lookup(pictured, encode))
+
+
 def _encode(bare: PreTrainedModel, prompts: Sequence[dict[str, Tensor]], pixels: Tensor) -> list[ImageFeatures]:
     """Features of the images of some prompts, whose ``pixel_values`` together are ``pixels``."""
     get_features: Any = bare.base_model.get_image_features
@@ -183,29 +201,65 @@ def _put_together(rows: Sequence[ImageFeatures]) -> _Encoded:
     )
 
 
+Room: TypeAlias = int | Literal["auto"]
+"""Megabytes (2**20 bytes), or as many as are free."""
+
+
 class FeatureCache:
     """Features by image content and tower. One may serve any number of models and engines.
 
-    In main memory are at most ``memory_mb`` megabytes (2**20 bytes); the longest unused go first. A ``directory`` keeps
-    features beyond that, and for a resumed run, until ``disk_mb`` megabytes are used up.
+    What comes first is kept until the room is used up: an epoch visits each image once, so that a cache which gives up
+    its oldest entry would give up each just before it is wanted. A ``directory`` keeps features beyond main memory, and
+    for a resumed run.
     """
 
-    def __init__(self, *, memory_mb: int = 1024, directory: Path | None = None, disk_mb: int = 0) -> None:
-        self._store = FeatureStore(memory=memory_mb * 2**20, directory=directory, disk=disk_mb * 2**20)
+    def __init__(
+        self,
+        *,
+        memory_mb: Room = "auto",
+        directory: Path | None = None,
+        disk_mb: Room = 0,
+        images: int | None = None,
+    ) -> None:
+        """Nothing is measured or written before the first image is encoded.
+
+        Args:
+            memory_mb: of main memory; ``auto`` is a quarter of what is free, shared among the node's processes.
+            directory: of the files.
+            disk_mb: of files; ``auto`` takes what all images need where memory does not hold them and they fit into a
+                quarter of the free disk, else nothing.
+            images: how many there are, if it is known; for ``disk_mb: auto``, and to say which share is kept.
+        """
+        self._store = FeatureStore(memory=0, directory=directory, disk=0)
+        self._asked, self._images, self._planned = (memory_mb, disk_mb), images, False
         self._fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        self._met: set[str] = set()
+        self._again = self._found_again = 0
         self._is_off = False
         self.report: dict[str, Any] = {"memory_mb": memory_mb, "disk_mb": disk_mb, "computed": 0, "found": 0}
-        """Counts of prompts whose images were encoded and looked up; ``not_used`` says for which models, and why."""
+        """Counts of prompts whose images were encoded and looked up; ``hit_rate``: of those met before, the share that
+        was found; ``expected_hit_rate``; ``not_used`` says for which models, and why."""
 
     def lookup(self, bare: PreTrainedModel, batch: Batch) -> Lookup | None:
         """What :func:`share_images` looks a batch's images up with; None where the forward pass must compute them."""
+        return self.lookup_prompts(bare, batch["prompts"], batch["answer_ids"].device, batch.get("image_keys"))
+
+    def lookup_prompts(
+        self,
+        bare: PreTrainedModel,
+        prompts: Sequence[dict[str, Tensor]],
+        device: torch.device,
+        keys: Sequence[str] | None = None,
+    ) -> Lookup | None:
+        """The same of prompts alone; ``keys`` are their :func:`image_key`, where they are known."""
         if self._is_off:
             return None
         reason = why_not_cacheable(bare)
         if reason is not None:
             self.report.setdefault("not_used", {})[type(bare).__name__] = reason
             return None
-        return partial(self._look_up, bare, batch)
+        keys = keys or [image_key(prompt) for prompt in prompts]
+        return partial(self._look_up, bare, keys, device)
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -223,23 +277,74 @@ class FeatureCache:
 
     @torch.no_grad()
     def _look_up(
-        self, bare: PreTrainedModel, batch: Batch, wanted: Sequence[int], encode: Callable[[int], ImageFeatures]
+        self,
+        bare: PreTrainedModel,
+        keys: Sequence[str],
+        device: torch.device,
+        wanted: Sequence[int],
+        encode: Callable[[int], ImageFeatures],
     ) -> list[ImageFeatures]:
-        device = batch["answer_ids"].device
         kind = device.type
         self._store.pin = kind == "cuda"
-        keys = batch.get("image_keys") or [image_key(prompt) for prompt in batch["prompts"]]
         precision = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "own"
         features = []
         for i in wanted:
             key = f"{self._fingerprint(bare)}-{kind}-{precision}/{keys[i]}"
             found = self._store.get(key)
-            self.report["computed" if found is None else "found"] += 1
+            self._count(key, found is not None)
             if found is None:
                 found = encode(i)
+                if not self._planned:
+                    self._plan(found.num_bytes)
                 self._store.put(key, found)
             features.append(found.to(device))
         return features
+
+    def _count(self, key: str, is_found: bool) -> None:
+        self.report["found" if is_found else "computed"] += 1
+        if key in self._met:
+            self._again += 1
+            self._found_again += is_found
+            self.report["hit_rate"] = round(self._found_again / self._again, 4)
+        self._met.add(key)
+
+    def _plan(self, size: int) -> None:
+        """Decide how much is kept, when one image's features are known to take ``size`` bytes; and say so."""
+        self._planned = True
+        memory_mb, disk_mb = self._asked
+        memory = free_memory() // 4 // _processes_here() if memory_mb == "auto" else memory_mb * 2**20
+        needed = None if self._images is None else size * self._images
+        if disk_mb != "auto":
+            disk = disk_mb * 2**20
+        elif needed is None or needed <= memory:
+            disk = 0
+        else:
+            disk = self._store.disk_for(needed + _HEADER * (self._images or 0))
+        self._store.memory, self._store.disk = memory, disk
+        self.report |= {"memory_mb": memory // 2**20, "disk_mb": disk // 2**20}
+        if not needed:
+            return
+        share = min(1.0, max(memory, disk) / needed)
+        self.report["expected_hit_rate"] = round(share, 4)
+        logger.info(
+            "image features: %.2f MB an image; %d MB of memory and %d MB of files keep %.0f %% of %d images, so that "
+            "about that share is found in each epoch after the first",
+            size / 2**20,
+            memory // 2**20,
+            disk // 2**20,
+            100 * share,
+            self._images,
+        )
+
+    def log_reached(self) -> None:
+        """Say how many of the images that were met before were found."""
+        if "hit_rate" in self.report:
+            expected = self.report.get("expected_hit_rate")
+            logger.info(
+                "image features: %.0f %% of the images met before were found%s",
+                100 * self.report["hit_rate"],
+                "" if expected is None else f" ({100 * expected:.0f} % were expected)",
+            )
 
     def _fingerprint(self, bare: PreTrainedModel) -> str:
         if bare not in self._fingerprints:
@@ -275,52 +380,76 @@ def _outside_language(bare: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
     return [(name, weight) for name, weight in bare.named_parameters() if id(weight) not in language]
 
 
+_HEADER = 4096
+"""Bytes of a file beyond those of the features in it, at most."""
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process may still take: of the machine, or of its container if that is less."""
+    free: int = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+    except OSError:  # no container, or one that does not say
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
+
+
+def _processes_here() -> int:
+    """Processes of this run on this machine, each of which keeps features of its own in memory."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 class FeatureStore:
-    """``key -> ImageFeatures`` on the CPU. Memory drops what was used longest ago; files stay until deleted.
+    """``key -> ImageFeatures`` on the CPU. What comes first stays, in memory and in files, until there is no more room.
 
     The bounds are in bytes, and files that are there already count. With ``disk=0`` none are written, but those that
     are there are read.
     """
 
     def __init__(self, *, memory: int, directory: Path | None, disk: int) -> None:
-        self._memory, self._directory, self._disk = memory, directory, disk
-        self._entries: OrderedDict[str, ImageFeatures] = OrderedDict()
+        self.memory, self.disk = memory, disk
+        self._directory = directory
+        self._entries: dict[str, ImageFeatures] = {}
         self._in_memory = 0
         self.pin = False
         """Whether features in memory are page-locked, for a GPU to take them from without waiting."""
         files = directory.glob("*/*.safetensors") if directory else ()
         self._on_disk = sum(path.stat().st_size for path in files)
 
+    def disk_for(self, needed: int) -> int:
+        """``needed`` bytes if they fit into a quarter of the free disk, files that are there already among them."""
+        if self._directory is None:
+            return 0
+        place = next(path for path in (self._directory, *self._directory.parents) if path.exists())
+        return needed if needed - self._on_disk <= shutil.disk_usage(place).free // 4 else 0
+
     def get(self, key: str) -> ImageFeatures | None:
         found = self._entries.get(key)
         if found is not None:
-            self._entries.move_to_end(key)
             return found
         path = self._path(key)
         found = _read(path) if path and path.exists() else None
         return None if found is None else self._remember(key, found)
 
     def put(self, key: str, features: ImageFeatures) -> None:
-        """Keep features, in memory and, while there is room, in a file."""
+        """Keep features, in memory and in a file, where there is room."""
         features = features.to("cpu")
         self._remember(key, features)
         path = self._path(key)
-        if path is not None and self._on_disk + features.num_bytes <= self._disk:
+        if path is not None and self._on_disk + features.num_bytes <= self.disk:
             try:
                 self._on_disk += _write(path, features)
             except (OSError, SafetensorError) as error:
                 logger.warning("image features are no longer written to %s: %s", self._directory, error)
-                self._disk = 0
+                self.disk = 0
 
     def _remember(self, key: str, features: ImageFeatures) -> ImageFeatures:
-        if features.num_bytes > self._memory:
+        if self._in_memory + features.num_bytes > self.memory:
             return features
-        features = self._entries[key] = features.each(Tensor.pin_memory) if self.pin else features
+        self._entries[key] = features.each(Tensor.pin_memory) if self.pin else features
         self._in_memory += features.num_bytes
-        while self._in_memory > self._memory:
-            _, oldest = self._entries.popitem(last=False)
-            self._in_memory -= oldest.num_bytes
-        return features
+        return self._entries[key]
 
     def _path(self, key: str) -> Path | None:
         return None if self._directory is None else self._directory / f"{key}.safetensors"

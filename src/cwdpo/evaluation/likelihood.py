@@ -58,7 +58,9 @@ def probe_checkpoints(
             own["greedy"] = own_answers(policy, rows, processor=processor)
             own["on_policy"] = own_answers(policy, rows, processor=processor, temperature=1.0, seed=seed)
         encoder = Encoder(processor, limits=model_limits(policy))
-        probes = ProbeSet(probe_rows(rows, seed=seed, **own), encoder)
+        probes = ProbeSet(
+            probe_rows(rows, seed=seed, greedy=own.get("greedy"), on_policy=own.get("on_policy")), encoder
+        )
         readings.append(measure(policy, probes, make_engine(), start=start))
     return readings[-1].lines(None if reference is None else readings[0].means())
 

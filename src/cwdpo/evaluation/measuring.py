@@ -12,7 +12,7 @@ from torch import nn
 from transformers import ProcessorMixin
 
 from cwdpo.batch import Detail
-from cwdpo.data.encode import Encoder
+from cwdpo.data.encode import EncodedMemory, Encoder
 from cwdpo.engine import Engine, make_engine
 from cwdpo.evaluation.questions import Question
 from cwdpo.generation import Generated, generate
@@ -88,7 +88,7 @@ def measure_model(
         batch_size: prompts in one call of ``generate``, and answers in one pass of the model.
         progress: called as the work goes on.
     """
-    encoder = Encoder(processor, limits=model_limits(model))
+    encoder = Encoder(processor, limits=model_limits(model), memory=EncodedMemory())
     engine = make_engine()
     found = _score_given(model, encoder, engine, questions, start, batch_size, progress)
     if max_new_tokens is None:
@@ -167,21 +167,18 @@ def _generate(
     batch_size: int,
     progress: Progress,
 ) -> list[Generated]:
-    answers: list[Generated] = []
-    for at in range(0, len(questions), batch_size):
-        answers += generate(
-            model,
-            processor,
-            [question.row for question in questions[at : at + batch_size]],
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            temperature=None,
-            top_p=None,
-            seed=0,
-            encoder=encoder,
-        )
-        progress("own answers", len(answers), len(questions))
-    return answers
+    return generate(
+        model,
+        processor,
+        [question.row for question in questions],
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        temperature=None,
+        top_p=None,
+        seed=0,
+        encoder=encoder,
+        progress=lambda done: progress("own answers", done, len(questions)),
+    )
 
 
 def _score_own(

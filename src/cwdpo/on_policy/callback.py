@@ -19,6 +19,7 @@ from transformers import ProcessorMixin, TrainerCallback, TrainerControl, Traine
 from cwdpo.batch import Batch
 from cwdpo.config.recipe import NegativesConfig
 from cwdpo.data.rows import Row
+from cwdpo.engine import features_of
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.generation import LocalSampler, Sampler, Sampling
 from cwdpo.negatives.candidates import Refresh, read_refreshes, remove_after, summed_up, write_refresh
@@ -29,6 +30,7 @@ from cwdpo.on_policy.pool import NegativePool, RowTexts
 from cwdpo.on_policy.refresh import Refresher, RefreshError
 from cwdpo.on_policy.schedule import Curriculum, RefreshTimes, Staleness, epoch, epoch_steps, warn_without_choice
 from cwdpo.on_policy.served import ServedPolicy
+from cwdpo.phases import phase
 from cwdpo.records import StepMetric
 from cwdpo.reference import Reference, ReferenceCache
 from cwdpo.trainer_view import TrainerView
@@ -78,7 +80,9 @@ class OnPolicy(TrainerCallback):
         model, encoder = trainer.model, self._refresher.encoder
         if sampler is None and settings.endpoint is not None:
             sampler = ServedPolicy(model, Endpoint(settings.endpoint), sampling, directory)
-        self._sampler: Sampler = sampler or LocalSampler(model, processor, sampling, encoder=encoder)
+        self._sampler: Sampler = sampler or LocalSampler(
+            model, processor, sampling, encoder=encoder, features=features_of(trainer.engine)
+        )
         self._cache: ReferenceCache | None = None
         self._texts: RowTexts | None = None
         self._latest: Refresh | None = None
@@ -179,9 +183,10 @@ class OnPolicy(TrainerCallback):
         rows = self.trainer.train_dataset
         share = self._times.largest_share(state, epoch_steps=epoch_steps(self.trainer.args, len(rows or ())))
         try:
-            if share and isinstance(self._sampler, ServedPolicy):
-                self._sampler.hand_over(number, is_main=state.is_world_process_zero)
-            candidates = self._refresher.run(number, share=share, sampler=self._sampler)
+            with phase("sampling"):
+                if share and isinstance(self._sampler, ServedPolicy):
+                    self._sampler.hand_over(number, is_main=state.is_world_process_zero)
+                candidates = self._refresher.run(number, share=share, sampler=self._sampler)
         except RefreshError as problem:
             error = str(problem)
         if error is not None and self.settings.on_error == "stop":

@@ -18,6 +18,7 @@ from cwdpo.probes.keeping import Keeper, StageFiles, Start
 from cwdpo.probes.measuring import Reading, StartDistributions, measure, scalars, warm_up
 from cwdpo.probes.probe_set import ProbeSet, probe_rows
 from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
+from cwdpo.probes.size import ProbeSize, whole
 from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine, RunDirectory, Stage, append_jsonl
 from cwdpo.trainer_view import TrainerView
 
@@ -36,6 +37,7 @@ class Probing(TrainerCallback):
         settings: ProbesConfig,
         *,
         engine: Engine,
+        size: ProbeSize | None = None,
         beta: float | None = None,
         seed: int = 0,
         write_greedy: Write | None = None,
@@ -47,6 +49,7 @@ class Probing(TrainerCallback):
 
         Args:
             engine: of the probes alone, see :func:`cwdpo.engine.separate_engine`.
+            size: for how many of the rows the costlier questions are asked; None asks all of all.
             beta: of the preference loss, if the stage has one.
             seed: of what is made of the rows.
             write_greedy: lets the model answer as the stage begins and ends; None leaves the group ``greedy`` out.
@@ -67,7 +70,14 @@ class Probing(TrainerCallback):
         every = settings.every if isinstance(settings.every, int) else None
         self._schedule = Schedule(every, clock=clock or idle_clock, agree=from_first_rank)
         self._files = StageFiles(run.probe_files(stage))
-        self._examples = Examples(trainer, self._files.directory, engine, write_greedy=self._write_greedy)
+        self._size = size or whole(len(rows))
+        self._examples = Examples(
+            trainer,
+            self._files.directory,
+            engine,
+            write_greedy=self._write_greedy,
+            count=self._size.own_rows,
+        )
         self._keeper = Keeper(self._files, settings, is_main=trainer.is_world_process_zero())
         self._stopping = StoppingRule(settings.stop_on, patience=settings.patience, tolerance=settings.tolerance)
         self.lines: list[ProbeLine] = []
@@ -143,9 +153,10 @@ class Probing(TrainerCallback):
             self._files.clear()
             self._run.truncate_after(self._stage, -1)
         with self._schedule.preparing(again_at_end=True):
-            greedy = shared_answers(self._trainer, self._write_greedy, self._rows)
+            asked = self._rows[: self._size.own_rows]
+            greedy = shared_answers(self._trainer, self._write_greedy, asked)
         with self._schedule.preparing():
-            on_policy = shared_answers(self._trainer, self._write_sampled, self._rows)
+            on_policy = shared_answers(self._trainer, self._write_sampled, asked)
             self._probes = self._probe_set(greedy, on_policy)
             warm_up(self._trainer.model, self._probes, self._engine)
         self._read(0)
@@ -166,7 +177,14 @@ class Probing(TrainerCallback):
         self._stopping.resume(self._history(state), beta=self._beta)
 
     def _probe_set(self, greedy: Sequence[str] | None, on_policy: Sequence[str] | None) -> ProbeSet:
-        rows = probe_rows(self._rows, groups=self._groups, seed=self._seed, greedy=greedy, on_policy=on_policy)
+        rows = probe_rows(
+            self._rows,
+            groups=self._groups,
+            seed=self._seed,
+            greedy=greedy,
+            on_policy=on_policy,
+            image_rows=self._size.image_rows,
+        )
         return ranks_share(rows, self._trainer)
 
     def _read(self, step: int) -> None:
@@ -209,7 +227,7 @@ class StoppingRule:
         """Stop where ``patience`` readings in a row show the same finding of ``stop_on``; a fall of the chosen answers
         of less than ``tolerance`` nats per token is none."""
         self._stop_on, self._patience = tuple(stop_on), patience
-        self._thresholds = Thresholds(fall_least=tolerance, fall_most=max(tolerance, Thresholds().fall_most))
+        self._thresholds = Thresholds(fall_least=tolerance)
         self._in_a_row: Counter[str] = Counter()
         self.reason: dict[str, Any] | None = None
         """What ended the stage: ``finding``, ``stage``, ``step``, ``readings`` in a row, ``evidence``, ``advice``."""

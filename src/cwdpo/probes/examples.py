@@ -63,8 +63,18 @@ Write: TypeAlias = Callable[[nn.Module, Sequence[Row]], list[str]]
 class Examples:
     """Measures the first rows of a probe set at both ends of a stage. All ranks take part, and the first one writes."""
 
-    def __init__(self, trainer: TrainerView, directory: Path, engine: Engine, *, write_greedy: Write | None) -> None:
-        """Write into ``directory``; without ``write_greedy`` the model gives no answer at the end."""
+    def __init__(
+        self,
+        trainer: TrainerView,
+        directory: Path,
+        engine: Engine,
+        *,
+        write_greedy: Write | None,
+        count: int = ROWS,
+    ) -> None:
+        """Write at most ``count`` rows into ``directory``; without ``write_greedy`` the model gives no answer at the
+        end."""
+        self._count = min(count, ROWS)
         self._trainer, self._directory, self._engine, self._write_greedy = trainer, directory, engine, write_greedy
         self._rows: Sequence[ProbeRow] = ()
         self.start: Numbers | None = None
@@ -72,12 +82,12 @@ class Examples:
 
     def begin(self, rows: Sequence[ProbeRow]) -> None:
         """The stage begins: measure the examples among these rows of the probe set."""
-        self._rows = rows
-        self.start = as_numbers(self._measure(example_rows(rows)))
+        self._rows = rows[: self._count]
+        self.start = as_numbers(self._measure(example_rows(self._rows)))
 
     def resume(self, rows: Sequence[ProbeRow], start: Numbers | None) -> None:
         """The stage goes on from a checkpoint: it began with these numbers."""
-        self._rows, self.start = rows, start
+        self._rows, self.start = rows[: self._count], start
 
     def end(self) -> None:
         """The stage is over and its model is the one that is kept: measure again, and write all."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cwdpo.batch import AnswerLogprobs, Detail, eval_mode
 from cwdpo.engine import Engine
+from cwdpo.engine.layout import select_prompts
 from cwdpo.errors import UserError
 from cwdpo.metrics import jensen_shannon, kl_divergence, reliability, token_ece, total_variation
 from cwdpo.probes.probe_set import ProbeSet
@@ -236,7 +237,8 @@ def warm_up(model: nn.Module, probes: ProbeSet, engine: Engine) -> None:
     """Do once what only a first reading has to do: encode the prompts, and let the engine get to know the model."""
     probes.encode()
     with undisturbed(model) as device:
-        engine.logprobs(model, send_to_device(next(probes.batches()).batch, device), want=_DETAILS)
+        one, _ = select_prompts(next(probes.batches()).batch, [0])
+        engine.logprobs(model, send_to_device(one, device), want=_DETAILS)
 
 
 @contextmanager

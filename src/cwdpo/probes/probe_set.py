@@ -18,6 +18,7 @@ from cwdpo.data.collate import answer_key, prompt_digest
 from cwdpo.data.encode import Encoder
 from cwdpo.data.images import open_image
 from cwdpo.data.rows import ImageSource, Row
+from cwdpo.engine import FeatureCache
 from cwdpo.errors import DataError
 from cwdpo.generation import generate_answers
 from cwdpo.records import PROBE_GROUPS
@@ -70,12 +71,27 @@ class ProbeBatch(NamedTuple):
 
 
 def own_answers(
-    model: nn.Module, rows: Sequence[Row], *, processor: ProcessorMixin, temperature: float | None = None, seed: int = 0
+    model: nn.Module,
+    rows: Sequence[Row],
+    *,
+    processor: ProcessorMixin,
+    temperature: float | None = None,
+    seed: int = 0,
+    encoder: Encoder | None = None,
+    features: FeatureCache | None = None,
 ) -> list[str]:
     """A model's own answers, cut a few tokens beyond the longest chosen answer: greedy ones without a temperature."""
     longest = max((len(processor.tokenizer(row.chosen)["input_ids"]) for row in rows), default=0)
     return generate_answers(
-        model, processor, rows, max_new_tokens=longest + _BEYOND, temperature=temperature, seed=seed, warn_of_cut=False
+        model,
+        processor,
+        rows,
+        max_new_tokens=longest + _BEYOND,
+        temperature=temperature,
+        seed=seed,
+        warn_of_cut=False,
+        encoder=encoder,
+        features=features,
     )
 
 
@@ -86,11 +102,13 @@ def probe_rows(
     seed: int = 0,
     greedy: Sequence[str] | None = None,
     on_policy: Sequence[str] | None = None,
+    image_rows: int | None = None,
 ) -> list[ProbeRow]:
     """Make the answers of each row. The same rows, groups and seed always give the same answers.
 
     A group that a row cannot have (no gentle negative, a one-word answer to shuffle, no image) is left out there.
-    ``greedy`` and ``on_policy`` are the starting model's own answers to the rows, where there are some.
+    ``greedy`` and ``on_policy`` are the starting model's own answers to the first rows, where there are some. The first
+    ``image_rows`` are asked under other images too; None asks all.
     """
     found = []
     for index, row in enumerate(rows):
@@ -100,12 +118,13 @@ def probe_rows(
             "gentle": row.gentle,
             "longer": row.longer,
             "shorter": row.shorter,
-            "greedy": greedy[index] if greedy else None,
-            "on_policy": on_policy[index] if on_policy else None,
+            "greedy": greedy[index] if greedy and index < len(greedy) else None,
+            "on_policy": on_policy[index] if on_policy and index < len(on_policy) else None,
             "shuffled": shuffled_words(row.chosen, random.Random(f"{seed}:{index}")),
         }
         answers = [ProbeAnswer(group, text) for group, text in texts.items() if text is not None]
-        answers += [*_exchanged(rows, index, seed), *_blank(row)]
+        answers += [*_exchanged(rows, index, seed, images=image_rows is None or index < image_rows)]
+        answers += _blank(row) if image_rows is None or index < image_rows else []
         found.append(ProbeRow(index, row, tuple(answer for answer in answers if answer.group in groups)))
     return found
 
@@ -246,15 +265,15 @@ def shuffled_words(text: str, rng: random.Random) -> str | None:
     return " ".join(shuffled)
 
 
-def _exchanged(rows: Sequence[Row], index: int, seed: int) -> list[ProbeAnswer]:
-    """Another row's chosen answer to this prompt, and this row's chosen answer under another row's images; the other
-    row is the first, a seeded distance further on, that differs in what is exchanged."""
+def _exchanged(rows: Sequence[Row], index: int, seed: int, *, images: bool) -> list[ProbeAnswer]:
+    """Another row's chosen answer to this prompt, and, with ``images``, this row's chosen answer under another row's
+    images; the other row is the first, a seeded distance further on, that differs in what is exchanged."""
     row, first = rows[index], index + random.Random(seed).randrange(len(rows))
     others = [o for step in range(len(rows)) if (o := rows[(first + step) % len(rows)]).chosen != row.chosen]
     pictured = [o for o in others if row.images and len(o.images) == len(row.images) and o.images != row.images]
     return [
         *(ProbeAnswer("other_answer", other.chosen) for other in others[:1]),
-        *(ProbeAnswer("other_image", row.chosen, other.images) for other in pictured[:1]),
+        *(ProbeAnswer("other_image", row.chosen, other.images) for other in pictured[: int(images)]),
     ]
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils import broadcast_object_list
 
+from cwdpo.phases import phase
+
 SHARE = 0.1
 """Most that readings may add to the time of the steps between them."""
 
@@ -50,7 +52,8 @@ class Schedule:
         """Inside, time counts as the probes', and is owed where the same is done after the last reading."""
         began = self._clock()
         try:
-            yield
+            with phase("probes"):
+                yield
         finally:
             seconds = self._clock() - began
             self.spent += seconds
@@ -60,7 +63,8 @@ class Schedule:
     def reading(self, step: int) -> Iterator[None]:
         """Inside, a reading is taken."""
         began = self._clock()
-        yield
+        with phase("probes"):
+            yield
         self.last_seconds = self._clock() - began
         self.spent += self.last_seconds
         if step - self._first >= _WARM_UP:

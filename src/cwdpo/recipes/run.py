@@ -1,6 +1,7 @@
 """Run a recipe from start to end, or on from where it was interrupted."""
 
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -19,6 +20,7 @@ from cwdpo.data.encode import EncodedMemory
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.errors import DataError
 from cwdpo.evaluation.measuring import Progress
+from cwdpo.phases import PhaseClock, phase
 from cwdpo.recipes.evaluating import check_evaluation, evaluate_run, is_evaluated
 from cwdpo.recipes.preflight import (
     check_answers,
@@ -30,7 +32,7 @@ from cwdpo.recipes.preflight import (
     warn_of_equal_answers,
 )
 from cwdpo.recipes.resuming import check_same_rows, is_complete, nothing_to_do, resumed_recipe, with_measured_floor
-from cwdpo.recipes.stages import RunContext, choose_probe_rows, is_main, run_engine, train_stage
+from cwdpo.recipes.stages import RunContext, choose_probe_rows, choose_probe_size, is_main, run_engine, train_stage
 from cwdpo.records import RunDirectory, write_json
 from cwdpo.report import write_report
 
@@ -46,6 +48,7 @@ def run_recipe(
     on_evaluation: Progress = lambda what, done, total: None,
     reference: Path | None = None,
     encoded: EncodedMemory | None = None,
+    imports: float = 0.0,
 ) -> RunDirectory:
     """Train the stages of a recipe, evaluate its model if it asks for that, and leave a run directory.
 
@@ -57,6 +60,7 @@ def run_recipe(
         reference: where the reference's log-probs are kept; runs on the same rows from one model may share them.
         encoded: rows that other runs have encoded with the same processor.
         on_evaluation: called as the evaluation at the end goes on.
+        imports: seconds that this process took before, which are counted among the run's.
 
     Raises:
         UserError: the settings, the rows or the model cannot be used, or another process writes this run; nothing was
@@ -64,7 +68,21 @@ def run_recipe(
         Interrupted: a signal ended the run, after a checkpoint.
     """
     run = RunDirectory(Path(recipe.output_dir))
-    wall_time = WallTime(run, writes=is_main())
+    wall_time = WallTime(run, writes=is_main(), imports=imports)
+    with wall_time.phases.running():
+        return _run(recipe, run, wall_time, resume, callbacks, on_evaluation, reference, encoded)
+
+
+def _run(
+    recipe: Recipe,
+    run: RunDirectory,
+    wall_time: "WallTime",
+    resume: bool,
+    callbacks: Sequence[TrainerCallback],
+    on_evaluation: Progress,
+    reference: Path | None,
+    encoded: EncodedMemory | None,
+) -> RunDirectory:
     check_settings(recipe, run)
     rows, eval_rows = read_data(recipe)
     stage_rows = rows_of_stages(recipe, rows)
@@ -86,6 +104,7 @@ def run_recipe(
         stack.enter_context(prompts_at(time_of_prompts))
         if is_main():
             check_model_takes(recipe, [*rows, *(eval_rows or [])], sizes)
+        probe_size = choose_probe_size(recipe, stage_rows)
         context = RunContext(
             recipe=recipe,
             run=run,
@@ -93,8 +112,9 @@ def run_recipe(
             stage_rows=stage_rows,
             eval_rows=eval_rows,
             time_of_prompts=time_of_prompts,
-            probe_rows=choose_probe_rows(recipe, rows, eval_rows),
-            engine=run_engine(recipe, run),
+            probe_rows=choose_probe_rows(recipe, rows, eval_rows, probe_size),
+            probe_size=probe_size,
+            engine=run_engine(recipe, run, [*rows, *(eval_rows or [])]),
             callbacks=[*callbacks, wall_time],
             reference=reference or run.reference,
             encoded=encoded or EncodedMemory(),
@@ -104,12 +124,18 @@ def run_recipe(
                 if not run.is_finished(stage) and not is_complete(run, recipe):
                     train_stage(context, stage)
         if is_main():
-            evaluate_run(run, recipe, on_evaluation)
-            write_json(run.summary, _summary(context, wall_time.seconds))
-            with suppress(DataError):  # nothing was logged
-                recording = read_recording(run.root)
-                run.write_findings(examine(recording.readings, beta=recording.beta, notes=recording.notes).to_json())
-            write_report([run.root], run.report)
+            with phase("evaluation"):
+                evaluate_run(run, recipe, on_evaluation)
+            with phase("report"):
+                write_json(run.summary, _summary(context, wall_time))
+                with suppress(DataError):  # nothing was logged
+                    recording = read_recording(run.root)
+                    found = examine(recording.readings, beta=recording.beta, notes=recording.notes)
+                    run.write_findings(found.to_json())
+                write_report([run.root], run.report)
+            write_json(run.summary, _summary(context, wall_time))  # once more, with the report's own seconds
+            if recipe.features is not None and recipe.features.disk_mb == "auto":
+                shutil.rmtree(run.features, ignore_errors=True)  # nobody asked for files, and no resume needs them
         return run
 
 
@@ -125,22 +151,40 @@ def prompt_time(run: RunDirectory) -> datetime:
 class WallTime(TrainerCallback):
     """A clock that goes on where the run's earlier sessions left it."""
 
-    def __init__(self, run: RunDirectory, *, writes: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
-        """Take up a run's clock; of several processes one writes. Use it in ``contextlib.closing``."""
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        writes: bool = True,
+        imports: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take up a run's clock; of several processes one writes. Use it in ``contextlib.closing``.
+
+        ``imports`` are seconds of this session before the clock was made.
+        """
         self._run, self._writes, self._clock = run, writes, clock
-        self._earlier = float(run.kept("wall_time").get("seconds", 0.0))
-        self._began = self._kept_at = clock()
+        kept = run.kept("wall_time")
+        phases = dict(kept.get("phases", {}))
+        self.phases = PhaseClock("checks", earlier=phases, clock=clock)
+        """Seconds of all sessions by phase, this one until now."""
+
+        self.phases.add("imports", imports)
+        # of a session that kept no phases
+        self.phases.add("steps", max(0.0, float(kept.get("seconds", 0.0)) - sum(phases.values())))
+        self._kept_at = clock()
 
     @property
     def seconds(self) -> float:
         """Of all sessions, this one until now."""
-        return self._earlier + self._clock() - self._began
+        return sum(self.phases.seconds.values())
 
     def close(self) -> None:
         """Write down what this session took, for a later one; not where no run has begun."""
         if self._writes and self._run.recipe.is_file():
             self._kept_at = self._clock()
-            self._run.keep("wall_time", {"seconds": round(self.seconds, 3)})
+            phases = {name: round(seconds, 3) for name, seconds in self.phases.seconds.items()}
+            self._run.keep("wall_time", {"seconds": round(sum(phases.values()), 3), "phases": phases})
 
     def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Write it down every few seconds, as a killed process says nothing at its end."""
@@ -148,7 +192,8 @@ class WallTime(TrainerCallback):
             self.close()
 
 
-def _summary(context: RunContext, seconds: float) -> dict[str, Any]:
+def _summary(context: RunContext, wall_time: WallTime) -> dict[str, Any]:
+    seconds = {name: round(value, 2) for name, value in wall_time.phases.seconds.items() if value >= 0.005}
     threads = torch.get_num_threads()
     cpu = f"{threads} CPU thread{'' if threads == 1 else 's'}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
@@ -159,6 +204,7 @@ def _summary(context: RunContext, seconds: float) -> dict[str, Any]:
         "seed": recipe.seed,
         "hardware": f"{device}, {platform.machine()}",
         "cwdpo_version": __version__,
-        "wall_seconds": round(seconds, 1),
+        "wall_seconds": round(sum(seconds.values()), 1),
+        "seconds": seconds,
         "stages": {stage: {"rows": len(rows), **run.note(stage)} for stage, rows in context.stage_rows.items()},
     }

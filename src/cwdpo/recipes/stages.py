@@ -24,14 +24,16 @@ from cwdpo.config.recipe import ModelConfig, Recipe, Stage1Config
 from cwdpo.config.recipe_file import dump_recipe
 from cwdpo.data.encode import EncodedMemory
 from cwdpo.data.rows import Row
-from cwdpo.engine import Engine, FeatureCache, make_engine, separate_engine
+from cwdpo.engine import Engine, FeatureCache, features_of, make_engine, separate_engine
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.models.adapters import add_lora, load_adapter, quantization_config
 from cwdpo.models.loading import load_policy, load_processor, some
 from cwdpo.models.pixels import set_pixel_limits
 from cwdpo.models.saving import last_checkpoint, save_checkpoint, whole_checkpoints
-from cwdpo.probes import choose_rows, own_answers
+from cwdpo.phases import phase
+from cwdpo.probes import ProbeSize, choose_rows, own_answers
 from cwdpo.probes.callback import Probing
+from cwdpo.probes.size import size_within, whole
 from cwdpo.recipes.resuming import NewIntervals, keep_rows, record_floor
 from cwdpo.records import RunDirectory, Stage, write_json, write_text
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
@@ -69,6 +71,8 @@ class RunContext:
     probe_rows: Sequence[Row]
     """Those that probes ask about, the same in both stages."""
 
+    probe_size: ProbeSize
+
     engine: Engine
     callbacks: Sequence[TrainerCallback]
     """The user's, and the run's clock."""
@@ -86,7 +90,8 @@ class RunContext:
 def train_stage(context: RunContext, stage: Stage) -> None:
     """Train one stage and save its model; see :func:`cwdpo.recipes.run.run_recipe` for what it raises."""
     recipe, run = context.recipe, context.run
-    trainer = stage_trainer(context, stage)
+    with phase("loading"):
+        trainer = stage_trainer(context, stage)
     if trainer.is_world_process_zero() and not run.has_begun:
         # not before: a start that failed leaves nothing to be in the way
         write_text(run.recipe, dump_recipe(recipe))
@@ -98,24 +103,31 @@ def train_stage(context: RunContext, stage: Stage) -> None:
         trainer.pop_callback(callback)  # the trainer added its own when it was made
         trainer.add_callback(callback)
     if isinstance(trainer, CWDPOTrainer):
-        trainer.measure_reference()
+        with phase("reference pass"):
+            trainer.measure_reference()
         if trainer.floor is not None and trainer.is_world_process_zero():
             record_floor(run, recipe, trainer.floor)
     checkpoint = last_checkpoint(run.checkpoints(stage))  # a new run has none
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with phase("steps"):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         watchers.release()
     if watchers.signals.received:
         raise Interrupted(
             f"{stage} stopped at step {trainer.state.global_step}; its checkpoint is in {run.checkpoints(stage)}."
         )
+    features = features_of(trainer.engine)
+    if features is not None:
+        features.log_reached()
     probing = watchers.probing
-    note = probing.finish() if probing is not None else {}
+    with phase("probes"):
+        note = probing.finish() if probing is not None else {}
     if isinstance(trainer, CWDPOTrainer) and trainer.on_policy is not None:
         note["negatives"] = trainer.on_policy.note()
-    refuse_broken_weights(trainer, run, stage)
-    _save(trainer, run, stage, note)
+    with phase("saving"):
+        refuse_broken_weights(trainer, run, stage)
+        _save(trainer, run, stage, note)
     if probing is not None:
         probing.clean_up()
 
@@ -171,14 +183,20 @@ def load_start(config: ModelConfig, checkpoint: Path | None) -> PreTrainedModel 
     return add_lora(model, **asdict(lora), freeze_vision=config.freeze_vision)
 
 
-def run_engine(recipe: Recipe, run: RunDirectory) -> Engine:
-    """The engine of a run, shared by stages, evaluation and reference with its checks and the features it keeps; what
-    it chooses, and why, stands in ``engine.json`` as soon as it is known."""
+def run_engine(recipe: Recipe, run: RunDirectory, rows: Sequence[Row]) -> Engine:
+    """The engine of a run, shared by stages, evaluation and reference with its checks and the features it keeps, of the
+    images of all ``rows``; what it chooses, and why, stands in ``engine.json`` as soon as it is known."""
     kept = recipe.features
     features = None
     if kept is not None:
         directory = run.features if kept.disk_mb else None
-        features = FeatureCache(memory_mb=kept.memory_mb, directory=directory, disk_mb=kept.disk_mb)
+        pictured = [row.images for row in rows if row.images]
+        different = {
+            images if all(isinstance(each, Path) for each in images) else i for i, images in enumerate(pictured)
+        }
+        features = FeatureCache(
+            memory_mb=kept.memory_mb, directory=directory, disk_mb=kept.disk_mb, images=len(different)
+        )
     on_choice = partial(write_json, run.engine) if is_main() else None
     return make_engine(recipe.engine, features=features, on_choice=on_choice)
 
@@ -283,14 +301,21 @@ def _probing(
             )
         logger.warning("no probes: FSDP and DeepSpeed divide the model. Use `cwdpo probe` on what the stage leaves.")
         return None
-    write = partial(own_answers, processor=trainer.processing_class)  # type: ignore[arg-type]  # load_processor's
+    engine = separate_engine(trainer.engine, recipe.engine, budget=trainer.args.max_tokens_per_batch)
+    write = partial(
+        own_answers,
+        processor=trainer.processing_class,  # type: ignore[arg-type]  # load_processor's
+        encoder=trainer.encoder,
+        features=features_of(engine),
+    )
     probing = Probing(
         trainer,
         context.probe_rows,
         context.run,
         stage,
         probes,
-        engine=separate_engine(trainer.engine, recipe.engine, budget=trainer.args.max_tokens_per_batch),
+        engine=engine,
+        size=context.probe_size,
         beta=trainer.args.beta if isinstance(trainer, CWDPOTrainer) else None,
         seed=recipe.seed,
         write_greedy=write,
@@ -303,11 +328,41 @@ def _probing(
     return probing
 
 
-def choose_probe_rows(recipe: Recipe, rows: Sequence[Row], eval_rows: Sequence[Row] | None) -> list[Row]:
+def choose_probe_size(recipe: Recipe, stage_rows: Mapping[Stage, Sequence[Row]]) -> ProbeSize:
+    """How much probes ask, the same in both stages: what the shorter one pays for, or the recipe's number of rows."""
+    asked = 0 if recipe.probes is None else recipe.probes.rows
+    if isinstance(asked, int):
+        return whole(asked)
+    stages = [(rows_trained_on(recipe, stage, len(rows)), stage, len(rows)) for stage, rows in stage_rows.items()]
+    trained, stage, count = min(stages)
+    size = size_within(trained, measured=count if stage == "stage2" else 0)
+    logger.info(
+        "probes ask about %d rows, %d of them under other images and %d answered by the model itself: what a tenth of "
+        "training on %d rows pays for. Write probes.rows for another number.",
+        size.rows,
+        size.image_rows,
+        size.own_rows,
+        trained,
+    )
+    return size
+
+
+def rows_trained_on(recipe: Recipe, stage: Stage, num_rows: int) -> int:
+    """How many rows a stage trains on, each epoch counted."""
+    settings = recipe.trainer | recipe.stages[stage].trainer
+    if int(settings.get("max_steps", -1)) > 0:
+        in_step = int(settings.get("per_device_train_batch_size", 8)) * int(os.environ.get("WORLD_SIZE", "1"))
+        return int(settings["max_steps"]) * in_step * int(settings.get("gradient_accumulation_steps", 1))
+    return round(float(settings.get("num_train_epochs", 1)) * num_rows)
+
+
+def choose_probe_rows(
+    recipe: Recipe, rows: Sequence[Row], eval_rows: Sequence[Row] | None, size: ProbeSize
+) -> list[Row]:
     """The rows that probes ask about, the same in both stages: of ``data.eval``, else of the training rows."""
     if recipe.probes is None:
         return []
-    chosen = choose_rows(eval_rows or rows, recipe.probes.rows, recipe.seed)
+    chosen = choose_rows(eval_rows or rows, size.rows, recipe.seed)
     if not eval_rows:
         logger.warning(
             "probes ask about %d of the training rows, as the recipe has no data.eval: what the model remembers of "

@@ -6,7 +6,7 @@ and dark.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
@@ -286,6 +286,30 @@ def sample(rank: int) -> Markup:
     """A short piece of a run's line, for the legend."""
     path = f'<path class="line {style_classes(rank)}" d="M2 6H34"/>'
     return Markup(f'<svg class="sample" viewBox="0 0 36 12" aria-hidden="true">{path}</svg>')
+
+
+def phase_bar(seconds: Mapping[str, float]) -> Markup:
+    """Where a run's time went: one bar of a piece a phase, each of the width of its share; wide ones are named."""
+    whole, left, parts = sum(seconds.values()), 0.0, []
+    for rank, (name, value) in enumerate(seconds.items()):
+        width = _BAR * value / whole
+        title = escape(f"{name}: {value / whole:.0%}")
+        parts.append(
+            f'<g><title>{title}</title><rect x="{left:.1f}" y="0" width="{width:.1f}" height="18" fill="currentColor" '
+            f'fill-opacity="{0.16 if rank % 2 else 0.34}"/>'
+        )
+        if width > 9 * len(name):
+            parts.append(f'<text x="{left + 4:.1f}" y="13">{escape(name)}</text>')
+        parts.append("</g>")
+        left += width
+    label = escape(
+        "Where the time went: " + ", ".join(f"{name} {value / whole:.0%}" for name, value in seconds.items())
+    )
+    return Markup(f'<svg class="phases" viewBox="0 0 {_BAR} 18" role="img" aria-label="{label}">{"".join(parts)}</svg>')
+
+
+_BAR = 1000
+"""Units that the bar of phases is wide."""
 
 
 def _stage_marks(frame: Frame, marks: Sequence[Mark]) -> Iterator[str]:

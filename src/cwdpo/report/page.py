@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from cwdpo.errors import UserError
 from cwdpo.records import RunDirectory, write_text
-from cwdpo.report.charts import sample
+from cwdpo.report.charts import phase_bar, sample
 from cwdpo.report.evaluations import evaluations
 from cwdpo.report.examples import Item, change_labels, example_sets, read_gallery, shade_labels
 from cwdpo.report.panels import (
@@ -37,6 +37,7 @@ from cwdpo.report.tables import (
     findings_table,
     joined,
     lead,
+    phase_seconds,
     probes_table,
     verdicts,
 )
@@ -63,6 +64,9 @@ class Part(NamedTuple):
 
     title: str
     facts: Sequence[tuple[str, str]]
+    seconds: Mapping[str, float]
+    """Of each phase."""
+
     table: Table | None
     caption: str
     gallery: Sequence[Item]
@@ -106,7 +110,7 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"coded": coded, "joined": joined}
+    environment.filters |= {"coded": coded, "joined": joined, "phase_bar": phase_bar}
     content = _content(sources, notes)
     page = environment.get_template("page.html.j2").render(
         policy=content_policy(style, script, connects=following is not None),
@@ -201,7 +205,7 @@ def _part(source: Source, notes: list[str]) -> Part:
             notes.append(f"{source.path.name}: the {key} in summary.json cannot be read and was left out.")
     title = str(source.summary.get("title") or source.path.name)
     caption = str(source.summary.get("legend") or "What each model does after training.")
-    return Part(title, facts(source.summary), table, caption, gallery)
+    return Part(title, facts(source.summary), phase_seconds(source.summary), table, caption, gallery)
 
 
 def _recipe(run: Run, notes: list[str]) -> str:

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from cwdpo.diagnosis import Diagnosis, Finding, examine, read_recording, title_of
 from cwdpo.diagnosis.signs import SIGNS
 from cwdpo.errors import DataError
+from cwdpo.phases import PHASES
 from cwdpo.records import RunDirectory
 from cwdpo.report.charts import Segment, finite
 from cwdpo.report.panels import CHOSEN_PROBES, METRICS, Measure, changes, levels, number
@@ -190,6 +191,11 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     seconds = finite(summary.get("wall_seconds"))
     if seconds is not None:
         found.append(("Time", duration(seconds)))
+    spent = phase_seconds(summary)
+    if spent:
+        whole = sum(spent.values())
+        shares = [f"{name} {duration(value)} ({value / whole:.0%})" for name, value in spent.items()]
+        found.append(("Where it went", ", ".join(shares)))
     stages = summary.get("stages")
     if isinstance(stages, dict):
         found += [(stage_label(str(stage)).capitalize(), _stage_facts(value)) for stage, value in stages.items()]
@@ -197,6 +203,13 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if isinstance(settings, dict):
         found.append(("Settings", _flat(settings)))
     return found
+
+
+def phase_seconds(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of each phase of a ``summary.json``, in the order of a run."""
+    given = summary.get("seconds")
+    known = {name: finite(given.get(name)) for name in PHASES} if isinstance(given, dict) else {}
+    return {name: value for name, value in known.items() if value is not None and value > 0}
 
 
 def duration(seconds: float) -> str:

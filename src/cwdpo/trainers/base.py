@@ -32,6 +32,7 @@ from cwdpo.engine.layout import parts_within, select_prompts
 from cwdpo.errors import ConfigError
 from cwdpo.models.parts import model_limits
 from cwdpo.models.saving import last_checkpoint, no_partial_checkpoints, restore_weights
+from cwdpo.phases import phase
 from cwdpo.records import StepMetric
 from cwdpo.trainers.accepting import check_engine, check_trainable, refuse_collator, take_policy, take_processor
 from cwdpo.trainers.arguments import AnswerArguments
@@ -299,7 +300,13 @@ class AnswerTrainer(Trainer):
         rows: Any = eval_dataset if isinstance(eval_dataset, str) else _by_name(eval_dataset, "eval_dataset")
         if not isinstance(rows, dict):  # each set of a dictionary comes back here by itself
             self.prepare_evaluation(rows if isinstance(rows, RowDataset) else None)
-        return super().evaluate(rows, ignore_keys, metric_key_prefix)
+        with phase("evaluation"):
+            return super().evaluate(rows, ignore_keys, metric_key_prefix)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """See ``Trainer.save_model``, which checkpoints go through too."""
+        with phase("saving"):
+            super().save_model(output_dir, _internal_call)
 
     def predict(
         self, test_dataset: Rows, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"

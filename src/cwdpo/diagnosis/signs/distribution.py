@@ -1,6 +1,9 @@
 """What the model has become: too sure of itself, or far from where it started."""
 
-from cwdpo.diagnosis.history import Finding, MissingReadingsError, StageHistory, hold_negatives_back, movements
+import math
+
+from cwdpo.diagnosis.curves import MissingReadingsError
+from cwdpo.diagnosis.history import Finding, StageHistory, hold_negatives_back, movements
 from cwdpo.records import ProbeMeasure, Side
 
 
@@ -25,13 +28,21 @@ def reference_drift(stage: StageHistory) -> Finding | None:
 
 
 def _calibration(stage: StageHistory) -> str | None:
-    ece = stage.find_probe("chosen", "ece")
-    if ece is None:
+    limits, ece = stage.limits, stage.find_probe("chosen", "ece")
+    if ece is None or len(ece) < limits.min_calibration_readings:
         return None
-    change = ece.change(stage.limits.sigmas)
-    if not change.rose(stage.limits.ece_rise) or change.end < stage.limits.ece_ratio * change.start:
+    change = ece.change(limits.sigmas)
+    if not change.rose(limits.ece_rise) or change.end < limits.ece_ratio * change.start:
         return None
-    return f"the calibration error (`ece`) of chosen tokens went from {change.start:.3f} to {change.end:.3f}"
+    said = f"the calibration error (`ece`) of chosen tokens went from {change.start:.3f} to {change.end:.3f}"
+    error = stage.calibration_error
+    if error is None:
+        return said
+    # both are measured on a sample of tokens; that it is the same sample makes the difference a little surer than this
+    chance = math.sqrt(2) * error
+    if change.held - change.start < limits.ece_sigmas * chance:
+        return None
+    return f"{said}, a difference with a standard error of {chance:.3f} from so few tokens"
 
 
 def _surprise(stage: StageHistory) -> str | None:
@@ -78,12 +89,16 @@ def _moved_mass(stage: StageHistory) -> str | None:
 
 
 def _moved_answers(stage: StageHistory) -> str | None:
+    """Chosen answers that rise are what training is for: of them only a fall is drift."""
     limits = stage.limits
-    most: dict[Side, float] = {"chosen": limits.drift_chosen, "rejected": limits.drift_rejected}
-    for side, per_token in most.items():
+    most: dict[Side, tuple[float, float]] = {
+        "chosen": (limits.drift_chosen, limits.drift_share_chosen),
+        "rejected": (limits.drift_rejected, limits.drift_share_rejected),
+    }
+    for side, (per_token, share) in most.items():
         for movement in movements(stage, side):
             change = movement.change(limits.sigmas)
-            least = per_token if movement.per_token else limits.drift_answer
-            if change.rose(least) or change.fell(least):
+            least = max(per_token if movement.per_token else limits.drift_answer, share * (movement.start_nll or 0.0))
+            if change.fell(least) or (side == "rejected" and change.rose(least)):
                 return f"{side} answers moved {change.amount:+.3g} {movement.unit} in {movement.source}"
     return None

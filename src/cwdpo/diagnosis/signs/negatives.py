@@ -1,8 +1,8 @@
 """Negatives that teach nothing, teach the wrong thing, or are not heard."""
 
+from cwdpo.diagnosis.curves import MissingReadingsError
 from cwdpo.diagnosis.history import (
     Finding,
-    MissingReadingsError,
     StageHistory,
     cooling_mode,
     hold_negatives_back,

@@ -4,7 +4,8 @@ import math
 from statistics import median
 from typing import get_args
 
-from cwdpo.diagnosis.history import Change, Curve, Finding, MissingReadingsError, StageHistory, movements, tokens
+from cwdpo.diagnosis.curves import Change, Curve, MissingReadingsError
+from cwdpo.diagnosis.history import Finding, StageHistory, movements, tokens
 from cwdpo.records import Side
 
 _SIDES: tuple[Side, ...] = get_args(Side)

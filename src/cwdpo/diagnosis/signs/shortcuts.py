@@ -1,6 +1,7 @@
 """Margins made of something other than what the picture shows: length, or words alone."""
 
-from cwdpo.diagnosis.history import Curve, Finding, MissingReadingsError, StageHistory, movements, tokens
+from cwdpo.diagnosis.curves import Curve, MissingReadingsError
+from cwdpo.diagnosis.history import Finding, StageHistory, movements, tokens
 from cwdpo.records import ProbeGroup
 
 _OTHER_PICTURES: tuple[ProbeGroup, ...] = ("other_image", "blank")

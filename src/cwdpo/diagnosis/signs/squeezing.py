@@ -2,104 +2,137 @@
 
 from typing import NamedTuple
 
-from cwdpo.diagnosis.history import (
-    Change,
-    Finding,
-    MissingReadingsError,
-    Movement,
-    StageHistory,
-    hold_negatives_back,
-    pairs_of_movements,
-)
+from cwdpo.diagnosis.curves import Change, Curve, Drop, MissingReadingsError
+from cwdpo.diagnosis.history import Finding, Movement, StageHistory, hold_negatives_back, pairs_of_movements
 from cwdpo.records import ProbeMeasure
+
+_GATHERS, _UNSEEN, _SCATTERS = 1, 0, -1
 
 
 class _Fall(NamedTuple):
-    """Chosen answers that fell, and rejected answers beside them, by one account."""
+    """Chosen answers that fell from their best level, and rejected answers beside them, by one account."""
 
     chosen: Movement
-    change: Change
-    lowest: tuple[float, int]
-    rejected: Change
+    drop: Drop
+    now: float
+    """Chosen answers against the start of the stage."""
+
+    rejected: float
+    """How far rejected answers moved meanwhile; negative is down."""
+
+    rejected_in_all: float
+    """The same since the stage began."""
+
+    @property
+    def margin(self) -> float:
+        """How far the margin grew: since the stage began, or meanwhile if that is more."""
+        return max(self.now - self.rejected_in_all, -self.drop.amount - self.rejected)
 
     @property
     def words(self) -> str:
-        amount, (lowest, step) = self.change.amount, self.lowest
-        share = f", its NLL {-amount / self.chosen.start_nll:+.0%}" if self.chosen.start_nll else ""
+        drop, unit = self.drop, self.chosen.unit
+        nll = self.chosen.start_nll
+        share = f" ({drop.amount / nll:.1%} of their NLL at the start)" if nll else ""
         return (
-            f"chosen answers moved {amount:+.3g} {self.chosen.unit} since the stage began{share} "
-            f"({lowest - self.change.start:+.3g} near step {step}), rejected {self.rejected.amount:+.3g}, "
-            f"in {self.chosen.source}"
+            f"from about here on chosen answers fell below their best level, by {drop.amount:.3g} {unit}{share} until "
+            f"step {self.chosen.curve.steps[-1]}, where they are {self.now:+.3g} from the start of the stage; rejected "
+            f"answers moved {self.rejected:+.3g} meanwhile, in {self.chosen.source}"
         )
 
 
 def squeezing(stage: StageHistory) -> Finding | None:
     """Chosen answers fall while the margin grows: what negatives lose goes to the argmax (Ren & Sutherland 2025)."""
-    concentrates, reading = _concentration(stage)
     for fall in _falls(stage):
-        least = stage.limits.margin_rise if not fall.chosen.per_token else stage.limits.fall_most
-        margin = fall.change.amount - fall.rejected.amount
-        if margin >= least and concentrates is not False:
+        least = stage.limits.margin_rise if not fall.chosen.per_token else stage.limits.margin_rise_token
+        concentrates, reading = _concentration(stage, since=fall.drop.since)
+        if fall.margin >= least and concentrates != _SCATTERS:
             return stage.finding(
                 "squeezing",
-                f"{fall.words}, so the margin grew by {margin:.3g} and the right answers became less likely; {reading}",
+                f"{fall.words}, so the margin grew by {fall.margin:.3g} and the right answers became less likely; "
+                f"{reading}",
                 f"{hold_negatives_back(stage)}. Else lower the learning rate (`stage2.trainer.learning_rate`), or "
                 "raise `stage2.beta`, and stop earlier: choose a checkpoint from before the fall.",
+                step=fall.drop.since,
             )
     return None
 
 
 def likelihood_displacement(stage: StageHistory) -> Finding | None:
     """Chosen and rejected answers fall together: the mass goes to answers that nobody wrote."""
+    fall = next((fall for fall in _falls(stage) if min(fall.rejected, fall.rejected_in_all) < 0), None)
     return stage.finding(
         "likelihood_displacement",
-        next((fall.words for fall in _falls(stage) if fall.rejected.amount < 0), None),
+        fall.words if fall else None,
         f"{hold_negatives_back(stage)}. Pairs that say almost the same push each other down: make the difference "
         "clearer, or train longer in stage 1 (`data.stage1_fraction`) so that the chosen answers are learned before "
         "anything is pushed away. A lower `stage2.trainer.learning_rate` helps too.",
+        step=fall.drop.since if fall else None,
     )
 
 
 def _falls(stage: StageHistory) -> list[_Fall]:
-    """Every account by which chosen answers fell and stayed down."""
-    pairs, found = pairs_of_movements(stage), []
+    """Every account by which chosen answers are now below the best level that they had in this stage."""
+    limits, found = stage.limits, []
+    pairs = pairs_of_movements(stage, least=limits.min_fall_readings)
     if not pairs:
         raise MissingReadingsError("readings of chosen and rejected answers from the same rows")
+    gathers, _ = _concentration(stage)
     for chosen, rejected in pairs:
-        change, lowest = chosen.change(stage.limits.sigmas), chosen.curve.lowest
-        tolerance = _tolerance(stage, chosen)
-        if lowest[0] - change.start <= -tolerance and change.fell(tolerance * stage.limits.recovered):
-            found.append(_Fall(chosen, change, lowest, rejected.change(stage.limits.sigmas)))
+        least, sigmas = _tolerance(stage, chosen, rejected), limits.sigmas
+        if gathers == _GATHERS:  # a second witness: each may then be less sure
+            least, sigmas = least * limits.fall_witnessed, limits.sigmas_witnessed
+        elif gathers == _SCATTERS:
+            least /= limits.fall_witnessed
+        drop = chosen.curve.drop(least, sigmas, base=chosen.base)
+        if drop is not None:
+            start = chosen.curve.start if chosen.base is None else chosen.base
+            meanwhile = rejected.curve.mean_until(None, drop.width) - rejected.curve.mean_until(drop.since, drop.width)
+            in_all = rejected.change(sigmas).amount
+            found.append(_Fall(chosen, drop, drop.end - start, meanwhile, in_all))
     return found
 
 
-def _tolerance(stage: StageHistory, chosen: Movement) -> float:
+def _tolerance(stage: StageHistory, chosen: Movement, rejected: Movement) -> float:
     """A fall that counts, in the unit of the movement."""
     limits = stage.limits
-    if not chosen.per_token:
-        return limits.fall_answer if chosen.start_nll is None else limits.fall_share * chosen.start_nll
+    share = limits.fall_share * (chosen.start_nll or 0.0)
     if chosen.start_nll is None:
-        return limits.fall_most
-    return max(limits.fall_least, min(limits.fall_most, limits.fall_share * chosen.start_nll))
+        share = limits.fall_of_rejected * abs(rejected.change(limits.sigmas).amount)
+    least = max(share, limits.fall_least if chosen.per_token else limits.fall_answer)
+    return least * (limits.fall_short if chosen.curve.is_short else 1)
 
 
-def _concentration(stage: StageHistory) -> tuple[bool | None, str]:
-    """Whether mass moved to the argmax: yes, no, or None where no reading shows it; and the reading."""
+def _concentration(stage: StageHistory, *, since: int | None = None) -> tuple[int, str]:
+    """Whether probability gathers on the argmax, and the reading that shows it: since a step if that shows anything,
+    else since the stage began."""
+    if since is not None:
+        verdict, reading = _gathering(stage, since)
+        if verdict != _UNSEEN:
+            return verdict, f"{reading} since then"
+    return _gathering(stage, None)
+
+
+def _gathering(stage: StageHistory, since: int | None) -> tuple[int, str]:
     limits = stage.limits
+
+    def change(curve: Curve) -> Change:
+        later = curve if since is None else curve.since(since)
+        return (curve.since(curve.steps[-1]) if later.is_short and since is not None else later).change(limits.sigmas)
+
     masses: tuple[ProbeMeasure, ...] = ("argmax_mass", "top1")
     for name in masses:
         mass = stage.find_probe("chosen", name)
-        if mass is not None and (verdict := _moved(mass.change(limits.sigmas), limits.mass_shift, limits.mass_shift)):
-            return verdict > 0, f"`{name}` went from {mass.start:.3g} to {mass.end:.3g}"
+        if mass is not None and (verdict := _moved(change(mass), limits.mass_shift, limits.mass_shift)):
+            return verdict, f"`{name}` went from {change(mass).start:.3g} to {mass.end:.3g}"
     entropy = stage.find_probe("chosen", "entropy") or stage.find_metric("entropy")
     if entropy is not None:
-        up, down = (share * abs(entropy.start) for share in (limits.entropy_rise, limits.entropy_fall))
-        if verdict := _moved(entropy.change(limits.sigmas), up, down):
-            return verdict < 0, f"entropy went from {entropy.start:.3g} to {entropy.end:.3g}"
-    greedy = stage.find_probe("greedy", "delta")
-    if greedy is not None and greedy.end > 0:
-        return True, f"greedy answers moved {greedy.end:+.3g} nats/token"
-    return None, "whether the mass went to the argmax was not seen: probes measure it as `argmax_mass`"
+        start = change(entropy).start
+        if verdict := _moved(change(entropy), limits.entropy_rise * abs(start), limits.entropy_fall * abs(start)):
+            return -verdict, f"entropy went from {start:.3g} to {entropy.end:.3g}"
+    greedy = stage.find_probe("greedy", "delta") or stage.find_probe("greedy", "mean_logprob")
+    if greedy is not None and change(greedy).rose(limits.mass_shift):
+        return _GATHERS, f"greedy answers moved {change(greedy).amount:+.3g} nats/token"
+    return _UNSEEN, "whether the mass went to the argmax was not seen: probes measure it as `argmax_mass`"
 
 
 def _moved(change: Change, up: float, down: float) -> int:
