@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from cwdpo.data.formats import format_of, row_from_record, unread_columns
+from cwdpo.data.formats import describe, row_from_record
 from cwdpo.data.image_roots import GivenRoots, ImageRoots
 from cwdpo.data.images import open_image, shorten
 from cwdpo.data.messages import is_json, metadata_keys, parse_messages
@@ -161,11 +161,11 @@ class _Checker:
             if isinstance(record, DataError):
                 raise record
             row = row_from_record(record, source=source, roots=roots)
-            self._measure(row, format_of(record))
+            name, unread = describe(record)
+            self._measure(row, name)
         except DataError as problem:
             self._report.findings.append(Notice(source, "unusable_row", str(problem)))
             return
-        unread = unread_columns(record)
         self._note_unread(record, row, unread)
         self._note_texts(record, row, unread)
         self._compare(row)
@@ -174,7 +174,8 @@ class _Checker:
         """Columns and keys that training passes over, each once a file."""
         for column in columns:
             self._note_once(row, "unread_column", f"column `{shorten(column)}` is not read")
-        for key in (key for value in record.values() for key in metadata_keys(value)):
+        messages = (value for value in record.values() if not isinstance(value, str))
+        for key in (key for value in messages for key in metadata_keys(value)):
             self._note_once(row, "unread_key", f"the key `{shorten(key)}` of messages is not read")
 
     def _note_texts(self, record: Record, row: Row, unread: Collection[str]) -> None:

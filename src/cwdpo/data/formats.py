@@ -82,8 +82,7 @@ def format_of(record: Record) -> str:
         >>> format_of({"question": "What is it?", "chosen": "A cat.", "rejected": "A dog.", "image": "a.png"})
         'rlaif-v'
     """
-    found = find_format(_without_missing(record))
-    return "unknown" if found is None else found.name
+    return describe(record)[0]
 
 
 def format_keys(record: Record) -> tuple[str, ...]:
@@ -93,8 +92,14 @@ def format_keys(record: Record) -> tuple[str, ...]:
 
 def unread_columns(record: Record) -> list[str]:
     """Keys of a record that are not read, in the record's order."""
+    return describe(record)[1]
+
+
+def describe(record: Record) -> tuple[str, list[str]]:
+    """What :func:`format_of` and :func:`unread_columns` say of a record, in one look."""
     record = _without_missing(record)
-    return _unread(record, find_format(record))
+    known = find_format(record)
+    return "unknown" if known is None else known.name, _unread(record, known)
 
 
 def _unread(record: Record, known: Format | None) -> list[str]:
