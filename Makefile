@@ -27,7 +27,7 @@ define APT
 	fi
 endef
 
-.PHONY: help setup demo test quick packages lint words wheel emoji clean
+.PHONY: help setup demo test quick torture packages lint words wheel emoji clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ test: lint  ## every check: lint, types, layers, doctests and tests
 
 quick: setup  ## nine tests in ten, within two minutes: those without a mark
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2 -m "not slow and not browser and not ranks and not bench"
+
+torture: setup  ## kills, full disks, second starts and random input, in many tries: an hour or so. SEED=N
+	cd tests && PYTHONPATH=.:.. $(TEST_ENVIRONMENT) ../$(BIN)/python -W ignore -m torture --seed $(SEED)
 
 packages:  ## Debian packages for the tests that look at pages in a browser and at real emoji; without them these are skipped
 	$(call APT,$(TEST_PACKAGES))

@@ -47,7 +47,6 @@ def compare(model: Any, processor: Any, rows: Sequence[Row], sampling: Sampling,
         with mock.patch.object(cwdpo.decoding, "why_not_shared", return_value="asked for"):
             expected, seconds = _timed(model, processor, rows, sampling)
         times.plain.append(seconds)
-        cwdpo.decoding.forget_refusals()
         found, seconds = _timed(model, processor, rows, sampling)
         times.once.append(seconds)
         assert found == expected, "both draw the same answers"

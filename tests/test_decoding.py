@@ -117,6 +117,9 @@ def test_what_cannot_share_prompts_is_decoded_plainly(
         found = decode(model, prompts, OWNERS, how)
     assert torch.equal(found, expected)
     assert caplog.text.count(reason) == 1
+    passes = count_rows(model)
+    decode(model, prompts, OWNERS, config(model))  # by another config the prompts are shared again
+    assert passes[0] == len(prompts)
 
 
 @torch.no_grad()

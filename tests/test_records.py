@@ -1,8 +1,11 @@
 """Names, the run directory, and files that are whole or untouched."""
 
+import codecs
 import errno
+import fcntl
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -24,6 +27,7 @@ from cwdpo.records import (
     Side,
     append_jsonl,
     read_jsonl,
+    read_object,
     write_json,
     write_text,
 )
@@ -192,10 +196,64 @@ def test_one_process_writes_a_run_and_a_killed_one_leaves_no_lock(tmp_path: Path
         assert list(run.root.iterdir()) == []
 
 
-def test_a_file_system_without_locks_is_written_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_outlives_its_run_holds_no_lock(tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path / "run", resume=False)
+    holds = (
+        "import os, sys, time; from pathlib import Path; from cwdpo.records import RunDirectory\n"
+        "with RunDirectory(Path(sys.argv[1])).locked():\n"
+        "    os.write(1, b'%d\\n' % os.fork())\n"
+        "    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holds, str(run.root)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        worker = max(int(other.stdout.readline()) for _ in range(2))  # 0 is what the worker prints
+        with pytest.raises(UserError, match="another process is writing"), run.locked():
+            pass
+        other.kill()
+        other.wait()
+        os.kill(worker, 0)  # it is still there
+        with run.locked():
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_where_directories_cannot_be_locked_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = fcntl.flock
+
+    def as_nfs(handle: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(handle, operation)
+
+    monkeypatch.setattr("fcntl.flock", as_nfs)
+    run = RunDirectory.open(tmp_path / "run", resume=False)
+    with run.locked(), pytest.raises(UserError, match="another process is writing"), run.locked():
+        pass
+    assert [path.name for path in run.root.iterdir()] == [".lock"]
+    RunDirectory.open(tmp_path / "run", resume=False)  # which is as good as empty
+    assert not run.has_begun
+
+
+def test_a_file_system_without_locks_gives_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def refuses(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuses)
     with RunDirectory.open(tmp_path / "run", resume=False).locked():
         pass
+    assert caplog.messages == [
+        f"{tmp_path / 'run'} cannot be locked (No locks available): make sure that no other process writes it"
+    ]
+
+
+def test_absurd_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(codecs.BOM_UTF8 + b'{"a": 1}\n' + b"x" * 100 + b"\n" + b'{"b": 2}\n\n{"c":')
+    monkeypatch.setattr("cwdpo.records.LONGEST_LINE", 16)
+    assert read_jsonl(path) == ([{"a": 1}, {"b": 2}], 2)
+    monkeypatch.setattr("cwdpo.records.LARGEST_RECORDS", 50)
+    monkeypatch.setattr("cwdpo.records.LARGEST_OBJECT", 50)
+    for read in (read_jsonl, read_object):
+        with pytest.raises(UserError, match=r"lines\.jsonl has \d+ bytes, more than the 50 that are read"):
+            read(path)

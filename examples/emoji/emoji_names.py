@@ -7,6 +7,7 @@ value are a minimal pair, and each is the other's gentle negative.
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
@@ -91,6 +92,22 @@ def minimal_pairs(readings: dict[str, Reading]) -> dict[str, dict[str, str]]:
                 if attribute:
                     pairs[name][other] = attribute
     return pairs
+
+
+def judge(answers: Sequence[str], names: Sequence[str]) -> dict[str, list[bool]]:
+    """For each answer: is the whole name right (``exact``), are its tones (``tone``) and its people (``who``)?
+
+    Args:
+        answers: what a model said.
+        names: what the pictures show.
+    """
+    found: dict[str, list[bool]] = {"exact": [], "tone": [], "who": []}
+    for answer, name in zip(answers, names, strict=True):
+        said, true = (read_name(text, "People & Body") for text in (answer, name))
+        found["exact"].append(answer == name)
+        found["tone"].append(said.get("tone") == true.get("tone"))
+        found["who"].append(said.get("who") == true.get("who"))
+    return found
 
 
 def _is_people(name: str, group: str) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from emoji_names import read_name
+from emoji_names import judge
 
 from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
@@ -37,22 +37,6 @@ COLUMNS = {
     "ECE": "{:.3f}",
 }
 _LONGEST = 60  # tokens; the longest name has about 25
-
-
-def judge(answers: Sequence[str], names: Sequence[str]) -> dict[str, list[bool]]:
-    """For each answer: is the whole name right (``exact``), are its tones (``tone``) and its people (``who``)?
-
-    Args:
-        answers: what a model said.
-        names: what the pictures show.
-    """
-    found: dict[str, list[bool]] = {"exact": [], "tone": [], "who": []}
-    for answer, name in zip(answers, names, strict=True):
-        said, true = (read_name(text, "People & Body") for text in (answer, name))
-        found["exact"].append(answer == name)
-        found["tone"].append(said.get("tone") == true.get("tone"))
-        found["who"].append(said.get("who") == true.get("who"))
-    return found
 
 
 def win_rate(own: Sequence[bool], rival: Sequence[bool]) -> float:

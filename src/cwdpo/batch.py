@@ -65,8 +65,9 @@ class Batch(TypedDict):
     """``P`` content keys of each prompt's images, see :func:`image_key`; made where the tensors are on the CPU."""
 
 
-Detail: TypeAlias = Literal["uniform", "entropy", "collision", "confidence", "hit", "distribution"]
-"""Optional parts of :class:`AnswerLogprobs`, computed only when asked for."""
+Detail: TypeAlias = Literal["uniform", "entropy", "chosen_entropy", "collision", "confidence", "hit", "distribution"]
+"""Optional parts of :class:`AnswerLogprobs`, computed only when asked for. ``chosen_entropy`` is the entropy of the
+chosen answers alone: the others' stays 0."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,11 @@ def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> xxhash.xxh3_128:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards each module is as it was (a frozen tower may be in eval mode in training)."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for module, training in before:
-            module.training = training
+        for module in training:
+            module.training = True

@@ -41,8 +41,11 @@ class _NoCacheError(Exception):
     """The model keeps no key-value cache whose rows can be repeated and taken out."""
 
 
-_refused: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-"""Models that were found to need plain ``generate``, each with the reason that was logged."""
+_no_cache: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Models that were found to keep no such cache, and what was said of each."""
+
+_logged: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""The reasons that were logged of each model."""
 
 
 def decode(
@@ -67,7 +70,7 @@ def decode(
     """
     policy: Any = model
     bare = bare_model(model)
-    reason = _refused.get(bare) or why_not_shared(model, config)
+    reason = why_not_shared(model, config) or _no_cache.get(bare)
     if reason is None:
         loop = partial(_decode, owners=torch.tensor(owners), once=_read_once(prompts))
         inputs = _inputs(model, prompts, features)
@@ -75,18 +78,13 @@ def decode(
             ids: Tensor = policy.generate(**inputs, generation_config=config, custom_generate=loop)
             return ids
         except _NoCacheError as problem:
-            reason = str(problem)
-    if _refused.get(bare) != reason:
-        logger.info("answers are sampled by plain `generate`, one row each: %s", reason)
-        _refused[bare] = reason
+            reason = _no_cache[bare] = str(problem)
+    if reason not in _logged.setdefault(bare, set()):
+        logger.info("answers are decoded by plain `generate`, one row each: %s", reason)
+        _logged[bare].add(reason)
     inputs = _inputs(model, [prompts[owner] for owner in owners], None)
     ids = policy.generate(**inputs, generation_config=config)
     return ids[:, inputs["input_ids"].shape[1] :]
-
-
-def forget_refusals() -> None:
-    """Ask again of every model whether its prompts can be read once."""
-    _refused.clear()
 
 
 def why_not_shared(model: nn.Module, config: GenerationConfig) -> str | None:

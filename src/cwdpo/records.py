@@ -6,11 +6,13 @@ all, and nothing in a run directory is overwritten.
 
 import codecs
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ Side: TypeAlias = Literal["chosen", "rejected"]
 """The two answers of a preference pair."""
 
 MetricName: TypeAlias = Literal[
-    "loss", "grad_norm", "entropy", "num_tokens",
+    "loss", "grad_norm", "entropy", "num_tokens", "skipped_steps",
     "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
     "logps/chosen", "logps/rejected",
     "logps_mean/chosen", "logps_mean/rejected", "logps_mean/gentle",
@@ -36,9 +38,9 @@ MetricName: TypeAlias = Literal[
     "negatives/on_policy", "negatives/level", "negatives/lbar",
 ]  # fmt: skip
 """The numbers of a logged step. Rewards are beta times log-ratios; ``logps`` sums and ``logps_mean`` means over tokens,
-in nats. ``negatives`` are of on-policy sampling and its curriculum, see docs/curriculum.md. A line of
-``metrics.jsonl`` has them beside ``stage``, ``step``, ``cooling/histogram`` (not for loggers) and what else the
-Trainer logs (``epoch``, ``learning_rate``, ...)."""
+in nats. ``negatives`` are of on-policy sampling and its curriculum, see docs/curriculum.md. ``skipped_steps`` counts
+the stage's steps that were not finite, where these are skipped. A line of ``metrics.jsonl`` has them beside ``stage``,
+``step``, ``cooling/histogram`` (not for loggers) and what else the Trainer logs (``epoch``, ``learning_rate``, ...)."""
 
 StepMetric: TypeAlias = MetricName | Literal["cooling"]
 """What a training step gives of each answer; of the weights ``cooling`` a line has mean, quantiles and histogram."""
@@ -112,6 +114,25 @@ class _Inside:
         return run.root / self._name
 
 
+LITTER: Final = re.compile(
+    r"\.stage[12]\.[a-z0-9_]{8}|\..+\.[a-z0-9_]{8}\.tmp|.+\.partial\d*|\.checkpoint-\d+\.removed|adapter-\d{5}"
+)
+"""Names in a run directory of what a killed process did not finish: models and files that have another name until they
+are whole, checkpoints that are being removed, adapters on their way to a server."""
+
+_HELD: set[int] = set()
+"""Open files that hold locks."""
+
+
+def _forget_locks() -> None:
+    """A forked process, such as a data loader's worker, would hold its parent's locks beyond the parent's end."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The paths of one run. Open it with :meth:`open` to write, or make it bare to read."""
@@ -147,22 +168,40 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Keep other processes from writing this run; a UserError where one does already.
 
-        The lock is the system's own, on the directory: it leaves no file, and goes with the process, however that
-        ends. A file system that has no such locks, as some network ones, is written without.
+        The lock is the system's own and goes with the process, however that ends. It is on the directory, and leaves no
+        file; where a file system cannot lock directories, as NFS, on the file ``.lock`` in it. Where that cannot be
+        locked either, a warning says so.
         """
-        directory = os.open(self.root, os.O_RDONLY)
+        handle = self._lock()
         try:
+            yield
+        finally:
+            if handle is not None:
+                _HELD.discard(handle)
+                os.close(handle)
+
+    def _lock(self) -> int | None:
+        """An open file that holds the lock; None where the file system has no locks."""
+        problem = ""
+        for path, flags in ((self.root, os.O_RDONLY), (self._lock_file, os.O_RDWR | os.O_CREAT)):
             try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                handle = os.open(path, flags, 0o666)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BaseException:
+                    os.close(handle)
+                    raise
             except BlockingIOError:
                 raise UserError(
                     f"another process is writing {self.root}. Wait until it ends, or give another --output_dir."
                 ) from None
             except OSError as error:
-                logger.info("%s cannot be locked (%s)", self.root, error.strerror)
-            yield
-        finally:
-            os.close(directory)
+                problem = error.strerror or type(error).__name__
+            else:
+                _HELD.add(handle)
+                return handle
+        logger.warning("%s cannot be locked (%s): make sure that no other process writes it", self.root, problem)
+        return None
 
     @property
     def has_begun(self) -> bool:
@@ -170,8 +209,14 @@ class RunDirectory:
         return self.recipe.is_file() and self._files(besides=self.recipe)
 
     def _files(self, *, besides: Path | None = None) -> bool:
-        """Whether there is any file; directories alone are what a start that failed leaves."""
-        return any(path != besides and (path.is_symlink() or not path.is_dir()) for path in self.root.rglob("*"))
+        """Whether there is any file; directories alone are what a start that failed leaves, and litter a killed one."""
+
+        def counts(path: Path) -> bool:
+            inside = path.relative_to(self.root).parts
+            is_litter = any(LITTER.fullmatch(part) for part in inside)
+            return path not in (besides, self._lock_file) and not is_litter
+
+        return any(counts(path) and (path.is_symlink() or not path.is_dir()) for path in self.root.rglob("*"))
 
     recipe = _Inside("recipe.yaml", "The resolved recipe, with the measured floor.")
     metrics = _Inside("metrics.jsonl", "A line a logged step: see :data:`MetricName`.")
@@ -187,6 +232,7 @@ class RunDirectory:
     reference = _Inside("reference", "Cached log-probs of the reference; internal.")
     negatives = _Inside("negatives", "What was sampled from the policy, a file a refresh; see docs/on_policy.md.")
     features = _Inside("features", "Kept features of a frozen vision tower; internal.")
+    _lock_file = _Inside(".lock", "Empty; only where the directory itself cannot be locked.")
 
     def evaluations(self) -> list[Path]:
         """Every evaluation of the run that is there, oldest name first."""
@@ -320,10 +366,30 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
+        sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a directory, are on the disk, where the file system can say so."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF) or not path.is_dir():
+            raise  # some file systems report only now that they are full
+    finally:
+        os.close(handle)
+
+
+def put_in_place(written: Path, path: Path) -> None:
+    """Rename a file that is written to its end, once it is on the disk: under its own name it is always whole."""
+    sync(written)
+    written.replace(path)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -348,15 +414,47 @@ def append_jsonl(path: Path, objects: Iterable[Mapping[str, object]]) -> None:
         file.write(lines.encode("utf-8"))
 
 
+LONGEST_LINE: Final = 64 * 2**20
+"""Bytes; a longer line is none that a run wrote, and counts as one that cannot be read."""
+
+LARGEST_RECORDS: Final = 4 * 2**30
+LARGEST_OBJECT: Final = 256 * 2**20
+"""Bytes of files that a run may have: of JSON lines, and of one JSON object."""
+
+
 def read_jsonl(path: Path) -> JsonLines:
-    """Every readable object of a file, in order; a missing file holds none."""
+    """Every readable object of a file, in order; a missing file holds none. A UserError where it is absurdly large."""
+    objects, skipped = [], 0
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            _check_size(path, LARGEST_RECORDS)
+            file.seek(len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0)
+            while line := file.readline(LONGEST_LINE):
+                is_cut = len(line) == LONGEST_LINE and not line.endswith(b"\n")
+                while is_cut and (rest := file.readline(LONGEST_LINE)):
+                    is_cut = not rest.endswith(b"\n")
+                    line = b"?"
+                if line.strip():
+                    found = _parsed(line)
+                    skipped += found is None
+                    objects += [] if found is None else [found]
     except FileNotFoundError:
-        return JsonLines([], 0)
-    lines = [line for line in content.removeprefix(codecs.BOM_UTF8).split(b"\n") if line.strip()]
-    objects = [item for item in map(_parsed, lines) if item is not None]
-    return JsonLines(objects, len(lines) - len(objects))
+        pass
+    return JsonLines(objects, skipped)
+
+
+def read_object(path: Path) -> bytes:
+    """The content of a file that holds one JSON object or the like; a UserError where it is absurdly large."""
+    _check_size(path, LARGEST_OBJECT)
+    return path.read_bytes()
+
+
+def _check_size(path: Path, most: int) -> None:
+    size = path.stat().st_size
+    if size > most:
+        raise UserError(
+            f"{path} has {size:,} bytes, more than the {most:,} that are read. Give another run's directory."
+        )
 
 
 def _object_in(path: Path) -> dict[str, Any]:

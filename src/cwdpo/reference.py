@@ -20,10 +20,14 @@ from torch import Tensor, nn
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, eval_mode
 from cwdpo.engine import Engine
 from cwdpo.errors import UserError
+from cwdpo.models.loading import one_line
+from cwdpo.records import put_in_place
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 2
+_UNREADABLE = (zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, RuntimeError)
+"""What numpy and zipfile raise of a file that is not what was written."""
 
 
 class Reference(Protocol):
@@ -112,7 +116,7 @@ class ReferenceCache:
                 totals=np.array(totals, dtype=np.float64),
                 num_tokens=np.array(counts, dtype=np.int64),
             )
-        written.replace(part)
+        put_in_place(written, part)
         self._unsaved = {}
 
     def totals(self, batch: Batch) -> Tensor:
@@ -177,7 +181,7 @@ def _check_header(directory: Path, header: Mapping[str, Any], rank: int) -> None
     if not path.exists():
         written = path.with_suffix(f".partial{rank}")
         written.write_text(json.dumps(header) + "\n")
-        written.replace(path)
+        put_in_place(written, path)
     try:
         found = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -185,7 +189,9 @@ def _check_header(directory: Path, header: Mapping[str, Any], rank: int) -> None
     if found == header:
         return
     why = "belong to another model than the one stage 2 starts from now"
-    if isinstance(found, dict) and found.get("model") == header["model"]:
+    if not isinstance(found, dict):
+        why = f"have a damaged {path.name}, so that it is not known which model they belong to"
+    elif found.get("model") == header["model"]:
         why = f"were computed in {found.get('computed_in')}, and this run computes in {header['computed_in']}"
     raise UserError(
         f"{directory}: these reference log-probs {why}, so they cannot be used. Delete that directory to compute them "
@@ -197,8 +203,17 @@ def _read_part(part: Path) -> dict[str, tuple[float, int]]:
     try:
         with np.load(part) as arrays:  # the zip container checks each array's CRC
             keys, totals, counts = arrays["keys"], arrays["totals"], arrays["num_tokens"]
-    except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
-        logger.warning("%s is damaged (%s); its answers are computed again", part, error)
+        return {k.decode(): (t, n) for k, t, n in zip(keys, totals.tolist(), counts.tolist(), strict=True)}
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        EOFError,
+        RuntimeError,
+    ) as error:
+        logger.warning("%s is damaged (%s); its answers are computed again", part, one_line(error))
         part.unlink(missing_ok=True)  # another rank may have been faster
         return {}
-    return {k.decode(): (t, n) for k, t, n in zip(keys, totals.tolist(), counts.tolist(), strict=True)}

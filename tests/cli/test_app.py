@@ -167,6 +167,9 @@ def test_errors_of_libraries_are_known_by_their_cause() -> None:
     assert "no space left" in str(explain(RuntimeError("I/O error: No space left on device (os error 28)")))
     assert "no permission at /x" in str(explain(PermissionError(errno.EACCES, "Permission denied", "/x")))
     assert explain(OSError(errno.EIO, "Input/output error")) is None
+    gone = explain(RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:60314"))
+    assert str(gone).startswith("another process of this training has ended, and this one cannot go on alone.")
+    assert explain(ValueError("Connection closed by peer")) is None  # of a server, say
     hidden = ValueError("ours")
     hidden.__context__, hidden.__suppress_context__ = inner, True
     assert explain(hidden) is None

@@ -52,6 +52,9 @@ def test_a_text_is_taken_as_it_was_typed(tmp_path: Path, text: str) -> None:
 
 def test_a_list_of_texts_is_yaml(tmp_path: Path) -> None:
     assert read(tmp_path, "--data.train", "[/a.jsonl, '/b #2.jsonl']").data.train == ["/a.jsonl", "/b #2.jsonl"]
+    assert read(tmp_path, "--data.train", "hf:owner/name:train").data.train == "hf:owner/name:train"
+    assert read(tmp_path, "--data.image_root", "/a:/b").data.image_root == ["/a", "/b"]
+    assert read(tmp_path, "--data.image_root", "[/a, /b]").data.image_root_path == Path("/a:/b")
 
 
 def test_a_text_that_may_be_null_can_be_null(tmp_path: Path) -> None:

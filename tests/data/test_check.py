@@ -103,6 +103,12 @@ def test_marks_of_other_programs_are_noted(tag: str, write_rows: WriteRows) -> N
     assert tag in check_rows(path).notes[0].message
 
 
+def test_rows_that_differ_in_what_the_template_gets_are_no_duplicates(write_rows: WriteRows) -> None:
+    thinking = {**FLAT, "chat_template_kwargs": {"enable_thinking": True}}
+    assert check_rows(write_rows(FLAT, thinking)).notes == []
+    assert [note.name for note in check_rows(write_rows(thinking, thinking)).notes] == ["duplicate"]
+
+
 def test_json_text_is_noted(write_rows: WriteRows) -> None:
     said = json.dumps([{"role": "assistant", "content": "A cat."}])
     path = write_rows({**FLAT, "chosen": said}, {**FLAT, "chosen": '{"animal": "cat"}'}, {**FLAT, "chosen": "[sic]"})

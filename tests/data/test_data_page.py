@@ -1,15 +1,19 @@
 """Every row that docs/data.md shows is read with the right prompt, images and answers, written here by hand."""
 
 import base64
+import copy
 import json
+import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cwdpo.data.formats import format_of, row_from_record
 from cwdpo.data.image_roots import ImageRoots
 from cwdpo.data.rows import ImageSlot, Message
+from cwdpo.errors import DataError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 ROWS = [json.loads(line) for block in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
@@ -35,3 +39,40 @@ def test_rows_of_the_page(place: int) -> None:
     image = {17: Path("/data/a.png"), 18: PNG, 19: PNG}.get(place, ROOT / "a.png")
     assert row.images == (image,)
     assert row.id == {12: "3", 13: "3", 14: "9", 15: "9", 16: "9"}.get(place, "")
+
+
+JUNK: list[Any] = [
+    *(None, "", "x", "<image>", "[]", "[{", "a" * 3000, "\ud800", "\0", "data:image/png;base64,zz", "../x", "http://x"),
+    *(0, 1.5, -3, 10**400, True, False, float("nan"), float("inf"), b"x", object()),
+    *([], {}, [None], [[[]]], ["x", "y"], {"a": 1}, {"role": ["user"], "content": ["x"]}, {"role": ["user"], "b": 1}),
+    *({"role": "user"}, {"role": "assistant", "content": "q"}, {"type": "image"}, {"bytes": "x"}, {"Rating": "x"}),
+    *("[{'role': 'user', 'content': 'x'", "\n\nHuman: a\n\nAssistant: b", "\n\nHuman:\n\nAssistant:"),
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The ways to all values inside a value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, each in inner for place in places(each, (*path, key)))]
+
+
+def test_damaged_rows_are_read_or_refused_in_one_line() -> None:
+    rng = random.Random(0)
+    keys = sorted({str(key) for row in ROWS for place in places(row) for key in place})
+    for _ in range(600):
+        row = copy.deepcopy(rng.choice(ROWS))
+        for _ in range(rng.randint(1, 3)):
+            *way, last = rng.choice(places(row)[1:])
+            owner = row
+            for key in way:
+                owner = owner[key]
+            owner[last] = copy.deepcopy(rng.choice(JUNK))
+            if isinstance(owner, dict):
+                owner[rng.choice(keys)] = copy.deepcopy(rng.choice(JUNK))
+        try:
+            row_from_record(row, source="page:1", roots=ImageRoots(ROOT))
+        except DataError as problem:
+            message = str(problem)
+            assert message.startswith("page:1: ")
+            assert "\n" not in message
+            assert len(message) < 700

@@ -1,5 +1,6 @@
 """Every known format gives the same row; what is wrong is said in one line."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,84 @@ def test_images_that_are_already_there() -> None:
     assert row.images == (PICTURE, b"raw", b"x")
 
 
+def test_alpaca() -> None:
+    record = {"instruction": "Describe it.", "input": "In one word.", "history": [["A?", "a"], ["B?", "b"]]}
+    prompt = (
+        user("A?"),
+        Message("assistant", ("a",)),
+        user("B?"),
+        Message("assistant", ("b",)),
+        user("Describe it.\nIn one word."),
+    )
+    assert read({**record, "output": "Cat."}) == Row(prompt, "Cat.")
+    assert read({**record, "output": ["Cat.", "Dog."], "system": ""}) == Row(prompt, "Cat.", ("Dog.",))
+    assert read({**record, "chosen": "Cat.", "rejected": "Dog."}) == Row(prompt, "Cat.", ("Dog.",))
+    assert "`history`[0] is 'A?'" in refused({**record, "output": "Cat.", "history": ["A?"]})
+
+
+def test_dialogues_as_text() -> None:
+    before = "\n\nHuman: A?\n\nAssistant: a\n\nHuman: B?\n\nAssistant:"
+    turns = (user("A?"), Message("assistant", ("a",)), user("B?"))
+    whole = {"chosen": f"{before} b", "rejected": f"{before} c"}
+    assert read(whole) == Row(turns, "b", ("c",))
+    assert read({"prompt": before, "chosen": " b", "rejected": " c"}).prompt == turns
+    assert read({"prompt": before, **whole}) == Row(turns, "b", ("c",))
+    assert "another conversation" in refused({**whole, "rejected": f"{before} c\n\nHuman: C?\n\nAssistant: d"})
+
+
+def test_prompts_that_stand_twice() -> None:
+    """UltraFeedback has the first user's turn in `prompt`, and may have a system turn in the answers alone."""
+    system = {"role": "system", "content": "Be brief."}
+    record = {"prompt": "Hi", "chosen": [system, TURN, ANSWER], "rejected": [system, TURN, {**ANSWER, "content": "b"}]}
+    assert read(record) == Row((Message("system", ("Be brief.",)), user("Hi")), "a", ("b",))
+    marked = [{"role": "user", "content": "<image>Hi"}, ANSWER]
+    assert read({**record, "chosen": marked, "rejected": marked, "images": ["a.png"]}).prompt == (user(SLOT, "Hi"),)
+    assert read({**FLAT, "messages": [TURN, ANSWER]}) == read(FLAT)
+    assert "are different conversations" in refused({**FLAT, "messages": [OTHER, ANSWER]})
+    both = {"conversations": [TURN, ANSWER], "messages": [TURN, ANSWER]}
+    assert "both `conversations` and `messages`" in refused(both)
+
+
+def test_ranked_answers() -> None:
+    rated = [
+        {"response": text, "annotations": {"H": {"Rating": rating}}}
+        for text, rating in zip("abcd", "2514", strict=True)
+    ]
+    row = read({"prompt": "Hi", "completions": rated})
+    assert (row.chosen, row.rejected) == ("b", ("c", "a", "d"))
+    columns = {key: [answer[key] for answer in rated] for key in ("response", "annotations")}
+    assert read({"prompt": "Hi", "completions": columns}) == row
+    tied = [{**answer, "annotations": {"H": {"Rating": 3}}} for answer in rated]
+    assert "none is preferred" in refused({"prompt": "Hi", "completions": tied})
+    assert "has no ratings" in refused({"prompt": "Hi", "completions": [{"response": "a", "annotations": None}]})
+
+
+def test_pairs_by_number() -> None:
+    record = {
+        "conversations": [{"from": "human", "value": "Hi"}],
+        "output_1": {"from": "m", "value": "a"},
+        "output_2": "b",
+    }
+    assert read({**record, "preference": 1}) == Row((user("Hi"),), "a", ("b",))
+    assert read({**record, "preference": "2"}) == Row((user("Hi"),), "b", ("a",))
+    assert "must be 1 or 2" in refused({**record, "preference": 0})
+
+
+def test_answers_are_not_passed_over() -> None:
+    assert "without a pair" in refused({"prompt": "Hi", "completion": "a", "label": True})
+    assert read({"prompt": "Hi", "completion": "a", "rejected": "b"}).rejected == ("b",)
+    text = '{"question": "Hi", "chosen": "a", "rejected": "b"}'
+    assert "beside `text`, which hold the answers already" in refused({"text": text, "rejected": "c"})
+    assert read({"text": text, "negatives": ["c"]}).rejected == ("b", "c")
+    assert "Name `accepted` as `chosen`" in refused({"prompt": "Hi", "accepted": "a"})
+
+
+def test_messages_as_an_object_of_lists() -> None:
+    prompt = {"role": ["user", "assistant", "user"], "content": ["A?", "a", "B?"]}
+    assert len(read({**FLAT, "prompt": prompt}).prompt) == 3
+    assert "not lists of one length" in refused({**FLAT, "prompt": {"role": ["user"], "content": ["a", "b"]}})
+
+
 FLAT = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
 TURN = {"role": "user", "content": "Hi"}
 OTHER = {"role": "user", "content": "Hello"}
@@ -166,6 +245,7 @@ ANSWER = {"role": "assistant", "content": "a"}
         ({}, "not a known format"),
         ({"promt": "Hi", "chosen": "a"}, "keys are 'promt', 'chosen', which is not a known format"),
         ({**FLAT, "chosen": 3}, "`chosen` is 3 (int), but must be text"),
+        ({**FLAT, "chosen": datetime(2026, 1, 2)}, "took a text for a time"),
         ({**FLAT, "chosen": None}, "not a known format"),
         ({**FLAT, "chosen": ""}, "`chosen` is empty"),
         ({**FLAT, "rejected": " \n\t"}, "`rejected` is empty"),

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cwdpo.data import images
 from cwdpo.data.image_roots import ImageRoots
-from cwdpo.data.images import open_image, peek_image, random_crop
+from cwdpo.data.images import open_image, peek_image, random_crop, verify_image
 from cwdpo.errors import DataError
 
 
@@ -171,6 +171,25 @@ def test_the_file_that_is_checked_is_the_file_that_is_read(tmp_path: Path, monke
 
     monkeypatch.setattr(os, "fstat", then_swap)
     assert open_image(path, source="").size == (2, 3)
+
+
+def test_a_verified_image_is_one_that_can_be_opened(tmp_path: Path) -> None:
+    noise = Image.effect_noise((160, 120), 60)
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        whole = encoded(noise.convert("RGB"), kind)
+        (tmp_path / kind).write_bytes(whole)
+        verify_image(tmp_path / kind, source="")
+        verify_image(whole, source="")
+        for cut in (whole[: len(whole) // 2], whole[:20]):
+            message = refused(cut)
+            with pytest.raises(DataError) as caught:
+                verify_image(cut, source="rows.jsonl:7")
+            assert str(caught.value) == message
+    for bad in (encoded(Image.new("F", (2, 2)), "TIFF"), tmp_path / "none.png", b""):
+        message = refused(bad)
+        with pytest.raises(DataError) as caught:
+            verify_image(bad, source="rows.jsonl:7")
+        assert str(caught.value) == message
 
 
 def test_orientation_is_applied() -> None:

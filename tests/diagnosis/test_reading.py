@@ -47,7 +47,7 @@ def test_a_blank_image_will_do() -> None:
     [
         (-4.0, "are easy: 3.0 nats per token less likely"),
         (-1.5, "hard enough to learn from: 0.50"),
-        (-1.1, "does not tell rejected answers from right ones (+0.10"),
+        (-1.1, "does not separate rejected answers from right ones (+0.10"),
         (-0.5, "prefers the rejected answers: they are 0.50"),
     ],
 )

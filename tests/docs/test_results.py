@@ -1,16 +1,31 @@
 """The page of results is what its maker makes of the kept numbers; nothing on it was written by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cwdpo.compare.grid import Cell, Grid, read_grid
 from cwdpo.compare.table import Results, Score
-from docs.make_results import DOCS, GRIDS, MARK, OURS, SFT, beyond, claims, page, with_headline
+from docs.make_results import (
+    DOCS,
+    GRIDS,
+    MARK,
+    OURS,
+    PRETRAINED,
+    PRETRAINED_GRID,
+    SFT,
+    beyond,
+    claims,
+    page,
+    pretrained,
+    pretrained_claim,
+    with_headline,
+)
 
 
 def test_the_page_is_made_from_the_kept_numbers(tmp_path: Path) -> None:
-    assert (DOCS / "results.md").read_text(encoding="utf-8") == page(GRIDS, tmp_path)
+    assert (DOCS / "results.md").read_text(encoding="utf-8") == page(tmp_path)
     for picture in tmp_path.glob("*.svg"):
         assert (DOCS / "results" / picture.name).read_text(encoding="utf-8") == picture.read_text(encoding="utf-8")
 
@@ -21,12 +36,9 @@ def test_the_readme_has_the_same_numbers() -> None:
     assert with_headline(readme) == readme
 
 
-@pytest.mark.parametrize("name", GRIDS)
-def test_the_kept_numbers_are_those_of_the_grid(name: str) -> None:
-    kept, grid = (
-        Results.load(DOCS / "results" / f"{name}.json").grid,
-        read_grid(DOCS.parent / "examples/regimes" / f"{name}.yaml"),
-    )
+@pytest.mark.parametrize(("name", "file"), [*GRIDS.items(), (PRETRAINED, PRETRAINED_GRID)])
+def test_the_kept_numbers_are_those_of_the_grid(name: str, file: str) -> None:
+    kept, grid = Results.load(DOCS / "results" / f"{name}.json").grid, read_grid(DOCS.parent / file)
     for part in ("methods", "settings", "worlds", "make", "measure", "target"):
         assert getattr(kept, part) == getattr(grid, part), part
     assert {*kept.seeds} <= {*grid.seeds}
@@ -70,3 +82,54 @@ def test_claims_follow_the_numbers(ours: float, holds: list[bool]) -> None:
     found = list(claims(results(ours), results(ours)))
     assert [claim.holds for claim in found[:3]] == holds
     assert [claim.holds for claim in found[-5:]] == [ours > 0.5] * 5
+
+
+RATE = "trainer.learning_rate"
+
+
+def of_people(who: dict[tuple[str, float], float]) -> tuple[Results, dict[str, Any]]:
+    """A grid on the pretrained model, by each run's change of ``who`` from a start of .8; and its answers."""
+    grid = Grid(
+        recipe="r",
+        methods={"DPO": {}, OURS: {}},
+        settings={RATE: [5e-4, 1e-3]},
+        worlds={"people": {}},
+        seeds=[0],
+        target="who",
+    )
+    found = {Cell("people", 0, "start", ()): {"who": 0.8}}
+    runs = {}
+    for (method, rate), gap in who.items():
+        cell = Cell("people", 0, method, ((RATE, rate),))
+        found[cell] = {"who": 0.8 + gap}
+        runs[f"{method}, {cell.label}"] = {"pictures": 50, "changes": {"who": {"mean": gap, "error": 0.02}}}
+    said = {"start": ["man"], "DPO, learning_rate 0.001": ["man\nman | woman"], f"{OURS}, learning_rate 0.001": ["boy"]}
+    return Results(grid, found), {"names": ["woman"], "said": said, "runs": runs}
+
+
+@pytest.mark.parametrize(
+    ("dpo", "ours", "holds"),
+    [
+        ((-0.02, -0.12), (-0.2, -0.03), True),  # where DPO loses little, nothing is asked
+        ((-0.02, -0.12), (0.0, -0.04), False),
+        ((-0.11, -0.12), (-0.04, 0.0), False),  # at every such rate
+        ((-0.02, -0.09), (0.0, 0.0), False),  # DPO loses too little for the goal to be tested
+    ],
+)
+def test_the_goal_on_the_pretrained_model(dpo: tuple[float, float], ours: tuple[float, float], holds: bool) -> None:
+    rates = (5e-4, 1e-3)
+    changes = {
+        (m, rate): gap for m, gaps in (("DPO", dpo), (OURS, ours)) for rate, gap in zip(rates, gaps, strict=True)
+    }
+    claim = pretrained_claim(*of_people(changes))
+    assert claim.holds is holds
+    assert ("not tested" in claim.evidence) is (min(dpo) > -0.1)
+    assert f"DPO who {100 * dpo[1]:+.1f} ± 2.0; CW-DPO who {100 * ours[1]:+.1f} ± 2.0, in points" in claim.evidence
+
+
+def test_answers_stand_side_by_side_in_one_line_each() -> None:
+    text = pretrained(*of_people({("DPO", 1e-3): -0.5, (OURS, 1e-3): 0.1}))
+    assert "| DPO | learning_rate 0.001 | 0.300 | -50.0 ± 2.0 |" in text
+    assert "| start |  | 0.800 |  |" in text
+    assert "| woman | man | man / man \\| woman | boy |" in text
+    assert "shares of 50 held-out pictures in 1 seed;" in text

@@ -1,4 +1,4 @@
-"""The last layer is computed only where answers are predicted, in every pass for itself."""
+"""A pass computes the last layer only where answers are predicted, and looks up once what is constant for a model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,8 @@ from tiny import MORE_NAMES, NAMES
 from tiny.prompts import load_model, make_batch, make_prompt
 from torch import nn
 
-from cwdpo.batch import Batch
+from cwdpo.batch import Batch, Role
+from cwdpo.engine import forward
 from cwdpo.engine.forward import works_on_single_positions
 from cwdpo.engine.layout import one_row_a_prompt
 from cwdpo.engine.tree import TreeEngine
@@ -129,3 +130,35 @@ def test_convolutions_and_experts_are_not_taken_for_linear() -> None:
     assert not works_on_single_positions(nn.Sequential(nn.Linear(3, 3), experts))
     assert not works_on_single_positions(nn.Sequential(nn.Conv1d(3, 3, 2)))
     assert works_on_single_positions(nn.Sequential(nn.Linear(3, 3), nn.SiLU()))
+
+
+def test_the_entropy_of_chosen_answers_alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = load_model(tiny("llava")), pictures(tiny("llava"), [[4, 2], [3, 1]])
+    batch["roles"] = torch.tensor([int(Role.CHOSEN), int(Role.REJECTED), int(Role.REJECTED), int(Role.CHOSEN)])
+    for chunk in (forward._CHUNK_ELEMENTS, 1):  # the second gives each token a chunk of its own
+        monkeypatch.setattr(forward, "_CHUNK_ELEMENTS", chunk)
+        whole = TreeEngine().logprobs(model, batch, want=("entropy",))
+        part = TreeEngine().logprobs(model, batch, want=("chosen_entropy",))
+        assert torch.equal(part.token, whole.token)
+        assert whole.entropy is not None
+        assert part.entropy is not None
+        assert torch.equal(part.entropy[[0, 3]], whole.entropy[[0, 3]])
+        assert not part.entropy[[1, 2]].any()
+        assert whole.entropy[[1, 2]].any()
+
+
+def test_what_is_constant_for_a_model_is_looked_up_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = load_model(tiny("qwen2_5_vl")), pictures(tiny("qwen2_5_vl"), [[4, 2]])
+    own, text = model.config._attn_implementation, model.config.get_text_config()
+    engine, seen = TreeEngine(), []
+    layer = model.get_decoder().layers[0].self_attn
+    layer.register_forward_pre_hook(lambda *_: seen.append(text._attn_implementation))
+    expected = engine.logprobs(model, batch).token
+    monkeypatch.setattr(model, "set_attn_implementation", lambda name: pytest.fail("all modules are walked over again"))
+    monkeypatch.setattr(forward, "frozen_image_parts", lambda bare: pytest.fail("they are known"))
+    model.train()
+    engine._forward._frozen[model] = []
+    assert torch.equal(engine.logprobs(model, batch).token, expected)
+    assert seen[0] == seen[1] != own
+    assert model.config._attn_implementation == text._attn_implementation == own
+    assert model.config.vision_config._attn_implementation == own

@@ -12,6 +12,7 @@ from tiny import MORE_NAMES, NAMES
 from tiny.prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
+from cwdpo.engine import layout, tree
 from cwdpo.engine.layout import one_row_a_prompt
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.tree import TreeEngine, TreeUnsupportedError, as_tree
@@ -214,3 +215,44 @@ def test_flash_attention_is_refused_with_advice(tiny: Tiny) -> None:
     model.config.text_config._attn_implementation = "flash_attention_2"
     with pytest.raises(TreeUnsupportedError, match="attn_implementation: sdpa"):
         TreeEngine().logprobs(model, batch)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3"])
+def test_all_layers_share_one_mask_that_changes_no_bit(
+    name: str, autocast: bool, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = load_model(tiny(name)), mixed_batch(tiny(name))
+    results, kept = [], []
+    for bias in (tree._bias, lambda allowed, dtype: allowed):
+        monkeypatch.setattr(tree, "_bias", bias)
+        shapes: dict[int, torch.Size] = {}
+
+        def keep(tensor: torch.Tensor, shapes: dict[int, torch.Size] = shapes) -> torch.Tensor:
+            shapes[tensor.untyped_storage().data_ptr()] = tensor.shape
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), hooks:
+            found = TreeEngine().logprobs(model, batch)
+        results.append((found.token.detach(), gradients(model, weighted_loss(rows_of(found)))))
+        kept.append(sum(len(shape) == 4 and shape[1] == 1 and shape[2] == shape[3] for shape in shapes.values()))
+    (token, by_name), (other, other_by_name) = results
+    assert torch.equal(token, other)
+    assert all(torch.equal(by_name[key], other_by_name[key]) for key in by_name)
+    assert kept[0] <= len(set(getattr(model.config.text_config, "layer_types", None) or [0]))
+    assert kept[0] < kept[1] or name == "gemma3"
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "idefics3"])
+@torch.no_grad()
+def test_rows_padded_as_on_a_gpu_give_the_same(name: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = load_model(tiny(name)), mixed_batch(tiny(name))
+    expected = token_logprobs(model, batch)
+    padded_length = layout.padded_length
+    monkeypatch.setattr(layout, "padded_length", lambda length, device: padded_length(length, torch.device("cuda")))
+    rows, plan = one_row_a_prompt(batch)
+    assert rows.inputs["input_ids"].shape[1] == plan.branch.shape[1] == plan.shift.shape[1]
+    assert plan.branch.shape[1] % 64 == 0
+    for engine in (TreeEngine(), PlainEngine(), PlainEngine(padding_side="left")):
+        assert gap(engine.logprobs(model, batch), expected) < 1e-5

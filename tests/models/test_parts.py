@@ -10,7 +10,7 @@ from torch import nn
 
 from cwdpo.models.adapters import add_lora
 from cwdpo.models.loading import load_policy
-from cwdpo.models.parts import cast_images, fingerprint, frozen_image_parts, keep_frozen_parts_in_eval, vision_tower
+from cwdpo.models.parts import cast_images, fingerprint, frozen_image_parts, keep_in_eval, vision_tower
 
 Tiny = Callable[[str], Path]
 
@@ -43,7 +43,7 @@ def test_the_frozen_parts_are_those_without_a_weight_that_trains(
         weight.requires_grad_(id(weight) in language or trains in full)
     assert names(model) == expected
     model.train()
-    keep_frozen_parts_in_eval(model)
+    keep_in_eval(frozen_image_parts(model))
     inside = {id(module) for part in frozen_image_parts(model) for module in part.modules()}
     assert {id(module) for module in model.modules() if not module.training} == inside
 

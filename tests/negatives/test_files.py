@@ -161,3 +161,38 @@ def test_an_edit_in_several_places_tells_each(tmp_path: Path) -> None:
     assert [row["chosen"][slice(*part["before"])] for part in edit["parts"]] == ["dog", "dog"]
     assert [row["gentle"][slice(*part["after"])] for part in edit["parts"]] == [animal, animal]
     assert row["lbar"] == {"rejected": 2}  # what was measured of an older gentle negative is not this one's
+
+
+TURNS = [{"from": "human", "value": "<image>What?"}]
+OTHER_FORMS: dict[str, dict[str, Any]] = {
+    "rlhf-v": {"text": json.dumps({"question": "What?", "chosen": "red", "rejected": "cat"}), "image": "a.png"},
+    "llava-rlhf": {"conversations": TURNS, "output_1": "cat", "output_2": "red", "preference": 2, "image": "a.png"},
+    "alpaca": {"instruction": "What?", "output": ["red", "cat"], "images": ["a.png"]},
+    "povid": {
+        "conversations": [*TURNS, {"from": "gpt", "value": "red"}],
+        "rejected_conversations": [*TURNS, {"from": "gpt", "value": "cat"}],
+        "image": "a.png",
+    },
+    "ms-swift": {
+        "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "red"}],
+        "rejected_messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "cat"}],
+        "images": ["a.png"],
+    },
+    "trl-implicit": {
+        "chosen": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "red"}],
+        "rejected": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "cat"}],
+        "images": ["a.png"],
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMS)
+def test_rows_of_every_form_take_new_negatives(name: str, tmp_path: Path) -> None:
+    data = written(tmp_path, [{**OTHER_FORMS[name], "id": "a", "own": 1}])
+    (before,) = read_rows(data)
+    samples = written(tmp_path, [{"id": "a", "negatives": ["dog", "cow"]}], "samples.jsonl")
+    write_mixed(data, samples, tmp_path / "out.jsonl", fraction=1.0, count=2)
+    (after,) = read_rows(tmp_path / "out.jsonl")
+    assert (after.prompt, after.chosen, after.images) == (before.prompt, before.chosen, before.images)
+    assert (before.rejected, sorted(after.rejected)) == (("cat",), ["cow", "dog"])
+    assert read(tmp_path / "out.jsonl")[0]["own"] == 1

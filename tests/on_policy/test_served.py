@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.generation import Generated
-from cwdpo.models.saving import last_checkpoint
+from cwdpo.models.checkpoints import last_checkpoint
 from cwdpo.negatives.candidates import read_refreshes
 from cwdpo.negatives.server import Endpoint
 

@@ -12,7 +12,7 @@ from on_policy.scripted_sampling import SAMPLING, STEPS, Record, StopAfter, scri
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.generation import Generated, LocalSampler
-from cwdpo.models.saving import last_checkpoint
+from cwdpo.models.checkpoints import last_checkpoint
 from cwdpo.negatives.candidates import Refresh, read_refreshes, refresh_path
 from cwdpo.reference import FrozenCopy
 
@@ -237,6 +237,52 @@ def test_an_error_is_logged_and_training_goes_on(
     assert [refresh.error for refresh in refreshes] == [None, "ConnectionError: the server hung up", None]
     calls = {(step, text[-1]) for step, _, text in record.rejected(trainer)}
     assert calls == {(0, "1"), (1, "1"), (2, "1"), (3, "1"), (4, "3"), (5, "3")}
+
+
+@pytest.mark.slow
+def test_a_failed_portion_leaves_the_finished_ones(
+    make_trainer: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"refresh": 9, "on_policy_fraction": 1.0, "batch_size": 8}  # 4 rows a portion, 4 portions
+    trainer = make_trainer(2, **STEPS | {"max_steps": 1}, on_policy=SAMPLING | settings)
+    sampler = scripted(trainer, break_at(2))
+    trainer.train()
+    (refresh,) = read_refreshes(tmp_path / "out/negatives")
+    assert refresh.error is None
+    assert refresh.details["failed_portions"] == ["ConnectionError: the server hung up"]
+    assert sorted({candidate.row for candidate in refresh.candidates}) == [*range(4), *range(8, 16)]
+    assert sampler.calls == 4
+    assert "1 portions of the sampled negatives failed (ConnectionError: the server hung up)" in caplog.text
+
+
+@pytest.mark.slow
+def test_after_failures_in_a_row_no_more_are_tried(make_trainer: Make, tmp_path: Path) -> None:
+    def write(row: Row, n: int) -> list[str]:
+        if n > 1:
+            raise ConnectionError("gone")
+        return ["a sample"]
+
+    settings = {"refresh": 9, "on_policy_fraction": 1.0, "batch_size": 8}
+    trainer = make_trainer(2, **STEPS | {"max_steps": 1}, on_policy=SAMPLING | settings)
+    sampler = scripted(trainer, write)
+    trainer.train()
+    (refresh,) = read_refreshes(tmp_path / "out/negatives")
+    assert sampler.calls == 3
+    assert refresh.details["failed_portions"] == ["ConnectionError: gone"] * 2 + [
+        "not tried, as those before it failed"
+    ]
+    assert {candidate.row for candidate in refresh.candidates} == {0, 1, 2, 3}
+
+
+@pytest.mark.slow
+def test_a_stage_resumed_at_its_end_samples_no_more(make_trainer: Make, tmp_path: Path) -> None:
+    settings = STEPS | {"max_steps": 2, "on_policy": SAMPLING | {"refresh": 1, "on_policy_fraction": 1.0}}
+    for resume in (False, True):
+        trainer = make_trainer(2, **settings)
+        sampler = scripted(trainer, lambda row, n: [f"sample {row.id}"])
+        trainer.train(resume_from_checkpoint=resume)
+        assert [refresh.step for refresh in read_refreshes(tmp_path / "out/negatives")] == [0, 1]
+    assert sampler.calls == 0
 
 
 @pytest.mark.slow

@@ -43,24 +43,29 @@ def train(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 @pytest.mark.parametrize("lora", ["null", "{r: 2}"])
-def test_a_ruined_model_is_not_saved(lora: str, train: Train, tmp_path: Path) -> None:
+def test_a_run_stops_before_a_ruined_model_is_saved(lora: str, train: Train, tmp_path: Path) -> None:
     code, err = train("--trainer.learning_rate", "1e30", "--lora", lora)
     assert code == 2
     last = err.splitlines()[-1]
-    assert last.startswith("stage1 has ruined the model, which is not saved: ")
-    assert "The loss was first not finite at step 2, as far as the log knows." in last
-    good = tmp_path / "run" / "checkpoints" / "stage1" / "checkpoint-1"
-    assert f"The last good checkpoint is {good}. " in last
-    assert "a lower learning rate (--stage1.trainer.learning_rate, which was 1e+30)" in last
+    assert last.startswith("step 2: the loss is not a finite number. Its rows: ")
+    assert "Training stopped before the update, and nothing was saved over." in last
+    checkpoints = tmp_path / "run" / "checkpoints" / "stage1"
+    assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-1"]
     assert not (tmp_path / "run" / "stage1").exists()
-    assert train("--trainer.learning_rate", "1e30", "--lora", lora, "--resume")[1].splitlines()[-1] == last
-
-
-def test_no_checkpoint_is_called_good_that_is_not(train: Train) -> None:
-    code, err = train("--trainer.learning_rate", "1e30", "--trainer.save_steps", 2, "--trainer.logging_steps", 3)
+    code, err = train("--trainer.learning_rate", "1e30", "--lora", lora, "--resume")
     assert code == 2
-    assert "There is no good checkpoint of this stage." in err
-    assert "first not finite at step 3" in err
+    assert "the model's logits are not numbers (NaN)" in err  # a resumed run looks at a batch first
+
+
+def test_a_stage_that_its_last_step_ruined_is_not_saved(train: Train, tmp_path: Path) -> None:
+    code, err = train("--trainer.learning_rate", "1e39", "--trainer.save_strategy", "'no'", "--trainer.max_steps", 1)
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("stage1 has ruined the model, which is not saved: ")
+    assert "The log shows no loss that is not finite, so it happened after its last line." in last
+    assert "There is no good checkpoint of this stage." in last
+    assert "a lower learning rate (--stage1.trainer.learning_rate, which was 1e+39)" in last
+    assert not (tmp_path / "run" / "stage1").exists()
 
 
 def test_a_model_without_numbers_is_named_as_such(tiny: Tiny, train: Train, tmp_path: Path) -> None:

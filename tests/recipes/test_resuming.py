@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from cwdpo.cli import app
 from cwdpo.config.recipe import Recipe
 from cwdpo.config.recipe_file import read_recipe
-from cwdpo.models.saving import last_checkpoint
+from cwdpo.models.checkpoints import last_checkpoint
 from cwdpo.recipes import run_recipe
 from cwdpo.records import RunDirectory, read_jsonl
 

@@ -56,6 +56,7 @@ def test_every_stage_has_its_callbacks_in_one_order(
         "StopOnSignal",
         "Users",
         "WallTime",
+        "FiniteSteps",
         "Probing",
     ]
 

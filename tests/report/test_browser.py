@@ -70,9 +70,9 @@ def test_tables_are_sorted_both_ways(browser: Command) -> None:
     assert column(browser, 0, 0) == ["CW-DPO", "DPO", "SFT"]
 
 
-def test_rows_without_a_value_come_last(browser: Command) -> None:
-    assert column(browser, 1, 4) == ["CW-DPO", "DPO", "SFT"]
-    assert column(browser, 1, 4) == ["DPO", "CW-DPO", "SFT"]
+def test_wide_tables_have_runs_across(browser: Command) -> None:
+    numbers = run(browser, "return [...document.querySelectorAll('#ends table')].map((table) => table.className)")
+    assert numbers == ["across", "across"]
 
 
 def test_examples_are_sorted(browser: Command) -> None:
@@ -104,3 +104,23 @@ def test_shade_is_of_now_or_of_the_change(browser: Command) -> None:
 def test_policy_blocks_a_script_that_is_not_ours(browser: Command) -> None:
     add = "const s = document.createElement('script'); s.textContent = 'window.intruder = 1'; document.body.append(s);"
     assert run(browser, f"{add} return window.intruder === undefined") is True
+
+
+def test_values_are_shown_by_keyboard_and_under_the_pointer(browser: Command) -> None:
+    chart = "document.querySelector('#training .chart[data-frame]')"
+    readout = f"{chart}.parentElement.querySelector('.readout')"
+    press = f"{chart}.dispatchEvent(new KeyboardEvent('keydown', {{key: '%s', bubbles: true}}))"
+    assert run(browser, f"return {readout}.hidden") is True
+    run(browser, f"{chart}.focus()")
+    run(browser, press % "Home")
+    first = run(browser, f"return {readout}.textContent")
+    assert first.startswith("Step 0: ") or first.startswith("Step 1: ")
+    assert "DPO" in first
+    run(browser, press % "ArrowRight")
+    assert run(browser, f"return {readout}.textContent") != first
+    run(browser, f"{chart}.blur()")
+    assert run(browser, f"return {readout}.hidden") is True
+    box = f"const b = {chart}.getBoundingClientRect();"
+    move = "new PointerEvent('pointermove', {clientX: b.left + b.width / 2, clientY: b.top + 9, bubbles: true})"
+    run(browser, f"{box} {chart}.dispatchEvent({move})")
+    assert run(browser, f"return {readout}.textContent").startswith("Step ")

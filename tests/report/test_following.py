@@ -132,6 +132,15 @@ def test_a_taken_port_is_passed_over_unless_it_was_asked_for(tmp_path: Path) -> 
             open_server([tmp_path / "mine"], ports[0])
 
 
+def test_a_run_that_does_not_exist_yet_is_waited_for(tmp_path: Path) -> None:
+    page = LivePage([tmp_path / "runs" / "mine"])
+    first = page.content().decode()
+    assert "Waiting for <bdi>mine</bdi>" in first
+    write_lines(tmp_path / "runs/mine/metrics.jsonl", [{"stage": "stage1", "step": 1, "loss": 0.5}])
+    assert page.content().decode() != first
+
+
 def test_what_is_no_directory_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is not a directory"):
-        open_server([tmp_path / "nowhere"], None)
+        open_server([tmp_path / "file"], None)

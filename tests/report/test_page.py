@@ -81,8 +81,8 @@ def test_every_method_is_drawn_in_its_own_colour_and_dashes(demo: Path) -> None:
     ):
         assert title in titles
     bands = [a["class"] for a in page.attributes("path") if "band" in a.get("class", "")]
-    # the cooling weight has one, and so has each of four probe groups of two runs
-    assert sorted(bands) == ["band c1 d1"] * 4 + ["band c2 d2"] * 5
+    # the cooling weight has one, and so has each of four probe groups of two runs, as outlines: two fills would mix
+    assert sorted(bands) == ["band c2 d2", *["band edge c1 d1"] * 4, *["band edge c2 d2"] * 4]
     assert "stage 2" in page.text_of("text")
 
 

@@ -18,7 +18,8 @@ from cwdpo.config.recipe import (
     Stage2Config,
 )
 from cwdpo.errors import ConfigError
-from cwdpo.trainers.arguments import CWDPOConfig, SmoothSFTConfig, arguments_from
+from cwdpo.trainers.arguments import CWDPOConfig, SmoothSFTConfig, arguments_from, say_if_alone
+from cwdpo.trainers.trl_settings import say_once
 
 
 def stage2(**settings: Any) -> CWDPOConfig:
@@ -136,3 +137,14 @@ def test_they_survive_what_transformers_does_with_them(tmp_path: Path) -> None:
     assert read.objective == "plain"
     (read,) = HfArgumentParser(CWDPOConfig).parse_dict({"output_dir": str(tmp_path), "cooling_floor": "mean"})  # type: ignore[arg-type]
     assert read.cooling_floor == "mean"
+
+
+def test_one_process_in_place_of_several_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    say_once.cache_clear()
+    alone = {"ACCELERATE_DYNAMO_MODE": "default", "MASTER_ADDR": "127.0.0.1"}
+    for other in ({}, {"MASTER_ADDR": "x"}, {"ACCELERATE_DYNAMO_MODE": "default"}, {**alone, "WORLD_SIZE": "2"}):
+        say_if_alone(other)
+    assert not caplog.text
+    say_if_alone(alone)
+    say_if_alone(alone)
+    assert caplog.text.count("accelerate launch was asked for several processes and has started one") == 1

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from cwdpo.errors import UserError
-from cwdpo.models.saving import last_checkpoint, no_partial_checkpoints
+from cwdpo.models.checkpoints import last_checkpoint, no_unfinished_checkpoints
 from cwdpo.records import RunDirectory, append_jsonl, read_jsonl
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal
 
@@ -85,7 +85,7 @@ def test_partial_checkpoints_are_removed_and_whole_ones_kept(tmp_path: Path) -> 
         directory.mkdir()
     (whole / "trainer_state.json").write_text(json.dumps({"global_step": 2}))
     (partial / "trainer_state.json").write_text('{"global_st')
-    with no_partial_checkpoints(tmp_path):
+    with no_unfinished_checkpoints(tmp_path):
         assert last_checkpoint(tmp_path) == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-notes"]
 

@@ -1,7 +1,10 @@
 """Two ranks with batches of 2 train like one with batches of 4: losses, hinge, floor, reference and records."""
 
+import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -73,6 +76,77 @@ def test_two_ranks_train_like_one(lora: str, more: list[str], tiny: Callable[[st
     )[1][:8]
     assert len(list((two / "reference").glob("part-*.npz"))) == 2  # each rank wrote its own
     check_examples(one, two)
+
+
+MIXED = """
+model: {{name_or_path: {model}, freeze_vision: false}}
+data: {{train: {data}}}
+stage2: {{beta: 0.3}}
+probes: null
+trainer: {{max_steps: {steps}, learning_rate: 1e-3, logging_steps: 1, use_cpu: true, weight_decay: 0.1,
+  activation_checkpointing: true}}
+"""
+
+
+def test_ranks_with_and_without_images_train_like_one(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """All weights train, some of them on one rank alone; and in the model some that nothing ever uses, which AdamW's
+    weight decay leaves alone."""
+    data = disc_data.write(tmp_path / "data", disc_data.records(12, text_only_every=2))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(MIXED.format(model=tiny("llava"), data=data, steps=3))
+    one, two = (launch(ranks, recipe, tmp_path / f"ranks{ranks}") for ranks in (1, 2))
+    start, first, second = (
+        load_file(path / "model.safetensors") for path in (tiny("llava"), one / "stage2", two / "stage2")
+    )
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], atol=1e-5, rtol=1e-5)
+    moved = {name for name, value in first.items() if not torch.equal(value, start[name])}
+    assert {name for name in moved if "vision_tower" in name}
+    assert {name for name in first if name not in moved and "vision_tower" in name}  # the layer behind the features
+    lines = [read_jsonl(out / "metrics.jsonl").objects for out in (one, two)]
+    for our, their in zip(*lines, strict=True):
+        for key in ("loss", "grad_norm", "rewards/margins"):
+            assert our.get(key) == pytest.approx(their.get(key), abs=1e-5), (key, our["step"])
+
+
+def start(rank: int, port: int, recipe: Path, out: Path) -> subprocess.Popen[str]:
+    """One of two ranks, without a launcher that would end the other."""
+    place = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    words = [sys.executable, "-m", "cwdpo", "train", str(recipe), f"--output_dir={out}"]
+    return subprocess.Popen(
+        words, env={**os.environ, **place}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_a_killed_rank_does_not_leave_the_other_waiting(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    data = disc_data.write(tmp_path / "data", disc_data.records(12, text_only_every=2))
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(MIXED.format(model=tiny("llava"), data=data, steps=100_000))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [start(number, port, recipe, out) for number in range(2)]
+    try:
+        began = time.monotonic()
+        while not (out / "metrics.jsonl").is_file() and time.monotonic() < began + 200:
+            assert all(each.poll() is None for each in ranks), [each.communicate()[1][-2000:] for each in ranks]
+            time.sleep(0.2)
+        ranks[1].kill()
+        killed = time.monotonic()
+        _, said = ranks[0].communicate(timeout=60)
+        assert time.monotonic() - killed < 10
+        assert ranks[0].returncode == 2
+        assert said.strip().splitlines()[-1].startswith("another process of this training has ended")
+        assert "Traceback" not in said
+    finally:
+        for each in ranks:
+            each.kill()
 
 
 def check_examples(one: Path, two: Path) -> None:

@@ -78,12 +78,10 @@ class WholeRunOptions:
 
     rows: int = 40
     epochs: int = 1
-    repeats: int = 1
+    rounds: int = 1
     """Runs of each contestant, in turn."""
 
     threads: int = 1
-    probes: bool = True
-    """Whether the run with probes at their defaults is measured too."""
 
 
 @dataclass(kw_only=True)
@@ -104,15 +102,15 @@ def run_whole_runs(options: WholeRunOptions, *, say: Callable[[str], None]) -> W
         directory = Path(place)
         write_model(directory / "model")
         write_rows(directory, options.rows)
-        recipes = {UNWATCHED: {"probes": None}} | ({DEFAULT: {}} if options.probes else {})
+        recipes: dict[str, dict[str, Any]] = {UNWATCHED: {"probes": None}, DEFAULT: {}}
         commands = {TRL: [str(Path(__file__).with_name("trl_script.py")), str(directory), str(options.epochs)]}
         for number, (name, changes) in enumerate(recipes.items()):
             path = directory / f"recipe{number}.yaml"
             path.write_text(yaml.safe_dump(_recipe(directory, options.epochs) | changes), encoding="utf-8")
             commands[name] = ["-m", "cwdpo", "train", str(path)]
-        for number in range(options.repeats):
+        for number in range(options.rounds):
             for name, command in commands.items():
-                say(f"round {number + 1} of {options.repeats}: {name}")
+                say(f"round {number + 1} of {options.rounds}: {name}")
                 for old in ("run", "trl"):
                     shutil.rmtree(directory / old, ignore_errors=True)
                 result.seconds.setdefault(name, []).append(_cpu_seconds(command, directory, options.threads))
@@ -129,7 +127,7 @@ def whole_run_table(result: WholeRunResult) -> str:
     base = result.seconds[TRL]
     lines = [
         f"{options.rows} rows, {epochs}, one run after the other, {options.threads} threads, "
-        f"{options.repeats} round{'' if options.repeats == 1 else 's'}",
+        f"{options.rounds} round{'' if options.rounds == 1 else 's'}",
         "",
         "| | CPU seconds | of TRL's |",
         "|---|--:|--:|",
@@ -137,6 +135,10 @@ def whole_run_table(result: WholeRunResult) -> str:
     for name, seconds in result.seconds.items():
         ratio = median(own / other for own, other in zip(seconds, base, strict=True))
         lines.append(f"| {name} | {median(seconds):.1f} | {ratio:.2f} |")
+    for name, summary in result.summaries.items():
+        spent = {phase: float(seconds) for phase, seconds in summary["seconds"].items()}
+        shares = ", ".join(f"{phase} {seconds / sum(spent.values()):.0%}" for phase, seconds in spent.items())
+        lines += ["", f"{name}: {shares} of the time."]
     return "\n".join(lines)
 
 

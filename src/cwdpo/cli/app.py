@@ -2,9 +2,12 @@
 
 import errno
 import logging
+import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -27,11 +30,16 @@ from cwdpo.cli import (
     report,
     train,
 )
-from cwdpo.errors import UserError
+from cwdpo.config.secrets import Redacting, protect_environment, redact
+from cwdpo.errors import UserError, printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded")  # the words of safetensors, which is written in Rust
+_REDACTING = Redacting()
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted")
+"""What gloo and NCCL say where another rank is gone."""
 
 
 def explain(error: BaseException) -> str | None:
@@ -55,7 +63,17 @@ def explain(error: BaseException) -> str | None:
             )
         if isinstance(cause, OSError) and cause.errno in _DENIED:
             return f"no permission{_about(cause)} ({cause.strerror}). Give another path, or change its permissions."
+        if _is_of_a_lost_peer(cause):
+            return (
+                "another process of this training has ended, and this one cannot go on alone. What that one printed, "
+                "or the system's log where it printed nothing (memory), says why. Fix it and run the command again, "
+                "with --resume if it was training."
+            )
     return None
+
+
+def _is_of_a_lost_peer(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _PEER_GONE)
 
 
 def _from_worker(message: str) -> str:
@@ -136,7 +154,15 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:
+    protect_environment()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_REDACTING)
+    sys.excepthook = _print_redacted
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    print(redact("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr)
 
 
 def main() -> None:
@@ -148,13 +174,17 @@ def main() -> None:
     try:
         app()
     except _InterruptedError as interruption:
-        print(f"\n{str(interruption) or 'Interrupted.'}\n{_how_to_continue(sys.argv[1:])}", file=sys.stderr)
+        said = f"\n{str(interruption) or 'Interrupted.'}\n{_how_to_continue(sys.argv[1:])}"
+        print(printable(redact(said)), file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         message = explain(error)
         if message is None:
             raise
-        print(message, file=sys.stderr)
+        print(printable(redact(message)), file=sys.stderr)
+        if any(_is_of_a_lost_peer(cause) for cause in _chain(error)):
+            sys.stdout.flush()
+            os._exit(2)  # the interpreter's end would wait for the other process, for some ten seconds
         raise SystemExit(2) from None
 
 

@@ -31,6 +31,15 @@ def bench(
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=0, help="Timed steps of each contestant, in turn.")] = 5,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Of the CPU.")] = 1,
+    whole_run: Annotated[
+        bool,
+        typer.Option(
+            "--whole-run", help="Whole runs, import to save, beside TRL's script; takes only the options below."
+        ),
+    ] = False,
+    rows: Annotated[int, typer.Option("--rows", min=4, help="Rows of a whole run.")] = 40,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of a whole run.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Whole runs of each, in turn.")] = 1,
     out: Annotated[Path | None, typer.Option("--json", help="Write every number to this file too.")] = None,
 ) -> None:
     """Measure step time, FLOPs and memory beside TRL, on the same random model, rows and threads.
@@ -40,6 +49,15 @@ def bench(
     if out is not None and out.exists():
         raise UserError(f"{out} exists already, and nothing is overwritten. Give another name.")
     quiet_libraries()
+    say = partial(print, file=sys.stderr, flush=True)
+    if whole_run:
+        from cwdpo.bench.whole_run import WholeRunOptions, run_whole_runs, whole_run_table
+
+        found = run_whole_runs(WholeRunOptions(rows=rows, epochs=epochs, rounds=rounds, threads=threads), say=say)
+        print(whole_run_table(found))
+        if out is not None:
+            out.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+        return
     import torch
 
     on_gpu = device == "cuda"
@@ -58,7 +76,7 @@ def bench(
         dtype="bfloat16" if on_gpu else "float32",
         steps=steps,
     )
-    result = run_bench(options, say=partial(print, file=sys.stderr, flush=True))
+    result = run_bench(options, say=say)
     print(measured_table(result))
     if out is not None:
         targets = [asdict(target) | {"met": target.met} for target in result.targets]

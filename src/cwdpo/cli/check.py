@@ -27,13 +27,23 @@ _SHOWN = 10
 
 def check(
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="A file or directory of rows, or a recipe.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="A file, pattern or directory of rows, hf:OWNER/NAME:SPLIT, or a recipe.",
+            show_default=False,
+        ),
     ],
     model: Annotated[
         str | None, typer.Option("--model", help="Count its tokens, and list the layers that LoRA would train.")
     ] = None,
     image_root: Annotated[
-        Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: DATA's directory]")
+        Path | None,
+        typer.Option(
+            "--image-root",
+            help="Where relative image paths start; further directories to read from, as in PATH.  "
+            "[default: DATA's directory]",
+        ),
     ] = None,
     target_modules: Annotated[str, typer.Option("--target-modules", help="As model.lora.target_modules.")] = "language",
     trust_remote_code: Annotated[

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cwdpo.errors import ConfigError, DataError
+from cwdpo.errors import ConfigError, DataError, printable
 
 if TYPE_CHECKING:
     from cwdpo.diagnosis import Diagnosis
@@ -53,11 +53,11 @@ def _show(diagnosis: "Diagnosis", console: Console) -> None:
     from cwdpo.diagnosis import title_of
 
     for line in diagnosis.looked_at:
-        console.print(Text(line, style="dim"), soft_wrap=True)
+        console.print(Text(printable(line), style="dim"), soft_wrap=True)
     for finding in diagnosis.findings:
         console.print()
         console.print(Text(title_of(finding.name), style="bold red"))
-        console.print(Text(f"  {finding.evidence}"), soft_wrap=True)
+        console.print(Text(printable(f"  {finding.evidence}")), soft_wrap=True)
         console.print(Text(f"  {finding.advice}"), soft_wrap=True)
     console.print()
     if not diagnosis.findings:
@@ -72,4 +72,4 @@ def _show(diagnosis: "Diagnosis", console: Console) -> None:
         for name, where, needs in diagnosis.missing():
             console.print(Text(f"  {title_of(name).lower()} ({', '.join(where)}): {needs}"), soft_wrap=True)
     for note in diagnosis.notes:
-        console.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
+        console.print(Text(printable(f"Note: {note}"), style="yellow"), soft_wrap=True)

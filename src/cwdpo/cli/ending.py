@@ -98,7 +98,7 @@ def next_commands(run: RunDirectory, rows: str) -> Iterator[str]:
     if diagnosis is not None and diagnosis.findings:
         commands.append((f"cwdpo diagnose {root}", "the findings again, and what could not be judged"))
     commands.append((f"cwdpo probe {root} --data {rows}", "what the model thinks of right and wrong answers"))
-    commands.append((f"cwdpo audit {rows} {root}", "can the pairs be told apart without the image?"))
+    commands.append((f"cwdpo audit {rows} {root}", "can the pairs be separated without the image?"))
     commands = commands[:3]
     width = max(len(command) for command, _ in commands)
     yield "next:"

@@ -59,6 +59,9 @@ def _follow(runs: list[Path], port: int | None) -> None:
 
     with open_server(runs, port) as server:
         print(f"report: {server.url}  (Ctrl-C ends it)", flush=True)
+        for run in runs:
+            if not run.exists():
+                print(f"{run} does not exist yet: the page waits for it.", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from cwdpo.config.limits import STRICT
 from cwdpo.config.located_yaml import KeyPath
-from cwdpo.errors import ConfigError
+from cwdpo.errors import ConfigError, shortened
 
 Where: TypeAlias = Callable[[KeyPath], str]
 """Says where a setting stands: ``recipe.yaml:4`` or ``--stage2.beta``."""
@@ -135,10 +135,10 @@ def _suggestion(key: str, known: Collection[str], prefix: str, otherwise: str) -
 
 
 def _shown(value: object) -> str:
-    """A value as the recipe would write it."""
+    """A value as the recipe would write it, cut where it is long."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
-    return repr(value)
+    return shortened(repr(value))
 
 
 def _describe(hint: object) -> str:
@@ -176,6 +176,8 @@ _ELSEWHERE = {
     "seed": "Write it at the top of the recipe: `seed: ...`.",
     "engine": "Write it at the top of the recipe: `engine: ...`.",
     "max_length": "Write it in the section of the data: `data: {max_length: ...}`.",
+    "hub_token": "It would stand in the run's files. Put it into the environment: HF_TOKEN.",
+    "push_to_hub_token": "It would stand in the run's files. Put it into the environment: HF_TOKEN.",
     "resume_from_checkpoint": "Run `cwdpo train RECIPE --resume` instead.",
 }
 _FREE = ("fsdp",)  # settings that take more types than they are declared with

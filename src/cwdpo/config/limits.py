@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, ConfigDict
 
+from cwdpo.config.secrets import check_url
 from cwdpo.errors import ConfigError
 
 # strict: a quoted "16" or a `yes` where a number belongs is a slip of the pen, not a number
@@ -201,8 +202,10 @@ def server_and_model(judge: str) -> tuple[str, str | None]:
 
 def checked_judge(judge: str | None) -> str | None:
     """Validator: ``module:function``, the name of a rule, ``URL`` or ``URL#MODEL``."""
-    if judge is None or judge in RULES or is_server(judge):
+    if judge is None or judge in RULES:
         return judge
+    if is_server(judge):
+        return _without_secret(judge)
     if judge.count(":") != 1:
         raise ValueError(
             f"is {judge!r}, but must have one colon: `module:function`. There are also {', '.join(RULES)}, and a "
@@ -210,4 +213,17 @@ def checked_judge(judge: str | None) -> str | None:
         )
     if not all(part.isidentifier() for part in judge.replace(":", ".").split(".")):
         raise ValueError(f"is {judge!r}, but must name a function: `module:function`, or null.")
+    return judge
+
+
+def checked_endpoint(url: str | None) -> str | None:
+    """Validator: the URL of a server, without a secret in it."""
+    return None if url is None else _without_secret(url)
+
+
+def _without_secret(judge: str) -> str:
+    try:
+        check_url(server_and_model(judge)[0], "which")
+    except ConfigError as error:
+        raise ValueError(f"names a server, {error}") from None
     return judge

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from cwdpo.config.limits import (
     STRICT,
+    checked_endpoint,
     checked_judge,
     limit,
     names_among,
@@ -337,7 +338,7 @@ class NegativesConfig:
     """What says which answers are right and so no negatives: ``module:function``, ``same_words``, or a server as
     ``URL#MODEL``; see docs/on_policy.md."""
 
-    endpoint: str | None = None
+    endpoint: Annotated[str | None, AfterValidator(checked_endpoint)] = None
     """Sample from this OpenAI-compatible server, which then loads each refresh's adapter; null samples here."""
 
     on_error: Literal["continue", "stop"] = "continue"

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ HUB = "hf:"
 
 _LARGEST = 1_000_000  # bytes; a model or a data file given by mistake should not be parsed first
 _MODEL: KeyPath = ("model", "name_or_path")
+_IMAGE_ROOT: KeyPath = ("data", "image_root")
 _PATHS: tuple[KeyPath, ...] = (
-    *(("data", "train"), ("data", "eval"), ("data", "image_root"), _MODEL),
+    *(("data", "train"), ("data", "eval"), _IMAGE_ROOT, _MODEL),
     *(("evaluate", "data"), ("evaluate", "vocabulary")),
 )
 _PRESETS: Mapping[str, Mapping[KeyPath, Any]] = {
@@ -259,6 +261,8 @@ def _resolve_paths(values: dict[str, Any], base: Path) -> None:
 def _resolved(path: KeyPath, value: Any, base: Path) -> Any:
     """The value of a setting with its paths absolute; a model stays a hub name where there is no such directory."""
     if path in _PATHS:
+        if path == _IMAGE_ROOT and isinstance(value, str) and not (base / value).is_dir():
+            value = value.split(os.pathsep) if os.pathsep in value else value  # several, as --image-root has them
         found = _absolute(value, base)
         is_hub_name = path == _MODEL and not (isinstance(found, str) and Path(found).is_dir())
         return value if is_hub_name else found

@@ -11,7 +11,7 @@ import xxhash
 
 from cwdpo.data.formats import describe, row_from_record
 from cwdpo.data.image_roots import GivenRoots, ImageRoots
-from cwdpo.data.images import open_image, shorten
+from cwdpo.data.images import shorten, verify_image
 from cwdpo.data.messages import is_json, metadata_keys, parse_messages
 from cwdpo.data.reading import Record, read_records
 from cwdpo.data.rows import Row, StoredImage
@@ -198,7 +198,7 @@ class _Checker:
             for image in row.images:
                 if isinstance(image, Path) and image in self._opened:
                     continue  # a file that many rows share is decoded once
-                open_image(image, source=row.source)
+                verify_image(image, source=row.source)
                 if isinstance(image, Path):
                     self._opened.add(image)
             self._report.rows.append(report)

@@ -26,6 +26,7 @@ are part of the prompt.
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from cwdpo.data.image_roots import ImageRoots, read_image
@@ -188,10 +189,17 @@ def _checked_format(record: Record, source: str) -> Format:
             "answers already. Take it out, or put it into the list `negatives`."
         )
     for key in _unread(record, known):
-        near = difflib.get_close_matches(key, ("images", "image", "rejected", "gentle", "negatives"), 1, 0.82)
-        if near and key not in _IMAGE_NAMES:
-            raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near[0]}`? Else give it another name.")
+        near = _near_name(key)
+        if near is not None:
+            raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near}`? Else give it another name.")
     return known
+
+
+@lru_cache(maxsize=1000)  # for every row has the same columns
+def _near_name(key: str) -> str | None:
+    """The column that a misspelt name stands for."""
+    near = difflib.get_close_matches(key, ("images", "image", "rejected", "gentle", "negatives"), 1, 0.82)
+    return near[0] if near and key not in _IMAGE_NAMES else None
 
 
 def _with_system(turns: list[Turn], record: Record, source: str) -> list[Turn]:

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from cwdpo.data.messages import (
     Answer,
     Turn,
     answer_of,
+    list_of_objects,
     parse_messages,
     read_answer,
     read_last_answer,
@@ -117,8 +119,11 @@ def _read_completion(record: Record, key: str, source: str) -> Found:
 
 def _read_alpaca(record: Record, key: str, source: str) -> Found:
     """``history`` is pairs of a question and its answer; ``output`` is the answer, or the chosen and the rejected."""
-    turns = []
-    for index, pair in enumerate(record.get("history", [])):
+    turns: list[Turn] = []
+    history = parse_json(record.get("history", []))
+    if not is_list(history):
+        raise DataError(f"{source}: `history` is {shown(history)}, but must be a list of questions with answers.")
+    for index, pair in enumerate(history):
         where = f"{source}: `history`[{index}]"
         if not is_list(pair) or len(pair) != 2:
             raise DataError(f'{where} is {shown(pair)}. Write a question and its answer, as ["...", "..."].')
@@ -153,9 +158,10 @@ def _read_output_pair(record: Record, key: str, source: str) -> Found:
 def _read_ranked(record: Record, key: str, source: str) -> Found:
     """Answers with ratings: the best is chosen, those with a lower mean rating are rejected, the worst first."""
     completions = record["completions"]
-    if isinstance(completions, Mapping):  # a list of objects, as older data sets store it: an object of lists
-        names = list(completions)
-        completions = [dict(zip(names, values, strict=True)) for values in zip(*completions.values(), strict=True)]
+    if isinstance(completions, Mapping):
+        completions = list_of_objects(completions, f"{source}: `completions`")
+    if not is_list(completions):
+        raise DataError(f"{source}: `completions` is {shown(completions)}, but must be a list of answers.")
     rated = []
     for index, completion in enumerate(completions):
         where = f"{source}: `completions`[{index}]"
@@ -215,10 +221,9 @@ def find_format(record: Record) -> Format | None:
     return next((known for known in _with_keys(tuple(record)) if known.fits(record)), None)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1000)  # the rows of a data set mostly have the same keys
 def _with_keys(keys: tuple[str, ...]) -> tuple[Format, ...]:
-    """The formats whose keys are there: one question a kind of row, not one a row."""
-    return tuple(known for known in FORMATS if all(key in keys for key in known.needs))
+    return tuple(known for known in FORMATS if {*known.needs} <= {*keys})
 
 
 def _with_answers(
@@ -332,8 +337,11 @@ def _mean_rating(annotations: Any, where: str) -> float:
     given = [value.get("Rating", value.get("rating")) for value in values if isinstance(value, Mapping)]
     try:
         numbers = [float(value) for value in given if value not in (None, "N/A")]
-        return sum(numbers) / len(numbers)
-    except (TypeError, ValueError, ZeroDivisionError) as problem:
+        mean = sum(numbers) / len(numbers)
+        if not math.isfinite(mean):
+            raise ValueError(mean)
+        return mean
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as problem:
         raise DataError(
             f"{where} has no ratings under `annotations`. Take the answer out, or write numbers."
         ) from problem

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, NamedTuple, TypeAlias
 
 from cwdpo.data.images import shorten
@@ -154,7 +155,7 @@ def read_last_answer(value: Any, where: str) -> tuple[list[Turn], Answer]:
             )
         *before, last = (read_turn(turn, f"{where}[{index}]") for index, turn in enumerate(value))
         return before, answer_of(last, where)
-    raise DataError(f"{where} is {shown(value)}, but must be text.")
+    raise _not_text(value, where)
 
 
 def answer_of(turn: Turn, where: str) -> Answer:
@@ -217,6 +218,8 @@ def parse_messages(value: Any, where: str) -> Any:
     A text counts as such if it is one object or list in whole, and has a message's role in it. Where it then cannot be
     parsed it is an error: trained on as it stands, a model would learn to write brackets.
     """
+    if isinstance(value, Mapping) and isinstance(value.get("role", value.get("from")), list):
+        return list_of_objects(value, where)
     if not isinstance(value, str) or not _looks_like_messages(value):
         return value
     try:
@@ -230,6 +233,18 @@ def parse_messages(value: Any, where: str) -> Any:
                 f"list of messages like {_MESSAGE}, or take the row out."
             ) from problem
     return found
+
+
+def list_of_objects(value: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """A list of objects from an object of lists, as older data sets store it.
+
+    Example:
+        >>> list_of_objects({"role": ["user", "assistant"], "content": ["a", "b"]}, "")
+        [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+    """
+    if not all(isinstance(column, list) for column in value.values()) or len({*map(len, value.values())}) > 1:
+        raise DataError(f"{where} is {shown(value)}, an object whose values are not lists of one length.")
+    return [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
 
 
 def split_placeholders(text: str) -> tuple[Part, ...]:
@@ -247,7 +262,7 @@ def split_placeholders(text: str) -> tuple[Part, ...]:
 def read_text(value: Any, where: str) -> str:
     """A string that has something in it and that a tokenizer can read."""
     if not isinstance(value, str):
-        raise DataError(f"{where} is {shown(value)}, but must be text.")
+        raise _not_text(value, where)
     if not value.strip():
         raise DataError(f"{where} is empty. Write the text, or take the row out.")
     try:
@@ -293,6 +308,13 @@ def metadata_keys(value: Any) -> list[str]:
         if is_message:
             found |= dict.fromkeys(metadata_keys(item.get("content")))
     return list(found)
+
+
+def _not_text(value: Any, where: str) -> DataError:
+    advice = ""
+    if isinstance(value, date):  # datasets does so with a column whose texts are all dates
+        advice = " What loaded the data took a text for a time: give the file itself, or load the column as text."
+    return DataError(f"{where} is {shown(value)}, but must be text.{advice}")
 
 
 def _looks_like_messages(text: str) -> bool:

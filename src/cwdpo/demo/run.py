@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -229,7 +230,8 @@ def _measure(
         model, started = (load_policy(p, dtype="float32") for p in (path, plan_of[name].start if moved else path))
         likelihoods = evaluate_rows(model, FrozenCopy(started, engine), load_processor(path), rows, engine)
         found = {
-            **judge_captions(captions[name], captions[_START], held_out),
+            **(shares := judge_captions(captions[name], captions[_START], held_out)),
+            **{f"{key} error": math.sqrt(share * (1 - share) / len(rows)) for key, share in shares.items()},
             "chosen_delta": likelihoods["delta_total/chosen"] if moved else None,
             "rejected_delta": likelihoods["delta_total/rejected"] if moved else None,
             "tv": likelihoods["tv"] if moved else None,

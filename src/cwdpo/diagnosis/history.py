@@ -9,9 +9,10 @@ from typing import Literal, TypeAlias
 from cwdpo.config.recipe import Stage2Config
 from cwdpo.diagnosis.curves import Change, Curve, MissingReadingsError, joined
 from cwdpo.diagnosis.thresholds import Thresholds
+from cwdpo.errors import shortened
 from cwdpo.records import METRIC_NAMES, MetricName, ProbeGroup, ProbeMeasure, Side, SignName
 
-_METRICS = frozenset(METRIC_NAMES) - {"num_tokens", "logps_mean/gentle"} - {
+_METRICS = frozenset(METRIC_NAMES) - {"num_tokens", "skipped_steps", "logps_mean/gentle"} - {
     name for name in METRIC_NAMES if name.startswith("negatives/")
 }  # fmt: skip
 _HELD_OUT = frozenset(f"eval_{name}" for name in _METRICS)  # the Trainer's prefix for the evaluation rows
@@ -278,7 +279,7 @@ def _take(reading: Mapping[object, object], stages: dict[str, _Columns]) -> bool
     known = {str(name): _number(value) for name, value in reading.items() if name in names and _is_number(value)}
     if not known:
         return "train_runtime" in reading or "eval_runtime" in reading
-    columns = stages.setdefault(str(reading.get("stage", "run")), _Columns())
+    columns = stages.setdefault(shortened(str(reading.get("stage", "run"))), _Columns())
     given = _number(reading.get("step"))
     if given is None or given < 0:
         columns.has_steps = False

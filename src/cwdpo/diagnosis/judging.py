@@ -16,7 +16,7 @@ from cwdpo.diagnosis.history import Finding, StageHistory, stage_histories
 from cwdpo.diagnosis.signs import SIGNS
 from cwdpo.diagnosis.thresholds import Thresholds
 from cwdpo.errors import DataError
-from cwdpo.records import RunDirectory, SignName, read_jsonl
+from cwdpo.records import LONGEST_LINE, RunDirectory, SignName, read_jsonl, read_object
 
 _STATE = "trainer_state.json"
 
@@ -201,7 +201,7 @@ def _newest_state(path: Path) -> Path | None:
 def _is_lines(path: Path) -> bool:
     """Whether a file holds several JSON objects, one a line, whatever its name ends in."""
     with path.open("rb") as file:
-        first, second = file.readline().strip(), file.readline().strip()
+        first, second = file.readline(LONGEST_LINE).strip(), file.readline(LONGEST_LINE).strip()
     return first.endswith(b"}") and second.startswith(b"{")
 
 
@@ -215,7 +215,7 @@ def _read_lines(path: Path, notes: list[str]) -> Sequence[object]:
 
 def _read_state(path: Path) -> Recording:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_object(path))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not readable JSON ({error}). Give the {_STATE} that a Trainer wrote.") from error
     history = content.get("log_history") if isinstance(content, dict) else content
@@ -224,16 +224,23 @@ def _read_state(path: Path) -> Recording:
     return Recording(history)
 
 
+class _WithoutMerging(yaml.SafeLoader):
+    """Keeps ``<<`` as a key: a few lines of it can stand for more keys than any memory holds."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        pass
+
+
 def _beta_of(recipe: Path, notes: list[str]) -> float | None:
     """beta of a run's recipe. Only that is looked at: a recipe of another version must not stop a diagnosis."""
     if not recipe.is_file():
         return None
     try:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        content = yaml.load(read_object(recipe).decode("utf-8"), _WithoutMerging)
         beta = float(content["stage2"]["beta"])
     except (KeyError, TypeError):
         return None  # a run without stage 2
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError):
         notes.append(f"{recipe.name} could not be read.")
         return None
     if not 0 < beta < math.inf:

@@ -74,7 +74,7 @@ def _wrong(chosen: ProbeLine, groups: Mapping[ProbeGroup, ProbeLine], limits: Th
         return (
             f"The rejected answers are hard enough to learn from: {gap:.2f} nats per token less likely than right ones."
         )
-    return f"The model does not tell rejected answers from right ones ({gap:+.2f} nats per token)."
+    return f"The model does not separate rejected answers from right ones ({gap:+.2f} nats per token)."
 
 
 def _one_mistake(chosen: ProbeLine, gentle: ProbeLine | None) -> str | None:

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -22,11 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from cwdpo.batch import AnswerLogprobs, Batch, Detail
+from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role
 from cwdpo.engine.layout import Layout
 from cwdpo.engine.vision import encode_frozen_without_grad
 from cwdpo.errors import UserError
-from cwdpo.models.parts import bare_model, cast_images, keep_frozen_parts_in_eval
+from cwdpo.models.parts import bare_model, cast_images, frozen_image_parts, keep_in_eval
 
 LogitTransform: TypeAlias = Callable[[Tensor], Tensor]
 """From the head's output to the model's logits in float32."""
@@ -52,6 +53,7 @@ class Forward:
 
     def __init__(self) -> None:
         self._transforms: WeakKeyDictionary[nn.Module, LogitTransform] = WeakKeyDictionary()
+        self._frozen: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
 
     def __call__(
         self,
@@ -70,7 +72,10 @@ class Forward:
         bare = bare_model(model)
         head = bare.get_output_embeddings()
         if bare.training:
-            keep_frozen_parts_in_eval(bare)
+            # which parts are frozen is looked up once: a walk over all modules takes longer than a small forward pass
+            if bare not in self._frozen:
+                self._frozen[bare] = frozen_image_parts(bare)
+            keep_in_eval(self._frozen[bare])
         inputs = cast_images(bare, layout.inputs)
         with ExitStack() as stack:
             for context in contexts:
@@ -83,7 +88,10 @@ class Forward:
         if layout.gather is not None:
             captured.hidden = [hidden[layout.gather] for hidden in captured.hidden]
         mask = batch["answer_mask"]
-        read = read_tokens(captured, batch["answer_ids"][mask], head, self._transforms[bare], want=want)
+        chosen = None
+        if "chosen_entropy" in want:
+            chosen = (batch["roles"] == int(Role.CHOSEN))[:, None].expand_as(mask)[mask]
+        read = read_tokens(captured, batch["answer_ids"][mask], head, self._transforms[bare], want=want, chosen=chosen)
         # back in their places of an (A, T, ...) tensor of zeros
         zeros = {name: values.new_zeros(*mask.shape, *values.shape[1:]) for name, values in read.items()}
         details = {name: zeros[name].index_put((mask,), values) for name, values in read.items()}
@@ -173,48 +181,66 @@ def configured_transform(model: PreTrainedModel) -> LogitTransform:
 
 
 def read_tokens(
-    captured: HeadInput, targets: Tensor, head: nn.Module, transform: LogitTransform, *, want: Collection[Detail]
+    captured: HeadInput,
+    targets: Tensor,
+    head: nn.Module,
+    transform: LogitTransform,
+    *,
+    want: Collection[Detail],
+    chosen: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Of ``(n,)`` target tokens from the ``n`` hidden states captured: ``token`` and the wanted details, by name.
 
-    All are ``(n,)`` in float32, but ``distribution``, which is ``(n, V)``.
+    All are ``(n,)`` in float32, but ``distribution``, which is ``(n, V)``. ``chosen``, ``(n,)``, is True on the tokens
+    whose entropy ``chosen_entropy`` asks for.
     """
     (hidden,), (enabled, dtype) = captured.hidden, captured.autocast
 
-    def read(hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def read(hidden: Tensor, targets: Tensor, chosen: Tensor | None) -> dict[str, Tensor]:
         with torch.autocast(hidden.device.type, dtype=dtype, enabled=enabled):
             logits = transform(head(hidden))
-        return _read(logits.float(), targets, want)
+        return _read(logits.float(), targets, want, chosen)
 
     assert isinstance(head.weight, Tensor)
     vocabulary = head.weight.shape[0]
     size = max(1, _CHUNK_ELEMENTS // vocabulary)
     recompute = torch.is_grad_enabled() and len(targets) * vocabulary > _KEEP_ELEMENTS
+    hiddens, ids = torch.split(hidden, size), torch.split(targets, size)
+    which: Sequence[Tensor | None] = [None] * len(ids) if chosen is None else torch.split(chosen, size)
     parts = [
-        checkpoint(read, h, t, use_reentrant=False) if recompute else read(h, t)
-        for h, t in zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+        checkpoint(read, h, t, c, use_reentrant=False) if recompute else read(h, t, c)
+        for h, t, c in zip(hiddens, ids, which, strict=True)
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _read(logits: Tensor, targets: Tensor, want: Collection[Detail]) -> dict[str, Tensor]:
+def _read(logits: Tensor, targets: Tensor, want: Collection[Detail], chosen: Tensor | None) -> dict[str, Tensor]:
     normaliser = logits.logsumexp(dim=-1)
     read = {"token": logits.gather(-1, targets[:, None])[:, 0] - normaliser}
     if "uniform" in want:
         read["uniform"] = logits.mean(dim=-1) - normaliser
-    if set(want) - {"uniform"}:
+    if set(want) - {"uniform", "chosen_entropy"}:
         with torch.no_grad():
             read |= _details(logits - normaliser[:, None], targets, want)
+    if chosen is not None and "entropy" not in want:
+        with torch.no_grad():
+            entropy = _entropy(logits[chosen] - normaliser[chosen, None])
+            read["entropy"] = torch.zeros_like(normaliser).masked_scatter(chosen, entropy)
     return read
 
 
+def _entropy(logprobs: Tensor) -> Tensor:
+    """``(n,)`` nats, of ``(n, V)`` log-probs."""
+    return -(logprobs.exp() * logprobs).sum(dim=-1)
+
+
 def _details(logprobs: Tensor, targets: Tensor, want: Collection[Detail]) -> dict[str, Tensor]:
-    top = logprobs.max(dim=-1)
+    top = cache(lambda: logprobs.max(dim=-1))
     details: dict[Detail, Callable[[], Tensor]] = {
-        "entropy": lambda: -(logprobs.exp() * logprobs).sum(dim=-1),
+        "entropy": lambda: _entropy(logprobs),
         "collision": lambda: (2 * logprobs).logsumexp(dim=-1),
-        "confidence": lambda: top.values.exp(),
-        "hit": lambda: top.indices == targets,
+        "confidence": lambda: top().values.exp(),
+        "hit": lambda: top().indices == targets,
         "distribution": lambda: logprobs,
     }
     return {name: compute() for name, compute in details.items() if name in want}

@@ -137,10 +137,12 @@ def one_row_a_prompt(batch: Batch, *, answer_type: int | None = None) -> tuple[L
     predicts = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     predicts[row, position] = True
     place = (predicts.flatten().cumsum(dim=0) - 1).view_as(inputs["input_ids"])
-    pad = torch.nn.utils.rnn.pad_sequence
-    return Layout(inputs, predicts, place[row, position]), TreePlan(
-        branch=pad(branches, batch_first=True, padding_value=PADDING), shift=pad(shifts, batch_first=True)
-    )
+    length = predicts.shape[1]
+
+    def pad(values: Sequence[Tensor], filler: int) -> Tensor:
+        return torch.stack([F.pad(each, (0, length - len(each)), value=filler) for each in values])
+
+    return Layout(inputs, predicts, place[row, position]), TreePlan(branch=pad(branches, PADDING), shift=pad(shifts, 0))
 
 
 def prompts_alone(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -167,9 +169,22 @@ def continue_prompt(prompt: dict[str, Tensor], extra_ids: Tensor, *, answer_type
     return row
 
 
+def padded_length(length: int, device: torch.device) -> int:
+    """The length that rows are padded to: on GPUs a multiple of 64, so that kernels are chosen and compiled for a few
+    lengths and not for hundreds, and find what they read aligned."""
+    return -(-length // _MULTIPLE) * _MULTIPLE if device.type == "cuda" else length
+
+
+_MULTIPLE = 64
+
+
 def stack_tokens(rows: Sequence[dict[str, Tensor]], padding_side: PaddingSide) -> dict[str, Tensor]:
-    """Rows of unequal length as ``(rows, length, ...)`` tensors; the attention mask is 0 on the padding."""
-    longest = max(row["input_ids"].shape[1] for row in rows)
+    """Rows of unequal length as ``(rows, length, ...)`` tensors; the attention mask is 0 on the padding.
+
+    The length is :func:`padded_length` of the longest row.
+    """
+    ids = [row["input_ids"] for row in rows]
+    longest = padded_length(max(each.shape[1] for each in ids), ids[0].device)
 
     def pad(value: Tensor, name: str) -> Tensor:
         # The row's last token is the padding: unlike token 0 or a pad token it is sure not to be an image placeholder.

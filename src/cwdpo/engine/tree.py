@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -120,8 +121,31 @@ def as_tree(bare: PreTrainedModel, plan: TreePlan, *, by_flex: bool = False) -> 
 
 
 def _set_attention(bare: PreTrainedModel, config: PretrainedConfig, name: str) -> None:
+    """Switch the attention of the text decoder. transformers' own way walks over all modules, so it goes the first time
+    alone; from then on the configs that it changed are changed alike."""
+    changed = _switched.get(bare)
+    if changed is not None and all(one._attn_implementation != name for one in changed):
+        for one in changed:
+            one._attn_implementation = name
+        return
+    of_all = {id(module.config): module.config for module in bare.modules() if isinstance(module, PreTrainedModel)}
+    of_all |= {id(one): one for one in _sub_configs(bare.config)}
+    before = {key: one._attn_implementation for key, one in of_all.items()}
     keys = [key for key in bare.config.sub_configs if getattr(bare.config, key, None) is config]
     bare.set_attn_implementation({keys[0]: name} if keys else name)
+    _switched[bare] = [one for key, one in of_all.items() if one._attn_implementation != before[key]]
+
+
+_switched: WeakKeyDictionary[nn.Module, list[PretrainedConfig]] = WeakKeyDictionary()
+"""The configs that a switch of each model's attention changes."""
+
+
+def _sub_configs(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
+    for key in config.sub_configs:
+        found = getattr(config, key, None)
+        if isinstance(found, PretrainedConfig):
+            yield found
+            yield from _sub_configs(found)
 
 
 def _in_use() -> _Use:
@@ -157,9 +181,24 @@ def _mask(
     return use.plan.allow(own, row, query, key)
 
 
-def _sdpa_mask(**asked: Any) -> Tensor | BlockMask:
+def _sdpa_mask(*, dtype: torch.dtype = torch.float32, **asked: Any) -> Tensor | BlockMask:
     allowed = _mask(**asked)
-    return _BlockMask.of(_blocks(allowed)) if _in_use().by_flex else allowed
+    return _BlockMask.of(_blocks(allowed)) if _in_use().by_flex else _bias(allowed, dtype)
+
+
+def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores: 0 where a query may attend, else minus infinity.
+
+    ``scaled_dot_product_attention`` makes this of a boolean mask in each layer, and each layer keeps its own for the
+    backward pass; made here, all layers share one. Its rows begin at multiples of 16 values, as the kernels of GPUs
+    ask: they would copy any other in each layer.
+    """
+    kind = allowed.device.type
+    if torch.is_autocast_enabled(kind):  # which the queries will have
+        dtype = torch.get_autocast_dtype(kind)
+    *outer, keys = allowed.shape
+    aligned = torch.zeros(*outer, -(-keys // 16) * 16, dtype=dtype, device=allowed.device)
+    return aligned[..., :keys].masked_fill_(~allowed, -torch.inf)
 
 
 def _eager_mask(*, dtype: torch.dtype = torch.float32, **asked: Any) -> Tensor:

@@ -233,6 +233,7 @@ class FeatureCache:
         self._store = FeatureStore(memory=0, directory=directory, disk=0)
         self._asked, self._images, self._planned = (memory_mb, disk_mb), images, False
         self._fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        self._outside: WeakKeyDictionary[nn.Module, list[tuple[str, nn.Parameter]]] = WeakKeyDictionary()
         self._met: set[str] = set()
         self._again = self._found_again = 0
         self._is_off = False
@@ -254,7 +255,9 @@ class FeatureCache:
         """The same of prompts alone; ``keys`` are their :func:`image_key`, where they are known."""
         if self._is_off:
             return None
-        reason = why_not_cacheable(bare)
+        if bare not in self._outside:
+            self._outside[bare] = _outside_language(bare)
+        reason = why_not_cacheable(bare, self._outside[bare])
         if reason is not None:
             self.report.setdefault("not_used", {})[type(bare).__name__] = reason
             return None
@@ -360,11 +363,14 @@ class FeatureCache:
         return self._fingerprints[bare]
 
 
-def why_not_cacheable(bare: PreTrainedModel) -> str | None:
-    """The reason why a model's image features may not be kept from one step to the next, or None where they may."""
+def why_not_cacheable(bare: PreTrainedModel, outside: Sequence[tuple[str, nn.Parameter]] | None = None) -> str | None:
+    """The reason why a model's image features may not be kept from one step to the next, or None where they may.
+
+    ``outside`` are its weights outside the language model, where they are known: to find them takes a walk over all.
+    """
     if not can_share_images(bare):
         return "the model takes no image features in place of pixels"
-    outside = _outside_language(bare)
+    outside = _outside_language(bare) if outside is None else outside
     if any(is_sharded(weight) for _, weight in outside):
         return "the weights are divided among processes, which must all encode at the same time"
     trains = next((name for name, weight in outside if weight.requires_grad), None)

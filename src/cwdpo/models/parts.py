@@ -1,7 +1,8 @@
 """What a vision-language model is made of: vision tower, projector and language model; which of it trains; its hash."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -14,10 +15,19 @@ from cwdpo.batch import hash_tensors
 
 def bare_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside DDP, FSDP and PEFT."""
-    unwrapped = extract_model_from_parallel(model)
-    unwrap = getattr(unwrapped, "get_base_model", None)
-    bare: PreTrainedModel = unwrapped if unwrap is None else unwrap()
+    known = _bare.get(model)
+    found = None if known is None else known()
+    if found is None:
+        unwrapped = extract_model_from_parallel(model)
+        unwrap = getattr(unwrapped, "get_base_model", None)
+        found = unwrapped if unwrap is None else unwrap()
+        _bare[model] = ref(found)
+    bare: PreTrainedModel = found  # type: ignore[assignment]  # it is one of transformers
     return bare
+
+
+_bare: WeakKeyDictionary[nn.Module, "ref[nn.Module]"] = WeakKeyDictionary()
+"""What is inside each wrapper: to find out, accelerate walks over all modules."""
 
 
 class ModelLimits(NamedTuple):
@@ -104,11 +114,11 @@ def frozen_image_parts(model: nn.Module) -> list[nn.Module]:
     return list(outside(bare))
 
 
-def keep_frozen_parts_in_eval(model: nn.Module) -> None:
+def keep_in_eval(parts: Iterable[nn.Module]) -> None:
     """Take :func:`frozen_image_parts` out of training mode, in which batch norm computes other features than the ones
     that the weights were trained with, and moves its statistics. ``model.train()`` puts them back into it, so this is
     called at every pass."""
-    for part in frozen_image_parts(model):
+    for part in parts:
         part.eval()
 
 

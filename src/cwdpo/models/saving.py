@@ -1,9 +1,8 @@
-"""Write checkpoints so that a good one is never lost, find whole ones, and restore weights exactly."""
+"""Write models so that a good one is never lost, and restore weights exactly."""
 
 import errno
 import logging
-import os
-import re
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,11 +16,11 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.trainer_callback import TrainerState
 
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import load_adapter_weights, write_base
 from cwdpo.models.loading import local_directory, one_line, refuse_other_weights, reported_by_us
+from cwdpo.records import LITTER, sync
 
 logger = logging.getLogger(__name__)
 
@@ -70,34 +69,6 @@ def restore_weights(model: nn.Module, directory: str | Path) -> None:
         model.load_state_dict(_saved_copy(model, path).state_dict(), strict=True)
 
 
-def last_checkpoint(directory: Path) -> Path | None:
-    """The newest whole checkpoint in a Trainer's output directory, or None."""
-    return next(iter(whole_checkpoints(directory)), None)
-
-
-def whole_checkpoints(directory: Path) -> list[Path]:
-    """The whole checkpoints in a Trainer's output directory, the newest first."""
-    return [path for path in reversed(_by_step(directory)) if _is_whole(path)]
-
-
-@contextmanager
-def no_partial_checkpoints(directory: Path) -> Iterator[None]:
-    """Remove half-written checkpoints, before what runs inside and if it fails; a full disk is a UserError."""
-    _remove_partial(directory)
-    try:
-        yield
-    except Exception as error:
-        _remove_partial(directory)
-        if not _found_no_room(error):
-            raise
-        good = last_checkpoint(directory)
-        kept = f"{good} is whole" if good else "no checkpoint had been written yet"
-        raise UserError(
-            f"{directory}: no room to save a checkpoint; {kept}. Free some space and run the same command with "
-            "--resume."
-        ) from error
-
-
 def _saved_copy(model: PreTrainedModel, path: Path) -> nn.Module:
     """The saved model through its class's own reading of weight names, in a dtype that rounds nothing."""
     widest = reduce(torch.promote_types, (weight.dtype for weight in model.parameters() if weight.is_floating_point()))
@@ -125,7 +96,8 @@ def _saved_copy(model: PreTrainedModel, path: Path) -> nn.Module:
 def _replacing(target: Path) -> Iterator[Path]:
     """An empty directory beside the target that takes the target's place when the block ends well.
 
-    Should the process be killed between the two renames, the old checkpoint is in ``.NAME.*/old`` beside the target.
+    Should the process be killed between the two renames, the old checkpoint is in ``.NAME.*/old`` beside the target;
+    :func:`remove_litter` puts it back.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -137,14 +109,12 @@ def _replacing(target: Path) -> Iterator[Path]:
             yield draft
             # wait until the files are on the disk; some file systems report only now that they are full
             for path in draft.rglob("*"):
-                if path.is_file():
-                    with path.open("rb+") as file:
-                        os.fsync(file.fileno())
+                sync(path)
             _swap(draft, target, old=Path(holder) / "old")
     except Exception as error:
         if not isinstance(error, OSError | SafetensorError) and "os error" not in str(error):
             raise
-        advice = "Free some space" if _found_no_room(error) else "Check the disk and the directory's permissions"
+        advice = "Free some space" if found_no_room(error) else "Check the disk and the directory's permissions"
         kept = " The checkpoint that was there is untouched." if target.exists() else ""
         raise UserError(f"{target} could not be written: {one_line(error)}.{kept} {advice} and save again.") from error
 
@@ -159,12 +129,39 @@ def _swap(draft: Path, target: Path, *, old: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
+    sync(target.parent)
+
+
+def remove_litter(root: Path, *, older_than: float = math.inf) -> list[Path]:
+    """Remove what writing was killed in the midst of, anywhere in a run directory that no other process writes.
+
+    Args:
+        root: the run directory.
+        older_than: seconds since the epoch; what was touched later stays, as other ranks may be writing it.
+
+    Returns:
+        What was removed. A model that was about to be replaced is put back where nothing took its place.
+    """
+    removed = []
+    for path in sorted(root.rglob("*"), reverse=True):  # what lies in a directory comes before it
+        if not LITTER.fullmatch(path.name) or path.is_symlink() or path.stat().st_mtime > older_than:
+            continue
+        if (path / "old").is_dir():
+            target = path.with_name(path.name[1:].rpartition(".")[0])
+            if not target.exists():
+                (path / "old").rename(target)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        removed.append(path)
+    return removed
 
 
 _TORCH_WRITE_FAILED = ("inline_container.cc", "iostream error", "PytorchStreamWriter failed writing")
 
 
-def _found_no_room(error: BaseException) -> bool:
+def found_no_room(error: BaseException) -> bool:
     """Whether a write failed because the disk is full; Python, safetensors and torch report it in different words."""
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return (
@@ -172,24 +169,3 @@ def _found_no_room(error: BaseException) -> bool:
         or any(f"(os error {code})" in str(error) for code in codes)
         or (isinstance(error, RuntimeError) and any(words in str(error) for words in _TORCH_WRITE_FAILED))
     )
-
-
-def _by_step(directory: Path) -> list[Path]:
-    """A Trainer's checkpoints in the order of their steps, whole or not."""
-    found = [path for path in directory.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))  # written last by the Trainer
-    except (OSError, ValueError, TypeError, AttributeError):
-        return False
-    return True
-
-
-def _remove_partial(directory: Path) -> None:
-    for path in _by_step(directory):
-        if not _is_whole(path):
-            logger.warning("%s was not written to its end; removing it", path)
-            shutil.rmtree(path, ignore_errors=True)

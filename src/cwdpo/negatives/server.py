@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import queue
 import re
 import threading
 import time
@@ -18,9 +19,10 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from cwdpo.config.secrets import check_url, protect, redact, redact_json
 from cwdpo.data.images import open_image
 from cwdpo.data.rows import Row
-from cwdpo.errors import UserError
+from cwdpo.errors import UserError, shortened
 from cwdpo.generation import Generated, Sampling
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ _TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Statuses of servers that are busy or broken at the moment."""
 
 _LONGEST_WAIT = 60.0
+_LARGEST_ANSWER = 16 * 2**20
+_PIECE = 2**16
 _NO_SUCH_MODEL = re.compile(r"(invalid|unknown|no such|not a valid) model", re.IGNORECASE)
 _ENOUGH_PROMPTS, _NEARLY_ALL = 16, 0.9
 
@@ -82,6 +86,7 @@ class Endpoint:
         model: str | None = None,
         api_key: str | None = None,
         timeout: float = 60.0,
+        deadline: float = 300.0,
         retries: int = 5,
         backoff: float = 1.0,
         concurrency: int = 8,
@@ -95,17 +100,18 @@ class Endpoint:
             model: by default the first that the server names.
             api_key: by default ``OPENAI_API_KEY`` of the environment. Never written to a file or message.
             timeout: seconds to connect, and then between two pieces of an answer.
+            deadline: seconds for one attempt as a whole, however slowly its pieces come.
             retries: further attempts after a request that the server was too busy for, that broke off or made no sense.
             backoff: seconds before the first of them; doubled every time, unless the server says how long to wait.
             concurrency: requests at one time.
             give_up_after: requests that fail one after another, retries and all, before the server counts as dead.
         """
-        if not url.startswith(("http://", "https://")):
-            raise UserError(f"the endpoint {url!r} is not a URL. Write one such as http://127.0.0.1:8000/v1.")
+        check_url(url, "the endpoint")
         self.url, self.concurrency, self.usage = url.rstrip("/"), concurrency, Usage()
         self.adapter: str | None = None
         """Asked for in place of the model, once one is loaded."""
 
+        self._deadline = deadline
         self._model, self._retries, self._backoff, self._sleep = model, retries, backoff, sleep
         self._give_up_after, self._failures, self._has_answered = give_up_after, 0, False
         self._neutral = dict(NEUTRAL)
@@ -114,6 +120,7 @@ class Endpoint:
         if not (key.isascii() and key.isprintable()):
             # httpx2 would refuse such a header in a message that quotes the key
             raise UserError("OPENAI_API_KEY has a line break or another character that no key has. Copy it again.")
+        protect(key)
         # by default 100 connections, 20 of them kept: beyond that, requests would wait or connect again
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -131,7 +138,7 @@ class Endpoint:
 
     def models(self) -> list[str]:
         """The names that the server answers to: its models, and the adapters that are loaded."""
-        return self._ask("GET", "/models", None, lambda answer: [str(item["id"]) for item in answer.json()["data"]])
+        return self._ask("GET", "/models", None, lambda found: [str(item["id"]) for item in _json_of(found)["data"]])
 
     def chat(
         self,
@@ -169,7 +176,7 @@ class Endpoint:
         while True:
             sent = request | (self._neutral if neutral else {})
             try:
-                return self._ask("POST", "/chat/completions", sent, self._replies)
+                return self._ask("POST", "/chat/completions", sent, self._replies)[:n]
             except RefusalError as error:
                 if error.status not in (400, 422) or not self._leave_out(error.text, sent):
                     raise
@@ -239,7 +246,7 @@ class Endpoint:
                 self.usage.retries += attempt > 0
             pause = self._backoff * 2**attempt
             try:
-                response = self._client.request(method, self.url + path, json=body)
+                response = self._within_deadline(method, path, body)
                 if response.is_success:
                     answer = read(response)
                     self._failures, self._has_answered = 0, True
@@ -249,10 +256,10 @@ class Endpoint:
                 problem, pause = self._quoted(response), _retry_after(response, pause)
             except EndpointError:
                 raise
-            except httpx2.RequestError as error:
-                problem = f"{type(error).__name__} {error}".strip()
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                problem = f"its answer made no sense ({type(error).__name__}: {error})"
+            except httpx2.HTTPError as error:
+                problem = shortened(redact(f"{type(error).__name__} {error}".strip()), 200)
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+                problem = f"its answer made no sense ({shortened(redact(f'{type(error).__name__}: {error}'), 200)})"
             if self._failures >= self._give_up_after:
                 break
             if attempt < retries:
@@ -260,6 +267,43 @@ class Endpoint:
         with self._lock:
             self._failures += 1
         raise EndpointError(f"{self.url}{path} failed {attempt + 1} times; the last time: {problem}.")
+
+    def _within_deadline(self, method: str, path: str, body: Mapping[str, object] | None) -> httpx2.Response:
+        """The whole answer; an error where it takes too long or is too large.
+
+        The client's own time-outs begin again with each byte. So a thread waits for the server, and is left behind when
+        the time is up.
+        """
+        done: queue.SimpleQueue[httpx2.Response | BaseException] = queue.SimpleQueue()
+        end = time.monotonic() + self._deadline
+
+        def work() -> None:
+            try:
+                done.put(self._received(method, path, body, end))
+            except BaseException as error:
+                done.put(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            found = done.get(timeout=self._deadline)
+        except queue.Empty:
+            found = httpx2.ReadTimeout(f"no whole answer within {self._deadline:g} seconds")
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def _received(self, method: str, path: str, body: Mapping[str, object] | None, end: float) -> httpx2.Response:
+        with self._client.stream(method, self.url + path, json=body) as response:
+            content = bytearray()
+            for piece in response.iter_bytes(_PIECE):
+                content += piece
+                if len(content) > _LARGEST_ANSWER:
+                    raise ValueError(f"it has more than {_LARGEST_ANSWER:,} bytes")
+                if time.monotonic() > end:
+                    raise httpx2.ReadTimeout(f"no whole answer within {self._deadline:g} seconds")
+            # decoded already, so its own headers about that no longer hold
+            headers = {name: value for name in ("retry-after",) if (value := response.headers.get(name)) is not None}
+            return httpx2.Response(response.status_code, headers=headers, content=bytes(content))
 
     def _refusal(self, response: httpx2.Response, path: str, body: Mapping[str, object] | None) -> RefusalError:
         status, text = response.status_code, self._text(response)
@@ -276,23 +320,33 @@ class Endpoint:
         return f"HTTP {response.status_code} {self._text(response)[:200]!r}"
 
     def _text(self, response: httpx2.Response) -> str:
-        """What came, without the key, which some servers repeat; short ones such as ``EMPTY`` are not secrets."""
-        text = response.text.strip()
-        return (text.replace(self._key, "<key>") if len(self._key) >= 8 else text)[:10_000]
+        """What came, without secrets, which some servers repeat."""
+        return redact(response.text.strip())[:10_000]
 
     def _replies(self, response: httpx2.Response) -> list[Generated]:
-        body = response.json()
+        body = _json_of(response)
         replies = [
             Generated((choice["message"]["content"] or "").strip(), choice.get("finish_reason") != "length")
             for choice in body["choices"]
         ]
         if not replies:
             raise ValueError("no choices")
-        used = body.get("usage") or {}
+        used = body.get("usage")
+        used = used if isinstance(used, dict) else {}
         with self._lock:
-            self.usage.prompt_tokens += int(used.get("prompt_tokens") or 0)
-            self.usage.completion_tokens += int(used.get("completion_tokens") or 0)
+            self.usage.prompt_tokens += _count(used.get("prompt_tokens"))
+            self.usage.completion_tokens += _count(used.get("completion_tokens"))
         return replies
+
+
+def _json_of(response: httpx2.Response) -> Any:
+    """The JSON of an answer, without secrets."""
+    return redact_json(response.json())
+
+
+def _count(number: object) -> int:
+    """A number of tokens; 0 for what is none."""
+    return int(number) if isinstance(number, int | float) and 0 <= number < 1e12 else 0
 
 
 def messages_of(row: Row) -> list[dict[str, Any]]:

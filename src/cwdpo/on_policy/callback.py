@@ -22,7 +22,7 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import features_of
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.generation import LocalSampler, Sampler, Sampling
-from cwdpo.negatives.candidates import Refresh, read_refreshes, remove_after, summed_up, write_refresh
+from cwdpo.negatives.candidates import Candidate, Refresh, read_refreshes, remove_after, summed_up, write_refresh
 from cwdpo.negatives.filtering import RightAnswers
 from cwdpo.negatives.server import Endpoint
 from cwdpo.negatives.verify import Judge, load_judge
@@ -157,7 +157,8 @@ class OnPolicy(TrainerCallback):
         for refresh in read_refreshes(self.directory):
             self._use(refresh)
         self._staleness = Staleness.restored(state) if state.global_step else Staleness()
-        self._refresh_if_due(state)
+        if state.global_step < state.max_steps:  # resumed at its end, the stage has no use for more
+            self._refresh_if_due(state)
         if self._error is not None:
             raise self._error
 
@@ -179,14 +180,15 @@ class OnPolicy(TrainerCallback):
         if not self._times.is_due(state, self._latest, self._staleness):
             return
         number = self._latest.number + 1 if self._latest else 1
-        began, candidates, error = (time.monotonic(), time.process_time()), [], None
+        began, candidates, error = (time.monotonic(), time.process_time()), list[Candidate](), None
+        failures: list[str] = []
         rows = self.trainer.train_dataset
         share = self._times.largest_share(state, epoch_steps=epoch_steps(self.trainer.args, len(rows or ())))
         try:
             with phase("sampling"):
                 if share and isinstance(self._sampler, ServedPolicy):
                     self._sampler.hand_over(number, is_main=state.is_world_process_zero)
-                candidates = self._refresher.run(number, share=share, sampler=self._sampler)
+                candidates, failures = self._refresher.run(number, share=share, sampler=self._sampler)
         except RefreshError as problem:
             error = str(problem)
         if error is not None and self.settings.on_error == "stop":
@@ -200,7 +202,7 @@ class OnPolicy(TrainerCallback):
             step=state.global_step,
             epoch=epoch(state),
             seed=self.trainer.args.seed,
-            details=self._details(*began),
+            details=self._details(*began) | ({"failed_portions": failures} if failures else {}),
             error=error,
             candidates=candidates,
         )
@@ -259,6 +261,13 @@ def _log(refresh: Refresh) -> None:
     if refresh.error is not None:
         logger.warning("sampling negatives failed (%s); training goes on with what it has", refresh.error)
         return
+    failures = refresh.details.get("failed_portions", [])
+    if failures:
+        logger.warning(
+            "%d portions of the sampled negatives failed (%s); their rows train on their own until the next refresh",
+            len(failures),
+            failures[0],
+        )
     counts = refresh.counts()
     own, kept = counts.pop("dataset", 0), counts.pop("kept", 0)
     dropped = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items()))

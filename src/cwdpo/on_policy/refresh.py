@@ -13,10 +13,11 @@ from accelerate.utils import gather_object, send_to_device
 
 from cwdpo.batch import Batch, Role, eval_mode
 from cwdpo.config.recipe import NegativesConfig
+from cwdpo.config.secrets import redact
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.rows import Row
 from cwdpo.engine.layout import select_answers
-from cwdpo.errors import UserError
+from cwdpo.errors import UserError, shortened
 from cwdpo.generation import Sampler, Sampling, chunks
 from cwdpo.negatives.candidates import Candidate, drop_easy, drop_similar
 from cwdpo.negatives.filtering import RightAnswers, Rules
@@ -27,6 +28,10 @@ from cwdpo.reference import Reference
 from cwdpo.trainer_view import TrainerView
 
 Found = TypeVar("Found")
+
+
+_GIVE_UP_AFTER = 2
+"""Portions that fail one after another."""
 
 
 class RefreshError(Exception):
@@ -68,14 +73,21 @@ class Refresher:
         self._collate = AnswerCollator(self.encoder, roles=(Role.REJECTED,))
         self._collate_with_chosen = AnswerCollator(self.encoder, roles=(Role.CHOSEN, Role.REJECTED))
 
-    def run(self, number: int, *, share: float, sampler: Sampler) -> list[Candidate]:
-        """Sample and verify for an on-policy fraction of at most ``share``, on all ranks together; if it fails on any,
-        every rank raises a RefreshError."""
+    def run(self, number: int, *, share: float, sampler: Sampler) -> tuple[list[Candidate], list[str]]:
+        """Sample and verify for an on-policy fraction of at most ``share``, on all ranks together.
+
+        Returns:
+            The candidates, and why portions have none. Where none was finished, or any error is to stop training, every
+            rank raises a RefreshError.
+        """
         ranks = on_all_ranks(lambda: self._part_of_rank(number, share, sampler))
-        portions = dict(portion for rank in ranks for portion in rank)
+        portions = dict(portion for finished, _ in ranks for portion in finished)
+        failures = [failure for _, failed in ranks for failure in failed]
+        if failures and (not portions or self.settings.on_error == "stop"):
+            raise RefreshError(failures[0])
         candidates = [candidate for place in sorted(portions) for candidate in portions[place]]
         self._drop(candidates)
-        return candidates
+        return candidates, failures
 
     def _drop(self, candidates: Sequence[Candidate]) -> None:
         """A quantile is one of its own source: the policy's answers are likelier to it than others."""
@@ -90,8 +102,13 @@ class Refresher:
         except ValueError as problem:  # an lbar that is not a number, on all ranks alike
             raise RefreshError(_message(problem)) from problem
 
-    def _part_of_rank(self, number: int, share: float, sampler: Sampler) -> list[tuple[int, list[Candidate]]]:
-        """This rank's portions, by the portion's number."""
+    def _part_of_rank(
+        self, number: int, share: float, sampler: Sampler
+    ) -> tuple[list[tuple[int, list[Candidate]]], list[str]]:
+        """This rank's portions, by the portion's number, and why others failed.
+
+        After some failures in a row no more are tried: a server that is gone would be waited for again and again.
+        """
         accelerator, seed = self.trainer.accelerator, self.trainer.args.seed
         rows = self.trainer.train_dataset
         assert rows is not None, "training has rows"
@@ -113,16 +130,28 @@ class Refresher:
             others = sorted(set(range(len(rows))) - set(wanted))
             portions += [(portion, False) for portion in chunks(others, Sampling(k=1, batch_size=size))]
         # no rank may be left without one: an engine's first batch is where all ranks agree on how to compute
-        share_all, found = len(portions) < accelerator.num_processes, []
+        share_all = len(portions) < accelerator.num_processes
+        found: list[tuple[int, list[Candidate]]] = []
+        failures: list[str] = []
+        in_a_row = 0
         for place, (portion, samples) in enumerate(portions):
-            if share_all or place % accelerator.num_processes == accelerator.process_index:
+            if not share_all and place % accelerator.num_processes != accelerator.process_index:
+                continue
+            if in_a_row >= _GIVE_UP_AFTER:
+                failures.append("not tried, as those before it failed")
+                continue
+            try:
                 with self.encoder.remembering():
                     of_portion = [rows[i][1] for i in portion]
                     candidates: list[list[Candidate]] = [[] for _ in portion]
                     if samples:
                         candidates = self._sample(portion, of_portion, sampler, sampling_seed(seed, number, place))
                     found.append((place, self._measured(portion, of_portion, candidates)))
-        return found
+                in_a_row = 0
+            except Exception as problem:  # whatever it is, what is finished is of use
+                failures.append(_message(problem))
+                in_a_row += 1
+        return found, failures
 
     def _sample(
         self, indices: Sequence[int], rows: Sequence[Row], sampler: Sampler, seed: int
@@ -206,4 +235,5 @@ class Refresher:
 
 
 def _message(problem: Exception) -> str:
-    return str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
+    text = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
+    return shortened(redact(text), 500)  # it goes into the refresh's file

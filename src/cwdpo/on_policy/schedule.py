@@ -56,7 +56,7 @@ class Staleness:
         here = torch.cat([torch.zeros(0, dtype=torch.float64, device=accelerator.device), *self._step])
         self._step = []
         total, count = accelerator.reduce(torch.stack([here.sum(), here.new_tensor(len(here))])).tolist()
-        if count:
+        if count and math.isfinite(total):  # not of a step that was left out
             self.weights.append(total / count)
 
     def is_stale(self) -> bool:

@@ -20,7 +20,7 @@ from cwdpo.errors import UserError
 from cwdpo.probes.examples import Numbers
 from cwdpo.probes.measuring import StartDistributions
 from cwdpo.probes.probe_set import ProbeRow
-from cwdpo.records import ProbeGroup, ProbeLine, append_jsonl, write_json
+from cwdpo.records import ProbeGroup, ProbeLine, append_jsonl, put_in_place, write_json
 
 _HARDEST_FIRST = ("gentle", "rejected")
 
@@ -220,7 +220,7 @@ class StageFiles:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained_weights(model).items()}
         written = self.weights(step).with_suffix(".partial")
         save_file(weights, written)
-        written.replace(self.weights(step))
+        put_in_place(written, self.weights(step))
 
     def restore_weights(self, model: nn.Module, step: int) -> None:
         """Put the weights of a reading back, all of them or an error."""

@@ -19,7 +19,7 @@ from cwdpo.engine.layout import select_prompts
 from cwdpo.errors import UserError
 from cwdpo.metrics import jensen_shannon, kl_divergence, reliability, token_ece, total_variation
 from cwdpo.probes.probe_set import ProbeSet
-from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine
+from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine, put_in_place
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Mixed precision as in training."""
@@ -178,7 +178,7 @@ class StartDistributions:
         written = path.with_suffix(".partial")
         with written.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        written.replace(path)
+        put_in_place(written, path)
 
     @classmethod
     def load(cls, path: Path, num_rows: int) -> "StartDistributions":

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import torch
 from transformers import IntervalStrategy, Trainer, get_scheduler
@@ -26,8 +26,10 @@ from cwdpo.models.parts import freeze_vision_tower, model_limits, part_sizes
 from cwdpo.models.pixels import check_sizes, set_pixel_limits
 from cwdpo.negatives.verify import load_judge
 from cwdpo.recipes.stages import recipe_processor, stage_arguments
-from cwdpo.records import RunDirectory, Stage
+from cwdpo.records import PROBE_GROUPS, ProbeMeasure, RunDirectory, Stage
+from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
 from cwdpo.trainers.arguments import argument_types
+from cwdpo.trainers.step_metrics import check_best_metric
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,12 @@ def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_ro
         raise ConfigError(
             f"stage1.objective is `{stage1.objective}`, but no row has a `gentle` negative (an answer with one minor "
             "error). Add them, or write `stage1: {objective: plain}`."
+        )
+    best = None if stage1 is None else (recipe.trainer | stage1.trainer).get("metric_for_best_model")
+    if str(best).endswith("logps_mean/gentle") and eval_rows and not any(row.gentle for row in eval_rows):
+        raise ConfigError(
+            f"metric_for_best_model of stage1 is {best}, but no row of data.eval has a `gentle` negative. Add them, or "
+            "write logps_mean/chosen."
         )
     missing = without_rejected(stages, eval_rows)
     if missing:
@@ -280,6 +288,13 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) ->
             f"{_name(recipe, stage, 'eval_strategy')} is {strategy.value}, but the recipe has no data.eval. "
             "Name held-out rows there, or leave the setting out."
         )
+    if args.save_only_model:
+        raise ConfigError(
+            f"{_name(recipe, stage, 'save_only_model')} is true, but a run that was interrupted goes on from the state "
+            "of its optimizer, which is then not saved. Take it out; `save_total_limit: 1` keeps the space small, and "
+            "what a stage leaves has no such state."
+        )
+    _check_best_metric(recipe, stage, args)
     with contextlib.suppress(ValueError):  # some need the model, which is not there yet
         Trainer.get_optimizer_cls_and_kwargs(args)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
@@ -290,6 +305,28 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) ->
         num_training_steps=100,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]  # a text became a dict above
     )
+
+
+def _check_best_metric(recipe: Recipe, stage: Stage, args: SmoothSFTConfig | CWDPOConfig) -> None:
+    """A metric that chooses the best model is one that the stage has; of probes, one that the recipe measures."""
+    first, second = SmoothSFTTrainer.metrics_of, CWDPOTrainer.metrics_of
+    metrics = first(args) if isinstance(args, SmoothSFTConfig) else second(args)
+    name, key = str(args.metric_for_best_model).removeprefix("eval_"), _name(recipe, stage, "metric_for_best_model")
+    try:
+        check_best_metric(args, metrics)
+    except ConfigError as error:
+        text = str(error).replace("metric_for_best_model", key, 1).replace("this stage", stage)
+        alone = " A setting for one stage alone stands in its own section: `stage2: {trainer: {...}}`."
+        raise ConfigError(text + (alone if len(recipe.stages) > 1 and key.startswith("trainer.") else "")) from None
+    if name.startswith("probes/") and args.eval_strategy != "no":
+        _, measure, *group = name.split("/")
+        probes = recipe.probes
+        groups = () if probes is None else PROBE_GROUPS if probes.groups == "all" else probes.groups
+        if len(group) != 1 or group[0] not in groups or measure not in get_args(ProbeMeasure):
+            raise ConfigError(
+                f"{key} is {args.metric_for_best_model}, which the recipe's probes do not measure. Write "
+                "probes/MEASURE/GROUP, such as probes/delta/chosen, with a group of `probes.groups`."
+            )
 
 
 def _explained(recipe: Recipe, run: RunDirectory, stage: Stage, error: Exception, *, elsewhere: bool) -> str:

@@ -16,7 +16,7 @@ from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.data.rows import ImageSource, Row
 from cwdpo.data.sources import resolve_root
 from cwdpo.errors import ConfigError, DataError, UserError
-from cwdpo.models.saving import last_checkpoint
+from cwdpo.models.checkpoints import has_checkpoint, last_checkpoint
 from cwdpo.records import STAGES, RunDirectory, Stage, write_text
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _FREE_OF_TRAINER = (
     *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
     *("disable_tqdm", "eval_delay", "eval_on_start", "eval_steps", "eval_strategy", "per_device_eval_batch_size"),
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "max_tokens_per_batch", "use_cpu"),
-    *("project", "push_to_hub", "report_to", "run_name"),
+    *("on_nonfinite", "project", "push_to_hub", "report_to", "run_name"),
     *("save_only_model", "save_steps", "save_strategy", "save_total_limit"),
 )
 _FREE_PREFIXES_OF_TRAINER = ("ddp_", "hub_", "log_", "logging_", "trackio_")
@@ -174,7 +174,7 @@ def _name(image: ImageSource, root: Path | None) -> str | list[str | int]:
 
 def _has_begun(run: RunDirectory, stage: Stage) -> bool:
     """Whether a stage has steps behind it that a resumed run does not repeat; stage 2 only follows stage 1."""
-    has = run.was_finished(stage) or last_checkpoint(run.checkpoints(stage)) is not None
+    has = run.was_finished(stage) or has_checkpoint(run.checkpoints(stage))
     return has or (stage == "stage1" and _has_begun(run, "stage2"))
 
 

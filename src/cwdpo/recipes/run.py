@@ -1,5 +1,7 @@
 """Run a recipe from start to end, or on from where it was interrupted."""
 
+import math
+import os
 import platform
 import shutil
 import time
@@ -20,6 +22,7 @@ from cwdpo.data.encode import EncodedMemory
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.errors import DataError
 from cwdpo.evaluation.measuring import Progress
+from cwdpo.models.saving import remove_litter
 from cwdpo.phases import PhaseClock, phase
 from cwdpo.recipes.evaluating import check_evaluation, evaluate_run, is_evaluated
 from cwdpo.recipes.preflight import (
@@ -83,6 +86,7 @@ def _run(
     reference: Path | None,
     encoded: EncodedMemory | None,
 ) -> RunDirectory:
+    began = time.time()
     check_settings(recipe, run)
     rows, eval_rows = read_data(recipe)
     stage_rows = rows_of_stages(recipe, rows)
@@ -92,6 +96,9 @@ def _run(
         if is_main():
             run = RunDirectory.open(recipe.output_dir, resume=resume)
             stack.enter_context(run.locked())
+            RunDirectory.open(recipe.output_dir, resume=resume)  # once more: another process may have come between
+            # ranks of this run may already write
+            remove_litter(run.root, older_than=began - 60 if int(os.environ.get("WORLD_SIZE", "1")) > 1 else math.inf)
             if run.has_begun:
                 recipe = resumed_recipe(run, recipe)
                 check_same_rows(run, recipe.data, rows, eval_rows)

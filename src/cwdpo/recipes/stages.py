@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, TrainerCallback, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
@@ -27,9 +25,10 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, FeatureCache, features_of, make_engine, separate_engine
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.models.adapters import add_lora, load_adapter, quantization_config
+from cwdpo.models.checkpoints import has_checkpoint, whole_checkpoints
 from cwdpo.models.loading import load_policy, load_processor, some
 from cwdpo.models.pixels import set_pixel_limits
-from cwdpo.models.saving import last_checkpoint, save_checkpoint, whole_checkpoints
+from cwdpo.models.saving import save_checkpoint
 from cwdpo.phases import phase
 from cwdpo.probes import ProbeSize, choose_rows, own_answers
 from cwdpo.probes.callback import Probing
@@ -39,6 +38,7 @@ from cwdpo.records import RunDirectory, Stage, write_json, write_text
 from cwdpo.trainers import CWDPOConfig, CWDPOTrainer, SmoothSFTConfig, SmoothSFTTrainer
 from cwdpo.trainers.arguments import arguments_from
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal, TensorBoardRecorder
+from cwdpo.trainers.finite import broken_weights
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +107,9 @@ def train_stage(context: RunContext, stage: Stage) -> None:
             trainer.measure_reference()
         if trainer.floor is not None and trainer.is_world_process_zero():
             record_floor(run, recipe, trainer.floor)
-    checkpoint = last_checkpoint(run.checkpoints(stage))  # a new run has none
     try:
         with phase("steps"):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.train(resume_from_checkpoint=has_checkpoint(run.checkpoints(stage)))  # a new run has none
     finally:
         watchers.release()
     if watchers.signals.received:
@@ -125,6 +124,14 @@ def train_stage(context: RunContext, stage: Stage) -> None:
         note = probing.finish() if probing is not None else {}
     if isinstance(trainer, CWDPOTrainer) and trainer.on_policy is not None:
         note["negatives"] = trainer.on_policy.note()
+    if trainer.finite.skipped:
+        note["skipped_steps"] = trainer.finite.skipped
+        logger.warning(
+            "%s skipped %d of its %d steps: their loss or gradient was not finite",
+            stage,
+            trainer.finite.skipped,
+            trainer.state.global_step,
+        )
     with phase("saving"):
         refuse_broken_weights(trainer, run, stage)
         _save(trainer, run, stage, note)
@@ -280,6 +287,8 @@ def stage_callbacks(context: RunContext, stage: Stage, trainer: StageTrainer) ->
         signals,
         # the user's find files that are up to date; then the clock, which counts their time too
         *context.callbacks,
+        # whatever the others do to the gradient, it is looked at after them
+        trainer.finite,
         # last: a reading sees the model, and the decision to stop, as all others have left them
         *([probing] if probing is not None else []),
     ]
@@ -415,9 +424,7 @@ def _save(trainer: StageTrainer, run: RunDirectory, stage: Stage, note: Mapping[
 
 def refuse_broken_weights(trainer: StageTrainer, run: RunDirectory, stage: Stage) -> None:
     """Look at every weight that the stage trained, before it is saved as the stage's result."""
-    trained = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
-    here = [name for name, weight in trained.items() if not torch.isfinite(_local(weight)).all()]
-    broken = sorted({name for names in gather_object([here]) for name in names})
+    broken = broken_weights(trainer.model)
     if not broken:
         return
     good = next((path for path in whole_checkpoints(run.checkpoints(stage)) if _is_finite(path)), None)
@@ -428,12 +435,6 @@ def refuse_broken_weights(trainer: StageTrainer, run: RunDirectory, stage: Stage
         + f"Start again with another --output_dir and a lower learning rate (--{stage}.trainer.learning_rate, which "
         f"was {trainer.args.learning_rate:g}); in float16 write --model.dtype bfloat16 as well."
     )
-
-
-def _local(weight: Tensor) -> Tensor:
-    """This process's part of a weight that is divided among several."""
-    to_local: Callable[[], Tensor] | None = getattr(weight, "to_local", None)
-    return (to_local() if to_local is not None else weight).detach()
 
 
 def _since(trainer: StageTrainer) -> str:

@@ -70,13 +70,18 @@ class Segment:
         The scatter is taken from second differences, which a steady trend leaves at 0; a change counts from twice its
         standard error, as if readings were independent.
         """
-        values = self.values
         if self.start is None or self.end is None:
             return 0.0
+        change = self.end - self.start
+        return change if abs(change) >= 2 * math.sqrt(2) * self.end_error else 0.0
+
+    @property
+    def end_error(self) -> float:
+        """Standard error of :attr:`end`, by the scatter of the readings."""
+        values = self.values
         bends = [a - 2 * b + c for a, b, c in zip(values, values[1:], values[2:], strict=False)]
         variance = math.fsum(bend * bend for bend in bends) / (6 * len(bends)) if bends else 0.0
-        change = self.end - self.start
-        return change if abs(change) >= 2 * math.sqrt(2 * variance / self._tenth) else 0.0
+        return math.sqrt(variance / self._tenth)
 
 
 @dataclass(frozen=True)
@@ -195,9 +200,16 @@ class Frame:
         return "".join(parts)
 
 
-def svg_of(parts: Iterable[str], *, label: str, height: float = HEIGHT) -> Markup:
-    """A chart of the page from its elements; a screen reader reads the label instead of the picture."""
-    start = f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
+def svg_of(parts: Iterable[str], *, label: str, height: float = HEIGHT, read: Frame | None = None) -> Markup:
+    """A chart of the page from its elements; a screen reader reads the label instead of the picture.
+
+    ``read`` is the frame of curves whose values the page shows under the pointer, and with the arrow keys.
+    """
+    reads = ""
+    if read is not None:
+        numbers = (*read.x, *read.y, read.left, read.right, read.top, read.bottom)
+        reads = f' tabindex="0" data-frame="{" ".join(f"{one:.8g}" for one in numbers)}"'
+    start = f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}"{reads}>'
     return Markup("".join([start, *parts, "</svg>"]))
 
 
@@ -274,12 +286,21 @@ def num_outside(lines: Sequence[Line], span: tuple[float, float]) -> int:
 
 
 def chart(
-    lines: Sequence[Line], marks: Sequence[Mark], *, x: tuple[float, float], y: tuple[float, float], label: str
+    lines: Sequence[Line],
+    marks: Sequence[Mark],
+    *,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    label: str,
+    unit: str = "",
 ) -> Markup:
-    """One chart of several runs between the ends of both axes; the last line lies on top."""
+    """One chart of several runs between the ends of both axes; the last line lies on top, ``unit`` is that of y."""
     frame = Frame(x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5), y if y[1] > y[0] else (y[0] - 0.5, y[0] + 0.5))
-    curves = (part for line in lines for part in _curve(frame, line))
-    return svg_of([*axes(frame, "training step"), *_stage_marks(frame, marks), *curves], label=label)
+    curves = [part for line in lines for part in _curve(frame, line)]
+    if sum(line.band is not None for line in lines) > 1:  # several fills on each other are mud: outlines, one is filled
+        curves = [part.replace('class="band ', 'class="band edge ') for part in curves]
+    name = [f'<text class="yname" x="2" y="{frame.bottom + 36:g}">{escape(unit)}</text>'] if unit else []
+    return svg_of([*axes(frame, "training step"), *name, *_stage_marks(frame, marks), *curves], label=label, read=frame)
 
 
 def sample(rank: int) -> Markup:

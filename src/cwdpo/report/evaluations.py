@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cwdpo.records import RunDirectory
+from cwdpo.records import RunDirectory, read_object
 from cwdpo.report.charts import finite
 from cwdpo.report.panels import RunPicture, reliability_picture
 from cwdpo.report.runs import Bin, Run, objects, read_bins
@@ -70,7 +70,7 @@ def evaluations(runs: Sequence[Run], notes: list[str]) -> list[EvaluationPart]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_object(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from cwdpo.records import RunDirectory, read_jsonl
+from cwdpo.records import RunDirectory, read_jsonl, read_object
 from cwdpo.report.panels import group_title
 from cwdpo.report.runs import Run, counted, numbers, objects, stage_label
 
@@ -189,7 +189,7 @@ def read_picture(
                 raise ValueError("its path leaves the run directory")
             if not source.is_file():
                 raise ValueError("there is no such file")
-        return _read(source if isinstance(source, bytes) else Path(source).read_bytes())
+        return _read(source if isinstance(source, bytes) else read_object(Path(source)))
     except UnidentifiedImageError:
         notes.append(f"{name} is not a {', '.join(_TYPES)} file.")
     except _UNREADABLE as error:

@@ -27,6 +27,7 @@ class LivePage:
         self._runs = tuple(runs)
         self._lock = threading.Lock()
         self._drawn: tuple[str, bytes] | None = None
+        self._seen: set[Path] = set()
 
     @property
     def version(self) -> str:
@@ -42,7 +43,10 @@ class LivePage:
         """The page as it is now; an error is raised only where no page was drawn before."""
         with self._lock:
             version = self.version  # before reading: what changes while it is drawn is a newer version
-            if self._drawn is None or self._drawn[0] != version:
+            there = {run for run in self._runs if run.exists()}
+            gone = self._seen - there  # a run that was taken away leaves its last page
+            self._seen |= there
+            if self._drawn is None or (self._drawn[0] != version and not gone):
                 try:
                     self._drawn = version, render_report(self._runs, following=version).encode()
                 except (OSError, UserError):

@@ -4,6 +4,7 @@ import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from cwdpo.errors import UserError
-from cwdpo.records import RunDirectory, write_text
+from cwdpo.errors import UserError, shortened
+from cwdpo.records import RunDirectory, read_object, write_text
 from cwdpo.report.charts import phase_bar, sample
 from cwdpo.report.evaluations import evaluations
 from cwdpo.report.examples import Item, change_labels, example_sets, read_gallery, shade_labels
@@ -27,6 +28,7 @@ from cwdpo.report.panels import (
     share_labels,
 )
 from cwdpo.report.runs import Run, Source, aligned, read_sources
+from cwdpo.report.strip import cards
 from cwdpo.report.tables import (
     Table,
     audit_table,
@@ -45,6 +47,7 @@ from cwdpo.report.tables import (
 GENERATOR = "cwdpo report"
 """Named in the head of every page, so that ours are recognised and nothing else is overwritten."""
 
+_LONGEST_NOTE = 600
 _MOST_RECIPE = 20_000
 _HOW_TRAINING = (
     "Over training steps, counted through all stages. Thick: moving average; thin: every reading (in long runs the "
@@ -57,6 +60,26 @@ _HOW_LEVELS = (
     "chart has its own scale."
 )
 _HOW_CHANGES = "The means above, minus their values when the stage began."
+
+GLOSSARY = (
+    ("Nat", "The unit of natural logarithms: a log-prob of -1 nat is a probability of 37 %, of -2.3 nats one of 10 %."),
+    ("Log-prob", "The logarithm of the probability that a model gives to an answer, here per token, the mean over it."),
+    ("Reward", "beta times how much likelier an answer is than under the reference model, which is 0 at the start."),
+    ("Reward margin", "The reward of the chosen answer minus that of the rejected one."),
+    ("Reward accuracy", "The share of pairs in the right order, that is, with a positive reward margin."),
+    (
+        "Cooling weight, w_c",
+        "How hard a rejected answer is pushed down: 1 as in DPO, 0 not at all. Easy ones get less.",
+    ),
+    ("Squeezing", "Right answers lose probability to the likeliest token while the margin grows."),
+    ("Displacement", "Chosen and rejected answers fall together; the probability goes to answers that nobody wrote."),
+    ("Argmax", "The likeliest next token. Argmax mass is its mean probability."),
+    ("ECE", "Expected calibration error: how far confidence is from accuracy, 0 for a calibrated model."),
+    ("TV, JS", "Total variation and Jensen-Shannon divergence: how far predictions moved from the reference."),
+    ("Probe", "A fixed set of answers whose log-probs are measured again and again during training."),
+    ("±", "One standard error, from the scatter of the readings or from the number of rows."),
+)
+"""Terms of the page, each in a sentence."""
 
 
 class Part(NamedTuple):
@@ -103,6 +126,26 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
     style, script = (
         Markup("".join(resource(name) for name in names if name.endswith(kind))) for kind in (".css", ".js")
     )
+    content = _content(sources, notes)
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            policy=content_policy(style, script, connects=following is not None),
+            generator=GENERATOR,
+            style=style,
+            script=script,
+            following=following,
+            sections=list(_sections(content)),
+            **content,
+        )
+    )
+    return page.encode("utf-8", "replace").decode()  # JSON can hold half characters that no file can
+
+
+@cache
+def _environment() -> Environment:
+    """Compiles each template once: a page that follows its runs is drawn again and again."""
     environment = Environment(
         loader=FunctionLoader(resource),
         autoescape=True,
@@ -111,17 +154,7 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"coded": coded, "joined": joined, "phase_bar": phase_bar}
-    content = _content(sources, notes)
-    page = environment.get_template("page.html.j2").render(
-        policy=content_policy(style, script, connects=following is not None),
-        generator=GENERATOR,
-        style=style,
-        script=script,
-        following=following,
-        sections=list(_sections(content)),
-        **content,
-    )
-    return page.encode("utf-8", "replace").decode()  # JSON can hold half characters that no file can
+    return environment
 
 
 def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
@@ -143,6 +176,7 @@ def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
             source.path.name for source, part in zip(sources, parts, strict=True) if not source.runs and not part.table
         ],
         "verdicts": judged,
+        "cards": cards(shown, judged),
         "findings_table": findings_table(judged),
         "lead": [*lead(sources, shown, tables), *continued] if shown or tables else [],
         "parts": parts,
@@ -170,7 +204,8 @@ def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
         "token_shades": shade_labels(),
         "token_changes": change_labels(),
         "recipes": [(run.name, text) for run in shown if (text := _recipe(run, notes))],
-        "notes": notes,
+        "glossary": GLOSSARY if shown else (),
+        "notes": [shortened(note, _LONGEST_NOTE) for note in notes],
     }
 
 
@@ -179,6 +214,7 @@ def _sections(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     parts = list(enumerate(content["parts"], start=1))
     drawn = {name: bool(found) for _, name, _, found in content["charts"]}
     wanted = [
+        ("runs", "At a glance", content["cards"]),
         ("findings", "Findings", content["verdicts"]),
         ("summary", "In numbers", content["lead"]),
         *((f"results-{i}", "Results", part.table) for i, part in parts),
@@ -194,6 +230,7 @@ def _sections(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("examples", "Token by token", content["example_sets"]),
         *((f"pictures-{i}", "Pictures", part.gallery) for i, part in parts),
         ("recipes", "Recipes", content["recipes"]),
+        ("glossary", "Glossary", content["glossary"]),
     ]
     return ((name, label) for name, label, there in wanted if there)
 
@@ -212,7 +249,7 @@ def _recipe(run: Run, notes: list[str]) -> str:
     file = RunDirectory(run.path).recipe
     if not file.is_file():
         return ""
-    text = file.read_text("utf-8", errors="replace")
+    text = read_object(file).decode("utf-8", errors="replace")
     if len(text) > _MOST_RECIPE:
         notes.append(f"{run.name}: of recipe.yaml only the first {_MOST_RECIPE} characters are shown.")
     return text[:_MOST_RECIPE]

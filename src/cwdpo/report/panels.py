@@ -42,11 +42,24 @@ class Measure:
     group: str | None = None
     """Of answers that probes measure; None for a metric."""
 
+    @property
+    def unit(self) -> str:
+        """Of the y axis; empty for what has none."""
+        return _UNITS.get(self.key, "")
+
     def of(self, run: Run, key: MetricName | ProbeMeasure | None = None) -> Series | None:
         """A run's curve, or the one under another key; None where it did not log it."""
         key = key or self.key
         return run.metrics.get(key) if self.group is None else run.probes.get((self.group, key))
 
+
+_UNITS: Mapping[str, str] = {
+    **dict.fromkeys(("loss", "entropy", "js"), "nats"),
+    **dict.fromkeys(("logps_mean/chosen", "logps_mean/rejected", "mean_logprob", "delta"), "nats/token"),
+    **dict.fromkeys(("rewards/margins", "rewards/chosen", "rewards/rejected"), "β·nats"),
+    **dict.fromkeys(("rewards/accuracies", "top1", "argmax_mass", "ece", "tv", "moved_to_argmax"), "share"),
+    "cooling/mean": "weight",
+}
 
 METRICS = (
     Measure("loss", "Loss", "Training loss. Each stage has its own loss: compare within a stage."),
@@ -186,6 +199,7 @@ def _panel(measure: Measure, lines: Sequence[Line], span: tuple[float, float], r
         _marks([(line.rank, runs[line.rank]) for line in lines], min(steps)),
         x=(min(steps), max(steps)),
         y=span,
+        unit=measure.unit,
         label=f"{measure.title} over steps. Ends: " + ", ".join(f"{name} {end}" for _, name, end in ends) + ".",
     )
     note = f"Outside the picture, drawn at its edge: {counted(outside, 'reading')}." if outside else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from cwdpo.errors import UserError
-from cwdpo.records import COOLING_HISTOGRAM, HISTOGRAM_BINS, RunDirectory, read_jsonl
+from cwdpo.records import COOLING_HISTOGRAM, HISTOGRAM_BINS, RunDirectory, read_jsonl, read_object
 from cwdpo.report.charts import Point, Segment, Series, finite
 
 Record: TypeAlias = dict[str, Any]
@@ -76,6 +76,9 @@ class Run:
     histograms: Sequence[Histogram] = ()
     reliability: Sequence[Reliability] = ()
     """Of the chosen group, oldest first."""
+
+    epoch: tuple[int, float] | None = None
+    """Step of its stage and epoch of the last line that has one."""
 
 
 @dataclass
@@ -206,6 +209,8 @@ def stage_label(stage: str) -> str:
 
 
 def _read_source(path: Path, notes: list[str], *, wait: bool) -> Source:
+    if wait and not path.exists():
+        return Source(path, {})
     if not path.is_dir():
         raise UserError(
             f"{path} is not a directory. Give the output_dir of a run, for example `cwdpo report runs/cwdpo`."
@@ -256,6 +261,7 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
         probes=_curves(probes, starts),
         histograms=histograms,
         reliability=reliability,
+        epoch=next(((r["step"], epoch) for r in reversed(metrics) if (epoch := finite(r.get("epoch")))), None),
     )
     named = {**run.metrics, **{f"{group} {key}": curve for (group, key), curve in run.probes.items()}}
     gaps = [f"{key} ({curve.num_broken})" for key, curve in sorted(named.items()) if curve.num_broken]
@@ -306,7 +312,7 @@ def _read_summary(path: Path, notes: list[str]) -> Record:
     if not file.is_file():
         return {}
     try:
-        summary = json.loads(file.read_bytes())
+        summary = json.loads(read_object(file))
         if isinstance(summary, dict):
             return summary
         notes.append(f"{_short(file)} is not a JSON object and was left out.")

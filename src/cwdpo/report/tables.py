@@ -1,6 +1,7 @@
 """Tables and sentences of the report: results and who leads, where curves ended, and the diagnosis of every run."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from cwdpo.diagnosis import Diagnosis, Finding, examine, read_recording, title_o
 from cwdpo.diagnosis.signs import SIGNS
 from cwdpo.errors import DataError
 from cwdpo.phases import PHASES
-from cwdpo.records import RunDirectory
+from cwdpo.records import RunDirectory, read_object
 from cwdpo.report.charts import Segment, finite
 from cwdpo.report.panels import CHOSEN_PROBES, METRICS, Measure, changes, levels, number
 from cwdpo.report.runs import Run, Source, counted, objects, stage_label
@@ -37,6 +38,8 @@ class Cell(NamedTuple):
     value: float | None
     text: str
     best: bool = False
+    error: float | None = None
+    """Standard error, where it is known."""
 
 
 class Table(NamedTuple):
@@ -87,7 +90,7 @@ def audit_table(runs: Sequence[Run], notes: list[str]) -> Table | None:
         if not file.is_file():
             continue
         try:
-            kept = json.loads(file.read_bytes())
+            kept = json.loads(read_object(file))
         except (ValueError, RecursionError):
             kept = None
         shares = {
@@ -146,26 +149,36 @@ def _cell(value: object, form: str, error: object = None) -> Cell:
     if known is None:
         return Cell(None, "-" if value is None else str(value))
     if spread is not None:
-        return Cell(known, f"{known:{form}} ± {spread:{form.lstrip('+')}}")
+        return Cell(known, f"{known:{form}} ± {spread:{form.lstrip('+')}}", error=spread)
     if not form.endswith("d"):
         return Cell(known, format(known or 0.0, form))
     return Cell(known, format(int(known), form) if known.is_integer() else format(known, ".3g"))
 
 
 def _with_best(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
-    """Mark the best of each judged column; values shown alike share the mark, and if all are alike none has it."""
+    """Mark the best of each judged column. Values that are shown alike, or differ by less than two of their standard
+    errors, share the mark, and if all do none has it. Where a table has errors, columns without them are not judged."""
     marked = [list(row) for row in rows]
+    has_errors = any(cell.error is not None for row in rows for cell in row)
     for i, column in enumerate(columns):
-        known = [value for row in rows if (value := row[i].value) is not None]
-        if column.better is None or len(known) < 2:
+        cells = [row[i] for row in rows if row[i].value is not None]
+        known = [cell.value for cell in cells if cell.value is not None]
+        if column.better is None or len(known) < 2 or (has_errors and all(cell.error is None for cell in cells)):
             continue
-        top = max(known) if column.better == "up" else min(known)
-        text = next(row[i].text for row in rows if row[i].value == top)
-        winners = [row for row in marked if row[i].value is not None and row[i].text == text]
+        best = cells[known.index(max(known) if column.better == "up" else min(known))]
+        winners = [row for row in marked if row[i].value is not None and _is_as_good(row[i], best)]
         if len(winners) < len(known):
             for row in winners:
                 row[i] = row[i]._replace(best=True)
     return marked
+
+
+def _is_as_good(cell: Cell, best: Cell) -> bool:
+    if cell.text == best.text or cell.value is None or best.value is None:
+        return cell.text == best.text
+    if cell.error is None and best.error is None:
+        return False
+    return abs(cell.value - best.value) <= 2 * math.hypot(cell.error or 0.0, best.error or 0.0)
 
 
 _FEWEST = 5
@@ -451,6 +464,6 @@ def _ended(entry: Mapping[str, Any]) -> Problem:
 def _findings_file(run: RunDirectory) -> object:
     """The content of ``findings.json``; None where it cannot be read."""
     try:
-        return json.loads(run.findings.read_bytes())
+        return json.loads(read_object(run.findings))
     except (OSError, ValueError, RecursionError):
         return None

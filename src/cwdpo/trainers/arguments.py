@@ -4,10 +4,11 @@ Their defaults and limits are those of the recipe's sections: Python and YAML re
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_type_hints
 
 from transformers import TrainingArguments
 
@@ -28,7 +29,7 @@ from cwdpo.config.recipe import (
     check_loss,
 )
 from cwdpo.errors import ConfigError
-from cwdpo.trainers.trl_settings import TRLSettings
+from cwdpo.trainers.trl_settings import TRLSettings, say_once
 
 _DECLARED: Mapping[str, tuple[type, str]] = {
     "max_length": (DataConfig, "max_length"),
@@ -45,6 +46,9 @@ _DECLARED: Mapping[str, tuple[type, str]] = {
 
 _IN_PYTHON = {r"`cooling: null`": "`cooling=False`", r"`objective: plain`": '`objective="plain"`', r"\bnull\b": "None"}
 """What a recipe's advice is called in Python."""
+
+OnNonfinite: TypeAlias = Literal["stop", "skip"]
+"""What a step does whose loss or gradient is not finite."""
 
 if TYPE_CHECKING:
     Floor: TypeAlias = float | str
@@ -83,15 +87,25 @@ class AnswerArguments(TrainingArguments):
         default=None,
         metadata={"help": "Most tokens that pass through the model at once, padding and repeated prompts included."},
     )
+    on_nonfinite: OnNonfinite = field(
+        default="stop",
+        metadata={"help": "At a step whose loss or gradient is not finite: stop, or skip it and count it."},
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be off: rows are read whole."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off, so that a NaN loss is seen."})
     ddp_broadcast_buffers: bool | None = field(
         default=False, metadata={"help": "Off: ranks may make unequal numbers of passes, and buffers are constant."}
     )
 
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Off: every weight has a gradient on every rank, see trainers/used_weights.py."},
+    )
+
     def __post_init__(self) -> None:
         """Refuse, with a ConfigError, what a recipe would refuse too, and what has no effect on these trainers."""
         super().__post_init__()  # type: ignore[no-untyped-call]
+        say_if_alone(os.environ)
         named = [(each.name, getattr(self, each.name)) for each in fields(self) if each.name in _DECLARED]
         problems = [(name, problem_with(*_DECLARED[name], value)) for name, value in named]
         text = "\n".join(f"{name} {problem}" for name, problem in problems if problem)
@@ -103,11 +117,33 @@ class AnswerArguments(TrainingArguments):
             raise ConfigError("remove_unused_columns must be false: images and answers are read from the row itself.")
         if self.label_smoothing_factor:
             raise ConfigError(
-                "label_smoothing_factor has no effect on these losses. For smoothed gentle negatives write "
-                "`stage1: {objective: smoothed, epsilon: ...}`."
+                "label_smoothing_factor has no effect on these losses. For smoothed gentle negatives there are stage "
+                "1's `objective: smoothed` and `epsilon`."
             )
         if self.use_liger_kernel:
             raise ConfigError("use_liger_kernel replaces the loss that is computed here. Leave it out.")
+        if self.ddp_find_unused_parameters:
+            raise ConfigError(
+                "ddp_find_unused_parameters does not know several passes a step, and is not needed: every weight has a "
+                "gradient on every rank here, used or not. Take it out."
+            )
+        if self.world_size > 1 and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):  # type: ignore[union-attr]
+            raise ConfigError(
+                "activation_checkpointing_kwargs has use_reentrant, with which several passes a step stop ranks. Take "
+                "it out: the other way is the default."
+            )
+        if "inputs" in self.include_for_metrics:
+            raise ConfigError(
+                "include_for_metrics holds `inputs`, but a batch here is prompts with answers, which compute_metrics "
+                "cannot be given as one tensor. Take it out; predictions come in the order of the rows."
+            )
+        if getattr(self.accelerator_config, "dispatch_batches", None):
+            raise ConfigError(
+                "accelerator_config has dispatch_batches, which cuts batches along their first dimension, and a batch "
+                "here is prompts with any number of answers. Take it out: each process reads its own rows."
+            )
+        if self.on_nonfinite not in get_args(OnNonfinite):
+            raise ConfigError(f"on_nonfinite is {self.on_nonfinite!r}, but must be stop or skip.")
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             raise ConfigError(
                 f"max_tokens_per_batch is {self.max_tokens_per_batch}, but must be at least 1. No limit: leave it out."
@@ -126,6 +162,16 @@ class AnswerArguments(TrainingArguments):
     def loading_options(self) -> dict[str, Any]:
         """How a model that is given by its name is loaded: options of :func:`cwdpo.models.loading.load_policy`."""
         return {"dtype": "auto", "trust_remote_code": False}
+
+
+def say_if_alone(environment: Mapping[str, str]) -> None:
+    """``accelerate launch --cpu --num_processes 2`` starts one process, without a word (accelerate issue 2741); what it
+    leaves in the environment is an address for others, and no number of them."""
+    if "ACCELERATE_DYNAMO_MODE" in environment and "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
+        say_once(
+            "accelerate launch was asked for several processes and has started one, so a step has the rows of one. "
+            "Start them with `torchrun --nproc-per-node N -m cwdpo train ...`, or `torchrun --nproc-per-node N SCRIPT`."
+        )
 
 
 def argument_types() -> dict[str, Any]:

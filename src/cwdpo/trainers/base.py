@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,15 +30,20 @@ from cwdpo.data.encode import EncodedMemory, Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine, within_budget
 from cwdpo.engine.layout import parts_within, select_prompts
-from cwdpo.errors import ConfigError
+from cwdpo.errors import ConfigError, UserError
+from cwdpo.models.checkpoints import begin_checkpoint, find_damage, no_unfinished_checkpoints, verified_checkpoint
+from cwdpo.models.loading import some
 from cwdpo.models.parts import model_limits
-from cwdpo.models.saving import last_checkpoint, no_partial_checkpoints, restore_weights
+from cwdpo.models.saving import restore_weights
 from cwdpo.phases import phase
 from cwdpo.records import StepMetric
 from cwdpo.trainers.accepting import check_engine, check_trainable, refuse_collator, take_policy, take_processor
 from cwdpo.trainers.arguments import AnswerArguments
+from cwdpo.trainers.callbacks import Sealing
+from cwdpo.trainers.finite import FiniteSteps, broken_weights
 from cwdpo.trainers.reference_pass import agree_on_engine
-from cwdpo.trainers.step_metrics import StepMetrics, TokenCount
+from cwdpo.trainers.rounding import LostUpdates
+from cwdpo.trainers.step_metrics import StepMetrics, TokenCount, check_best_metric
 from cwdpo.trainers.steps import (
     WHOLE,
     BucketEpoch,
@@ -47,6 +53,7 @@ from cwdpo.trainers.steps import (
     cut_further,
     estimate_row_tokens,
 )
+from cwdpo.trainers.used_weights import UsedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +114,8 @@ class AnswerTrainer(Trainer):
         if rows is not None and not len(rows):
             raise ConfigError("train_dataset has no rows. Give some, or leave it out to evaluate alone.")
         evaluated = _by_name(eval_dataset, "eval_dataset")
+        if compute_metrics is None:
+            check_best_metric(args, self.metrics_of(args), list(evaluated) if isinstance(evaluated, dict) else ())
         loading = args.loading_options()
         set_seed(args.seed)  # new adapters begin at random values
         policy: Any = take_policy(model, peft_config, loading=loading, quantization_config=quantization_config)
@@ -124,7 +133,8 @@ class AnswerTrainer(Trainer):
         self.probe_metrics: Callable[[], dict[str, float]] | None = None
         """Readings of probes that an evaluation reports too; set by :class:`cwdpo.probes.callback.Probing`."""
         self._metrics = {"train": StepMetrics(), "eval": StepMetrics()}
-        self._tokens, self._epoch = TokenCount(), BucketEpoch()
+        self._tokens, self._epoch, self.lost_updates = TokenCount(), BucketEpoch(), LostUpdates()
+        self._used_weights = UsedWeights()
         self._warned_of_long_row = False
         super().__init__(
             model=policy,
@@ -142,8 +152,21 @@ class AnswerTrainer(Trainer):
                 "max_tokens_per_batch takes several backward passes a step, and DeepSpeed would update the weights "
                 "after each. Take it out, and lower per_device_train_batch_size."
             )
-        for callback in (self._tokens, self._epoch):
+        if args.on_nonfinite == "skip" and self.is_deepspeed_enabled:
+            raise ConfigError(
+                "on_nonfinite is skip, but DeepSpeed updates the weights before the gradient can be looked at. Write "
+                "`on_nonfinite: stop`."
+            )
+        self.finite = FiniteSteps(self, skips=args.on_nonfinite == "skip")
+        """Looks at each step last before its update, after all other callbacks."""
+        self.finite.on_skip(self._metrics["train"].forget_step)
+        for callback in (self._tokens, self._epoch, self._used_weights, self.lost_updates, self.finite):
             self.add_callback(callback)
+
+    @classmethod
+    def metrics_of(cls, args: Any) -> Sequence[StepMetric]:
+        """The names of what :meth:`batch_loss` gives to log in an evaluation, under some settings."""
+        raise NotImplementedError
 
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         """The loss of a batch, ``()``, with every mean weighted by :meth:`Step.share_of`, and per-answer values to log,
@@ -152,7 +175,7 @@ class AnswerTrainer(Trainer):
 
     def own_callbacks(self) -> list[TrainerCallback]:
         """The callbacks that belong to this trainer; they were added when it was made, in this order."""
-        return [self._tokens, self._epoch]
+        return [self._tokens, self._epoch, self._used_weights, self.lost_updates]
 
     def with_negatives(self, batch: Batch) -> Batch:
         """A collated batch with the negatives that it is trained on; before it is counted or divided."""
@@ -189,7 +212,13 @@ class AnswerTrainer(Trainer):
         (transformers issue 43701). So the weights are restored here, by the model's own name mapping, before and after.
         """
         check_sharding(self.accelerator, self.train_dataset)
-        with self.around_training(), no_partial_checkpoints(Path(str(self.args.output_dir))):
+        directory, limit = Path(str(self.args.output_dir)), self.args.save_total_limit
+        sealing = Sealing(self, directory, limit)
+        with (
+            self.around_training(),
+            no_unfinished_checkpoints(directory, is_main=self.is_world_process_zero()),
+            self._with(sealing),
+        ):
             agree_on_engine(self, self.model, self.train_dataset, self.collate)
             checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
             if checkpoint is not None:
@@ -243,11 +272,15 @@ class AnswerTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
+        self._metrics["train"].begin_step()
         batches = [self.with_negatives(batch) for batch in batches]
         return batches, Step(self.accelerator.reduce(count_roles(batches).to(device), reduction="mean"))
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """See ``Trainer.training_step``; one backward pass for each part that ``max_tokens_per_batch`` allows."""
+        return self.finite.counted(self._in_parts(model, inputs, num_items_in_batch), inputs)
+
+    def _in_parts(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
         if self.args.max_tokens_per_batch is None:
             return super().training_step(model, inputs, num_items_in_batch)
         batch: Any = self._prepare_inputs(inputs)
@@ -267,6 +300,7 @@ class AnswerTrainer(Trainer):
     ) -> Any:
         """See ``Trainer.compute_loss``; ``num_items_in_batch`` is the :class:`Step`, None where the batch is all."""
         loss, values = self.batch_loss(model, inputs, step=num_items_in_batch or WHOLE)
+        loss = self._used_weights.touch(model, loss)
         self._metrics["train" if model.training else "eval"].add(values)
         if model.training:
             self._tokens.add(count_tokens(inputs))
@@ -276,7 +310,23 @@ class AnswerTrainer(Trainer):
         """See ``Trainer.log``; a line of training also carries the metrics of its steps."""
         if "loss" in logs:
             logs = {**logs, **self._metrics["train"].summary(), "num_tokens": float(self._tokens.total())}
+            if self.finite.skips:
+                mean = self.finite.mean_loss()
+                logs |= {"skipped_steps": self.finite.skipped} | ({} if mean is None else {"loss": mean})
         super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """See ``Trainer.save_model``; a checkpoint of weights that are not finite is not begun."""
+        if _internal_call and (broken := broken_weights(self.model)):
+            raise UserError(
+                f"step {self.state.global_step} has ruined the model, which is not saved: {len(broken)} of its trained "
+                f"weights are infinite or not numbers ({some(broken)}). Go back to an earlier checkpoint, with a lower "
+                "trainer.learning_rate; in float16 use bfloat16."
+            )
+        if _internal_call and output_dir is not None and self.is_world_process_zero():
+            begin_checkpoint(Path(output_dir))
+        with phase("saving"):
+            super().save_model(output_dir, _internal_call)
 
     @property
     def histograms(self) -> dict[str, list[int]]:
@@ -302,11 +352,6 @@ class AnswerTrainer(Trainer):
             self.prepare_evaluation(rows if isinstance(rows, RowDataset) else None)
         with phase("evaluation"):
             return super().evaluate(rows, ignore_keys, metric_key_prefix)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """See ``Trainer.save_model``, which checkpoints go through too."""
-        with phase("saving"):
-            super().save_model(output_dir, _internal_call)
 
     def predict(
         self, test_dataset: Rows, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
@@ -368,13 +413,32 @@ class AnswerTrainer(Trainer):
             columns.append(total / torch.bincount(owners, minlength=len(total)))
         return torch.stack(columns, dim=1)
 
+    @contextmanager
+    def _with(self, sealing: Sealing) -> Iterator[None]:
+        """Old checkpoints are removed when a new one is sealed, and not by the Trainer, before."""
+        self.add_callback(sealing)
+        self.args.save_total_limit = None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = sealing.limit
+            self.remove_callback(sealing)
+
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
+        """The checkpoint to go on from, verified; the same on every rank."""
         if not wanted:
             return None
-        found = last_checkpoint(Path(str(self.args.output_dir))) if wanted is True else wanted
-        if found is None:
-            raise ValueError(f"no whole checkpoint in {self.args.output_dir}; leave out resume_from_checkpoint.")
-        return str(found)
+        found: str | None = None
+        problem: str | None = None
+        if self.is_world_process_zero():
+            try:
+                found = _verified(wanted, Path(str(self.args.output_dir)))
+            except UserError as error:
+                problem = str(error)
+        found, problem = broadcast_object_list([found, problem])
+        if problem is not None:
+            raise UserError(problem)
+        return found
 
     def _restore(self, checkpoint: str) -> None:
         if not self.is_sharded and not isinstance(self.model, PeftModel):  # those load strictly, in their own formats
@@ -399,6 +463,23 @@ class AnswerTrainer(Trainer):
             number = torch.tensor(len(parts), device=self.args.device)
             parts = cut_further(parts, int(self.accelerator.gather(number).max()))
         return [batch] if len(parts) == 1 else [select_prompts(batch, sorted(part))[0] for part in parts]
+
+
+def _verified(wanted: str | bool, directory: Path) -> str:
+    """The newest whole checkpoint, or the one that is wanted, if it is whole and holds the optimizer's state."""
+    found = verified_checkpoint(directory) if wanted is True else Path(str(wanted))
+    if found is None:
+        raise UserError(f"no whole checkpoint in {directory}; leave out resume_from_checkpoint.")
+    problem = None if wanted is True else find_damage(found, thorough=True)
+    if problem is not None:
+        raise UserError(f"{wanted} is damaged ({problem}). Resume from another checkpoint.")
+    if not (found / "scheduler.pt").is_file() and not [*found.glob("global_step*")]:  # DeepSpeed's
+        raise UserError(
+            f"{found} holds no state of the optimizer (it was saved with save_only_model), so training cannot go on as "
+            "if it had not been interrupted. Start a new training from this checkpoint's model: leave out "
+            "resume_from_checkpoint, and name the checkpoint as the model."
+        )
+    return str(found)
 
 
 def check_sharding(accelerator: Accelerator, rows: RowDataset | None) -> None:

@@ -14,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from cwdpo.models.checkpoints import rotate_checkpoints, seal_checkpoint
 from cwdpo.records import MetricName, RunDirectory, Stage, append_jsonl
+from cwdpo.trainer_view import TrainerView
 
 Logs: TypeAlias = Mapping[str, Any] | None
 """What the Trainer logs at a step."""
@@ -43,6 +45,22 @@ class MetricsRecorder(TrainerCallback):
             more = self._histograms() if "loss" in logs else {}
             line = {"stage": self.stage, "step": state.global_step, **logs, **more}
             append_jsonl(self.run.metrics, [line])
+
+
+class Sealing(TrainerCallback):
+    """Seals each checkpoint when it is written, and only then removes the old ones."""
+
+    def __init__(self, trainer: TrainerView, directory: Path, limit: int | None) -> None:
+        """``directory`` has the checkpoints; ``limit`` is the Trainer's ``save_total_limit``."""
+        self.trainer, self.directory, self.limit = trainer, directory, limit
+
+    def on_save(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        self.trainer.accelerator.wait_for_everyone()  # each rank writes files of its own
+        checkpoint = self.directory / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and checkpoint.is_dir():
+            seal_checkpoint(checkpoint)
+            rotate_checkpoints(self.directory, self.limit, best=state.best_model_checkpoint)
+        self.trainer.accelerator.wait_for_everyone()
 
 
 class StopOnSignal(TrainerCallback):

@@ -152,6 +152,13 @@ class CWDPOTrainer(AnswerTrainer):
             )
             self.add_callback(self.on_policy)
 
+    @classmethod
+    def metrics_of(cls, args: CWDPOConfig) -> Sequence[StepMetric]:
+        return (
+            *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+            *("logps/chosen", "logps/rejected", "logps_mean/chosen", "logps_mean/rejected", "cooling", "entropy"),
+        )
+
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         now, logratio, token_logratio = self._compare(model, batch)
         places = pair_up(batch)
@@ -243,8 +250,11 @@ class CWDPOTrainer(AnswerTrainer):
         return batch if self.on_policy is None else self.on_policy.mixed(batch)
 
     def row_lengths(self) -> list[int]:
-        """See :meth:`AnswerTrainer.row_lengths`; the reference pass has counted them."""
-        return super().row_lengths() if self._measured is None else self._measured.lengths
+        """See :meth:`AnswerTrainer.row_lengths`; the pass of a cached reference has counted them. That of the floor may
+        have counted them too, but a resumed run knows the floor already: it would put other rows into a step."""
+        if self._measured is None or self.args.reference != "cached":
+            return super().row_lengths()
+        return self._measured.lengths
 
     def prepare_evaluation(self, rows: RowDataset | None) -> None:
         """Measure the reference of rows that neither training nor its evaluation reads, while its model exists."""
@@ -280,7 +290,7 @@ class CWDPOTrainer(AnswerTrainer):
             start, token_start = whole.total, whole.token
         else:
             start = self.reference.totals(batch)
-        want: list[Detail] = ["entropy", "collision"] if "wpo" in self.loss_weights else ["entropy"]
+        want: list[Detail] = ["chosen_entropy", "collision"] if "wpo" in self.loss_weights else ["chosen_entropy"]
         now = self.engine.logprobs(model, batch, want=want)
         return now, now.total - start, None if token_start is None else now.token - token_start
 

@@ -1,5 +1,6 @@
 """Running means over steps, which some preference losses compare a step with. They survive a checkpoint."""
 
+import math
 from typing import Any
 
 from accelerate.utils import reduce
@@ -39,9 +40,11 @@ class RunningMeans(TrainerCallback, ExportableState):
     def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         assert self._sums is not None, "a step has pairs"
         reward, margin, count = reduce(self._sums, "sum").tolist()
+        self._sums = None
+        if not math.isfinite(reward + margin):  # of a step that was left out
+            return
         self.reward += (1 - self.momentum) * (reward / count - self.reward)
         self.margin += (1 - self.momentum) * (margin / count - self.margin)
-        self._sums = None
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"reward": self.reward, "margin": self.margin}}

@@ -49,9 +49,14 @@ class SmoothSFTTrainer(AnswerTrainer):
             self.roles = (Role.CHOSEN,)
         super().__init__(model, args, **trainer)
 
+    @classmethod
+    def metrics_of(cls, args: SmoothSFTConfig) -> Sequence[StepMetric]:
+        gentle: tuple[StepMetric, ...] = () if args.objective == "plain" else ("logps_mean/gentle",)
+        return ("logps/chosen", "logps_mean/chosen", "entropy", *gentle)
+
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         smoothed = self.args.objective == "smoothed"
-        want: list[Detail] = ["entropy", "uniform"] if smoothed else ["entropy"]
+        want: list[Detail] = ["chosen_entropy", "uniform"] if smoothed else ["chosen_entropy"]
         now = self.engine.logprobs(model, batch, want=want)
         chosen, gentle = batch["roles"] == Role.CHOSEN, batch["roles"] == Role.GENTLE
         nll = -now.mean

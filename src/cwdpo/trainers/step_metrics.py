@@ -1,15 +1,17 @@
 """Metrics of training steps, kept per answer until the next log line averages them over steps and ranks."""
 
+import difflib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from cwdpo.errors import ConfigError
 from cwdpo.records import COOLING_HISTOGRAM, COOLING_QUANTILES, HISTOGRAM_BINS, StepMetric
 
 _WEIGHTS: StepMetric = "cooling"
@@ -20,6 +22,7 @@ class StepMetrics:
 
     def __init__(self) -> None:
         self._values: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self._before: dict[str, int] = {}
         self.histograms: dict[str, list[int]] = {}
         """Counts of the values in the newest summary; apart from it, as loggers take scalars only."""
 
@@ -28,10 +31,20 @@ class StepMetrics:
         for name, value in values.items():
             self._values[name].append(value.detach().float())
 
+    def begin_step(self) -> None:
+        """From here on values belong to a new step."""
+        self._before = {name: len(parts) for name, parts in self._values.items()}
+
+    def forget_step(self) -> None:
+        """Drop the values of the step that is going on."""
+        for name, parts in self._values.items():
+            del parts[self._before.get(name, 0) :]
+
     def summary(self) -> dict[str, float]:
         """Means (and quantiles) over everything since the last call, on all ranks. Every rank must call it."""
-        here = {name: torch.cat(parts).cpu() for name, parts in self._values.items()}
+        here = {name: torch.cat(parts).cpu() for name, parts in self._values.items() if parts}
         self._values.clear()
+        self._before = {}
         merged: defaultdict[str, list[Tensor]] = defaultdict(list)
         for rank in gather_object([here]):
             for name, values in rank.items():
@@ -47,6 +60,36 @@ class StepMetrics:
                 summary |= {key: torch.quantile(values, q).item() for key, q in COOLING_QUANTILES.items()}
                 self.histograms[COOLING_HISTOGRAM] = histogram(values)
         return summary
+
+
+def check_best_metric(args: TrainingArguments, metrics: Sequence[StepMetric], sets: Sequence[str] = ()) -> None:
+    """Refuse, with a ConfigError, a ``metric_for_best_model`` that no evaluation will have: the Trainer would look for
+    it after the first one.
+
+    Args:
+        args: of a stage.
+        metrics: what the stage measures of its answers.
+        sets: names of the sets that are evaluated, where there are several.
+    """
+    wanted = args.metric_for_best_model
+    if wanted is None or args.eval_strategy == "no":
+        return
+    names = {"loss", "runtime", "samples_per_second", "steps_per_second"}
+    for metric in metrics:
+        names |= {"cooling/mean", *COOLING_QUANTILES} if metric == _WEIGHTS else {metric}
+    name = wanted.removeprefix("eval_")
+    if sets:
+        inside = next((name.removeprefix(f"{each}_") for each in sets if name.startswith(f"{each}_")), None)
+        if inside is None:
+            raise ConfigError(
+                f"metric_for_best_model is {wanted!r}, but several sets are evaluated. Name one of them: "
+                f"eval_{sets[0]}_{name}."
+            )
+        name = inside
+    if name not in names and not name.startswith("probes/"):
+        near = difflib.get_close_matches(name, sorted(names), n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Evaluations have {', '.join(sorted(names))}."
+        raise ConfigError(f"metric_for_best_model is {wanted!r}, which no evaluation of this stage has. {hint}")
 
 
 def histogram(values: Tensor) -> list[int]:

@@ -9,12 +9,12 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
-from urllib.parse import urlsplit
 
 import xxhash
 
 from cwdpo.config.functions import load_function
-from cwdpo.config.limits import is_server
+from cwdpo.config.limits import is_server, server_and_model
+from cwdpo.config.secrets import check_url
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.evaluation.judging.verdicts import TIE, PairJudge, Question
@@ -31,7 +31,7 @@ def load_pair_judge(name: str, rows: Sequence[Row], *, concurrency: int = 8) -> 
     """The judge of this name, one of :data:`FORMS`; ``rows`` are those of the data, whose answers are the right ones.
     Nothing is sent to a server yet."""
     if is_server(name):
-        _refuse_secrets(name)
+        check_url(server_and_model(name)[0], "--judge")
         from cwdpo.evaluation.judging.server import ServerJudge  # its client loads torch, which rules do not need
 
         return ServerJudge.named(name, RightAnswers(rows), concurrency=concurrency)
@@ -133,13 +133,3 @@ class FunctionJudge:
 
 def _from_sign(number: float) -> float:
     return TIE if number == 0 else float(number > 0)
-
-
-def _refuse_secrets(name: str) -> None:
-    """A password or key inside a URL would end in files and messages; the message does not repeat it."""
-    parts = urlsplit(name)
-    if parts.username is not None or parts.password is not None or parts.query:
-        raise ConfigError(
-            "--judge is a URL with a name, a password or a query in it, which would be written into files. Put the key "
-            "into OPENAI_API_KEY, and give the URL alone."
-        )

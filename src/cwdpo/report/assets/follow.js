@@ -1,9 +1,40 @@
 {
   const status = document.getElementById("follow");
   let version = status.dataset.version;
+  const part = (name) => status.querySelector(`.${name}`);
   const say = (text, lost) => {
-    status.textContent = text;
+    part("state").textContent = text;
     status.classList.toggle("lost", lost);
+  };
+  const spell = (seconds) => {
+    if (seconds < 90) return `${Math.round(seconds)} s`;
+    if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+    return `${(seconds / 3600).toFixed(1)} h`;
+  };
+  // what was seen of each run: the rate is over at most the last twenty updates of its stage
+  const seen = new Map();
+  let heard = null;
+  const measure = () => {
+    const cards = [...document.querySelectorAll(".card[data-progress]")];
+    const now = Date.now() / 1000;
+    heard = cards.length ? now - Math.min(...cards.map((card) => Number(card.dataset.age))) : null;
+    part("progress").textContent = cards
+      .map((card) => {
+        const { progress, stage, step, total, age } = card.dataset;
+        const key = `${card.querySelector("h3").textContent.trim()} ${stage}`;
+        const at = now - Number(age);
+        const past = (seen.get(key) || []).filter((one) => one.step < Number(step)).slice(-19);
+        seen.set(key, [...past, { step: Number(step), at }]);
+        const rate = past.length && at > past[0].at ? (step - past[0].step) / (at - past[0].at) : 0;
+        const speed = rate >= 1 ? `${rate.toFixed(1)} steps/s` : `${(1 / rate).toFixed(1)} s/step`;
+        const left = rate && total ? `, ${spell((total - step) / rate)} left` : "";
+        const name = cards.length > 1 ? `${card.querySelector("h3").textContent.trim()}: ` : "";
+        return name + progress + (rate ? `, ${speed}${left}` : "");
+      })
+      .join("; ");
+  };
+  const tick = () => {
+    part("fresh").textContent = heard === null ? "" : `Last line ${spell(Math.max(0, Date.now() / 1000 - heard))} ago.`;
   };
   const ask = async (address) => {
     const answer = await fetch(address, { cache: "no-store" });
@@ -47,6 +78,7 @@
       }
       for (const [key, one] of details()) if (open.has(key)) one.open = open.get(key);
       sortTables();
+      readCharts();
       sortExamples();
       for (const [key, table] of placed("table.sortable")) {
         const was = sorted.get(key);
@@ -71,12 +103,17 @@
         document.title = page.title;
         restore();
         version = page.getElementById("follow").dataset.version;
-        say(`Live. Last update ${new Date().toLocaleTimeString()}.`, false);
+        say("Live.", false);
+        measure();
+        tick();
       } else if (status.classList.contains("lost")) say("Live.", false);
     } catch {
       say("No longer updated: cwdpo report has ended, or cannot be reached.", true);
     }
     setTimeout(look, 1500);
   };
+  measure();
+  tick();
+  setInterval(tick, 1000);
   setTimeout(look, 1500);
 }
