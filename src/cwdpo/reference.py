@@ -64,6 +64,7 @@ class ReferenceCache:
         self.directory, self.of_model, self.rank = directory, of_model, rank
         self._entries: dict[str, tuple[float, int]] = {}
         self._unsaved: dict[str, tuple[float, int]] = {}
+        self._next_part: int | None = None
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
             header = {"format": _FORMAT, "model": of_model, "computed_in": computed_in}
@@ -101,9 +102,11 @@ class ReferenceCache:
         """Write what was added since the last save as one more part."""
         if not self._unsaved or self.directory is None:
             return
-        parts = self.directory.glob(f"part-{self.rank:03d}-*.npz")  # a damaged one may have left a gap
-        number = max((int(part.stem.rsplit("-", 1)[1]) for part in parts), default=-1) + 1
-        part = self.directory / f"part-{self.rank:03d}-{number:05d}.npz"
+        if self._next_part is None:  # looked for once, so that a save costs the same however many parts there are
+            parts = self.directory.glob(f"part-{self.rank:03d}-*.npz")  # a damaged one may have left a gap
+            self._next_part = max((int(part.stem.rsplit("-", 1)[1]) for part in parts), default=-1) + 1
+        part = self.directory / f"part-{self.rank:03d}-{self._next_part:05d}.npz"
+        self._next_part += 1
         written = part.with_suffix(".partial")
         with written.open("wb") as file:
             totals, counts = zip(*self._unsaved.values(), strict=True)

@@ -5,13 +5,17 @@ that a data set means one thing however it is loaded. Only images are left encod
 """
 
 import dataclasses
+import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cwdpo.data.rows import StoredImage, Table
 from cwdpo.data.sources import HubName
 from cwdpo.errors import DataError
 
@@ -23,19 +27,93 @@ Decode: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 _AT_A_TIME = 64
 
+_FEWEST_BYTES = 1024
+"""Smaller values stay in memory: what says where they lie is not much smaller."""
 
-def read_parquet(path: Path) -> Rows:
-    """Rows of a parquet file, in small batches."""
+_KEPT_BYTES = 2**27
+"""Of the columns that were read last, for rows that are asked for one after another."""
+
+
+class ParquetTable:
+    """A parquet file, of which single values are read; a row group's column at a time, the last ones are kept.
+
+    Row groups of about 100 rows, as ``datasets`` writes them where there are images, are read fast in any order.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._process: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ParquetTable, (self.path,)
+
+    def value(self, row: int, column: str) -> Any:
+        try:
+            if self._process != os.getpid():  # a file's position would be shared with the process that began this one
+                self._open()
+            group = bisect_right(self._starts, row) - 1
+            values = self._kept.pop((group, column), None)
+            if values is None:
+                values = self._file.read_row_group(group, columns=[column]).column(column)
+        except (pa.ArrowException, OSError) as problem:
+            reason = " ".join(str(problem).split())
+            raise DataError(f"{self.path}: cannot be read any more: {reason}. Do not change it in use.") from problem
+        self._kept[group, column] = values  # the newest last
+        while len(self._kept) > 1 and sum(each.nbytes for each in self._kept.values()) > _KEPT_BYTES:
+            del self._kept[next(iter(self._kept))]
+        value = values[row - self._starts[group]].as_py()
+        return value if self._decode is None else self._decode({column: value})[column]
+
+    def _open(self) -> None:
+        self._file = pq.ParquetFile(self.path)
+        meta = self._file.metadata
+        sizes = (meta.row_group(number).num_rows for number in range(meta.num_row_groups))
+        self._starts = [0, *accumulate(sizes)]
+        self._decode = decoder_of_schema(self._file.schema_arrow)
+        self._kept: dict[tuple[int, str], pa.ChunkedArray] = {}
+        self._process = os.getpid()
+
+
+class SavedTable:
+    """What ``datasets`` has on disk, mapped into memory, of which single values are read."""
+
+    def __init__(self, dataset: "datasets.Dataset") -> None:
+        self._dataset, self._decode = dataset.with_format("arrow"), decoder_of_features(dataset.features)
+
+    def value(self, row: int, column: str) -> Any:
+        found = self._dataset.select_columns([column])[row].to_pylist()[0]
+        return self._decode(found)[column]
+
+
+def with_stored_images(rows: Rows, table: Table) -> Rows:
+    """Rows whose encoded images are read when they are asked for."""
+    for number, row in enumerate(rows):
+        yield {name: _stored(value, table, number, (name,)) for name, value in row.items()}
+
+
+def _stored(value: Any, table: Table, row: int, path: tuple[str | int, ...]) -> Any:
+    if isinstance(value, bytes):
+        return StoredImage(table, row, path) if len(value) >= _FEWEST_BYTES else value
+    if isinstance(value, dict):
+        return {key: _stored(inner, table, row, (*path, key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_stored(inner, table, row, (*path, index)) for index, inner in enumerate(value)]
+    return value
+
+
+def read_parquet(path: Path, *, stored: bool = False) -> Rows:
+    """Rows of a parquet file, in small batches; ``stored`` leaves images where they are."""
     try:
         with pq.ParquetFile(path) as file:
-            yield from rows_of_tables(file.iter_batches(batch_size=_AT_A_TIME), decoder_of_schema(file.schema_arrow))
+            rows = rows_of_tables(file.iter_batches(batch_size=_AT_A_TIME), decoder_of_schema(file.schema_arrow))
+            yield from with_stored_images(rows, ParquetTable(path)) if stored else rows
     except (pa.ArrowException, OSError) as problem:
         reason = f"not a readable parquet file: {problem}. Write it again, or give JSON lines."
         raise DataError(f"{path}: {reason}") from problem
 
 
-def read_saved(path: Path) -> Rows:
-    """Rows of a directory made by ``save_to_disk``."""
+def load_saved(path: Path) -> "datasets.Dataset":
+    """A directory made by ``save_to_disk``."""
     import datasets  # takes a second, which files do not need
 
     try:
@@ -48,7 +126,7 @@ def read_saved(path: Path) -> Rows:
     if isinstance(loaded, datasets.DatasetDict):
         splits = ", ".join(str(path / name) for name in loaded)
         raise DataError(f"{path}: holds several splits. Give one of them: {splits}.")
-    yield from rows_of_dataset(loaded)
+    return loaded
 
 
 def load_from_hub(name: HubName) -> "datasets.Dataset":
@@ -73,10 +151,11 @@ def load_from_hub(name: HubName) -> "datasets.Dataset":
     return loaded["train" if "train" in splits else splits[0]]
 
 
-def rows_of_dataset(dataset: "datasets.Dataset") -> Rows:
-    """All rows of a data set in memory or on disk."""
+def rows_of_dataset(dataset: "datasets.Dataset", *, stored: bool = False) -> Rows:
+    """All rows of a data set in memory or on disk; ``stored`` leaves images where they are."""
     tables = dataset.with_format("arrow").iter(batch_size=_AT_A_TIME)
-    yield from rows_of_tables(tables, decoder_of_features(dataset.features))
+    rows = rows_of_tables(tables, decoder_of_features(dataset.features))
+    yield from with_stored_images(rows, SavedTable(dataset)) if stored else rows
 
 
 def rows_of_tables(tables: Iterable[pa.Table | pa.RecordBatch], decode: Decode | None) -> Rows:

@@ -2,19 +2,19 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from cwdpo.data.formats import format_of, row_from_record, unread_columns
+from cwdpo.data.formats import describe, row_from_record
 from cwdpo.data.image_roots import GivenRoots, ImageRoots
 from cwdpo.data.images import shorten, verify_image
 from cwdpo.data.messages import is_json, metadata_keys, parse_messages
 from cwdpo.data.reading import Record, read_records
-from cwdpo.data.rows import Row
+from cwdpo.data.rows import Row, StoredImage
 from cwdpo.data.sources import resolve_root
 from cwdpo.errors import DataError
 
@@ -50,7 +50,7 @@ class Notice:
     """What was found, beginning with the source, and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RowReport:
     """What one row holds. Token counts are None where no processor was given."""
 
@@ -151,33 +151,35 @@ class _Checker:
 
     def __init__(self, report: CheckReport, encoder: "Encoder | None") -> None:
         self._report, self._encoder = report, encoder
-        self._rows: dict[object, str] = {}
-        self._pairs: dict[object, str] = {}
+        self._rows: dict[bytes, str] = {}
+        self._pairs: dict[bytes, str] = {}
         self._noted: set[str] = set()
+        self._opened: set[Path] = set()
 
     def check(self, record: Record | DataError, source: str, roots: ImageRoots) -> None:
         try:
             if isinstance(record, DataError):
                 raise record
             row = row_from_record(record, source=source, roots=roots)
-            self._measure(row, format_of(record))
+            name, unread = describe(record)
+            self._measure(row, name)
         except DataError as problem:
             self._report.findings.append(Notice(source, "unusable_row", str(problem)))
             return
-        self._note_unread(record, row)
-        self._note_texts(record, row)
+        self._note_unread(record, row, unread)
+        self._note_texts(record, row, unread)
         self._compare(row)
 
-    def _note_unread(self, record: Record, row: Row) -> None:
+    def _note_unread(self, record: Record, row: Row, columns: Collection[str]) -> None:
         """Columns and keys that training passes over, each once a file."""
-        for column in unread_columns(record):
+        for column in columns:
             self._note_once(row, "unread_column", f"column `{shorten(column)}` is not read")
-        for key in (key for value in record.values() for key in metadata_keys(value)):
+        messages = (value for value in record.values() if not isinstance(value, str))
+        for key in (key for value in messages for key in metadata_keys(value)):
             self._note_once(row, "unread_key", f"the key `{shorten(key)}` of messages is not read")
 
-    def _note_texts(self, record: Record, row: Row) -> None:
+    def _note_texts(self, record: Record, row: Row, unread: Collection[str]) -> None:
         """Texts that are something else than they look like: marks of media that nothing reads, and JSON."""
-        unread = unread_columns(record)
         for key, value in record.items():
             if isinstance(value, str) and key not in unread and not isinstance(parse_messages(value, key), str):
                 self._note_once(row, "json_text", f"`{key}` is text that holds messages, and is read as such")
@@ -194,7 +196,11 @@ class _Checker:
         report = RowReport(row.source, name, len(row.images), len(row.rejected), row.gentle is not None)
         if self._encoder is None:
             for image in row.images:
+                if isinstance(image, Path) and image in self._opened:
+                    continue  # a file that many rows share is decoded once
                 verify_image(image, source=row.source)
+                if isinstance(image, Path):
+                    self._opened.add(image)
             self._report.rows.append(report)
             return
         for name in self._encoder.template.unread_kwargs(row):
@@ -232,8 +238,9 @@ class _Checker:
 
     def _compare(self, row: Row) -> None:
         """Look for answers and rows that are the same."""
+        # of a million rows the hashes are kept, and not the texts
         prompt = _identity(row)
-        first = self._rows.setdefault((prompt, row.chosen, row.rejected, row.gentle), row.source)
+        first = self._rows.setdefault(_hash(prompt, row.chosen, *row.rejected, row.gentle), row.source)
         if first != row.source:
             self._note(row, "duplicate", f"the row is the same as {first}, so it counts twice. Take one out.")
         if row.chosen.strip() in (answer.strip() for answer in row.rejected):
@@ -243,8 +250,8 @@ class _Checker:
             same = "gentle is the same as chosen, but must hold one error. Take `gentle` out."
             self._note(row, "gentle_is_chosen", same)
         for answer in row.rejected:
-            self._pairs.setdefault((prompt, row.chosen, answer), row.source)
-            reverse = self._pairs.get((prompt, answer, row.chosen))
+            self._pairs.setdefault(_hash(prompt, row.chosen, answer), row.source)
+            reverse = self._pairs.get(_hash(prompt, answer, row.chosen))
             if reverse is not None and answer != row.chosen:
                 self._note(row, "contradiction", f"{reverse} prefers the same two answers the other way. Take one out.")
 
@@ -258,17 +265,24 @@ class _Checker:
         self._report.notes.append(Notice(row.source, name, f"{row.source}: {message}"))
 
 
-def _identity(row: Row) -> str:
-    """Equal for rows with the same prompt, images and values for the template; image files are compared by path."""
-    digest = xxhash.xxh3_128(repr((row.prompt, dict(row.template_kwargs))).encode())
+def _hash(*values: object) -> bytes:
+    return xxhash.xxh3_128_digest(repr(values).encode("utf-8", "surrogatepass"))
+
+
+def _identity(row: Row) -> bytes:
+    """Equal for rows with the same prompt and images; image files are compared by their path."""
+    turns = [
+        (turn.role, [p if isinstance(p, str) else None for p in turn.parts], turn.reasoning) for turn in row.prompt
+    ]
+    digest = xxhash.xxh3_128(_hash(turns, row.template_kwargs))
     for image in row.images:
-        if isinstance(image, bytes):
-            digest.update(image)
+        if isinstance(image, bytes | StoredImage):
+            digest.update(image if isinstance(image, bytes) else image.read())
         elif isinstance(image, Path):
             digest.update(str(image).encode("utf-8", "surrogateescape"))
         else:
             digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
-    return digest.hexdigest()
+    return digest.digest()
 
 
 _ACTIVATIONS = 34

@@ -20,7 +20,7 @@ from cwdpo.data.encode import Encoder
 from cwdpo.data.formats import row_from_record
 from cwdpo.data.image_roots import GivenRoots, ImageRoots, parse_roots
 from cwdpo.data.images import open_image, random_crop
-from cwdpo.data.rows import ImageSource, Row
+from cwdpo.data.rows import ImageSource, Row, StoredImage
 from cwdpo.errors import ConfigError, DataError
 
 _KEYS = {Role.CHOSEN: "chosen", Role.REJECTED: "rejected", Role.GENTLE: "gentle"}
@@ -181,7 +181,10 @@ def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int], *,
     """
     if not rows:
         return []
-    facts = np.array([_facts(row, answers) for row in rows], dtype=np.float64)
+    known: dict[Path, int] = {}  # of files that many rows share
+    facts = np.empty((len(rows), 4))
+    for place, row in enumerate(rows):
+        facts[place] = _facts(row, answers, known)
     by_size = np.lexsort(facts.T)
     sample = by_size[np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int))]
     exact = np.array([count_tokens(rows[i]) for i in sample], dtype=np.float64)
@@ -193,11 +196,15 @@ def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int], *,
     return found
 
 
-def _facts(row: Row, answers: bool) -> tuple[float, ...]:
-    """1, characters, images and pixels of a row."""
+def _facts(row: Row, answers: bool, known: dict[Path, int]) -> tuple[float, ...]:
+    """1, characters, images and pixels of a row; those of files are looked up, or remembered, in ``known``."""
     texts = [row.chosen, *row.rejected, row.gentle or ""] if answers else []
     texts += [part for message in row.prompt for part in message.parts if isinstance(part, str)]
-    return 1.0, float(sum(map(len, texts))), float(len(row.images)), float(sum(map(_pixels, row.images)))
+    for image in row.images:
+        if isinstance(image, Path) and image not in known:
+            known[image] = _pixels(image)
+    pixels = sum(known[image] if isinstance(image, Path) else _pixels(image) for image in row.images)
+    return 1.0, float(sum(map(len, texts))), float(len(row.images)), float(pixels)
 
 
 def _pixels(image: ImageSource) -> int:
@@ -205,6 +212,8 @@ def _pixels(image: ImageSource) -> int:
     try:
         if isinstance(image, Image.Image):
             return image.width * image.height
+        if isinstance(image, StoredImage):
+            image = image.read()
         with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as opened:
             return opened.width * opened.height
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):

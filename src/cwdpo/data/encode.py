@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from cwdpo.data.chat_template import ChatTemplate, Frame
 from cwdpo.data.images import open_image
-from cwdpo.data.rows import Row
+from cwdpo.data.rows import Row, StoredImage
 from cwdpo.errors import ConfigError, DataError
 from cwdpo.models.parts import ModelLimits
 
@@ -72,7 +72,7 @@ class EncodedMemory:
         self, row: Row, time: datetime, encode: Callable[[], tuple[Frame, dict[str, Tensor]]]
     ) -> tuple[_Key, Frame, dict[str, Tensor]]:
         """A row's prompt as its template writes it at a time, encoded here if it is not known."""
-        images = (image if isinstance(image, Path) else id(image) for image in row.images)
+        images = (image if isinstance(image, Path | StoredImage) else id(image) for image in row.images)
         key = (time, row.prompt, repr(row.template_kwargs), row.thinks, *images)
         if key in self._prompts:
             return key, *self._prompts[key][1:]

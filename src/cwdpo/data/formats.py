@@ -51,13 +51,14 @@ OWN_COLUMNS = ("gentle_edit", "negative_sources", "lbar", "ches", "w_c")
 
 _OTHER_ANSWERS = ("gentle", "longer", "shorter")
 _KWARGS = ("chat_template_kwargs", "template_kwargs")
-_OPTIONAL = (
-    *("images", "image", "gentle", "negatives", "longer", "shorter", "kind", "id", "system"),
-    *(*_KWARGS, *OWN_COLUMNS),
+_OPTIONAL = frozenset(
+    ("images", "image", "gentle", "negatives", "longer", "shorter", "kind", "id", "system", *_KWARGS, *OWN_COLUMNS)
 )
-_MAY_BE_EMPTY = (
-    *("images", "image", "kind", "id", "idx", "system", *_KWARGS, "input", "history"),
-    *("tools", "videos", "video", "audios", "audio", "rejected_images"),
+_MAY_BE_EMPTY = frozenset(
+    (
+        *("images", "image", "kind", "id", "idx", "system", *_KWARGS, "input", "history"),
+        *("tools", "videos", "video", "audios", "audio", "rejected_images"),
+    )
 )
 """Columns in which an empty text, list or object is as good as none; of an answer it is a mistake."""
 
@@ -82,25 +83,34 @@ def format_of(record: Record) -> str:
         >>> format_of({"question": "What is it?", "chosen": "A cat.", "rejected": "A dog.", "image": "a.png"})
         'rlaif-v'
     """
-    found = find_format(_without_missing(record))
-    return "unknown" if found is None else found.name
+    return describe(record)[0]
 
 
 def format_keys(record: Record) -> tuple[str, ...]:
     """Keys that only the record's format reads, beside those that every format may have."""
-    found = find_format(_without_missing(record))
-    return () if found is None else (*found.needs, *found.reads)
+    return _keys_of(find_format(_without_missing(record)))
 
 
 def unread_columns(record: Record) -> list[str]:
     """Keys of a record that are not read, in the record's order."""
+    return describe(record)[1]
+
+
+def describe(record: Record) -> tuple[str, list[str]]:
+    """What :func:`format_of` and :func:`unread_columns` say of a record, in one look."""
     record = _without_missing(record)
-    return _unread(record, find_format(record))
+    known = find_format(record)
+    return "unknown" if known is None else known.name, _unread(record, known)
 
 
 def _unread(record: Record, known: Format | None) -> list[str]:
-    read = () if known is None else (*known.needs, *known.reads)
+    """The same, of a record without missing values whose format is known."""
+    read = _keys_of(known)
     return [key for key in record if key not in _OPTIONAL and key not in read]
+
+
+def _keys_of(known: Format | None) -> tuple[str, ...]:
+    return () if known is None else (*known.needs, *known.reads)
 
 
 def row_from_record(record: Record, *, source: str, roots: ImageRoots) -> Row:
@@ -220,9 +230,14 @@ def _images(record: Record, roots: ImageRoots, source: str) -> list[ImageSource]
     return [read_image(item, roots, source=source, where=f"`{key}`[{index}]") for index, item in enumerate(value)]
 
 
-def _template_kwargs(record: Record, source: str) -> dict[str, Any]:
+_NONE: Mapping[str, Any] = {}  # one for all rows, as most have none
+
+
+def _template_kwargs(record: Record, source: str) -> Mapping[str, Any]:
     key = next((key for key in _KWARGS if key in record), None)
-    value = {} if key is None else parse_json(record[key])
+    if key is None:
+        return _NONE
+    value = parse_json(record[key])
     if not isinstance(value, Mapping):
         raise DataError(f'{source}: `{key}` is {shown(value)}. Write an object such as {{"enable_thinking": false}}.')
     return {str(name): item for name, item in value.items() if item is not None}

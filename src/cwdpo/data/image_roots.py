@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from cwdpo.data.images import MAX_FILE_BYTES, shorten
-from cwdpo.data.rows import ImageSource
+from cwdpo.data.rows import ImageSource, StoredImage
 from cwdpo.errors import DataError
 
 GivenRoots: TypeAlias = str | Path | Sequence[str | Path] | None
@@ -165,7 +165,7 @@ def read_image(value: Any, roots: ImageRoots, *, source: str, where: str) -> Ima
         value = os.fspath(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
-    if isinstance(value, Image.Image):
+    if isinstance(value, Image.Image | StoredImage):
         return value
     if isinstance(value, str):
         if _DATA_URL.match(value) or _is_base64(value):

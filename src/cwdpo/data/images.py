@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cwdpo.data.rows import ImageSource
+from cwdpo.data.rows import ImageSource, StoredImage
 from cwdpo.errors import DataError, shortened
 
 MAX_FILE_BYTES = 256 * 2**20
@@ -37,6 +37,8 @@ def open_image(image: ImageSource, *, source: str) -> Image.Image:
     """Decode an image to RGB, fully and upright, so that nothing can fail later; else a ``DataError``."""
     name = _name(image)
     with _errors_of(name, source):
+        if isinstance(image, StoredImage):
+            image = image.read()
         if isinstance(image, Image.Image):
             _check_size(image, name, source)
             image.load()
@@ -51,6 +53,8 @@ def peek_image(image: ImageSource, *, source: str) -> tuple[int, int]:
     """
     name = _name(image)
     with _errors_of(name, source):
+        if isinstance(image, StoredImage):
+            image = image.read()
         if isinstance(image, Image.Image):
             _check_size(image, name, source)
             return image.size

@@ -6,6 +6,7 @@ type from row to row. Formats are not looked at: that is :mod:`cwdpo.data.format
 """
 
 import csv
+import gc
 import gzip
 import io
 import json
@@ -13,6 +14,7 @@ import math
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
@@ -41,11 +43,24 @@ def read_rows(path: str | Path, *, image_root: GivenRoots = None) -> list[Row]:
     """
     roots = resolve_root(path, image_root)
     rows = []
-    for record, source in read_records(path):
-        if isinstance(record, DataError):
-            raise record
-        rows.append(row_from_record(record, source=source, roots=roots))
+    with _without_collector():
+        for record, source in read_records(path, stored=True):
+            if isinstance(record, DataError):
+                raise record
+            rows.append(row_from_record(record, source=source, roots=roots))
     return rows
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python from searching rows for reference cycles, of which they have none, again and again as they grow."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def split_rows(rows: Sequence[_Row], fraction: float, seed: int) -> tuple[list[_Row], list[_Row]]:
@@ -75,40 +90,40 @@ def choose_rows(rows: Sequence[Row], number: int, seed: int) -> list[Row]:
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), number))]
 
 
-def read_records(path: str | Path) -> Parsed:
+def read_records(path: str | Path, *, stored: bool = False) -> Parsed:
     """Read a data set's records one after another: each, or the error it is to be reported as, with its ``file:line``.
 
     Reading goes on after a bad record wherever the format shows where the next one begins; a file that cannot be read
-    at all raises its error. What ``path`` may be says :func:`read_rows`.
+    at all raises its error. What ``path`` may be says :func:`read_rows`. With ``stored``, images inside tables are
+    left there, as :class:`cwdpo.data.rows.StoredImage`.
     """
     empty = True
-    for item in _read_all(path):
+    for item in _read_all(path, stored):
         empty = False
         yield item
     if empty:
         raise DataError(f"{path}: holds no row. Write one JSON object a line, or take the file out of the recipe.")
 
 
-def _read_all(path: str | Path) -> Parsed:
+def _read_all(path: str | Path, stored: bool) -> Parsed:
     name = hub_name(path)
     if name is not None:
         from cwdpo.data.arrow import load_from_hub, rows_of_dataset
 
-        yield from _numbered(rows_of_dataset(load_from_hub(name)), path)
+        yield from _numbered(rows_of_dataset(load_from_hub(name), stored=stored), path)
         return
     for file in data_files(Path(path)):
-        yield from _read_file(file)
+        yield from _read_file(file, stored)
 
 
-def _read_file(path: Path) -> Parsed:
+def _read_file(path: Path, stored: bool) -> Parsed:
     ending, _ = ending_of(path)
     if path.is_dir() or ending == ".parquet":
-        from cwdpo.data.arrow import (
-            read_parquet,
-            read_saved,
-        )  # pyarrow and datasets take time, which text does not need
+        # pyarrow and datasets take time, which text does not need
+        from cwdpo.data.arrow import load_saved, read_parquet, rows_of_dataset
 
-        yield from _numbered(read_saved(path) if path.is_dir() else read_parquet(path), path)
+        rows = rows_of_dataset(load_saved(path), stored=stored) if path.is_dir() else read_parquet(path, stored=stored)
+        yield from _numbered(rows, path)
         return
     readers = {".jsonl": _read_lines, ".json": _read_list, ".csv": _read_table, ".tsv": _read_table}
     try:

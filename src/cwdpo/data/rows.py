@@ -4,12 +4,40 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from PIL import Image
 
-ImageSource: TypeAlias = Path | bytes | Image.Image
-"""An image as a file on disk, as encoded bytes (parquet) or already decoded (a ``datasets`` Image column)."""
+
+class Table(Protocol):
+    """Rows on disk that can be read one at a time."""
+
+    def value(self, row: int, column: str) -> Any:
+        """What a row, counted from 0, has in a column."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An encoded image inside a table on disk: where it lies. Held as bytes, those of a data set would fill memory."""
+
+    table: Table
+    row: int
+    path: tuple[str | int, ...]
+    """The column, and what leads to the bytes in it: ``("images", 0, "bytes")``."""
+
+    def read(self) -> bytes:
+        column, *inner = self.path
+        value = self.table.value(self.row, str(column))
+        for key in inner:
+            value = value[key]
+        found: bytes = value
+        return found
+
+
+ImageSource: TypeAlias = Path | bytes | StoredImage | Image.Image
+"""An image as a file on disk, as encoded bytes, inside a table on disk (parquet) or already decoded (a ``datasets``
+Image column)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import xxhash
 from PIL import Image
 
-from cwdpo.data.rows import Row
+from cwdpo.data.rows import Row, StoredImage
 
 TOO_EASY, TOO_SIMILAR = "too_easy", "too_similar"
 
@@ -185,5 +185,6 @@ def _right_in(row: Row) -> list[str]:
 
 def _question(row: Row) -> Hashable:
     images = (image.tobytes() if isinstance(image, Image.Image) else image for image in row.images)
-    names = (xxhash.xxh3_128_hexdigest(image) if isinstance(image, bytes) else str(image) for image in images)
+    held = (image.read() if isinstance(image, StoredImage) else image for image in images)
+    names = (xxhash.xxh3_128_hexdigest(image) if isinstance(image, bytes) else str(image) for image in held)
     return row.prompt, tuple(names)

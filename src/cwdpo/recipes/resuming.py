@@ -148,10 +148,14 @@ def _contents(data: DataConfig, rows: Sequence[Row]) -> list[dict[str, str | int
     found: list[dict[str, str | int]] = []
     for file, group in groupby(rows, key=lambda row: row.source.rpartition(":")[0]):
         root, count, digest = resolve_root(file, data.image_root).start, 0, xxhash.xxh3_128()
+        names: dict[Path, str | list[str | int]] = {}  # of files that many rows share
         for count, row in enumerate(group, start=1):  # noqa: B007  # counted to the end
             turns = [[turn.role, [p if isinstance(p, str) else None for p in turn.parts]] for turn in row.prompt]
             answers = [row.chosen, list(row.rejected), row.gentle, row.longer, row.shorter, row.kind]
-            images = [_name(image, root) for image in row.images]
+            for image in row.images:
+                if isinstance(image, Path) and image not in names:
+                    names[image] = _name(image, root)
+            images = [names[image] if isinstance(image, Path) else _name(image, root) for image in row.images]
             for_template = [turn.reasoning for turn in row.prompt if turn.reasoning is not None]
             further = [for_template, repr(row.template_kwargs)] if for_template or row.template_kwargs else []
             digest.update(json.dumps([turns, answers, images, *further]).encode() + b"\n")
@@ -165,7 +169,7 @@ def _name(image: ImageSource, root: Path | None) -> str | list[str | int]:
         return str(image.relative_to(root) if root is not None and image.is_relative_to(root) else image)
     if isinstance(image, Image.Image):
         return [image.mode, *image.size]
-    return xxhash.xxh3_128(image).hexdigest()
+    return xxhash.xxh3_128(image if isinstance(image, bytes) else image.read()).hexdigest()
 
 
 def _has_begun(run: RunDirectory, stage: Stage) -> bool:

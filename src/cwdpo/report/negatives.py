@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from cwdpo.data.formats import row_from_record
 from cwdpo.data.reading import read_records
-from cwdpo.data.rows import Row
+from cwdpo.data.rows import Row, StoredImage
 from cwdpo.data.sources import resolve_root
 from cwdpo.errors import DataError, UserError
 from cwdpo.negatives.candidates import read_refresh
@@ -259,6 +259,7 @@ def _cards(shown: Sequence[Shown], notes: list[str]) -> Iterator[Card]:
     for row, negatives in shown:
         first = row.images[0] if negatives and row.images else None
         name = f"row {row.id or row.source}: its picture"
+        first = first.read() if isinstance(first, StoredImage) else first
         picture = read_picture(first, notes, name) if isinstance(first, Path | bytes) else None
         image, small = picture or (None, False)
         prompt = "\n".join(part for turn in row.prompt for part in turn.parts if isinstance(part, str))
