@@ -195,7 +195,7 @@ def _check_header(directory: Path, header: Mapping[str, Any], rank: int) -> None
         why = f"were computed in {found.get('computed_in')}, and this run computes in {header['computed_in']}"
     raise UserError(
         f"{directory}: these reference log-probs {why}, so they cannot be used. Delete that directory to compute them "
-        "again, or write `stage2: {reference: live}`."
+        "again, or write `reference: live` for stage 2 (CWDPOConfig(reference='live'))."
     )
 
 

@@ -76,7 +76,7 @@ def test_urls_are_refused(url: str, tmp_path: Path) -> None:
 def test_empty_names_and_rows_without_a_directory(tmp_path: Path) -> None:
     assert "the image path is ''" in escaped("", tmp_path)
     assert "image path" in escaped("a\0b", tmp_path)
-    assert "or image_root=" in escaped("a.png", None)
+    assert "image_root=" in escaped("a.png", None)
     assert ImageRoots(None, anywhere=True).find("/x/a.png", source="") == Path("/x/a.png")
 
 

@@ -134,3 +134,5 @@ def test_what_has_no_rows_is_refused(make_trainer: Make) -> None:
         ValueError, match=r"test_dataset is a dict, with the splits few\. Give one of them: test_dataset=dataset"
     ):
         trainer.predict({"few": NEW})
+    with pytest.raises(ValueError, match=r"eval_dataset is the name 'rows\.jsonl', and not rows"):
+        trainer.evaluate("rows.jsonl")

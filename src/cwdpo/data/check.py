@@ -11,12 +11,12 @@ import xxhash
 
 from cwdpo.data.formats import describe, row_from_record
 from cwdpo.data.image_roots import GivenRoots, ImageRoots
-from cwdpo.data.images import shorten, verify_image
+from cwdpo.data.images import verify_image
 from cwdpo.data.messages import is_json, metadata_keys, parse_messages
 from cwdpo.data.reading import Record, read_records
 from cwdpo.data.rows import Row, StoredImage
 from cwdpo.data.sources import resolve_root
-from cwdpo.errors import DataError
+from cwdpo.errors import DataError, shortened
 
 if TYPE_CHECKING:  # it loads torch, which a check of the data alone does not need
     from cwdpo.data.encode import Encoder
@@ -173,10 +173,10 @@ class _Checker:
     def _note_unread(self, record: Record, row: Row, columns: Collection[str]) -> None:
         """Columns and keys that training passes over, each once a file."""
         for column in columns:
-            self._note_once(row, "unread_column", f"column `{shorten(column)}` is not read")
+            self._note_once(row, "unread_column", f"column `{shortened(column)}` is not read")
         messages = (value for value in record.values() if not isinstance(value, str))
         for key in (key for value in messages for key in metadata_keys(value)):
-            self._note_once(row, "unread_key", f"the key `{shorten(key)}` of messages is not read")
+            self._note_once(row, "unread_key", f"the key `{shortened(key)}` of messages is not read")
 
     def _note_texts(self, record: Record, row: Row, unread: Collection[str]) -> None:
         """Texts that are something else than they look like: marks of media that nothing reads, and JSON."""
@@ -189,7 +189,7 @@ class _Checker:
         for text in (*prompt, row.chosen, *row.rejected):
             for tag in _MEDIA_TAG.findall(text):
                 of = "stays text, and no image stands there: the mark of an image is <image>"
-                self._note_once(row, "media_tag", f"{shorten(tag, 30)!r} {of}")
+                self._note_once(row, "media_tag", f"{shortened(tag, 30)!r} {of}")
 
     def _measure(self, row: Row, name: str) -> None:
         """Open the row's images, count its tokens, and report it."""
@@ -204,7 +204,7 @@ class _Checker:
             self._report.rows.append(report)
             return
         for name in self._encoder.template.unread_kwargs(row):
-            self._note_once(row, "unread_kwarg", f"the chat template does not read `{shorten(name)}`")
+            self._note_once(row, "unread_kwarg", f"the chat template does not read `{shortened(name)}`")
         texts = [row.chosen, *row.rejected, *([] if row.gentle is None else [row.gentle])]
         encoded = self._encoder.measure(row, texts)
         chosen, *others = map(len, encoded.answers)

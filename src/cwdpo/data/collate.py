@@ -21,7 +21,7 @@ from cwdpo.data.formats import row_from_record
 from cwdpo.data.image_roots import GivenRoots, ImageRoots, parse_roots
 from cwdpo.data.images import open_image, random_crop
 from cwdpo.data.rows import ImageSource, Row, StoredImage
-from cwdpo.errors import ConfigError, DataError
+from cwdpo.errors import ConfigError, DataError, shortened
 
 _KEYS = {Role.CHOSEN: "chosen", Role.REJECTED: "rejected", Role.GENTLE: "gentle"}
 
@@ -51,7 +51,7 @@ class RowDataset(Dataset[tuple[int, Row]]):
             )
         if isinstance(rows, str | bytes | Path):
             raise ConfigError(
-                f"{name} is the name {str(rows)[:80]!r}, and not rows. Load them: "
+                f"{name} is the name {shortened(str(rows))!r}, and not rows. Load them: "
                 f"{name}=load_dataset('json', data_files='rows.jsonl', split='train')."
             )
         if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):

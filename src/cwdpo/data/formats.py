@@ -30,7 +30,6 @@ from functools import lru_cache
 from typing import Any
 
 from cwdpo.data.image_roots import ImageRoots, read_image
-from cwdpo.data.images import shorten
 from cwdpo.data.known_formats import REPEATS, Format, Record, find_format, is_list, parse_json
 from cwdpo.data.messages import (
     PLACEHOLDER,
@@ -44,7 +43,7 @@ from cwdpo.data.messages import (
     shown,
 )
 from cwdpo.data.rows import ImageSlot, ImageSource, Message, Row
-from cwdpo.errors import DataError
+from cwdpo.errors import DataError, shortened
 
 OWN_COLUMNS = ("gentle_edit", "negative_sources", "lbar", "ches", "w_c")
 """Columns that ``cwdpo negatives`` writes about a row's answers, for people and pages to read."""
@@ -179,7 +178,7 @@ def _checked_format(record: Record, source: str) -> Format:
     if known is None:
         words = [f"`{key}` as `{_OTHER_WORDS[key]}`" for key in record if key in _OTHER_WORDS]
         advice = f"Name {' and '.join(words)}, as in" if words else "Write"
-        keys = shorten(", ".join(map(repr, record)) or "none", 240)
+        keys = shortened(", ".join(map(repr, record)) or "none", 240)
         raise DataError(f"{source}: the row's keys are {keys}, which is not a known format. {advice} {_EXAMPLE}.")
     if {*REPEATS} <= record.keys() and known.needs[0] in REPEATS:
         raise DataError(f"{source}: the row has both `conversations` and `messages`. Keep one of them.")

@@ -16,9 +16,9 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from cwdpo.data.images import MAX_FILE_BYTES, shorten
+from cwdpo.data.images import MAX_FILE_BYTES
 from cwdpo.data.rows import ImageSource, StoredImage
-from cwdpo.errors import DataError
+from cwdpo.errors import DataError, shortened
 
 GivenRoots: TypeAlias = str | Path | Sequence[str | Path] | None
 """Image roots as a user gives them: one directory, several in a list, or several in one text as in ``PATH``."""
@@ -74,7 +74,7 @@ class ImageRoots:
         return found
 
     def _resolve(self, name: str, source: str) -> Path:
-        shown = shorten(name)
+        shown = shortened(name)
         if not name.strip() or "\0" in name:
             raise DataError(
                 f"{source}: the image path is {shown!r}. Write the path of an image file, or leave `images` out."
@@ -92,7 +92,8 @@ class ImageRoots:
         elif self.start is None:
             raise DataError(
                 f"{source}: image {shown!r} is a relative path, but these rows have no directory to start from. Give "
-                "one with --image-root (data.image_root), or image_root= in Python."
+                "one with --image-root (data.image_root); in Python write whole paths, or read the file with "
+                "read_rows(FILE, image_root=DIRECTORY)."
             )
         else:
             path = os.path.join(self.start, path)
@@ -120,7 +121,7 @@ class ImageRoots:
             outside = f"is an absolute path outside the image root {start}"
             how = outside if os.path.isabs(named) else f"leaves the image root {start} through `..`"
         else:
-            how = f"is, or lies behind, a link that leads out of the image root {start}, to {shorten(found, 200)}"
+            how = f"is, or lies behind, a link that leads out of the image root {start}, to {shortened(found, 200)}"
         both = f"{start}{os.pathsep}{target}"
         return (
             f"{how}. Only files inside the image roots are read. To read files there too, name both directories: "
@@ -194,15 +195,15 @@ def _decode(text: str, *, source: str, where: str) -> bytes:
         )
     if comma and not head.lower().endswith(";base64"):
         raise DataError(
-            f"{source}: {where} is a `data:` URL without base64 ({shorten(head)!r}). Write data:image/png;base64,..."
+            f"{source}: {where} is a `data:` URL without base64 ({shortened(head)!r}). Write data:image/png;base64,..."
         )
     packed = "".join(unquote(body).split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:
         found = base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
     except (binascii.Error, ValueError) as problem:
         raise DataError(
-            f"{source}: {where} is not base64 ({problem}): {shorten(body)!r}. Write the image file's bytes in base64, "
-            "or the path of the file."
+            f"{source}: {where} is not base64 ({problem}): {shortened(body)!r}. Write the image file's bytes in "
+            "base64, or the path of the file."
         ) from problem
     if not found:
         raise DataError(f"{source}: {where} is an empty image. Write the image's bytes, or the path of its file.")

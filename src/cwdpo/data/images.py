@@ -77,16 +77,6 @@ def verify_image(image: ImageSource, *, source: str) -> None:
         _check_depth(opened, name, source)
 
 
-def shorten(text: str, most: int = 80) -> str:
-    """A text for messages, with its middle left out where it is long: a name may be megabytes of base64.
-
-    Example:
-        >>> shorten("a" * 100, 20)
-        'aaaaaaaaaaa...aaaaaa'
-    """
-    return shortened(text, most)
-
-
 def random_crop(image: Image.Image, *, seed: str) -> Image.Image:
     """A region of 1 to 20 % of an image's area, of the image's own shape, enlarged to its size; the seed decides which.
 
@@ -104,7 +94,7 @@ def _name(image: ImageSource) -> str:
     """What messages call an image; the directory's name may be long, but a part of the path may not."""
     if not isinstance(image, Path):
         return "the image"
-    return f"image {shorten('/'.join(shorten(part) for part in str(image).split('/')), 240)}"
+    return f"image {shortened('/'.join(shortened(part) for part in str(image).split('/')), 240)}"
 
 
 @contextmanager
@@ -123,7 +113,7 @@ def _errors_of(name: str, source: str) -> Iterator[None]:
                 f"{source}: {name} is not an image that Pillow can read. Convert it to PNG, or take the row out."
             ) from problem
         except Exception as problem:  # Pillow's decoders raise many types on damaged files; all mean the same here
-            said = shorten(f"{type(problem).__name__}: {' '.join(str(problem).split())}", 160)
+            said = shortened(f"{type(problem).__name__}: {' '.join(str(problem).split())}", 160)
             raise DataError(
                 f"{source}: {name} cannot be decoded ({said}). Copy the file again if it is damaged or cut short, "
                 "convert it, or take the row out."
@@ -144,7 +134,9 @@ def _opened_file(path: Path, name: str, source: str) -> Iterator[BinaryIO]:
     except IsADirectoryError as problem:
         raise DataError(f"{source}: {name} is not a file. Write the path of an image file.") from problem
     except FileNotFoundError as problem:
-        raise DataError(f"{source}: {name} does not exist. Correct the path, or give --image-root.") from problem
+        raise DataError(
+            f"{source}: {name} does not exist. Correct the path, or the image root that it starts at."
+        ) from problem
     except OSError as problem:  # no right to look, a name longer than the file system allows, a disk that fails
         if problem.strerror is None:  # of the decoder, not of the file system
             raise

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, NamedTuple, TypeAlias
 
-from cwdpo.data.images import shorten
 from cwdpo.data.rows import ImageSlot, join_reasoning
-from cwdpo.errors import DataError
+from cwdpo.errors import DataError, shortened
 
 PLACEHOLDER = "<image>"
 """Marks an image's place in text, in every format read here."""
@@ -229,7 +228,7 @@ def parse_messages(value: Any, where: str) -> Any:
             found = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError) as problem:
             raise DataError(
-                f"{where} is a text that holds messages, but is neither JSON nor Python: {shorten(value)!r}. Write a "
+                f"{where} is a text that holds messages, but is neither JSON nor Python: {shortened(value)!r}. Write a "
                 f"list of messages like {_MESSAGE}, or take the row out."
             ) from problem
     return found
@@ -277,7 +276,7 @@ def read_text(value: Any, where: str) -> str:
 
 def shown(value: Any) -> str:
     """A value for messages, with its type."""
-    return f"{shorten(repr(value), 60)} ({type(value).__name__})"
+    return f"{shortened(repr(value), 60)} ({type(value).__name__})"
 
 
 def is_json(text: str) -> bool:
@@ -332,7 +331,7 @@ def _check_keys(item: Mapping[str, Any], known: Mapping[str, str], where: str, w
             raise DataError(f"{where} has the key `{key}`, which is not supported: {meaning}.")
         near = difflib.get_close_matches(str(key), known, 1, 0.8)
         advice = f"Did you mean `{near[0]}`?" if near else "Take it out."
-        raise DataError(f"{where} has the key {shorten(str(key))!r}, which is not known in {what}. {advice}")
+        raise DataError(f"{where} has the key {shortened(str(key))!r}, which is not known in {what}. {advice}")
 
 
 def _one_of(turn: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:

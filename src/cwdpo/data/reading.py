@@ -20,10 +20,10 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 from cwdpo.data.formats import row_from_record
 from cwdpo.data.image_roots import GivenRoots
-from cwdpo.data.images import MAX_FILE_BYTES, shorten
+from cwdpo.data.images import MAX_FILE_BYTES
 from cwdpo.data.rows import Row
 from cwdpo.data.sources import data_files, ending_of, hub_name, resolve_root
-from cwdpo.errors import ConfigError, DataError
+from cwdpo.errors import ConfigError, DataError, shortened
 
 Record: TypeAlias = Mapping[str, Any]
 _Row = TypeVar("_Row")
@@ -159,7 +159,7 @@ def _read_table(path: Path) -> Parsed:
             if names is None:
                 names = cells
                 if len({*names}) < len(names) or not all(names[1:]):  # pandas gives its index no name
-                    raise DataError(f"{source}: the columns need names, each once: {shorten(', '.join(names))!r}.")
+                    raise DataError(f"{source}: the columns need names, each once: {shortened(', '.join(names))!r}.")
             elif len(cells) != len(names):
                 yield (
                     DataError(
@@ -242,7 +242,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {shorten(twice)!r} stands twice in one object. Keep one of them")
+        raise ValueError(f"the key {shortened(twice)!r} stands twice in one object. Keep one of them")
     return found
 
 

@@ -348,7 +348,10 @@ class AnswerTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """See ``Trainer.evaluate``; rows may be in any form that training takes."""
-        rows: Any = eval_dataset if isinstance(eval_dataset, str) else _by_name(eval_dataset, "eval_dataset")
+        own = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+        rows: Any = eval_dataset
+        if not (isinstance(rows, str) and rows in own):
+            rows = _by_name(rows, "eval_dataset")
         if not isinstance(rows, dict):  # each set of a dictionary comes back here by itself
             self.prepare_evaluation(rows if isinstance(rows, RowDataset) else None)
         with phase("evaluation"):
