@@ -43,7 +43,7 @@ def exact_share(checkpoint: Path, world: WorldPaths, processor: Any) -> float:
 def with_checkpoints(recipe: Recipe) -> Recipe:
     """The same training with a checkpoint of stage 2's model every few steps."""
     assert recipe.stage2 is not None
-    kept = {"save_strategy": "steps", "save_steps": EVERY, "save_total_limit": None, "save_only_model": True}
+    kept = {"save_strategy": "steps", "save_steps": EVERY, "save_total_limit": None}
     stage2 = dataclasses.replace(recipe.stage2, trainer={**recipe.stage2.trainer, **kept})
     return dataclasses.replace(recipe, stage2=stage2)
 

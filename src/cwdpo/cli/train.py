@@ -31,6 +31,7 @@ def train(
 
     Paths in the recipe start at the recipe, those on the command line where you are.
     """
+    began = time.monotonic()
     if recipe.startswith("-"):
         raise ConfigError(f"expected the recipe before {recipe}. Write: cwdpo train RECIPE {recipe} ...")
     from cwdpo.config.recipe_file import read_recipe
@@ -38,7 +39,6 @@ def train(
     settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
 
     quiet_libraries()
-    import psutil
     from torch import distributed
 
     from cwdpo.recipes.evaluating import is_evaluated
@@ -58,7 +58,7 @@ def train(
             callbacks=[progress],
             on_start=_print_start,
             on_evaluation=ProgressLines(),
-            imports=time.time() - psutil.Process().create_time(),
+            imports=time.monotonic() - began,
         )
     if distributed.is_available() and distributed.is_initialized():
         # the group's threads may outlive the interpreter otherwise, which aborts a run that is done

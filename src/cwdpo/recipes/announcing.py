@@ -9,6 +9,7 @@ from cwdpo.data.rows import Row
 from cwdpo.recipes.memory import human_bytes, step_memory, this_device
 from cwdpo.recipes.preflight import read_model, step_plan
 from cwdpo.recipes.publishing import hub_name
+from cwdpo.recipes.resuming import is_complete
 from cwdpo.recipes.stages import RunContext, stage_arguments
 from cwdpo.trainers.arguments import AnswerArguments
 
@@ -23,7 +24,7 @@ def start_lines(context: RunContext) -> Iterator[str]:
     held_out = f", {len(context.eval_rows)} held out" if context.eval_rows else ""
     yield f"rows     {len(context.rows)}{held_out}; probes ask about {len(context.probe_rows) or 'none'}"
     for stage, rows in context.stage_rows.items():
-        if run.is_finished(stage):
+        if run.is_finished(stage) or is_complete(run, recipe):
             yield f"{stage}   finished before"
             continue
         args = stage_arguments(recipe, run, stage, has_eval=bool(context.eval_rows))
