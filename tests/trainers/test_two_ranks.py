@@ -23,6 +23,7 @@ model: {{name_or_path: {model}, freeze_vision: true, lora: {lora}}}
 data: {{train: {data}, stage1_fraction: 0.5}}
 stage1: {{objective: constrained, ceiling: 50.0, penalty: 0.3}}
 stage2: {{beta: 0.3}}
+probes: {{rows: 16}}
 trainer: {{max_steps: 2, learning_rate: 1e-3, logging_steps: 1, use_cpu: true, optim: sgd, max_grad_norm: 0}}
 """
 
