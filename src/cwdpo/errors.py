@@ -31,7 +31,7 @@ def shortened(text: str, longest: int = LONGEST_SHOWN) -> str:
 
 
 def printable(text: str) -> str:
-    """A text with control characters and half characters written out: a terminal would obey the first, and cannot show
+    r"""A text with control characters and half characters written out: a terminal would obey the first, and cannot show
     the others.
 
     Example:

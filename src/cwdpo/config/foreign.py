@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from cwdpo.config import located_yaml
-from cwdpo.errors import ConfigError
+from cwdpo.errors import ConfigError, shortened
 
 Tool: TypeAlias = Literal["TRL", "LLaMA-Factory", "ms-swift", "axolotl"]
 
@@ -382,4 +382,4 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(text, 60)

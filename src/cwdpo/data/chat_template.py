@@ -20,7 +20,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from cwdpo.data.rows import Message, Row, join_reasoning, split_reasoning
-from cwdpo.errors import ConfigError, DataError
+from cwdpo.errors import ConfigError, DataError, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -345,4 +345,4 @@ def _control_tokens(processor: ProcessorMixin) -> list[str]:
 
 
 def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+    return repr(shortened(text, 60))
