@@ -42,6 +42,7 @@ def plainly(model: Any, prompts: Sequence[dict[str, Tensor]], owners: Sequence[i
     return ids[:, inputs["input_ids"].shape[1] :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, *MORE_NAMES, *AWKWARD_NAMES])
 @torch.no_grad()
 def test_every_answer_has_the_tokens_of_plain_generate(name: str, tiny: Tiny) -> None:
@@ -96,6 +97,7 @@ def test_an_adapter_answers_too(tiny: Tiny) -> None:
     assert torch.equal(decode(model, prompts, OWNERS, how), plainly(model, prompts, OWNERS, how))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [

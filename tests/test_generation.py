@@ -35,6 +35,7 @@ def llava(tiny: Callable[[str], Path]) -> tuple[Any, Any]:
     return load_policy(path, dtype="float32"), load_processor(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_batching_does_not_change_greedy_answers(tiny: Callable[[str], Path], name: str) -> None:
     model, processor = load_policy(tiny(name), dtype="float32"), load_processor(tiny(name))
@@ -45,6 +46,7 @@ def test_batching_does_not_change_greedy_answers(tiny: Callable[[str], Path], na
     assert all(together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_rows_with_and_without_images_mix(tiny: Callable[[str], Path], name: str) -> None:
     model, processor = load_policy(tiny(name), dtype="float32"), load_processor(tiny(name))

@@ -32,6 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["--help"], ["train", "--help"], ["check", "--help"], ["merge", "-h"], ["report", "-h"], ["--version"]]
 )

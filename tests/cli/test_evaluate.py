@@ -69,6 +69,7 @@ def by_name(found: dict[str, Any]) -> dict[str, Any]:
     return {one["name"]: one for one in found["measures"]}
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_with_what_it_started_from(run: Path, data: Path, tiny: Callable[[str], Path]) -> None:
     said = cwdpo(run, "--data", data, "--max-new-tokens", 4)
     found = json.loads((run / "evaluation.json").read_text())
@@ -148,6 +149,7 @@ def test_objects(tiny: Callable[[str], Path], data: Path, tmp_path: Path) -> Non
     assert "chair_i" in found["skipped"]  # nothing was named
 
 
+@pytest.mark.slow
 def test_a_base_that_is_gone_is_said(run: Path, data: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["model"]["name_or_path"] = str(tmp_path / "gone")

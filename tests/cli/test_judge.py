@@ -114,6 +114,7 @@ def test_files_and_a_rule(run: Run, tmp_path: Path) -> None:
     assert run("a.jsonl", "b.jsonl", "--data", "rows.jsonl", "--dry-run")[1] == "0 verdicts, no call of a server\n"
 
 
+@pytest.mark.slow
 def test_a_judge_that_likes_the_first_answer_is_corrected(run: Run, tmp_path: Path) -> None:
     """It says "the first" in 80 % of cases whatever was answered: in 60 % without looking, else it finds the better
     answer. Two models that are equally good must come out even, and not at 80 %."""
@@ -144,6 +145,7 @@ def test_a_judge_that_likes_the_first_answer_is_corrected(run: Run, tmp_path: Pa
     assert pair["inconsistent"] == pair["tied"]
 
 
+@pytest.mark.slow
 def test_a_second_start_asks_only_for_what_is_missing(run: Run, tmp_path: Path, honest: ChatServer) -> None:
     make(tmp_path, 20, a=lambda i: f"good a{i}" if i < 12 else f"bad a{i}", b=lambda i: f"bad b{i}")
     words = ("a.jsonl", "b.jsonl", "--data", "rows.jsonl", "--judge", f"{honest.url}#tiny", "--out", "there")
@@ -194,6 +196,7 @@ def lines_that_parse(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_rows_without_a_verdict_are_left_out_or_end_it(
     run: Run, tmp_path: Path, honest: ChatServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -251,6 +254,7 @@ def test_the_key_is_in_no_file_and_no_message(
         assert key not in file.read_text()
 
 
+@pytest.mark.slow
 def test_more_than_two_are_ranked(run: Run, tmp_path: Path) -> None:
     rng = random.Random(0)
     right = {name: [rng.random() < share for _ in range(120)] for name, share in (("x", 0.8), ("y", 0.5), ("z", 0.3))}

@@ -29,6 +29,7 @@ def image_batch(directory: Path) -> Batch:
     return make_batch([make_prompt(directory, 2), make_prompt(directory, 1, words=5)], [[6, 3], [1, 4, 4]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", EXPECTED)
 def test_chooses_the_fastest_exact_engine(

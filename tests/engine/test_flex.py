@@ -49,6 +49,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", EXACT)
 def test_same_numbers_and_gradients(name: str, checkpointing: bool, tiny: Tiny, calls: list[int]) -> None:

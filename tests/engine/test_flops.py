@@ -54,6 +54,7 @@ def warm(engine: Any, model: Any, batch: Batch) -> Any:
     return engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answers", "backward", "limit"), [(8, False, 0.25), (2, True, 0.56)])
 def test_tree_against_plain_rows(answers: int, backward: bool, limit: float, model: Any) -> None:
     batch = batch_of(model, answers)

@@ -45,6 +45,7 @@ def test_equals_each_answer_alone(name: str, side: Any, tiny: Tiny) -> None:
         assert gap(found, token_logprobs(model, batch)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_gradients_equal_each_answer_alone(name: str, tiny: Tiny) -> None:
     model, batch = load_model(tiny(name)), mixed_batch(tiny(name))

@@ -52,6 +52,7 @@ def test_mixed_batch_and_its_gradients(name: str, tiny: Tiny) -> None:
     assert gradient_gap(gradients(model, weighted_loss(rows_of(found))), by_name) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_eager_attention_and_its_gradients(name: str, tiny: Tiny) -> None:
     model, batch = load_model(tiny(name), attn_implementation="eager"), mixed_batch(tiny(name))
@@ -77,6 +78,7 @@ def test_leak(name: str, dtype: torch.dtype, tiny: Tiny) -> None:
     assert sisters_untouched == (name not in HYBRID)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_bfloat16(name: str, tiny: Tiny) -> None:
     batch = mixed_batch(tiny(name))
@@ -87,6 +89,7 @@ def test_bfloat16(name: str, tiny: Tiny) -> None:
     assert gap(tree, exact) < 2 * gap(plain, exact) < 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reentrant"), [*((name, False) for name in EXACT), ("qwen2_5_vl", True), ("mllama", True)]
 )

@@ -35,6 +35,7 @@ def mixed_batch(directory: Path) -> Batch:
     return make_batch(prompts, [[4, 1, 7], [6, 2], [3], [2, 5, 5, 1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARING)
 def test_shared_images_equal_each_answer_alone(name: str, tiny: Tiny) -> None:
     model, batch = load_model(tiny(name)), mixed_batch(tiny(name))
@@ -135,6 +136,7 @@ def count_encodings(model: Any) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tree", "images_once"])
 @pytest.mark.parametrize("name", EXACT)
 def test_same_numbers_and_gradients(name: str, kind: str, tiny: Tiny) -> None:
@@ -276,6 +278,7 @@ def visit(cache: FeatureCache, model: Any, images: int, epochs: int) -> list[flo
     return rates
 
 
+@pytest.mark.slow
 def test_a_fifth_of_the_images_in_memory_gives_a_fifth_of_the_hits(
     tiny: Tiny, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

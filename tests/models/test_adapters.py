@@ -199,6 +199,7 @@ def test_a_sample_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == [999_000 // 244 + 1, 999]
 
 
+@pytest.mark.slow
 def test_adapters_go_into_their_base_only(trained: Path, sibling: Path, tiny: Tiny, tmp_path: Path) -> None:
     merged = merge_adapter(trained, tmp_path / "merged")  # loaded in float32, trained in bfloat16
     assert load_policy(merged)

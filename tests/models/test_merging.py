@@ -56,6 +56,7 @@ def test_adapters_on_tied_embeddings_are_not_merged(target: str, tied: Path, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters", "tied"]
 
 
+@pytest.mark.slow
 def test_a_trained_copy_of_tied_embeddings_is_tied_no_more(tied: Path, tmp_path: Path) -> None:
     """Programs that follow the configuration would drop the output head."""
     config = peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"])

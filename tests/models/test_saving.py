@@ -40,6 +40,7 @@ def inputs(processor: Any, images: int) -> dict[str, torch.Tensor]:
     return dict(processor(images=pictures or None, text=text, return_tensors="pt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_saved_checkpoint_answers_as_before(name: str, tiny: Tiny, tmp_path: Path) -> None:
     model, processor = load_policy(tiny(name)).eval(), load_processor(tiny(name))
@@ -147,6 +148,7 @@ def test_weights_that_do_not_fit_keep_the_old_checkpoint(saved: Path) -> None:
     assert os.listdir(saved.parent) == ["saved"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_merged_equals_adapted(name: str, tiny: Tiny, tmp_path: Path) -> None:
     model = add_lora(load_policy(tiny(name)), r=4, alpha=8, target_modules="all-linear").eval()
@@ -219,6 +221,7 @@ def test_restoring_rounds_nothing(dtype: str, tiny: Tiny, tmp_path: Path) -> Non
     assert fingerprint(other) == fingerprint(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_restored_adapters_are_the_saved_ones(name: str, tiny: Tiny, tmp_path: Path) -> None:
     model = add_lora(load_policy(tiny(name)), r=2, alpha=4)

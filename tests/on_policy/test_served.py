@@ -237,6 +237,7 @@ def test_a_server_that_dies_may_end_the_run_with_a_checkpoint(
     assert losses(resumed) == losses(straight)
 
 
+@pytest.mark.slow
 def test_a_server_may_judge(make_trainer: Make, tmp_path: Path, rows: list[Row]) -> None:
     """What it takes for right is dropped, and so is what it says nothing of, each under its own reason."""
     said = {"seems right": '{"verdict": "yes"}', "is wrong": '{"verdict": "no"}', "is odd": "Who knows?"}
@@ -257,6 +258,7 @@ def test_a_server_may_judge(make_trainer: Make, tmp_path: Path, rows: list[Row])
     assert {c.text for c in refresh.candidates if c.reason is None} == {"is wrong"}
 
 
+@pytest.mark.slow
 def test_right_answers_of_rows_that_are_not_trained_on(make_trainer: Make, tmp_path: Path, rows: list[Row]) -> None:
     also_right = [dataclasses.replace(row, chosen="In stage 1.") for row in rows]
     settings = STEPS | {"max_steps": 1, "on_policy": {"on_policy_fraction": 1.0}}
@@ -275,6 +277,7 @@ class Sampled:
         return [[Generated(text, True) for text in self.texts] for _ in rows]
 
 
+@pytest.mark.slow
 def test_a_wrong_key_is_reported_in_one_line(make_trainer: Make, server: ChatServer, tmp_path: Path) -> None:
     server.script = ["ok"] + [401] * 100  # adapters may be free to load
     make_trainer(2, **STEPS | {"max_steps": 1} | on_policy(server)).train()

@@ -35,6 +35,7 @@ def set_of(processor: Any, rows: Sequence[Row], **options: Any) -> ProbeSet:
     return ProbeSet(example_rows(made, [f"end {i}" for i in range(len(rows))]), Encoder(processor), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava"])
 @pytest.mark.parametrize("engine", ["plain", "tree"])
 def test_every_tokens_log_prob_is_the_models_own(loaded: Load, rows: list[Row], name: str, engine: Any) -> None:

@@ -45,6 +45,7 @@ def move(model: Any) -> None:
         model.get_output_embeddings().weight.add_(torch.randn_like(model.get_output_embeddings().weight) * 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide", [False, True])
 def test_a_reading_by_hand(
     loaded: Load, rows: list[Row], probe_set: Make, wide: bool, monkeypatch: pytest.MonkeyPatch
@@ -124,6 +125,7 @@ def test_without_a_start_there_is_no_drift(loaded: Load, probe_set: Make) -> Non
     assert {"entropy", "ece"} <= lines[0].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4, 9])
 def test_ranks_and_batches_do_not_change_a_reading(loaded: Load, rows: list[Row], probe_set: Make, ranks: int) -> None:
     model, processor = loaded()

@@ -21,6 +21,7 @@ class _Nothing(nn.Module):
         return {"loss": self.weight.sum() * x.mean() * 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 7, 8, 45])
 @pytest.mark.parametrize(
     "settings",

@@ -167,6 +167,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert "Compared here: seed0/cw_dpo and seed1/cw_dpo." in page.prose
 
 
+@pytest.mark.slow
 def test_ten_thousand_lines_are_read_fast_into_a_small_page(tmp_path: Path) -> None:
     rng = random.Random(0)
     write_lines(tmp_path / "metrics.jsonl", [*stage1(5000, rng), *stage2(5000, rng, cooled=True)])

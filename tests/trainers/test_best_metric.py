@@ -13,6 +13,7 @@ Make = Callable[..., Any]
 FRAME = {"loss", "runtime", "samples_per_second", "steps_per_second"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "settings"), [(1, {}), (1, {"objective": "plain"}), (2, {}), (2, {"loss": {"sigmoid": 1.0, "nll": 1.0}})]
 )

@@ -53,6 +53,7 @@ def by_row(batch: Any, values: list[float], role: Role) -> list[float]:
     return [statistics.fmean(of_row[row]) if row in of_row else math.nan for row in range(len(batch["prompts"]))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("stage", [1, 2])
 def test_rows_in_any_form_before_training(make_trainer: Make, stage: int, form: str) -> None:
@@ -68,6 +69,7 @@ def test_rows_in_any_form_before_training(make_trainer: Make, stage: int, form: 
     assert trainer.state.global_step == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_several_sets_by_name(make_trainer: Make, stage: int) -> None:
     trainer = make_trainer(stage)
@@ -77,6 +79,7 @@ def test_several_sets_by_name(make_trainer: Make, stage: int) -> None:
         assert found[f"eval_{name}_logps_mean/chosen"] == pytest.approx(alone, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_predictions_of_stage_one_are_mean_log_probs(make_trainer: Make) -> None:
     some = [*NEW[:3], {name: value for name, value in NEW[3].items() if name != "gentle"}]
     trainer = make_trainer(1, per_device_eval_batch_size=3, **MOVING)
@@ -91,6 +94,7 @@ def test_predictions_of_stage_one_are_mean_log_probs(make_trainer: Make) -> None
     assert output.metrics["new_logps_mean/chosen"] == pytest.approx(output.predictions[:, 0].mean(), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lora", "reference"), [(True, "cached"), (True, "live"), (False, "live")])
 def test_predictions_of_stage_two_are_rewards_against_the_start(make_trainer: Make, lora: bool, reference: str) -> None:
     """Also where the rows are new after training: the model that it started from can still be asked."""

@@ -104,6 +104,7 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
     return made
 
 
+@pytest.mark.slow
 def test_a_real_trainer_prints_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = io.StringIO()
     worker = trainer(tmp_path / "stage1", eval_strategy="steps", eval_steps=1)
@@ -113,6 +114,7 @@ def test_a_real_trainer_prints_nothing_else(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_broken_off_training_gives_the_terminal_back(tmp_path: Path) -> None:
     out = io.StringIO()
     worker = trainer(tmp_path)

@@ -44,6 +44,7 @@ def parts(trainer: Any) -> list[Path]:
     return sorted(Path(trainer.args.output_dir, "reference").glob("part-*.npz"))
 
 
+@pytest.mark.slow
 def test_a_second_start_computes_nothing(make_trainer: Make) -> None:
     first = measured(make_trainer)
     assert sum(first.engine.answers) == 3 * 16  # chosen, rejected, gentle
@@ -91,6 +92,7 @@ def test_only_new_answers_are_computed(make_trainer: Make, rows: list[Row]) -> N
     assert {key: value for key, value in entries(second).items() if key in old} == old
 
 
+@pytest.mark.slow
 def test_batch_size_and_order_do_not_matter(make_trainer: Make, rows: list[Row]) -> None:
     one = measured(make_trainer, out="one", reference_batch_size=1)
     five = measured(make_trainer, out="five", reference_batch_size=5, per_device_eval_batch_size=2)

@@ -60,6 +60,7 @@ def test_resumed_equals_uninterrupted(make_trainer: Make, name: str, lora: bool,
         assert torch.equal(value, weights(resumed)[parameter]), parameter
 
 
+@pytest.mark.slow
 def test_best_model_is_loaded_whole(make_trainer: Make, rows: Any) -> None:
     """Where a *lower* log-prob of the chosen counts as better, the first checkpoint is the best and comes back."""
     trainer = make_trainer(
@@ -111,6 +112,7 @@ class LimitFiles(TrainerCallback):
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.largest, self.largest))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("largest", [50_000, 600_000])  # cuts off the model's weights; the optimiser's state
 def test_full_disk_keeps_the_last_good_checkpoint(make_trainer: Make, tmp_path: Path, largest: int) -> None:
     context = get_context("fork")
@@ -138,6 +140,7 @@ class Interrupt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_run_with_a_checkpoint_and_resuming_is_exact(make_trainer: Make, tmp_path: Path) -> None:
     settings = SAVING | {"save_steps": 100}
     run = RunDirectory(tmp_path / "run")
@@ -163,6 +166,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_resuming_is_exact(make_trai
     assert [line["loss"] for line in recorded] == [line["loss"] for line in history(straight)]
 
 
+@pytest.mark.slow
 def test_resuming_at_the_last_step_takes_no_other(make_trainer: Make) -> None:
     """A stage may end between its last checkpoint and the saving of its model; here in the middle of an epoch."""
     settings = {**SAVING, "max_steps": 3, "save_steps": 1}

@@ -125,6 +125,7 @@ def test_negatives_on_other_ranks_decide_about_the_hinge_too(
     assert alone > together + 10
 
 
+@pytest.mark.slow
 def test_evaluation_has_the_hinge_of_its_own_batch(make_trainer: Make, rows: list[Row]) -> None:
     """Also after a training batch that was divided, whose gentle negatives are on the other side of the ceiling."""
     longer = [replace(row, gentle=f"{row.gentle} {i}" * (1 + i)) for i, row in enumerate(rows[:6])]

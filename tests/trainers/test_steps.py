@@ -66,6 +66,7 @@ def between_the_parts(trainer: Any) -> float:
     return float(nll.mean()) + 0.001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "settings"), OBJECTIVES)
 def test_a_token_budget_changes_nothing_but_memory(
     stage: int, settings: dict[str, Any], make_trainer: Make, uneven: list[Row]
@@ -88,6 +89,7 @@ def test_a_token_budget_changes_nothing_but_memory(
     assert_trained_alike(whole, divided)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "settings"), [OBJECTIVES[0], *OBJECTIVES[2:]])
 def test_accumulated_parts_of_unequal_size_count_by_their_rows(
     stage: int, settings: dict[str, Any], make_trainer: Make, uneven: list[Row]
@@ -109,6 +111,7 @@ def test_a_row_beyond_the_budget_runs_alone_and_is_named(make_trainer: Make, une
     assert str(max(row_tokens(batch))) in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["tree", "plain"])
 def test_every_pass_keeps_to_the_budget_as_its_engine_lays_rows_out(
     engine: str, make_trainer: Make, uneven: list[Row]
@@ -139,6 +142,7 @@ def test_every_pass_keeps_to_the_budget_as_its_engine_lays_rows_out(
     assert any(tokens > budget / 2 for _, _, tokens in passes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_buckets_resume_exactly(workers: int, make_trainer: Make, uneven: list[Row]) -> None:
     settings = {
@@ -174,6 +178,7 @@ def test_buckets_get_the_epoch_they_resume_in(make_trainer: Make, uneven: list[R
     assert list(sampler) == resumed != first
 
 
+@pytest.mark.slow
 def test_training_again_adds_no_callback(make_trainer: Make, uneven: list[Row]) -> None:
     trainer = make_trainer(1, train_rows=uneven, length_buckets=True, max_steps=1)
     before = list(trainer.callback_handler.callbacks)

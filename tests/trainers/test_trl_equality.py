@@ -74,6 +74,7 @@ def history(trainer: Any) -> list[dict[str, float]]:
     return [line for line in trainer.state.log_history if "loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lora"), [("qwen2_5_vl", False), ("idefics3", False), ("qwen2_5_vl", True)])
 def test_losses_gradients_and_rewards_are_trls(
     name: str, lora: bool, tiny: Callable[[str], Path], records: list[dict[str, Any]], tmp_path: Path

@@ -95,6 +95,7 @@ def test_any_text_is_survived(text: str, seed: int) -> None:
     assert negative is None or negative.text != text
 
 
+@pytest.mark.slow
 def test_the_same_under_every_hash_seed() -> None:
     code = (
         "import json, random, sys; from cwdpo.negatives import read_lexicon, gentle_negative; lexicon = read_lexicon();"
@@ -117,6 +118,7 @@ def test_the_same_under_every_hash_seed() -> None:
     assert outputs[0].count("GentleNegative") > 185
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
