@@ -50,7 +50,7 @@ demo: setup  ## train a tiny vision-language model through both stages; no downl
 test: lint  ## every check: lint, types, layers, doctests and tests
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2
 
-quick: setup  ## nine tests in ten, within two minutes: those without a mark
+quick: setup  ## nine tests in ten, within three minutes: those without a mark
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n 2 -m "not slow and not browser and not ranks and not bench"
 
 torture: setup  ## kills, full disks, second starts and random input, in many tries: an hour or so. SEED=N

@@ -118,14 +118,12 @@ def test_sixteen_bits_are_held_to_the_mean_and_to_what_was_learned(caplog: pytes
         check_merge([expected[0] + 0.11], expected, expected, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *MORE_NAMES])
+# the processor of mistral3 needs torchvision
+@pytest.mark.parametrize("name", [name for name in [*NAMES, *MORE_NAMES] if name != "mistral3"])
 def test_prompts_show_pictures_where_the_processor_takes_them(
     name: str, tiny: Tiny, caplog: pytest.LogCaptureFixture
 ) -> None:
-    try:
-        processor = load_processor(tiny(name))
-    except UserError as error:
-        pytest.skip(str(error))
+    processor = load_processor(tiny(name))
     prompts = sample_prompts(processor)
     assert len(prompts) == 3
     shown = ["pixel_values" in prompt for prompt in prompts]
