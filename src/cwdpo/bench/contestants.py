@@ -322,14 +322,19 @@ def build_model(size: ModelSize, processor: Any, *, device: str = "cpu", dtype: 
         return auto.from_config(build_config(size, processor), dtype=getattr(torch, dtype))
 
 
+def word_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
+    """Whole words, numbered as they come; one of them is ``<unk>``."""
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # joins words with spaces
+    return tokenizer
+
+
 def build_processor(vision: VisionSize) -> Any:
     """Qwen2.5-VL's processor with a tokenizer of whole words, every image taken in its own size."""
     vocabulary = [*_SPECIAL, "user", "assistant", *(f"w{i}" for i in range(_WORDS))]
-    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # joins words with spaces
     tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+        tokenizer_object=word_tokenizer(vocabulary),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token="<unk>",

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -33,7 +32,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from cwdpo.bench.contestants import require_trl
+from cwdpo.bench.contestants import require_trl, word_tokenizer
 from cwdpo.errors import UserError
 
 TRL = "TRL's script"
@@ -145,11 +144,8 @@ def whole_run_table(result: WholeRunResult) -> str:
 def write_model(directory: Path) -> None:
     """A checkpoint of LLaVA's class, whose processor makes 576 tokens of each picture."""
     vocabulary = [*_SPECIAL, *(f"w{i}" for i in range(_WORDS)), "USER:", "ASSISTANT:", "SYSTEM:"]
-    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # joins words with spaces
     tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+        tokenizer_object=word_tokenizer(vocabulary),
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
