@@ -13,7 +13,7 @@ import re
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from cwdpo.errors import ConfigError, printable
+from cwdpo.errors import ConfigError, printable, shortened
 
 HIDDEN = "<secret>"
 _SHORTEST = 8
@@ -74,8 +74,9 @@ def check_url(url: str, what: str) -> None:
     except ValueError:  # a broken IPv6 address, or a port that is none
         is_url = False
     if not is_url or not url.isprintable() or " " in url:
-        shown = redact(url) if len(url) < 80 else f"{redact(url)[:60]}..."
-        raise ConfigError(f"{what} {shown!r} is not a URL. Write one such as http://127.0.0.1:8000/v1.")
+        raise ConfigError(
+            f"{what} {shortened(redact(url))!r} is not a URL. Write one such as http://127.0.0.1:8000/v1."
+        )
     if parts.username is not None or parts.password is not None or parts.query:
         raise ConfigError(
             f"{what} is a URL with a name, a password or a query in it, which would be written into files. Put the key "
