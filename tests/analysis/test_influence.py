@@ -44,7 +44,7 @@ def objective(loss: LossName, **settings: Any) -> Objective:
 
 def start_of(batch: Batch) -> Tensor:
     """log pi_ref that is not the policy's, so that the margin is not 0."""
-    return -4.0 * batch["answer_mask"].sum(dim=-1) - batch["roles"]
+    return -4.0 * batch["answer_mask"].sum(dim=-1) - torch.from_numpy(batch["roles"])
 
 
 @pytest.fixture

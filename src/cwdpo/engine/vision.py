@@ -168,9 +168,13 @@ def _encode(bare: PreTrainedModel, prompts: Sequence[dict[str, Tensor]], pixels:
     accepted = inspect.signature(get_features).parameters
     described = {name: value for name, value in merge_images(prompts).items() if name in accepted}
     features = get_features(**described | {"pixel_values": pixels}, return_dict=True)
-    counts = [int((prompt["input_ids"] == bare.config.image_token_id).sum()) for prompt in prompts]
     deep = features.get("deepstack_features") or ()
-    pieces = [torch.split(_flat(values), counts) for values in (features.pooler_output, *deep)]
+    flat = [_flat(values) for values in (features.pooler_output, *deep)]
+    counts = [len(flat[0])]
+    if len(prompts) > 1:  # of one prompt, all is known without asking the GPU
+        tokens = [(prompt["input_ids"] == bare.config.image_token_id).sum() for prompt in prompts]
+        counts = torch.stack(tokens).tolist()
+    pieces = [torch.split(values, counts) for values in flat]
     stacked = isinstance(features.pooler_output, Tensor)
     listed = tuple(isinstance(level, list | tuple) for level in deep)
     return [ImageFeatures(pooled, tuple(levels), stacked, listed) for pooled, *levels in zip(*pieces, strict=True)]

@@ -195,7 +195,7 @@ class Refresher:
             return
         batch = self._collate(items)
         flat = [candidate for _, of_row in kept for candidate in of_row]
-        lengths = batch["answer_mask"].sum(dim=-1).tolist()
+        lengths = batch["lengths"].tolist()
         for place, candidate in enumerate(flat):
             candidate.key = batch["keys"][place]
             if candidate.source == "dataset":
@@ -216,7 +216,7 @@ class Refresher:
         with self.trainer.accelerator.autocast():
             sampled = [place for place, candidate in enumerate(candidates) if candidate.source == "on_policy"]
             if self.reference is not None and sampled:
-                part = select_answers(batch, torch.tensor(sampled, device=batch["prompt_index"].device))
+                part = select_answers(batch, sampled)
                 for place, total in zip(sampled, self.reference.totals(part).tolist(), strict=True):
                     candidates[place].reference_logprob = total
             if self.settings.measures_own:
