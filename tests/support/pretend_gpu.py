@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 GPU = torch.device("cuda", 0)
 
@@ -58,7 +57,7 @@ class PretendGPU(TorchFunctionMode):
             return self._pinned(name, args[0])
         if name in ("to", "cpu", "cuda") and isinstance(args[0], Tensor):
             return self._moved(name, func, args, kwargs)
-        inputs = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
+        inputs = list(tensors_in([args, kwargs]))
         there = any(map(_is_there, inputs))
         device = kwargs.get("device")
         asked = device is not None and torch.device(device).type == GPU.type
@@ -76,7 +75,10 @@ class PretendGPU(TorchFunctionMode):
             apart = [each for each in inputs if not _is_there(each) and each.ndim]
             assert not apart, f"{name}: a tensor of shape {tuple(apart[0].shape)} on the CPU meets one on the GPU"
         result = func(*args, **kwargs)
-        return tree_map_only(Tensor, _mark, result) if asked or there else result
+        if asked or there:
+            for tensor in tensors_in(result):
+                _mark(tensor)
+        return result
 
     def _moved(self, name: str, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         tensor, before = args[0], _is_there(args[0])
