@@ -2,7 +2,7 @@
 
 A program that asks a GPU for a value waits until all work before is done. It does so in few ways: by taking a value
 (``item``, ``tolist``, ``cpu``, a condition), by asking for how many elements there are of something (``nonzero``, an
-index of booleans), and by copies that are not told to go on. Here every call of torch is looked at on its way, by
+index of booleans), and by copies that do not say `non_blocking`. Here every call of torch is looked at on its way, by
 torch's ``TorchFunctionMode``. Tensors on different devices that meet, which a GPU refuses, are an error here too.
 """
 
