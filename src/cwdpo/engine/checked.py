@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from cwdpo.batch import FLOAT32_GAP, HALF_MEAN_GAP, AnswerLogprobs, Batch, Detail, eval_mode, pad_answers
 from cwdpo.engine.layout import Cost, Engine, select_prompts, tree_costs
 from cwdpo.engine.plain import PlainEngine
-from cwdpo.engine.tree import FLEX_FROM, TreeEngine, TreeUnsupportedError
+from cwdpo.engine.tree import TreeEngine, TreeUnsupportedError
 from cwdpo.engine.vision import FeatureCache, can_share_images
 from cwdpo.errors import ConfigError
 from cwdpo.models.parts import bare_model
@@ -66,8 +66,6 @@ class CheckedEngine:
         self._must_be_tree, self.features, self._on_choice = must_be_tree, features, on_choice
         self._engines: dict[str, TreeEngine | PlainEngine] = {
             "tree": TreeEngine(features=features),
-            "flex": TreeEngine(features=features, flex_from=FLEX_FROM),
-            "flex, short": TreeEngine(features=features, flex_from=1),
             "images_once": PlainEngine(images_once=True, features=features),
             "plain": PlainEngine(),
         }
