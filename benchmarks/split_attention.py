@@ -1,7 +1,7 @@
 """The tree's split attention beside its mask: ``python -m benchmarks.split_attention [--setting i1024] [--steps 5]``.
 
-The model and the batch are those of ``cwdpo bench``: LoRA, the reference cached and image features kept, which leaves the
-language model alone. Both sides take steps in turn, on one thread.
+The model and the batch are those of ``cwdpo bench``: LoRA, the reference cached and image features kept, which leaves
+the language model alone. Both sides take steps in turn, on one thread.
 """
 
 import argparse

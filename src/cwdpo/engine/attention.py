@@ -13,12 +13,14 @@ it. So no model needs to offer anything, and a layer that is computed again in t
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from cwdpo.engine.layout import TreePlan
@@ -45,10 +47,10 @@ def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _OwnKernel:
-    """A mask that ``scaled_dot_product_attention`` leaves its work to; see "Extending torch" in torch's documentation."""
+    """A mask that ``scaled_dot_product_attention`` leaves its work to (torch's documentation, "Extending torch")."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, enable_gqa: bool) -> Tensor:
-        """``(rows, heads, length, size)`` each; with ``enable_gqa`` keys and values have fewer heads."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
+        """``(rows, heads, length, size)`` each; keys and values may have fewer heads."""
         raise NotImplementedError
 
     @classmethod
@@ -66,70 +68,63 @@ def _dispatch(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
-    enable_gqa: bool = False,
+    enable_gqa: bool = False,  # seen by the shapes
 ) -> Tensor:
     if dropout_p or is_causal:
         raise ValueError("its attention drops at random, which a tree's kernels do not")
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
         query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
-    return attn_mask.attend(query, key, value, scale=scale, enable_gqa=enable_gqa)
+    return attn_mask.attend(query, key, value, scale=scale)
+
+
+def can_split(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for :class:`SplitMask`; ``dtype`` is the queries' outside of autocast."""
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    return device.type == "cpu" or (device.type == "cuda" and varlen_attn is not None and dtype.itemsize == 2)
 
 
 class SplitMask(_OwnKernel):
     """Causal attention of a tree without a mask of the square of the length. Exact: what is skipped is what is hidden.
 
-    On a CPU, and on a GPU in float32, each row's prompt is one causal call, and its answers are one call against the
-    whole row, with a mask of ``(answer tokens, row)``. On a GPU in 16-bit types it is one call for all rows, by torch's
-    FlashAttention for sequences of unequal lengths, in which each answer is a sequence of its own: as many queries as
-    it has tokens, and the keys of its prompt and of itself. That call has not been run on a GPU yet.
+    On a CPU each row is two calls of the kernel: its prompt, causal; and its answers against the whole row, with a mask
+    of ``(answer tokens, row)``. On a GPU all rows are one call of torch's FlashAttention for sequences of unequal
+    lengths, in which each answer is a sequence: as many queries as it has tokens, and the keys of its prompt and of
+    itself. That call has not been run on a GPU yet.
     """
 
     def __init__(self, plan: TreePlan, *, groups: int, dtype: torch.dtype) -> None:
         """``groups`` are the query heads that share one head of keys; ``dtype`` as in :func:`additive_mask`."""
         self._plan, self._groups, self._dtype = plan, groups, dtype
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, enable_gqa: bool) -> Tensor:
-        if not enable_gqa and self._groups > 1:
-            # keys and values were repeated for every query head, because there was a mask; kept are the ones themselves
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
+        if key.shape[1] == query.shape[1] and self._groups > 1:
+            # layers repeat keys and values for every query head where there is a mask; kept are the ones themselves
             key, value = (each[:, :: self._groups].contiguous() for each in (key, value))
-            enable_gqa = True
-        if varlen_attn is not None and query.is_cuda and query.itemsize == 2:
-            return self._at_once(query, key, value, scale, enable_gqa)
-        return self._row_by_row(query, key, value, scale, enable_gqa)
-
-    def _row_by_row(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, enable_gqa: bool
-    ) -> Tensor:
-        rows, heads, length, _ = query.shape
-        attend = functools.partial(F.scaled_dot_product_attention, scale=scale, enable_gqa=enable_gqa)
-        pieces = []
-        for row, (prompt, *answers) in enumerate(self._plan.lengths):
-            q, k, v = (each[row : row + 1] for each in (query, key, value))
-            end = prompt + sum(answers)
-            pieces.append(attend(q[:, :, :prompt], k[:, :, :prompt], v[:, :, :prompt], is_causal=True))
-            if answers:
-                mask = self._answer_masks[row].to(query.device)
-                pieces.append(attend(q[:, :, prompt:end], k[:, :, :end], v[:, :, :end], attn_mask=mask))
-            pieces.append(pieces[-1].new_zeros(1, heads, length - end, value.shape[-1]))
-        # joined in the order in which layers go on with them, so that this is the only copy
-        tokens = torch.cat([piece[0].transpose(0, 1) for piece in pieces])
-        return tokens.view(rows, length, heads, -1).transpose(1, 2)
+        if query.is_cuda:
+            return self._at_once(query, key, value, scale)
+        found: Tensor = _CallByCall.apply(query, key, value, self._calls, scale)  # type: ignore[no-untyped-call]
+        return found
 
     @functools.cached_property
-    def _answer_masks(self) -> list[Tensor]:
-        """``(1, 1, answer tokens, row)`` of each row, added to the scores."""
+    def _calls(self) -> list["_Call"]:
+        """Two of each row: its prompt, and its answers, if any of their tokens stand in it, against all of the row."""
         device, logical = self._plan.branch.device, self._plan.logical
-        masks = []
+        calls = []
         for row, (prompt, *answers) in enumerate(self._plan.lengths):
+            calls.append(_Call(row, slice(0, prompt), slice(0, prompt), None))
+            if not answers:
+                continue
             index = torch.arange(prompt + sum(answers), device=device)
             query, key = index[prompt:, None], index
             own = logical[row, key] <= logical[row, query]
             allowed = self._plan.allow(own, index.new_full((), row), query, key)
-            masks.append(additive_mask(allowed[None, None], self._dtype))
-        return masks
+            mask = additive_mask(allowed[None, None], self._dtype)
+            calls.append(_Call(row, slice(prompt, len(index)), slice(0, len(index)), mask))
+        return calls
 
-    def _at_once(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, enable_gqa: bool) -> Tensor:
+    def _at_once(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         rows, heads, length, _ = query.shape
         packed = self._packed
         q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
@@ -140,7 +135,7 @@ class SplitMask(_OwnKernel):
             *(packed.query_ends, packed.key_ends, packed.most_queries, packed.most_keys),
             scale=scale,
             window_size=(-1, 0),  # causal, where the last query is at the last key
-            enable_gqa=enable_gqa,
+            enable_gqa=key.shape[1] != heads,
         )
         tokens = value.new_zeros(rows * length, heads, value.shape[-1]).index_copy(0, packed.queries, found)
         return tokens.view(rows, length, heads, -1).transpose(1, 2)
@@ -148,6 +143,66 @@ class SplitMask(_OwnKernel):
     @functools.cached_property
     def _packed(self) -> "_Packed":
         return _Packed(self._plan.lengths, self._plan.branch.shape[1], self._plan.branch.device)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of the kernel: queries of one row against keys of it, causal where there is no mask."""
+
+    row: int
+    queries: slice
+    keys: slice
+    mask: Tensor | None
+
+    def of(self, tensor: Tensor, tokens: slice) -> Tensor:
+        """``(1, heads, n, size)`` of ``(rows, heads, length, size)``."""
+        return tensor[self.row : self.row + 1, :, tokens]
+
+
+class _CallByCall(torch.autograd.Function):
+    """The calls' results in one tensor, which is the one that is kept for the backward pass.
+
+    Calls of ``scaled_dot_product_attention`` that are joined afterwards would each keep their own as well.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, calls: Sequence[_Call], scale: float | None
+    ) -> Tensor:
+        rows, heads, length, _ = query.shape
+        # in the order in which layers go on with it
+        joined = value.new_zeros(rows, length, heads, value.shape[-1]).transpose(1, 2)
+        sums = []
+        for call in calls:
+            q, k, v = call.of(query, call.queries), call.of(key, call.keys), call.of(value, call.keys)
+            found, log_sum = _ATTEND(q, k, v, 0.0, call.mask is None, attn_mask=call.mask, scale=scale)
+            call.of(joined, call.queries).copy_(found)
+            sums.append(log_sum)
+        ctx.save_for_backward(query, key, value, joined, *sums)
+        ctx.calls, ctx.scale = calls, scale
+        return joined
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, joined, *sums = ctx.saved_tensors
+        grad = grad if grad.stride(-1) == 1 else grad.contiguous()  # as the kernel asks
+        grads = [torch.zeros_like(each) for each in (query, key, value)]
+        for call, log_sum in zip(ctx.calls, sums, strict=True):
+            places = (call.queries, call.keys, call.keys)
+            inputs = (call.of(each, tokens) for each, tokens in zip((query, key, value), places, strict=True))
+            of, found = call.of(grad, call.queries), call.of(joined, call.queries)
+            causal = call.mask is None
+            parts = _ATTEND_BACKWARD(of, *inputs, found, log_sum, 0.0, causal, attn_mask=call.mask, scale=ctx.scale)
+            for whole, part, tokens in zip(grads, parts, places, strict=True):
+                call.of(whole, tokens).add_(part)
+        return (*grads, None, None)
+
+
+_ATTEND = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_ATTEND_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+"""What ``scaled_dot_product_attention`` calls on a CPU. It has no public name that also gives the logarithms of the
+sums, without which the backward pass would have to compute everything again."""
 
 
 class _Packed:
@@ -173,15 +228,19 @@ class _Packed:
         self.most_queries, self.most_keys = (max(each) for each in zip(*sizes, strict=True))
 
 
-class FlexMask(_OwnKernel):
-    """``flex_attention`` by a block mask. Compiled for a GPU when it first runs; it has no backward pass on a CPU."""
+class FlexMask(_OwnKernel, BlockMask):
+    """``flex_attention`` by a block mask, which models let pass where they build masks a second time.
+
+    Compiled for a GPU when it first runs; it has no backward pass on a CPU.
+    """
 
     def __init__(self, allowed: Tensor) -> None:
         """``allowed`` is ``(rows, 1, length, length)``, True where a query may attend to a key."""
         self.blocks = block_mask(allowed)
+        vars(self).update(vars(self.blocks))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, enable_gqa: bool) -> Tensor:
-        return flex_kernel()(query, key, value, block_mask=self.blocks, scale=scale, enable_gqa=enable_gqa)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
+        return flex_kernel()(query, key, value, block_mask=self.blocks, scale=scale)
 
 
 def block_mask(allowed: Tensor) -> BlockMask:

@@ -24,7 +24,7 @@ from transformers.masking_utils import causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
-from cwdpo.engine.attention import FlexMask, SplitMask, additive_mask, block_mask
+from cwdpo.engine.attention import FlexMask, SplitMask, additive_mask, block_mask, can_split
 from cwdpo.engine.forward import Forward, answer_type, only_where_read
 from cwdpo.engine.layout import Cost, TreePlan, in_groups, one_row_a_prompt, tree_costs
 from cwdpo.engine.vision import FeatureCache, share_images
@@ -191,15 +191,17 @@ def _sdpa_mask(
     mask_function: Callable[..., Tensor],
     q_length: int,
     kv_length: int,
-    **asked: Any,
+    device: torch.device | str = "cpu",
+    **_: object,
 ) -> Tensor | SplitMask | FlexMask:
     use = _in_use()
     # transformers hands over this very function where a layer's own mask is causal and nothing else: with a window, or
     # both ways among the tokens of an image, it is another
-    if use.attention == "split" and mask_function is causal_mask_function:
+    plain = mask_function is causal_mask_function
+    if use.attention == "split" and plain and can_split(torch.device(device), dtype):
         use.count(q_length, kv_length)
         return SplitMask(use.plan, groups=use.groups, dtype=dtype)
-    allowed = _mask(q_length, kv_length, mask_function, **asked)
+    allowed = _mask(q_length, kv_length, mask_function, device)
     return FlexMask(allowed) if use.attention == "flex" else additive_mask(allowed, dtype)
 
 
