@@ -128,7 +128,7 @@ class SplitMask(_OwnKernel):
         rows, heads, length, _ = query.shape
         packed = self._packed
         q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
-        found = varlen_attn(
+        found: Any = varlen_attn(
             q[packed.queries],
             k[packed.keys],
             v[packed.keys],
