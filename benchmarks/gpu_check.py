@@ -39,7 +39,7 @@ import torch.nn.functional as F  # noqa: N812
 import transformers
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from transformers.utils import is_flash_attn_2_available, is_kernels_available
+from transformers.utils.import_utils import is_flash_attn_2_available, is_kernels_available
 
 import cwdpo.decoding
 from cwdpo.batch import Batch
@@ -175,24 +175,23 @@ def kernels(bench: Bench) -> Iterator[Found]:
         own = plan.logical[:, None, None, :] <= plan.logical[:, None, :, None]
         allowed = plan.allow(own, row, index[None, None, :, None], index[None, None, None, :])
         bias = additive_mask(allowed, bench.dtype)
-        ways: dict[str, Callable[[], Any]] = {
-            "additive mask": lambda bias=bias: bias,
-            "additive mask, unaligned": lambda bias=bias: F.pad(bias, (0, 1))[..., :-1].clone(),
-            "boolean mask": lambda allowed=allowed: allowed,
-            "causal, no tree": lambda: None,
-            "split": lambda plan=plan: SplitMask(plan, groups=1, dtype=bench.dtype),
+        ways: dict[str, Any] = {
+            "additive mask": bias,
+            "additive mask, unaligned": bias.clone(memory_format=torch.contiguous_format),
+            "boolean mask": allowed,
+            "causal, no tree": None,
+            "split": SplitMask(plan, groups=1, dtype=bench.dtype),
         }
         if not bench.small:  # there is no backward pass on a CPU
-            ways["flex"] = lambda allowed=allowed: FlexMask(allowed)
+            ways["flex"] = FlexMask(allowed)
         generator = torch.Generator().manual_seed(0)
         tensors = [torch.randn(2, heads, length, size, generator=generator) for _ in range(3)]
         inputs = [each.to(bench.device, bench.dtype).requires_grad_() for each in tensors]
         expected: Tensor | None = None
-        for name, make in ways.items():
+        for name, mask in ways.items():
             what = f"{name}, L {length}"
             try:
-                mask = make()
-                attend = partial(F.scaled_dot_product_attention, *inputs, attn_mask=mask, is_causal=mask is None)
+                attend = partial(_attend, inputs, mask)
 
                 def step(attend: Callable[[], Tensor] = attend, inputs: list[Tensor] = inputs) -> Tensor:
                     return torch.cat([each.flatten() for each in torch.autograd.grad(attend().square().sum(), inputs)])
@@ -206,6 +205,11 @@ def kernels(bench: Bench) -> Iterator[Found]:
                 yield from bench.peak(what, step)
             except (RuntimeError, TypeError, ValueError) as error:
                 yield f"{what}: {_short(error)}", "failed", 1.0
+
+
+def _attend(inputs: Sequence[Tensor], mask: Any) -> Tensor:
+    query, key, value = inputs
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
 
 
 def _plan(rows: int, prompt: int, answers: Sequence[int], device: torch.device) -> TreePlan:
@@ -228,9 +232,8 @@ def flex(bench: Bench) -> Iterator[Found]:
         found = []
         for mask in (additive_mask(allowed, bench.dtype), FlexMask(allowed)):
             inputs = [each.clone().requires_grad_() for each in (q, k, v)]
-            given: Any = mask
-            F.scaled_dot_product_attention(*inputs, attn_mask=given).square().sum().backward()  # type: ignore[no-untyped-call]
-            found.append(torch.cat([each.grad.float().flatten() for each in inputs if each.grad is not None]))
+            grads = torch.autograd.grad(_attend(inputs, mask).square().sum(), inputs)
+            found.append(torch.cat([each.float().flatten() for each in grads]))
         if length == 4224:
             yield "L 4224", "gradient gap", ((found[1] - found[0]).norm() / found[0].norm()).item()
     counters: Any = torch._dynamo.utils.counters

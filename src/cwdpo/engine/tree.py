@@ -185,6 +185,9 @@ def _mask(
     return use.plan.allow(own, row, query, key)
 
 
+_CAUSAL: Callable[..., Any] = causal_mask_function
+
+
 def _sdpa_mask(
     *,
     dtype: torch.dtype = torch.float32,
@@ -197,8 +200,7 @@ def _sdpa_mask(
     use = _in_use()
     # transformers hands over this very function where a layer's own mask is causal and nothing else: with a window, or
     # both ways among the tokens of an image, it is another
-    plain = mask_function is causal_mask_function
-    if use.attention == "split" and plain and can_split(torch.device(device), dtype):
+    if use.attention == "split" and mask_function is _CAUSAL and can_split(torch.device(device), dtype):
         use.count(q_length, kv_length)
         return SplitMask(use.plan, groups=use.groups, dtype=dtype)
     allowed = _mask(q_length, kv_length, mask_function, device)
@@ -215,7 +217,11 @@ def _eager_attention(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
 
 
-_BUILDERS = {"sdpa": _sdpa_mask, "eager": _eager_mask, "flex_attention": lambda **asked: block_mask(_mask(**asked))}
+_BUILDERS: dict[str, Callable[..., Any]] = {
+    "sdpa": _sdpa_mask,
+    "eager": _eager_mask,
+    "flex_attention": lambda **asked: block_mask(_mask(**asked)),
+}
 for _own, _builder in _BUILDERS.items():
     AttentionInterface.register(_OURS[_own], _eager_attention if _own == "eager" else ALL_ATTENTION_FUNCTIONS[_own])
     AttentionMaskInterface.register(_OURS[_own], _builder)
