@@ -229,8 +229,8 @@ def test_all_layers_share_one_mask_that_changes_no_bit(
 ) -> None:
     model, batch = load_model(tiny(name)), mixed_batch(tiny(name))
     results, kept = [], []
-    for bias in (tree._bias, lambda allowed, dtype: allowed):
-        monkeypatch.setattr(tree, "_bias", bias)
+    for mask in (tree.additive_mask, lambda allowed, dtype: allowed):
+        monkeypatch.setattr(tree, "additive_mask", mask)
         shapes: dict[int, torch.Size] = {}
 
         def keep(tensor: torch.Tensor, shapes: dict[int, torch.Size] = shapes) -> torch.Tensor:
@@ -239,7 +239,7 @@ def test_all_layers_share_one_mask_that_changes_no_bit(
 
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), hooks:
-            found = TreeEngine().logprobs(model, batch)
+            found = TreeEngine(attention="mask").logprobs(model, batch)
         results.append((found.token.detach(), gradients(model, weighted_loss(rows_of(found)))))
         kept.append(sum(len(shape) == 4 and shape[1] == 1 and shape[2] == shape[3] for shape in shapes.values()))
     (token, by_name), (other, other_by_name) = results

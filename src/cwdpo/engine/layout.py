@@ -101,6 +101,9 @@ class TreePlan:
     shift: Tensor
     """``(rows, length)`` how many tokens of other answers stand between the prompt and each token."""
 
+    lengths: tuple[tuple[int, ...], ...]
+    """Of each row, the tokens of its prompt and of each of its answers that has any in the row."""
+
     @property
     def logical(self) -> Tensor:
         """``(rows, length)`` the token's index in ``[prompt | its own answer]``."""
@@ -148,16 +151,19 @@ def one_row_a_prompt(batch: Batch, *, answer_type: int | None = None) -> tuple[L
     branches: list[list[int]] = []
     shifts: list[list[int]] = []
     predictors: list[tuple[int, int]] = []  # of each answer token, in answer order
+    sizes: list[tuple[int, ...]] = []
     for i, prompt in enumerate(batch["prompts"]):
         start = prompt["input_ids"].shape[1]
-        ids, branch, shift, before = [], [0] * start, [0] * start, 0
+        ids, branch, shift, size, before = [], [0] * start, [0] * start, [start], 0
         for a in (a for a, owner in enumerate(owners) if owner == i):
             extra = lengths[a] - 1
             ids.append(batch["answer_ids"][a, :extra])
             branch += [len(ids)] * extra
             shift += [before] * extra
             predictors += [(i, position) for position in (start - 1, *range(start + before, start + before + extra))]
+            size += [extra] * (extra > 0)
             before += extra
+        sizes.append(tuple(size))
         rows.append(continue_prompt(prompt, torch.cat(ids), answer_type=answer_type))
         branches.append(branch)
         shifts.append(shift)
@@ -168,7 +174,8 @@ def one_row_a_prompt(batch: Batch, *, answer_type: int | None = None) -> tuple[L
         return on_device(np.array([each + [filler] * (length - len(each)) for each in values]), device)
 
     row, position = np.array(predictors).T
-    return _predicting(inputs, row, position), TreePlan(branch=pad(branches, PADDING), shift=pad(shifts, 0))
+    plan = TreePlan(branch=pad(branches, PADDING), shift=pad(shifts, 0), lengths=tuple(sizes))
+    return _predicting(inputs, row, position), plan
 
 
 def prompts_alone(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
