@@ -62,8 +62,8 @@ def sampling_seed(seed: int, refresh: int, chunk: int) -> int:
     return hashed(seed, "sampling", refresh, chunk) % 2**63
 
 
-Prompts: TypeAlias = list[tuple[Frame, dict[str, Tensor]]]
-"""What an encoder makes of some rows' prompts; nothing where they are left to the process that asks."""
+Prompts: TypeAlias = list[tuple[int, tuple[Frame, dict[str, Tensor]]]]
+"""Of some of a portion's rows, by their place in it, what an encoder makes of their prompts."""
 
 
 def encoded_ahead(
@@ -71,8 +71,8 @@ def encoded_ahead(
 ) -> Iterator[Prompts]:
     """The prompts of portions of rows one after the other, encoded by worker processes while the model samples.
 
-    Without workers, of portions that hold text alone, and of those that cannot be encoded, there are none: the process
-    that samples encodes them itself, and meets the error.
+    Left out are those that the encoder remembers, those without images, all of a portion that cannot be encoded, and
+    all without workers: the process that samples sees to them itself, and meets the error.
     """
     if not workers:
         yield from ([] for _ in portions)
@@ -94,10 +94,12 @@ class _Portions(Dataset[Prompts]):
 
     def __getitem__(self, index: int) -> Prompts:
         try:
-            rows = [self._rows[place][1] for place in self._portions[index]]
-            if not any(row.images for row in rows):
-                return []
-            return [self._encoder.encode_prompt(row) for row in rows]
+            rows = [self._rows[index][1] for index in self._portions[index]]
+            return [
+                (place, self._encoder.encode_prompt(row))
+                for place, row in enumerate(rows)
+                if row.images and not self._encoder.knows(row)
+            ]
         except UserError:
             return []
 
@@ -191,7 +193,7 @@ class Refresher:
                 continue
             try:
                 of_portion = [rows[i][1] for i in portion]
-                with self.encoder.remembering(zip(of_portion, known, strict=False)):
+                with self.encoder.remembering((of_portion[i], prompt) for i, prompt in known):
                     candidates: list[list[Candidate]] = [[] for _ in portion]
                     if samples:
                         candidates = self._sample(portion, of_portion, sampler, sampling_seed(seed, number, place))
