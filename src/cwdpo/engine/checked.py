@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -222,7 +223,7 @@ def _with_gradient(engine: Engine, model: nn.Module, probe: Batch) -> tuple[Answ
             for layer in layers:
                 layer.training = False
     start = probe["prompts"][0]["input_ids"].shape[1]
-    lengths = [length - 1 for length in probe["answer_mask"].sum(dim=-1).tolist()]
+    lengths = [length - 1 for length in probe["lengths"].tolist()]
     if len(gradient) == 1:
         tails = [gradient[0, start : start + sum(lengths)]]
     else:
@@ -254,12 +255,13 @@ def make_probe(batch: Batch) -> tuple[Batch, Batch, Tensor]:
 
 def _with_answers(one: Batch, answers: list[list[int]]) -> Batch:
     ids, mask = (tensor.to(one["answer_ids"].device) for tensor in pad_answers(answers))
-    zeros = one["prompt_index"].new_zeros(len(answers))
+    zeros = np.zeros(len(answers), dtype=np.int64)
     return Batch(
         row_index=one["row_index"],
         prompts=one["prompts"],
         prompt_index=zeros,
         roles=zeros,
+        lengths=np.array([len(answer) for answer in answers]),
         answer_ids=ids,
         answer_mask=mask,
         keys=[""] * len(answers),

@@ -65,7 +65,7 @@ class TreeEngine:
     def _logprobs(self, model: nn.Module, batch: Batch, want: Collection[Detail]) -> AnswerLogprobs:
         bare = bare_model(model)
         layout, plan = one_row_a_prompt(batch, answer_type=answer_type(bare))
-        contexts = [as_tree(bare, plan, attention=self.attention), only_where_read(bare, layout.predicts)]
+        contexts = [as_tree(bare, plan, attention=self.attention), only_where_read(bare, layout.read, layout.shape)]
         lookup = self._features.lookup(bare, batch) if self._features else None
         if lookup is not None and "pixel_values" in layout.inputs:
             contexts.append(share_images(bare, batch, range(len(batch["prompts"])), lookup=lookup))
