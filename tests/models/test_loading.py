@@ -25,7 +25,7 @@ from transformers.utils import is_torchvision_available
 
 from cwdpo.errors import UserError
 from cwdpo.models import loading
-from cwdpo.models.loading import load_policy, load_processor, local_directory
+from cwdpo.models.loading import load_config, load_policy, load_processor, local_directory
 from cwdpo.models.parts import part_sizes, vision_tower
 
 Tiny = Callable[[str], Path]
@@ -80,6 +80,34 @@ def test_dropout_is_off_in_settings_and_modules(tmp_path: Path) -> None:
 def test_dtype_is_as_asked(tiny: Tiny) -> None:
     assert load_policy(tiny("llava"), dtype="bfloat16").dtype == torch.bfloat16
     assert load_policy(tiny("llava"), attn_implementation="eager").config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_attention_of_each_part(name: str, tiny: Tiny) -> None:
+    model = load_policy(tiny(name), attn_implementation={"text": "sdpa", "vision": "eager"})
+    tower: Any = vision_tower(model)
+    assert model.config.get_text_config()._attn_implementation == "sdpa"
+    assert tower.config._attn_implementation == "eager"
+    assert model.get_decoder().config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "torch.float16", "float32", "None"])
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_flash_attention_for_the_tower_alone_where_it_can_run(
+    weights: str, installed: bool, gpu: bool, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: installed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    found = loading.attention_of_parts(load_config(str(tiny("llava"))), "auto", weights=weights)
+    can = installed and gpu and weights.endswith("float16")
+    assert found == ({"text_config": "sdpa", "vision_config": "flash_attention_2"} if can else None)
+
+
+def test_attention_of_a_part_that_is_not_there(tiny: Tiny) -> None:
+    config = load_config(str(tiny("llava")))
+    with pytest.raises(UserError, match=r"names audio, but llava has no such part"):
+        loading.attention_of_parts(config, {"audio": "sdpa"}, weights="float32")
 
 
 def test_tied_output_head_is_not_missing(tmp_path: Path) -> None:

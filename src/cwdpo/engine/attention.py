@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from cwdpo.batch import on_device
 from cwdpo.engine.layout import TreePlan
 
 try:
@@ -220,10 +221,10 @@ class _Packed:
                 queries += own
                 keys += seen
                 sizes.append((len(own), len(seen)))
-        self.queries, self.keys = (torch.tensor(each, device=device) for each in (queries, keys))
+        self.queries, self.keys = (on_device(each, device) for each in (queries, keys))
         """``(n,)`` which of the ``rows * length`` tokens each is."""
         ends = [[0, *accumulate(each)] for each in zip(*sizes, strict=True)]
-        self.query_ends, self.key_ends = (torch.tensor(each, dtype=torch.int32, device=device) for each in ends)
+        self.query_ends, self.key_ends = (on_device(each, device).int() for each in ends)
         """``(sequences + 1,)`` where each begins, and the last ends."""
         self.most_queries, self.most_keys = (max(each) for each in zip(*sizes, strict=True))
 

@@ -223,7 +223,7 @@ def _with_gradient(engine: Engine, model: nn.Module, probe: Batch) -> tuple[Answ
             for layer in layers:
                 layer.training = False
     start = probe["prompts"][0]["input_ids"].shape[1]
-    lengths = [length - 1 for length in probe["answer_mask"].sum(dim=-1).tolist()]
+    lengths = [length - 1 for length in probe["lengths"].tolist()]
     if len(gradient) == 1:
         tails = [gradient[0, start : start + sum(lengths)]]
     else:

@@ -106,7 +106,8 @@ def as_tree(bare: PreTrainedModel, plan: TreePlan, *, attention: TreeAttention =
     if own not in _OURS:
         raise TreeUnsupportedError(
             f"its attention implementation `{own}` takes no tree mask; load the model with "
-            "`attn_implementation: sdpa`, `eager` or `flex_attention`"
+            "`attn_implementation: sdpa`, `eager` or `flex_attention`, or with FlashAttention for the images alone: "
+            "`attn_implementation: {text: sdpa, vision: flash_attention_2}`"
         )
     heads = getattr(config, "num_attention_heads", 1)
     use = _Use(plan, attention, groups=heads // (getattr(config, "num_key_value_heads", None) or heads))

@@ -9,11 +9,11 @@ videos, so that a directory saved here loads whole where torchvision is installe
 import difflib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -32,6 +32,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from cwdpo.errors import UserError
 from cwdpo.models.parts import freeze_vision_tower
@@ -47,7 +48,7 @@ def load_policy(
     name_or_path: str | Path,
     *,
     dtype: str = "auto",
-    attn_implementation: str | None = None,
+    attn_implementation: str | Mapping[Literal["text", "vision"], str] | None = None,
     quantization: BitsAndBytesConfig | None = None,
     freeze_vision: bool = True,
     trust_remote_code: bool = False,
@@ -57,14 +58,17 @@ def load_policy(
     Every dropout probability, in the configuration and in the modules, is set to 0: policy and reference must agree on
     the same weights in training mode too, or the rewards of step 0 would not be 0. The saved configuration says so.
 
-    ``quantization`` is for a frozen base under adapters. With ``freeze_vision`` the vision tower does not train, but
-    its projector does (for Qwen-VL the mergers in the tower). It is a ``UserError`` if this is not a vision-language
-    model that ``AutoModelForImageTextToText`` loads, weights are missing, or it needs code that may not run.
+    ``attn_implementation`` is as in :func:`attention_of_parts`. ``quantization`` is for a frozen base under adapters.
+    With ``freeze_vision`` the vision tower does not train, but its projector does (for Qwen-VL the mergers in the
+    tower). It is a ``UserError`` if this is not a vision-language model that ``AutoModelForImageTextToText`` loads,
+    weights are missing, or it needs code that may not run.
     """
     source = str(local_directory(name_or_path) or name_or_path)
     config = load_config(source, trust_remote_code=trust_remote_code)
     _silence_dropout_settings(config)
-    options: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantization}
+    weights = getattr(config, "dtype", None) if dtype == "auto" else dtype
+    attention = attention_of_parts(config, attn_implementation, weights=str(weights))
+    options: dict[str, Any] = {"attn_implementation": attention, "quantization_config": quantization}
     if quantization is not None:
         # quantised weights cannot move later, so each process loads them onto its own GPU
         options["device_map"] = {"": PartialState().local_process_index}
@@ -74,6 +78,39 @@ def load_policy(
     if freeze_vision and not freeze_vision_tower(model):
         logger.warning("freeze_vision has no effect: no vision tower was found in %s", source)
     return model
+
+
+def attention_of_parts(
+    config: PretrainedConfig, asked: str | Mapping[Literal["text", "vision"], str] | None, *, weights: str
+) -> str | dict[str, str] | None:
+    """The attention of a model's parts, as transformers' loader takes it.
+
+    Args:
+        config: of the whole model.
+        asked: one for all parts, or those of ``text`` and ``vision``, the other being transformers' choice. ``auto`` is
+            FlashAttention 2 for the vision tower alone, where it is installed, there is a GPU and weights have 16 bits:
+            the tree of the language model needs a mask that FlashAttention does not take.
+        weights: the name of their type.
+    """
+    if asked == "auto":
+        has_flash = is_flash_attn_2_available() and torch.cuda.is_available()
+        if not has_flash or weights.removeprefix("torch.") not in ("bfloat16", "float16"):
+            return None
+        asked = {"text": "sdpa", "vision": "flash_attention_2"}
+    if asked is None or isinstance(asked, str):
+        return asked
+    text = config.get_text_config()
+    keys = {
+        "text": [key for key in config.sub_configs if getattr(config, key, None) is text],
+        "vision": [key for key in config.sub_configs if "vision" in key],
+    }
+    missing = [part for part in asked if not keys.get(part)]
+    if missing:
+        raise UserError(
+            f"attn_implementation names {some(missing)}, but {config.model_type} has no such part of its own. Write "
+            "one name for the whole model, such as `attn_implementation: sdpa`."
+        )
+    return {key: name for part, name in asked.items() for key in keys[part]}
 
 
 def silence_dropout(model: nn.Module) -> None:
