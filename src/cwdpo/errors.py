@@ -34,10 +34,10 @@ def shortened(text: str, longest: int = LONGEST_SHOWN) -> str:
     return f"{text[: longest - end - 3]}...{text[-end:]}"
 
 
-def path_advice(path: Path | str, *, endings: tuple[str, ...] = ()) -> str:
+def path_advice(path: Path | str, *, otherwise: str = "Correct the path.") -> str:
     r"""A sentence about a path at which there is nothing: what may have been meant.
 
-    Of the names beside it only those with one of the ``endings`` are offered, all of them where none is given.
+    ``otherwise`` is what is said where nothing there is like it.
 
     Example:
         >>> path_advice("data\\rows.jsonl")
@@ -54,13 +54,13 @@ def path_advice(path: Path | str, *, endings: tuple[str, ...] = ()) -> str:
     path = Path(path).expanduser()
     above = next((parent for parent in path.parents if parent.is_dir()), None)
     if above is None:
-        return "Correct the path."
+        return otherwise
     missing = path.relative_to(above).parts[0]  # the first name on the way that is not there
     is_last = above / missing == path
-    near = _names_near(above, missing, endings if is_last else ())
+    near = _names_near(above, missing)
     problem = "" if is_last else f"There is no directory {above / missing}."
     if not near:
-        return problem or "Correct the path."
+        return problem or otherwise
     rest = path.relative_to(above / missing)
     return f"{problem}{' ' if problem else ''}Did you mean {' or '.join(str(above / name / rest) for name in near)}?"
 
@@ -69,15 +69,14 @@ _MOST_NAMES = 5000
 """Names of a directory that are compared: a folder may hold a million pictures."""
 
 
-def _names_near(directory: Path, name: str, endings: tuple[str, ...]) -> list[str]:
+def _names_near(directory: Path, name: str) -> list[str]:
     """The names in a directory that are most like one that is not in it."""
     try:
         with os.scandir(directory) as found:
             there = [item.name for item, _ in zip(found, range(_MOST_NAMES), strict=False)]
     except OSError:
         return []
-    there = sorted(item for item in there if item[0] != "." and (not endings or item.lower().endswith(endings)))
-    return difflib.get_close_matches(name, there, n=2, cutoff=0.6)
+    return difflib.get_close_matches(name, sorted(item for item in there if item[0] != "."), n=2, cutoff=0.6)
 
 
 def printable(text: str) -> str:

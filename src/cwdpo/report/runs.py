@@ -212,8 +212,9 @@ def _read_source(path: Path, notes: list[str], *, wait: bool) -> Source:
     if wait and not path.exists():
         return Source(path, {})
     if not path.is_dir():
-        advice = "" if path.exists() else f" {path_advice(path)}"
-        raise UserError(f"{path} is not a directory.{advice} Give the output_dir of a run.")
+        otherwise = "Give the output_dir of a run, for example `cwdpo report runs/cwdpo`."
+        advice = otherwise if path.exists() else path_advice(path, otherwise=otherwise)
+        raise UserError(f"{path} is not a directory. {advice}")
     source = Source(path, _read_summary(path, notes))
     places = [path] if RunDirectory(path).metrics.is_file() else sorted(path.iterdir())
     directories = [place for place in places if RunDirectory(place).metrics.is_file()]
