@@ -163,9 +163,8 @@ def read_recording(path: Path) -> Recording:
     if path.is_dir():
         recording = _read_directory(path, notes)
     elif not path.exists():
-        raise DataError(
-            f"{path} does not exist. {path_advice(path, otherwise=f'Give a run directory, a {_STATE} or a file of JSON lines.')}"
-        )
+        otherwise = f"Give a run directory, a {_STATE} or a file of JSON lines."
+        raise DataError(f"{path} does not exist. {path_advice(path, otherwise=otherwise)}")
     elif path.suffix.lower() in (".yaml", ".yml"):
         raise DataError(f"{path}: this is a recipe. Give the run that it trained, the recipe's output_dir.")
     elif path.suffix == ".json" and not _is_lines(path):

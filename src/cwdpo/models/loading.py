@@ -226,10 +226,7 @@ def local_directory(name_or_path: str | Path) -> Path | None:
             f"first: `hf download {text}`."
         )
     if looks_local and ("/" in text or isinstance(name_or_path, Path)):
-        advice = path_advice(text)
-        advice = (
-            "Check the path, or give a hub name such as `owner/model`." if advice == "Correct the path." else advice
-        )
+        advice = path_advice(text, otherwise="Check the path, or give a hub name such as `owner/model`.")
         raise UserError(f"there is no directory {text}. {advice}")
     return None
 
