@@ -76,7 +76,7 @@ def _names_near(directory: Path, name: str) -> list[str]:
             there = [item.name for item, _ in zip(found, range(_MOST_NAMES), strict=False)]
     except OSError:
         return []
-    return difflib.get_close_matches(name, sorted(item for item in there if item[0] != "."), n=2, cutoff=0.6)
+    return difflib.get_close_matches(name, sorted(item for item in there if item[0] != "."), n=2, cutoff=0.75)
 
 
 def printable(text: str) -> str:
