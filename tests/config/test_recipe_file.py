@@ -226,7 +226,7 @@ def test_missing_file_offers_its_neighbours(tmp_path: Path) -> None:
     written(tmp_path, MINIMAL, "recipe.yaml")
     with pytest.raises(ConfigError, match=r"there is no such recipe\. Did you mean .*recipe\.yaml"):
         read_recipe(tmp_path / "recpie.yaml")
-    with pytest.raises(ConfigError, match=r"The directory .* does not exist either\."):
+    with pytest.raises(ConfigError, match=r"there is no such recipe\. There is no directory .*/nowhere\."):
         read_recipe(tmp_path / "nowhere" / "recipe.yaml")
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,29 @@ def test_a_refusal_is_the_only_message(llava: Path) -> None:
 def test_unreachable_hub_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused("nobody/no-such-model", "neither a directory here nor a hub model")
+
+
+def test_other_things_in_place_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("gguf/m-Q4.gguf", "pipeline/model_index.json", "run/recipe.yaml", "above/qwen/config.json", "cache/x"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
+    for name, words in {
+        "gguf": "It holds GGUF files, which are not trained on.",
+        "gguf/m-Q4.gguf": "A GGUF file is not trained on: name the original model.",
+        "pipeline": "It holds a diffusion pipeline, which makes images.",
+        "run": f"It is a run. Name the model of one of its stages, such as {tmp_path}/run/stage2.",
+        "above": f"Did you mean {tmp_path}/above/qwen?",
+        "cache": "Name the directory that holds one.",
+        "pipelin": "neither a directory here nor a hub model that can be reached. Did you mean pipeline?",
+        "./pipelin": "there is no directory ./pipelin. Did you mean pipeline?",
+        "gpt-4o": "A hub name has an owner: `owner/model`.",
+        "Qwen/Qwen 3B": "A hub name has letters, digits, - _ and . only",
+        "Qwen/Qwen3": "HF_HUB_OFFLINE is set, so nothing is downloaded.",
+        "https://huggingface.co/Qwen/Qwen3-VL/tree/main": "Give the hub name: Qwen/Qwen3-VL.",
+    }.items():
+        refused(name, re.escape(words))
 
 
 def test_a_slip_in_a_path_of_two_parts_does_not_go_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
