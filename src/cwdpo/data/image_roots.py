@@ -73,6 +73,10 @@ class ImageRoots:
                 self._found[name] = found
         return found
 
+    def known(self, name: str) -> Path | None:
+        """What :meth:`find` gave for a name, if it remembers it."""
+        return self._found.get(name)
+
     def _resolve(self, name: str, source: str) -> Path:
         shown = shortened(name)
         if not name.strip() or "\0" in name:
@@ -152,6 +156,8 @@ def read_image(value: Any, roots: ImageRoots, *, source: str, where: str) -> Ima
 
     ``where`` is its place for messages: ``"`images`[0]"``.
     """
+    if isinstance(value, str) and (known := roots.known(value)) is not None:
+        return known  # it was a path when it was seen first
     for _ in range(4):  # {"type": "image_url", "image_url": {"url": ...}} is two deep
         if not isinstance(value, Mapping):
             break
