@@ -132,9 +132,7 @@ def is_object(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 def is_list(value: object) -> TypeGuard[Sequence[Any]]:
     """Whether a value is a sequence and no text."""
-    return isinstance(value, list) or (
-        not isinstance(value, str | bytes | dict) and isinstance(value, Sequence)
-    )
+    return isinstance(value, list) or (not isinstance(value, str | bytes | dict) and isinstance(value, Sequence))
 
 
 def is_plain(value: object) -> TypeGuard[str]:

@@ -43,7 +43,7 @@ def read_rows(path: str | Path, *, image_root: GivenRoots = None) -> list[Row]:
     """
     roots = resolve_root(path, image_root)
     rows = []
-    with _without_collector():
+    with without_collector():
         for record, source in read_records(path, stored=True):
             if isinstance(record, DataError):
                 raise record
@@ -52,7 +52,7 @@ def read_rows(path: str | Path, *, image_root: GivenRoots = None) -> list[Row]:
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """Keep Python from searching rows for reference cycles, of which they have none, again and again as they grow."""
     was_on = gc.isenabled()
     gc.disable()
