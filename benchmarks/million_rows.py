@@ -2,8 +2,8 @@
 
 Writes N rows (a JSON lines file, with 5,000 pictures that the rows share), once, and runs commands on them, each in a
 process of its own: ``cwdpo check``, and ``cwdpo train`` of one step by the tiny model of the demo, in stage 1 and in
-stage 2 with a live reference. With ``--parquet`` the rows are also written with their pictures inside, ten thousand of
-them. Prints the CPU seconds and the largest memory of each command.
+stage 2 with a live reference. With ``--parquet SIDE`` the rows are in a parquet file, each with a picture of SIDE by
+SIDE random pixels inside. Prints the CPU seconds and the largest memory of each command.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from PIL import Image
 import cwdpo
 
 PICTURES = 5_000
-PARQUET_ROWS = 10_000
+PICTURES_INSIDE = 1_000
 PARTS = ("check", "stage1", "stage2")
 
 _WORDS = (
@@ -75,29 +75,29 @@ def write_rows(out: Path, rows: int) -> Path:
     return written.rename(path)
 
 
-def write_parquet(out: Path, *, rows: int = PARQUET_ROWS, noise: int = 200) -> Path:
-    """Rows with a picture of ``noise`` x ``noise`` random pixels inside each, about 120 kB, unless they are there."""
-    path = out / f"rows-{rows}.parquet"
+def write_parquet(out: Path, rows: int, side: int) -> Path:
+    """Rows with a picture of ``side`` x ``side`` random pixels inside each, one of :data:`PICTURES_INSIDE`, unless they
+    are there. Row groups have 100 rows, as ``datasets`` writes them where there are images."""
+    path = out / f"rows-{rows}-{side}.parquet"
     if path.exists():
         return path
+    rng = random.Random(1)
+    pictures = []
+    for _ in range(PICTURES_INSIDE):
+        file = io.BytesIO()
+        Image.frombytes("RGB", (side, side), rng.randbytes(3 * side * side)).save(file, format="PNG")
+        pictures.append({"bytes": file.getvalue(), "path": None})
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        rng = random.Random(1)
-        for start in range(0, rows, 100):
-            found = []
-            for number in range(start, min(start + 100, rows)):
-                file = io.BytesIO()
-                Image.frombytes("RGB", (noise, noise), rng.randbytes(3 * noise * noise)).save(file, format="PNG")
-                found.append(record(number, rng) | {"images": [{"bytes": file.getvalue(), "path": None}]})
-            yield pa.RecordBatch.from_pylist(found)
+    def batch(start: int) -> pa.RecordBatch:
+        numbers = range(start, min(start + 100, rows))
+        return pa.RecordBatch.from_pylist([record(n, rng) | {"images": [rng.choice(pictures)]} for n in numbers])
 
-    every = batches()
-    first = next(every)
+    first = batch(0)
     written = path.with_suffix(".partial")
-    with pq.ParquetWriter(written, first.schema) as writer:
+    with pq.ParquetWriter(written, first.schema, use_dictionary=False) as writer:
         writer.write_batch(first)
-        for batch in every:
-            writer.write_batch(batch)
+        for start in range(100, rows, 100):
+            writer.write_batch(batch(start))
     return written.rename(path)
 
 
@@ -133,20 +133,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.million_rows", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="where the rows are written and kept")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--parquet", action="store_true", help="also rows with pictures inside")
-    parser.add_argument(
-        "--only", nargs="+", choices=["check", "stage1", "stage2"], default=["check", "stage1", "stage2"]
-    )
+    parser.add_argument("--parquet", type=int, metavar="SIDE", help="rows with a picture of this side inside")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args(arguments)
-    files = [write_rows(options.out, options.rows)]
-    if options.parquet:
-        files.append(write_parquet(options.out))
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.parquet is None:
+        data = write_rows(options.out, options.rows)
+    else:
+        data = write_parquet(options.out, options.rows, options.parquet)
     costs = []
     with tempfile.TemporaryDirectory() as directory:
-        for data in files:
-            for part in options.only:
-                words = ["check", str(data)] if part == "check" else one_step(data, Path(directory) / data.name, part)
-                costs.append(measure(f"{part}, {data.name}", words))
+        for part in options.only:
+            words = ["check", str(data)] if part == "check" else one_step(data, Path(directory), part)
+            costs.append(measure(f"{part}, {data.name}", words))
     print("| command | CPU seconds | peak memory, MB |\n|---|--:|--:|")
     for cost in costs:
         failed = "" if cost.code == 0 else f" (exit code {cost.code})"

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 Stage: TypeAlias = Literal["stage1", "stage2"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
+HUB: Final = "hf:"
+"""Begins the name of a data set on the Hugging Face hub, which is no path."""
+
 Side: TypeAlias = Literal["chosen", "rejected"]
 """The two answers of a preference pair."""
 

@@ -109,6 +109,19 @@ def test_rows_that_differ_in_what_the_template_gets_are_no_duplicates(write_rows
     assert [note.name for note in check_rows(write_rows(thinking, thinking)).notes] == ["duplicate"]
 
 
+def test_rows_whose_texts_are_cut_elsewhere_are_no_duplicates(write_rows: WriteRows) -> None:
+    rows = [
+        {"prompt": "What?", "chosen": "A cat", "rejected": "s."},
+        {"prompt": "What?", "chosen": "A", "rejected": " cats."},
+        {"prompt": "What?", "chosen": "A cat", "negatives": ["s.", "No."]},
+        {"prompt": "What?", "chosen": "A cat", "rejected": "s.", "gentle": "No."},
+        {"prompt": "What?", "chosen": "A cat", "rejected": "No.", "gentle": "s."},
+    ]
+    assert check_rows(write_rows(*rows)).notes == []
+    found = check_rows(write_rows(*rows, rows[3])).notes
+    assert [(note.name, note.source[-2:]) for note in found] == [("duplicate", ":6")]
+
+
 def test_json_text_is_noted(write_rows: WriteRows) -> None:
     said = json.dumps([{"role": "assistant", "content": "A cat."}])
     path = write_rows({**FLAT, "chosen": said}, {**FLAT, "chosen": '{"animal": "cat"}'}, {**FLAT, "chosen": "[sic]"})
@@ -128,7 +141,8 @@ try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
-print([name for name in ("torch", "transformers", "datasets", "pyarrow") if name in sys.modules])
+heavy = ("torch", "transformers", "datasets", "pyarrow", "yaml", "cwdpo.config.recipe")
+print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.rstrip().endswith("[]")

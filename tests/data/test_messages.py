@@ -1,15 +1,29 @@
 """Keys of messages and parts: each is honoured, or refused by its name."""
 
 import json
+from collections import OrderedDict, UserDict, UserList
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from cwdpo.data.formats import row_from_record
 from cwdpo.data.image_roots import ImageRoots
-from cwdpo.data.messages import MESSAGE_KEYS, PART_KEYS, is_empty, metadata_keys
+from cwdpo.data.messages import (
+    MESSAGE_KEYS,
+    PART_KEYS,
+    is_empty,
+    is_list,
+    is_object,
+    is_plain,
+    metadata_keys,
+    parse_messages,
+    read_text,
+    split_placeholders,
+)
 from cwdpo.data.rows import ImageSlot, Message, Row, join_reasoning, split_reasoning
 from cwdpo.errors import DataError
 
@@ -174,3 +188,30 @@ def test_what_is_as_good_as_none() -> None:
     assert not is_empty(False)
     assert read(id=1.0).id == "1.0"
     assert read(id=7).id == "7"
+
+
+_PIECES = st.sampled_from(
+    ("A", "b", "7", " ", "\n", "<", "<image>", "[", "{", "}", "]", '"role": "user"', "\ud800", "é")
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_PIECES, max_size=6).map("".join))
+@example('[{"role": "user", "content": "q"}]')
+@example("A <image>")
+@example("A\ud800")
+def test_in_a_plain_text_the_closer_look_finds_nothing(text: str) -> None:
+    if is_plain(text):
+        assert read_text(text, "here") == parse_messages(text, "here") == text
+        assert split_placeholders(text) == (text,)
+
+
+def test_most_texts_are_plain() -> None:
+    assert is_plain("A cat sits on the mat, and 2 > 1.")
+    assert not any(map(is_plain, (b"A cat.", None, 3, ["A cat."])))
+
+
+def test_what_is_an_object_and_what_a_list() -> None:
+    values = ({}, OrderedDict(), UserDict(), [], (), UserList(), "", b"", None, 3)
+    assert [is_object(value) for value in values] == [True, True, True] + 7 * [False]
+    assert [is_list(value) for value in values] == 3 * [False] + [True, True, True] + 4 * [False]

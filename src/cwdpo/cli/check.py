@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Memory = dict[str, dict[str, int]]
 _SHOWN = 10
+_BETWEEN_UPDATES = 0.1  # seconds
 
 
 def check(
@@ -95,11 +97,18 @@ def check_file(data: Path, image_root: Path | None, encoder: "Encoder | None") -
 
     columns = (SpinnerColumn(), TextColumn("{task.completed} rows checked"))
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+    shown = sys.stderr.isatty()
+    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
         task = progress.add_task("check", total=None)
-        return check_rows(
-            data, image_root=image_root, encoder=encoder, on_row=lambda count: progress.update(task, completed=count)
-        )
+        due = 0.0
+
+        def update(count: int) -> None:
+            nonlocal due
+            if time.monotonic() >= due:  # an update takes as long as a row
+                progress.update(task, completed=count)
+                due = time.monotonic() + _BETWEEN_UPDATES
+
+        return check_rows(data, image_root=image_root, encoder=encoder, on_row=update if shown else None)
 
 
 def _print(report: "CheckReport", facts: "ModelFacts | None", plan: "StepPlan | None", as_json: bool) -> None:

@@ -23,12 +23,9 @@ from cwdpo.config.foreign import describe_foreign, recognise
 from cwdpo.config.located_yaml import KeyPath, load_value
 from cwdpo.config.recipe import CoolingConfig, ProbesConfig, Recipe, Stage1Config
 from cwdpo.errors import ConfigError, path_advice
-from cwdpo.records import RunDirectory
+from cwdpo.records import HUB, RunDirectory
 
 logger = logging.getLogger(__name__)
-
-HUB = "hf:"
-"""Begins the name of a data set on the Hugging Face hub, which is no path."""
 
 _LARGEST = 1_000_000  # bytes; a model or a data file given by mistake should not be parsed first
 _MODEL: KeyPath = ("model", "name_or_path")

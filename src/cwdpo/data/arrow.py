@@ -52,15 +52,17 @@ class ParquetTable:
             if self._process != os.getpid():  # a file's position would be shared with the process that began this one
                 self._open()
             group = bisect_right(self._starts, row) - 1
-            values = self._kept.pop((group, column), None)
+            values = self._kept.get((group, column))
             if values is None:
                 values = self._file.read_row_group(group, columns=[column]).column(column)
         except (pa.ArrowException, OSError) as problem:
             reason = " ".join(str(problem).split())
             raise DataError(f"{self.path}: cannot be read any more: {reason}. Do not change it in use.") from problem
-        self._kept[group, column] = values  # the newest last
-        while len(self._kept) > 1 and sum(each.nbytes for each in self._kept.values()) > _KEPT_BYTES:
-            del self._kept[next(iter(self._kept))]
+        if next(reversed(self._kept), None) != (group, column):
+            self._kept.pop((group, column), None)
+            self._kept[group, column] = values  # the newest last
+            while len(self._kept) > 1 and sum(each.nbytes for each in self._kept.values()) > _KEPT_BYTES:
+                del self._kept[next(iter(self._kept))]
         value = values[row - self._starts[group]].as_py()
         return value if self._decode is None else self._decode({column: value})[column]
 
@@ -85,10 +87,11 @@ class SavedTable:
         return self._decode(found)[column]
 
 
-def with_stored_images(rows: Rows, table: Table) -> Rows:
-    """Rows whose encoded images are read when they are asked for."""
+def with_stored_images(rows: Rows, table: Table, schema: pa.Schema) -> Rows:
+    """Rows of a table whose encoded images are read when they are asked for."""
+    with_bytes = [each.name for each in schema if "binary" in str(each.type)]  # large and nested ones as well
     for number, row in enumerate(rows):
-        yield {name: _stored(value, table, number, (name,)) for name, value in row.items()}
+        yield row | {name: _stored(row[name], table, number, (name,)) for name in with_bytes}
 
 
 def _stored(value: Any, table: Table, row: int, path: tuple[str | int, ...]) -> Any:
@@ -106,7 +109,7 @@ def read_parquet(path: Path, *, stored: bool = False) -> Rows:
     try:
         with pq.ParquetFile(path) as file:
             rows = rows_of_tables(file.iter_batches(batch_size=_AT_A_TIME), decoder_of_schema(file.schema_arrow))
-            yield from with_stored_images(rows, ParquetTable(path)) if stored else rows
+            yield from with_stored_images(rows, ParquetTable(path), file.schema_arrow) if stored else rows
     except (pa.ArrowException, OSError) as problem:
         reason = f"not a readable parquet file: {problem}. Write it again, or give JSON lines."
         raise DataError(f"{path}: {reason}") from problem
@@ -155,7 +158,7 @@ def rows_of_dataset(dataset: "datasets.Dataset", *, stored: bool = False) -> Row
     """All rows of a data set in memory or on disk; ``stored`` leaves images where they are."""
     tables = dataset.with_format("arrow").iter(batch_size=_AT_A_TIME)
     rows = rows_of_tables(tables, decoder_of_features(dataset.features))
-    yield from with_stored_images(rows, SavedTable(dataset)) if stored else rows
+    yield from with_stored_images(rows, SavedTable(dataset), dataset.features.arrow_schema) if stored else rows
 
 
 def rows_of_tables(tables: Iterable[pa.Table | pa.RecordBatch], decode: Decode | None) -> Rows:

@@ -1,5 +1,6 @@
 """Preflight without GPU or weights: read every row, open its images, count its tokens; estimate a step's memory."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from cwdpo.data.formats import describe, row_from_record
+from cwdpo.data.formats import read_record
 from cwdpo.data.image_roots import GivenRoots, ImageRoots
 from cwdpo.data.images import verify_image
-from cwdpo.data.messages import is_json, metadata_keys, parse_messages
+from cwdpo.data.messages import is_json, is_plain, metadata_keys, parse_messages
 from cwdpo.data.reading import Record, read_records
 from cwdpo.data.rows import Row, StoredImage
 from cwdpo.data.sources import resolve_root
@@ -160,8 +161,7 @@ class _Checker:
         try:
             if isinstance(record, DataError):
                 raise record
-            row = row_from_record(record, source=source, roots=roots)
-            name, unread = describe(record)
+            row, name, unread = read_record(record, source=source, roots=roots)
             self._measure(row, name)
         except DataError as problem:
             self._report.findings.append(Notice(source, "unusable_row", str(problem)))
@@ -181,13 +181,15 @@ class _Checker:
     def _note_texts(self, record: Record, row: Row, unread: Collection[str]) -> None:
         """Texts that are something else than they look like: marks of media that nothing reads, and JSON."""
         for key, value in record.items():
-            if isinstance(value, str) and key not in unread and not isinstance(parse_messages(value, key), str):
+            if not isinstance(value, str) or is_plain(value) or key in unread:
+                continue
+            if not isinstance(parse_messages(value, key), str):
                 self._note_once(row, "json_text", f"`{key}` is text that holds messages, and is read as such")
         if any(map(is_json, (row.chosen, *row.rejected))):
             self._note_once(row, "json_text", "an answer is JSON text, which the model learns to write as it stands")
         prompt = [part for turn in row.prompt for part in turn.parts if isinstance(part, str)]
         for text in (*prompt, row.chosen, *row.rejected):
-            for tag in _MEDIA_TAG.findall(text):
+            for tag in _MEDIA_TAG.findall(text) if "<" in text or "[" in text else ():
                 of = "stays text, and no image stands there: the mark of an image is <image>"
                 self._note_once(row, "media_tag", f"{shortened(tag, 30)!r} {of}")
 
@@ -239,8 +241,10 @@ class _Checker:
     def _compare(self, row: Row) -> None:
         """Look for answers and rows that are the same."""
         # of a million rows the hashes are kept, and not the texts
-        prompt = _identity(row)
-        first = self._rows.setdefault(_hash(prompt, row.chosen, *row.rejected, row.gentle), row.source)
+        prompt, chosen = _identity(row), _hash(row.chosen)
+        rejected = [_hash(answer) for answer in row.rejected]
+        gentle = bytes(16) if row.gentle is None else _hash(row.gentle)
+        first = self._rows.setdefault(_hash(prompt, gentle, chosen, *rejected), row.source)
         if first != row.source:
             self._note(row, "duplicate", f"the row is the same as {first}, so it counts twice. Take one out.")
         if row.chosen.strip() in (answer.strip() for answer in row.rejected):
@@ -249,10 +253,10 @@ class _Checker:
         if row.gentle is not None and row.chosen.strip() == row.gentle.strip():
             same = "gentle is the same as chosen, but must hold one error. Take `gentle` out."
             self._note(row, "gentle_is_chosen", same)
-        for answer in row.rejected:
-            self._pairs.setdefault(_hash(prompt, row.chosen, answer), row.source)
-            reverse = self._pairs.get(_hash(prompt, answer, row.chosen))
-            if reverse is not None and answer != row.chosen:
+        for answer in rejected:
+            self._pairs.setdefault(_hash(prompt, chosen, answer), row.source)
+            reverse = self._pairs.get(_hash(prompt, answer, chosen))
+            if reverse is not None and answer != chosen:
                 self._note(row, "contradiction", f"{reverse} prefers the same two answers the other way. Take one out.")
 
     def _note_once(self, row: Row, name: str, what: str) -> None:
@@ -265,8 +269,11 @@ class _Checker:
         self._report.notes.append(Notice(row.source, name, f"{row.source}: {message}"))
 
 
-def _hash(*values: object) -> bytes:
-    return xxhash.xxh3_128_digest(repr(values).encode("utf-8", "surrogatepass"))
+def _hash(*values: str | bytes) -> bytes:
+    """Of one text, or of hashes, which have one length, so that two lists of them are never the same bytes."""
+    return xxhash.xxh3_128_digest(
+        b"".join([v if isinstance(v, bytes) else v.encode("utf-8", "surrogatepass") for v in values])
+    )
 
 
 def _identity(row: Row) -> bytes:
@@ -274,12 +281,12 @@ def _identity(row: Row) -> bytes:
     turns = [
         (turn.role, [p if isinstance(p, str) else None for p in turn.parts], turn.reasoning) for turn in row.prompt
     ]
-    digest = xxhash.xxh3_128(_hash(turns, row.template_kwargs))
+    digest = xxhash.xxh3_128(repr((turns, row.template_kwargs)).encode("utf-8", "surrogatepass"))
     for image in row.images:
         if isinstance(image, bytes | StoredImage):
             digest.update(image if isinstance(image, bytes) else image.read())
         elif isinstance(image, Path):
-            digest.update(str(image).encode("utf-8", "surrogateescape"))
+            digest.update(os.fsencode(image))
         else:
             digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
     return digest.digest()

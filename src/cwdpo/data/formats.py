@@ -27,16 +27,18 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from cwdpo.data.image_roots import ImageRoots, read_image
-from cwdpo.data.known_formats import REPEATS, Format, Record, find_format, is_list, parse_json
+from cwdpo.data.known_formats import REPEATS, Format, Record, find_format, parse_json
 from cwdpo.data.messages import (
     PLACEHOLDER,
     Answer,
     InlineImage,
     Turn,
     is_empty,
+    is_list,
+    is_object,
     read_answer,
     read_last_answer,
     read_text,
@@ -83,7 +85,8 @@ def format_of(record: Record) -> str:
         >>> format_of({"question": "What is it?", "chosen": "A cat.", "rejected": "A dog.", "image": "a.png"})
         'rlaif-v'
     """
-    return describe(record)[0]
+    known = find_format(_without_missing(record))
+    return "unknown" if known is None else known.name
 
 
 def format_keys(record: Record) -> tuple[str, ...]:
@@ -93,24 +96,28 @@ def format_keys(record: Record) -> tuple[str, ...]:
 
 def unread_columns(record: Record) -> list[str]:
     """Keys of a record that are not read, in the record's order."""
-    return describe(record)[1]
-
-
-def describe(record: Record) -> tuple[str, list[str]]:
-    """What :func:`format_of` and :func:`unread_columns` say of a record, in one look."""
     record = _without_missing(record)
-    known = find_format(record)
-    return "unknown" if known is None else known.name, _unread(record, known)
+    return list(_unread(tuple(record), find_format(record)))
 
 
-def _unread(record: Record, known: Format | None) -> list[str]:
-    """The same, of a record without missing values whose format is known."""
+@lru_cache(maxsize=1000)  # the rows of a data set mostly have the same keys
+def _unread(keys: tuple[str, ...], known: Format | None) -> tuple[str, ...]:
+    """The same, of the keys of a record without missing values whose format is known."""
     read = _keys_of(known)
-    return [key for key in record if key not in _OPTIONAL and key not in read]
+    return tuple(key for key in keys if key not in _OPTIONAL and key not in read)
 
 
 def _keys_of(known: Format | None) -> tuple[str, ...]:
     return () if known is None else (*known.needs, *known.reads)
+
+
+class Described(NamedTuple):
+    """A row with what its record says of itself."""
+
+    row: Row
+    format: str
+    unread: Sequence[str]
+    """Keys that are not read, in the record's order."""
 
 
 def row_from_record(record: Record, *, source: str, roots: ImageRoots) -> Row:
@@ -118,30 +125,40 @@ def row_from_record(record: Record, *, source: str, roots: ImageRoots) -> Row:
 
     Images are looked for in the ``roots``.
     """
-    if not isinstance(record, Mapping):
+    return read_record(record, source=source, roots=roots).row
+
+
+def read_record(record: Record, *, source: str, roots: ImageRoots) -> Described:
+    """As :func:`row_from_record`, with what :func:`format_of` and :func:`unread_columns` say."""
+    if not is_object(record):
         raise DataError(f"{source}: a row is a {type(record).__name__}, but must be an object like {_EXAMPLE}.")
     given, record = record, _without_missing(record)
-    known = _checked_format(record, source, missing=[key for key in given if key not in record])
+    keys = tuple(record)
+    missing = [] if record is given else [key for key in given if key not in record]
+    known = _checked_format(record, keys, source, missing)
     key = known.needs[0]
     turns, chosen, rejected = known.read(record, key, source)
-    turns = _with_system(turns, record, source)
+    if "system" in record:
+        turns = _with_system(turns, record, source)
     where = f"{source}: `{key}`"
     _check_prompt(turns, where)
     prompt, images = _place_images(turns, record, roots, where, source)
-    answers = [*rejected, *_negatives(record, source)]
+    answers = [*rejected, *_negatives(record, source)] if "negatives" in record else rejected
     others = {name: read_answer(record[name], f"{source}: `{name}`") for name in _OTHER_ANSWERS if name in record}
-    return Row(
+    row = Row(
         prompt=prompt,
         chosen=chosen.text,
-        rejected=tuple(answer.text for answer in answers),
+        rejected=tuple([answer.text for answer in answers]),
         **others,
         images=images,
         template_kwargs=_template_kwargs(record, source),
-        has_reasoning=any(part.has_reasoning for part in (chosen, *answers)) or any(m.reasoning for m in prompt),
+        has_reasoning=any([part.has_reasoning for part in (chosen, *answers)])
+        or any([message.reasoning for message in prompt]),
         kind=_label(record, "kind", source),
         id=_label(record, "id", source) or _label(record, "idx", source) or "",
         source=source,
     )
+    return Described(row, known.name, _unread(keys, known))
 
 
 def plain_record(row: Row) -> dict[str, Any]:
@@ -156,48 +173,32 @@ def plain_record(row: Row) -> dict[str, Any]:
 
 def _without_missing(record: Record) -> Record:
     """The record without null, without NaN (a table's null), and without empty values where they mean nothing."""
-    return {
-        key: value
+    missing = [
+        key
         for key, value in record.items()
-        if not (
-            value is None
-            or (isinstance(value, float) and math.isnan(value))
-            or (key in _MAY_BE_EMPTY and is_empty(value))
-        )
-    }
+        if value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (key in _MAY_BE_EMPTY and is_empty(value))
+    ]
+    return {key: value for key, value in record.items() if key not in missing} if missing else record
 
 
-def _checked_format(record: Record, source: str, *, missing: Sequence[str] = ()) -> Format:
+def _checked_format(record: Record, keys: tuple[str, ...], source: str, missing: Sequence[str]) -> Format:
     """Refuse what would be passed over in silence: unknown formats, misspelt keys, and media that are not images.
 
     ``missing`` are the keys that the row has without a value.
     """
-    for key in _UNSUPPORTED:
-        if key in record and not (key == "rejected_images" and record[key] == record.get("images")):
+    for key in _unsupported(keys):
+        if not (key == "rejected_images" and record[key] == record.get("images")):
             raise DataError(f"{source}: the row has `{key}`, which is not supported. Take the key or the row out.")
-    for one, other in (("image", "images"), _KWARGS):
-        if one in record and other in record:
-            raise DataError(f"{source}: the row has both `{one}` and `{other}`. Keep one of them.")
     known = find_format(record)
     if known is None:
-        empty = [key for key in ("prompt", "chosen") if key in missing]
-        if empty:
-            raise DataError(f"{source}: `{empty[0]}` has no value (null). Write a text, or take the row out.")
-        words = [f"`{key}` as `{word}`" for key in record if (word := _other_word(key)) not in (None, *record)]
-        advice = f"Name {' and '.join(words)}, as in" if words else "Write"
-        keys = shortened(", ".join(map(repr, record)) or "none", 240)
-        raise DataError(f"{source}: the row's keys are {keys}, which is not a known format. {advice} {_EXAMPLE}.")
-    if {*REPEATS} <= record.keys() and known.needs[0] in REPEATS:
-        raise DataError(f"{source}: the row has both `conversations` and `messages`. Keep one of them.")
-    if "rejected" in record and "rejected" not in (*known.needs, *known.reads):
-        raise DataError(
-            f"{source}: the row has `rejected` beside {' and '.join(map('`{}`'.format, known.needs))}, which hold the "
-            "answers already. Take it out, or put it into the list `negatives`."
-        )
-    for key in _unread(record, known):
-        near = _near_name(key)
-        if near is not None:
-            raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near}`? Else give it another name.")
+        for key in ("prompt", "chosen"):
+            if key in missing:
+                raise DataError(f"{source}: `{key}` has no value (null). Write a text, or take the row out.")
+    wrong = _wrong_keys(keys, known)
+    if known is None or wrong is not None:
+        raise DataError(f"{source}: {wrong}")
     return known
 
 
@@ -207,7 +208,37 @@ def _other_word(key: str) -> str | None:
     return _OTHER_WORDS.get(plain, plain if plain != key and plain in ("prompt", "chosen", "rejected") else None)
 
 
-@lru_cache(maxsize=1000)  # for every row has the same columns
+@lru_cache(maxsize=1000)  # the rows of a data set mostly have the same keys
+def _unsupported(keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(key for key in _UNSUPPORTED if key in keys)
+
+
+@lru_cache(maxsize=1000)
+def _wrong_keys(keys: tuple[str, ...], known: Format | None) -> str | None:
+    """What is wrong with the keys of a record of a format, as a message says it; None if nothing is."""
+    for one, other in (("image", "images"), _KWARGS):
+        if one in keys and other in keys:
+            return f"the row has both `{one}` and `{other}`. Keep one of them."
+    if known is None:
+        words = [f"`{key}` as `{word}`" for key in keys if (word := _other_word(key)) not in (None, *keys)]
+        advice = f"Name {' and '.join(words)}, as in" if words else "Write"
+        shown_keys = shortened(", ".join(map(repr, keys)) or "none", 240)
+        return f"the row's keys are {shown_keys}, which is not a known format. {advice} {_EXAMPLE}."
+    if {*REPEATS} <= {*keys} and known.needs[0] in REPEATS:
+        return "the row has both `conversations` and `messages`. Keep one of them."
+    if "rejected" in keys and "rejected" not in (*known.needs, *known.reads):
+        return (
+            f"the row has `rejected` beside {' and '.join(map('`{}`'.format, known.needs))}, which hold the "
+            "answers already. Take it out, or put it into the list `negatives`."
+        )
+    for key in _unread(keys, known):
+        near = _near_name(key)
+        if near is not None:
+            return f"unknown key `{key}`. Did you mean `{near}`? Else give it another name."
+    return None
+
+
+@lru_cache(maxsize=1000)
 def _near_name(key: str) -> str | None:
     """The column that a misspelt name stands for."""
     near = difflib.get_close_matches(key, ("images", "image", "rejected", "gentle", "negatives"), 1, 0.82)
@@ -215,15 +246,13 @@ def _near_name(key: str) -> str | None:
 
 
 def _with_system(turns: list[Turn], record: Record, source: str) -> list[Turn]:
-    if "system" not in record:
-        return turns
     if turns and turns[0].role == "system":
         raise DataError(f"{source}: the row has both `system` and a system turn. Keep one of them.")
     return [Turn("system", (read_text(record["system"], f"{source}: `system`"),)), *turns]
 
 
 def _negatives(record: Record, source: str) -> list[Answer]:
-    value = parse_json(record.get("negatives", []))
+    value = parse_json(record["negatives"])
     if not is_list(value):
         raise DataError(f'{source}: `negatives` must be a list of answers. Write ["..."]; one answer is `rejected`.')
     found = [read_last_answer(answer, f"{source}: `negatives`[{index}]") for index, answer in enumerate(value)]
@@ -235,13 +264,15 @@ def _negatives(record: Record, source: str) -> list[Answer]:
 def _images(record: Record, roots: ImageRoots, source: str) -> list[ImageSource]:
     """The row's images, in order."""
     key = "images" if "images" in record else "image"
-    value = record.get(key, [])
-    value = parse_json(value)
+    if key not in record:
+        return []
+    value = parse_json(record[key])
     if not is_list(value):
         return [read_image(value, roots, source=source, where=f"`{key}`")]
     return [read_image(item, roots, source=source, where=f"`{key}`[{index}]") for index, item in enumerate(value)]
 
 
+_SLOT = ImageSlot()  # one for all rows, as all are alike
 _NONE: Mapping[str, Any] = {}  # one for all rows, as most have none
 
 
@@ -250,7 +281,7 @@ def _template_kwargs(record: Record, source: str) -> Mapping[str, Any]:
     if key is None:
         return _NONE
     value = parse_json(record[key])
-    if not isinstance(value, Mapping):
+    if not is_object(value):
         raise DataError(f'{source}: `{key}` is {shown(value)}. Write an object such as {{"enable_thinking": false}}.')
     return {str(name): item for name, item in value.items() if item is not None}
 
@@ -288,37 +319,38 @@ def _place_images(
 ) -> tuple[tuple[Message, ...], tuple[ImageSource, ...]]:
     """Give every image a slot: where the text marks it, else at the start of the first user turn, as TRL does."""
     given = _images(record, roots, source)
-    parts = [part for turn in turns for part in turn.parts]
-    slots, inline = (sum(isinstance(part, kind) for part in parts) for kind in (ImageSlot, InlineImage))
+    marks = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
+    slots = len([part for part in marks if isinstance(part, ImageSlot)])
+    inline = len(marks) - slots
     if not given and not inline:
-        lost = [key for key in _IMAGE_NAMES if not is_empty(record.get(key))]
+        lost = [key for key in _IMAGE_NAMES if key in record and not is_empty(record[key])]
         if lost:
             raise DataError(f"{source}: unknown key `{lost[0]}`. Did you mean `image`? Else take it out.")
     if inline and given and not slots:
         raise DataError(f"{source}: the row has images both in its messages and in `images`. Keep one of them.")
     at_start: tuple[ImageSlot, ...] = ()
     if not slots and given:
-        at_start = (ImageSlot(),) * len(given)
+        at_start = (_SLOT,) * len(given)
     elif slots != len(given):
         raise DataError(
             f"{where} marks {slots} image{'s' * (slots != 1)}, but the row has {len(given)}. Write one "
             f"{PLACEHOLDER} for each image, or none to have them stand at the start."
         )
-    queue = iter(given)
-    images: list[ImageSource] = []
     messages: list[Message] = []
     for turn in turns:
-        own = turn.parts
+        parts: tuple[Any, ...] = turn.parts
+        if inline and turn.has_images:
+            parts = tuple([part if isinstance(part, str) else _SLOT for part in parts])
         if at_start and turn.role == "user":
-            own, at_start = (*at_start, *own), ()
-        placed: list[str | ImageSlot] = []
-        for part in own:
-            if isinstance(part, InlineImage):
-                images.append(
-                    read_image(part.value, roots, source=source, where=part.where.removeprefix(f"{source}: "))
-                )
-            elif isinstance(part, ImageSlot):
-                images.append(next(queue))
-            placed.append(part if isinstance(part, str) else ImageSlot())
-        messages.append(Message(turn.role, tuple(placed), turn.reasoning))
+            parts, at_start = (*at_start, *parts), ()
+        messages.append(Message(turn.role, parts, turn.reasoning))
+    if not inline:
+        return tuple(messages), tuple(given)
+    queue = iter(given)
+    images = [
+        read_image(part.value, roots, source=source, where=part.where.removeprefix(f"{source}: "))
+        if isinstance(part, InlineImage)
+        else next(queue)
+        for part in marks
+    ]
     return tuple(messages), tuple(images)

@@ -9,7 +9,7 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from cwdpo.data.images import MAX_FILE_BYTES
+from cwdpo.data.messages import is_object
 from cwdpo.data.rows import ImageSource, StoredImage
 from cwdpo.errors import DataError, shortened
 
@@ -72,6 +73,10 @@ class ImageRoots:
             if len(self._found) < _KEPT_NAMES:
                 self._found[name] = found
         return found
+
+    def known(self, name: str) -> Path | None:
+        """What :meth:`find` gave for a name, if it remembers it."""
+        return self._found.get(name)
 
     def _resolve(self, name: str, source: str) -> Path:
         shown = shortened(name)
@@ -152,8 +157,10 @@ def read_image(value: Any, roots: ImageRoots, *, source: str, where: str) -> Ima
 
     ``where`` is its place for messages: ``"`images`[0]"``.
     """
+    if isinstance(value, str) and (known := roots.known(value)) is not None:
+        return known  # it was a path when it was seen first
     for _ in range(4):  # {"type": "image_url", "image_url": {"url": ...}} is two deep
-        if not isinstance(value, Mapping):
+        if not is_object(value):
             break
         held = [value[key] for key in _OF_IMAGE if value.get(key) is not None]
         if not held:
@@ -162,12 +169,12 @@ def read_image(value: Any, roots: ImageRoots, *, source: str, where: str) -> Ima
         value = held[0]
         if in_base64 and isinstance(value, str):
             return _decode(value, source=source, where=where)
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
     if isinstance(value, Image.Image | StoredImage):
         return value
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if not isinstance(value, str) and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if isinstance(value, str):
         if _DATA_URL.match(value) or _is_base64(value):
             return _decode(value, source=source, where=where)

@@ -15,6 +15,8 @@ from cwdpo.data.messages import (
     Answer,
     Turn,
     answer_of,
+    is_list,
+    is_object,
     list_of_objects,
     parse_messages,
     read_answer,
@@ -40,7 +42,7 @@ class Found(NamedTuple):
     rejected: list[Answer]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself alone
 class Format:
     """How one kind of record is recognised and read."""
 
@@ -148,7 +150,7 @@ def _read_output_pair(record: Record, key: str, source: str) -> Found:
     answers = []
     for name in ("output_1", "output_2"):
         value = record[name]
-        if isinstance(value, Mapping):  # from a model's name, which is not a role
+        if is_object(value):  # from a model's name, which is not a role
             value = value.get("value", value.get("content"))
         answers.append(Answer(read_answer(value, f"{source}: `{name}`")))
     chosen, rejected = answers if better == "1" else answers[::-1]
@@ -158,14 +160,14 @@ def _read_output_pair(record: Record, key: str, source: str) -> Found:
 def _read_ranked(record: Record, key: str, source: str) -> Found:
     """Answers with ratings: the best is chosen, those with a lower mean rating are rejected, the worst first."""
     completions = record["completions"]
-    if isinstance(completions, Mapping):
+    if is_object(completions):
         completions = list_of_objects(completions, f"{source}: `completions`")
     if not is_list(completions):
         raise DataError(f"{source}: `completions` is {shown(completions)}, but must be a list of answers.")
     rated = []
     for index, completion in enumerate(completions):
         where = f"{source}: `completions`[{index}]"
-        if not isinstance(completion, Mapping) or "response" not in completion:
+        if not is_object(completion) or "response" not in completion:
             raise DataError(f'{where} is {shown(completion)}. Write {{"response": "...", "annotations": ...}}.')
         answer = Answer(read_answer(completion["response"], f"{where} `response`"))
         rated.append((_mean_rating(completion.get("annotations"), where), answer))
@@ -218,7 +220,10 @@ FORMATS = (
 
 def find_format(record: Record) -> Format | None:
     """The format of a record without missing values; None where it is of none."""
-    return next((known for known in _with_keys(tuple(record)) if known.fits(record)), None)
+    for known in _with_keys(tuple(record)):
+        if known.fits(record):
+            return known
+    return None
 
 
 @lru_cache(maxsize=1000)  # the rows of a data set mostly have the same keys
@@ -234,9 +239,12 @@ def _with_answers(
     for key, name in zip(("chosen", "rejected"), names, strict=False):
         if key in record:
             before, answer = _read_last(record[key], f"{source}: `{name}`")
-            leads.append(before)
             answers.append(answer)
-    lead, *others = [before for before in leads if before] or [turns]
+            if before:
+                leads.append(before)
+    if not leads:
+        return Found(turns, answers[0], answers[1:])
+    lead, *others = leads
     if any(not _same(lead, other) for other in others):
         raise _other_conversations(source)
     if turns and not _repeats(turns, lead):
@@ -262,7 +270,7 @@ def _read_dialogue(value: Any, where: str) -> list[Turn]:
 
 
 def _is_dialogue(value: Any) -> bool:
-    return isinstance(value, str) and _DIALOGUE.match(value) is not None
+    return isinstance(value, str) and "Human:" in value and _DIALOGUE.match(value) is not None
 
 
 def _dialogue(text: str, where: str) -> list[Turn]:
@@ -328,13 +336,13 @@ def _inner(record: Record) -> Record | None:
             text = json.loads(text)
         except (ValueError, RecursionError):
             return None
-    return text if isinstance(text, Mapping) and {"question", "chosen"} <= text.keys() else None
+    return text if is_object(text) and {"question", "chosen"} <= text.keys() else None
 
 
 def _mean_rating(annotations: Any, where: str) -> float:
     """Mean over the aspects of ``annotations`` (helpfulness and so on) that have a rating."""
-    values = annotations.values() if isinstance(annotations, Mapping) else ()
-    given = [value.get("Rating", value.get("rating")) for value in values if isinstance(value, Mapping)]
+    values = annotations.values() if is_object(annotations) else ()
+    given = [value.get("Rating", value.get("rating")) for value in values if is_object(value)]
     try:
         numbers = [float(value) for value in given if value not in (None, "N/A")]
         mean = sum(numbers) / len(numbers)
@@ -355,8 +363,3 @@ def parse_json(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
-
-
-def is_list(value: Any) -> bool:
-    """Whether a value is a sequence and no text."""
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)

@@ -9,10 +9,9 @@ import ast
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
 from datetime import date
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 from cwdpo.data.rows import ImageSlot, join_reasoning
 from cwdpo.errors import DataError, shortened
@@ -52,6 +51,10 @@ PART_KEYS: Mapping[str, str] = {
 }
 """The same for a part of a message's ``content``."""
 
+_READ_IN_MESSAGE, _READ_IN_PART = (
+    frozenset(key for key, meaning in keys.items() if meaning == _READ) for keys in (MESSAGE_KEYS, PART_KEYS)
+)
+_MESSAGE_ALONE, _TEXT_ALONE = frozenset(("role", "content")), frozenset(("type", "text"))
 _IMAGE_KEYS = ("image", "image_url", "path", "url", "base64", "bytes", "source", "file")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
@@ -61,6 +64,7 @@ _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "ass
 
 _MESSAGE = '{"role": "user", "content": "..."}'
 _PLACEHOLDER = re.compile(rf"(?:\A{PLACEHOLDER}\n|\n{PLACEHOLDER}\Z|{PLACEHOLDER})")
+_BRACKET = re.compile(r"\s*[\[{]")
 _MESSAGE_TEXT = re.compile(r"""["'](?:role|from)["']\s*:\s*["'](?:system|user|human|assistant|gpt)["']""")
 
 
@@ -74,8 +78,7 @@ class InlineImage(NamedTuple):
 Part: TypeAlias = str | ImageSlot | InlineImage
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """One turn as it was read, still with the images that it holds itself."""
 
     role: str
@@ -86,7 +89,12 @@ class Turn:
 
     @property
     def text(self) -> str:
-        return "".join(part for part in self.parts if isinstance(part, str))
+        """Without the images that stand in it."""
+        return "".join([part for part in self.parts if isinstance(part, str)])
+
+    @property
+    def has_images(self) -> bool:
+        return not all([isinstance(part, str) for part in self.parts])
 
 
 class Answer(NamedTuple):
@@ -103,23 +111,52 @@ def is_empty(value: object) -> bool:
         >>> [is_empty(value) for value in (None, "", "[]", [], {}, 0, False, "x")]
         [True, True, True, True, True, False, False, False]
     """
+    if value is None:
+        return True
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null", "None")
     if isinstance(value, float):
         return value != value  # tables write NaN where a value is missing
-    if isinstance(value, Mapping):
+    if is_object(value):
         return all(map(is_empty, value.values()))
-    return value is None or (isinstance(value, Sequence) and len(value) == 0)
+    return isinstance(value, list | Sequence) and len(value) == 0
+
+
+def is_object(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value is what JSON calls an object.
+
+    Of a dict Python knows at once what it is; of other types it asks Mapping, ten times slower, and a row asks often.
+    """
+    return isinstance(value, dict) or (not isinstance(value, str | list) and isinstance(value, Mapping))
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether a value is a sequence and no text."""
+    return isinstance(value, list) or (not isinstance(value, str | bytes | dict) and isinstance(value, Sequence))
+
+
+def is_plain(value: object) -> TypeGuard[str]:
+    """Whether a value is text in which there is nothing to find: no marks, no messages as text, no half of a character.
+
+    Most texts are so, and that is known at once; of all others it takes a closer look.
+
+    Example:
+        >>> [is_plain(value) for value in ("A cat.", "", "[1]", " x", "<image> x", "naïve")]
+        [True, False, False, False, False, False]
+    """
+    return isinstance(value, str) and value[:1].isalnum() and value.isascii() and "<" not in value
 
 
 def read_turns(value: Any, where: str) -> list[Turn]:
     """The turns of a conversation: a list of messages, such a list as JSON text, or text alone as a user's message."""
+    if is_plain(value):
+        return [Turn("user", (value,))]
     value = parse_messages(value, where)
-    if isinstance(value, Mapping):
-        value = [value]
     if isinstance(value, str):
         return [Turn("user", split_placeholders(read_text(value, where)))]
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
+    if is_object(value):
+        value = [value]
+    if is_list(value):
         return [read_turn(turn, f"{where}[{index}]") for index, turn in enumerate(value)]
     raise DataError(f"{where} is {shown(value)}. Write text or a list of messages like {_MESSAGE}.")
 
@@ -137,22 +174,24 @@ def read_answer(value: Any, where: str) -> str:
 
 def read_last_answer(value: Any, where: str) -> tuple[list[Turn], Answer]:
     """An answer, and the turns before it where a list of messages begins with the prompt."""
+    if is_plain(value):
+        return [], Answer(value)
     value = parse_messages(value, where)
     if isinstance(value, str):
         return [], Answer(_checked_answer(read_text(value, where), where))
-    if isinstance(value, Mapping):
+    if is_object(value):
         return [], answer_of(read_turn(value, where), where)
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
+    if is_list(value):
         if not value:
             raise DataError(f"{where} is empty. Write the text, or take the row out.")
         if len(value) == 1 and isinstance(value[0], str):
             return [], Answer(_checked_answer(read_text(value[0], where), where))
-        if not all(isinstance(item, Mapping) for item in value):
+        if not all(map(is_object, value)):
             raise DataError(
                 f"{where} is a list of {len(value)} messages or texts, but must be the one answer. "
                 "Move the turns before it into `prompt`; more rejected answers go into `negatives`."
             )
-        *before, last = (read_turn(turn, f"{where}[{index}]") for index, turn in enumerate(value))
+        *before, last = [read_turn(turn, f"{where}[{index}]") for index, turn in enumerate(value)]
         return before, answer_of(last, where)
     raise _not_text(value, where)
 
@@ -166,7 +205,7 @@ def answer_of(turn: Turn, where: str) -> Answer:
             f"{where} says that it is not to be learned (`loss`, `weight` or `train`), but answers are what is "
             "learned. Take the key out, or the row."
         )
-    if any(not isinstance(part, str) for part in turn.parts):
+    if turn.has_images:
         raise DataError(f"{where} holds an image, but answers are text. Images belong to the prompt.")
     text = _checked_answer(turn.text, where)
     if turn.reasoning is None:
@@ -176,22 +215,28 @@ def answer_of(turn: Turn, where: str) -> Answer:
 
 def read_turn(turn: Any, where: str) -> Turn:
     """One message, as ``role`` and ``content`` or as ``from`` and ``value``."""
-    if not isinstance(turn, Mapping):
+    if not is_object(turn):
         raise DataError(f"{where} is {shown(turn)}. Write a message like {_MESSAGE}.")
-    _check_keys(turn, MESSAGE_KEYS, where, "a message")
-    role = _one_of(turn, ("role", "from"), where)
-    content = _one_of(turn, ("content", "value"), where)
+    has_more = turn.keys() != _MESSAGE_ALONE
+    if not has_more:  # as of most messages
+        role, content = turn["role"], turn["content"]
+    else:
+        _check_keys(turn, MESSAGE_KEYS, _READ_IN_MESSAGE, where, "a message")
+        role = _one_of(turn, ("role", "from"), where)
+        content = _one_of(turn, ("content", "value"), where)
     if role is None or content is None:
         missing = "role" if role is None else "content"
         raise DataError(f"{where} has no `{missing}`. Write a message like {_MESSAGE}.")
     if not isinstance(role, str) or role not in _ROLES:
         raise DataError(f"{where} has the unknown role {shown(role)}. Write system, user or assistant.")
     parts = read_content(content, where)
-    own = [key for key in ("images", "image") if not is_empty(turn.get(key))]
+    own = [key for key in ("images", "image") if not is_empty(turn.get(key))] if has_more else []
     if own:
         parts = _with_own_images(parts, turn[own[0]], f"{where} `{own[0]}`")
-    if not any(not isinstance(part, str) or part.strip() for part in parts):
+    if not any([not isinstance(part, str) or part.strip() for part in parts]):
         raise DataError(f"{where} is empty. Write the text, or take the turn out.")
+    if not has_more:
+        return Turn(_ROLES[role], parts)
     reasoning = _one_of(turn, _REASONING_KEYS, where)
     if reasoning is not None:
         if _ROLES[role] != "assistant":
@@ -204,10 +249,12 @@ def read_turn(turn: Any, where: str) -> Turn:
 
 def read_content(content: Any, where: str) -> tuple[Part, ...]:
     """A message's content, as text or as parts."""
-    if isinstance(content, Mapping):
+    if is_plain(content):
+        return (content,)
+    if is_object(content):
         content = [content]
-    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
-        return tuple(part for item in content for part in _part(item, where))
+    if is_list(content):
+        return tuple([part for item in content for part in _part(item, where)])
     return split_placeholders(read_text(content, where))
 
 
@@ -217,9 +264,10 @@ def parse_messages(value: Any, where: str) -> Any:
     A text counts as such if it is one object or list in whole, and has a message's role in it. Where it then cannot be
     parsed it is an error: trained on as it stands, a model would learn to write brackets.
     """
-    if isinstance(value, Mapping) and isinstance(value.get("role", value.get("from")), list):
-        return list_of_objects(value, where)
-    if not isinstance(value, str) or not _looks_like_messages(value):
+    if not isinstance(value, str):
+        columns = is_object(value) and isinstance(value.get("role", value.get("from")), list)
+        return list_of_objects(value, where) if columns else value
+    if not _looks_like_messages(value):
         return value
     try:
         found = json.loads(value)
@@ -253,6 +301,8 @@ def split_placeholders(text: str) -> tuple[Part, ...]:
         >>> split_placeholders("<image>\\nWhat is this?")
         (ImageSlot(), 'What is this?')
     """
+    if PLACEHOLDER not in text:
+        return (text,) if text else ()
     first, *others = _PLACEHOLDER.split(text)
     parts = (first, *(part for piece in others for part in (ImageSlot(), piece)))
     return tuple(part for part in parts if part)
@@ -265,7 +315,7 @@ def read_text(value: Any, where: str) -> str:
     if not value.strip():
         raise DataError(f"{where} is empty. Write the text, or take the row out.")
     try:
-        value.encode("utf-8")
+        value.isascii() or value.encode("utf-8")
     except UnicodeEncodeError as problem:
         raise DataError(
             f"{where} holds half of a surrogate pair at character {problem.start + 1}, which is not a "
@@ -286,7 +336,7 @@ def is_json(text: str) -> bool:
         >>> is_json('{"colour": "red"}'), is_json("[sic]")
         (True, False)
     """
-    if text.lstrip()[:1] not in ("[", "{"):
+    if not _BRACKET.match(text):
         return False
     try:
         return isinstance(json.loads(text), list | dict)
@@ -297,13 +347,13 @@ def is_json(text: str) -> bool:
 def metadata_keys(value: Any) -> list[str]:
     """Keys of messages and parts that are not read because they are metadata, each once."""
     found: dict[str, None] = {}
-    items = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
-    for item in items:
-        if not isinstance(item, Mapping):
+    for item in value if is_list(value) else [value]:
+        if not is_object(item):
             continue
         is_message = "role" in item or "from" in item
-        known = MESSAGE_KEYS if is_message else PART_KEYS
-        found |= {key: None for key in item if known.get(key) == _METADATA and not is_empty(item[key])}
+        if not item.keys() <= (_READ_IN_MESSAGE if is_message else _READ_IN_PART):
+            known = MESSAGE_KEYS if is_message else PART_KEYS
+            found |= {key: None for key in item if known.get(key) == _METADATA and not is_empty(item[key])}
         if is_message:
             found |= dict.fromkeys(metadata_keys(item.get("content")))
     return list(found)
@@ -317,12 +367,16 @@ def _not_text(value: Any, where: str) -> DataError:
 
 
 def _looks_like_messages(text: str) -> bool:
+    if not _BRACKET.match(text):
+        return False
     start, end = text.lstrip()[:1], text.rstrip()[-1:]
     return (start, end) in (("[", "]"), ("{", "}")) and _MESSAGE_TEXT.search(text) is not None
 
 
-def _check_keys(item: Mapping[str, Any], known: Mapping[str, str], where: str, what: str) -> None:
-    """Refuse keys that would be passed over in silence."""
+def _check_keys(item: Mapping[str, Any], known: Mapping[str, str], read: Set[str], where: str, what: str) -> None:
+    """Refuse keys that would be passed over in silence; those ``read`` need no closer look."""
+    if item.keys() <= read:
+        return
     for key, value in item.items():
         meaning = known.get(key)
         if meaning in (_READ, _METADATA) or (is_empty(value) and key not in _LOSS_KEYS):
@@ -336,10 +390,10 @@ def _check_keys(item: Mapping[str, Any], known: Mapping[str, str], where: str, w
 
 def _one_of(turn: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
     """The value under whichever key is there; two of them must agree."""
-    found = {key: turn[key] for key in keys if turn.get(key) is not None and (keys is not _REASONING_KEYS or turn[key])}
-    if len(found) > 1 and len({repr(value) for value in found.values()}) > 1:
+    found = [key for key in keys if turn.get(key) is not None and (turn[key] or keys is not _REASONING_KEYS)]
+    if len(found) > 1 and len({repr(turn[key]) for key in found}) > 1:
         raise DataError(f"{where} has both `{'` and `'.join(found)}`, which differ. Keep one of them.")
-    return next(iter(found.values()), None)
+    return turn[found[0]] if found else None
 
 
 def _is_trained(turn: Mapping[str, Any], where: str) -> bool | None:
@@ -365,8 +419,7 @@ def _checked_answer(text: str, where: str) -> str:
 
 def _with_own_images(parts: tuple[Part, ...], value: Any, where: str) -> tuple[Part, ...]:
     """A message's parts with the images that the message itself lists: at its placeholders, else at its start."""
-    several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    images = [InlineImage(item, where) for item in (value if several else [value])]
+    images = [InlineImage(item, where) for item in (value if is_list(value) else [value])]
     slots = [index for index, part in enumerate(parts) if isinstance(part, ImageSlot)]
     if not slots:
         return (*images, *parts)
@@ -383,9 +436,10 @@ def _part(item: Any, where: str) -> tuple[Part, ...]:
     """A part of a message's content: text, an image's place, or an image itself."""
     if isinstance(item, str):
         return split_placeholders(item) if item.strip() else ()
-    if not isinstance(item, Mapping):
+    if not is_object(item):
         raise DataError(f'{where} holds {shown(item)}. Write {{"type": "text", "text": "..."}} or {{"type": "image"}}.')
-    held = [key for key in _IMAGE_KEYS if not is_empty(item.get(key))]
+    has_more = not item.keys() <= _TEXT_ALONE
+    held = [key for key in _IMAGE_KEYS if key in item and not is_empty(item[key])] if has_more else []
     kind = item.get("type")
     if kind is None and held:
         kind = "image"
@@ -397,15 +451,17 @@ def _part(item: Any, where: str) -> tuple[Part, ...]:
                 f"{where} has the key `{held[0]}` in a part of type {kind!r}, where it would be passed over. Write the "
                 'image as a part of its own, {"type": "image", "image": "a.png"}.'
             )
-        _check_keys(item, PART_KEYS, where, "a part of a message")
+        _check_keys(item, PART_KEYS, _READ_IN_PART, where, "a part of a message")
         text = item.get("text")
+        if is_plain(text):
+            return (text,)
         if isinstance(text, str) and not text.strip():
             return (text,) if text else ()
         return split_placeholders(read_text(text, where))
     if kind in _IMAGE_PARTS:
         if not is_empty(item.get("text")):
             raise DataError(f"{where} has the key `text` in a part of type {kind!r}. Write the text as its own part.")
-        _check_keys(item, PART_KEYS, where, "a part of a message")
+        _check_keys(item, PART_KEYS, _READ_IN_PART, where, "a part of a message")
         if not held:
             return (ImageSlot(),)
         if len(held) > 1 and not {"bytes", "path"} >= {*held}:

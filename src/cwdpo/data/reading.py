@@ -44,7 +44,7 @@ def read_rows(path: str | Path, *, image_root: GivenRoots = None) -> list[Row]:
     """
     roots = resolve_root(path, image_root)
     rows = []
-    with _without_collector():
+    with without_collector():
         for record, source in read_records(path, stored=True):
             if isinstance(record, DataError):
                 raise record
@@ -53,7 +53,7 @@ def read_rows(path: str | Path, *, image_root: GivenRoots = None) -> list[Row]:
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """Keep Python from searching rows for reference cycles, of which they have none, again and again as they grow."""
     was_on = gc.isenabled()
     gc.disable()
@@ -187,19 +187,20 @@ def _read_table(path: Path) -> Parsed:
 
 def _read_lines(path: Path) -> Parsed:
     """JSON lines; blank lines are passed over."""
+    name = str(path)
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
                 _refuse_bom(line, path)
                 _refuse_other_texts(line, path)
-            if line.strip():
-                source = f"{path}:{number}"
+            if not line.isspace():
+                source = f"{name}:{number}"
                 yield _parse_line(line.rstrip(b"\r\n"), source), source
 
 
 def _parse_line(line: bytes, source: str) -> Record | DataError:
     try:
-        return _expect_object(json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys), source)
+        return _expect_object(_DECODER.decode(line.decode("utf-8")), source)
     except UnicodeDecodeError as problem:
         return DataError(f"{source}: byte {problem.start + 1} of the line is not UTF-8. {_AS_UTF8}")
     except json.JSONDecodeError as problem:
@@ -240,7 +241,6 @@ def _read_list(path: Path) -> Parsed:
     except UnicodeDecodeError as problem:
         line = raw.count(b"\n", 0, problem.start) + 1
         raise DataError(f"{path}:{line}: byte {problem.start + 1} of the file is not UTF-8. {_AS_UTF8}") from problem
-    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     at, line, last = _skip_space(text, 0), 1, 0
     if at == len(text):
         return
@@ -248,7 +248,7 @@ def _read_list(path: Path) -> Parsed:
         at = _skip_space(text, _expect(text, at, "["))
         while not text.startswith("]", at):
             line, last = line + text.count("\n", last, at), at
-            value, end = decoder.raw_decode(text, at)
+            value, end = _DECODER.raw_decode(text, at)
             yield _expect_object(value, f"{path}:{line}"), f"{path}:{line}"
             at = _skip_space(text, end)
             if not text.startswith("]", at):
@@ -268,8 +268,9 @@ def _read_list(path: Path) -> Parsed:
 
 def _numbered(rows: Iterable[Record], path: str | Path) -> Parsed:
     """Rows with their number, counted from 1 as lines are."""
+    name = str(path)
     for number, row in enumerate(rows, start=1):
-        yield row, f"{path}:{number}"
+        yield row, f"{name}:{number}"
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -280,6 +281,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {shortened(twice)!r} stands twice in one object. Keep one of them")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)  # one, as making it takes as long as a row
 
 
 def _expect_object(value: object, source: str) -> Record | DataError:

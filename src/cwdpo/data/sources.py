@@ -5,10 +5,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from cwdpo.config.recipe_file import HUB
 from cwdpo.data.image_roots import GivenRoots, ImageRoots, parse_roots
 from cwdpo.errors import DataError, path_advice
-from cwdpo.records import RunDirectory
+from cwdpo.records import HUB, RunDirectory
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 """Of files that are read; all but parquet may be compressed, with ``.gz`` behind."""

@@ -1,12 +1,13 @@
 """Run a recipe from start to end, or on from where it was interrupted."""
 
+import gc
 import math
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from cwdpo import __version__
 from cwdpo.config.recipe import Recipe
 from cwdpo.data.chat_template import prompts_at
 from cwdpo.data.encode import EncodedMemory
+from cwdpo.data.reading import without_collector
+from cwdpo.data.rows import Row
 from cwdpo.diagnosis import examine, read_recording
 from cwdpo.errors import DataError
 from cwdpo.evaluation.measuring import Progress
@@ -94,15 +97,14 @@ def _run(
 ) -> RunDirectory:
     began = time.time()
     check_settings(recipe, run)
-    rows, eval_rows = read_data(recipe)
-    stage_rows = rows_of_stages(recipe, rows)
-    check_answers(recipe, stage_rows, eval_rows)
-    check_evaluation(recipe)
-    if is_main():
-        check_hub(recipe)
-        check_endpoint(recipe)
     with ExitStack() as stack:
+        rows, eval_rows = stack.enter_context(data_of_run(recipe))
+        stage_rows = rows_of_stages(recipe, rows)
+        check_answers(recipe, stage_rows, eval_rows)
+        check_evaluation(recipe)
         if is_main():
+            check_hub(recipe)
+            check_endpoint(recipe)
             run = RunDirectory.open(recipe.output_dir, resume=resume)
             stack.enter_context(run.locked())
             RunDirectory.open(recipe.output_dir, resume=resume)  # once more: another process may have come between
@@ -144,6 +146,20 @@ def _run(
         if is_main():
             _finish(context, wall_time, on_evaluation)
         return run
+
+
+@contextmanager
+def data_of_run(recipe: Recipe) -> Iterator[tuple[list[Row], list[Row] | None]]:
+    """A recipe's training and evaluation rows. As long as they are in use, Python's garbage collector leaves them out:
+    to look for cycles among a million rows takes it seconds each time, and they have none."""
+    gc.collect()  # what is garbage already would otherwise stay until the end
+    try:
+        with without_collector():
+            found = read_data(recipe)
+            gc.freeze()
+        yield found
+    finally:
+        gc.unfreeze()
 
 
 def _finish(context: RunContext, wall_time: "WallTime", on_evaluation: Progress) -> None:
