@@ -156,7 +156,9 @@ def test_layout_by_hand() -> None:
     assert layout.inputs["input_ids"].tolist() == [[7, 8, 9, 11, 12, 15], [6, 5, 17, 17, 17, 17]]
     assert layout.inputs["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
     assert plan.logical.tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 3, 4, 5]]
-    where = layout.predicts.nonzero().tolist()
+    assert layout.keep.tolist() == [[2, 3, 4, 5], [1, 2, 2, 2]]
+    assert layout.read.tolist() == [2, 3, 4, 5, 6 + 1, 6 + 2]
+    where = [[row, position] for row, positions in enumerate(layout.keep.tolist()) for position in positions]
     assert [where[i] for i in layout.gather.tolist()] == [
         [0, 2],
         [0, 3],

@@ -5,18 +5,20 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from cwdpo.data.chat_template import ChatTemplate, Frame
 from cwdpo.data.images import open_image
 from cwdpo.data.rows import Row, StoredImage
 from cwdpo.errors import ConfigError, DataError
+from cwdpo.memory import free_memory, processes_here
 from cwdpo.models.parts import ModelLimits
 
 NO_LIMITS = ModelLimits()
@@ -51,6 +53,12 @@ class EncodedRow:
         return int(self.prompt["input_ids"].shape[-1])
 
 
+_LEAST = 256_000_000
+"""Bytes of a memory of encoded rows on a machine where little is free, and of one in each worker of a dataloader."""
+
+_SHARE = 16
+"""One byte in so many that are free, for the encoded rows of all processes together."""
+
 _Key: TypeAlias = tuple[Hashable, ...]
 _ENTRY = 500  # bytes of an entry's Python objects, about
 
@@ -62,8 +70,10 @@ class EncodedMemory:
     its oldest entry would give up each just before it is wanted.
     """
 
-    def __init__(self, max_bytes: int = 256_000_000) -> None:
-        self._room = max_bytes
+    def __init__(self, max_bytes: int | None = None) -> None:
+        """None takes a sixteenth of what is free, but at least 256 MB, and not more than that in workers."""
+        self._room = max(_LEAST, free_memory() // _SHARE // processes_here()) if max_bytes is None else max_bytes
+        self._beyond_workers = max(0, self._room - _LEAST) if max_bytes is None else 0
         self._prompts: dict[_Key, tuple[Row, Frame, dict[str, Tensor]]] = {}
         """With its row, which holds the images: an image that is none of a file's is known by where it lies."""
         self._answers: dict[tuple[_Key, str], tuple[list[int], bool]] = {}
@@ -91,7 +101,8 @@ class EncodedMemory:
         return found
 
     def _takes(self, size: int) -> bool:
-        if size > self._room:
+        # each worker has a memory of its own, and how many workers there are is not known here
+        if size > self._room - (self._beyond_workers if get_worker_info() else 0):
             return False
         self._room -= size
         return True
@@ -153,11 +164,7 @@ class Encoder:
     def measure(self, row: Row, answers: Sequence[str] = ()) -> EncodedRow:
         """As :meth:`encode`, without the limit on the length."""
 
-        def of_prompt() -> tuple[Frame, dict[str, Tensor]]:
-            frame = self.template.frame(row)
-            return frame, self._prompt(row, frame.prompt)
-
-        key, frame, prompt = self._memory.prompt(row, self.template.time, of_prompt)
+        key, frame, prompt = self._memory.prompt(row, self.template.time, lambda: self.encode_prompt(row))
         image_tokens = int(torch.isin(prompt["input_ids"], self._image_ids).sum())
         if image_tokens < len(row.images) or (image_tokens and not row.images):
             raise DataError(
@@ -227,11 +234,19 @@ class Encoder:
                         f"published with, or save the model after model.resize_token_embeddings({token + 1})."
                     )
 
+    def encode_prompt(self, row: Row) -> tuple[Frame, dict[str, Tensor]]:
+        """What the template writes around answers to a prompt, and the prompt's tensors: all that opens images."""
+        frame = self.template.frame(row)
+        return frame, self._prompt(row, frame.prompt)
+
     @contextmanager
-    def remembering(self) -> Iterator[None]:
-        """While open, all is remembered, whatever its size; for a few rows that are asked about several times."""
+    def remembering(self, known: Iterable[tuple[Row, tuple[Frame, dict[str, Tensor]]]] = ()) -> Iterator[None]:
+        """While open, all is remembered, whatever its size; for a few rows that are asked about several times. Of the
+        rows that are ``known``, what :meth:`encode_prompt` gives."""
         before = self._memory
         self._memory = EncodedMemory(sys.maxsize)
+        for row, encoded in known:
+            self._memory.prompt(row, self.template.time, partial(_as_it_is, encoded))
         try:
             yield
         finally:
@@ -273,6 +288,10 @@ class Encoder:
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
         return ids
+
+
+def _as_it_is(known: tuple[Frame, dict[str, Tensor]]) -> tuple[Frame, dict[str, Tensor]]:
+    return known
 
 
 def _image_ids(processor: ProcessorMixin) -> list[int]:

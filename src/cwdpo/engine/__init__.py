@@ -65,6 +65,10 @@ def within_budget(engine: Engine, budget: int | None) -> Engine:
     return engine if budget is None else WithinBudget(engine, budget)
 
 
+def _is_divided(model: nn.Module) -> bool:
+    return any(map(is_sharded, model.parameters()))
+
+
 class WithinBudget:
     """An engine that takes a batch in parts where no gradient is wanted: evaluation, reference and probes.
 
@@ -81,8 +85,7 @@ class WithinBudget:
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
         # the ranks of sharded weights must make equally many passes, or some wait forever
-        sharded = isinstance(model, FullyShardedDataParallel) or any(map(is_sharded, model.parameters()))
-        if torch.is_grad_enabled() or sharded:
+        if torch.is_grad_enabled() or isinstance(model, FullyShardedDataParallel) or _is_divided(model):
             return self._inner.logprobs(model, batch, want=want)
         parts = parts_within(self.costs(model, batch), self._budget)
         return in_parts(batch, parts, lambda part: self._inner.logprobs(model, part, want=want))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
@@ -202,12 +203,13 @@ def make_probe(batch: Batch) -> tuple[Batch, Batch, Tensor]:
 
 def _with_answers(one: Batch, answers: list[list[int]]) -> Batch:
     ids, mask = (tensor.to(one["answer_ids"].device) for tensor in pad_answers(answers))
-    zeros = one["prompt_index"].new_zeros(len(answers))
+    zeros = np.zeros(len(answers), dtype=np.int64)
     return Batch(
         row_index=one["row_index"],
         prompts=one["prompts"],
         prompt_index=zeros,
         roles=zeros,
+        lengths=np.array([len(answer) for answer in answers]),
         answer_ids=ids,
         answer_mask=mask,
         keys=[""] * len(answers),

@@ -70,7 +70,7 @@ class TreeEngine:
         bare = bare_model(model)
         layout, plan = one_row_a_prompt(batch, answer_type=answer_type(bare))
         by_flex = self.flex_from is not None and plan.branch.shape[1] >= self.flex_from
-        contexts = [as_tree(bare, plan, by_flex=by_flex), only_where_read(bare, layout.predicts)]
+        contexts = [as_tree(bare, plan, by_flex=by_flex), only_where_read(bare, layout.read, layout.shape)]
         lookup = self._features.lookup(bare, batch) if self._features else None
         if lookup is not None and "pixel_values" in layout.inputs:
             contexts.append(share_images(bare, batch, range(len(batch["prompts"])), lookup=lookup))
