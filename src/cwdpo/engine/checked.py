@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 
-from cwdpo.batch import FLOAT32_GAP, HALF_MEAN_GAP, AnswerLogprobs, Batch, Detail, eval_mode, pad_answers
+from cwdpo.batch import FLOAT32_GAP, HALF_MEAN_GAP, AnswerLogprobs, Batch, Detail, eval_mode, has_images, pad_answers
 from cwdpo.engine.layout import Cost, Engine, select_prompts, tree_costs
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.tree import FLEX_FROM, TreeEngine, TreeUnsupportedError
@@ -131,7 +131,7 @@ class CheckedEngine:
         if name == "images_once":
             if not can_share_images(bare):
                 return Check(False, "the model takes no image features in place of pixels")
-            if not _has_images(batch):
+            if not has_images(batch):
                 return Check(False, "the first batch has no images to check it with")
         try:
             return check_engine(self._engines[name], model, batch, self._engines["plain"])
@@ -216,7 +216,7 @@ def _with_answers(one: Batch, answers: list[list[int]]) -> Batch:
 
 def _kind(bare: PreTrainedModel, batch: Batch) -> tuple[Any, ...]:
     text = bare.config.get_text_config()
-    images = _has_images(batch) and not _several_processes()  # ranks must not check at different times
+    images = has_images(batch) and not _several_processes()  # ranks must not check at different times
     return type(bare), text._attn_implementation, bare.dtype, images, _flex_pays(bare, batch)
 
 
@@ -225,10 +225,6 @@ def _flex_pays(bare: PreTrainedModel, batch: Batch) -> bool:
     if batch["answer_ids"].device.type != "cuda" or bare.config.get_text_config()._attn_implementation != "sdpa":
         return False
     return _several_processes() or max(cost.tokens for cost in tree_costs(batch)) >= FLEX_FROM
-
-
-def _has_images(batch: Batch) -> bool:
-    return any("pixel_values" in prompt for prompt in batch["prompts"])
 
 
 def _several_processes() -> bool:

@@ -341,10 +341,6 @@ class CWDPOTrainer(AnswerTrainer):
         """The weight of the rejected answers inside the losses: 1 where cooling scales the whole pair."""
         return weight if self.args.cooling_scales == "rejected" else torch.ones_like(weight)
 
-    def _evaluated(self) -> list[RowDataset]:
-        sets = self.eval_dataset
-        return list(sets.values()) if isinstance(sets, dict) else [] if sets is None else [sets]
-
     def _live_reference(self) -> LiveReference:
         if self.ref_model is None and isinstance(self.model, PeftModel):
             return StartingAdapter(self.model, self.engine)

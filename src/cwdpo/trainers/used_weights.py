@@ -5,6 +5,9 @@ knows one forward pass a backward pass, and none that is recomputed: with activa
 take several passes, ranks stop, or wait forever. So each loss passes through :meth:`UsedWeights.touch`, from where
 every weight gets a gradient of zeros; and what no rank has used loses it again before the optimizer's step, which
 passes such weights over in one process too (weight decay and momentum would move them).
+
+Where FSDP divides the weights, a stand-in gives all ranks an image (:mod:`cwdpo.engine.stand_in`), and its zeros are
+taken away in the same manner after a step in which no row has an image.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cwdpo.batch import Batch, has_images
+from cwdpo.models.parts import bare_model, outside_language
 
 
 class UsedWeights(TrainerCallback):
@@ -23,10 +29,15 @@ class UsedWeights(TrainerCallback):
         self._weights: list[nn.Parameter] = []
         self._zeros: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._used = torch.zeros(0, dtype=torch.uint8)
+        self.has_stand_in = False
+        """Whether a stand-in gives an image to batches that have none."""
 
-    def touch(self, model: nn.Module, loss: Tensor) -> Tensor:
-        """The same loss, ``()``, whose backward pass reaches every weight that trains. Other models than those of
-        DistributedDataParallel are left alone."""
+        self._met_images = False
+
+    def touch(self, model: nn.Module, loss: Tensor, batch: Batch) -> Tensor:
+        """The same loss, ``()``, of a batch, whose backward pass reaches every weight that trains. Other models than
+        those of DistributedDataParallel are left alone."""
+        self._met_images = self._met_images or (torch.is_grad_enabled() and has_images(batch))
         if not isinstance(model, DistributedDataParallel) or not torch.is_grad_enabled():
             return loss
         if not self._weights:
@@ -35,8 +46,17 @@ class UsedWeights(TrainerCallback):
         touched: Tensor = _Touch.apply(loss, zeros, *self._weights)  # type: ignore[no-untyped-call]
         return touched
 
-    def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Take the zeros from weights that no rank has used in the step."""
+        if self.has_stand_in:
+            met = torch.tensor(int(self._met_images), device=args.device)
+            self._met_images = False
+            distributed.all_reduce(met, op=distributed.ReduceOp.MAX)
+            if not met:
+                for _, weight in outside_language(bare_model(kwargs["model"])):
+                    weight.grad = None
         if not self._weights:
             return
         used = self._used.to(self._weights[0].device)
