@@ -37,7 +37,7 @@ from cwdpo.models.saving import restore_weights
 from cwdpo.phases import phase
 from cwdpo.records import StepMetric
 from cwdpo.trainers.accepting import check_engine, check_trainable, refuse_collator, take_policy, take_processor
-from cwdpo.trainers.arguments import AnswerArguments
+from cwdpo.trainers.arguments import NO_PARTS, NO_SKIP, AnswerArguments
 from cwdpo.trainers.callbacks import Sealing
 from cwdpo.trainers.finite import FiniteSteps, broken_weights
 from cwdpo.trainers.reference_pass import agree_on_engine
@@ -49,6 +49,7 @@ from cwdpo.trainers.sharding import (
     divides_weights,
     dividing_among_cpus,
     fit_fsdp,
+    refuse_one_process,
 )
 from cwdpo.trainers.step_metrics import StepMetrics, TokenCount, check_best_metric
 from cwdpo.trainers.steps import (
@@ -155,15 +156,9 @@ class AnswerTrainer(Trainer):
             optimizers=optimizers,
         )
         if args.max_tokens_per_batch is not None and self.is_deepspeed_enabled:
-            raise ConfigError(
-                "max_tokens_per_batch takes several backward passes a step, and DeepSpeed would update the weights "
-                "after each. Take it out, and lower per_device_train_batch_size."
-            )
+            raise ConfigError(NO_PARTS)
         if args.on_nonfinite == "skip" and self.is_deepspeed_enabled:
-            raise ConfigError(
-                "on_nonfinite is skip, but DeepSpeed updates the weights before the gradient can be looked at. Write "
-                "`on_nonfinite: stop`."
-            )
+            raise ConfigError(NO_SKIP)
         self.finite = FiniteSteps(self, skips=args.on_nonfinite == "skip")
         """Looks at each step last before its update, after all other callbacks."""
         self.finite.on_skip(self._metrics["train"].forget_step)
@@ -183,6 +178,7 @@ class AnswerTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """See ``Trainer.create_accelerator_and_postprocess``."""
+        refuse_one_process(self.args)
         with dividing_among_cpus(self.args):
             super().create_accelerator_and_postprocess()
         check_sharding(self.accelerator)
@@ -315,8 +311,9 @@ class AnswerTrainer(Trainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """See ``Trainer.compute_loss``; ``num_items_in_batch`` is the :class:`Step`, None where the batch is all."""
+        self._used_weights.note(inputs)
         loss, values = self.batch_loss(model, inputs, step=num_items_in_batch or WHOLE)
-        loss = self._used_weights.touch(model, loss, inputs)
+        loss = self._used_weights.touch(model, loss)
         self._metrics["train" if model.training else "eval"].add(values)
         if model.training:
             self._tokens.add(count_tokens(inputs))

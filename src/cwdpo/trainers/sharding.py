@@ -8,6 +8,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from torch import nn
 from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 from cwdpo.batch import Batch
 from cwdpo.data.collate import RowDataset
@@ -31,12 +32,27 @@ def dividing_among_cpus(args: TrainingArguments) -> Iterator[None]:
     state = PartialState()
     if state.distributed_type == DistributedType.MULTI_CPU and args.fsdp_plugin_args is not None:
         state.distributed_type = DistributedType.MULTI_GPU
+    if state.distributed_type == DistributedType.MULTI_CPU and args.deepspeed is not None:
+        import deepspeed
+
+        # it would be compiled at the first start, and gloo does the same
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     yield
     _written.update({name for name in set(os.environ) - before if name.startswith(("ACCELERATE_", "FSDP_"))})
 
 
 _written: set[str] = set()
 """Names in the environment by which accelerate has remembered settings of the last trainer."""
+
+
+def refuse_one_process(args: TrainingArguments) -> None:
+    """Refuse to divide a model where there is nobody to divide it among."""
+    what = "fsdp" if args.fsdp_plugin_args is not None else "deepspeed" if args.deepspeed is not None else None
+    if what is not None and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise ConfigError(
+            f"trainer.{what} divides the model among processes, and there is one. Start several with `torchrun "
+            f"--nproc-per-node N -m cwdpo train RECIPE`, or take {what} out."
+        )
 
 
 def divides_weights(accelerator: Accelerator) -> bool:

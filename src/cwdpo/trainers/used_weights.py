@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from cwdpo.batch import Batch, has_images
 from cwdpo.models.parts import bare_model, outside_language
@@ -34,10 +34,13 @@ class UsedWeights(TrainerCallback):
 
         self._met_images = False
 
-    def touch(self, model: nn.Module, loss: Tensor, batch: Batch) -> Tensor:
-        """The same loss, ``()``, of a batch, whose backward pass reaches every weight that trains. Other models than
-        those of DistributedDataParallel are left alone."""
+    def note(self, batch: Batch) -> None:
+        """Remember whether rows of the step have images."""
         self._met_images = self._met_images or (torch.is_grad_enabled() and has_images(batch))
+
+    def touch(self, model: nn.Module, loss: Tensor) -> Tensor:
+        """The same loss, ``()``, whose backward pass reaches every weight that trains. Other models than those of
+        DistributedDataParallel are left alone."""
         if not isinstance(model, DistributedDataParallel) or not torch.is_grad_enabled():
             return loss
         if not self._weights:
@@ -46,16 +49,15 @@ class UsedWeights(TrainerCallback):
         touched: Tensor = _Touch.apply(loss, zeros, *self._weights)  # type: ignore[no-untyped-call]
         return touched
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, *_: object, **kwargs: Any) -> None:
         """Take the zeros from weights that no rank has used in the step."""
         if self.has_stand_in:
-            met = torch.tensor(int(self._met_images), device=args.device)
+            bare = bare_model(kwargs["model"])
+            met = torch.tensor(int(self._met_images), device=bare.device)
             self._met_images = False
             distributed.all_reduce(met, op=distributed.ReduceOp.MAX)
             if not met:
-                for _, weight in outside_language(bare_model(kwargs["model"])):
+                for _, weight in outside_language(bare):
                     weight.grad = None
         if not self._weights:
             return
