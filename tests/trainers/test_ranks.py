@@ -141,3 +141,10 @@ def test_weights_divided_by_fsdp_answer_like_whole_ones(name: str, tiny: Callabl
         assert largest > 1e-4
         assert gap < 1e-5
         assert error < 1e-5
+
+
+def test_a_live_reference_needs_whole_weights(make_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(2, reference="live")
+    monkeypatch.setattr(type(trainer), "is_sharded", True)
+    with pytest.raises(ConfigError, match="`reference: cached`"):
+        trainer.measure_reference()

@@ -55,11 +55,14 @@ def test_two_processes_train_like_one(
     division: str, recipes: dict[str, Path], alone: Path, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Both stages, of all weights and of adapters; stopped behind a checkpoint and resumed; with rows that may leave a
-    process without an image, and with activation checkpointing."""
-    shared = ["--trainer.per_device_train_batch_size=2", *DIVISIONS[division]]
+    process without an image, with activation checkpointing, and with accumulated gradients."""
+    rows = {
+        "full": ["--trainer.per_device_train_batch_size=2"],
+        "lora": ["--trainer.per_device_train_batch_size=1", "--trainer.gradient_accumulation_steps=2"],
+    }
     runs = {}
     for name, path in recipes.items():
-        run = [path, f"--output_dir={tmp_path / name}", *shared]
+        run = [path, f"--output_dir={tmp_path / name}", *rows[name], *DIVISIONS[division]]
         runs |= {f"{name} begun": [*run, "--stop=stage2:3"], name: [*run, "--resume"]}
     said = launch(2, runs)
     for name in recipes:
