@@ -8,7 +8,7 @@ written by hand; its first paragraph is computed too.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +21,15 @@ ROOT = DOCS.parent
 GRIDS = {
     "headline": "examples/regimes/headline.yaml",
     "regimes": "examples/regimes/regimes.yaml",
+    "steps": "examples/regimes/steps.yaml",
+    "variants": "examples/regimes/variants.yaml",
     "floors": "examples/regimes/floors.yaml",
 }
-"""In the order of the page; the first paragraph speaks of the first two."""
+"""In the order of the page; the first paragraph speaks of the first four."""
 PRETRAINED = "pretrained"
 PRETRAINED_GRID = "examples/pretrained/grid.yaml"
-RATE = "trainer.learning_rate"
 SFT, DPO, OURS = "SFT on chosen", "DPO", "CW-DPO"
-TUNED = "DPO, beta .5"
-SHOWN = (SFT, DPO, TUNED, OURS)
+SHOWN = (SFT, DPO, "DPO, beta .5", OURS)
 """The methods in the pictures; the tables have all."""
 
 
@@ -64,17 +64,31 @@ def claims(headline: Results, regimes: Results) -> Iterator[Claim]:
         worst.mean > middle.mean,
         f"{worst} against {middle}",
     )
-    rivals = [method for method in headline.methods(habit) if method.startswith(DPO)]
-    tuned = max(rivals, key=lambda method: best(headline, habit, method).mean)
-    both = {name: gap(headline, habit, OURS, tuned, name) for name in ("win", "win_sampled")}
+    for measure, answers, wanted in (("win", "greedy", "not behind"), ("win_sampled", "sampled", "ahead of")):
+        rivals = {m: headline.choice(habit, m, measure) for m in headline.methods(habit) if m.startswith(DPO)}
+        rival = max(rivals, key=lambda method: rivals[method].value)
+        own = OURS, headline.choice(habit, OURS, measure).setting
+        found = headline.difference(habit, own, (rival, rivals[rival].setting), measure)
+        yield Claim(
+            f"With the habit, it is {wanted} tuned DPO in the win rate of {answers} answers, each tuned for it",
+            beyond(found) if wanted == "ahead of" else not beyond(negative(found)),
+            f"less {rival}, the best of {len(rivals)}: {found:+}",
+        )
+    sure = {f"than {method} by": gap(headline, habit, OURS, method, "ece") for method in (SFT, DPO)}
     yield Claim(
-        "With the habit, at its best it is not behind tuned DPO in greedy answers, and ahead in sampled ones",
-        not beyond(negative(both["win"])) and beyond(both["win_sampled"]),
-        f"less {tuned}: {listed(both)}",
+        "With the habit, it is better calibrated than SFT and DPO, each at its best",
+        all(beyond(one) for one in sure.values()),
+        f"calibration error lower {listed(sure)}",
     )
-    even = gap(regimes, clean, OURS, SFT, "win")
-    highest = regimes.settings(clean, SFT)[-1]
-    lost = [regimes.difference(clean, (method, highest), (SFT, highest), "win") for method in (OURS, DPO)]
+    highest = headline.settings(habit, OURS)[-1]
+    sure = {f"{w} by": headline.difference(w, (OURS, highest), (DPO, highest), "ece") for w in (habit, clean)}
+    yield Claim(
+        "At the highest learning rate it is better calibrated than DPO",
+        all(beyond(one) for one in sure.values()),
+        f"calibration error lower: {listed(sure)}",
+    )
+    even = gap(headline, clean, OURS, SFT, "win")
+    lost = [headline.difference(clean, (method, highest), (SFT, highest), "win") for method in (OURS, DPO)]
     yield Claim(
         "On right answers with easy negatives it stays within noise of SFT, where DPO loses at the highest rate",
         not beyond(negative(even)) and beyond(negative(lost[1])),
@@ -93,6 +107,27 @@ def claims(headline: Results, regimes: Results) -> Iterator[Claim]:
         )
         if measure == "exact":
             yield Claim("Its largest regret in `exact` is at most 0.03", ours <= 0.03, f"{ours:.3f}")
+
+
+def step_claims(results: Results) -> Iterator[Claim]:
+    """In how few steps each of two rivals is reached, in the target at the end of their longest runs."""
+    world, target = next(iter(results.grid.worlds)), results.grid.target
+    lengths = results.settings(world, OURS)
+    rivals = {SFT: [SFT], "tuned DPO": [m for m in results.methods(world) if m.startswith(DPO)]}
+    for name, family in rivals.items():
+        rival = max(family, key=lambda m: results.score(world, m, lengths[-1], target).mean)
+        gaps = {
+            dict(length)["trainer.max_steps"]: results.difference(world, (OURS, length), (rival, lengths[-1]), target)
+            for length in lengths
+        }
+        longest = max(gaps)
+        shorter = {steps: gap for steps, gap in gaps.items() if steps < longest}
+        yield Claim(
+            f"In fewer steps it reaches what {name} reaches in {longest}, each at its learning rate",
+            any(beyond(gap) for gap in shorter.values()),
+            f"{target}, less {rival} with {longest}: "
+            + ", ".join(f"with {steps} steps {gap:+}" for steps, gap in gaps.items()),
+        )
 
 
 def pretrained_claim(results: Results, answers: Mapping[str, Any]) -> Claim:
@@ -174,18 +209,21 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 MARK = "<!-- docs/make_results.py -->"
 """Around the README's table."""
 
+TRIED = """\
+**What was tried for the rest**, each in the tables below. Dropping pairs whose weight is under .05 helps where half
+of them are easy, and harms on clean answers, which have something to teach in these pairs too. Scaling whole pairs,
+and WPO, fall apart as DPO does. The weight with its gradient changes nothing beyond noise. A larger beta loses more
+in sampled answers than it gains. The mean of the negatives as floor is better in one regime and worse in the others,
+and so is each constant weight. So the default stays. Its largest regret in sampled answers is of one place: half of
+the pairs easy, at the highest rate. There a cooled pair goes on to imitate a chosen answer that is itself mediocre,
+while under DPO it has soon nothing left to teach."""
+
 LIMITS = """\
 **How far this goes.** One small model (half a million weights) on drawn scenes, in regimes that were searched for. A
 constant weight near the one that cooling starts with does about as well where all negatives are hard; what the adaptive
 weight is for is the table of regrets over regimes. The pretrained model is small too, and its task narrow. Not measured
-yet: the ablations of stage 1 and of sampled negatives in these regimes, easy pairs that are dropped or scaled as a
-whole, steps to a target, pairs that the pretrained model samples itself, and a GPU. The grids of the first three are
-`examples/regimes/{ablations,variants,steps}.yaml`."""
-
-
-def best(results: Results, world: str, method: str) -> Score:
-    """The target of a method at its best setting."""
-    return results.score(world, method, results.choice(world, method).setting, results.grid.target)
+yet: the ablations of stage 1 and of sampled negatives in these regimes (`examples/regimes/ablations.yaml`), pairs that
+the pretrained model samples itself, and a GPU."""
 
 
 def beyond(gap: Score) -> bool:
@@ -203,14 +241,14 @@ def listed(gaps: dict[str, Score]) -> str:
     return ", ".join(f"{name} {gap:+}" for name, gap in gaps.items())
 
 
-def verdicts(headline: Results, regimes: Results, more: Sequence[Claim] = ()) -> str:
+def verdicts(headline: Results, regimes: Results, more: Iterable[Claim] = ()) -> str:
     """The page's first paragraph."""
     found = [*claims(headline, regimes), *more]
     holding, missed = ([c for c in found if c.holds is wanted] for wanted in (True, False))
     seeds, of_all = len(headline.grid.seeds), len(regimes.grid.seeds)
     parts = [
-        f"The habit over {seeds} seeds, learning rates chosen on one more; all regimes over {of_all}, each method "
-        "at its best learning rate of three:"
+        f"On drawn scenes, with a *habit* to unlearn and on *clean* answers over {seeds} seeds, learning rates chosen "
+        f"on one more; all else over {of_all} seeds:"
     ]
     for title, some in (("holds", holding), ("does not hold", missed)):
         parts += [f"\n**What {title}**\n"] if some else []
@@ -218,25 +256,32 @@ def verdicts(headline: Results, regimes: Results, more: Sequence[Claim] = ()) ->
     return "\n".join(parts)
 
 
+def has_picture(results: Results) -> bool:
+    """Whether the grid has the methods that are shown, at three values of one setting or more."""
+    return {*SHOWN} <= {*results.grid.methods} and any(len(values) > 2 for values in results.grid.settings.values())
+
+
 def robustness(results: Results, world: str, path: Path) -> None:
-    """Draw the target over learning rates for the methods that are shown; all worlds on one scale."""
-    target = results.grid.target
+    """Draw the target over the grid's setting, learning rates or steps, for the methods that are shown; all worlds on
+    one scale."""
+    target, (axis, values) = results.grid.target, next(iter(results.grid.settings.items()))
+    label = axis.rpartition(".")[2].replace("_", " ")
     curves = {
         place: [
-            (math.log10(dict(setting)[RATE]), results.score(*place, setting, target).mean)
+            (math.log10(dict(setting)[axis]), results.score(*place, setting, target).mean)
             for setting in results.settings(*place)
         ]
         for place in ((w, m) for w in results.grid.worlds for m in SHOWN if m in results.methods(w))
     }
     heights = [y for points in curves.values() for _, y in points]
     shown = [Curve(method, points, colour=SHOWN.index(method)) for (w, method), points in curves.items() if w == world]
-    rates = [x for x, _ in shown[0].points]
+    places = [math.log10(value) for value in values]
     figure = Figure(
-        title=f"{world}: {target} over learning rates",
-        x_label="learning rate",
-        x_ticks=[(x, f"{10**x:.0e}") for x in rates],
+        title=f"{world}: {target} over {label}",
+        x_label=label,
+        x_ticks=[(x, f"{value:.0e}" if value < 1 else f"{value}") for x, value in zip(places, values, strict=True)],
         y_label=f"{target} rate over the start model",
-        x=(min(rates), max(rates)),
+        x=(min(places), max(places)),
         y=(min(heights) - 0.03, max(heights) + 0.03),
         curves=shown,
     )
@@ -248,7 +293,8 @@ def headline(results: Results) -> str:
     """The README's table: the target of the methods that are shown, at every learning rate of the first world."""
     world = next(iter(results.grid.worlds))
     settings = results.settings(world, OURS)
-    lines = [["", *(f"{dict(setting)[RATE]:.0e}" for setting in settings)], ["---"] * (len(settings) + 1)]
+    rates = [next(iter(dict(setting).values())) for setting in settings]
+    lines = [["", *(f"{rate:.0e}" for rate in rates)], ["---"] * (len(settings) + 1)]
     for method in SHOWN:
         lines.append([method, *(f"{results.score(world, method, s, results.grid.target)}" for s in settings)])
     return table(lines)
@@ -273,11 +319,13 @@ def page(folder: Path) -> str:
     found = {name: Results.load(DOCS / "results" / f"{name}.json") for name in GRIDS}
     small = Results.load(DOCS / "results" / f"{PRETRAINED}.json")
     answers = json.loads((DOCS / "results" / f"{PRETRAINED}_answers.json").read_text(encoding="utf-8"))
-    parts.append(verdicts(*list(found.values())[:2], more=[pretrained_claim(small, answers)]))
+    more = [*step_claims(found["steps"]), pretrained_claim(small, answers)]
+    parts.append(verdicts(found["headline"], found["regimes"], more))
+    parts.append(TRIED)
     for name, results in found.items():
         parts += about(GRIDS[name])
         parts.append(f"```\ncwdpo compare {GRIDS[name]} --out runs/{name} --jobs 2\n```")
-        for world in results.grid.worlds if OURS in results.grid.methods else ():
+        for world in results.grid.worlds if has_picture(results) else ():
             picture = folder / f"{name}-{re.sub('[^a-z]+', '-', world)}.svg"
             robustness(results, world, picture)
             parts.append(f"![{world}](results/{picture.name})")

@@ -1,6 +1,10 @@
 """A grid that really trains and measures, small."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -87,3 +91,66 @@ def test_a_wrong_method_is_found_before_anything_runs(grid: Grid, tmp_path: Path
     with pytest.raises(ConfigError, match="method 'CW-DPO'"):
         run_grid(grid, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+STUCK = """\
+import os, time
+from pathlib import Path
+
+def make(directory, *, seed, starts):
+    directory.mkdir(parents=True)
+    return {"data.eval": str(directory / "eval.jsonl")}
+
+def measure(model, *, start, eval_rows, seed):
+    pid = Path(eval_rows).parents[2] / "pid"
+    if "waits" in str(eval_rows):
+        pid.write_text(str(os.getpid()))
+        time.sleep(100)
+    while not pid.is_file() or not pid.read_text():
+        time.sleep(0.1)
+    raise ValueError("this run fails")
+"""
+
+
+@pytest.fixture
+def stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A grid of two runs: one hangs, and the other fails once the first one has begun."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "base.yaml").write_text(BASE)
+    text = GRID.replace("cwdpo.demo.regimes", "stuck")
+    (tmp_path / "grid.yaml").write_text(
+        text.replace("  own: {start: base, scenes: 24, held_out: 6, captions: 2}\n", "  waits: {}\n  fails: {}\n")
+    )
+    return tmp_path / "grid.yaml"
+
+
+def ends(pid: int) -> bool:
+    """Whether the process is gone within 30 seconds."""
+    for _ in range(300):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_ends_the_others(stuck: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="this run fails"):
+        run_grid(read_grid(stuck), tmp_path / "out", jobs=2)
+    assert ends(int((tmp_path / "out" / "worlds" / "pid").read_text()))
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_parent(stuck: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cwdpo", "compare", str(stuck), "--out", str(tmp_path / "out")]
+    parent, pid = subprocess.Popen(command), tmp_path / "out" / "worlds" / "pid"
+    while not pid.is_file() or not pid.read_text():
+        assert parent.poll() is None
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    assert ends(int(pid.read_text()))

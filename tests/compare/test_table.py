@@ -54,9 +54,16 @@ def test_a_score_is_the_mean_over_reported_seeds_with_its_standard_error() -> No
 
 
 def test_the_setting_is_chosen_on_the_tuning_seed_and_reported_on_the_others() -> None:
-    assert results().choice("a", "CW") == (HIGH, True)
-    assert results().choice("a", "DPO") == (LOW, True)
-    assert results(tuning=None).choice("a", "CW") == (HIGH, False)
+    assert results().choice("a", "CW") == (HIGH, WINS["a", "CW", HIGH][2], True)
+    assert results().choice("a", "DPO") == (LOW, WINS["a", "DPO", LOW][2], True)
+    chosen = results(tuning=None).choice("a", "CW")
+    assert (chosen.setting, chosen.tuned) == (HIGH, False)
+    assert chosen.value == pytest.approx(0.7)
+
+
+def test_a_setting_is_chosen_by_the_measure_that_is_asked_for() -> None:
+    assert results().choice("a", "CW", "loss").setting == HIGH
+    assert results(lower=()).choice("a", "CW", "loss").setting == LOW
 
 
 def test_less_is_better_where_the_grid_says_so() -> None:

@@ -1,5 +1,6 @@
 """The page of results is what its maker makes of the kept numbers; nothing on it was written by hand."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from docs.make_results import (
     page,
     pretrained,
     pretrained_claim,
+    step_claims,
     with_headline,
 )
 
@@ -58,7 +60,7 @@ def results(ours: float) -> Results:
         worlds={"habit": {}, "clean": {}},
         seeds=[0, 1],
         target="win",
-        lower_is_better=["hallucination"],
+        lower_is_better=["hallucination", "ece"],
     )
     found = {}
     for world in grid.worlds:
@@ -73,15 +75,39 @@ def results(ours: float) -> Results:
                         "win": value,
                         "win_sampled": value,
                         "hallucination": 1 - value,
+                        "ece": 1 - value,
                     }
     return Results(grid, found)
 
 
-@pytest.mark.parametrize(("ours", "holds"), [(0.7, [True] * 3), (0.3, [False] * 3)])
+@pytest.mark.parametrize(("ours", "holds"), [(0.7, [True] * 6), (0.3, [False] * 6)])
 def test_claims_follow_the_numbers(ours: float, holds: list[bool]) -> None:
     found = list(claims(results(ours), results(ours)))
-    assert [claim.holds for claim in found[:3]] == holds
+    assert [claim.holds for claim in found[:6]] == holds
     assert [claim.holds for claim in found[-5:]] == [ours > 0.5] * 5
+
+
+def of_grid(worlds: list[str], settings: dict[str, list[Any]], wins: dict[tuple[str, str, Any], float]) -> Results:
+    """Two seeds that agree, by the win rate of each world, method and setting (None where the grid has none)."""
+    methods: dict[str, dict[str, Any]] = {method: {} for _, method, _ in wins}
+    grid = Grid(recipe="r", methods=methods, settings=settings, worlds={w: {} for w in worlds}, seeds=[0, 1],
+                target="win", baseline=next(iter(methods)))  # fmt: skip
+    found: dict[Cell, Mapping[str, float]] = {}
+    for (world, method, value), win in wins.items():
+        setting = () if value is None else ((next(iter(settings)), value),)
+        found |= {Cell(world, seed, method, setting): {"win": win + 0.001 * seed} for seed in grid.seeds}
+    return Results(grid, found)
+
+
+@pytest.mark.parametrize(("early", "holds"), [(0.8, [True, True]), (0.65, [True, False]), (0.5, [False, False])])
+def test_fewer_steps_are_those_that_reach_a_rivals_longest_run(early: float, holds: list[bool]) -> None:
+    wins = {("habit", OURS, 20): early, ("habit", OURS, 80): 0.9}
+    wins |= {("habit", SFT, 20): 0.9, ("habit", SFT, 80): 0.6}
+    wins |= {("habit", "DPO", 80): 0.65, ("habit", "DPO, beta .5", 80): 0.7}
+    found = list(step_claims(of_grid(["habit"], {"trainer.max_steps": [20, 80]}, wins)))
+    assert [claim.holds for claim in found] == holds
+    assert "with 20 steps" in found[0].evidence
+    assert "less DPO, beta .5 with 80" in found[1].evidence
 
 
 RATE = "trainer.learning_rate"

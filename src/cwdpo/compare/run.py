@@ -3,11 +3,14 @@
 import json
 import logging
 import multiprocessing
+import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import groupby
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -81,20 +84,23 @@ def run_grid(
 
     # worlds may share a start model, so the first of each makes it before others ask for it
     first = {group[0].world: group for group in reversed(todo)}
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
-        for group in reversed(first.values()):
-            on_progress(progress())
-            pool.submit(_world, grid, out, group[0]).result()
-        pending: set[Future[None]] = {
-            pool.submit(run_cells, grid, out, group, deadline=deadline, keep_models=keep_models) for group in todo
-        }
+    spawn = multiprocessing.get_context("spawn")
+    stop = spawn.Event()
+    with ProcessPoolExecutor(jobs, spawn, initializer=_prepare_worker, initargs=(stop,)) as pool:
         try:
+            for group in reversed(first.values()):
+                on_progress(progress())
+                pool.submit(_world, grid, out, group[0]).result()
+            pending: set[Future[None]] = {
+                pool.submit(run_cells, grid, out, group, deadline=deadline, keep_models=keep_models) for group in todo
+            }
             while pending:
                 finished, pending = wait(pending, timeout=5, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()
                 on_progress(progress())
         except BaseException:
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return progress()
@@ -147,12 +153,23 @@ def world_directory(out: Path, cell: Cell) -> Path:
     return out / "worlds" / cell.world.replace("/", "_") / f"seed-{cell.seed}"
 
 
-def _one_thread() -> None:
-    """Prepare a process: on small models threads wait for each other longer than they compute, and runs are silent."""
+def _prepare_worker(stop: Event) -> None:
+    """Prepare a process: on small models threads wait for each other longer than they compute, and runs are silent.
+
+    It ends when ``stop`` is set or its parent is gone, in the middle of a run too, which the next start goes on with.
+    """
+    threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
     torch.set_num_threads(1)
     disable_progress_bar()
     for library in ("transformers", "cwdpo"):
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def _end_with_parent(stop: Event) -> None:
+    parent = multiprocessing.parent_process()
+    while not stop.wait(1.0) and parent is not None and parent.is_alive():
+        pass
+    os._exit(1)
 
 
 def _world(grid: Grid, out: Path, cell: Cell) -> dict[str, Any]:

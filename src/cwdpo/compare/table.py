@@ -41,6 +41,9 @@ class Choice(NamedTuple):
     """The setting that a method is reported at."""
 
     setting: Setting
+    value: float
+    """Its measure, by which it was chosen."""
+
     tuned: bool
     """Chosen on the tuning seed; else it is the best on the seeds that are reported, which flatters every method."""
 
@@ -110,13 +113,15 @@ class Results:
         """A measure's mean over the seeds that are done."""
         return _score(values[measure] for values in self._found[world, method, setting].values())
 
-    def choice(self, world: str, method: str) -> Choice:
-        """The best setting by the target, on the tuning seed where there is one."""
-        tried, target = self.settings(world, method), self.grid.target
-        known = [setting for setting in tried if (world, method, setting) in self._tuning]
-        if known:
-            return Choice(max(known, key=lambda s: self._good(self._tuning[world, method, s][target])), tuned=True)
-        return Choice(max(tried, key=lambda s: self._good(self.score(world, method, s, target).mean)), tuned=False)
+    def choice(self, world: str, method: str, measure: str | None = None) -> Choice:
+        """The best setting by a measure, the target if none is named, on the tuning seed where there is one."""
+        tried, by = self.settings(world, method), measure or self.grid.target
+        found = {s: self._tuning[world, method, s][by] for s in tried if (world, method, s) in self._tuning}
+        tuned = bool(found)
+        if not tuned:
+            found = {setting: self.score(world, method, setting, by).mean for setting in tried}
+        best = max(found, key=lambda setting: self._good(found[setting], by))
+        return Choice(best, found[best], tuned)
 
     def worst(self, world: str, method: str, measure: str) -> Score:
         """A measure at the setting with which the method does worst in it."""

@@ -140,21 +140,27 @@ def _run(
                 if not run.is_finished(stage) and not is_complete(run, recipe):
                     train_stage(context, stage)
         if is_main():
-            with phase("evaluation"):
-                evaluate_run(run, recipe, on_evaluation)
-            with phase("report"):
-                write_json(run.summary, _summary(context, wall_time))
-                with suppress(DataError):  # nothing was logged
-                    recording = read_recording(run.root)
-                    found = examine(recording.readings, beta=recording.beta, notes=recording.notes)
-                    run.write_findings(found.to_json())
-                write_report([run.root], run.report)
-            write_json(run.summary, _summary(context, wall_time))  # once more, with the report's own seconds
-            if recipe.features is not None and recipe.features.disk_mb == "auto":
-                shutil.rmtree(run.features, ignore_errors=True)  # nobody asked for files, and no resume needs them
-            write_cards(run, hub_name=hub_name(recipe))
-            publish(run, recipe)
+            _finish(context, wall_time, on_evaluation)
         return run
+
+
+def _finish(context: RunContext, wall_time: "WallTime", on_evaluation: Progress) -> None:
+    """What a run leaves beside its models: evaluation, findings, summary, report, cards, and what goes to the hub."""
+    recipe, run = context.recipe, context.run
+    with phase("evaluation"):
+        evaluate_run(run, recipe, on_evaluation)
+    with phase("report"):
+        write_json(run.summary, _summary(context, wall_time))
+        with suppress(DataError):  # nothing was logged
+            recording = read_recording(run.root)
+            found = examine(recording.readings, beta=recording.beta, notes=recording.notes)
+            run.write_findings(found.to_json())
+        write_report([run.root], run.report)
+    write_json(run.summary, _summary(context, wall_time))  # once more, with the report's own seconds
+    if recipe.features is not None and recipe.features.disk_mb == "auto":
+        shutil.rmtree(run.features, ignore_errors=True)  # nobody asked for files, and no resume needs them
+    write_cards(run, hub_name=hub_name(recipe))
+    publish(run, recipe)
 
 
 def prompt_time(run: RunDirectory) -> datetime:
