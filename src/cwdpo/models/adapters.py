@@ -301,8 +301,8 @@ def check_base(model: nn.Module, directory: Path) -> None:
 
 
 def describe_base(model: Any, *, through: str | None = None) -> dict[str, Any]:
-    """What tells a base model from others, with or without adapters; ``through`` is the type that its weights once had,
-    to which they are rounded first. Its weights are whole."""
+    """What distinguishes a base model, with or without adapters, from others. Its weights are whole; ``through`` is the
+    type that they once had, to which they are rounded first."""
     rounded = getattr(torch, through, None) if through is not None else None
     return {
         "name": model.config.name_or_path or None,

@@ -190,7 +190,7 @@ def say_if_alone(environment: Mapping[str, str]) -> None:
 
 def refuse_each_alone(environment: Mapping[str, str], together: int) -> None:
     """Of processes that torchrun has started where there is no GPU, accelerate lets each train alone, without a word,
-    unless it is told that CPUs are meant. ``together`` is the number that will train together."""
+    unless it knows that CPUs are meant. ``together`` is the number that will train together."""
     started = int(environment.get("WORLD_SIZE", "1"))
     if started > 1 and together == 1:
         raise ConfigError(
