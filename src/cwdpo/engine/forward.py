@@ -147,7 +147,7 @@ def apply_head(head: nn.Module, hidden: Tensor) -> Tensor:
     they would add up the ranks' gradients after each chunk, and ranks may have different numbers of them.
     """
     if isinstance(head, FSDPModule):
-        logits: Tensor = head.forward(hidden)  # type: ignore[operator]
+        logits: Tensor = head.forward(hidden)
         return logits
     called: Tensor = head(hidden)
     return called

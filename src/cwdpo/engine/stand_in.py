@@ -37,8 +37,9 @@ class WithStandIn:
         if has_images(batch) or not waited_for:
             return self._inner.logprobs(model, batch, want=want)
         found = self._inner.logprobs(model, with_prompt(batch, self._stand_in), want=want)
-        own = {each.name: getattr(found, each.name) for each in fields(found)}
-        return replace(found, **{name: value[:-1] for name, value in own.items() if isinstance(value, Tensor)})
+        given = {each.name: getattr(found, each.name) for each in fields(found)}
+        own: dict[str, Any] = {name: value[:-1] for name, value in given.items() if isinstance(value, Tensor)}
+        return replace(found, **own)
 
 
 def with_prompt(batch: Batch, other: Batch) -> Batch:

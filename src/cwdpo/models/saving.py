@@ -45,7 +45,8 @@ def save_checkpoint(
     """
     target = Path(directory).expanduser().resolve()  # a link to a directory stays a link
     with _replacing(target) as draft:
-        model.save_pretrained(str(draft), **({} if weights is None else {"state_dict": weights}))
+        whole: dict[str, Any] = {} if weights is None else {"state_dict": weights}
+        model.save_pretrained(str(draft), **whole)
         if isinstance(model, PeftModel):
             write_base(base or describe_base(model), draft)
         processor.save_pretrained(str(draft))

@@ -57,7 +57,7 @@ class UsedWeights(TrainerCallback):
             self._met_images = False
             distributed.all_reduce(met, op=distributed.ReduceOp.MAX)
             if not met:
-                for _, weight in outside_language(bare):
+                for _name, weight in outside_language(bare):
                     weight.grad = None
         if not self._weights:
             return
