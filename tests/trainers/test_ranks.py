@@ -20,7 +20,14 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import make_engine
 from cwdpo.errors import ConfigError
 from cwdpo.models.loading import load_processor
-from cwdpo.trainers.sharding import check_sharding, choose_stand_in, divides_gradients, divides_weights, fit_fsdp
+from cwdpo.trainers.sharding import (
+    check_sharding,
+    choose_stand_in,
+    divides_gradients,
+    divides_weights,
+    fill_optimizer_state,
+    fit_fsdp,
+)
 
 DIVIDED: list[dict[str, int]] = [{}, {"deepspeed": 2}, {"deepspeed": 3}, {"fsdp": 2}]
 
@@ -148,3 +155,23 @@ def test_a_live_reference_needs_whole_weights(make_trainer: Any, monkeypatch: py
     monkeypatch.setattr(type(trainer), "is_sharded", True)
     with pytest.raises(ConfigError, match="`reference: cached`"):
         trainer.measure_reference()
+
+
+def test_a_weight_that_nothing_used_has_the_state_of_a_first_use() -> None:
+    used, unused = (torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2))
+    optimizer = torch.optim.AdamW([used, unused], lr=0.1)
+    fill_optimizer_state(optimizer)
+    assert not optimizer.state
+    used.grad = torch.ones(2, 3)
+    optimizer.step()
+    before = {name: value.clone() for name, value in optimizer.state[used].items()}
+    fill_optimizer_state(optimizer)
+    assert all(torch.equal(value, before[name]) for name, value in optimizer.state[used].items())
+    late = torch.nn.Parameter(torch.ones(2, 3))
+    other = torch.optim.AdamW([late], lr=0.1)
+    for weight in (unused, late):
+        weight.grad = torch.full((2, 3), 0.5)
+    used.grad = None
+    optimizer.step()
+    other.step()
+    assert torch.equal(unused, late)

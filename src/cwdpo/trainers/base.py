@@ -48,6 +48,7 @@ from cwdpo.trainers.sharding import (
     divides_gradients,
     divides_weights,
     dividing_among_cpus,
+    fill_optimizer_state,
     fit_fsdp,
     refuse_one_process,
 )
@@ -336,6 +337,8 @@ class AnswerTrainer(Trainer):
                 f"weights are infinite or not numbers ({some(broken)}). Go back to an earlier checkpoint, with a lower "
                 "trainer.learning_rate; in float16 use bfloat16."
             )
+        if _internal_call and self.is_fsdp_enabled and self.optimizer is not None:
+            fill_optimizer_state(self.optimizer)
         if _internal_call and output_dir is not None and self.is_world_process_zero():
             begin_checkpoint(Path(output_dir))
         with phase("saving"):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from torch import nn
@@ -117,6 +118,25 @@ def choose_stand_in(sets: Iterable[RowDataset], collate: Callable[[Sequence[tupl
     if len(kinds) < 2 or 0 not in kinds:
         return None
     return collate([kinds[min(number for number in kinds if number)]])
+
+
+def fill_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give weights that no step has used the state that their first use would find: zeros.
+
+    A checkpoint of FSDP2 is loaded only where every weight that trains has a state, and a vision tower has weights that
+    nothing uses, such as its last layer in LLaVA.
+    """
+    for group in optimizer.param_groups:
+        known = next((weight for weight in group["params"] if optimizer.state.get(weight)), None)
+        if known is None:
+            continue
+        for weight in group["params"]:
+            if weight.requires_grad and not optimizer.state.get(weight):
+                optimizer.state[weight] = {
+                    name: torch.zeros_like(weight if value.shape == known.shape else value)
+                    for name, value in optimizer.state[known].items()
+                    if isinstance(value, torch.Tensor)
+                }
 
 
 def _fsdp(accelerator: Accelerator):  # type: ignore[no-untyped-def]  # accelerate has no types
