@@ -1,6 +1,17 @@
-"""``python -m cwdpo`` is ``cwdpo``."""
+"""``python -m cwdpo`` and the command ``cwdpo``."""
 
-from cwdpo.cli.app import main
+import sys
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C is polite from the first moment, also while the commands are imported."""
+    try:
+        from cwdpo.cli.app import main as run
+    except KeyboardInterrupt:
+        print("\nInterrupted. Nothing was begun.", file=sys.stderr)  # noqa: T201
+        raise SystemExit(130) from None
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal, NotRequired, TypeAlias, TypedDict
 
+import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 FLOAT32_GAP = 1e-3
@@ -30,23 +32,32 @@ class Role(IntEnum):
     """Only looked at: shuffled words, another row's answer, the chosen answer under another image, ..."""
 
 
+Integers: TypeAlias = NDArray[np.int64]
+"""Numbers that stay in main memory when a batch goes to a GPU, where reading them would wait for all work before."""
+
+
 class Batch(TypedDict):
     """Prompts with their answers, before any layout. Nothing is padded but the answers, nothing is repeated.
 
     ``P`` prompts and ``A`` answers; a prompt may have any number of answers, and they stand together, in prompt order.
+    What the model reads are tensors, which go to its device; what says how answers belong together are arrays of NumPy,
+    which do not (see :data:`Integers` and :func:`on_device`).
     """
 
-    row_index: Tensor
-    """``(P,)`` position of each prompt's row in its dataset. First, so that accelerate counts prompts, not tokens."""
+    row_index: Integers
+    """``(P,)`` position of each prompt's row in its dataset. First, so that the Trainer counts prompts, not tokens."""
 
     prompts: list[dict[str, Tensor]]
     """For each prompt, what the processor returned for it alone (batch dimension 1, no padding), passed on unread."""
 
-    prompt_index: Tensor
+    prompt_index: Integers
     """``(A,)`` which of the P prompts each answer belongs to, never decreasing."""
 
-    roles: Tensor
+    roles: Integers
     """``(A,)`` :class:`Role` of each answer."""
+
+    lengths: Integers
+    """``(A,)`` tokens of each answer."""
 
     answer_ids: Tensor
     """``(A, T)`` token ids, right-padded; the answer's own tokens and its end token, nothing of the prompt."""
@@ -120,6 +131,30 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
         tensor([-2.])
     """
     return torch.where(mask, values, 0.0).sum(dim=-1) / mask.sum(dim=-1)
+
+
+def on_device(values: Integers | Sequence[int], device: torch.device) -> Tensor:
+    """Numbers as an int64 tensor on a device, which the program does not wait for.
+
+    The copy is made of memory that is not pinned, so CUDA has taken the values when this returns.
+    """
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(device, non_blocking=True)
+
+
+def answer_places(batch: Batch) -> Integers:
+    """``(n,)`` where the answers' tokens stand in the flattened ``(A, T)`` of a batch: where ``answer_mask`` is True.
+
+    Example:
+        >>> import numpy as np
+        >>> answer_places({"lengths": np.array([1, 2]), "answer_ids": torch.zeros(2, 3)})
+        array([0, 3, 4])
+    """
+    return np.flatnonzero(np.arange(batch["answer_ids"].shape[1]) < batch["lengths"][:, None])
+
+
+def places_of(batch: Batch, role: Role) -> Integers:
+    """``(n,)`` which answers of a batch have a role."""
+    return np.flatnonzero(batch["roles"] == role)
 
 
 def pad_answers(answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

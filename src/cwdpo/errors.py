@@ -1,5 +1,9 @@
 """Mistakes of the user: one line that says what to write instead."""
 
+import difflib
+import os
+from pathlib import Path
+
 
 class UserError(ValueError):
     """Something the user gave cannot be used. The command line prints the message alone and exits with 2."""
@@ -28,6 +32,51 @@ def shortened(text: str, longest: int = LONGEST_SHOWN) -> str:
         return text
     end = longest // 3
     return f"{text[: longest - end - 3]}...{text[-end:]}"
+
+
+def path_advice(path: Path | str, *, otherwise: str = "Correct the path.") -> str:
+    r"""A sentence about a path at which there is nothing: what may have been meant.
+
+    ``otherwise`` is what is said where nothing there is like it.
+
+    Example:
+        >>> path_advice("data\\rows.jsonl")
+        'Directories are separated by / here: write data/rows.jsonl.'
+        >>> path_advice("/$DATA/rows.jsonl")
+        'Variables such as $DATA are not replaced here: write the path itself.'
+    """
+    text = str(path)
+    if "\\" in text and os.sep == "/":
+        return f"Directories are separated by / here: write {text[text.rfind('/') + 1 :].replace(chr(92), '/')}."
+    if "$" in text:
+        name = text[text.index("$") :].partition("/")[0]
+        return f"Variables such as {name} are not replaced here: write the path itself."
+    path = Path(path).expanduser()
+    above = next((parent for parent in path.parents if parent.is_dir()), None)
+    if above is None:
+        return otherwise
+    missing = path.relative_to(above).parts[0]  # the first name on the way that is not there
+    is_last = above / missing == path
+    near = _names_near(above, missing)
+    problem = "" if is_last else f"There is no directory {above / missing}."
+    if not near:
+        return problem or otherwise
+    rest = path.relative_to(above / missing)
+    return f"{problem}{' ' if problem else ''}Did you mean {' or '.join(str(above / name / rest) for name in near)}?"
+
+
+_MOST_NAMES = 5000
+"""Names of a directory that are compared: a folder may hold a million pictures."""
+
+
+def _names_near(directory: Path, name: str) -> list[str]:
+    """The names in a directory that are most like one that is not in it."""
+    try:
+        with os.scandir(directory) as found:
+            there = [item.name for item, _ in zip(found, range(_MOST_NAMES), strict=False)]
+    except OSError:
+        return []
+    return difflib.get_close_matches(name, sorted(item for item in there if item[0] != "."), n=2, cutoff=0.75)
 
 
 def printable(text: str) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, TypeGuard, get_args
 
-from cwdpo.errors import UserError
+from cwdpo.errors import UserError, path_advice
 
 logger = logging.getLogger(__name__)
 
@@ -331,7 +331,9 @@ class RunDirectory:
 def checkpoint_directory(path: Path) -> Path:
     """The checkpoint that a path stands for: itself, or the last finished stage of a run; else a UserError."""
     if not path.is_dir():
-        raise UserError(f"{path} is not a directory. Give a run, such as runs/cwdpo, or a checkpoint.")
+        otherwise = "Give a run, such as runs/cwdpo, or a checkpoint."
+        advice = otherwise if path.exists() else path_advice(path, otherwise=otherwise)
+        raise UserError(f"{path} is not a directory. {advice}")
     run = RunDirectory(path)
     for candidate in (path, run.stage("stage2"), run.stage("stage1")):
         if (candidate / "adapter_config.json").is_file() or (candidate / "config.json").is_file():

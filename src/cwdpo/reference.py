@@ -123,10 +123,10 @@ class ReferenceCache:
         """``(A,)`` log pi_ref(y|x) of every answer in the batch; a KeyError names the row of one that is not here."""
         found = [self._entries.get(key) for key in batch["keys"]]
         if None in found:
-            row = batch["row_index"][batch["prompt_index"][found.index(None)]].item()
+            row = batch["row_index"][batch["prompt_index"][found.index(None)]]
             raise KeyError(f"row {row} has an answer without a cached reference; were rows added after training began?")
         totals = [entry[0] for entry in found if entry is not None]
-        return torch.tensor(totals, dtype=torch.float32, device=batch["answer_ids"].device)
+        return torch.tensor(totals, dtype=torch.float32).to(batch["answer_ids"].device, non_blocking=True)
 
     def means(self, keys: Sequence[str]) -> Tensor:
         """``(n,)`` lbar of the answers with these keys, nats per token."""

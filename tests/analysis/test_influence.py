@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support import disc_data
@@ -44,7 +45,7 @@ def objective(loss: LossName, **settings: Any) -> Objective:
 
 def start_of(batch: Batch) -> Tensor:
     """log pi_ref that is not the policy's, so that the margin is not 0."""
-    return -4.0 * batch["answer_mask"].sum(dim=-1) - batch["roles"]
+    return -4.0 * batch["answer_mask"].sum(dim=-1) - torch.from_numpy(batch["roles"])
 
 
 @pytest.fixture
@@ -162,8 +163,9 @@ def test_pulls_of_a_row_with_two_negatives(setup: Setup, detach: bool) -> None:
     """Autograd of the loss in each answer's log-prob, over the number of tokens where the mean is meant."""
     model, (batch, *_) = setup("llava")
     two = batch | {
-        "roles": torch.tensor([0, 1, 1]),
-        "prompt_index": torch.zeros(3, dtype=torch.long),
+        "roles": np.array([0, 1, 1]),
+        "prompt_index": np.zeros(3, dtype=np.int64),
+        "lengths": batch["lengths"][[0, 1, 1]],
         "answer_ids": batch["answer_ids"][[0, 1, 1]].clone(),
         "answer_mask": batch["answer_mask"][[0, 1, 1]],
         "keys": [*batch["keys"][:2], "another"],

@@ -1,5 +1,7 @@
 """Counts that can be done by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.without_products import without_products
 from cwdpo.bench.counting import count_flops, peak_memory, saved_activations
-from cwdpo.engine import tree as tree_attention
+from cwdpo.engine.attention import FlexMask
 
 CPU = torch.device("cpu")
 
@@ -74,7 +76,7 @@ def test_flex_attention_counts_the_blocks_that_it_computes() -> None:
     causal = (index[:, None] >= index)[None, None]
 
     def step() -> None:
-        mask = tree_attention._BlockMask.of(tree_attention._blocks(causal))
+        mask: Any = FlexMask(causal)
         scaled_dot_product_attention(query, key, value, attn_mask=mask).sum().backward()
 
     product = 2 * 2 * (3 * 128 * 128) * 8  # three of four blocks

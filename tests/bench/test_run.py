@@ -23,7 +23,7 @@ from cwdpo.bench.run import (
     measured_table,
     run_bench,
 )
-from cwdpo.engine import tree as tree_attention
+from cwdpo.engine import attention as tree_attention
 from cwdpo.errors import UserError
 
 STAND_IN = ModelSize(

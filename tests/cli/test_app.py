@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import cwdpo.__main__
 from cwdpo.cli import app
 from cwdpo.cli.app import explain
 from cwdpo.errors import UserError
@@ -86,7 +87,11 @@ def test_a_slip_in_the_recipe_is_one_line_and_exit_2(run: Run, tmp_path: Path) -
     [
         (["--beta", "0"], "--beta: stage2.beta is 0.0, but must be > 0. Try 0.1.\n"),
         (["--floor", "-2", "--bta=1"], "--bta: unknown setting - did you mean '--beta'?\n"),
-        (["stray"], "'stray' is not a setting. Write settings after the recipe as --key value.\n"),
+        (
+            ["stray"],
+            "'stray' is not a setting. Write settings after the recipe as --key value; a run's directory is "
+            "--output_dir.\n",
+        ),
     ],
 )
 def test_a_slip_in_a_setting_is_one_line_and_exit_2(run: Run, tmp_path: Path, words: list[str], expected: str) -> None:
@@ -210,3 +215,19 @@ def test_merge_takes_the_last_stage_of_a_run(run: Run, tmp_path: Path, monkeypat
     assert run("merge", tmp_path, "--out", "o", "--any-base", "--trust-remote-code")[0] == 0
     assert flags[3] == {"any_base": True, "trust_remote_code": True, "say": print}
     assert run("merge", tmp_path / "nowhere", "--out", "o")[2].startswith(f"{tmp_path / 'nowhere'} is not a directory.")
+
+
+def test_an_interruption_while_the_commands_are_imported_is_polite(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupting:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "cwdpo.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "cwdpo.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting, *sys.meta_path])
+    with pytest.raises(SystemExit, match="130"):
+        cwdpo.__main__.main()
+    assert capsys.readouterr().err == "\nInterrupted. Nothing was begun.\n"

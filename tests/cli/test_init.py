@@ -105,6 +105,12 @@ def test_what_is_missing_is_said_before_anything_is_loaded(run: Run, words: list
     assert err.count("\n") == 1
 
 
+def test_held_out_rows_are_checked_too(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    code, _, err = run("init", "data/train.jsonl", "--model", tiny("llava"), "--eval", "data/trian.jsonl")
+    assert (code, err) == (2, "data/trian.jsonl: no such file. Did you mean data/train.jsonl?\n")
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
 def test_rows_that_stop_training_are_named(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
     (tmp_path / "data" / "3.png").unlink()
     (tmp_path / "data" / "5.png").unlink()

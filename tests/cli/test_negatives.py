@@ -132,3 +132,13 @@ def test_a_filter_that_leaves_nothing_writes_nothing(run: Run, data: Path, tmp_p
     assert code == 2
     assert "no negative would be left (1 other_length)" in err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_filter_without_a_rule_says_so(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"prompt": "What?", "chosen": "A cat.", "rejected": "A dog."}) + "\n"
+    )
+    code, _, err = run("filter", tmp_path / "rows.jsonl", "--out", tmp_path / "kept.jsonl")
+    assert code == 0
+    assert "note: no rule was given (--length-gap, --max-overlap)" in err
+    assert "no rule" not in run("filter", tmp_path / "rows.jsonl", "--out", tmp_path / "k.jsonl", "--length-gap", 1)[2]

@@ -25,6 +25,18 @@ from cwdpo.errors import ConfigError
 MINIMAL = "model: {name_or_path: some/model}\ndata: {train: rows.jsonl}\nstage2: {}\n"
 
 
+def test_attention_of_the_whole_model_or_of_each_part(tmp_path: Path) -> None:
+    for text, expected in (
+        ("auto", "auto"),
+        ("{text: sdpa, vision: flash_attention_2}", {"text": "sdpa", "vision": "flash_attention_2"}),
+    ):
+        recipe = MINIMAL.replace("some/model", f"some/model, attn_implementation: {text}")
+        path = written(tmp_path, recipe)
+        assert read_recipe(path).model.attn_implementation == expected
+    with pytest.raises(ConfigError, match=r"bad.yaml:1: .*audio"):
+        read_recipe(written(tmp_path, MINIMAL.replace("some/model", "some/model, attn_implementation: {audio: sdpa}")))
+
+
 def written(folder: Path, text: str, name: str = "bad.yaml") -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
@@ -214,7 +226,7 @@ def test_missing_file_offers_its_neighbours(tmp_path: Path) -> None:
     written(tmp_path, MINIMAL, "recipe.yaml")
     with pytest.raises(ConfigError, match=r"there is no such recipe\. Did you mean .*recipe\.yaml"):
         read_recipe(tmp_path / "recpie.yaml")
-    with pytest.raises(ConfigError, match=r"The directory .* does not exist either\."):
+    with pytest.raises(ConfigError, match=r"there is no such recipe\. There is no directory .*/nowhere\."):
         read_recipe(tmp_path / "nowhere" / "recipe.yaml")
 
 

@@ -173,7 +173,7 @@ def test_crops_are_of_the_rows_with_images_and_the_same_at_every_call(encoder_of
     assert cropped["prompt_index"].tolist() == [0, 1]
     assert cropped["roles"].tolist() == [int(Role.CHOSEN)] * 2
     for place, whole in enumerate((0, 2)):
-        answer = (batch["prompt_index"] == whole).nonzero()[0, 0]
+        answer = batch["prompt_index"].tolist().index(whole)
         mask = cropped["answer_mask"][place]
         assert (
             cropped["answer_ids"][place][mask].tolist()

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny import NAMES
 from tokenizers import pre_tokenizers
 
+from cwdpo.data import encode
 from cwdpo.data.encode import ChatTemplate, EncodedMemory, Encoder
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import ConfigError, DataError
@@ -411,6 +412,23 @@ def test_a_full_memory_keeps_what_came_first(processor_of: Callable[[str], Any])
         for row in rows:
             encoder.encode(row, ["x"])
     assert (encoder.prompts, encoder.answers) == (1 + 3, 1 + 3)
+
+
+def test_a_sixteenth_of_the_free_memory_is_taken_by_all_processes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "free_memory", lambda: 16 * 1_200_000_000)
+
+    def room(worker: object = None) -> int:
+        monkeypatch.setattr(encode, "get_worker_info", lambda: worker)
+        memory, taken = EncodedMemory(), 0
+        while memory._takes(100_000_000):
+            taken += 1
+        return taken
+
+    assert (room(), room(worker=object())) == (12, 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert (room(), room(worker=object())) == (6, 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "400")
+    assert (room(), room(worker=object())) == (2, 2)
 
 
 def test_nothing_is_remembered_unless_asked(processor_of: Callable[[str], Any]) -> None:

@@ -246,7 +246,7 @@ ANSWER = {"role": "assistant", "content": "a"}
         ({"promt": "Hi", "chosen": "a"}, "keys are 'promt', 'chosen', which is not a known format"),
         ({**FLAT, "chosen": 3}, "`chosen` is 3 (int), but must be text"),
         ({**FLAT, "chosen": datetime(2026, 1, 2)}, "took a text for a time"),
-        ({**FLAT, "chosen": None}, "not a known format"),
+        ({**FLAT, "chosen": None}, "`chosen` has no value (null)"),
         ({**FLAT, "chosen": ""}, "`chosen` is empty"),
         ({**FLAT, "rejected": " \n\t"}, "`rejected` is empty"),
         ({**FLAT, "gentle": ""}, "`gentle` is empty"),

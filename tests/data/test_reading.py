@@ -272,7 +272,7 @@ def test_split_at_its_ends() -> None:
     assert [len(split_rows(rows(5), fraction, seed=0)[0]) for fraction in (0.25, 0.45, 0.5)] == [1, 2, 3]
     assert split_rows(rows(3), 1.0, seed=0) == (rows(3), [])
     assert split_rows(rows(3), 0.0, seed=0) == ([], rows(3))
-    with pytest.raises(ConfigError, match="there are only 1"):
+    with pytest.raises(ConfigError, match="there is only 1"):
         split_rows(rows(1), 0.75, seed=0)
     for fraction in (-0.1, 75, float("nan")):
         with pytest.raises(ConfigError, match="from 0 to 1"):

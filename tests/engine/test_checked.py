@@ -74,7 +74,12 @@ class Fake:
 
 def test_checked_once_a_kind_and_again_with_the_first_images(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     model, engine, seen = load_model(tiny("llava")), make_engine("auto"), []
-    monkeypatch.setattr(choice, "check_engine", lambda *args: seen.append(args) or check_engine(*args))
+
+    def check(*args: Any, **options: Any) -> Any:
+        seen.append(args)
+        return check_engine(*args, **options)
+
+    monkeypatch.setattr(choice, "check_engine", check)
     text = make_batch([make_prompt(tiny("llava"), 0)], [[3, 2]])
     with torch.no_grad():
         for batch in (text, text, image_batch(tiny("llava")), text, image_batch(tiny("llava"))):
@@ -118,7 +123,7 @@ def test_flash_attention_falls_back_with_advice(tiny: Tiny, caplog: pytest.LogCa
 
 
 def test_out_of_memory_is_no_reason_to_fall_back(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any) -> Any:
+    def full(*args: Any, **options: Any) -> Any:
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(choice, "check_engine", full)

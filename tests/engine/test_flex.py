@@ -1,4 +1,4 @@
-"""The tree by flex_attention: the same masks, the same numbers, and only where it was checked.
+"""The tree by flex_attention: the same masks, the same numbers, and only where it is asked for.
 
 The kernel needs a compiler and has no backward pass on a CPU. So all that is ours is looked at with a stand-in that
 takes the same block masks, and the kernel itself in its forward pass.
@@ -16,10 +16,7 @@ from tiny.prompts import load_model, make_batch, make_prompt
 from torch.nn.functional import scaled_dot_product_attention
 
 from cwdpo.batch import Batch
-from cwdpo.engine import checked as choice
-from cwdpo.engine import make_engine
-from cwdpo.engine import tree as tree_attention
-from cwdpo.engine.checked import Check
+from cwdpo.engine import attention, make_engine
 from cwdpo.engine.tree import TreeEngine
 
 Tiny = Callable[[str], Path]
@@ -45,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(length)
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
-    monkeypatch.setattr(tree_attention, "flex_kernel", lambda: dense)
+    monkeypatch.setattr(attention, "flex_kernel", lambda: dense)
     return seen
 
 
@@ -59,7 +56,7 @@ def test_same_numbers_and_gradients(name: str, checkpointing: bool, tiny: Tiny, 
     if checkpointing:
         model.activation_checkpointing_enable()
         model.train()
-    found = TreeEngine(flex_from=1).logprobs(model, batch)
+    found = TreeEngine(attention="flex").logprobs(model, batch)
     forward = len(calls)
     assert forward >= 2  # layers
     assert gap(found, expected) < 1e-5
@@ -67,18 +64,12 @@ def test_same_numbers_and_gradients(name: str, checkpointing: bool, tiny: Tiny, 
     assert (len(calls) > forward) == checkpointing  # what is computed again runs by flex_attention again
 
 
-def test_short_rows_keep_their_own_attention(tiny: Tiny, calls: list[int]) -> None:
-    model, batch = load_model(tiny("llava")), mixed_batch(tiny("llava"))
-    TreeEngine(flex_from=1000).logprobs(model, batch)
-    assert calls == []
-
-
 @pytest.mark.slow
 def test_the_kernel_itself_forward(tiny: Tiny) -> None:
     for name in ("qwen2_5_vl", "gemma3", "paligemma"):  # mrope, sliding windows, a prefix that sees both ways
         model, batch = load_model(tiny(name)), mixed_batch(tiny(name))
         with torch.no_grad():
-            assert gap(TreeEngine(flex_from=1).logprobs(model, batch), token_logprobs(model, batch)) < 1e-5, name
+            assert gap(TreeEngine(attention="flex").logprobs(model, batch), token_logprobs(model, batch)) < 1e-5, name
 
 
 @pytest.mark.slow
@@ -89,33 +80,10 @@ def test_a_model_that_runs_by_flex_attention_already(tiny: Tiny) -> None:
         assert gap(TreeEngine().logprobs(model, batch), token_logprobs(load_model(tiny("llava")), batch)) < 1e-5
 
 
-@pytest.mark.parametrize("broken", [False, True])
-def test_used_for_long_rows_where_the_check_allows(
-    broken: bool, tiny: Tiny, calls: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(choice, "_flex_pays", lambda bare, batch: True)  # it says no on a CPU
-    monkeypatch.setattr("cwdpo.engine.checked.FLEX_FROM", 1)
-    if broken:
-        kernel = tree_attention.flex_kernel()
-        monkeypatch.setattr(tree_attention, "flex_kernel", lambda: lambda *args, **kwargs: 2 * kernel(*args, **kwargs))
-    model, batch, engine = load_model(tiny("llava")), mixed_batch(tiny("llava")), make_engine("auto")
+def test_only_where_it_is_asked_for(tiny: Tiny, calls: list[int]) -> None:
+    model, batch = load_model(tiny("llava")), mixed_batch(tiny("llava"))
     with torch.no_grad():
-        assert gap(engine.logprobs(model, batch), token_logprobs(model, batch)) < 1e-5
-    (made,) = engine.report["choices"]
-    assert made["engine"] == "tree"
-    assert made["checks"]["flex_attention"]["ok"] is not broken
-    assert ("flex_attention is not used" in caplog.text) == broken
-    assert (len(calls) > 2 * 2) != broken  # beyond two layers of the check's two passes
-
-
-def test_never_on_a_cpu(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(
-        choice.CheckedEngine,
-        "_with_flex",
-        lambda self, *args: asked.append("flex") or Check(True, ""),  # type: ignore[func-returns-value]
-    )
-    monkeypatch.setattr("cwdpo.engine.checked.FLEX_FROM", 1)
-    with torch.no_grad():
-        make_engine("auto").logprobs(load_model(tiny("llava")), mixed_batch(tiny("llava")))
-    assert asked == []
+        make_engine("auto").logprobs(model, batch)
+        assert calls == []
+        TreeEngine(attention="flex").logprobs(model, batch)
+    assert len(calls) == 2  # layers

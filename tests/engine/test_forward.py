@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -134,7 +135,7 @@ def test_convolutions_and_experts_are_not_taken_for_linear() -> None:
 
 def test_the_entropy_of_chosen_answers_alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = load_model(tiny("llava")), pictures(tiny("llava"), [[4, 2], [3, 1]])
-    batch["roles"] = torch.tensor([int(Role.CHOSEN), int(Role.REJECTED), int(Role.REJECTED), int(Role.CHOSEN)])
+    batch["roles"] = np.array([int(Role.CHOSEN), int(Role.REJECTED), int(Role.REJECTED), int(Role.CHOSEN)])
     for chunk in (forward._CHUNK_ELEMENTS, 1):  # the second gives each token a chunk of its own
         monkeypatch.setattr(forward, "_CHUNK_ELEMENTS", chunk)
         whole = TreeEngine().logprobs(model, batch, want=("entropy",))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -65,8 +66,9 @@ def test_order_and_batch_split_change_nothing(name: str, tiny: Tiny) -> None:
         backwards = Batch(
             row_index=batch["row_index"],
             prompts=prompts[::-1],
-            prompt_index=torch.tensor([0, 0, 1, 1, 2, 2]),
+            prompt_index=np.array([0, 0, 1, 1, 2, 2]),
             roles=batch["roles"],
+            lengths=batch["lengths"][::-1],
             answer_ids=batch["answer_ids"].flip(0),
             answer_mask=batch["answer_mask"].flip(0),
             keys=batch["keys"],

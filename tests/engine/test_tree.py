@@ -156,7 +156,9 @@ def test_layout_by_hand() -> None:
     assert layout.inputs["input_ids"].tolist() == [[7, 8, 9, 11, 12, 15], [6, 5, 17, 17, 17, 17]]
     assert layout.inputs["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
     assert plan.logical.tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 3, 4, 5]]
-    where = layout.predicts.nonzero().tolist()
+    assert layout.keep.tolist() == [[2, 3, 4, 5], [1, 2, 2, 2]]
+    assert layout.read.tolist() == [2, 3, 4, 5, 6 + 1, 6 + 2]
+    where = [[row, position] for row, positions in enumerate(layout.keep.tolist()) for position in positions]
     assert [where[i] for i in layout.gather.tolist()] == [
         [0, 2],
         [0, 3],
@@ -227,8 +229,8 @@ def test_all_layers_share_one_mask_that_changes_no_bit(
 ) -> None:
     model, batch = load_model(tiny(name)), mixed_batch(tiny(name))
     results, kept = [], []
-    for bias in (tree._bias, lambda allowed, dtype: allowed):
-        monkeypatch.setattr(tree, "_bias", bias)
+    for mask in (tree.additive_mask, lambda allowed, dtype: allowed):
+        monkeypatch.setattr(tree, "additive_mask", mask)
         shapes: dict[int, torch.Size] = {}
 
         def keep(tensor: torch.Tensor, shapes: dict[int, torch.Size] = shapes) -> torch.Tensor:
@@ -237,7 +239,7 @@ def test_all_layers_share_one_mask_that_changes_no_bit(
 
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), hooks:
-            found = TreeEngine().logprobs(model, batch)
+            found = TreeEngine(attention="mask").logprobs(model, batch)
         results.append((found.token.detach(), gradients(model, weighted_loss(rows_of(found)))))
         kept.append(sum(len(shape) == 4 and shape[1] == 1 and shape[2] == shape[3] for shape in shapes.values()))
     (token, by_name), (other, other_by_name) = results

@@ -20,9 +20,9 @@ from cwdpo.engine.vision import (
     ImageFeatures,
     can_share_images,
     encode_frozen_without_grad,
-    free_memory,
     why_not_cacheable,
 )
+from cwdpo.memory import free_memory
 
 Tiny = Callable[[str], Path]
 EVERY = (*NAMES, *MORE_NAMES, *AWKWARD_NAMES)

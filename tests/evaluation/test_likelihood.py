@@ -6,6 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -27,10 +28,11 @@ def batch() -> Batch:
     roles = [Role.CHOSEN, Role.REJECTED, Role.REJECTED, Role.CHOSEN, Role.GENTLE]
 
     return Batch(
-        row_index=torch.tensor([0, 1]),
+        row_index=np.array([0, 1]),
         prompts=[],
-        prompt_index=torch.tensor([0, 0, 0, 1, 1]),
-        roles=torch.tensor([int(role) for role in roles]),
+        prompt_index=np.array([0, 0, 0, 1, 1]),
+        roles=np.array([int(role) for role in roles]),
+        lengths=MASK.sum(dim=-1).numpy(),
         answer_ids=torch.zeros_like(MASK, dtype=torch.long),
         answer_mask=MASK,
         keys=[],

@@ -68,12 +68,13 @@ def naive(
     """``(T, V)`` log-probs at the answer's tokens, and the tokens."""
     encoded = Encoder(processor).encode(question.row, [answer])
     ids, mask = pad_answers(encoded.answers)
-    zero = torch.zeros(1, dtype=torch.long)
+    zero = np.zeros(1, dtype=np.int64)
     batch = Batch(
         row_index=zero,
         prompts=[encoded.prompt],
         prompt_index=zero,
         roles=zero,
+        lengths=np.array([len(encoded.answers[0])]),
         answer_ids=ids,
         answer_mask=mask,
         keys=[""],

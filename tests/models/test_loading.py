@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers.utils import is_torchvision_available
 
 from cwdpo.errors import UserError
 from cwdpo.models import loading
-from cwdpo.models.loading import load_policy, load_processor, local_directory
+from cwdpo.models.loading import load_config, load_policy, load_processor, local_directory
 from cwdpo.models.parts import part_sizes, vision_tower
 
 Tiny = Callable[[str], Path]
@@ -80,6 +81,34 @@ def test_dropout_is_off_in_settings_and_modules(tmp_path: Path) -> None:
 def test_dtype_is_as_asked(tiny: Tiny) -> None:
     assert load_policy(tiny("llava"), dtype="bfloat16").dtype == torch.bfloat16
     assert load_policy(tiny("llava"), attn_implementation="eager").config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_attention_of_each_part(name: str, tiny: Tiny) -> None:
+    model = load_policy(tiny(name), attn_implementation={"text": "sdpa", "vision": "eager"})
+    tower: Any = vision_tower(model)
+    assert model.config.get_text_config()._attn_implementation == "sdpa"
+    assert tower.config._attn_implementation == "eager"
+    assert model.get_decoder().config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "torch.float16", "float32", "None"])
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_flash_attention_for_the_tower_alone_where_it_can_run(
+    weights: str, installed: bool, gpu: bool, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: installed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    found = loading.attention_of_parts(load_config(str(tiny("llava"))), "auto", weights=weights)
+    can = installed and gpu and weights.endswith("float16")
+    assert found == ({"text_config": "sdpa", "vision_config": "flash_attention_2"} if can else None)
+
+
+def test_attention_of_a_part_that_is_not_there(tiny: Tiny) -> None:
+    config = load_config(str(tiny("llava")))
+    with pytest.raises(UserError, match=r"names audio, but llava has no such part"):
+        loading.attention_of_parts(config, {"audio": "sdpa"}, weights="float32")
 
 
 def test_tied_output_head_is_not_missing(tmp_path: Path) -> None:
@@ -147,6 +176,29 @@ def test_a_refusal_is_the_only_message(llava: Path) -> None:
 def test_unreachable_hub_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused("nobody/no-such-model", "neither a directory here nor a hub model")
+
+
+def test_other_things_in_place_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("gguf/m-Q4.gguf", "pipeline/model_index.json", "run/recipe.yaml", "above/qwen/config.json", "cache/x"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
+    for name, words in {
+        "gguf": "It holds GGUF files, which are not trained on.",
+        "gguf/m-Q4.gguf": "A GGUF file is not trained on: name the original model.",
+        "pipeline": "It holds a diffusion pipeline, which makes images.",
+        "run": f"It is a run. Name the model of one of its stages, such as {tmp_path}/run/stage2.",
+        "above": f"Did you mean {tmp_path}/above/qwen?",
+        "cache": "Name the directory that holds one.",
+        "pipelin": "neither a directory here nor a hub model that can be reached. Did you mean pipeline?",
+        "./pipelin": "there is no directory ./pipelin. Did you mean pipeline?",
+        "gpt-4o": "A hub name has an owner: `owner/model`.",
+        "Qwen/Qwen 3B": "A hub name has letters, digits, - _ and . only",
+        "Qwen/Qwen3": "HF_HUB_OFFLINE is set, so nothing is downloaded.",
+        "https://huggingface.co/Qwen/Qwen3-VL/tree/main": "Give the hub name: Qwen/Qwen3-VL.",
+    }.items():
+        refused(name, re.escape(words))
 
 
 def test_a_slip_in_a_path_of_two_parts_does_not_go_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

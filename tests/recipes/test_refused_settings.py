@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.chat_server import serving
 
 from cwdpo.config.checking import build
 from cwdpo.config.recipe import Recipe
-from cwdpo.errors import ConfigError
-from cwdpo.recipes.preflight import check_settings
+from cwdpo.errors import ConfigError, UserError
+from cwdpo.recipes.preflight import check_endpoint, check_settings
 from cwdpo.records import RunDirectory
 
 
@@ -103,3 +104,30 @@ def test_the_advice_is_the_stage_that_has_it() -> None:
 )
 def test_it_is_taken(sections: dict[str, Any]) -> None:
     assert complaint(**sections) == ""
+
+
+def test_a_server_that_wants_another_key_stops_a_run_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def recipe(url: str) -> Recipe:
+        sections = {"model": {"name_or_path": "m"}, "data": {"train": "t.jsonl"}, "stage2": {}}
+        return build(Recipe, {**sections, "negatives": {"endpoint": url}})
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(lambda _: []) as server:
+        check_endpoint(recipe(server.url))
+        server.status_of_models = 401
+        with pytest.raises(UserError, match="It wants a key, and OPENAI_API_KEY is not set"):
+            check_endpoint(recipe(server.url))
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        with pytest.raises(UserError, match="The key in OPENAI_API_KEY is wrong"):
+            check_endpoint(recipe(server.url))
+        monkeypatch.setenv("OPENAI_API_KEY", "two\nlines")
+        with pytest.raises(UserError, match="OPENAI_API_KEY has a line break"):
+            check_endpoint(recipe(server.url))
+        server.status_of_models = 404  # without a list of models, but with answers perhaps
+        monkeypatch.delenv("OPENAI_API_KEY")
+        check_endpoint(recipe(server.url))
+    assert not caplog.records
+    check_endpoint(recipe("http://127.0.0.1:9/v1"))
+    assert "Stage 2 will ask it." in caplog.text

@@ -9,7 +9,7 @@ from report.markup import Page
 from report.synthetic import EVALUATION, measure, stage2, write_lines
 
 from cwdpo.report import write_report
-from cwdpo.report.following import _files_of
+from cwdpo.report.live import _files_of
 from cwdpo.report.page import render_report
 
 

@@ -27,6 +27,9 @@ class ChatServer:
         self.complaint = "as said"
         """What an answer with a status code from the script says."""
 
+        self.status_of_models = 200
+        """Of the list of models."""
+
         self.retry_after = "7"
         """Header of a 429."""
 
@@ -61,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         names = ["tiny", *self.server.state.adapters]
-        self._send(200, json.dumps({"data": [{"id": name} for name in names]}))
+        self._send(self.server.state.status_of_models, json.dumps({"data": [{"id": name} for name in names]}))
 
     def do_POST(self) -> None:
         state: ChatServer = self.server.state

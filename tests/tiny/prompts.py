@@ -67,15 +67,16 @@ def make_prompt(directory: Path, images: int, *, words: int = 4, seed: int = 0) 
 def make_batch(prompts: Sequence[dict[str, Tensor]], answers: Sequence[Sequence[int]], *, seed: int = 0) -> Batch:
     """A batch with random answers of the given lengths to each prompt."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.tensor([length for each in answers for length in each])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    lengths = np.array([length for each in answers for length in each])
+    mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
     ids = torch.randint(50, 300, mask.shape, generator=generator).where(mask, torch.tensor(0))
-    owners = torch.tensor([i for i, each in enumerate(answers) for _ in each])
+    owners = np.array([i for i, each in enumerate(answers) for _ in each])
     return Batch(
-        row_index=torch.arange(len(prompts)),
+        row_index=np.arange(len(prompts)),
         prompts=list(prompts),
         prompt_index=owners,
-        roles=torch.full_like(owners, int(Role.CHOSEN)),
+        roles=np.full_like(owners, int(Role.CHOSEN)),
+        lengths=lengths,
         answer_ids=ids,
         answer_mask=mask,
         keys=[str(i) for i in range(len(owners))],

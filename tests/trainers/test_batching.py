@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -98,7 +99,7 @@ def test_row_tokens_by_hand() -> None:
 def test_shares_of_the_parts_are_a_whole() -> None:
     prompts = [{"input_ids": torch.ones(1, n, dtype=torch.long)} for n in (7, 3, 4)]
     batch: Any = make_batch(prompts, [[2, 5], [4], [3, 3]])
-    batch["roles"] = torch.tensor([Role.CHOSEN, Role.GENTLE, Role.CHOSEN, Role.CHOSEN, Role.GENTLE])
+    batch["roles"] = np.array([Role.CHOSEN, Role.GENTLE, Role.CHOSEN, Role.CHOSEN, Role.GENTLE])
     parts = [select_prompts(batch, sorted(part))[0] for part in ([2, 0], [1])]  # as the trainer cuts them
     assert [part["row_index"].tolist() for part in parts] == [[0, 2], [1]]
     counts = count_roles(parts)

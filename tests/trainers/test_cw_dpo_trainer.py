@@ -253,7 +253,7 @@ def test_a_reference_that_is_not_a_number_is_refused(make_trainer: Make, monkeyp
 
     def spoiled(model: Any, batch: Any, **want: Any) -> Any:
         found = ask(model, batch, **want)
-        of_row = batch["row_index"][batch["prompt_index"]]
+        of_row = torch.from_numpy(batch["row_index"][batch["prompt_index"]])
         return replace(found, token=torch.where((of_row == 3)[:, None], math.nan, found.token))
 
     monkeypatch.setattr(trainer.engine, "logprobs", spoiled)

@@ -3,6 +3,7 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,10 +25,11 @@ def padded(rows: list[list[float]]) -> torch.Tensor:
 def batch() -> Batch:
     ids, mask = pad_answers([[7] * len(row) for row in NOW])
     return Batch(
-        row_index=torch.tensor([5, 9]),
+        row_index=np.array([5, 9]),
         prompts=[{}, {}],
-        prompt_index=torch.tensor(PROMPTS),
-        roles=torch.tensor([int(role) for role in ROLES]),
+        prompt_index=np.array(PROMPTS),
+        roles=np.array([int(role) for role in ROLES]),
+        lengths=np.array([len(row) for row in NOW]),
         answer_ids=ids,
         answer_mask=mask,
         keys=list("abcde"),
@@ -84,7 +86,7 @@ def test_pairs_find_the_crop_of_their_prompt() -> None:
     one: Batch = batch()
     assert crop_of(one, pair_up(one))[1].tolist() == [False] * 3
     for rows, places, is_there in (([9, 5], [1, 1, 0], [True] * 3), ([9], [0, 0, 0], [False, False, True])):
-        one["cropped"] = batch() | {"row_index": torch.tensor(rows)}
+        one["cropped"] = batch() | {"row_index": np.array(rows)}
         found = crop_of(one, pair_up(one))
         assert found[0].tolist() == places
         assert found[1].tolist() == is_there

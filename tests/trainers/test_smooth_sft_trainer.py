@@ -160,7 +160,8 @@ def test_batches_without_any_gentle_negative_train(make_trainer: Make, rows: lis
     [
         ({"label_smoothing_factor": 0.1}, "objective: smoothed"),
         ({"remove_unused_columns": True}, "read from the row"),
-        ({"use_liger_kernel": True}, "Leave it out"),
+        ({"use_liger_kernel": True}, "fused_linear_cross_entropy: false"),
+        ({"use_liger_kernel": True, "liger_kernel_config": {"rope": True}}, "fused_linear_cross_entropy: false"),
     ],
 )
 def test_settings_without_effect_are_refused(make_trainer: Make, setting: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,8 +81,31 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "activation_offloading is True, but activations are not moved to the CPU here. Write",
     ),
     "sync_ref_model": (True, "sync_ref_model is True, but the reference stays the model that training started from."),
-    "use_liger_kernel": (True, "use_liger_kernel replaces the loss that is computed here. Leave it out."),
+    "use_liger_kernel": (
+        True,
+        "use_liger_kernel replaces the head and the loss that are computed here. For its layers",
+    ),
 }
+
+
+@pytest.mark.parametrize(
+    ("kernels", "allowed"),
+    [
+        ({"fused_linear_cross_entropy": False}, True),
+        ({"fused_linear_cross_entropy": False, "cross_entropy": False, "rope": True}, True),
+        ({"fused_linear_cross_entropy": False, "cross_entropy": True}, False),
+        ({"cross_entropy": False}, False),
+    ],
+)
+def test_layer_kernels_of_liger_are_allowed_without_its_loss(
+    kernels: dict[str, bool], allowed: bool, tmp_path: Path
+) -> None:
+    asked = {"output_dir": str(tmp_path), "use_liger_kernel": True, "liger_kernel_config": kernels}
+    if allowed:
+        assert CWDPOConfig(**asked).use_liger_kernel
+    else:
+        with pytest.raises(ConfigError, match="For its layers alone"):
+            CWDPOConfig(**asked)
 
 
 def test_each_field_of_trl_is_one_of_these() -> None:

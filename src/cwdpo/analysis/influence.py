@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cwdpo.analysis.theory import apply_belief_geometry, cw_dpo_pulls, sft_pull, token_residual
-from cwdpo.batch import AnswerLogprobs, Batch, Role, eval_mode
+from cwdpo.batch import AnswerLogprobs, Batch, Role, eval_mode, on_device, places_of
 from cwdpo.config.recipe import CoolingConfig, Stage2Config
 from cwdpo.cooling import cooling_weight
 from cwdpo.engine import Engine
@@ -151,11 +151,11 @@ class AnswerLogits(nn.Module):
         layout = one_row_an_answer(batch)
         head = model.get_output_embeddings()
         with capture_head_input(head) as captured:
-            output = model(**layout.inputs, use_cache=False, logits_to_keep=layout.predicts)
+            output = model(**layout.inputs, use_cache=False, logits_to_keep=layout.keep)
         if self._transform is None:
             self._transform = find_logit_transform(model, captured, head, output.logits)
         (hidden,) = captured.hidden
-        return self._transform(head(hidden))
+        return self._transform(head(layout.in_order(hidden)))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Parameters that a training step would change, by name; tied ones once."""
@@ -340,7 +340,8 @@ def _answers_of_row(batch: Batch) -> tuple[Tensor, Tensor]:
     """Positions of the chosen answer, ``(1,)``, and of the rejected ones."""
     if len(batch["row_index"]) != 1:
         raise ValueError(f"expected a batch of one row, got {len(batch['row_index'])}. Collate rows one by one.")
-    return (batch["roles"] == Role.CHOSEN).nonzero()[:, 0], (batch["roles"] == Role.REJECTED).nonzero()[:, 0]
+    device = batch["answer_ids"].device
+    return on_device(places_of(batch, Role.CHOSEN), device), on_device(places_of(batch, Role.REJECTED), device)
 
 
 def _directions(

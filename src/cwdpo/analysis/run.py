@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from rich.console import Console
@@ -133,7 +134,7 @@ def analyse_model(settings: Settings, on_progress: Progress) -> Analysis:
                 num_directions=count,
                 on_direction=lambda done: on_progress("kernel", done, count),
             )
-    lengths = torch.cat([b["answer_mask"].sum(dim=-1)[b["roles"] == Role.REJECTED] for b in batches])
+    lengths = np.concatenate([batch["lengths"][batch["roles"] == Role.REJECTED] for batch in batches])
     names = [row.id or str(position) for position, row in enumerate(rows)]
     return Analysis(
         settings=settings,
@@ -141,7 +142,7 @@ def analyse_model(settings: Settings, on_progress: Progress) -> Analysis:
         report=report,
         kernel=kernel,
         floor=floor,
-        rejected_length=int(lengths.median()) if len(lengths) else None,
+        rejected_length=int(torch.from_numpy(lengths).median()) if len(lengths) else None,
         num_parameters=sum(value.numel() for value in AnswerLogits(model).trainable().values()),
         pushed=_least_likely(model, batches, names),
     )
@@ -286,8 +287,8 @@ def _floor(settings: Settings, model: Any, engine: Engine, batches: Sequence[Bat
     """l_floor from the rows that are used; None where they have no negatives and none are needed."""
     with eval_mode(model):
         means = torch.cat([engine.logprobs(model, batch).mean.cpu() for batch in batches])
-    roles = torch.cat([batch["roles"].cpu() for batch in batches])
-    lbar = {role: means[roles == role] for role in Role}
+    roles = np.concatenate([batch["roles"] for batch in batches])
+    lbar = {role: means[np.flatnonzero(roles == role)] for role in Role}
     rule: float | str = settings.floor
     with suppress(ValueError):
         rule = float(settings.floor)
@@ -306,7 +307,7 @@ def _least_likely(model: Any, batches: Sequence[Batch], names: Sequence[str]) ->
             targets = batch["answer_ids"].cpu()[mask]
             answers, places = mask.nonzero().unbind(dim=1)
             token = logprobs.gather(1, targets[:, None])[:, 0]
-            token = token.masked_fill(batch["roles"].cpu()[answers] != Role.REJECTED, 0.0)
+            token = token.masked_fill(torch.from_numpy(batch["roles"])[answers] != Role.REJECTED, 0.0)
             at = int(token.argmin())
             if token[at] < (0.0 if best is None else best.logprobs[best.target]):
                 best = Pushed(name, int(places[at]), int(targets[at]), logprobs[at].double())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast, Qwen2_5_VLConfig, set_seed
 
 from cwdpo.engine import FeatureCache, make_engine
-from cwdpo.engine.tree import TreeEngine
+from cwdpo.engine.tree import TreeAttention, TreeEngine
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import lora_targets
 from cwdpo.models.loading import load_processor
@@ -255,11 +255,11 @@ def cw_dpo(
     engine: Literal["tree", "plain"],
     reference: Literal["cached", "live"],
     features: bool = False,
-    flex: bool = False,
+    attention: TreeAttention | None = None,
 ) -> Contestant:
     """This package's stage 2 without cooling, which is DPO.
 
-    ``features`` keeps a frozen tower's image features; ``flex`` runs the tree by ``flex_attention``, however short.
+    ``features`` keeps a frozen tower's image features. ``attention`` is the tree's; None leaves it to the self-check.
     """
     kept = FeatureCache() if features else None
     set_seed(_SEED)  # of the adapters' first values
@@ -270,7 +270,7 @@ def cw_dpo(
         train_dataset=task.rows,
         processing_class=task.processor,
         peft_config=_lora(model, task.lora_rank),
-        engine=TreeEngine(flex_from=1, features=kept) if flex else make_engine(engine, features=kept),
+        engine=TreeEngine(attention=attention, features=kept) if attention else make_engine(engine, features=kept),
     )
     trainer.measure_reference()
     rows: Any = trainer.train_dataset

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from cwdpo.engine import tree as tree_attention
+from cwdpo.engine import attention as tree_attention
 
 _ATEN = torch.ops.aten
 

@@ -202,7 +202,7 @@ def _contestants(options: Options) -> dict[str, Callable[[Task], Contestant]]:
         if options.lora:  # otherwise the tower trains
             found[FEATURES] = lambda task: cw_dpo(task, engine="tree", reference="cached", features=True)
         if options.device == "cuda":  # on a CPU the kernel has no backward pass
-            found[FLEX] = lambda task: cw_dpo(task, engine="tree", reference="cached", flex=True)
+            found[FLEX] = lambda task: cw_dpo(task, engine="tree", reference="cached", attention="flex")
     return found
 
 

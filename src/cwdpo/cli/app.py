@@ -183,6 +183,10 @@ def main() -> None:
         said = f"\n{str(interruption) or 'Interrupted.'}\n{_how_to_continue(sys.argv[1:])}"
         print(printable(redact(said)), file=sys.stderr)
         raise SystemExit(130) from None
+    except SystemExit as leaving:
+        if leaving.code == 130:  # interrupted while the words of the command were read
+            print("\nInterrupted. Nothing was begun.", file=sys.stderr)
+        raise
     except Exception as error:
         message = explain(error)
         if message is None:

@@ -57,6 +57,8 @@ def init(
 
     encoder, facts = read_model(model, "language", trust_remote_code=trust_remote_code)
     rows = [row for file in files for row in _usable_rows(file, image_root, encoder)]
+    if eval_data is not None:
+        _usable_rows(str(eval_data), image_root, encoder)
     draft = draft_recipe(
         data=files,
         rows=rows,

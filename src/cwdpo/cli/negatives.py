@@ -149,6 +149,11 @@ def filter_(
     for name, value in (("lbar floor", report.lbar_floor), ("CHES ceiling", report.ches_ceiling)):
         if value is not None:
             print(f"{name}: {value:.4g}", file=sys.stderr)
+    if model is None and max_overlap is None and length_gap is None:
+        note = (
+            "note: no rule was given (--length-gap, --max-overlap), so only copies of other answers could be dropped."
+        )
+        print(note, file=sys.stderr)
     print(f"wrote {out}  ({report.rows_left} of {report.rows} rows have a negative left)")
 
 

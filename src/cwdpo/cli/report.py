@@ -55,7 +55,7 @@ def _check_ours(page: Path, runs: list[Path]) -> None:
 def _follow(runs: list[Path], port: int | None) -> None:
     if port is not None and not 1 <= port <= 65535:
         raise ConfigError(f"--port is {port}, but must be from 1 to 65535. Try 8765.")
-    from cwdpo.report.following import open_server
+    from cwdpo.report.live import open_server
 
     with open_server(runs, port) as server:
         print(f"report: {server.url}  (Ctrl-C ends it)", flush=True)

@@ -133,6 +133,11 @@ def read_grid(path: Path) -> Grid:
         why = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise ConfigError(f"{path}: cannot be read ({why}). Give a grid, a YAML file.") from None
     located = located_yaml.load(text, str(path))
+    if {"model", "data"} <= located.values.keys():
+        raise ConfigError(
+            f"{path}: this is a recipe, and a grid is needed: a YAML file with `recipe: {path.name}`, and with the "
+            "`methods` that it compares. `cwdpo train` runs a recipe alone."
+        )
 
     def where(setting: tuple[str, ...]) -> str:
         above = (setting[:length] for length in range(len(setting), 0, -1))

@@ -122,15 +122,21 @@ def _explain(detail: ErrorDetails, value: object, hint: object, *, name: str = "
     if section is not None and not isinstance(value, Mapping):
         advice = _as_section(section, value, hint, name)
     else:
-        advice = _near_choice(value, _choices(_alternatives(hint)))
+        advice = _near_choice(value, _choices(_alternatives(hint))) or _as_number(value, _alternatives(hint))
     return f"is {shown(value)}, but must be {describe_type(hint)}.{advice}"
 
 
 def _as_section(section: type, value: object, hint: object, name: str) -> str:
     """What to write for a section that was given one value, if what was meant can be guessed."""
     known = section_fields(section)
-    if isinstance(value, str) and (key := re.match(r"\w*", value.strip())[0]) in known:  # type: ignore[index]
-        rest = value.strip().removeprefix(key).removeprefix(":").strip() or "..."
+    if isinstance(value, str) and re.fullmatch(r"\{.*\}", value.strip()):
+        return " Take off its quotes."
+    if (
+        isinstance(value, str)
+        and (found := re.fullmatch(r"(\w+)(?:\s*:|\s|$)\s*(.*)", value.strip()))
+        and found[1] in known
+    ):
+        key, rest = found[1], found[2] or "..."
         return f" Is a colon or the space after it missing? Write {key}: {rest}."
     if value is False and type(None) in _alternatives(hint):
         return " To switch it off, write null."
@@ -147,6 +153,8 @@ def _place_for(key: str, section: type, known: Collection[str], prefix: str) -> 
     below = [".".join(path) for path in known_paths(section, ()) if path[-1] == key]
     if below and not difflib.get_close_matches(key, list(known), n=1, cutoff=0.8):
         return f". It belongs further down: {' or '.join(f'{prefix}{path}' for path in below[:3])}."
+    if "trainer" in known and (name := trainer_name(key)) is not None:
+        return f" - did you mean '{prefix}trainer.{name}'?"
     trainer = f", or if it is a setting of transformers.TrainingArguments, {prefix}trainer.{key}"
     otherwise = f". Known here: {', '.join(known)}{trainer if 'trainer' in known else ''}."
     return _suggestion(key, known, prefix, otherwise)
@@ -164,6 +172,19 @@ def known_paths(section: type, above: KeyPath) -> list[KeyPath]:
 
 def _choices(kinds: Sequence[object]) -> list[object]:
     return [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+
+
+def _as_number(value: object, kinds: Sequence[object]) -> str:
+    """What to write for a text that was meant as a number, where one is wanted: ``0,2``, ``75%`` or one in quotes."""
+    text = value.strip().strip("'\"") if isinstance(value, str) else ""
+    if not {float, int} & {*kinds} or not re.fullmatch(r"[-+]?[\d.,]*\d[\d.,]*([eE][-+]?\d+)?%?", text):
+        return ""
+    decimal = text.replace(",", "") if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+", text) else text.replace(",", ".")
+    try:
+        meant = float(decimal.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        return ""
+    return f" Write {meant:g}." if "," in text or "%" in text else f" Write {text}, without quotes."
 
 
 def _near_choice(value: object, choices: Sequence[object]) -> str:
@@ -229,6 +250,32 @@ def set_elsewhere(key: str) -> bool:
     return key in _ELSEWHERE
 
 
+_SHORT_NAMES: Mapping[str, Sequence[str]] = {
+    "learning_rate": ("lr",),
+    "num_train_epochs": ("epoch", "epochs", "num_epochs", "max_epochs", "n_epochs"),
+    "max_steps": ("steps", "num_steps", "max_train_steps", "train_steps"),
+    "per_device_train_batch_size": ("batch", "batch_size", "train_batch_size", "micro_batch_size", "bs"),
+    "gradient_accumulation_steps": ("grad_accum", "gradient_accumulation", "accumulate_grad_batches", "accum_steps"),
+    "lr_scheduler_type": ("scheduler", "lr_scheduler", "lr_schedule"),
+    "warmup_steps": ("warmup", "warmup_ratio", "num_warmup_steps"),
+    "optim": ("optimizer", "optimiser"),
+    "max_grad_norm": ("grad_clip", "clip_grad_norm", "gradient_clipping", "gradient_clip_val"),
+    "dataloader_num_workers": ("workers", "num_workers"),
+    "report_to": ("logger", "loggers"),
+}
+"""Settings of the Trainer, and other words for them: of other tools, or short."""
+
+
+def trainer_name(word: str) -> str | None:
+    """The Trainer's name of a setting that was given by another word for it.
+
+    Example:
+        >>> trainer_name("lr"), trainer_name("beta")
+        ('learning_rate', None)
+    """
+    return next((name for name, words in _SHORT_NAMES.items() if word.lower() in words), None)
+
+
 _FREE = ("fsdp",)  # settings that take more types than they are declared with
 _MUST_BE = {
     "per_device_train_batch_size": (1, "Write the number of rows in a step."),
@@ -254,7 +301,9 @@ def check_trainer_section(
             problems.append(f"{place}: '{full}' is not set here. {_ELSEWHERE[key]}")
         elif key not in known:
             otherwise = ". It is not a setting of transformers.TrainingArguments; see its documentation."
-            problems.append(f"{place}: unknown key '{full}'{_suggestion(key, known, prefix, otherwise)}")
+            name = trainer_name(key)
+            meant = f" - did you mean '{prefix}{name}'?" if name else _suggestion(key, known, prefix, otherwise)
+            problems.append(f"{place}: unknown key '{full}'{meant}")
         elif wrong := _wrong_argument(key, value, known[key]):
             problems.append(f"{place}: {full} is {wrong}")
     if problems:
@@ -297,7 +346,8 @@ def _wanted(value: object, kinds: Sequence[object]) -> str:
             return f"its values must be {describe_type(get_args(kind)[-1])}."
     choices = _choices(kinds)
     bare = value is False and "no" in choices
-    advice = " YAML reads a bare no as false: write 'no', in quotes." if bare else _near_choice(value, choices)
+    advice = _near_choice(value, choices) or _as_number(value, kinds)
+    advice = " YAML reads a bare no as false: write 'no', in quotes." if bare else advice
     writable = (kind for kind in kinds if get_origin(kind) is not Annotated)  # only Python can make an instance
     named = ("a list" if get_origin(kind) is list else describe_type(kind) for kind in writable)
     return f"must be {' or '.join(named)}.{advice}"

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import yaml
 
-from cwdpo.errors import ConfigError
+from cwdpo.errors import ConfigError, shortened
 
 KeyPath: TypeAlias = tuple[str, ...]
 """Keys from the top of the recipe down, such as ``("stage2", "cooling", "floor")``."""
 
 _MOST_NODES = 20_000  # aliases of aliases multiply: a few lines can stand for gigabytes
+_CURLY = tuple("\u201c\u201d\u201e\u2018\u2019\u00ab")  # which word processors put in the place of " and '
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 _TAGS = ("map", "seq", "str", "int", "float", "bool", "null")
 _FLOAT = re.compile(
@@ -150,6 +151,8 @@ class _Walk:
             text = _without_colon(path[-1]) if path else ""
             text = text or " Write one, or null for none, or {} for a section with its defaults."
             raise self._problem(node, f"'{'.'.join(path)}' has no value.{text}")
+        if node.value[:1] in _CURLY and getattr(node, "style", None) is None:
+            raise self._problem(node, f"{shortened(node.value)} stands in curly quotes. Write straight ones, or none.")
         try:
             return self.loader.construct_object(node)
         except ValueError:
@@ -186,6 +189,21 @@ def _explain(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
     problem = error.problem or error.context or "it cannot be read"
     if "mapping values are not allowed" in problem:
         problem = "a second ': ' on the line, or a line that is indented differently from those around it"
+    if "escape character" in problem:
+        return (
+            f"{_place(name, line)}: in double quotes a backslash has a meaning of its own. Write the text in single "
+            "quotes, and a path with / between directories."
+        )
+    if "block mapping start" in problem or "expected <block end>" in problem:
+        return (
+            f"{_place(name, line)}: the line is indented differently from those that it belongs with. Begin it in the "
+            "same column as they do."
+        )
+    if name.startswith("--"):
+        return (
+            f"{name}: this is not valid YAML: {problem}. Quote the whole value for your shell, as in "
+            f"{name} '{{key: value}}', and close its brackets."
+        )
     return f"{_place(name, line)}: this is not valid YAML: {problem}. Fix the indentation, or quote the text."
 
 

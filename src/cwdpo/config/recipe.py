@@ -89,8 +89,10 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights; ``auto`` is the checkpoint's own."""
 
-    attn_implementation: str | None = None
-    """``sdpa``, ``eager`` or ``flash_attention_2``; null leaves the choice to transformers."""
+    attn_implementation: str | dict[Literal["text", "vision"], str] | None = None
+    """``sdpa``, ``eager`` or ``flash_attention_2``, of the whole model or as ``{text: ..., vision: ...}``; ``auto`` is
+    FlashAttention 2 for the vision tower where it is installed, on a GPU and in 16 bits, and ``sdpa`` for the text;
+    null leaves the choice to transformers."""
 
     lora: LoraConfig | None = None
     quantization: QuantizationConfig | None = None

@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo.config import located_yaml
-from cwdpo.config.checking import build, check_trainer_section, is_text, known_paths, section_fields, section_type
+from cwdpo.config.checking import (
+    build,
+    check_trainer_section,
+    is_text,
+    known_paths,
+    section_fields,
+    section_type,
+    trainer_name,
+)
 from cwdpo.config.foreign import describe_foreign, recognise
 from cwdpo.config.located_yaml import KeyPath, load_value
 from cwdpo.config.recipe import CoolingConfig, ProbesConfig, Recipe, Stage1Config
-from cwdpo.errors import ConfigError
+from cwdpo.errors import ConfigError, path_advice
 from cwdpo.records import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -182,10 +190,13 @@ def _apply(override: _Override, values: dict[str, Any]) -> None:
         field, hint = section_fields(section)[name] if section is not None else (None, None)
         if here.get(name) is None:
             if name in here or (field is not None and field.default is not MISSING):
-                raise ConfigError(
-                    f"{override.where} has no effect: the recipe has no {off}. "
+                trainer = trainer_name(override.where.removeprefix("--"))
+                advice = (
                     f"To switch it on, put --{off} {{}} before it, or leave {override.where} out."
+                    if trainer is None
+                    else f"The Trainer's is --trainer.{trainer}."
                 )
+                raise ConfigError(f"{override.where} has no effect: the recipe has no {off}. {advice}")
             here[name] = {}
         if not isinstance(here[name], dict):
             raise ConfigError(
@@ -215,8 +226,12 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     while queue:
         word = queue.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
+        if name in _SETTERS and word.startswith("-"):
+            following = (text or (queue[0] if queue else "")).lstrip("-")
+            key, _, value = following.partition("=")
+            raise ConfigError(f"{word.partition('=')[0]} is not needed: write --{key or 'KEY'} {value or 'VALUE'}.")
         if not word.startswith("--") or not name:
-            raise ConfigError(f"{word!r} is not a setting. Write settings after the recipe as --key value.")
+            raise ConfigError(f"{word!r} is not a setting. {_as_setting(word, queue)}")
         if not equals:
             if not queue or queue[0].startswith("--"):
                 raise ConfigError(
@@ -225,6 +240,20 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
             text = queue.pop(0)
         pairs.append((name.replace("-", "_"), text))
     return pairs
+
+
+_SETTERS = ("set", "override", "-set", "-s", "-o")
+"""Options with which other tools begin a setting."""
+
+
+def _as_setting(word: str, following: Sequence[str]) -> str:
+    """How to write a setting whose dashes were left out, or what else stands among the settings."""
+    if word.endswith((".yaml", ".yml")):
+        return "`cwdpo train` runs one recipe at a time."
+    name, equals, text = word.lstrip("-").partition("=")
+    if all(part.isidentifier() for part in name.split(".")) and (equals or following):
+        return f"Write --{name} {text if equals else following[0]}."
+    return "Write settings after the recipe as --key value; a run's directory is --output_dir."
 
 
 def _full_path(name: str) -> KeyPath:
@@ -241,6 +270,8 @@ def _full_path(name: str) -> KeyPath:
         raise ConfigError(f"--{name} could be any of {choices}. Write the full name.")
     by_name = {".".join(path): None for path in known} | {path[-1]: None for path in known}
     near = difflib.get_close_matches(name, list(by_name), n=1, cutoff=0.75)  # else `..._batch_size` is near to another
+    trainer = trainer_name(name)
+    near = [f"trainer.{trainer}"] if trainer is not None else near
     advice = f" - did you mean '--{near[0]}'?" if near else f". A setting of the Trainer is --trainer.{name}."
     raise ConfigError(f"--{name}: unknown setting{advice}")
 
@@ -291,10 +322,10 @@ def _refuse_other_files(path: Path) -> None:
 def _near_files(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
-        return f" The directory {parent} does not exist either."
+        return f" {path_advice(path)}"
     names = sorted(item.name for item in parent.iterdir() if item.suffix in (".yaml", ".yml") and item.name[0] != ".")
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or names[:3]
-    return f" Did you mean {' or '.join(str(parent / item) for item in near)}?" if near else ""
+    return f" Did you mean {' or '.join(str(parent / item) for item in near)}?" if near else f" {path_advice(path)}"
 
 
 def _resolve_paths(values: dict[str, Any], base: Path) -> None:
@@ -324,4 +355,10 @@ def _absolute(value: object, base: Path) -> object:
         return [_absolute(item, base) for item in value]
     if not isinstance(value, str) or not value or value.startswith(HUB):
         return value
-    return str(base / Path(value).expanduser())
+    return str(_without_detours(base / Path(value).expanduser()))
+
+
+def _without_detours(path: Path) -> Path:
+    """A path without ``a/../``, where that leads to the same place: behind a link it may lead elsewhere."""
+    short = Path(os.path.normpath(path))
+    return short if os.path.realpath(short) == os.path.realpath(path) else path

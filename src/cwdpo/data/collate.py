@@ -128,10 +128,11 @@ class AnswerCollator:
             keys += [answer_key(digest, ids) for ids in encoded.answers]
         ids, mask = pad_answers(answers)
         return Batch(
-            row_index=torch.tensor([index for index, *_ in items]),
+            row_index=np.array([index for index, *_ in items]),
             prompts=prompts,
-            prompt_index=torch.tensor(owners),
-            roles=torch.tensor(roles),
+            prompt_index=np.array(owners),
+            roles=np.array(roles),
+            lengths=np.array([len(ids) for ids in answers]),
             answer_ids=ids,
             answer_mask=mask,
             keys=keys,

@@ -5,18 +5,20 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from cwdpo.data.chat_template import ChatTemplate, Frame
 from cwdpo.data.images import open_image
 from cwdpo.data.rows import Row, StoredImage
 from cwdpo.errors import ConfigError, DataError
+from cwdpo.memory import free_memory, processes_here
 from cwdpo.models.parts import ModelLimits
 
 NO_LIMITS = ModelLimits()
@@ -51,7 +53,14 @@ class EncodedRow:
         return int(self.prompt["input_ids"].shape[-1])
 
 
+_LEAST = 256_000_000
+"""Bytes of a memory of encoded rows on a machine where little is free, and of one in each worker of a dataloader."""
+
+_SHARE = 16
+"""One byte in so many that are free, for the encoded rows of all processes together."""
+
 _Key: TypeAlias = tuple[Hashable, ...]
+_Known: TypeAlias = tuple[Row, Frame, dict[str, Tensor]]
 _ENTRY = 500  # bytes of an entry's Python objects, about
 
 
@@ -62,9 +71,13 @@ class EncodedMemory:
     its oldest entry would give up each just before it is wanted.
     """
 
-    def __init__(self, max_bytes: int = 256_000_000) -> None:
-        self._room = max_bytes
-        self._prompts: dict[_Key, tuple[Row, Frame, dict[str, Tensor]]] = {}
+    def __init__(self, max_bytes: int | None = None, *, behind: "EncodedMemory | None" = None) -> None:
+        """None takes a sixteenth of what is free, but at least 256 MB, and not more than that in workers. Prompts are
+        also looked up in a memory ``behind`` this one."""
+        self._behind = behind
+        self._room = max(_LEAST, free_memory() // _SHARE // processes_here()) if max_bytes is None else max_bytes
+        self._beyond_workers = max(0, self._room - _LEAST) if max_bytes is None else 0
+        self._prompts: dict[_Key, _Known] = {}
         """With its row, which holds the images: an image that is none of a file's is known by where it lies."""
         self._answers: dict[tuple[_Key, str], tuple[list[int], bool]] = {}
 
@@ -72,10 +85,11 @@ class EncodedMemory:
         self, row: Row, time: datetime, encode: Callable[[], tuple[Frame, dict[str, Tensor]]]
     ) -> tuple[_Key, Frame, dict[str, Tensor]]:
         """A row's prompt as its template writes it at a time, encoded here if it is not known."""
-        images = (image if isinstance(image, Path | StoredImage) else id(image) for image in row.images)
-        key = (time, row.prompt, repr(row.template_kwargs), row.thinks, *images)
-        if key in self._prompts:
-            return key, *self._prompts[key][1:]
+        key = _prompt_key(row, time)
+        known = self._find(key)
+        if known is not None:
+            self._prompts[key] = known
+            return key, *known[1:]
         frame, tensors = encode()
         if self._takes(sum(tensor.nbytes for tensor in tensors.values()) + _ENTRY):
             self._prompts[key] = (row, frame, tensors)
@@ -90,11 +104,25 @@ class EncodedMemory:
                 self._answers[key, text] = found
         return found
 
+    def knows(self, row: Row, time: datetime) -> bool:
+        """Whether a row's prompt is here, or behind."""
+        return self._find(_prompt_key(row, time)) is not None
+
+    def _find(self, key: _Key) -> "_Known | None":
+        found = self._prompts.get(key)
+        return found if found is not None or self._behind is None else self._behind._find(key)
+
     def _takes(self, size: int) -> bool:
-        if size > self._room:
+        # each worker has a memory of its own, and how many workers there are is not known here
+        if size > self._room - (self._beyond_workers if get_worker_info() else 0):
             return False
         self._room -= size
         return True
+
+
+def _prompt_key(row: Row, time: datetime) -> _Key:
+    images = (image if isinstance(image, Path | StoredImage) else id(image) for image in row.images)
+    return (time, row.prompt, repr(row.template_kwargs), row.thinks, *images)
 
 
 class Encoder:
@@ -153,11 +181,7 @@ class Encoder:
     def measure(self, row: Row, answers: Sequence[str] = ()) -> EncodedRow:
         """As :meth:`encode`, without the limit on the length."""
 
-        def of_prompt() -> tuple[Frame, dict[str, Tensor]]:
-            frame = self.template.frame(row)
-            return frame, self._prompt(row, frame.prompt)
-
-        key, frame, prompt = self._memory.prompt(row, self.template.time, of_prompt)
+        key, frame, prompt = self._memory.prompt(row, self.template.time, lambda: self.encode_prompt(row))
         image_tokens = int(torch.isin(prompt["input_ids"], self._image_ids).sum())
         if image_tokens < len(row.images) or (image_tokens and not row.images):
             raise DataError(
@@ -227,11 +251,23 @@ class Encoder:
                         f"published with, or save the model after model.resize_token_embeddings({token + 1})."
                     )
 
+    def encode_prompt(self, row: Row) -> tuple[Frame, dict[str, Tensor]]:
+        """What the template writes around answers to a prompt, and the prompt's tensors: all that opens images."""
+        frame = self.template.frame(row)
+        return frame, self._prompt(row, frame.prompt)
+
+    def knows(self, row: Row) -> bool:
+        """Whether a row's prompt is remembered, so that nothing of it is encoded again."""
+        return self._memory.knows(row, self.template.time)
+
     @contextmanager
-    def remembering(self) -> Iterator[None]:
-        """While open, all is remembered, whatever its size; for a few rows that are asked about several times."""
+    def remembering(self, known: Iterable[tuple[Row, tuple[Frame, dict[str, Tensor]]]] = ()) -> Iterator[None]:
+        """While open, all is remembered, whatever its size; for a few rows that are asked about several times. Of the
+        rows that are ``known``, what :meth:`encode_prompt` gives."""
         before = self._memory
-        self._memory = EncodedMemory(sys.maxsize)
+        self._memory = EncodedMemory(sys.maxsize, behind=before)
+        for row, encoded in known:
+            self._memory.prompt(row, self.template.time, partial(_as_it_is, encoded))
         try:
             yield
         finally:
@@ -273,6 +309,10 @@ class Encoder:
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
         return ids
+
+
+def _as_it_is(known: tuple[Frame, dict[str, Tensor]]) -> tuple[Frame, dict[str, Tensor]]:
+    return known
 
 
 def _image_ids(processor: ProcessorMixin) -> list[int]:

@@ -68,7 +68,8 @@ _IMAGE_NAMES = (
 _UNSUPPORTED = ("videos", "video", "audios", "audio", "tools", "rejected_images")
 _OTHER_WORDS = {
     **dict.fromkeys(("accepted", "preferred", "winner", "choosen", "chosen_response", "response_chosen"), "chosen"),
-    **dict.fromkeys(("dispreferred", "loser", "rejected_answer", "response_rejected"), "rejected"),
+    **dict.fromkeys(("dispreferred", "loser", "reject", "rejected_answer", "response_rejected"), "rejected"),
+    **dict.fromkeys(("query", "user", "promt", "input_text", "text_input"), "prompt"),
 }
 
 _EXAMPLE = '{"images": ["a.png"], "prompt": "...", "chosen": "...", "rejected": "..."}'
@@ -119,8 +120,8 @@ def row_from_record(record: Record, *, source: str, roots: ImageRoots) -> Row:
     """
     if not isinstance(record, Mapping):
         raise DataError(f"{source}: a row is a {type(record).__name__}, but must be an object like {_EXAMPLE}.")
-    record = _without_missing(record)
-    known = _checked_format(record, source)
+    given, record = record, _without_missing(record)
+    known = _checked_format(record, source, missing=[key for key in given if key not in record])
     key = known.needs[0]
     turns, chosen, rejected = known.read(record, key, source)
     turns = _with_system(turns, record, source)
@@ -166,8 +167,11 @@ def _without_missing(record: Record) -> Record:
     }
 
 
-def _checked_format(record: Record, source: str) -> Format:
-    """Refuse what would be passed over in silence: unknown formats, misspelt keys, and media that are not images."""
+def _checked_format(record: Record, source: str, *, missing: Sequence[str] = ()) -> Format:
+    """Refuse what would be passed over in silence: unknown formats, misspelt keys, and media that are not images.
+
+    ``missing`` are the keys that the row has without a value.
+    """
     for key in _UNSUPPORTED:
         if key in record and not (key == "rejected_images" and record[key] == record.get("images")):
             raise DataError(f"{source}: the row has `{key}`, which is not supported. Take the key or the row out.")
@@ -176,7 +180,10 @@ def _checked_format(record: Record, source: str) -> Format:
             raise DataError(f"{source}: the row has both `{one}` and `{other}`. Keep one of them.")
     known = find_format(record)
     if known is None:
-        words = [f"`{key}` as `{_OTHER_WORDS[key]}`" for key in record if key in _OTHER_WORDS]
+        empty = [key for key in ("prompt", "chosen") if key in missing]
+        if empty:
+            raise DataError(f"{source}: `{empty[0]}` has no value (null). Write a text, or take the row out.")
+        words = [f"`{key}` as `{word}`" for key in record if (word := _other_word(key)) not in (None, *record)]
         advice = f"Name {' and '.join(words)}, as in" if words else "Write"
         keys = shortened(", ".join(map(repr, record)) or "none", 240)
         raise DataError(f"{source}: the row's keys are {keys}, which is not a known format. {advice} {_EXAMPLE}.")
@@ -192,6 +199,12 @@ def _checked_format(record: Record, source: str) -> Format:
         if near is not None:
             raise DataError(f"{source}: unknown key `{key}`. Did you mean `{near}`? Else give it another name.")
     return known
+
+
+def _other_word(key: str) -> str | None:
+    """The column that is meant by another word for it, or by other letters: `Chosen`, ` chosen`."""
+    plain = key.strip().lower().replace(" ", "_")
+    return _OTHER_WORDS.get(plain, plain if plain != key and plain in ("prompt", "chosen", "rejected") else None)
 
 
 @lru_cache(maxsize=1000)  # for every row has the same columns

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cwdpo.data.rows import ImageSource, StoredImage
-from cwdpo.errors import DataError, shortened
+from cwdpo.errors import DataError, path_advice, shortened
 
 MAX_FILE_BYTES = 256 * 2**20
 """Largest image file that is opened, in bytes. Encoded photographs are a hundred times smaller."""
@@ -134,9 +134,10 @@ def _opened_file(path: Path, name: str, source: str) -> Iterator[BinaryIO]:
     except IsADirectoryError as problem:
         raise DataError(f"{source}: {name} is not a file. Write the path of an image file.") from problem
     except FileNotFoundError as problem:
-        raise DataError(
-            f"{source}: {name} does not exist. Correct the path, or the image root that it starts at."
-        ) from problem
+        advice = "Correct the path, or the image root that it starts at."
+        if "\\" in str(path) or "$" in str(path):
+            advice = path_advice(path)
+        raise DataError(f"{source}: {name} does not exist. {advice}") from problem
     except OSError as problem:  # no right to look, a name longer than the file system allows, a disk that fails
         if problem.strerror is None:  # of the decoder, not of the file system
             raise

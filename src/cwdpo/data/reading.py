@@ -12,6 +12,7 @@ import io
 import json
 import math
 import random
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,8 +74,9 @@ def split_rows(rows: Sequence[_Row], fraction: float, seed: int) -> tuple[list[_
         raise ConfigError(f"data.stage1_fraction is {fraction}, but is a share. Write a number from 0 to 1, as 0.75.")
     count = math.floor(len(rows) * fraction + 0.5)
     if 0 < fraction < 1 and not 0 < count < len(rows):
+        there = "is only 1" if len(rows) == 1 else f"are only {len(rows)}"
         raise ConfigError(
-            f"data.stage1_fraction is {fraction}, which leaves a stage without rows: there are only {len(rows)}. "
+            f"data.stage1_fraction is {fraction}, which leaves a stage without rows: there {there}. "
             "Add rows, or leave out a stage."
         )
     order = list(range(len(rows)))
@@ -153,11 +155,22 @@ def _read_table(path: Path) -> Parsed:
             except (csv.Error, UnicodeDecodeError) as problem:
                 raise DataError(f"{source}: not a table in UTF-8: {problem}. Save it as CSV in UTF-8.") from problem
             if cells is None:
+                if names is not None and lines.line_num == 1:
+                    raise DataError(
+                        f"{path}: holds one line, which is taken for the names of the columns: "
+                        f"{shortened(', '.join(names))!r}. Write the rows below them."
+                    )
                 return
             if not cells:
                 continue
             if names is None:
                 names = cells
+                if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
+                    raise DataError(
+                        f"{source}: its columns seem to be separated by {other!r}. Save the table with "
+                        f"{'commas' if delimiter == ',' else 'tabs'}"
+                        f"{', or name it .tsv' if (other, delimiter) == (chr(9), ',') else ''}."
+                    )
                 if len({*names}) < len(names) or not all(names[1:]):  # pandas gives its index no name
                     raise DataError(f"{source}: the columns need names, each once: {shortened(', '.join(names))!r}.")
             elif len(cells) != len(names):
@@ -178,6 +191,7 @@ def _read_lines(path: Path) -> Parsed:
         for number, line in enumerate(file, start=1):
             if number == 1:
                 _refuse_bom(line, path)
+                _refuse_other_texts(line, path)
             if line.strip():
                 source = f"{path}:{number}"
                 yield _parse_line(line.rstrip(b"\r\n"), source), source
@@ -189,9 +203,31 @@ def _parse_line(line: bytes, source: str) -> Record | DataError:
     except UnicodeDecodeError as problem:
         return DataError(f"{source}: byte {problem.start + 1} of the line is not UTF-8. {_AS_UTF8}")
     except json.JSONDecodeError as problem:
-        return DataError(f"{source}: broken JSON at column {problem.colno}: {problem.msg}. Write one object a line.")
+        return DataError(f"{source}: broken JSON at column {problem.colno}: {problem.msg}. {_json_advice(line)}")
     except (ValueError, RecursionError) as problem:
         return DataError(f"{source}: {problem}.")
+
+
+def _json_advice(line: bytes) -> str:
+    """What to write in place of a line that is not JSON."""
+    if line.lstrip()[:2] in (b"{'", b"['"):
+        return "Write JSON, with \"...\" in place of '...': Python's json.dumps does."
+    if re.search(rb",\s*[}\]]\s*$", line):
+        return "Take out the comma before the closing bracket."
+    if b"\r" in line:
+        return "Its lines end in the old way (CR alone): save it with the line ends of Unix or Windows."
+    return "Write one object a line."
+
+
+def _refuse_other_texts(line: bytes, path: Path) -> None:
+    """Look at the first line of a file, and name a whole file of which every line would be broken JSON."""
+    if b"\0" in line[:4]:
+        raise DataError(f"{path}:1: this looks like UTF-16 text, which has zero bytes. {_AS_UTF8}")
+    if line.strip() in (b"[", b"{", b"[{"):
+        raise DataError(
+            f"{path}:1: this is JSON over many lines, and a .jsonl file has one object a line. For a list of objects, "
+            "[{...}, {...}], name the file .json."
+        )
 
 
 def _read_list(path: Path) -> Parsed:

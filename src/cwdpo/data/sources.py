@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from cwdpo.config.recipe_file import HUB
 from cwdpo.data.image_roots import GivenRoots, ImageRoots, parse_roots
-from cwdpo.errors import DataError
+from cwdpo.errors import DataError, path_advice
+from cwdpo.records import RunDirectory
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 """Of files that are read; all but parquet may be compressed, with ``.gz`` behind."""
@@ -107,6 +108,7 @@ def _matching(pattern: Path) -> list[Path]:
 
 def _shards(folder: Path) -> list[Path]:
     """The data files of a folder, which must be of one kind and of one split."""
+    _refuse_other_directories(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file() and ending_of(path)[0] in ENDINGS)
     endings = sorted({ending_of(path)[0] for path in files})
     splits = sorted({found[1] for path in files if (found := _SHARD.match(path.name))})
@@ -128,4 +130,13 @@ def _advice(path: Path) -> str:
     name = "/".join(path.parts[-2:])
     if ending_of(path)[0] not in ENDINGS and _HUB_NAME.fullmatch(name) and not path.parent.is_dir():
         return f"For the data set {name} of the Hugging Face hub, write hf:{name}."
-    return "Correct the path."
+    return path_advice(path)
+
+
+def _refuse_other_directories(folder: Path) -> None:
+    """Name a directory that holds a model or a run: the JSON in it is not rows."""
+    run = RunDirectory(folder)
+    if run.recipe.is_file() and (run.metrics.is_file() or run.summary.is_file()):
+        raise DataError(f"{folder}: this is a run, and rows are needed. Give the file of rows that it was trained on.")
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json", "model_index.json")):
+        raise DataError(f"{folder}: this is a model, and rows are needed. Give a file of rows, or its directory.")

@@ -15,7 +15,7 @@ from cwdpo.diagnosis.curves import MissingReadingsError
 from cwdpo.diagnosis.history import Finding, StageHistory, stage_histories
 from cwdpo.diagnosis.signs import SIGNS
 from cwdpo.diagnosis.thresholds import Thresholds
-from cwdpo.errors import DataError
+from cwdpo.errors import DataError, path_advice
 from cwdpo.records import LONGEST_LINE, RunDirectory, SignName, read_jsonl, read_object
 
 _STATE = "trainer_state.json"
@@ -163,7 +163,10 @@ def read_recording(path: Path) -> Recording:
     if path.is_dir():
         recording = _read_directory(path, notes)
     elif not path.exists():
-        raise DataError(f"{path} does not exist. Give a run directory, a {_STATE} or a file of JSON lines.")
+        otherwise = f"Give a run directory, a {_STATE} or a file of JSON lines."
+        raise DataError(f"{path} does not exist. {path_advice(path, otherwise=otherwise)}")
+    elif path.suffix.lower() in (".yaml", ".yml"):
+        raise DataError(f"{path}: this is a recipe. Give the run that it trained, the recipe's output_dir.")
     elif path.suffix == ".json" and not _is_lines(path):
         recording = _read_state(path)
     else:

@@ -7,6 +7,7 @@ an image in each      (``stand_in``) where processes that train together would w
 the budget            (here) takes a batch in parts, where no gradient is wanted and ``max_tokens_per_batch`` is set
 ``checked``           checks itself on the first batch, and calls the fastest of ``tree`` and ``plain`` that is exact
 ``tree``, ``plain``   lay the prompts that may share a pass out as rows (``layout``, in groups)
+``attention``         computes a tree's attention: split into prompt and answers, or by a mask
 ``forward``           passes the rows through the model, while ``vision`` shares and keeps the features of images
 the head              (in ``forward``) reads log-probs where answers are predicted, a chunk of the logits at a time
 ====================  ================================================================================================

@@ -1,26 +1,31 @@
-"""The fastest engine that is exact for a model: the tree, else plain rows with images encoded once, else plain rows."""
+"""The fastest engine that is exact for a model: the tree with split attention, else with a mask, else plain rows with
+images encoded once, else plain rows."""
 
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cwdpo.batch import FLOAT32_GAP, HALF_MEAN_GAP, AnswerLogprobs, Batch, Detail, eval_mode, has_images, pad_answers
-from cwdpo.engine.layout import Cost, Engine, select_prompts, tree_costs
+from cwdpo.engine.layout import Cost, Engine, select_prompts
 from cwdpo.engine.plain import PlainEngine
-from cwdpo.engine.tree import FLEX_FROM, TreeEngine, TreeUnsupportedError
+from cwdpo.engine.tree import TreeEngine, TreeUnsupportedError
 from cwdpo.engine.vision import FeatureCache, can_share_images
 from cwdpo.errors import ConfigError
-from cwdpo.models.parts import bare_model
+from cwdpo.models.parts import bare_model, is_sharded
 
 logger = logging.getLogger(__name__)
 
 _CANDIDATES = {
     "tree": "one row a prompt",
+    "tree_masked": "one row a prompt, with a mask",
     "images_once": "one row an answer, images once",
     "plain": "one row an answer",
 }
@@ -33,12 +38,18 @@ _LONGEST, _SHORTEST = 16, 4
 """Tokens of a probe's answers: enough for every layer to show itself, few enough to cost next to nothing."""
 
 
+FLOAT32_GRADIENT_GAP, HALF_GRADIENT_GAP = 2e-3, 0.25
+"""The largest difference of gradients between two exact ways, as a share of their size, in float32 (TF32 included) and
+in 16-bit types. A backward pass that misses an answer, or a head, is off by more."""
+
+
 @dataclass(frozen=True)
 class Check:
     """What a self-check found, in nats.
 
     ``leak`` is how much an answer's log-probs changed with what it must not see: 0 exactly, or it leaks. ``gap`` is the
-    largest difference of a token's log-prob to plain rows, ``mean_gap`` the mean difference.
+    largest difference of a token's log-prob to plain rows, ``mean_gap`` the mean difference. ``gradient_gap`` is the
+    difference of gradients, as a share of those of plain rows; None where none were compared.
     """
 
     ok: bool
@@ -46,6 +57,7 @@ class Check:
     leak: float | None = None
     gap: float | None = None
     mean_gap: float | None = None
+    gradient_gap: float | None = None
 
 
 class CheckedEngine:
@@ -66,8 +78,7 @@ class CheckedEngine:
         self._must_be_tree, self.features, self._on_choice = must_be_tree, features, on_choice
         self._engines: dict[str, TreeEngine | PlainEngine] = {
             "tree": TreeEngine(features=features),
-            "flex": TreeEngine(features=features, flex_from=FLEX_FROM),
-            "flex, short": TreeEngine(features=features, flex_from=1),
+            "tree_masked": TreeEngine(features=features, attention="mask"),
             "images_once": PlainEngine(images_once=True, features=features),
             "plain": PlainEngine(),
         }
@@ -99,21 +110,7 @@ class CheckedEngine:
             if _ok_everywhere(checks[name].ok, batch["answer_ids"].device):
                 break
         self._record(name, bare, checks)
-        return self._with_flex(asked, bare, batch) if name == "tree" and _flex_pays(bare, batch) else name
-
-    def _with_flex(self, model: nn.Module, bare: PreTrainedModel, batch: Batch) -> str:
-        """The tree's long rows by flex_attention, where that is as exact on the probe's short ones."""
-        check = self._check("flex, short", model, bare, batch)
-        self.report["choices"][-1]["checks"]["flex_attention"] = asdict(check)
-        logger.log(
-            logging.INFO if check.ok else logging.WARNING,
-            "%s: flex_attention is %sused for rows of %d tokens or more (%s)",
-            type(bare).__name__,
-            "" if check.ok else "not ",
-            FLEX_FROM,
-            check.reason,
-        )
-        return "flex" if _ok_everywhere(check.ok, batch["answer_ids"].device) else "tree"
+        return name
 
     def _check_with_features(self, name: str, model: nn.Module, bare: PreTrainedModel, batch: Batch) -> Check:
         """As the engine will be used; where kept features alone are at fault, without them from now on."""
@@ -133,9 +130,14 @@ class CheckedEngine:
                 return Check(False, "the model takes no image features in place of pixels")
             if not has_images(batch):
                 return Check(False, "the first batch has no images to check it with")
+        gradients = name == "tree" and any(weight.requires_grad for weight in model.parameters())
+        if gradients and _is_divided(model):
+            return Check(False, "its gradients cannot be compared while its weights are divided among processes")
         try:
-            return check_engine(self._engines[name], model, batch, self._engines["plain"])
+            return check_engine(self._engines[name], model, batch, self._engines["plain"], gradients=gradients)
         except torch.OutOfMemoryError:
+            if gradients:
+                return Check(False, "there is no memory to compare its gradients")
             raise
         except _CANNOT as error:
             if name == "plain":
@@ -155,28 +157,79 @@ class CheckedEngine:
                 f"{model} cannot be trained here: even with one row an answer, {failed['plain'].reason}. Its inputs "
                 "need something for answers that is not known here, such as token types of their own."
             )
-        if chosen != "tree" and self._must_be_tree:
+        if chosen not in ("tree", "tree_masked") and self._must_be_tree:
             raise ConfigError(f"engine `tree` does not work for {model} ({reasons}). Write `engine: auto`.")
         level, why = (logging.WARNING, reasons) if failed else (logging.INFO, checks[chosen].reason)
         logger.log(level, "%s is computed with %s (%s)", model, _CANDIDATES[chosen], why)
 
 
-def check_engine(engine: Engine, model: nn.Module, batch: Batch, plain: Engine) -> Check:
-    """Compare an engine with plain rows on a small probe of the batch, without gradient and without dropout."""
+def check_engine(engine: Engine, model: nn.Module, batch: Batch, plain: Engine, *, gradients: bool = False) -> Check:
+    """Compare an engine with plain rows on a small probe of the batch, without dropout.
+
+    With ``gradients``, those of the embeddings are compared too. They have come through every layer, so that whatever
+    is wrong in the backward pass of any attention is in them; and unlike those of the weights they are small.
+    """
     before, after, blind = make_probe(batch)
+    mask = before["answer_mask"]
     with torch.no_grad(), eval_mode(model):
-        found, changed = engine.logprobs(model, before), engine.logprobs(model, after)
-        leak = (found.token - changed.token)[blind].abs().max().item()
-        gaps = (found.token - plain.logprobs(model, before).token)[before["answer_mask"]].abs()
+        changed = engine.logprobs(model, after)
+        found, gradient = _with_gradient(engine, model, before) if gradients else (engine.logprobs(model, before), None)
+        exact, expected = _with_gradient(plain, model, before) if gradients else (plain.logprobs(model, before), None)
+    leak = (found.token - changed.token)[blind].abs().max().item()
+    gaps = (found.token - exact.token)[mask].abs()
     gap, mean_gap = gaps.max().item(), gaps.mean().item()
-    close = gap <= FLOAT32_GAP if found.precision == torch.float32 else mean_gap <= HALF_MEAN_GAP
+    is_full = found.precision == torch.float32
+    close = gap <= FLOAT32_GAP if is_full else mean_gap <= HALF_MEAN_GAP
+    off = None
+    if gradient is not None and expected is not None:
+        off = ((gradient - expected).norm() / expected.norm()).item()
     if leak != 0.0:  # NaN too
         reason = f"answers see what they must not: log-probs change by {leak:.3g} nats"
     elif not close:
         reason = f"log-probs differ from plain rows by up to {gap:.3g} nats"
+    elif off is not None and not off <= (FLOAT32_GRADIENT_GAP if is_full else HALF_GRADIENT_GAP):
+        close, reason = False, f"gradients differ from those of plain rows by {100 * off:.2g} %"
     else:
         reason = f"log-probs equal those of plain rows to {gap:.2g} nats"
-    return Check(leak == 0.0 and close, reason, leak, gap, mean_gap)
+        reason += "" if off is None else f", gradients to {off:.1g} of their size"
+    return Check(leak == 0.0 and close, reason, leak, gap, mean_gap, off)
+
+
+def _with_gradient(engine: Engine, model: nn.Module, probe: Batch) -> tuple[AnswerLogprobs, Tensor]:
+    """The log-probs of a probe's answers to its one prompt; and ``(tokens, hidden)`` the gradient, with respect to the
+    embeddings of the prompt and then of all its answers, of a sum in which each log-prob has a weight of its own."""
+    bare = bare_model(model)
+    decoder = bare.get_decoder()
+    met: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        embeddings = kwargs.get("inputs_embeds")
+        if embeddings is None:
+            embeddings = bare.get_input_embeddings()(kwargs["input_ids"])
+        met.append(embeddings.detach().requires_grad_())  # apart from what is before the decoder
+        return args, kwargs | {"input_ids": None, "inputs_embeds": met[-1]}
+
+    # a layer that keeps nothing in training must not need more here; what drops at random is in its parts
+    layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    with torch.enable_grad(), decoder.register_forward_pre_hook(keep, with_kwargs=True):
+        for layer in layers:
+            layer.training = True
+        try:
+            found = engine.logprobs(model, probe)
+            token = found.token[found.mask]
+            weights = torch.linspace(-1.0, 2.0, len(token), device=token.device)
+            (gradient,) = torch.autograd.grad((token * weights).sum(), met)
+        finally:
+            for layer in layers:
+                layer.training = False
+    start = probe["prompts"][0]["input_ids"].shape[1]
+    lengths = [length - 1 for length in probe["lengths"].tolist()]
+    if len(gradient) == 1:
+        tails = [gradient[0, start : start + sum(lengths)]]
+    else:
+        tails = [row[start : start + length] for row, length in zip(gradient, lengths, strict=True)]
+    found = replace(found, token=found.token.detach())
+    return found, torch.cat([gradient[:, :start].sum(dim=0), *tails]).float()
 
 
 def make_probe(batch: Batch) -> tuple[Batch, Batch, Tensor]:
@@ -202,12 +255,13 @@ def make_probe(batch: Batch) -> tuple[Batch, Batch, Tensor]:
 
 def _with_answers(one: Batch, answers: list[list[int]]) -> Batch:
     ids, mask = (tensor.to(one["answer_ids"].device) for tensor in pad_answers(answers))
-    zeros = one["prompt_index"].new_zeros(len(answers))
+    zeros = np.zeros(len(answers), dtype=np.int64)
     return Batch(
         row_index=one["row_index"],
         prompts=one["prompts"],
         prompt_index=zeros,
         roles=zeros,
+        lengths=np.array([len(answer) for answer in answers]),
         answer_ids=ids,
         answer_mask=mask,
         keys=[""] * len(answers),
@@ -217,14 +271,11 @@ def _with_answers(one: Batch, answers: list[list[int]]) -> Batch:
 def _kind(bare: PreTrainedModel, batch: Batch) -> tuple[Any, ...]:
     text = bare.config.get_text_config()
     images = has_images(batch) and not _several_processes()  # ranks must not check at different times
-    return type(bare), text._attn_implementation, bare.dtype, images, _flex_pays(bare, batch)
+    return type(bare), text._attn_implementation, bare.dtype, images
 
 
-def _flex_pays(bare: PreTrainedModel, batch: Batch) -> bool:
-    """Whether some rows will be long enough; with several processes, any may be."""
-    if batch["answer_ids"].device.type != "cuda" or bare.config.get_text_config()._attn_implementation != "sdpa":
-        return False
-    return _several_processes() or max(cost.tokens for cost in tree_costs(batch)) >= FLEX_FROM
+def _is_divided(model: nn.Module) -> bool:
+    return isinstance(model, FullyShardedDataParallel) or any(map(is_sharded, model.parameters()))
 
 
 def _several_processes() -> bool:

@@ -17,14 +17,16 @@ from functools import cache
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role
+from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, answer_places, on_device
 from cwdpo.engine.layout import Layout
 from cwdpo.engine.vision import encode_frozen_without_grad
 from cwdpo.errors import UserError
@@ -83,19 +85,22 @@ class Forward:
                 stack.enter_context(context)
             stack.enter_context(encode_frozen_without_grad(bare))
             captured = stack.enter_context(capture_head_input(head))
-            output = model(**inputs, use_cache=False, logits_to_keep=layout.predicts)
+            output = model(**inputs, use_cache=False, logits_to_keep=layout.keep)
         if bare not in self._transforms:
             self._transforms[bare] = find_logit_transform(bare, captured, head, output.logits)
-        if layout.gather is not None:
-            captured.hidden = [hidden[layout.gather] for hidden in captured.hidden]
-        mask = batch["answer_mask"]
+        captured.hidden = [layout.in_order(hidden) for hidden in captured.hidden]
+        mask, places = batch["answer_mask"], on_device(answer_places(batch), batch["answer_ids"].device)
+        targets = batch["answer_ids"].flatten().index_select(0, places)
         chosen = None
         if "chosen_entropy" in want:
-            chosen = (batch["roles"] == int(Role.CHOSEN))[:, None].expand_as(mask)[mask]
-        read = read_tokens(captured, batch["answer_ids"][mask], head, self._transforms[bare], want=want, chosen=chosen)
+            chosen = np.repeat(batch["roles"] == Role.CHOSEN, batch["lengths"])
+        read = read_tokens(captured, targets, head, self._transforms[bare], want=want, chosen=chosen)
         # back in their places of an (A, T, ...) tensor of zeros
-        zeros = {name: values.new_zeros(*mask.shape, *values.shape[1:]) for name, values in read.items()}
-        details = {name: zeros[name].index_put((mask,), values) for name, values in read.items()}
+        zeros = {name: values.new_zeros(mask.numel(), *values.shape[1:]) for name, values in read.items()}
+        details = {
+            name: zeros[name].index_copy(0, places, values).view(*mask.shape, *values.shape[1:])
+            for name, values in read.items()
+        }
         return AnswerLogprobs(mask=mask, **details, precision=captured.precision)
 
 
@@ -201,7 +206,7 @@ def read_tokens(
     transform: LogitTransform,
     *,
     want: Collection[Detail],
-    chosen: Tensor | None = None,
+    chosen: NDArray[np.bool_] | None = None,
 ) -> dict[str, Tensor]:
     """Of ``(n,)`` target tokens from the ``n`` hidden states captured: ``token`` and the wanted details, by name.
 
@@ -220,7 +225,10 @@ def read_tokens(
     size = max(1, _CHUNK_ELEMENTS // vocabulary)
     recompute = torch.is_grad_enabled() and len(targets) * vocabulary > _KEEP_ELEMENTS
     hiddens, ids = torch.split(hidden, size), torch.split(targets, size)
-    which: Sequence[Tensor | None] = [None] * len(ids) if chosen is None else torch.split(chosen, size)
+    which: Sequence[Tensor | None] = [None] * len(ids)
+    if chosen is not None:
+        cuts = range(0, max(len(chosen), 1), size)
+        which = [on_device(np.flatnonzero(chosen[cut : cut + size]), targets.device) for cut in cuts]
     parts = [
         checkpoint(read, h, t, c, use_reentrant=False) if recompute else read(h, t, c)
         for h, t, c in zip(hiddens, ids, which, strict=True)
@@ -239,7 +247,7 @@ def _read(logits: Tensor, targets: Tensor, want: Collection[Detail], chosen: Ten
     if chosen is not None and "entropy" not in want:
         with torch.no_grad():
             entropy = _entropy(logits[chosen] - normaliser[chosen, None])
-            read["entropy"] = torch.zeros_like(normaliser).masked_scatter(chosen, entropy)
+            read["entropy"] = torch.zeros_like(normaliser).index_copy(0, chosen, entropy)
     return read
 
 
@@ -261,10 +269,11 @@ def _details(logprobs: Tensor, targets: Tensor, want: Collection[Detail]) -> dic
 
 
 @contextmanager
-def only_where_read(bare: PreTrainedModel, predicts: Tensor) -> Iterator[None]:
-    """While open, the last decoder layer's work on single positions is done where ``predicts`` is True, nowhere else.
+def only_where_read(bare: PreTrainedModel, index: Tensor, shape: torch.Size) -> Iterator[None]:
+    """While open, the last decoder layer's work on single positions is done at some of them, nowhere else.
 
-    ``predicts`` is ``(rows, length)``. A model whose last layer is not of the known make is left alone.
+    ``index`` is ``(n,)`` into the flattened ``(rows, length)`` positions, and ``shape`` these two. A model whose last
+    layer is not of the known make is left alone.
     """
     layer = _last_layer(bare)
     # the layer hands its keywords on to its attention
@@ -275,7 +284,7 @@ def only_where_read(bare: PreTrainedModel, predicts: Tensor) -> Iterator[None]:
         return
     if not any(isinstance(hook, _Listener) for hook in attention._forward_pre_hooks.values()):
         attention.register_forward_pre_hook(_Listener(layer), with_kwargs=True)
-    read = _Read(predicts.flatten().nonzero()[:, 0], predicts.shape)
+    read = _Read(index, shape)
     with layer.register_forward_pre_hook(
         lambda module, args, kwargs: (args, kwargs | {_KEYWORD: read}), with_kwargs=True
     ):

@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from cwdpo.batch import AnswerLogprobs, Batch, Detail, image_entries, token_names
+from cwdpo.batch import AnswerLogprobs, Batch, Detail, Integers, image_entries, on_device, token_names
 
 PaddingSide = Literal["left", "right"]
 
@@ -56,12 +57,38 @@ class Layout:
     inputs: dict[str, Tensor]
     """Keyword arguments of the model's forward."""
 
-    predicts: Tensor
-    """``(rows, length)`` True at each position whose next token belongs to an answer."""
+    keep: Tensor
+    """``(rows, m)`` positions in each row whose next token belongs to an answer, in ascending order; of a row with
+    fewer than the others, its last one is repeated. What the models take as ``logits_to_keep``."""
 
-    gather: Tensor | None = None
-    """``(n,)`` for each answer token in the batch's answer order, which True entry of ``predicts`` predicts it; None
-    where that is the order of the entries already."""
+    gather: Tensor
+    """``(n,)`` for each answer token in the batch's answer order, which entry of the flattened ``keep`` predicts it."""
+
+    read: Tensor
+    """``(k,)`` the positions of ``keep``, each once, in the flattened ``(rows, length)``."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Rows and length."""
+        return self.inputs["input_ids"].shape
+
+    def in_order(self, hidden: Tensor) -> Tensor:
+        """``(n, ...)`` in the batch's answer order, of values at the flattened ``keep``."""
+        return hidden.index_select(0, self.gather)
+
+
+def _predicting(inputs: dict[str, Tensor], row: Integers, position: Integers) -> Layout:
+    """The layout of rows in which answer tokens are predicted at these ``(n,)`` places, in the batch's answer order."""
+    device, (rows, length) = inputs["input_ids"].device, inputs["input_ids"].shape
+    read, place = np.unique(row * length + position, return_inverse=True)
+    row_of = read // length
+    counts = np.bincount(row_of, minlength=rows)
+    first = np.cumsum(counts) - counts
+    # the number of each place within its row; those beyond a row's last are its last
+    column = np.minimum(np.arange(counts.max())[None], counts[:, None] - 1)
+    keep = read[first[:, None] + column] % length
+    gather = row_of[place] * counts.max() + (place - first[row_of[place]])
+    return Layout(inputs, on_device(keep, device), on_device(gather, device), on_device(read, device))
 
 
 @dataclass(frozen=True)
@@ -73,6 +100,9 @@ class TreePlan:
 
     shift: Tensor
     """``(rows, length)`` how many tokens of other answers stand between the prompt and each token."""
+
+    lengths: tuple[tuple[int, ...], ...]
+    """Of each row, the tokens of its prompt and of each of its answers that has any in the row."""
 
     @property
     def logical(self) -> Tensor:
@@ -94,7 +124,7 @@ class TreePlan:
 def one_row_an_answer(batch: Batch, *, padding_side: PaddingSide = "right", answer_type: int | None = None) -> Layout:
     """``[prompt | answer]`` for every answer; the prompt's tokens and images are repeated for each of its answers."""
     prompts = [batch["prompts"][i] for i in batch["prompt_index"].tolist()]
-    lengths = batch["answer_mask"].sum(dim=-1).tolist()
+    lengths = batch["lengths"].tolist()
     rows = [
         # the last token of an answer predicts nothing that is asked for, so it is left out of the row
         continue_prompt(prompt, ids[: length - 1], answer_type=answer_type)
@@ -102,11 +132,10 @@ def one_row_an_answer(batch: Batch, *, padding_side: PaddingSide = "right", answ
     ]
     inputs = stack_tokens(rows, padding_side) | merge_images(prompts)
     # an answer is predicted by as many of its row's last real tokens: the prompt's last one predicts its first
-    mask = inputs["attention_mask"]
-    length = torch.tensor(lengths, device=mask.device)[:, None]
-    end = mask.sum(dim=1, keepdim=True) if padding_side == "right" else torch.full_like(length, mask.shape[1])
-    position = torch.arange(mask.shape[1], device=mask.device)[None]
-    return Layout(inputs, (position >= end - length) & (position < end))
+    width = inputs["input_ids"].shape[1]
+    ends = [row["input_ids"].shape[1] if padding_side == "right" else width for row in rows]
+    places = [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    return _predicting(inputs, np.repeat(np.arange(len(rows)), batch["lengths"]), np.concatenate(places))
 
 
 def one_row_a_prompt(batch: Batch, *, answer_type: int | None = None) -> tuple[Layout, TreePlan]:
@@ -116,33 +145,37 @@ def one_row_a_prompt(batch: Batch, *, answer_type: int | None = None) -> tuple[L
     position, the prompt's last.
     """
     device = batch["answer_ids"].device
-    lengths = batch["answer_mask"].sum(dim=-1).tolist()
+    lengths = batch["lengths"].tolist()
     owners = batch["prompt_index"].tolist()
-    rows, branches, shifts, predictors = [], [], [], []
+    rows: list[dict[str, Tensor]] = []
+    branches: list[list[int]] = []
+    shifts: list[list[int]] = []
+    predictors: list[tuple[int, int]] = []  # of each answer token, in answer order
+    sizes: list[tuple[int, ...]] = []
     for i, prompt in enumerate(batch["prompts"]):
         start = prompt["input_ids"].shape[1]
-        ids, branch, shift, before = [], [0] * start, [0] * start, 0
+        ids, branch, shift, size, before = [], [0] * start, [0] * start, [start], 0
         for a in (a for a, owner in enumerate(owners) if owner == i):
             extra = lengths[a] - 1
             ids.append(batch["answer_ids"][a, :extra])
             branch += [len(ids)] * extra
             shift += [before] * extra
             predictors += [(i, position) for position in (start - 1, *range(start + before, start + before + extra))]
+            size += [extra] * (extra > 0)
             before += extra
+        sizes.append(tuple(size))
         rows.append(continue_prompt(prompt, torch.cat(ids), answer_type=answer_type))
-        branches.append(torch.tensor(branch, device=device))
-        shifts.append(torch.tensor(shift, device=device))
+        branches.append(branch)
+        shifts.append(shift)
     inputs = stack_tokens(rows, "right") | merge_images(batch["prompts"])
-    row, position = torch.tensor(predictors, device=device).unbind(dim=1)  # of each answer token, in answer order
-    predicts = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-    predicts[row, position] = True
-    place = (predicts.flatten().cumsum(dim=0) - 1).view_as(inputs["input_ids"])
-    length = predicts.shape[1]
+    length = inputs["input_ids"].shape[1]
 
-    def pad(values: Sequence[Tensor], filler: int) -> Tensor:
-        return torch.stack([F.pad(each, (0, length - len(each)), value=filler) for each in values])
+    def pad(values: Sequence[list[int]], filler: int) -> Tensor:
+        return on_device(np.array([each + [filler] * (length - len(each)) for each in values]), device)
 
-    return Layout(inputs, predicts, place[row, position]), TreePlan(branch=pad(branches, PADDING), shift=pad(shifts, 0))
+    row, position = np.array(predictors).T
+    plan = TreePlan(branch=pad(branches, PADDING), shift=pad(shifts, 0), lengths=tuple(sizes))
+    return _predicting(inputs, row, position), plan
 
 
 def prompts_alone(prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -233,30 +266,31 @@ def in_parts(
         part, index = select_prompts(batch, sorted(prompts))
         computed.append(compute(part))
         answers.append(index)
-    back = torch.argsort(torch.cat(answers))
+    back = on_device(np.argsort(np.concatenate(answers)), batch["answer_ids"].device)
     names = [field.name for field in fields(AnswerLogprobs) if isinstance(getattr(computed[0], field.name), Tensor)]
     joined = {name: torch.cat([getattr(part, name) for part in computed])[back] for name in names}
     return AnswerLogprobs(**joined | {"mask": batch["answer_mask"]}, precision=computed[0].precision)
 
 
-def select_prompts(batch: Batch, prompts: list[int]) -> tuple[Batch, Tensor]:
+def select_prompts(batch: Batch, prompts: list[int]) -> tuple[Batch, Integers]:
     """Some of a batch's prompts with all their answers, as a batch; and ``(n,)`` which answers those are."""
-    wanted = torch.tensor(prompts, device=batch["prompt_index"].device)
-    answers = torch.isin(batch["prompt_index"], wanted).nonzero()[:, 0]
+    answers = np.flatnonzero(np.isin(batch["prompt_index"], prompts))
     return select_answers(batch, answers), answers
 
 
-def select_answers(batch: Batch, answers: Tensor) -> Batch:
+def select_answers(batch: Batch, answers: Integers | Sequence[int]) -> Batch:
     """``(n,)`` of a batch's answers, in their order, and their prompts, as a batch."""
-    owners, prompt_index = torch.unique(batch["prompt_index"][answers], return_inverse=True)
-    prompts, places = owners.tolist(), answers.tolist()
+    places = np.asarray(answers, dtype=np.int64)
+    owners, prompt_index = np.unique(batch["prompt_index"][places], return_inverse=True)
+    prompts, index = owners.tolist(), on_device(places, batch["answer_ids"].device)
     part = Batch(
         row_index=batch["row_index"][owners],
         prompts=[batch["prompts"][i] for i in prompts],
         prompt_index=prompt_index,
-        roles=batch["roles"][answers],
-        answer_ids=batch["answer_ids"][answers],
-        answer_mask=batch["answer_mask"][answers],
+        roles=batch["roles"][places],
+        lengths=batch["lengths"][places],
+        answer_ids=batch["answer_ids"].index_select(0, index),
+        answer_mask=batch["answer_mask"].index_select(0, index),
         keys=[batch["keys"][i] for i in places],
     )
     if "image_keys" in batch:
@@ -266,15 +300,14 @@ def select_answers(batch: Batch, answers: Tensor) -> Batch:
 
 def tree_costs(batch: Batch) -> list[Cost]:
     """The cost of each prompt, laid out as one row with all its answers."""
-    lengths = batch["answer_mask"].sum(dim=-1).double()
-    answers = torch.bincount(batch["prompt_index"], weights=lengths, minlength=len(batch["prompts"])).tolist()
+    answers = np.bincount(batch["prompt_index"], weights=batch["lengths"], minlength=len(batch["prompts"]))
     return [Cost(1, prompt["input_ids"].shape[1] + int(n)) for prompt, n in zip(batch["prompts"], answers, strict=True)]
 
 
 def plain_costs(batch: Batch) -> list[Cost]:
     """The cost of each prompt, laid out as one row per answer."""
     answers: list[list[int]] = [[] for _ in batch["prompts"]]
-    for owner, length in zip(batch["prompt_index"].tolist(), batch["answer_mask"].sum(dim=-1).tolist(), strict=True):
+    for owner, length in zip(batch["prompt_index"].tolist(), batch["lengths"].tolist(), strict=True):
         answers[owner].append(length)
     return [
         Cost(max(len(lengths), 1), prompt["input_ids"].shape[1] + max(lengths, default=0))

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
-import psutil
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
@@ -29,6 +28,7 @@ from transformers.utils.generic import ModelOutput
 
 from cwdpo.batch import Batch, hash_tensors, image_key
 from cwdpo.engine.layout import merge_images
+from cwdpo.memory import free_memory, processes_here
 from cwdpo.models.parts import cast_images, is_sharded, outside_language, vision_tower
 
 logger = logging.getLogger(__name__)
@@ -168,9 +168,13 @@ def _encode(bare: PreTrainedModel, prompts: Sequence[dict[str, Tensor]], pixels:
     accepted = inspect.signature(get_features).parameters
     described = {name: value for name, value in merge_images(prompts).items() if name in accepted}
     features = get_features(**described | {"pixel_values": pixels}, return_dict=True)
-    counts = [int((prompt["input_ids"] == bare.config.image_token_id).sum()) for prompt in prompts]
     deep = features.get("deepstack_features") or ()
-    pieces = [torch.split(_flat(values), counts) for values in (features.pooler_output, *deep)]
+    flat = [_flat(values) for values in (features.pooler_output, *deep)]
+    counts = [len(flat[0])]
+    if len(prompts) > 1:  # of one prompt, all is known without asking the GPU
+        tokens = [(prompt["input_ids"] == bare.config.image_token_id).sum() for prompt in prompts]
+        counts = torch.stack(tokens).tolist()
+    pieces = [torch.split(values, counts) for values in flat]
     stacked = isinstance(features.pooler_output, Tensor)
     listed = tuple(isinstance(level, list | tuple) for level in deep)
     return [ImageFeatures(pooled, tuple(levels), stacked, listed) for pooled, *levels in zip(*pieces, strict=True)]
@@ -315,7 +319,7 @@ class FeatureCache:
         """Decide how much is kept, when one image's features are known to take ``size`` bytes; and say so."""
         self._planned = True
         memory_mb, disk_mb = self._asked
-        memory = free_memory() // 4 // _processes_here() if memory_mb == "auto" else memory_mb * 2**20
+        memory = free_memory() // 4 // processes_here() if memory_mb == "auto" else memory_mb * 2**20
         needed = None if self._images is None else size * self._images
         if disk_mb != "auto":
             disk = disk_mb * 2**20
@@ -381,22 +385,6 @@ def why_not_cacheable(bare: PreTrainedModel, outside: Sequence[tuple[str, nn.Par
 
 _HEADER = 4096
 """Bytes of a file beyond those of the features in it, at most."""
-
-
-def free_memory() -> int:
-    """Bytes of main memory that this process may still take: of the machine, or of its container if that is less."""
-    free: int = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-    except OSError:  # no container, or one that does not say
-        return free
-    return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
-
-
-def _processes_here() -> int:
-    """Processes of this run on this machine, each of which keeps features of its own in memory."""
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class FeatureStore:

@@ -4,12 +4,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, eval_mode
+from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, eval_mode, on_device, places_of
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.encode import Encoder
 from cwdpo.data.reading import read_rows
@@ -114,11 +115,12 @@ def evaluate_answers(
                 "delta": policy.mean - start.mean,
             }
             for role in Role:
-                of_role = batch["roles"] == role
+                of_role = on_device(places_of(batch, role), policy.token.device)
                 for name, values in of_answers.items():
                     answers[f"{name}/{role.name.lower()}"].append(values[of_role].cpu())
             answers["reward_accuracy"].append(_pairs_won(policy.total - start.total, batch).cpu())
-            chosen = policy.mask & (batch["roles"] == Role.CHOSEN)[:, None]
+            of_role = on_device(places_of(batch, Role.CHOSEN), policy.token.device)
+            chosen = policy.mask & torch.zeros_like(policy.mask).index_fill(0, of_role, True)
             for name, values in _token_values(policy, start).items():
                 tokens[name].append(values[chosen].cpu())
     return _averages(answers, tokens)
@@ -133,11 +135,11 @@ def _token_values(policy: AnswerLogprobs, start: AnswerLogprobs) -> dict[str, Te
 
 def _pairs_won(delta: Tensor, batch: Batch) -> Tensor:
     """One value for each pair of a chosen and a rejected answer to the same prompt: 1 won, 0 lost, 0.5 equal."""
-    roles, prompt = batch["roles"], batch["prompt_index"]
-    chosen, rejected = (torch.nonzero(roles == role)[:, 0] for role in (Role.CHOSEN, Role.REJECTED))
-    same_prompt = prompt[chosen][:, None] == prompt[rejected][None]
-    first, second = torch.nonzero(same_prompt, as_tuple=True)
-    return (torch.sign(delta[chosen[first]] - delta[rejected[second]]) + 1) / 2
+    prompt = batch["prompt_index"]
+    chosen, rejected = (places_of(batch, role) for role in (Role.CHOSEN, Role.REJECTED))
+    first, second = np.nonzero(prompt[chosen][:, None] == prompt[rejected][None])
+    better, worse = (delta[on_device(each, delta.device)] for each in (chosen[first], rejected[second]))
+    return (torch.sign(better - worse) + 1) / 2
 
 
 def _averages(answers: dict[str, list[Tensor]], tokens: dict[str, list[Tensor]]) -> dict[str, float]:

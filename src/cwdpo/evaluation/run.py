@@ -13,7 +13,7 @@ import xxhash
 
 from cwdpo import __version__
 from cwdpo.config.recipe_file import read_recipe
-from cwdpo.errors import DataError, UserError
+from cwdpo.errors import DataError, UserError, path_advice
 from cwdpo.evaluation.answers import Vocabulary
 from cwdpo.evaluation.measures import Result, measures
 from cwdpo.evaluation.measuring import Measured, Progress, measure_model
@@ -66,7 +66,7 @@ class Settings:
         """
         for file in (self.data, self.vocabulary):
             if file is not None and not file.exists():
-                raise DataError(f"{file}: no such file. Correct the path.")
+                raise DataError(f"{file}: no such file. {path_advice(file)}")
         directory = Path(self.model)
         is_run = RunDirectory(directory).recipe.is_file()
         return {

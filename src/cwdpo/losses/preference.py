@@ -196,7 +196,8 @@ def beta_dpo_loss(pairs: Pairs, *, beta: float, scale: float, gap: Tensor | floa
     beta out of M, so that its alpha is alpha * beta here. Cooled, M is the cooled margin. The paper's filter, which
     leaves out pairs with an unusual M, is not part of this. ``(pairs,)``.
     """
-    dynamic = (torch.as_tensor(gap, dtype=pairs.chosen.dtype, device=pairs.chosen.device) * scale + 1) * beta
+    gap = gap if isinstance(gap, Tensor) else pairs.chosen.new_full((), gap)
+    dynamic = (gap.to(pairs.chosen) * scale + 1) * beta
     return -F.logsigmoid(dynamic.detach().clamp(min=1e-3) * (pairs.chosen - pairs.cooled))
 
 

@@ -9,16 +9,17 @@ videos, so that a directory saved here loads whole where torchvision is installe
 import difflib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence, Set
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 from accelerate import PartialState
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
@@ -32,9 +33,11 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.import_utils import is_flash_attn_2_available
 
-from cwdpo.errors import UserError
+from cwdpo.errors import UserError, path_advice, shortened
 from cwdpo.models.parts import freeze_vision_tower
+from cwdpo.records import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ def load_policy(
     name_or_path: str | Path,
     *,
     dtype: str = "auto",
-    attn_implementation: str | None = None,
+    attn_implementation: str | Mapping[Literal["text", "vision"], str] | None = None,
     quantization: BitsAndBytesConfig | None = None,
     freeze_vision: bool = True,
     trust_remote_code: bool = False,
@@ -57,14 +60,17 @@ def load_policy(
     Every dropout probability, in the configuration and in the modules, is set to 0: policy and reference must agree on
     the same weights in training mode too, or the rewards of step 0 would not be 0. The saved configuration says so.
 
-    ``quantization`` is for a frozen base under adapters. With ``freeze_vision`` the vision tower does not train, but
-    its projector does (for Qwen-VL the mergers in the tower). It is a ``UserError`` if this is not a vision-language
-    model that ``AutoModelForImageTextToText`` loads, weights are missing, or it needs code that may not run.
+    ``attn_implementation`` is as in :func:`attention_of_parts`. ``quantization`` is for a frozen base under adapters.
+    With ``freeze_vision`` the vision tower does not train, but its projector does (for Qwen-VL the mergers in the
+    tower). It is a ``UserError`` if this is not a vision-language model that ``AutoModelForImageTextToText`` loads,
+    weights are missing, or it needs code that may not run.
     """
     source = str(local_directory(name_or_path) or name_or_path)
     config = load_config(source, trust_remote_code=trust_remote_code)
     _silence_dropout_settings(config)
-    options: dict[str, Any] = {"attn_implementation": attn_implementation, "quantization_config": quantization}
+    weights = getattr(config, "dtype", None) if dtype == "auto" else dtype
+    attention = attention_of_parts(config, attn_implementation, weights=str(weights))
+    options: dict[str, Any] = {"attn_implementation": attention, "quantization_config": quantization}
     if quantization is not None:
         # quantised weights cannot move later, so each process loads them onto its own GPU
         options["device_map"] = {"": PartialState().local_process_index}
@@ -74,6 +80,39 @@ def load_policy(
     if freeze_vision and not freeze_vision_tower(model):
         logger.warning("freeze_vision has no effect: no vision tower was found in %s", source)
     return model
+
+
+def attention_of_parts(
+    config: PretrainedConfig, asked: str | Mapping[Literal["text", "vision"], str] | None, *, weights: str
+) -> str | dict[str, str] | None:
+    """The attention of a model's parts, as transformers' loader takes it.
+
+    Args:
+        config: of the whole model.
+        asked: one for all parts, or those of ``text`` and ``vision``, the other being transformers' choice. ``auto`` is
+            FlashAttention 2 for the vision tower alone, where it is installed, there is a GPU and weights have 16 bits:
+            the tree of the language model needs a mask that FlashAttention does not take.
+        weights: the name of their type.
+    """
+    if asked == "auto":
+        has_flash = is_flash_attn_2_available() and torch.cuda.is_available()
+        if not has_flash or weights.removeprefix("torch.") not in ("bfloat16", "float16"):
+            return None
+        asked = {"text": "sdpa", "vision": "flash_attention_2"}
+    if asked is None or isinstance(asked, str):
+        return asked
+    text = config.get_text_config()
+    keys = {
+        "text": [key for key in config.sub_configs if getattr(config, key, None) is text],
+        "vision": [key for key in config.sub_configs if "vision" in key],
+    }
+    missing = [part for part in asked if not keys.get(part)]
+    if missing:
+        raise UserError(
+            f"attn_implementation names {some(missing)}, but {config.model_type} has no such part of its own. Write "
+            "one name for the whole model, such as `attn_implementation: sdpa`."
+        )
+    return {key: name for part, name in asked.items() for key in keys[part]}
 
 
 def silence_dropout(model: nn.Module) -> None:
@@ -107,7 +146,7 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedCo
                 f"{source} holds adapters, not a model. Run `cwdpo merge {source} --out DIR` and use DIR, or name the "
                 "base model."
             )
-        raise UserError(f"{source} has no config.json, so it is not a checkpoint. Name the directory that holds one.")
+        raise UserError(f"{source} has no config.json, so it is not a checkpoint. {_what_it_is(directory)}")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -118,7 +157,8 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedCo
                 "(--trust-remote-code where a command has it)."
             )
         elif directory is None:
-            reason = f"{source} is neither a directory here nor a hub model that can be reached: {one_line(error)}"
+            why = _unreached(source, str(error))
+            reason = f"{source} is neither a directory here nor a hub model that can be reached. {why}"
         raise UserError(reason) from error
     remote = trust_remote_code and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not remote:
@@ -127,6 +167,39 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedCo
             "AutoModelForImageTextToText loads, such as Qwen2.5-VL, Qwen3-VL, LLaVA or Idefics3."
         )
     return config
+
+
+def _what_it_is(directory: Path) -> str:
+    """What a directory without config.json holds, and which to name in its place."""
+    run = RunDirectory(directory)
+    if run.recipe.is_file():
+        return f"It is a run. Name the model of one of its stages, such as {run.stage('stage2')}."
+    if (directory / "model_index.json").is_file():
+        return "It holds a diffusion pipeline, which makes images. Name a vision-language model."
+    if any(directory.glob("*.gguf")):
+        return "It holds GGUF files, which are not trained on. Name the original model's directory or hub name."
+    below = sorted(
+        path.parent for pattern in ("*/config.json", "snapshots/*/config.json") for path in directory.glob(pattern)
+    )
+    return f"Did you mean {below[0]}?" if below else "Name the directory that holds one."
+
+
+def _unreached(name: str, error: str) -> str:
+    """Why no model of this name is found, by what the hub's client said, and what may have been meant."""
+    if "gated" in error:
+        return "It is gated: accept its terms on the hub's page, and log in with `hf auth login`."
+    here = path_advice(name)
+    if here.startswith("Did you mean"):
+        return here
+    if "/" not in name:
+        return "A hub name has an owner: `owner/model`."
+    if any(ord(sign) > 127 or sign in " '\"" for sign in name):
+        return "A hub name has letters, digits, - _ and . only: `owner/model`."
+    offline = " HF_HUB_OFFLINE is set, so nothing is downloaded." if constants.HF_HUB_OFFLINE else ""
+    return (
+        f"Check the name, the connection and, for a private model, the login (`hf auth login`).{offline} On a machine "
+        f"with a network: `hf download {name} --local-dir DIR`, and name DIR."
+    )
 
 
 def load_processor(name_or_path: str | Path, *, trust_remote_code: bool = False) -> ProcessorMixin:
@@ -176,7 +249,12 @@ def local_directory(name_or_path: str | Path) -> Path | None:
     text = str(name_or_path)
     looks_local = isinstance(name_or_path, Path) or text.startswith(("/", ".", "~")) or text.count("/") != 1
     if path.exists():
-        raise UserError(f"{text} is a file, but a checkpoint is a directory. Name the one with config.json.")
+        gguf = " A GGUF file is not trained on: name the original model." if path.suffix.lower() == ".gguf" else ""
+        raise UserError(f"{text} is a file, but a checkpoint is a directory. Name the one with config.json.{gguf}")
+    if (
+        hub := re.fullmatch(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/.*)?", text)
+    ) is not None:
+        raise UserError(f"{text} is the address of a page. Give the hub name: {hub[1]}.")
     if not looks_local and _begins_here(text):
         near = difflib.get_close_matches(path.name, [item.name for item in path.parent.iterdir()], n=1)
         hint = f"Did you mean {path.parent / near[0]}?" if near else "Check the path."
@@ -185,7 +263,8 @@ def local_directory(name_or_path: str | Path) -> Path | None:
             f"first: `hf download {text}`."
         )
     if looks_local and ("/" in text or isinstance(name_or_path, Path)):
-        raise UserError(f"there is no directory {text}. Check the path, or give a hub name such as `owner/model`.")
+        advice = path_advice(text, otherwise="Check the path, or give a hub name such as `owner/model`.")
+        raise UserError(f"there is no directory {text}. {advice}")
     return None
 
 
@@ -250,6 +329,12 @@ def _load_whole(source: str, **options: Any) -> PreTrainedModel:
         reason = f"a weight file of {source} is damaged ({one_line(error)}). Copy or download the checkpoint again."
         raise UserError(reason) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
+        wanted = options.get("attn_implementation")
+        if wanted is not None and ("attn_implementation" in str(error) or "FlashAttention" in str(error)):
+            raise UserError(
+                f"model.attn_implementation is {wanted!r}, which cannot be used: {shortened(one_line(error), 160)} "
+                "Leave it out, or write sdpa, which needs nothing else."
+            ) from error
         raise UserError(f"the weights of {source} cannot be loaded: {one_line(error)}") from error
     model: PreTrainedModel
     model, report = loaded

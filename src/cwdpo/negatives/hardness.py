@@ -29,8 +29,9 @@ def measure_hardness(
     with torch.no_grad(), eval_mode(model):
         for start in range(0, len(rows), batch_size):
             batch = send_to_device(collate(list(enumerate(rows[start : start + batch_size]))), model.device)
-            means = PlainEngine().logprobs(model, batch).mean[batch["roles"] != Role.CHOSEN].tolist()
-            lbars = iter(means)  # in the same order: a prompt's answers stand together
+            means = PlainEngine().logprobs(model, batch).mean.tolist()
+            # in the same order: a prompt's answers stand together
+            lbars = (mean for mean, role in zip(means, batch["roles"], strict=True) if role != Role.CHOSEN)
             found += [[Hardness(next(lbars), ches) for ches in of_prompt] for of_prompt in batch_ches(model, batch)]
     return found
 
@@ -81,9 +82,9 @@ def batch_ches(model: nn.Module, batch: Batch) -> list[list[float]]:
     bare = bare_model(model)
     layout = one_row_an_answer(batch, answer_type=answer_type(bare))
     with capture_head_input(bare.get_output_embeddings()) as captured:
-        model(**layout.inputs, use_cache=False, logits_to_keep=layout.predicts)
+        model(**layout.inputs, use_cache=False, logits_to_keep=layout.keep)
     (hidden,) = captured.hidden  # the last layer's, at the positions that predict the answers' tokens
-    states = torch.split(hidden, batch["answer_mask"].sum(dim=-1).tolist())  # (T, d) for each answer
+    states = torch.split(layout.in_order(hidden), batch["lengths"].tolist())  # (T, d) for each answer
     found: list[list[float]] = [[] for _ in batch["prompts"]]
     chosen: dict[int, Tensor] = {}
     for state, owner, role in zip(states, batch["prompt_index"].tolist(), batch["roles"].tolist(), strict=True):

@@ -12,11 +12,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import ProcessorMixin, TrainerCallback, TrainerControl, TrainerState
 
-from cwdpo.batch import Batch
+from cwdpo.batch import Batch, Integers, on_device
 from cwdpo.config.recipe import NegativesConfig
 from cwdpo.data.rows import Row
 from cwdpo.engine import features_of
@@ -124,7 +125,7 @@ class OnPolicy(TrainerCallback):
             level=self._level(),
         )
 
-    def observe(self, batch: Batch, rejected: Tensor, weight: Tensor) -> Mapping[StepMetric, Tensor]:
+    def observe(self, batch: Batch, rejected: Integers, weight: Tensor) -> Mapping[StepMetric, Tensor]:
         """Look at the weights w_c, ``(pairs,)``, that a step gave its negatives, ``(pairs,)`` positions in the batch.
 
         Returns:
@@ -133,8 +134,8 @@ class OnPolicy(TrainerCallback):
         """
         is_sampled = self._pool.is_sampled(batch, rejected)
         if self.settings.refresh == "auto":
-            self._staleness.add(weight[is_sampled])
-        metrics: dict[StepMetric, Tensor] = {"negatives/on_policy": is_sampled.float()}
+            self._staleness.add(weight.index_select(0, on_device(np.flatnonzero(is_sampled), weight.device)))
+        metrics: dict[StepMetric, Tensor] = {"negatives/on_policy": torch.from_numpy(is_sampled).float()}
         level = self._level()
         if level is not None:
             metrics["negatives/level"] = torch.full_like(metrics["negatives/on_policy"], level)

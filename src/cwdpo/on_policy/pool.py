@@ -5,10 +5,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cwdpo.batch import Batch, Role, pad_answers
+from cwdpo.batch import Batch, Integers, Role, on_device, pad_answers
 from cwdpo.data.collate import RowDataset
 from cwdpo.negatives.candidates import Candidate, Refresh
 from cwdpo.negatives.filtering import RightAnswers, normalised
@@ -63,30 +66,34 @@ class NegativePool:
         """
         answers, is_changed = _by_prompt(batch), False
         for place, row in enumerate(batch["row_index"].tolist()):
-            own = {key: ids for role, key, ids in answers[place] if role == Role.REJECTED}
+            own = {key: where for role, key, where in answers[place] if role == Role.REJECTED}
             keys = [key for role, key, _ in answers[place] if role == Role.REJECTED]
             rejected, right = texts(row)
             taken = self._choose(row, keys, dict(zip(keys, rejected, strict=True)), right, share, count, level)
             if set(taken) != set(keys):
                 is_changed = True
                 others = [answer for answer in answers[place] if answer[0] != Role.REJECTED]
-                new = [(int(Role.REJECTED), key, own.get(key) or self._sampled[row][key].ids or []) for key in taken]
+                new: list[Answer] = [
+                    (int(Role.REJECTED), key, own[key] if key in own else self._sampled[row][key].ids or [])
+                    for key in taken
+                ]
                 answers[place] = others + new
         return _with_answers(batch, answers) if is_changed else batch
 
-    def is_sampled(self, batch: Batch, answers: Tensor) -> Tensor:
+    def is_sampled(self, batch: Batch, answers: Integers) -> NDArray[np.bool_]:
         """``(n,)`` whether each of these ``(n,)`` answers of a batch is one of this pool."""
         found = [key in self._sampled.get(row, {}) for row, key in _rows_and_keys(batch, answers)]
-        return torch.tensor(found, dtype=torch.bool, device=answers.device)
+        return np.array(found, dtype=np.bool_)
 
-    def lbars(self, batch: Batch, answers: Tensor) -> Tensor:
-        """Up to ``(n,)`` lbar at the refresh, of those of ``(n,)`` answers that were measured there, nats per token."""
+    def lbars(self, batch: Batch, answers: Integers) -> Tensor:
+        """Up to ``(n,)`` lbar at the refresh, of those of ``(n,)`` answers that were measured there, nats per token; on
+        the CPU."""
         known = []
         for row, key in _rows_and_keys(batch, answers):
             candidate = self._sampled.get(row, {}).get(key) or self._own.get(row, {}).get(key)
             if candidate is not None and candidate.lbar is not None:
                 known.append(candidate.lbar)
-        return torch.tensor(known, dtype=torch.float32, device=answers.device)
+        return torch.tensor(known, dtype=torch.float32)
 
     def _choose(
         self,
@@ -127,41 +134,49 @@ class NegativePool:
         return taken or list(own[:wanted])  # right or not: a row that has no other negative keeps its own
 
 
-Answer: TypeAlias = tuple[int, str, list[int]]
-"""Role, content key, and token ids through the end token."""
+Answer: TypeAlias = tuple[int, str, int | list[int]]
+"""Role, content key, and where it is in the batch; if it is not there, its token ids through the end token."""
 
 
 def _by_prompt(batch: Batch) -> list[list[Answer]]:
     """The answers of each prompt, in the batch's order."""
     found: list[list[Answer]] = [[] for _ in batch["prompts"]]
-    columns = (batch["prompt_index"], batch["roles"], batch["answer_mask"].sum(dim=-1), batch["answer_ids"])
-    for key, (owner, role, length, ids) in zip(
-        batch["keys"], zip(*(column.tolist() for column in columns), strict=True), strict=True
-    ):
-        found[owner].append((role, key, ids[:length]))
+    owners, roles = batch["prompt_index"].tolist(), batch["roles"].tolist()
+    for where, (owner, role, key) in enumerate(zip(owners, roles, batch["keys"], strict=True)):
+        found[owner].append((role, key, where))
     return found
 
 
 def _with_answers(batch: Batch, answers: Sequence[Sequence[Answer]]) -> Batch:
     """A batch of the same prompts with other answers; the given one is unchanged."""
     flat = [(owner, *answer) for owner, of_prompt in enumerate(answers) for answer in of_prompt]
-    ids, mask = pad_answers([ids for *_, ids in flat])
-    device = batch["answer_ids"].device
+    there, new = batch["answer_ids"], [found for *_, found in flat if isinstance(found, list)]
+    lengths = np.array([batch["lengths"][found] if isinstance(found, int) else len(found) for *_, found in flat])
+    width = int(lengths.max())
+    more = pad_answers([*new, [0] * width])[0][:-1].to(there.device, non_blocking=True)
+    # what is in the batch already is taken from where it is, which may be a GPU
+    every = torch.cat([F.pad(there, (0, max(0, width - there.shape[1])))[:, :width], more])
+    numbers = iter(range(len(there), len(every)))
+    where = [found if isinstance(found, int) else next(numbers) for *_, found in flat]
+    mask = torch.from_numpy(np.arange(width) < lengths[:, None])
     made = Batch(
         row_index=batch["row_index"],
         prompts=batch["prompts"],
-        prompt_index=batch["prompt_index"].new_tensor([owner for owner, *_ in flat]),
-        roles=batch["roles"].new_tensor([role for _, role, *_ in flat]),
-        answer_ids=ids.to(device),
-        answer_mask=mask.to(device),
+        prompt_index=np.array([owner for owner, *_ in flat]),
+        roles=np.array([role for _, role, *_ in flat]),
+        lengths=lengths,
+        answer_ids=every.index_select(0, on_device(where, there.device)),
+        answer_mask=mask.to(there.device, non_blocking=True),
         keys=[key for _, _, key, _ in flat],
     )
     if "cropped" in batch:
         made["cropped"] = batch["cropped"]
+    if "image_keys" in batch:
+        made["image_keys"] = batch["image_keys"]
     return made
 
 
-def _rows_and_keys(batch: Batch, answers: Tensor) -> list[tuple[int, str]]:
+def _rows_and_keys(batch: Batch, answers: Integers) -> list[tuple[int, str]]:
     """Row and content key of some answers."""
     rows, owners = batch["row_index"].tolist(), batch["prompt_index"].tolist()
     return [(rows[owners[i]], batch["keys"][i]) for i in answers.tolist()]

@@ -4,17 +4,21 @@ With a curriculum the rows' own negatives are measured too: those of a sampled p
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from accelerate.utils import gather_object, send_to_device
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from cwdpo.batch import Batch, Role, eval_mode
 from cwdpo.config.recipe import NegativesConfig
 from cwdpo.config.secrets import redact
-from cwdpo.data.collate import AnswerCollator
+from cwdpo.data.chat_template import Frame
+from cwdpo.data.collate import AnswerCollator, RowDataset
+from cwdpo.data.encode import Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine.layout import select_answers
 from cwdpo.errors import UserError, shortened
@@ -56,6 +60,48 @@ def on_all_ranks(work: Callable[[], Found]) -> list[Found]:
 def sampling_seed(seed: int, refresh: int, chunk: int) -> int:
     """Seed of one portion of one refresh."""
     return hashed(seed, "sampling", refresh, chunk) % 2**63
+
+
+Prompts: TypeAlias = list[tuple[int, tuple[Frame, dict[str, Tensor]]]]
+"""Of some of a portion's rows, by their place in it, what an encoder makes of their prompts."""
+
+
+def encoded_ahead(
+    encoder: Encoder, rows: RowDataset, portions: Sequence[Sequence[int]], *, workers: int
+) -> Iterator[Prompts]:
+    """The prompts of portions of rows one after the other, encoded by worker processes while the model samples.
+
+    Left out are those that the encoder remembers, those without images, all of a portion that cannot be encoded, and
+    all without workers: the process that samples sees to them itself, and meets the error.
+    """
+    if not workers:
+        yield from ([] for _ in portions)
+        return
+    yield from DataLoader(
+        _Portions(encoder, rows, portions),
+        batch_size=None,
+        num_workers=min(workers, max(1, len(portions))),
+        generator=torch.Generator(),  # the workers' seeds come from no state that samples are drawn from
+    )
+
+
+class _Portions(Dataset[Prompts]):
+    def __init__(self, encoder: Encoder, rows: RowDataset, portions: Sequence[Sequence[int]]) -> None:
+        self._encoder, self._rows, self._portions = encoder, rows, portions
+
+    def __len__(self) -> int:
+        return len(self._portions)
+
+    def __getitem__(self, index: int) -> Prompts:
+        try:
+            rows = [self._rows[index][1] for index in self._portions[index]]
+            return [
+                (place, self._encoder.encode_prompt(row))
+                for place, row in enumerate(rows)
+                if row.images and not self._encoder.knows(row)
+            ]
+        except UserError:
+            return []
 
 
 class Refresher:
@@ -131,18 +177,23 @@ class Refresher:
             portions += [(portion, False) for portion in chunks(others, Sampling(k=1, batch_size=size))]
         # no rank may be left without one: an engine's first batch is where all ranks agree on how to compute
         share_all = len(portions) < accelerator.num_processes
+        mine = [
+            (place, portion, samples)
+            for place, (portion, samples) in enumerate(portions)
+            if share_all or place % accelerator.num_processes == accelerator.process_index
+        ]
         found: list[tuple[int, list[Candidate]]] = []
         failures: list[str] = []
         in_a_row = 0
-        for place, (portion, samples) in enumerate(portions):
-            if not share_all and place % accelerator.num_processes != accelerator.process_index:
-                continue
+        workers = self.trainer.args.dataloader_num_workers
+        encoded = encoded_ahead(self.encoder, rows, [portion for _, portion, _ in mine], workers=workers)
+        for (place, portion, samples), known in zip(mine, encoded, strict=True):
             if in_a_row >= _GIVE_UP_AFTER:
                 failures.append("not tried, as those before it failed")
                 continue
             try:
-                with self.encoder.remembering():
-                    of_portion = [rows[i][1] for i in portion]
+                of_portion = [rows[i][1] for i in portion]
+                with self.encoder.remembering((of_portion[i], prompt) for i, prompt in known):
                     candidates: list[list[Candidate]] = [[] for _ in portion]
                     if samples:
                         candidates = self._sample(portion, of_portion, sampler, sampling_seed(seed, number, place))
@@ -195,7 +246,7 @@ class Refresher:
             return
         batch = self._collate(items)
         flat = [candidate for _, of_row in kept for candidate in of_row]
-        lengths = batch["answer_mask"].sum(dim=-1).tolist()
+        lengths = batch["lengths"].tolist()
         for place, candidate in enumerate(flat):
             candidate.key = batch["keys"][place]
             if candidate.source == "dataset":
@@ -216,7 +267,7 @@ class Refresher:
         with self.trainer.accelerator.autocast():
             sampled = [place for place, candidate in enumerate(candidates) if candidate.source == "on_policy"]
             if self.reference is not None and sampled:
-                part = select_answers(batch, torch.tensor(sampled, device=batch["prompt_index"].device))
+                part = select_answers(batch, sampled)
                 for place, total in zip(sampled, self.reference.totals(part).tolist(), strict=True):
                     candidates[place].reference_logprob = total
             if self.settings.measures_own:

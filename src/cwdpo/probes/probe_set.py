@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
+import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 from transformers import ProcessorMixin
 
-from cwdpo.batch import Batch, Role, pad_answers
+from cwdpo.batch import Batch, Role, image_key, pad_answers
 from cwdpo.data.collate import answer_key, prompt_digest
 from cwdpo.data.encode import Encoder
 from cwdpo.data.images import open_image
@@ -201,7 +201,7 @@ class ProbeSet:
             _Answer(answer.group, ids, answer_key(digest, ids))
             for answer, ids in zip(answers, encoded.answers, strict=True)
         ]
-        return _Prompt(row.index, encoded.prompt, tokens)
+        return _Prompt(row.index, encoded.prompt, image_key(encoded.prompt), tokens)
 
     def _fits(self, row: Row, answer: ProbeAnswer) -> bool:
         try:
@@ -223,6 +223,7 @@ class _Prompt(NamedTuple):
 
     row: int
     tensors: dict[str, Tensor]
+    image_key: str
     answers: list[_Answer]
 
     def of(self, *, chosen: bool) -> "_Prompt":
@@ -236,13 +237,15 @@ def _collate(prompts: Sequence[_Prompt]) -> ProbeBatch:
     groups = tuple(answer.group for _, answer in answers)
     answer_ids, mask = pad_answers([answer.ids for _, answer in answers])
     batch = Batch(
-        row_index=torch.tensor([prompt.row for prompt in prompts]),
+        row_index=np.array([prompt.row for prompt in prompts]),
         prompts=[prompt.tensors for prompt in prompts],
-        prompt_index=torch.tensor([number for number, _ in answers]),
-        roles=torch.tensor([int(_ROLES.get(group, Role.PROBE)) for group in groups]),
+        prompt_index=np.array([number for number, _ in answers]),
+        roles=np.array([int(_ROLES.get(group, Role.PROBE)) for group in groups]),
+        lengths=np.array([len(answer.ids) for _, answer in answers]),
         answer_ids=answer_ids,
         answer_mask=mask,
         keys=[answer.key for _, answer in answers],
+        image_keys=[prompt.image_key for prompt in prompts],
     )
     return ProbeBatch(batch, tuple(prompts[number].row for number, _ in answers), groups)
 

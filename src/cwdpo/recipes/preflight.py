@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +26,7 @@ from cwdpo.models.adapters import lora_targets
 from cwdpo.models.loading import load_outline, load_processor
 from cwdpo.models.parts import freeze_vision_tower, model_limits, part_sizes
 from cwdpo.models.pixels import check_sizes, set_pixel_limits
+from cwdpo.negatives.server import Endpoint, EndpointError, RefusalError
 from cwdpo.negatives.verify import load_judge
 from cwdpo.recipes.memory import ModelFacts, StepPlan
 from cwdpo.recipes.publishing import check_hub
@@ -163,6 +165,26 @@ def check_model_takes(recipe: Recipe, rows: Sequence[Row], sizes: Mapping[tuple[
             encoder.check_tokens(row)
 
 
+def check_endpoint(recipe: Recipe) -> None:
+    """Refuse, with a UserError, a key that the server of ``negatives.endpoint`` does not take, before a model is
+    loaded. A server that does not answer is warned of: stage 2, which needs it, may begin hours later."""
+    url = None if recipe.stage2 is None or recipe.negatives is None else recipe.negatives.endpoint
+    if url is None:
+        return
+    endpoint = Endpoint(url, timeout=_PATIENCE, deadline=_PATIENCE, retries=0)
+    try:
+        endpoint.models()
+    except RefusalError as error:
+        if error.status in (401, 403):
+            raise
+    except EndpointError as error:
+        logger.warning("negatives.endpoint: %s Stage 2 will ask it.", error)
+
+
+_PATIENCE = 5.0
+"""Seconds for a server to answer before training."""
+
+
 def check_recipe(
     path: Path, check: Callable[[Path, Path | None, Encoder | None], CheckReport]
 ) -> tuple[CheckReport, ModelFacts, StepPlan]:
@@ -196,10 +218,12 @@ def check_recipe(
     if not any(finding.name != "too_long" for finding in whole.findings):
         whole.findings += _missing_answers(recipe, path)
     whole.notes += _needs_gpu(recipe, path)
-    try:
-        check_hub(recipe)
-    except ConfigError as problem:
-        whole.findings.append(Notice(str(path), "hub", f"{path}: {problem}"))
+    checks: dict[str, Callable[[Recipe], None]] = {"hub": check_hub, "endpoint": check_endpoint}
+    for name, look in checks.items():
+        try:
+            look(recipe)
+        except UserError as problem:
+            whole.findings.append(Notice(str(path), name, f"{path}: {problem}"))
     return whole, facts, step_plan(recipe)
 
 
@@ -211,12 +235,17 @@ def _needs_gpu(recipe: Recipe, path: Path) -> list[Notice]:
     wanted = [f"{section}.{key}" for section, values in sections for key in ("bf16", "fp16") if values.get(key)]
     if not wanted or all(_setting(recipe, stage, "use_cpu", False) for stage in recipe.stages):
         return []
-    words = " ".join(f"--{name} false" for name in wanted)
-    message = (
-        f"{path}: {' and '.join(wanted)} {'needs' if len(wanted) == 1 else 'need'} a GPU, and there is none here. To "
-        f"train on this machine: `cwdpo train {path} {words} --model.dtype float32`."
-    )
+    message = f"{path}: {_without_gpu(wanted, f'cwdpo train {path} ')}"
     return [Notice(str(path), "needs_gpu", message)]
+
+
+def _without_gpu(settings: Sequence[str], command: str = "") -> str:
+    """Why settings of half precision cannot be used here, and the words that change them."""
+    words = " ".join(f"--{name} false" for name in settings)
+    return (
+        f"{' and '.join(settings)} {'needs' if len(settings) == 1 else 'need'} a GPU, and there is none here. To train "
+        f"on this machine: `{command}{words} --model.dtype float32`."
+    )
 
 
 def read_model(
@@ -341,6 +370,7 @@ def _check_best_metric(recipe: Recipe, stage: Stage, args: SmoothSFTConfig | CWD
 def _explained(recipe: Recipe, run: RunDirectory, stage: Stage, error: Exception, *, elsewhere: bool) -> str:
     """Name the settings without which a refusal would not be."""
     names = []
+    halves = []
     for section, values in _sections(recipe, [stage]).items():
         for key, value in values.items():
             try:
@@ -348,7 +378,13 @@ def _explained(recipe: Recipe, run: RunDirectory, stage: Stage, error: Exception
             except (UserError, *_REFUSALS):
                 continue
             names.append(f"{section}.{key}, which is {value!r}")
+            halves += [f"{section}.{key}"] if key in ("bf16", "fp16") else []
+    if halves and not torch.cuda.is_available():
+        return _without_gpu(halves)
     reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ImportError) and (package := re.search(r"'([\w-]+)[^']*'", reason)) is not None:
+        reason = f"the package {package[1]} is not installed. Run `pip install {package[1]}`"
+        return f"{stage} cannot use {', '.join(names) or 'its trainer settings'}: {reason}, or take it out."
     if not names:
         return f"the trainer settings of {stage} are refused: {reason}"
     return f"{stage} cannot use {', or '.join(names)}: {reason.rstrip('.')}. Correct it, or take it out."

@@ -27,6 +27,7 @@ from cwdpo.phases import PhaseClock, phase
 from cwdpo.recipes.evaluating import check_evaluation, evaluate_run, is_evaluated
 from cwdpo.recipes.preflight import (
     check_answers,
+    check_endpoint,
     check_model_takes,
     check_settings,
     peek_at_images,
@@ -99,6 +100,7 @@ def _run(
     check_evaluation(recipe)
     if is_main():
         check_hub(recipe)
+        check_endpoint(recipe)
     with ExitStack() as stack:
         if is_main():
             run = RunDirectory.open(recipe.output_dir, resume=resume)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from cwdpo.errors import UserError
+from cwdpo.errors import UserError, path_advice
 from cwdpo.records import COOLING_HISTOGRAM, HISTOGRAM_BINS, RunDirectory, read_jsonl, read_object
 from cwdpo.report.charts import Point, Segment, Series, finite
 
@@ -212,9 +212,9 @@ def _read_source(path: Path, notes: list[str], *, wait: bool) -> Source:
     if wait and not path.exists():
         return Source(path, {})
     if not path.is_dir():
-        raise UserError(
-            f"{path} is not a directory. Give the output_dir of a run, for example `cwdpo report runs/cwdpo`."
-        )
+        otherwise = "Give the output_dir of a run, for example `cwdpo report runs/cwdpo`."
+        advice = otherwise if path.exists() else path_advice(path, otherwise=otherwise)
+        raise UserError(f"{path} is not a directory. {advice}")
     source = Source(path, _read_summary(path, notes))
     places = [path] if RunDirectory(path).metrics.is_file() else sorted(path.iterdir())
     directories = [place for place in places if RunDirectory(place).metrics.is_file()]

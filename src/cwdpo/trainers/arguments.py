@@ -130,8 +130,11 @@ class AnswerArguments(TrainingArguments):
                 "label_smoothing_factor has no effect on these losses. For smoothed gentle negatives there are stage "
                 "1's `objective: smoothed` and `epsilon`."
             )
-        if self.use_liger_kernel:
-            raise ConfigError("use_liger_kernel replaces the loss that is computed here. Leave it out.")
+        if self.use_liger_kernel and not _only_layers(self.liger_kernel_config or {}):
+            raise ConfigError(
+                "use_liger_kernel replaces the head and the loss that are computed here. For its layers alone write "
+                "`liger_kernel_config: {fused_linear_cross_entropy: false, cross_entropy: false}` beside it."
+            )
         if self.ddp_find_unused_parameters:
             raise ConfigError(
                 "ddp_find_unused_parameters does not know several passes a step, and is not needed: every weight has a "
@@ -176,6 +179,11 @@ class AnswerArguments(TrainingArguments):
     def loading_options(self) -> dict[str, Any]:
         """How a model that is given by its name is loaded: options of :func:`cwdpo.models.loading.load_policy`."""
         return {"dtype": "auto", "trust_remote_code": False}
+
+
+def _only_layers(kernels: Mapping[str, Any]) -> bool:
+    """Whether Liger's kernels leave the head and the loss alone; it takes the fused loss unless it is told not to."""
+    return kernels.get("fused_linear_cross_entropy") is False and not kernels.get("cross_entropy", False)
 
 
 def say_if_alone(environment: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from peft import PeftConfig, PeftModel
@@ -23,7 +24,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
-from cwdpo.batch import Batch, Role
+from cwdpo.batch import Batch, Role, on_device, places_of
 from cwdpo.data.collate import AnswerCollator, RowDataset
 from cwdpo.data.encode import EncodedMemory, Encoder
 from cwdpo.data.rows import Row
@@ -287,7 +288,8 @@ class AnswerTrainer(Trainer):
             return batches, None
         self._metrics["train"].begin_step()
         batches = [self.with_negatives(batch) for batch in batches]
-        return batches, Step(self.accelerator.reduce(count_roles(batches).to(device), reduction="mean"))
+        counts = count_roles(batches).to(device, non_blocking=True)
+        return batches, Step(self.accelerator.reduce(counts, reduction="mean"))
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """See ``Trainer.training_step``; one backward pass for each part that ``max_tokens_per_batch`` allows."""
@@ -427,9 +429,9 @@ class AnswerTrainer(Trainer):
         """``(P, 2)`` the predicted values of each row's answers, the mean where there are several of a role."""
         columns = []
         for role, name in self.predicted.items():
-            owners = batch["prompt_index"][batch["roles"] == role]
-            total = torch.zeros(len(batch["prompts"]), device=owners.device).index_add(0, owners, values[name].float())
-            columns.append(total / torch.bincount(owners, minlength=len(total)))
+            found, places = values[name].float(), batch["prompt_index"][places_of(batch, role)]
+            total = found.new_zeros(len(batch["prompts"])).index_add(0, on_device(places, found.device), found)
+            columns.append(total / on_device(np.bincount(places, minlength=len(total)), found.device))
         return torch.stack(columns, dim=1)
 
     @contextmanager
@@ -487,7 +489,7 @@ class AnswerTrainer(Trainer):
             self._warned_of_long_row = True
             logger.warning(
                 "row %d has %d tokens, more than max_tokens_per_batch (%d): such rows run alone",
-                batch["row_index"][tokens.index(max(tokens))].item(),
+                batch["row_index"][tokens.index(max(tokens))],
                 max(tokens),
                 budget,
             )
@@ -519,7 +521,7 @@ def count_tokens(batch: Batch) -> int:
     """Tokens of all prompts and answers, each once."""
     prompts = sum(prompt["input_ids"].numel() for prompt in batch["prompts"])
     cropped = count_tokens(batch["cropped"]) if "cropped" in batch else 0
-    return prompts + int(batch["answer_mask"].sum()) + cropped
+    return prompts + int(batch["lengths"].sum()) + cropped
 
 
 def _as_rows(rows: Rows, name: str) -> RowDataset:

@@ -7,13 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import reduce, send_to_device
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, EvalPrediction, PreTrainedModel, ProcessorMixin, TrainerCallback
 
-from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, masked_mean
+from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, masked_mean, on_device
 from cwdpo.config.recipe import PreferenceLoss
 from cwdpo.cooling import cooling_weight, measure_floor, pair_share
 from cwdpo.data.collate import RowDataset
@@ -162,7 +163,10 @@ class CWDPOTrainer(AnswerTrainer):
     def batch_loss(self, model: nn.Module, batch: Batch, step: Step = WHOLE) -> tuple[Tensor, dict[StepMetric, Tensor]]:
         now, logratio, token_logratio = self._compare(model, batch)
         places = pair_up(batch)
-        chosen, rejected = places.chosen, places.rejected
+        once, chosen, rejected = (
+            on_device(answers, logratio.device)
+            for answers in (np.unique(places.chosen), places.chosen, places.rejected)
+        )
         weight = self._weight(now.mean[rejected])
         pairs = read_pairs(now, logratio, places, self._within_pairs(weight), token_logratio=token_logratio)
         if self.crops:
@@ -171,7 +175,6 @@ class CWDPOTrainer(AnswerTrainer):
         losses = losses * pair_share(weight, scales=self.args.cooling_scales, drop_below=self.args.cooling_drop_below)
         assert now.entropy is not None
         margin = self.args.beta * (logratio[chosen] - logratio[rejected])
-        once = torch.unique_consecutive(chosen)
         metrics: dict[StepMetric, Tensor] = {
             "rewards/chosen": self.args.beta * logratio[once],
             "rewards/rejected": self.args.beta * logratio[rejected],
@@ -186,7 +189,7 @@ class CWDPOTrainer(AnswerTrainer):
         }
         if model.training:
             if self.on_policy is not None:
-                metrics |= self.on_policy.observe(batch, rejected, weight)
+                metrics |= self.on_policy.observe(batch, places.rejected, weight)
             if self.running is not None:
                 self.running.add(pairs)
         # a prompt has one chosen answer, so these count the prompts
@@ -320,11 +323,12 @@ class CWDPOTrainer(AnswerTrainer):
                 here: Batch = send_to_device(batch, device)
                 now, logratio, _ = self._compare(self.model_wrapped, here)
                 places = pair_up(here)
-                weight = self._within_pairs(self._weight(now.mean[places.rejected]))
+                rejected = on_device(places.rejected, device)
+                weight = self._within_pairs(self._weight(now.mean[rejected]))
                 pairs = read_pairs(now, logratio, places, weight)
                 margins.append(reward_margin(pairs, beta=self.args.beta))
         values = torch.cat(margins)
-        total, count = reduce(torch.stack([values.sum(), values.new_tensor(len(values))]), "sum").unbind()
+        total, count = reduce(torch.stack([values.sum(), values.new_full((), len(values))]), "sum").unbind()
         mean: Tensor = total / count
         return mean
 

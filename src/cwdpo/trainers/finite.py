@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from cwdpo.batch import Batch
+from cwdpo.batch import Batch, Integers
 from cwdpo.errors import UserError
 from cwdpo.trainer_view import TrainerView
 
@@ -46,7 +46,7 @@ class FiniteSteps(TrainerCallback, ExportableState):
 
         self._on_skip: list[Callable[[], None]] = []
         self._losses: list[Tensor] = []
-        self._rows: list[Tensor] = []
+        self._rows: list[Integers] = []
         self._of_steps: list[Tensor] = []
 
     def on_skip(self, forget: Callable[[], None]) -> None:
@@ -119,7 +119,7 @@ class FiniteSteps(TrainerCallback, ExportableState):
         scaler = self.trainer.accelerator.scaler
         return scaler is None or scaler.get_scale() <= 1
 
-    def _named(self, broken: Sequence[Tensor]) -> str:
+    def _named(self, broken: Sequence[Integers]) -> str:
         """The rows of some micro-batches, on all ranks."""
         here = [place for rows in broken for place in rows.tolist()]
         places = sorted({place for rank in gather_object([here]) for place in rank})

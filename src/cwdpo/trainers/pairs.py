@@ -2,26 +2,27 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cwdpo.batch import AnswerLogprobs, Batch, Role
+from cwdpo.batch import AnswerLogprobs, Batch, Integers, Role, on_device, places_of
 from cwdpo.losses.preference import Pairs, on_policy_weight
 
 
 class PairPlaces(NamedTuple):
     """Positions in a batch, ``(pairs,)`` each: a rejected answer makes a pair with its prompt's chosen one."""
 
-    chosen: Tensor
-    rejected: Tensor
-    prompt: Tensor
+    chosen: Integers
+    rejected: Integers
+    prompt: Integers
 
 
 def pair_up(batch: Batch) -> PairPlaces:
     """The pairs of a batch, in the order of the rejected answers."""
-    is_chosen, rejected = batch["roles"] == Role.CHOSEN, (batch["roles"] == Role.REJECTED).nonzero()[:, 0]
-    chosen_of = torch.zeros_like(batch["row_index"])
-    chosen_of[batch["prompt_index"][is_chosen]] = is_chosen.nonzero()[:, 0]
+    chosen, rejected = places_of(batch, Role.CHOSEN), places_of(batch, Role.REJECTED)
+    chosen_of = np.zeros(len(batch["prompts"]), dtype=np.int64)
+    chosen_of[batch["prompt_index"][chosen]] = chosen
     of_prompt = batch["prompt_index"][rejected]
     return PairPlaces(chosen_of[of_prompt], rejected, of_prompt)
 
@@ -38,7 +39,7 @@ def read_pairs(
         weight: ``(pairs,)`` w_c.
         token_logratio: ``(A, T)`` the same of tokens; with it, the pairs have the log-ratios of their shared lengths.
     """
-    chosen, rejected, _ = places
+    chosen, rejected = (on_device(answers, logratio.device) for answers in (places.chosen, places.rejected))
     length = now.mask.sum(dim=-1)
     pairs = Pairs(
         chosen=logratio[chosen],
@@ -64,14 +65,15 @@ def read_pairs(
 
 def crop_of(batch: Batch, places: PairPlaces) -> tuple[Tensor, Tensor]:
     """``(pairs,)`` each: where in ``batch["cropped"]`` a pair's prompt is, and whether it is there."""
-    rows = batch["row_index"][places.prompt]
+    rows, device = batch["row_index"][places.prompt], batch["answer_ids"].device
     if "cropped" not in batch:
-        return torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
+        nowhere = torch.zeros(len(rows), dtype=torch.int64, device=device)
+        return nowhere, nowhere.bool()
     found = rows[:, None] == batch["cropped"]["row_index"]
-    return found.int().argmax(dim=1), found.any(dim=1)
+    return on_device(found.argmax(axis=1), device), on_device(found.any(axis=1).astype(np.int64), device).bool()
 
 
-def mean_over_prompts(losses: Tensor, prompt: Tensor) -> Tensor:
+def mean_over_prompts(losses: Tensor, prompt: Integers) -> Tensor:
     """``()`` mean over prompts of the mean over each prompt's pairs; ``prompt`` is ``(pairs,)``."""
-    pairs_of = torch.bincount(prompt)
-    return (losses / pairs_of[prompt]).sum() / len(pairs_of)
+    pairs_of = np.bincount(prompt)
+    return (losses / on_device(pairs_of[prompt], losses.device)).sum() / len(pairs_of)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
@@ -68,14 +69,13 @@ class ReferencePass:
         agree_on_engine(self.trainer, model, rows, self.collator)
         keys_of: dict[Role, list[str]] = {role: [] for role in Role}
         lengths: dict[int, int] = {}
-        in_a_step = torch.tensor([int(role) for role in roles])
+        in_a_step = [int(role) for role in roles]
         with self.measured_by(model) as logprobs:
             for other in evaluated:
                 for _ in self._filled(other, logprobs):
                     pass
             for batch in self._filled(rows, logprobs) if rows is not None else ():
-                mask = batch["answer_mask"] & torch.isin(batch["roles"], in_a_step)[:, None]
-                counted = row_tokens(batch | {"answer_mask": mask})
+                counted = row_tokens(batch | {"lengths": batch["lengths"] * np.isin(batch["roles"], in_a_step)})
                 lengths |= zip(batch["row_index"].tolist(), counted, strict=True)
                 for key, role in zip(batch["keys"], batch["roles"].tolist(), strict=True):
                     keys_of[Role(role)].append(key)
@@ -128,7 +128,7 @@ class ReferencePass:
         for number, batch in enumerate(loader, start=1):
             for part in _with_crops(batch):
                 if missing := self.cache.missing(part["keys"]):
-                    self._measure(select_answers(part, torch.tensor(missing)), logprobs)
+                    self._measure(select_answers(part, missing), logprobs)
             if number % _SAVE_EVERY == 0:
                 self.cache.save()
             self.progress(number, len(loader))
@@ -141,13 +141,13 @@ class ReferencePass:
         totals = found.total.tolist()
         for place, total in enumerate(totals):
             if not math.isfinite(total):
-                row = batch["row_index"][batch["prompt_index"][place]].item()
+                row = batch["row_index"][batch["prompt_index"][place]]
                 raise UserError(
                     f"the model that stage 2 starts from gives an answer of row {row} a log-prob of {total}, so there "
                     "is nothing to compare with. Start from a checkpoint whose weights are finite; in float16, write "
                     "`model.dtype: bfloat16` or float32."
                 )
-        self.cache.add(batch["keys"], totals, found.mask.sum(dim=-1).tolist())
+        self.cache.add(batch["keys"], totals, batch["lengths"].tolist())
 
     def _share(self) -> None:
         """Let every rank read what the others have written."""

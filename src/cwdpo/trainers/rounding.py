@@ -65,9 +65,12 @@ class LostUpdates(TrainerCallback):
         """Compare, and after the last of the measured steps say what was found."""
         if not self._before:
             return
-        for weight, before, wanted in self._before:
-            self.lost += int((wanted & (sample(weight) == before)).sum())
-            self.wanted += int(wanted.sum())
+        counts = [
+            torch.stack([(wanted & (sample(weight) == before)).sum(), wanted.sum()])
+            for weight, before, wanted in self._before
+        ]
+        lost, wanted_here = torch.stack(counts).sum(dim=0).tolist()  # a GPU is waited for once
+        self.lost, self.wanted = self.lost + lost, self.wanted + wanted_here
         dtype = self._before[0][0].dtype
         self._before = []
         self._steps += 1

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from accelerate.utils import reduce
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -28,8 +29,7 @@ class RunningMeans(TrainerCallback, ExportableState):
     def add(self, pairs: Pairs) -> None:
         """Count pairs of the step that is going on."""
         reward, margin = mean_reward(pairs, beta=self.beta), reward_margin(pairs, beta=self.beta)
-        here = reward.new_tensor([0.0, 0.0, len(reward)])
-        here[0], here[1] = reward.sum(), margin.sum()
+        here = torch.stack([reward.sum(), margin.sum(), reward.new_full((), len(reward))])
         self._sums = here if self._sums is None else self._sums + here
 
     def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cwdpo.batch import Batch, Detail, Role, masked_mean
+from cwdpo.batch import Batch, Detail, Role, masked_mean, on_device, places_of
 from cwdpo.engine.layout import select_answers
 from cwdpo.losses import constrained_sft_loss, smoothed_nll, smoothed_sft_loss
 from cwdpo.records import StepMetric
@@ -58,8 +58,8 @@ class SmoothSFTTrainer(AnswerTrainer):
         smoothed = self.args.objective == "smoothed"
         want: list[Detail] = ["chosen_entropy", "uniform"] if smoothed else ["chosen_entropy"]
         now = self.engine.logprobs(model, batch, want=want)
-        chosen, gentle = batch["roles"] == Role.CHOSEN, batch["roles"] == Role.GENTLE
         nll = -now.mean
+        chosen, gentle = (on_device(places_of(batch, role), nll.device) for role in (Role.CHOSEN, Role.GENTLE))
         shares = {
             "chosen_share": step.share_of(batch, Role.CHOSEN),
             "negative_share": step.share_of(batch, Role.GENTLE),
@@ -94,16 +94,16 @@ class SmoothSFTTrainer(AnswerTrainer):
         values = []
         with torch.no_grad(), self.compute_loss_context_manager():
             for part in parts:
-                gentle = part["roles"] == Role.GENTLE
-                # where there is none, some other answer takes its place: ranks must make equally many passes
-                asked = select_answers(part, (gentle if gentle.any() else ~gentle).nonzero()[:, 0])
+                gentle = places_of(part, Role.GENTLE)
+                # where there is none, the other answers take their place: ranks must make equally many passes
+                asked = select_answers(part, gentle if len(gentle) else range(len(part["roles"])))
                 means = self.engine.logprobs(model, asked).mean
-                values.append(-means[asked["roles"] == Role.GENTLE])
+                values.append(-means[: len(gentle)])
         return replace(step, gentle_nll=self._mean_over_ranks(torch.cat(values)))
 
     def _mean_over_ranks(self, values: Tensor) -> Tensor:
         """``()`` mean over the values of all ranks, which may have different numbers of them, even none."""
-        parts = torch.stack([values.detach().sum(), values.new_tensor(len(values))])
+        parts = torch.stack([values.detach().sum(), values.new_full((), len(values))])
         total, count = self.accelerator.reduce(parts, reduction="sum").unbind()
         mean: Tensor = total / count
         return mean

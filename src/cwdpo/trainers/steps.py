@@ -8,12 +8,13 @@ share of the step's answers.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from cwdpo.batch import Batch, Role
+from cwdpo.batch import Batch, Role, places_of
 from cwdpo.data.collate import RowDataset, estimate_lengths
 from cwdpo.data.rows import Row
 from cwdpo.engine.layout import tree_costs
@@ -36,7 +37,8 @@ class Step:
         """What part of the step's answers of a role a batch holds: the weight of their mean in the step's mean."""
         if self.answers is None:
             return 1.0
-        return (batch["roles"] == role).sum() / self.answers[role].clamp(min=1)
+        # one number on the CPU may meet a GPU's; as a number of Python's it would be multiplied by an inverse
+        return torch.tensor(len(places_of(batch, role))) / self.answers[role].clamp(min=1)
 
 
 WHOLE = Step()
@@ -44,8 +46,8 @@ WHOLE = Step()
 
 def count_roles(batches: Iterable[Batch]) -> Tensor:
     """``(roles,)`` float32: how many answers of each :class:`Role` some batches hold."""
-    counts = [torch.bincount(batch["roles"], minlength=len(Role)) for batch in batches]
-    return torch.stack(counts).sum(dim=0).float()
+    counts = sum(np.bincount(batch["roles"], minlength=len(Role)) for batch in batches)
+    return torch.as_tensor(counts).float()
 
 
 def row_tokens(batch: Batch) -> list[int]:

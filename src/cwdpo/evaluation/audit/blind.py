@@ -73,7 +73,7 @@ def measure_blind(
                 batch = send_to_device(collate(list(enumerate(seen[start : start + batch_size]))), device)
                 scored = engine.logprobs(policy, batch)
                 numbers = np.stack([scored.total.double().cpu().numpy(), scored.mean.double().cpu().numpy()])
-                points += list(_points(numbers, batch["roles"].cpu().numpy(), batch["prompt_index"].cpu().numpy()))
+                points += list(_points(numbers, batch["roles"], batch["prompt_index"]))
                 done += len(seen[start : start + batch_size])
                 progress(done, total)
             if seen:

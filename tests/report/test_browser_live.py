@@ -9,7 +9,7 @@ import pytest
 from report.chromium import Command, needs_chromium, open_browser, run, wait_until
 from report.synthetic import probes, stage1, stage2, write_examples, write_lines
 
-from cwdpo.report.following import LivePage, PageServer
+from cwdpo.report.live import LivePage, PageServer
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 

@@ -10,7 +10,7 @@ import pytest
 from report.synthetic import stage1, write_examples, write_lines
 
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.report.following import DEFAULT_PORT, LivePage, PageServer, is_local, open_server
+from cwdpo.report.live import DEFAULT_PORT, LivePage, PageServer, is_local, open_server
 
 
 @pytest.fixture
