@@ -172,6 +172,11 @@ def token_names(prompt: Mapping[str, Tensor]) -> list[str]:
     return [name for name, value in prompt.items() if value.shape[:2] == shape and name not in _NOT_INPUTS]
 
 
+def has_images(batch: Batch) -> bool:
+    """Whether any prompt of a batch has an image."""
+    return any("pixel_values" in prompt for prompt in batch["prompts"])
+
+
 def image_entries(prompt: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries that describe a prompt's images: all that are not per token."""
     per_token = token_names(prompt)

@@ -15,14 +15,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from cwdpo.batch import image_entries
 from cwdpo.engine.layout import prompts_alone
 from cwdpo.engine.vision import FeatureCache, image_outputs
-from cwdpo.models.parts import bare_model, cast_images, is_sharded
+from cwdpo.models.parts import bare_model, cast_images, has_sharded_weights
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ def decode(
 
 def why_not_shared(model: nn.Module, config: GenerationConfig) -> str | None:
     """The reason why a model's prompts cannot be read once under a generation config, or None where they can."""
-    if isinstance(model, FullyShardedDataParallel) or any(map(is_sharded, model.parameters())):
+    if has_sharded_weights(model):
         return "the weights are divided among processes, which must make equally many passes"
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return "the adapter puts tokens of its own before the prompt"

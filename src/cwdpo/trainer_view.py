@@ -52,7 +52,7 @@ class TrainerView(Protocol):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether FSDP or DeepSpeed divide the weights, so that no process has the whole model."""
+        """Whether FSDP or ZeRO-3 divide the weights, so that no process has the whole model."""
 
     def log(self, logs: dict[str, float]) -> None:
         """Hand scalars to every logger."""

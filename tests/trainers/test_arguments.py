@@ -18,7 +18,8 @@ from cwdpo.config.recipe import (
     Stage2Config,
 )
 from cwdpo.errors import ConfigError
-from cwdpo.trainers.arguments import CWDPOConfig, SmoothSFTConfig, arguments_from, say_if_alone
+from cwdpo.trainers.arguments import CWDPOConfig, SmoothSFTConfig, arguments_from, refuse_each_alone, say_if_alone
+from cwdpo.trainers.sharding import refuse_one_process
 from cwdpo.trainers.trl_settings import say_once
 
 
@@ -137,6 +138,29 @@ def test_they_survive_what_transformers_does_with_them(tmp_path: Path) -> None:
     assert read.objective == "plain"
     (read,) = HfArgumentParser(CWDPOConfig).parse_dict({"output_dir": str(tmp_path), "cooling_floor": "mean"})  # type: ignore[arg-type]
     assert read.cooling_floor == "mean"
+
+
+def test_processes_that_would_each_train_alone_are_refused() -> None:
+    refuse_each_alone({}, 1)
+    refuse_each_alone({"WORLD_SIZE": "1"}, 1)
+    refuse_each_alone({"WORLD_SIZE": "2"}, 2)
+    with pytest.raises(ConfigError, match=r"2 processes were started, .* `trainer: \{use_cpu: true\}`"):
+        refuse_each_alone({"WORLD_SIZE": "2"}, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"), [({"on_nonfinite": "skip"}, "stop"), ({"max_tokens_per_batch": 64}, "Take it out")]
+)
+def test_what_deepspeed_cannot_do_is_refused(settings: dict[str, Any], advice: str) -> None:
+    with pytest.raises(ConfigError, match=advice):
+        stage2(deepspeed={"zero_optimization": {"stage": 2}}, **settings)
+
+
+@pytest.mark.parametrize("division", [{"fsdp": True}, {"deepspeed": {"zero_optimization": {"stage": 2}}}])
+def test_one_process_divides_nothing(division: dict[str, Any]) -> None:
+    refuse_one_process(stage2())
+    with pytest.raises(ConfigError, match=f"trainer.{next(iter(division))} divides the model among processes"):
+        refuse_one_process(stage2(**division))
 
 
 def test_one_process_in_place_of_several_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,5 @@
 """Two ranks with batches of 2 train like one with batches of 4: losses, hinge, floor, reference and records."""
 
-import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import disc_data
+from support import disc_data, rank_runs
+from support.rank_runs import ZERO_2, free_port, start
 
 from cwdpo.negatives.candidates import read_refreshes
 from cwdpo.records import read_jsonl
@@ -47,11 +46,10 @@ trainer: {{max_steps: 6, learning_rate: 1e-2, logging_steps: 1, use_cpu: true, o
 
 def launch(ranks: int, recipe: Path, out: Path, more: Sequence[str] = ()) -> Path:
     """Run a recipe with 4 rows a step on this many ranks."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    script = [str(Path(__file__).with_name("ranks_script.py")), str(recipe), str(ranks)]
-    settings = [f"--output_dir={out}", f"--trainer.per_device_train_batch_size={4 // ranks}", *more]
-    done = subprocess.run([*torchrun, *script, *settings], check=False, timeout=240, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    said = rank_runs.launch(
+        ranks, {"run": [recipe, f"--output_dir={out}", f"--trainer.per_device_train_batch_size={4 // ranks}", *more]}
+    )
+    assert said.count("run: done") == ranks, said
     return out
 
 
@@ -110,29 +108,23 @@ def test_ranks_with_and_without_images_train_like_one(tiny: Callable[[str], Path
             assert our.get(key) == pytest.approx(their.get(key), abs=1e-5), (key, our["step"])
 
 
-def start(rank: int, port: int, recipe: Path, out: Path) -> subprocess.Popen[str]:
-    """One of two ranks, without a launcher that would end the other."""
-    place = {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    words = [sys.executable, "-m", "cwdpo", "train", str(recipe), f"--output_dir={out}"]
-    return subprocess.Popen(
-        words, env={**os.environ, **place}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def test_a_killed_rank_does_not_leave_the_other_waiting(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "division",
+    [
+        [],
+        pytest.param(["--trainer.fsdp=true"], marks=pytest.mark.slow),
+        pytest.param([ZERO_2], marks=pytest.mark.slow),
+    ],
+    ids=["ddp", "fsdp", "zero"],
+)
+def test_a_killed_rank_does_not_leave_the_other_waiting(
+    division: list[str], tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     data = disc_data.write(tmp_path / "data", disc_data.records(12, text_only_every=2))
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(MIXED.format(model=tiny("llava"), data=data, steps=100_000))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [start(number, port, recipe, out) for number in range(2)]
+    port = free_port()
+    ranks = [start(number, port, recipe, [f"--output_dir={out}", *division]) for number in range(2)]
     try:
         began = time.monotonic()
         while not (out / "metrics.jsonl").is_file() and time.monotonic() < began + 200:

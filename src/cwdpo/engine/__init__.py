@@ -3,6 +3,7 @@
 Which calls which, each for a reason of its own:
 
 ====================  ================================================================================================
+an image in each      (``stand_in``) where processes that train together would wait for each other at the vision tower
 the budget            (here) takes a batch in parts, where no gradient is wanted and ``max_tokens_per_batch`` is set
 ``checked``           checks itself on the first batch, and calls the fastest of ``tree`` and ``plain`` that is exact
 ``tree``, ``plain``   lay the prompts that may share a pass out as rows (``layout``, in groups)
@@ -17,16 +18,16 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail
 from cwdpo.engine.checked import CheckedEngine
 from cwdpo.engine.layout import Cost, Engine, in_parts, parts_within
 from cwdpo.engine.plain import PlainEngine
+from cwdpo.engine.stand_in import WithStandIn
 from cwdpo.engine.vision import FeatureCache
-from cwdpo.models.parts import is_sharded
+from cwdpo.models.parts import has_sharded_weights
 
-__all__ = ["Engine", "FeatureCache", "features_of", "make_engine", "separate_engine", "within_budget"]
+__all__ = ["Engine", "FeatureCache", "features_of", "make_engine", "separate_engine", "with_stand_in", "within_budget"]
 
 
 def make_engine(
@@ -66,8 +67,9 @@ def within_budget(engine: Engine, budget: int | None) -> Engine:
     return engine if budget is None else WithinBudget(engine, budget)
 
 
-def _is_divided(model: nn.Module) -> bool:
-    return any(map(is_sharded, model.parameters()))
+def with_stand_in(engine: Engine, stand_in: Batch | None) -> Engine:
+    """The engine with an image in every pass, that of ``stand_in`` where there is none; see :mod:`.stand_in`."""
+    return engine if stand_in is None else WithStandIn(engine, stand_in)
 
 
 class WithinBudget:
@@ -86,7 +88,7 @@ class WithinBudget:
 
     def logprobs(self, model: nn.Module, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
         # the ranks of sharded weights must make equally many passes, or some wait forever
-        if torch.is_grad_enabled() or isinstance(model, FullyShardedDataParallel) or _is_divided(model):
+        if torch.is_grad_enabled() or has_sharded_weights(model):
             return self._inner.logprobs(model, batch, want=want)
         parts = parts_within(self.costs(model, batch), self._budget)
         return in_parts(batch, parts, lambda part: self._inner.logprobs(model, part, want=want))

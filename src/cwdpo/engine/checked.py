@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from cwdpo.batch import FLOAT32_GAP, HALF_MEAN_GAP, AnswerLogprobs, Batch, Detail, eval_mode, pad_answers
+from cwdpo.batch import FLOAT32_GAP, HALF_MEAN_GAP, AnswerLogprobs, Batch, Detail, eval_mode, has_images, pad_answers
 from cwdpo.engine.layout import Cost, Engine, select_prompts
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.tree import TreeEngine, TreeUnsupportedError
@@ -128,7 +128,7 @@ class CheckedEngine:
         if name == "images_once":
             if not can_share_images(bare):
                 return Check(False, "the model takes no image features in place of pixels")
-            if not _has_images(batch):
+            if not has_images(batch):
                 return Check(False, "the first batch has no images to check it with")
         gradients = name == "tree" and any(weight.requires_grad for weight in model.parameters())
         if gradients and _is_divided(model):
@@ -270,16 +270,12 @@ def _with_answers(one: Batch, answers: list[list[int]]) -> Batch:
 
 def _kind(bare: PreTrainedModel, batch: Batch) -> tuple[Any, ...]:
     text = bare.config.get_text_config()
-    images = _has_images(batch) and not _several_processes()  # ranks must not check at different times
+    images = has_images(batch) and not _several_processes()  # ranks must not check at different times
     return type(bare), text._attn_implementation, bare.dtype, images
 
 
 def _is_divided(model: nn.Module) -> bool:
     return isinstance(model, FullyShardedDataParallel) or any(map(is_sharded, model.parameters()))
-
-
-def _has_images(batch: Batch) -> bool:
-    return any("pixel_values" in prompt for prompt in batch["prompts"])
 
 
 def _several_processes() -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -144,6 +145,19 @@ def capture_head_input(head: nn.Module) -> Iterator[HeadInput]:
         yield captured
 
 
+def apply_head(head: nn.Module, hidden: Tensor) -> Tensor:
+    """``(n, vocabulary)`` from ``(n, hidden)``, once the model's forward pass has been there.
+
+    FSDP2 keeps the head's weights whole from there to the end of the backward pass. Its hooks on the head are left out:
+    they would add up the ranks' gradients after each chunk, and ranks may have different numbers of them.
+    """
+    if isinstance(head, FSDPModule):
+        logits: Tensor = head.forward(hidden)
+        return logits
+    called: Tensor = head(hidden)
+    return called
+
+
 def find_logit_transform(
     model: PreTrainedModel, captured: HeadInput, head: nn.Module, logits: Tensor
 ) -> LogitTransform:
@@ -158,7 +172,7 @@ def find_logit_transform(
         if theirs.isnan().any():
             raise UserError(_NOT_NUMBERS.format(dtype=str(logits.dtype).removeprefix("torch.")))
         with torch.autocast(hidden.device.type, dtype=dtype, enabled=enabled):
-            plain = head(hidden[:1])[0]
+            plain = apply_head(head, hidden[:1])[0]
         gaps = [
             ((transform(plain).log_softmax(dim=-1) - theirs).abs().max().item(), i, transform)
             for i, transform in enumerate((configured_transform(model), torch.Tensor.float))
@@ -203,7 +217,7 @@ def read_tokens(
 
     def read(hidden: Tensor, targets: Tensor, chosen: Tensor | None) -> dict[str, Tensor]:
         with torch.autocast(hidden.device.type, dtype=dtype, enabled=enabled):
-            logits = transform(head(hidden))
+            logits = transform(apply_head(head, hidden))
         return _read(logits.float(), targets, want, chosen)
 
     assert isinstance(head.weight, Tensor)

@@ -29,7 +29,7 @@ from transformers.utils.generic import ModelOutput
 from cwdpo.batch import Batch, hash_tensors, image_key
 from cwdpo.engine.layout import merge_images
 from cwdpo.memory import free_memory, processes_here
-from cwdpo.models.parts import cast_images, is_sharded, vision_tower
+from cwdpo.models.parts import cast_images, is_sharded, outside_language, vision_tower
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +260,7 @@ class FeatureCache:
         if self._is_off:
             return None
         if bare not in self._outside:
-            self._outside[bare] = _outside_language(bare)
+            self._outside[bare] = outside_language(bare)
         reason = why_not_cacheable(bare, self._outside[bare])
         if reason is not None:
             self.report.setdefault("not_used", {})[type(bare).__name__] = reason
@@ -355,7 +355,7 @@ class FeatureCache:
 
     def _fingerprint(self, bare: PreTrainedModel) -> str:
         if bare not in self._fingerprints:
-            weights = dict(_outside_language(bare)) | dict(bare.named_buffers())
+            weights = dict(outside_language(bare)) | dict(bare.named_buffers())
             digest = hash_tensors(sorted(weights.items()))
             # what besides its weights makes a tower: its settings, and the library that runs it
             text = {name for name, value in vars(bare.config).items() if value is bare.config.get_text_config()}
@@ -374,20 +374,13 @@ def why_not_cacheable(bare: PreTrainedModel, outside: Sequence[tuple[str, nn.Par
     """
     if not can_share_images(bare):
         return "the model takes no image features in place of pixels"
-    outside = _outside_language(bare) if outside is None else outside
+    outside = outside_language(bare) if outside is None else outside
     if any(is_sharded(weight) for _, weight in outside):
         return "the weights are divided among processes, which must all encode at the same time"
     trains = next((name for name, weight in outside if weight.requires_grad), None)
     if trains is not None:
         return f"{trains} trains"
     return None
-
-
-def _outside_language(bare: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
-    """All weights that image features may depend on: those of neither the decoder, its embeddings nor the head."""
-    parts = (bare.get_decoder(), bare.get_input_embeddings(), bare.get_output_embeddings())
-    language = {id(weight) for part in parts if part is not None for weight in part.parameters()}
-    return [(name, weight) for name, weight in bare.named_parameters() if id(weight) not in language]
 
 
 _HEADER = 4096

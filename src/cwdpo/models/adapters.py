@@ -268,9 +268,9 @@ def quantization_config(
     )
 
 
-def write_base(model: PeftModel, directory: Path) -> None:
-    """Write beside saved adapters which model they belong to."""
-    (directory / _BASE_FILE).write_text(json.dumps(_describe(model)) + "\n", encoding="utf-8")
+def write_base(base: Mapping[str, Any], directory: Path) -> None:
+    """Write beside saved adapters which model they belong to, as :func:`describe_base` says."""
+    (directory / _BASE_FILE).write_text(json.dumps(base) + "\n", encoding="utf-8")
 
 
 def read_base(directory: Path) -> dict[str, Any]:
@@ -287,7 +287,7 @@ def check_base(model: nn.Module, directory: Path) -> None:
     trained_on = read_base(directory)
     if not trained_on:
         return
-    here = _describe(model, through=trained_on.get("dtype"))
+    here = describe_base(model, through=trained_on.get("dtype"))
     kind, its_kind = trained_on.get("model_type"), here["model_type"]
     marks = trained_on.get("fingerprint"), here["fingerprint"]
     if kind == its_kind and (None in marks or marks[0] == marks[1]):
@@ -300,7 +300,9 @@ def check_base(model: nn.Module, directory: Path) -> None:
     )
 
 
-def _describe(model: Any, *, through: str | None = None) -> dict[str, Any]:
+def describe_base(model: Any, *, through: str | None = None) -> dict[str, Any]:
+    """What distinguishes a base model, with or without adapters, from others. Its weights are whole; ``through`` is the
+    type that they once had, to which they are rounded first."""
     rounded = getattr(torch, through, None) if through is not None else None
     return {
         "name": model.config.name_or_path or None,

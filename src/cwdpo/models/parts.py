@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -74,6 +75,13 @@ def vision_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     if tower is None:
         return {}
     return {name: weight for name, weight in tower.named_parameters() if "merger" not in name.split(".", 1)[0]}
+
+
+def outside_language(bare: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
+    """All weights that image features may depend on: those of neither the decoder, its embeddings nor the head."""
+    parts = (bare.get_decoder(), bare.get_input_embeddings(), bare.get_output_embeddings())
+    language = {id(weight) for part in parts if part is not None for weight in part.parameters()}
+    return [(name, weight) for name, weight in bare.named_parameters() if id(weight) not in language]
 
 
 def freeze_vision_tower(model: nn.Module) -> int:
@@ -165,6 +173,11 @@ def part_sizes(model: nn.Module) -> list[PartSize]:
 def is_sharded(weight: Tensor) -> bool:
     """Whether a weight is divided among processes: by FSDP2, or by DeepSpeed's ZeRO-3."""
     return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
+
+
+def has_sharded_weights(model: nn.Module) -> bool:
+    """Whether any weight of a model is divided among processes, which must then make equally many passes."""
+    return isinstance(model, FullyShardedDataParallel | FSDPModule) or any(map(is_sharded, model.parameters()))
 
 
 def fingerprint(model: nn.Module) -> str:

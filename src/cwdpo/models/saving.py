@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from cwdpo.errors import UserError
-from cwdpo.models.adapters import load_adapter_weights, write_base
+from cwdpo.models.adapters import describe_base, load_adapter_weights, write_base
 from cwdpo.models.loading import local_directory, one_line, refuse_other_weights, reported_by_us
 from cwdpo.records import LITTER, sync
 
@@ -31,18 +31,24 @@ def save_checkpoint(
     directory: str | Path,
     *,
     check: Callable[[Path], None] = lambda draft: None,
+    weights: Mapping[str, Tensor] | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the model (or its adapters) and the processor into a directory, whole or not at all.
 
     They are written beside the target under another name, which is renamed at the end. If anything fails before, such
     as a full disk (a ``UserError``), a checkpoint that was there stays as it was, and what was half written is removed.
     The same happens where ``check``, which is given the files as they will be, raises. One process only.
+
+    Of a model whose weights are divided among processes, ``weights`` are those of all, by name, and ``base`` is what
+    :func:`cwdpo.models.adapters.describe_base` said of the model under its adapters before they were divided.
     """
     target = Path(directory).expanduser().resolve()  # a link to a directory stays a link
     with _replacing(target) as draft:
-        model.save_pretrained(str(draft))
+        whole: dict[str, Any] = {} if weights is None else {"state_dict": weights}
+        model.save_pretrained(str(draft), **whole)
         if isinstance(model, PeftModel):
-            write_base(model, draft)
+            write_base(base or describe_base(model), draft)
         processor.save_pretrained(str(draft))
         check(draft)
     return target

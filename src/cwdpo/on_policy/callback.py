@@ -237,7 +237,7 @@ def _check(settings: NegativesConfig, *, samples: bool, cools: bool, is_sharded:
     """Refuse settings that cannot work together, and name those that do nothing."""
     if is_sharded:
         raise ConfigError(
-            "negatives are sampled from whole weights, which FSDP and DeepSpeed divide among the GPUs. Train with DDP "
+            "negatives are sampled from whole weights, which FSDP and ZeRO-3 divide among the GPUs. Train with DDP "
             "(torchrun alone), or sample beforehand with `cwdpo negatives sample` and leave `negatives` out."
         )
     if settings.refresh == "auto" and not cools:

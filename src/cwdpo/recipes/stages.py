@@ -24,7 +24,7 @@ from cwdpo.data.encode import EncodedMemory
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, FeatureCache, features_of, make_engine, separate_engine
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.models.adapters import add_lora, load_adapter, quantization_config
+from cwdpo.models.adapters import add_lora, describe_base, load_adapter, quantization_config
 from cwdpo.models.checkpoints import has_checkpoint, whole_checkpoints
 from cwdpo.models.loading import load_policy, load_processor, some
 from cwdpo.models.pixels import set_pixel_limits
@@ -99,6 +99,8 @@ def train_stage(context: RunContext, stage: Stage) -> None:
         write_text(run.recipe, dump_recipe(recipe))
         keep_rows(run, recipe.data, context.rows, context.eval_rows)
         run.keep("prompts", {"time": context.time_of_prompts.isoformat()})
+    whole: Any = trainer.model
+    base = describe_base(whole) if trainer.is_sharded and isinstance(whole, PeftModel) else None
     watchers = stage_callbacks(context, stage, trainer)
     trainer.remove_callback(PrinterCallback)  # our own report in its place
     for callback in watchers.ordered:
@@ -136,7 +138,7 @@ def train_stage(context: RunContext, stage: Stage) -> None:
         )
     with phase("saving"):
         refuse_broken_weights(trainer, run, stage)
-        _save(trainer, run, stage, note)
+        _save(trainer, run, stage, note, base)
     if probing is not None:
         probing.clean_up()
 
@@ -307,10 +309,10 @@ def _probing(
     if trainer.is_sharded:
         if probes.stop_on or probes.keep_best:
             raise ConfigError(
-                "probes.stop_on and probes.keep_best need the whole model in each process, which FSDP and DeepSpeed "
+                "probes.stop_on and probes.keep_best need the whole model in each process, which FSDP and ZeRO-3 "
                 "divide. Take them out, or train without sharding."
             )
-        logger.warning("no probes: FSDP and DeepSpeed divide the model. Use `cwdpo probe` on what the stage leaves.")
+        logger.warning("no probes: FSDP and ZeRO-3 divide the model. Use `cwdpo probe` on what the stage leaves.")
         return None
     engine = separate_engine(trainer.engine, recipe.engine, budget=trainer.args.max_tokens_per_batch)
     write = partial(
@@ -414,11 +416,16 @@ def wanted_loggers(trainer: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _save(trainer: StageTrainer, run: RunDirectory, stage: Stage, note: Mapping[str, Any]) -> None:
-    if trainer.is_sharded:
-        trainer.save_model(str(run.stage(stage)))  # gathers the shards; every rank takes part
-    elif trainer.is_world_process_zero():
-        save_checkpoint(trainer.model, trainer.processing_class, run.stage(stage))  # type: ignore[arg-type]
+def _save(
+    trainer: StageTrainer, run: RunDirectory, stage: Stage, note: Mapping[str, Any], base: Mapping[str, Any] | None
+) -> None:
+    if trainer.is_deepspeed_enabled and trainer.is_sharded:
+        trainer.save_model(str(run.stage(stage)))  # gathers the weights; every rank takes part
+    else:
+        weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_sharded else None  # the same
+        if trainer.is_world_process_zero():
+            model: Any = trainer.model
+            save_checkpoint(model, trainer.processing_class, run.stage(stage), weights=weights, base=base)  # type: ignore[arg-type]
     if trainer.is_world_process_zero():
         run.mark_finished(stage, {"steps": trainer.state.global_step, "engine": trainer.engine.report, **note})
         write_cards(run)  # PEFT's own says nothing; the end of the run adds what is measured by then

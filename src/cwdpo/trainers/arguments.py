@@ -50,6 +50,15 @@ _IN_PYTHON = {r"`cooling: null`": "`cooling=False`", r"`objective: plain`": '`ob
 OnNonfinite: TypeAlias = Literal["stop", "skip"]
 """What a step does whose loss or gradient is not finite."""
 
+NO_SKIP = (
+    "on_nonfinite is skip, but DeepSpeed updates the weights before the gradient can be looked at. Write "
+    "`on_nonfinite: stop`."
+)
+NO_PARTS = (
+    "max_tokens_per_batch takes several backward passes a step, and DeepSpeed would update the weights after each. "
+    "Take it out, and lower per_device_train_batch_size."
+)
+
 if TYPE_CHECKING:
     Floor: TypeAlias = float | str
     LossNames: TypeAlias = PreferenceLoss | dict[PreferenceLoss, float]
@@ -106,6 +115,7 @@ class AnswerArguments(TrainingArguments):
         """Refuse, with a ConfigError, what a recipe would refuse too, and what has no effect on these trainers."""
         super().__post_init__()  # type: ignore[no-untyped-call]
         say_if_alone(os.environ)
+        refuse_each_alone(os.environ, self.world_size)
         named = [(each.name, getattr(self, each.name)) for each in fields(self) if each.name in _DECLARED]
         problems = [(name, problem_with(*_DECLARED[name], value)) for name, value in named]
         text = "\n".join(f"{name} {problem}" for name, problem in problems if problem)
@@ -147,6 +157,10 @@ class AnswerArguments(TrainingArguments):
             )
         if self.on_nonfinite not in get_args(OnNonfinite):
             raise ConfigError(f"on_nonfinite is {self.on_nonfinite!r}, but must be stop or skip.")
+        if self.deepspeed is not None and self.on_nonfinite == "skip":
+            raise ConfigError(NO_SKIP)
+        if self.deepspeed is not None and self.max_tokens_per_batch is not None:
+            raise ConfigError(NO_PARTS)
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             raise ConfigError(
                 f"max_tokens_per_batch is {self.max_tokens_per_batch}, but must be at least 1. No limit: leave it out."
@@ -179,6 +193,17 @@ def say_if_alone(environment: Mapping[str, str]) -> None:
         say_once(
             "accelerate launch was asked for several processes and has started one, so a step has the rows of one. "
             "Start them with `torchrun --nproc-per-node N -m cwdpo train ...`, or `torchrun --nproc-per-node N SCRIPT`."
+        )
+
+
+def refuse_each_alone(environment: Mapping[str, str], together: int) -> None:
+    """Of processes that torchrun has started where there is no GPU, accelerate lets each train alone, without a word,
+    unless it knows that CPUs are meant. ``together`` is the number that will train together."""
+    started = int(environment.get("WORLD_SIZE", "1"))
+    if started > 1 and together == 1:
+        raise ConfigError(
+            f"{started} processes were started, but there is no GPU, so each would train alone on all rows. Write "
+            "`trainer: {use_cpu: true}` (use_cpu=True) to train together on the CPU, or start one process."
         )
 
 

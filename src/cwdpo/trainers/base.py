@@ -1,7 +1,7 @@
 """What both trainers share: rows in, a step in parts that fit in memory, metrics out, a resume that loses nothing."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from cwdpo.batch import Batch, Role, on_device, places_of
 from cwdpo.data.collate import AnswerCollator, RowDataset
 from cwdpo.data.encode import EncodedMemory, Encoder
 from cwdpo.data.rows import Row
-from cwdpo.engine import Engine, make_engine, within_budget
+from cwdpo.engine import Engine, features_of, make_engine, with_stand_in, within_budget
 from cwdpo.engine.layout import parts_within, select_prompts
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.models.checkpoints import begin_checkpoint, find_damage, no_unfinished_checkpoints, verified_checkpoint
@@ -39,11 +38,21 @@ from cwdpo.models.saving import restore_weights
 from cwdpo.phases import phase
 from cwdpo.records import StepMetric
 from cwdpo.trainers.accepting import check_engine, check_trainable, refuse_collator, take_policy, take_processor
-from cwdpo.trainers.arguments import AnswerArguments
+from cwdpo.trainers.arguments import NO_PARTS, NO_SKIP, AnswerArguments
 from cwdpo.trainers.callbacks import Sealing
 from cwdpo.trainers.finite import FiniteSteps, broken_weights
 from cwdpo.trainers.reference_pass import agree_on_engine
 from cwdpo.trainers.rounding import LostUpdates
+from cwdpo.trainers.sharding import (
+    check_sharding,
+    choose_stand_in,
+    divides_gradients,
+    divides_weights,
+    dividing_among_cpus,
+    fill_optimizer_state,
+    fit_fsdp,
+    refuse_one_process,
+)
 from cwdpo.trainers.step_metrics import StepMetrics, TokenCount, check_best_metric
 from cwdpo.trainers.steps import (
     WHOLE,
@@ -149,15 +158,9 @@ class AnswerTrainer(Trainer):
             optimizers=optimizers,
         )
         if args.max_tokens_per_batch is not None and self.is_deepspeed_enabled:
-            raise ConfigError(
-                "max_tokens_per_batch takes several backward passes a step, and DeepSpeed would update the weights "
-                "after each. Take it out, and lower per_device_train_batch_size."
-            )
+            raise ConfigError(NO_PARTS)
         if args.on_nonfinite == "skip" and self.is_deepspeed_enabled:
-            raise ConfigError(
-                "on_nonfinite is skip, but DeepSpeed updates the weights before the gradient can be looked at. Write "
-                "`on_nonfinite: stop`."
-            )
+            raise ConfigError(NO_SKIP)
         self.finite = FiniteSteps(self, skips=args.on_nonfinite == "skip")
         """Looks at each step last before its update, after all other callbacks."""
         self.finite.on_skip(self._metrics["train"].forget_step)
@@ -174,6 +177,14 @@ class AnswerTrainer(Trainer):
         """The loss of a batch, ``()``, with every mean weighted by :meth:`Step.share_of`, and per-answer values to log,
         ``(n,)`` each; ``model`` is in its wrappers."""
         raise NotImplementedError
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """See ``Trainer.create_accelerator_and_postprocess``."""
+        refuse_one_process(self.args)
+        with dividing_among_cpus(self.args):
+            super().create_accelerator_and_postprocess()
+        check_sharding(self.accelerator)
+        fit_fsdp(self.accelerator, self.args, self.model)
 
     def own_callbacks(self) -> list[TrainerCallback]:
         """The callbacks that belong to this trainer; they were added when it was made, in this order."""
@@ -194,12 +205,13 @@ class AnswerTrainer(Trainer):
     def prepare_evaluation(self, rows: RowDataset | None) -> None:
         """Called before rows are evaluated; None stands for those that the trainer was made with."""
         if not self.is_in_train:
+            self._have_images_everywhere([rows])
             agree_on_engine(self, self.model, rows or self.train_dataset, self.collate)
 
     @property
     def is_sharded(self) -> bool:
-        """Whether FSDP or DeepSpeed divide the weights, so that no process has the whole model."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        """Whether FSDP or ZeRO-3 divide the weights, so that no process has the whole model."""
+        return divides_weights(self.accelerator)
 
     def train(
         self,
@@ -213,7 +225,7 @@ class AnswerTrainer(Trainer):
         saved names differ from the module's (Qwen2-VL, LLaVA) it then goes on from the wrong weights
         (transformers issue 43701). So the weights are restored here, by the model's own name mapping, before and after.
         """
-        check_sharding(self.accelerator, self.train_dataset)
+        self._have_images_everywhere([self.train_dataset, *self._evaluated()])
         directory, limit = Path(str(self.args.output_dir)), self.args.save_total_limit
         sealing = Sealing(self, directory, limit)
         with (
@@ -302,6 +314,7 @@ class AnswerTrainer(Trainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """See ``Trainer.compute_loss``; ``num_items_in_batch`` is the :class:`Step`, None where the batch is all."""
+        self._used_weights.note(inputs)
         loss, values = self.batch_loss(model, inputs, step=num_items_in_batch or WHOLE)
         loss = self._used_weights.touch(model, loss)
         self._metrics["train" if model.training else "eval"].add(values)
@@ -326,6 +339,8 @@ class AnswerTrainer(Trainer):
                 f"weights are infinite or not numbers ({some(broken)}). Go back to an earlier checkpoint, with a lower "
                 "trainer.learning_rate; in float16 use bfloat16."
             )
+        if _internal_call and self.is_fsdp_enabled and self.optimizer is not None:
+            fill_optimizer_state(self.optimizer)
         if _internal_call and output_dir is not None and self.is_world_process_zero():
             begin_checkpoint(Path(output_dir))
         with phase("saving"):
@@ -430,6 +445,20 @@ class AnswerTrainer(Trainer):
             self.args.save_total_limit = sealing.limit
             self.remove_callback(sealing)
 
+    def _evaluated(self) -> list[RowDataset]:
+        sets = self.eval_dataset
+        return list(sets.values()) if isinstance(sets, dict) else [] if sets is None else [sets]
+
+    def _have_images_everywhere(self, sets: Iterable[RowDataset | None]) -> None:
+        """Where processes must use the same weights, see that each pass over these rows has an image."""
+        if self.args.world_size == 1 or self._used_weights.has_stand_in or not divides_gradients(self.accelerator):
+            return
+        if self.is_sharded and (features := features_of(self.engine)) is not None:
+            features.refuse("the weights are divided among processes, which must all encode at the same time")
+        stand_in = choose_stand_in([rows for rows in sets if rows is not None], self.collate)
+        self.engine = with_stand_in(self.engine, stand_in)
+        self._used_weights.has_stand_in = stand_in is not None
+
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
         """The checkpoint to go on from, verified; the same on every rank."""
         if not wanted:
@@ -486,26 +515,6 @@ def _verified(wanted: str | bool, directory: Path) -> str:
             "resume_from_checkpoint, and name the checkpoint as the model."
         )
     return str(found)
-
-
-def check_sharding(accelerator: Accelerator, rows: RowDataset | None) -> None:
-    """Refuse to divide weights where it would end in an error, or in ranks that wait for each other forever."""
-    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
-    deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
-    if fsdp is not None and fsdp.fsdp_version == 1:
-        raise ConfigError(
-            "FSDP version 1 frees the output embeddings before the log-probs of answers are read with them. "
-            "Write `fsdp_config: {version: 2}`, which is the default."
-        )
-    if fsdp is None and (deepspeed is None or deepspeed.zero_stage != 3):
-        return
-    kinds = {bool(rows[i][1].images) for i in range(len(rows))} if rows is not None else set()
-    if len(kinds) == 2:
-        raise ConfigError(
-            "some rows have images and some have none. Where the vision tower's weights are divided among the GPUs, "
-            "one that has no image at a step would leave the others waiting forever. Train the two kinds of rows one "
-            "after the other, or without FSDP and ZeRO-3 (`torchrun` alone, or ZeRO-2)."
-        )
 
 
 def count_tokens(batch: Batch) -> int:

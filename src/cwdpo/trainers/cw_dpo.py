@@ -345,11 +345,12 @@ class CWDPOTrainer(AnswerTrainer):
         """The weight of the rejected answers inside the losses: 1 where cooling scales the whole pair."""
         return weight if self.args.cooling_scales == "rejected" else torch.ones_like(weight)
 
-    def _evaluated(self) -> list[RowDataset]:
-        sets = self.eval_dataset
-        return list(sets.values()) if isinstance(sets, dict) else [] if sets is None else [sets]
-
     def _live_reference(self) -> LiveReference:
+        if self.is_sharded:
+            raise ConfigError(
+                "reference is live, which keeps a whole second model in each process, where FSDP or ZeRO-3 divide the "
+                "first. Write `reference: cached`, which is the default (ld_dpo needs live), or train with ZeRO-2."
+            )
         if self.ref_model is None and isinstance(self.model, PeftModel):
             return StartingAdapter(self.model, self.engine)
         # a copy shares what does not train, such as a frozen vision tower

@@ -5,6 +5,9 @@ knows one forward pass a backward pass, and none that is recomputed: with activa
 take several passes, ranks stop, or wait forever. So each loss passes through :meth:`UsedWeights.touch`, from where
 every weight gets a gradient of zeros; and what no rank has used loses it again before the optimizer's step, which
 passes such weights over in one process too (weight decay and momentum would move them).
+
+Where FSDP divides the weights, a stand-in gives all ranks an image (:mod:`cwdpo.engine.stand_in`), and its zeros are
+taken away in the same manner after a step in which no row has an image.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +18,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
+from cwdpo.batch import Batch, has_images
+from cwdpo.models.parts import bare_model, outside_language
+
 
 class UsedWeights(TrainerCallback):
     """Gives every weight of a DistributedDataParallel model a gradient, and remembers which have one of their own."""
@@ -23,6 +29,14 @@ class UsedWeights(TrainerCallback):
         self._weights: list[nn.Parameter] = []
         self._zeros: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._used = torch.zeros(0, dtype=torch.uint8)
+        self.has_stand_in = False
+        """Whether a stand-in gives an image to batches that have none."""
+
+        self._met_images = False
+
+    def note(self, batch: Batch) -> None:
+        """Remember whether rows of the step have images."""
+        self._met_images = self._met_images or (torch.is_grad_enabled() and has_images(batch))
 
     def touch(self, model: nn.Module, loss: Tensor) -> Tensor:
         """The same loss, ``()``, whose backward pass reaches every weight that trains. Other models than those of
@@ -35,8 +49,16 @@ class UsedWeights(TrainerCallback):
         touched: Tensor = _Touch.apply(loss, zeros, *self._weights)  # type: ignore[no-untyped-call]
         return touched
 
-    def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
+    def on_pre_optimizer_step(self, *_: object, **kwargs: Any) -> None:
         """Take the zeros from weights that no rank has used in the step."""
+        if self.has_stand_in:
+            bare = bare_model(kwargs["model"])
+            met = torch.tensor(int(self._met_images), device=bare.device)
+            self._met_images = False
+            distributed.all_reduce(met, op=distributed.ReduceOp.MAX)
+            if not met:
+                for _name, weight in outside_language(bare):
+                    weight.grad = None
         if not self._weights:
             return
         used = self._used.to(self._weights[0].device)
