@@ -1,9 +1,13 @@
 """The grid of the demo's habit: it reads, and its runs are those of the grid that the results come from."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from cwdpo.cli import compare
+from cwdpo.cli.app import app
 from cwdpo.compare.grid import START, cells, read_grid, recipe_of
 from cwdpo.demo.habit import LEARNING_RATES, write_grid
 
@@ -31,3 +35,14 @@ def test_the_seed_and_the_size_are_those_asked_for(tmp_path: Path, small: bool) 
     assert ("scenes" in grid.worlds["habit"]) is small
     recipes = [recipe_of(grid, cell, {}, tmp_path / "run") for cell in cells(grid) if cell.method != START]
     assert {recipe.trainer["max_steps"] for recipe in recipes} == {2 if small else 80}
+
+
+def test_the_command_compares_in_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(compare, "compare", lambda *args, **more: called.append((args, more)))
+    answered = CliRunner().invoke(app, ["demo", "--habit", "--small", "--seed", "2", "--out", str(tmp_path / "h")])
+    assert answered.exit_code == 0, answered.output
+    (((grid, out), more),) = called
+    assert (grid, out) == (tmp_path / "h" / "grid.yaml", tmp_path / "h")
+    assert read_grid(grid).seeds == [2]
+    assert more["jobs"] in (1, 2)

@@ -1,5 +1,6 @@
 """``cwdpo demo``: the method on drawn scenes, beside SFT and DPO, or its files to play with."""
 
+import os
 import shlex
 from contextlib import closing
 from functools import partial
@@ -22,6 +23,13 @@ def demo(
     small: Annotated[
         bool, typer.Option("--small", help="One minute: it shows that everything works, but gives no results.")
     ] = False,
+    habit: Annotated[
+        bool,
+        typer.Option(
+            "--habit",
+            help="Where preferences pay: a model with a habit, pairs of its captions, each method at two rates.",
+        ),
+    ] = False,
     files: Annotated[
         Path | None,
         typer.Option(
@@ -34,13 +42,21 @@ def demo(
 ) -> None:
     """Train a tiny model through both stages on drawn scenes, beside SFT and DPO, and write a report.
 
-    Runs on a CPU in minutes; nothing is downloaded.
+    Runs on a CPU in minutes; nothing is downloaded. With --habit two processes train and measure the models, and
+    another start goes on where one was stopped.
     """
     if files is not None:
-        for option, given in (("--out", out is not None), ("--small", small)):
+        for option, given in (("--out", out is not None), ("--small", small), ("--habit", habit)):
             if given:
                 raise ConfigError(f"{option} has no effect beside --files, which trains nothing. Leave it out.")
         _write_files(files, seed)
+        return
+    if habit:
+        from cwdpo.cli.compare import compare
+        from cwdpo.demo.habit import write_grid
+
+        directory = out or _OUT.with_name("habit")
+        compare(write_grid(directory, seed=seed, small=small), directory, jobs=min(2, os.cpu_count() or 1))
         return
     quiet_libraries()
     from cwdpo.demo.run import run_demo

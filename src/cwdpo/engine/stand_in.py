@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -49,11 +50,12 @@ def with_prompt(batch: Batch, other: Batch) -> Batch:
     token = other["answer_ids"][:1, :1].to(device)
     prompt = {name: value.to(device) for name, value in other["prompts"][0].items()}
     joined = Batch(
-        row_index=torch.cat([batch["row_index"], other["row_index"][:1].to(device)]),
+        row_index=np.append(batch["row_index"], other["row_index"][:1]),
         prompts=[*batch["prompts"], prompt],
-        prompt_index=F.pad(batch["prompt_index"], (0, 1), value=len(batch["prompts"])),
+        prompt_index=np.append(batch["prompt_index"], len(batch["prompts"])),
         # no chosen answer, whose entropy would be computed
-        roles=F.pad(batch["roles"], (0, 1), value=int(Role.GENTLE)),
+        roles=np.append(batch["roles"], int(Role.GENTLE)),
+        lengths=np.append(batch["lengths"], 1),
         answer_ids=torch.cat([batch["answer_ids"], F.pad(token, (0, longest - 1))]),
         answer_mask=torch.cat([batch["answer_mask"], F.pad(torch.ones_like(token).bool(), (0, longest - 1))]),
         keys=[*batch["keys"], other["keys"][0]],

@@ -182,7 +182,7 @@ class AnswerArguments(TrainingArguments):
 
 
 def _only_layers(kernels: Mapping[str, Any]) -> bool:
-    """Whether Liger's kernels leave the head and the loss alone; it takes the fused loss unless it is told not to."""
+    """Whether Liger's kernels leave the head and the loss alone; it takes the fused loss unless switched off."""
     return kernels.get("fused_linear_cross_entropy") is False and not kernels.get("cross_entropy", False)
 
 
