@@ -22,6 +22,7 @@ GRIDS = {
     "headline": "examples/regimes/headline.yaml",
     "regimes": "examples/regimes/regimes.yaml",
     "steps": "examples/regimes/steps.yaml",
+    "ablations": "examples/regimes/ablations.yaml",
     "variants": "examples/regimes/variants.yaml",
     "floors": "examples/regimes/floors.yaml",
 }
@@ -130,6 +131,32 @@ def step_claims(results: Results) -> Iterator[Claim]:
         )
 
 
+PARTS = {
+    "without stage 1": "Stage 1",
+    "plain stage 1": "The gentle negatives of stage 1",
+    "without cooling": "Cooling",
+    "without sampled negatives": "Mixing in sampled negatives",
+    "without the filter": "Dropping the easiest sampled negatives",
+}
+"""Runs of the ablations with a part of the method taken out, and the part."""
+
+
+def ablation_claims(results: Results) -> Iterator[Claim]:
+    """Which parts help, by the whole method less the run without the part: somewhere more, and nowhere less."""
+    whole, target = results.grid.baseline or "", results.grid.target
+    for method, part in PARTS.items():
+        gaps = {
+            world: results.difference(world, (whole, ()), (method, ()), target)
+            for world in results.grid.worlds
+            if method in results.methods(world)
+        }
+        yield Claim(
+            f"{part} helps in the whole method, in `{target}`",
+            any(map(beyond, gaps.values())) and not any(beyond(negative(gap)) for gap in gaps.values()),
+            listed(gaps),
+        )
+
+
 def pretrained_claim(results: Results, answers: Mapping[str, Any]) -> Claim:
     """The goal on the pretrained model; ``answers`` is what examples/pretrained/answers.py wrote."""
     world = next(iter(results.grid.worlds))
@@ -216,14 +243,18 @@ and WPO, fall apart as DPO does. The weight with its gradient changes nothing be
 in sampled answers than it gains. The mean of the negatives as floor is better in one regime and worse in the others,
 and so is each constant weight. So the default stays. Its largest regret in sampled answers is of one place: half of
 the pairs easy, at the highest rate. There a cooled pair goes on to imitate a chosen answer that is itself mediocre,
-while under DPO it has soon nothing left to teach."""
+while under DPO it has soon nothing left to teach.
+
+In the ablations, sampled negatives harm, and so hide what the other parts do. They take the place of half of the
+rejected answers without a judge; but here the chosen captions are the model's own, so that a sample is often no
+worse. Where chosen answers are not right, sample with a judge, or not at all."""
 
 LIMITS = """\
 **How far this goes.** One small model (half a million weights) on drawn scenes, in regimes that were searched for. A
 constant weight near the one that cooling starts with does about as well where all negatives are hard; what the adaptive
 weight is for is the table of regrets over regimes. The pretrained model is small too, and its task narrow. Not measured
-yet: the ablations of stage 1 and of sampled negatives in these regimes (`examples/regimes/ablations.yaml`), pairs that
-the pretrained model samples itself, and a GPU."""
+yet: the ablations where chosen answers are right, sampled negatives that a judge has looked at, pairs that the
+pretrained model samples itself, and a GPU."""
 
 
 def beyond(gap: Score) -> bool:
@@ -319,7 +350,7 @@ def page(folder: Path) -> str:
     found = {name: Results.load(DOCS / "results" / f"{name}.json") for name in GRIDS}
     small = Results.load(DOCS / "results" / f"{PRETRAINED}.json")
     answers = json.loads((DOCS / "results" / f"{PRETRAINED}_answers.json").read_text(encoding="utf-8"))
-    more = [*step_claims(found["steps"]), pretrained_claim(small, answers)]
+    more = [*step_claims(found["steps"]), *ablation_claims(found["ablations"]), pretrained_claim(small, answers)]
     parts.append(verdicts(found["headline"], found["regimes"], more))
     parts.append(TRIED)
     for name, results in found.items():

@@ -13,9 +13,11 @@ from docs.make_results import (
     GRIDS,
     MARK,
     OURS,
+    PARTS,
     PRETRAINED,
     PRETRAINED_GRID,
     SFT,
+    ablation_claims,
     beyond,
     claims,
     page,
@@ -108,6 +110,18 @@ def test_fewer_steps_are_those_that_reach_a_rivals_longest_run(early: float, hol
     assert [claim.holds for claim in found] == holds
     assert "with 20 steps" in found[0].evidence
     assert "less DPO, beta .5 with 80" in found[1].evidence
+
+
+@pytest.mark.parametrize(("habit", "base", "holds"), [(0.1, 0.0, True), (0.1, -0.1, False), (0.0, 0.0, False)])
+def test_a_part_helps_that_helps_somewhere_and_harms_nowhere(habit: float, base: float, holds: bool) -> None:
+    wins = {("habit", "whole", None): 0.7 + habit, ("base", "whole", None): 0.7 + base}
+    wins |= {(world, part, None): 0.7 for world in ("habit", "base") for part in PARTS}
+    found = list(ablation_claims(of_grid(["habit", "base"], {}, wins)))
+    assert [claim.holds for claim in found] == [holds] * len(PARTS)
+
+
+def test_the_parts_are_runs_of_the_ablations() -> None:
+    assert {*PARTS} < {*read_grid(DOCS.parent / GRIDS["ablations"]).methods}
 
 
 RATE = "trainer.learning_rate"
