@@ -1,7 +1,7 @@
 """The demo's judges of sampled captions, in the form that ``negatives: {judge: ...}`` takes.
 
-:func:`right_captions` knows what is in the picture. The two others know the row's right caption alone, as a rule-based
-judge of a user's own data would: they show how far words go without the truth.
+:func:`right_captions` and :func:`as_good_as_chosen` know what is in the picture. The two others know the row's right
+caption alone, as a rule-based judge of a user's own data would: they show how far words go without the truth.
 """
 
 import functools
@@ -22,6 +22,11 @@ _ONE_WORD_FOR = {
 def right_captions(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
     """Whether each caption is exactly right; the truth lies beside the world's image directory."""
     return [check_caption(caption, _scene(row)).exact for row, caption in zip(rows, captions, strict=True)]
+
+
+def as_good_as_chosen(rows: Sequence[Row], captions: Sequence[str]) -> list[bool]:
+    """Whether each caption is no worse than its row's chosen one, which need not be right itself."""
+    return [better_caption(row, caption, row.chosen) >= 0 for row, caption in zip(rows, captions, strict=True)]
 
 
 def better_caption(row: Row, first: str, second: str) -> int:
