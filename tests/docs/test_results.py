@@ -11,6 +11,7 @@ from cwdpo.compare.table import Results, Score
 from docs.make_results import (
     DOCS,
     GRIDS,
+    JUDGED,
     MARK,
     OURS,
     PARTS,
@@ -115,13 +116,19 @@ def test_fewer_steps_are_those_that_reach_a_rivals_longest_run(early: float, hol
 @pytest.mark.parametrize(("habit", "base", "holds"), [(0.1, 0.0, True), (0.1, -0.1, False), (0.0, 0.0, False)])
 def test_a_part_helps_that_helps_somewhere_and_harms_nowhere(habit: float, base: float, holds: bool) -> None:
     wins = {("habit", "whole", None): 0.7 + habit, ("base", "whole", None): 0.7 + base}
-    wins |= {(world, part, None): 0.7 for world in ("habit", "base") for part in PARTS}
+    wins |= {(world, part, None): 0.7 for world in ("habit", "base") for part in (*PARTS, JUDGED)}
     found = list(ablation_claims(of_grid(["habit", "base"], {}, wins)))
-    assert [claim.holds for claim in found] == [holds] * len(PARTS)
+    assert [claim.holds for claim in found[:-2]] == [holds] * len(PARTS)
+
+
+def test_a_judge_is_compared_with_no_judge_and_with_no_samples() -> None:
+    wins = {("habit", "whole", None): 0.6} | {("habit", part, None): 0.8 for part in PARTS}
+    found = list(ablation_claims(of_grid(["habit"], {}, wins | {("habit", JUDGED, None): 0.7})))
+    assert [claim.holds for claim in found[-2:]] == [True, False]
 
 
 def test_the_parts_are_runs_of_the_ablations() -> None:
-    assert {*PARTS} < {*read_grid(DOCS.parent / GRIDS["ablations"]).methods}
+    assert {*PARTS, JUDGED} < {*read_grid(DOCS.parent / GRIDS["ablations"]).methods}
 
 
 RATE = "trainer.learning_rate"
