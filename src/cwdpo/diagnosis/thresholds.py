@@ -19,9 +19,8 @@ class Thresholds:
 
     min_fall_readings: int = 6  # logged steps: a fall is held against the noise of its own curve, so fewer will do
     # of the chosen answers' NLL at the start: a fall by this much from their best level counts. Of the recorded runs
-    # of language models those under DPO fell by 4 to 200 %, and healthy ones wander by less than 1. On simulated runs
-    # 2 % blames 12 of 810 healthy ones and 1 % blames 15, but names falls on calm curves up to a tenth of a run sooner
-    fall_share: float = 0.01
+    # of language models those under DPO fell by 4 to 200 %, and healthy ones wander by less than 1
+    fall_share: float = 0.02
     fall_least: float = 0.02  # nats per token: a smaller fall is never a finding, however sure the model was at first
     # nats an answer: the same where lengths are unknown
     fall_answer: float = 0.5
