@@ -23,6 +23,7 @@ from cwdpo.bench.contestants import (
     trl_dpo,
 )
 from cwdpo.bench.counting import count_flops
+from cwdpo.engine.tree import TreeAttention
 
 TINY = ModelSize(
     vision=VisionSize(depth=4, full_attention=(3,), width=80, mlp_width=214, heads=2),
@@ -63,10 +64,10 @@ class Counted:
 
 
 @cache
-def count(case: Case, method: Method) -> Counted:
-    """Count a step of this case by this method; the second time, remember it."""
+def count(case: Case, method: Method, attention: TreeAttention | None = None) -> Counted:
+    """Count a step of this case by this method; the second time, remember it. ``attention`` is of a tree."""
     with without_products():
-        contestant = make_contestant(make_task(case), method)
+        contestant = make_contestant(make_task(case), method, attention)
         step = count_flops(contestant.step)
         once = count_flops(contestant.reference_pass) if method.reference == "cached" else None
     mask = contestant.batch.get("completion_mask")
@@ -87,12 +88,12 @@ def make_task(case: Case) -> Task:
     )
 
 
-def make_contestant(task: Task, method: Method) -> Contestant:
+def make_contestant(task: Task, method: Method, attention: TreeAttention | None = None) -> Contestant:
     """A contestant that steps by this method and is ready to be counted."""
     if method.rows == "trl":
         return trl_dpo(task, compact_head=True)
     features = method.features == "cached"
-    contestant = cw_dpo(task, engine=method.rows, reference=method.reference, features=features)
+    contestant = cw_dpo(task, engine=method.rows, reference=method.reference, features=features, attention=attention)
     with torch.no_grad():
         contestant.loss()  # engines check themselves in their first forward pass
     return contestant

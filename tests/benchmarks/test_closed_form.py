@@ -1,4 +1,4 @@
-"""The closed form against torch's counter."""
+"""The closed form against torch's counter, of trees with a mask: split attention takes a little less."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def test_closed_form_is_within_three_percent_of_the_counter(
     for name, method in METHODS.items():
         if method.features == "cached" and not lora:
             continue  # the tower trains
-        counted = count(case, method)
+        counted = count(case, method, "mask" if method.rows == "tree" else None)
         formula = step_flops(size, method, pairs, **shape, lora=lora, checkpointing=checkpointing)
         assert formula == pytest.approx(counted.step, rel=0.03), name
         if method.reference == "cached":
