@@ -17,7 +17,8 @@ _OUT = Path("runs/demo")
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option("--out", help=f"The run directory.  [default: {_OUT}]", show_default=False)
+        Path | None,
+        typer.Option("--out", help=f"The run directory.  [default: {_OUT}, or runs/habit]", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of scenes, answers and order.")] = 0,
     small: Annotated[

@@ -244,14 +244,14 @@ def read_foreign(source: str, *, trainer_fields: Collection[str]) -> Translated:
             raise ConfigError(f"--from {source} is a recipe of cwdpo already. Give it to `cwdpo train`.")
         tools = ", ".join(one.tool for one in _DIALECTS)
         raise ConfigError(
-            f"--from {_short(source)}: no configuration that is known here ({tools}). Leave --from out, and carry the "
-            "settings over by hand."
+            f"--from {shortened(source, 60)}: no configuration that is known here ({tools}). Leave --from out, and "
+            "carry the settings over by hand."
         )
     for key in dialect.kind:
         what = str(values.get(key, "dpo"))
         if what not in ("dpo", "simpo", "ipo"):
             raise ConfigError(
-                f"--from {_short(source)} has {key}: {what}, and cwdpo trains from preferences. Give the "
+                f"--from {shortened(source, 60)} has {key}: {what}, and cwdpo trains from preferences. Give the "
                 "configuration of a DPO run."
             )
     return _translated(dialect, values, trainer_fields)
@@ -271,7 +271,7 @@ def _translated(dialect: Dialect, values: Mapping[str, Any], trainer_fields: Col
         try:
             found = _value(ours, key, value, values)
         except KeyError:
-            without[key] = f"{ours} has no `{_short(str(value))}`"
+            without[key] = f"{ours} has no `{shortened(str(value), 60)}`"
             continue
         renamed[key] = ours
         if found is not _LEFT_OUT:
@@ -379,7 +379,3 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
             position += 1
         values = [located_yaml.load_value(one, f"--{name}") for one in found] or [True]
         yield name.replace("-", "_"), values[0] if len(values) == 1 else values
-
-
-def _short(text: str) -> str:
-    return shortened(text, 60)
