@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from cwdpo import __version__
 from cwdpo.cli import (
@@ -178,7 +179,11 @@ def main() -> None:
     130 interrupted. Anything else is a defect of ours, and shows its traceback.
     """
     try:
-        app()
+        raise SystemExit(app(standalone_mode=False))
+    except TyperException as mistake:
+        if said := _usage(mistake):
+            print(printable(redact(said)), file=sys.stderr)
+        raise SystemExit(2) from None
     except _InterruptedError as interruption:
         said = f"\n{str(interruption) or 'Interrupted.'}\n{_how_to_continue(sys.argv[1:])}"
         print(printable(redact(said)), file=sys.stderr)
@@ -196,6 +201,19 @@ def main() -> None:
             sys.stdout.flush()
             os._exit(2)  # the interpreter's end would wait for the other process, for some ten seconds
         raise SystemExit(2) from None
+
+
+def _usage(mistake: TyperException) -> str:
+    """One line for a command, an option or a value that does not exist; typer's own is a box of several.
+
+    Empty where the command was given alone: its help has been printed.
+    """
+    said = " ".join(mistake.format_message().replace("Value error, ", "").split())
+    if not said:
+        return ""
+    context = getattr(mistake, "ctx", None)
+    command = "cwdpo" if context is None else context.command_path
+    return f"{command}: {said} See: {command} --help"
 
 
 def _how_to_continue(arguments: list[str]) -> str:
