@@ -1,4 +1,4 @@
-"""How much main memory a process may still take."""
+"""How much main memory a process may still take; and sizes for people."""
 
 import os
 from pathlib import Path
@@ -20,3 +20,17 @@ def free_memory() -> int:
 def processes_here() -> int:
     """Processes of this run on this machine, each of which keeps things of its own in memory."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def human_bytes(number: float) -> str:
+    """A size for people.
+
+    Example:
+        >>> human_bytes(1_500_000), human_bytes(12)
+        ('1.5 MB', '12 B')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"

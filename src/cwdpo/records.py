@@ -278,7 +278,7 @@ class RunDirectory:
 
     def note(self, stage: Stage) -> dict[str, Any]:
         """What was said when the stage was finished; empty if it is not."""
-        return _object_in(self._done(stage))
+        return object_in(self._done(stage))
 
     def keep(self, name: str, value: Mapping[str, object]) -> None:
         """Remember something of the run for the sessions that go on with it; internal."""
@@ -288,7 +288,7 @@ class RunDirectory:
 
     def kept(self, name: str) -> dict[str, Any]:
         """What an earlier session remembered under this name; empty if none did."""
-        return _object_in(self.root / "checkpoints" / f"{name}.json")
+        return object_in(self.root / "checkpoints" / f"{name}.json")
 
     def _done(self, stage: Stage) -> Path:
         return self.root / "checkpoints" / f"{stage}.done"
@@ -462,7 +462,7 @@ def _check_size(path: Path, most: int) -> None:
         )
 
 
-def _object_in(path: Path) -> dict[str, Any]:
+def object_in(path: Path) -> dict[str, Any]:
     """A file's JSON object; empty where there is none."""
     try:
         return _parsed(path.read_bytes()) or {}

@@ -44,6 +44,6 @@ def test_the_gpu_recipe_is_what_its_name_says() -> None:
     assert recipe.model.lora is not None
     assert recipe.model.lora.target_modules == "language"
     assert recipe.data.stage1_fraction == 0.75
-    assert recipe.trainer["activation_checkpointing"] is True
+    assert recipe.trainer["activation_checkpointing"] == "auto"
     assert recipe.stage1 is not None
     assert recipe.stage1.trainer == {"learning_rate": 0.0001}

@@ -35,6 +35,7 @@ def complaint(**section: Any) -> str:
         {"fsdp_config": {"min_num_params": 1}, "deepspeed": "ds.json"},
         {"deepspeed": {"zero_optimization": {"stage": 2}}},
         {"activation_checkpointing": True, "tf32": None},
+        {"activation_checkpointing": "auto"},
         {"include_num_input_tokens_seen": True},
         {"trackio_static_space_id": False},
         {"length_buckets": True, "max_tokens_per_batch": 8192},

@@ -59,7 +59,7 @@ def test_a_gpu_with_room(tmp_path: Path) -> None:
     found, recipe = draft(reports(5_000), tmp_path)
     assert recipe.model.dtype == "bfloat16"
     assert recipe.trainer["bf16"] is True
-    assert recipe.trainer["activation_checkpointing"] is True
+    assert recipe.trainer["activation_checkpointing"] == "auto"
     assert recipe.trainer["per_device_train_batch_size"] * recipe.trainer["gradient_accumulation_steps"] == 32
     assert recipe.trainer["per_device_train_batch_size"] == 8
     assert recipe.model.quantization is None

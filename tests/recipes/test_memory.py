@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from cwdpo.recipes.memory import Device, ModelFacts, StepPlan, fits, human_bytes, step_memory
+from cwdpo.memory import human_bytes
+from cwdpo.recipes.memory import Device, ModelFacts, StepPlan, fits, step_memory
 
 FACTS: ModelFacts = {
     "name_or_path": "owner/model",

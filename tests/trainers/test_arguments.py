@@ -140,6 +140,19 @@ def test_they_survive_what_transformers_does_with_them(tmp_path: Path) -> None:
     assert read.cooling_floor == "mean"
 
 
+def test_activation_checkpointing_has_a_third_position(tmp_path: Path) -> None:
+    assert stage1().activation_checkpointing is False
+    assert stage2(activation_checkpointing="auto").activation_checkpointing == "auto"
+    words = ["--output_dir", str(tmp_path)]
+    for said, meant in (["auto"], "auto"), (["false"], False), (["True"], True), ([], True):
+        (read,) = HfArgumentParser(CWDPOConfig).parse_args_into_dataclasses(  # type: ignore[arg-type]
+            [*words, "--activation_checkpointing", *said]
+        )
+        assert read.activation_checkpointing == meant
+    with pytest.raises(ConfigError, match="activation_checkpointing is 'often', but must be true, false or auto"):
+        stage1(activation_checkpointing="often")
+
+
 def test_processes_that_would_each_train_alone_are_refused() -> None:
     refuse_each_alone({}, 1)
     refuse_each_alone({"WORLD_SIZE": "1"}, 1)

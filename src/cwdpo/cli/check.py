@@ -171,7 +171,7 @@ def _tokens(rows: Iterable["RowReport"], limit: int | None) -> Table:
 
 
 def _model_table(facts: "ModelFacts", memory: Memory) -> Table:
-    from cwdpo.recipes.memory import human_bytes
+    from cwdpo.memory import human_bytes
 
     table = _plain_table(f"{facts['name_or_path']} ({facts['class']}, {facts['dtype']})")
     for name, part in facts["parts"].items():
@@ -196,14 +196,16 @@ def room_for(plan: "StepPlan", needed: int) -> str:
 
     Needed are the bytes of a step.
     """
-    from cwdpo.recipes.memory import ROUGH, human_bytes, this_device
+    from cwdpo.data.check import ROUGH
+    from cwdpo.memory import human_bytes
+    from cwdpo.recipes.memory import this_device
 
     device = this_device()
     there = f"{device.name} has {human_bytes(device.memory)}{'' if device.is_gpu else ' free'}"
     if needed * ROUGH <= device.memory:
         return f"fits: {there}."
     ways = [] if plan.lora else ["`model.lora: {}`"]
-    ways += [] if plan.checkpointing else ["`trainer: {activation_checkpointing: true}`"]
+    ways += [] if plan.checkpointing else ["`trainer: {activation_checkpointing: auto}`"]
     ways += ["a smaller `trainer.per_device_train_batch_size`"] if plan.rows > 1 else []
     ways += ["`model.dtype: bfloat16`"] if plan.dtype == "float32" and device.has_bf16 else []
     ways += ["`model.quantization: {}`"] if plan.lora and plan.bits is None and device.is_gpu else []

@@ -300,6 +300,10 @@ _HEAD_ROWS = 1024
 """Tokens whose vocabulary logits exist at one time; the head is computed in pieces."""
 
 
+ROUGH = 1.5
+"""An estimate is right to this factor; what fits with so much room is said to fit."""
+
+
 def memory_estimate(
     *,
     num_parameters: int,
@@ -313,7 +317,7 @@ def memory_estimate(
 ) -> dict[str, int]:
     """Bytes of one training step by purpose, and in ``total``, with AdamW and the reference cached.
 
-    Good to a factor of about 1.5; a vision tower's activations are not counted.
+    Good to a factor of about :data:`ROUGH`; a vision tower's activations are not counted.
 
         weights      N * b                                 num_parameters * bytes_per_value
         gradients    M * b                                 trainable_parameters

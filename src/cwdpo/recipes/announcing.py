@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from cwdpo.config.recipe import ModelConfig, Stage1Config, Stage2Config
 from cwdpo.data.rows import Row
-from cwdpo.recipes.memory import human_bytes, step_memory, this_device
+from cwdpo.memory import human_bytes
+from cwdpo.recipes.memory import step_memory, this_device
 from cwdpo.recipes.preflight import read_model, step_plan
 from cwdpo.recipes.publishing import hub_name
 from cwdpo.recipes.resuming import is_complete

@@ -15,7 +15,8 @@ from cwdpo.config.recipe_file import known_settings, nested
 from cwdpo.data.check import RowReport
 from cwdpo.data.reading import split_rows
 from cwdpo.errors import ConfigError
-from cwdpo.recipes.memory import Device, ModelFacts, StepPlan, fits, human_bytes, step_memory
+from cwdpo.memory import human_bytes
+from cwdpo.recipes.memory import Device, ModelFacts, StepPlan, fits, step_memory
 from cwdpo.recipes.stages import LEARNING_RATES
 from cwdpo.records import Stage
 
@@ -45,7 +46,7 @@ _COMMENTS: Mapping[str, str] = {
     "stage2.cooling.temperature": "nats per token; smaller makes the switch sharper. `cooling: null` is plain DPO",
     "stage2.trainer.learning_rate": "far below stage 1: preferences move a model quickly",
     "trainer.gradient_accumulation_steps": "",
-    "trainer.activation_checkpointing": "less memory, a third more time",
+    "trainer.activation_checkpointing": "recomputes activations, for a third more time, where memory is short",
     "trainer.warmup_steps": "below 1 it is a share of all steps",
     "output_dir": "relative to where you run the command",
 }
@@ -201,7 +202,7 @@ def _machine(
     if half:
         draft.settings["trainer.bf16"] = True
     if plan.checkpointing:
-        draft.settings["trainer.activation_checkpointing"] = True
+        draft.settings["trainer.activation_checkpointing"] = "auto"
     draft.settings |= {
         "trainer.lr_scheduler_type": "cosine",
         "trainer.warmup_steps": 0.03,

@@ -7,10 +7,7 @@ from typing import Literal, NamedTuple, TypedDict
 import psutil
 import torch
 
-from cwdpo.data.check import memory_estimate
-
-ROUGH = 1.5
-"""An estimate is right to this factor; what fits with so much room is said to fit."""
+from cwdpo.data.check import ROUGH, memory_estimate
 
 
 class PartFacts(TypedDict):
@@ -73,6 +70,7 @@ class StepPlan:
     """As ``trainer.max_tokens_per_batch``."""
 
     checkpointing: bool = True
+    """Whether activations are recomputed, or may be: ``auto`` recomputes them where a step would not fit else."""
 
 
 def this_device() -> Device:
@@ -127,17 +125,3 @@ def bytes_per_value(dtype: str) -> int:
 def fits(memory: Mapping[str, int], device: Device) -> bool:
     """Whether a step surely has room: as much as the estimate may be wrong by, on top."""
     return memory["total"] * ROUGH <= device.memory
-
-
-def human_bytes(number: float) -> str:
-    """A size for people.
-
-    Example:
-        >>> human_bytes(1_500_000), human_bytes(12)
-        ('1.5 MB', '12 B')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"

@@ -36,6 +36,7 @@ _FREE = ("stage2.reference", "negatives.on_error", "negatives.endpoint")
 _FREE_OF_TRAINER = (
     *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
     *("disable_tqdm", "eval_delay", "eval_on_start", "eval_steps", "eval_strategy", "per_device_eval_batch_size"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs"),
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "max_tokens_per_batch", "use_cpu"),
     *("on_nonfinite", "project", "push_to_hub", "report_to", "run_name"),
     *("save_only_model", "save_steps", "save_strategy", "save_total_limit"),

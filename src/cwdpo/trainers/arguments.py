@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_type_hints
 
 from transformers import TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from cwdpo.config.checking import build, problem_with
 from cwdpo.config.recipe import (
@@ -62,6 +63,7 @@ NO_PARTS = (
 if TYPE_CHECKING:
     Floor: TypeAlias = float | str
     LossNames: TypeAlias = PreferenceLoss | dict[PreferenceLoss, float]
+    Checkpointing: TypeAlias = bool | Literal["auto"] | None
 else:
 
     class Floor(str):
@@ -78,6 +80,12 @@ else:
 
         def __new__(cls, text: str) -> "str | dict[str, float]":
             return json.loads(text) if text.startswith("{") else text
+
+    class Checkpointing(str):
+        """The same for a switch that has a third position."""
+
+        def __new__(cls, text: str) -> "bool | str":
+            return text if text == "auto" else string_to_bool(text)
 
 
 @dataclass
@@ -99,6 +107,14 @@ class AnswerArguments(TrainingArguments):
     on_nonfinite: OnNonfinite = field(
         default="stop",
         metadata={"help": "At a step whose loss or gradient is not finite: stop, or skip it and count it."},
+    )
+    activation_checkpointing: Checkpointing = field(  # type: ignore[assignment]  # the Trainer's has no third position
+        default=None,
+        metadata={
+            "help": "Recompute activations, for less memory and a third more time; auto: where a step needs it.",
+            "nargs": "?",
+            "const": True,
+        },
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be off: rows are read whole."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off, so that a NaN loss is seen."})
@@ -155,6 +171,10 @@ class AnswerArguments(TrainingArguments):
                 "accelerator_config has dispatch_batches, which cuts batches along their first dimension, and a batch "
                 "here is prompts with any number of answers. Take it out: each process reads its own rows."
             )
+        if self.activation_checkpointing not in (True, False, "auto"):
+            raise ConfigError(
+                f"activation_checkpointing is {self.activation_checkpointing!r}, but must be true, false or auto."
+            )
         if self.on_nonfinite not in get_args(OnNonfinite):
             raise ConfigError(f"on_nonfinite is {self.on_nonfinite!r}, but must be stop or skip.")
         if self.deepspeed is not None and self.on_nonfinite == "skip":
@@ -209,7 +229,7 @@ def refuse_each_alone(environment: Mapping[str, str], together: int) -> None:
 
 def argument_types() -> dict[str, Any]:
     """What both stages take, by name, with its declared type."""
-    types = get_type_hints(AnswerArguments)
+    types = get_type_hints(AnswerArguments) | {"activation_checkpointing": bool | Literal["auto"] | None}
     return {each.name: types[each.name] for each in fields(AnswerArguments) if each.init}
 
 

@@ -41,6 +41,7 @@ from cwdpo.trainers.accepting import check_engine, check_trainable, refuse_colla
 from cwdpo.trainers.arguments import NO_PARTS, NO_SKIP, AnswerArguments
 from cwdpo.trainers.callbacks import Sealing
 from cwdpo.trainers.finite import FiniteSteps, broken_weights
+from cwdpo.trainers.recomputing import StepRows, decide_recomputing
 from cwdpo.trainers.reference_pass import agree_on_engine
 from cwdpo.trainers.rounding import LostUpdates
 from cwdpo.trainers.sharding import (
@@ -237,6 +238,10 @@ class AnswerTrainer(Trainer):
             checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
             if checkpoint is not None:
                 self._restore(checkpoint)
+            if self.args.activation_checkpointing == "auto":
+                self.args.activation_checkpointing = decide_recomputing(
+                    self, StepRows(self.collate, self.row_lengths, self.args.max_tokens_per_batch), checkpoint
+                )
             with _without_reload_warnings():
                 output = super().train(checkpoint, trial, ignore_keys_for_eval)
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
