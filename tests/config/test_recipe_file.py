@@ -312,6 +312,21 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 trainers = st.dictionaries(texts | tricky, scalars | st.lists(scalars, max_size=3), max_size=4)
 
 
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("chosen-2tau", "chosen - 2 tau"),
+        ("chosen - 2.0 * tau", "chosen - 2 tau"),
+        ("gentle - 0 tau", "gentle"),
+        ("quantile:0.25-1.5tau", "quantile:0.25 - 1.5 tau"),
+    ],
+)
+def test_a_floor_rule_is_kept_in_one_spelling(written: str, kept: str) -> None:
+    """Else a run could not be resumed with the same rule in another spelling."""
+    assert CoolingConfig(floor=written).floor == kept
+    assert CoolingConfig(floor=kept).floor == kept
+
+
 @settings(deadline=None, max_examples=60)
 @given(trainer=trainers, floor=st.floats(-1e6, 0) | st.just("mean"), seed=st.integers(0, 2**32 - 1))
 def test_what_is_written_reads_back_equal(

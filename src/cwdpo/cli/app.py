@@ -179,7 +179,7 @@ def main() -> None:
     130 interrupted. Anything else is a defect of ours, and shows its traceback.
     """
     try:
-        raise SystemExit(app(standalone_mode=False))
+        raise SystemExit(app(prog_name="cwdpo", standalone_mode=False))
     except TyperException as mistake:
         if said := _usage(mistake):
             print(printable(redact(said)), file=sys.stderr)

@@ -122,8 +122,12 @@ class FloorRule(NamedTuple):
     taus: float
     """In units of the cooling temperature."""
 
+    def __str__(self) -> str:
+        """The one way to write it, in which runs are compared."""
+        return self.statistic if self.taus == 0 else f"{self.statistic} - {self.taus:g} tau"
 
-_FLOOR_RULE = re.compile(r"(chosen|gentle|mean|quantile:[^ ]+)(?: ?- ?(\d+(?:\.\d+)?) ?tau)?")
+
+_FLOOR_RULE = re.compile(r"(chosen|gentle|mean|quantile:[^\s-]+)(?:\s*-\s*(\d+(?:\.\d+)?)\s*\*?\s*tau)?")
 
 
 def floor_rule(text: str) -> FloorRule | None:
@@ -142,10 +146,13 @@ def floor_rule(text: str) -> FloorRule | None:
 def number_or_floor_rule(advice: str) -> AfterValidator:
     """Validator of the cooling floor: a log-probability, at most 0, or a :class:`FloorRule` as text."""
 
-    def check(value: _Value) -> _Value:
-        if isinstance(value, str) and floor_rule(value) is None:
-            raise ValueError(f"is {value!r}. {advice} A quantile is above 0 and below 1.")
-        if isinstance(value, int | float) and value > 0:
+    def check(value: float | str) -> float | str:
+        if isinstance(value, str):
+            rule = floor_rule(value)
+            if rule is None:
+                raise ValueError(f"is {value!r}. {advice} A quantile is above 0 and below 1.")
+            return str(rule)
+        if value > 0:
             raise ValueError(f"is {value}, but log-probabilities are never positive. Did you mean {-value}?")
         return value
 
