@@ -1,5 +1,6 @@
 """Every known format gives the same row; what is wrong is said in one line."""
 
+import random
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cwdpo.data.formats import format_of, row_from_record, unread_columns
+from cwdpo.data import formats
+from cwdpo.data.formats import Described, format_of, read_record, row_from_record, unread_columns
 from cwdpo.data.image_roots import ImageRoots
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import DataError
@@ -296,3 +298,58 @@ ANSWER = {"role": "assistant", "content": "a"}
 )
 def test_what_is_wrong_is_said(record: Any, message: str) -> None:
     assert message in refused(record)
+
+
+TEXTS = (
+    "A cat.",
+    "Human: x\n\nAssistant:",
+    "Human: x",
+    "<image>Why?",
+    " x",
+    "na\u00efve",
+    "",
+    "[1]",
+    3,
+    None,
+    [user("x")],
+)
+VALUES: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("prompt", "question"), (*TEXTS, [{"role": "user", "content": "x"}])),
+    **dict.fromkeys(("chosen", "rejected", "gentle", "longer"), TEXTS),
+    "negatives": (["x"], [], None),
+    **dict.fromkeys(("image", "images"), ("a.png", ["a.png", "b.png"], ["../a.png"], [], None, [3])),
+    **dict.fromkeys(("id", "idx", "kind"), ("7", 7, 1.5, "", None, True, [1])),
+    "system": ("Be brief.", ""),
+    **dict.fromkeys(("img", "videos", "messages", "rejeted", "further", "chat_template_kwargs"), ({}, "x", None)),
+}
+
+
+def random_record(rng: random.Random) -> dict[str, Any]:
+    """Mostly a usual row, with a few keys and values of all others."""
+    plain = {key: "A cat." for key in (rng.choice(("prompt", "question")), "chosen", "rejected")}
+    odd = {key: rng.choice(VALUES[key]) for key in rng.sample(sorted(VALUES), rng.randint(0, 3))}
+    mixed = [*(plain | odd).items()]
+    rng.shuffle(mixed)
+    return dict(mixed[: rng.choice((len(mixed), len(mixed), 2))])
+
+
+def outcome(record: dict[str, Any]) -> Described | str:
+    try:
+        return read_record(record, source="rows.jsonl:3", roots=ROOTS)
+    except DataError as problem:
+        return str(problem)
+
+
+def test_usual_rows_are_read_as_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most rows take a short way; it gives what the long one gives, or leaves them to it."""
+    rng = random.Random(0)
+    records = [random_record(rng) for _ in range(4_000)]
+    short = [outcome(record) for record in records]
+    ways: list[bool] = []
+    monkeypatch.setattr(formats, "_usual_form", lambda keys: ways.append(True))
+    assert [outcome(record) for record in records] == short
+    assert len(ways) > 3_600
+    assert sum(not isinstance(found, str) for found in short) > 800
+    monkeypatch.undo()
+    monkeypatch.setattr(formats, "_read_any", None)
+    assert read(SAME["flat"]) == read({**SAME["rlaif-v"], "chosen": "A cat."})

@@ -1,6 +1,7 @@
 """Images inside tables stay there until they are asked for, in any order and in any process."""
 
 import io
+import json
 import pickle
 import random
 from collections.abc import Callable
@@ -17,9 +18,9 @@ from cwdpo.data import arrow
 from cwdpo.data.check import check_rows
 from cwdpo.data.images import open_image, peek_image
 from cwdpo.data.reading import read_records, read_rows
-from cwdpo.data.rows import Row, StoredImage
+from cwdpo.data.rows import ImageSlot, Message, Row, StoredImage
 from cwdpo.errors import DataError
-from cwdpo.recipes.resuming import _contents
+from cwdpo.recipes.resuming import _contents, _line
 
 
 def png(number: int) -> bytes:
@@ -111,6 +112,27 @@ def test_what_is_made_of_rows_is_the_same(path: Path) -> None:
     report = check_rows(path)
     assert (len(report.rows), report.findings, report.notes) == (10, [], [])
     assert not any("StoredImage" in str(record) for record, _ in read_records(path))
+
+
+@pytest.mark.parametrize(
+    ("row", "further"),
+    [
+        (
+            Row((Message("user", (ImageSlot(), 'Na\u00efve "x"\n\U0001f600')),), "a", ("b", "c"), kind="k", longer="l"),
+            [],
+        ),
+        (Row((Message("user", ("x",)), Message("assistant", ("y",), "z")), "a", gentle="g"), [["z"], "{}"]),
+        (Row((Message("user", ("x",)),), "a", template_kwargs={"t": None}), [[], "{'t': None}"]),
+    ],
+)
+def test_the_hash_is_of_rows_as_json(row: Row, further: list[Any]) -> None:
+    """Runs that began with another version are resumed with the same hash."""
+    turns = [[turn.role, [part if isinstance(part, str) else None for part in turn.parts]] for turn in row.prompt]
+    answers = [row.chosen, [*row.rejected], row.gentle, row.longer, row.shorter, row.kind]
+    assert (
+        _line(row, ['"a.png"', '["RGB", 2, 3]'])
+        == json.dumps([turns, answers, ["a.png", ["RGB", 2, 3]], *further]) + "\n"
+    )
 
 
 def test_a_file_that_is_gone_is_an_error_with_its_name(tmp_path: Path) -> None:

@@ -55,14 +55,15 @@ class ParquetTable:
             values = self._kept.get((group, column))
             if values is None:
                 values = self._file.read_row_group(group, columns=[column]).column(column)
+                self._size += values.nbytes
         except (pa.ArrowException, OSError) as problem:
             reason = " ".join(str(problem).split())
             raise DataError(f"{self.path}: cannot be read any more: {reason}. Do not change it in use.") from problem
         if next(reversed(self._kept), None) != (group, column):
             self._kept.pop((group, column), None)
             self._kept[group, column] = values  # the newest last
-            while len(self._kept) > 1 and sum(each.nbytes for each in self._kept.values()) > _KEPT_BYTES:
-                del self._kept[next(iter(self._kept))]
+            while len(self._kept) > 1 and self._size > _KEPT_BYTES:
+                self._size -= self._kept.pop(next(iter(self._kept))).nbytes
         value = values[row - self._starts[group]].as_py()
         return value if self._decode is None else self._decode({column: value})[column]
 
@@ -73,6 +74,7 @@ class ParquetTable:
         self._starts = [0, *accumulate(sizes)]
         self._decode = decoder_of_schema(self._file.schema_arrow)
         self._kept: dict[tuple[int, str], pa.ChunkedArray] = {}
+        self._size = 0  # bytes of those
         self._process = os.getpid()
 
 

@@ -30,7 +30,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from cwdpo.data.image_roots import ImageRoots, read_image
-from cwdpo.data.known_formats import REPEATS, Format, Record, find_format, parse_json
+from cwdpo.data.known_formats import REPEATS, Format, Record, find_format, parse_json, with_keys
 from cwdpo.data.messages import (
     PLACEHOLDER,
     Answer,
@@ -39,6 +39,7 @@ from cwdpo.data.messages import (
     is_empty,
     is_list,
     is_object,
+    is_plain,
     read_answer,
     read_last_answer,
     read_text,
@@ -134,7 +135,63 @@ def read_record(record: Record, *, source: str, roots: ImageRoots) -> Described:
         raise DataError(f"{source}: a row is a {type(record).__name__}, but must be an object like {_EXAMPLE}.")
     given, record = record, _without_missing(record)
     keys = tuple(record)
+    usual = _usual_form(keys)
+    if usual is not None and all([is_plain(text := record[key]) and text[:6] != "Human:" for key in usual.texts]):
+        return _read_usual(record, usual, source, roots)
     missing = [] if record is given else [key for key in given if key not in record]
+    return _read_any(record, keys, missing, source, roots)
+
+
+class _Usual(NamedTuple):
+    """How rows with certain keys are read, where their texts are plain."""
+
+    texts: tuple[str, ...]
+    """Keys of the prompt and of all answers."""
+
+    others: tuple[str, ...]
+    """Those of them that are neither prompt nor chosen nor rejected."""
+
+    has_images: bool
+    format: str
+    unread: tuple[str, ...]
+
+
+@lru_cache(maxsize=1000)  # the rows of a data set mostly have the same keys
+def _usual_form(keys: tuple[str, ...]) -> _Usual | None:
+    """Of rows with a question and answers beside it, in any format that has no more to it than that; else None."""
+    known = next((each for each in with_keys(keys) if each.name != "hh"), None)  # a plain text is no dialogue
+    if known is None or known.name not in ("trl", "flat", "rlaif-v"):
+        return None
+    has_images = "images" in keys or "image" in keys
+    more = ("system", "negatives", *_KWARGS, *REPEATS, *_UNSUPPORTED, *(() if has_images else _IMAGE_NAMES))
+    if not {*more}.isdisjoint(keys) or _wrong_keys(keys, known) is not None:
+        return None
+    others = tuple(name for name in _OTHER_ANSWERS if name in keys)
+    texts = (known.needs[0], "chosen", *(["rejected"] if "rejected" in keys else []), *others)
+    return _Usual(texts, others, has_images, known.name, _unread(keys, known))
+
+
+def _read_usual(record: Record, usual: _Usual, source: str, roots: ImageRoots) -> Described:
+    """The same as :func:`_read_any`, in a quarter of its time: most rows of large data sets are so."""
+    images = tuple(_images(record, roots, source)) if usual.has_images else ()
+    row = Row(
+        prompt=(Message("user", (*((_SLOT,) * len(images)), record[usual.texts[0]])),),
+        chosen=record["chosen"],
+        rejected=(record["rejected"],) if "rejected" in record else (),
+        **{name: record[name] for name in usual.others},
+        images=images,
+        template_kwargs=_NONE,
+        kind=_label(record, "kind", source),
+        id=_label(record, "id", source) or _label(record, "idx", source) or "",
+        source=source,
+    )
+    return Described(row, usual.format, usual.unread)
+
+
+def _read_any(
+    record: Record, keys: tuple[str, ...], missing: Sequence[str], source: str, roots: ImageRoots
+) -> Described:
+    """A record without missing values; ``missing`` are the keys of those."""
     known = _checked_format(record, keys, source, missing)
     key = known.needs[0]
     turns, chosen, rejected = known.read(record, key, source)

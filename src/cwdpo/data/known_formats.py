@@ -220,14 +220,15 @@ FORMATS = (
 
 def find_format(record: Record) -> Format | None:
     """The format of a record without missing values; None where it is of none."""
-    for known in _with_keys(tuple(record)):
+    for known in with_keys(tuple(record)):
         if known.fits(record):
             return known
     return None
 
 
 @lru_cache(maxsize=1000)  # the rows of a data set mostly have the same keys
-def _with_keys(keys: tuple[str, ...]) -> tuple[Format, ...]:
+def with_keys(keys: tuple[str, ...]) -> tuple[Format, ...]:
+    """Formats whose keys are all there; which of them a record is of, its values say."""
     return tuple(known for known in FORMATS if {*known.needs} <= {*keys})
 
 

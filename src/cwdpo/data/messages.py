@@ -62,6 +62,7 @@ _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _LOSS_KEYS = ("loss", "weight", "train")
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
+_EMPTY_TEXTS = frozenset(("", "[]", "{}", "null", "None"))
 _MESSAGE = '{"role": "user", "content": "..."}'
 _PLACEHOLDER = re.compile(rf"(?:\A{PLACEHOLDER}\n|\n{PLACEHOLDER}\Z|{PLACEHOLDER})")
 _BRACKET = re.compile(r"\s*[\[{]")
@@ -114,12 +115,14 @@ def is_empty(value: object) -> bool:
     if value is None:
         return True
     if isinstance(value, str):
-        return value.strip() in ("", "[]", "{}", "null", "None")
+        return value.strip() in _EMPTY_TEXTS
+    if isinstance(value, list):
+        return not value
     if isinstance(value, float):
         return value != value  # tables write NaN where a value is missing
     if is_object(value):
         return all(map(is_empty, value.values()))
-    return isinstance(value, list | Sequence) and len(value) == 0
+    return isinstance(value, Sequence) and len(value) == 0
 
 
 def is_object(value: object) -> TypeGuard[Mapping[str, Any]]:

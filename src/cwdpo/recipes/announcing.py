@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
+from heapq import nlargest
 
 from cwdpo.config.recipe import ModelConfig, Stage1Config, Stage2Config
 from cwdpo.data.rows import Row
@@ -92,7 +93,7 @@ def _memory(context: RunContext) -> str:
         **rank,
     )
     longest = 0
-    for row in sorted(context.rows, key=_characters, reverse=True)[:_LONG_ROWS]:
+    for row in nlargest(_LONG_ROWS, context.rows, key=_characters):
         encoded = encoder.encode(row, [row.chosen, *row.rejected])
         answers = max((len(answer) for answer in encoded.answers), default=0)
         longest = max(longest, encoded.prompt["input_ids"].shape[-1] + answers)

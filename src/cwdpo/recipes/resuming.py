@@ -149,19 +149,32 @@ def _contents(data: DataConfig, rows: Sequence[Row]) -> list[dict[str, str | int
     found: list[dict[str, str | int]] = []
     for file, group in groupby(rows, key=lambda row: row.source.rpartition(":")[0]):
         root, count, digest = resolve_root(file, data.image_root).start, 0, xxhash.xxh3_128()
-        names: dict[Path, str | list[str | int]] = {}  # of files that many rows share
+        names: dict[Path, str] = {}  # of files that many rows share
         for count, row in enumerate(group, start=1):  # noqa: B007  # counted to the end
-            turns = [[turn.role, [p if isinstance(p, str) else None for p in turn.parts]] for turn in row.prompt]
-            answers = [row.chosen, list(row.rejected), row.gentle, row.longer, row.shorter, row.kind]
             for image in row.images:
                 if isinstance(image, Path) and image not in names:
-                    names[image] = _name(image, root)
-            images = [names[image] if isinstance(image, Path) else _name(image, root) for image in row.images]
-            for_template = [turn.reasoning for turn in row.prompt if turn.reasoning is not None]
-            further = [for_template, repr(row.template_kwargs)] if for_template or row.template_kwargs else []
-            digest.update(json.dumps([turns, answers, images, *further]).encode() + b"\n")
+                    names[image] = _json(_name(image, root))
+            images = [names[image] if isinstance(image, Path) else _json(_name(image, root)) for image in row.images]
+            digest.update(_line(row, images).encode())
         found.append({"file": file, "rows": count, "hash": digest.hexdigest()})
     return found
+
+
+_json = json.JSONEncoder().encode  # of a text alone in a tenth of the time that it takes for lists
+
+
+def _line(row: Row, images: Sequence[str]) -> str:
+    """A row as JSON: turns, answers and names of images (as JSON already), then what only few rows have."""
+    turns = [
+        f"[{_json(turn.role)}, [{', '.join([_json(p) if isinstance(p, str) else 'null' for p in turn.parts])}]]"
+        for turn in row.prompt
+    ]
+    others = ["null" if text is None else _json(text) for text in (row.gentle, row.longer, row.shorter, row.kind)]
+    answers = [_json(row.chosen), f"[{', '.join([_json(answer) for answer in row.rejected])}]", *others]
+    reasoning = [turn.reasoning for turn in row.prompt if turn.reasoning is not None]
+    further = [_json(reasoning), _json(repr(row.template_kwargs))] if reasoning or row.template_kwargs else []
+    lists = [f"[{', '.join(each)}]" for each in (turns, answers, images)]
+    return f"[{', '.join([*lists, *further])}]\n"
 
 
 def _name(image: ImageSource, root: Path | None) -> str | list[str | int]:
