@@ -49,11 +49,24 @@ def test_findings_exit_1_and_name_the_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_only_the_first_problems_are_printed(run: Run, tmp_path: Path) -> None:
-    bad = [{"prompt": "x", "chosen": ""}] * 13
+    bad = [{"prompt": "x", "chosen": "a", "rejected": "b", f"rejecte{sign}": "b"} for sign in "abcefghijklmn"]
     code, out, _ = run(written(tmp_path, *bad))
     assert code == 1
     assert out.count("STOPS TRAINING: ") == 11
     assert "and 3 more (3 unusable_row). --json lists all." in out
+
+
+def test_what_is_the_same_in_many_rows_is_one_line(run: Run, tmp_path: Path) -> None:
+    """Values and paths differ from row to row, the problem does not; another one is seen beside it."""
+    lost = [{"image": f"../{i}.png", "prompt": "x", "chosen": "a", "rejected": "b"} for i in range(24)]
+    code, out, _ = run(written(tmp_path, *lost, {"prompt": "x", "chosen": ""}))
+    assert code == 1
+    problems = [line for line in out.splitlines() if line.startswith("STOPS TRAINING")]
+    assert len(problems) == 2
+    assert f"{tmp_path}/rows.jsonl:2: " in problems[0]
+    assert problems[0].endswith(" (and 23 more rows)")
+    assert "`chosen` is empty" in problems[1]
+    assert not problems[1].endswith("rows)")
 
 
 def test_a_file_that_cannot_be_read_at_all_exits_2(run: Run, tmp_path: Path) -> None:
@@ -117,6 +130,27 @@ def recipe(folder: Path, model: Path, **sections: Any) -> Path:
     common = {"model": {"name_or_path": str(model)}, "data": {"train": "rows.jsonl"}, "stage2": {}}
     path.write_text(json.dumps(common | {"output_dir": str(folder / "run")} | sections))
     return path
+
+
+def test_rows_that_are_not_held_out_are_a_note(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    shared = {"prompt": "x", "chosen": "a", "rejected": "b"}
+    written(tmp_path, shared)
+    other = {"prompt": "y", "chosen": "a", "rejected": "b"}
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (other, shared)))
+    code, out, _ = run(recipe(tmp_path, tiny("llava"), data={"train": "rows.jsonl", "eval": "eval.jsonl"}))
+    assert code == 0
+    assert "1 of 2 rows of data.eval is also in data.train, so it is not held out" in out
+    assert f"the first is {tmp_path}/eval.jsonl:2." in out
+
+
+def test_a_recipe_of_rows_that_teach_nothing_is_stopped(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "x", "chosen": "a", "rejected": "a"}) + "\n")
+    code, out, _ = run(recipe(tmp_path, tiny("llava")))
+    assert code == 1
+    assert "data.train: no row has two different answers, so nothing can be learned" in out
+    # stage 1 alone reads no rejected answer
+    assert run(recipe(tmp_path, tiny("llava"), stage1={"objective": "plain"}, stage2=None))[0] == 0
 
 
 def test_a_recipe_is_checked_whole(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:

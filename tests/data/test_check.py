@@ -177,6 +177,23 @@ def test_notes(write_rows: WriteRows, tmp_path: Path) -> None:
     assert f"the same as {path}:1" in check_rows(path).notes[0].message
 
 
+def test_an_id_of_two_rows(write_rows: WriteRows) -> None:
+    path = write_rows({**FLAT, "id": "a"}, FLAT | {"prompt": "No id"}, {**FLAT, "id": "a", "rejected": "A cow."})
+    assert notes(path) == [(3, "shared_id")]
+    assert check_rows(path).notes[0].message.startswith(f"{path}:3: the id 'a' is also on line 1, with other content")
+    # a copy is one thing, and is said once
+    assert notes(write_rows({**FLAT, "id": "a"}, {**FLAT, "id": "a"})) == [(2, "duplicate")]
+
+
+def test_a_file_without_two_different_answers_teaches_nothing(write_rows: WriteRows) -> None:
+    same = {**FLAT, "rejected": " A cat."}
+    found = check_rows(write_rows(same, {**same, "prompt": "Who?"})).findings
+    assert [finding.name for finding in found] == ["nothing_to_learn"]
+    assert "no row has two different answers, so nothing can be learned" in found[0].message
+    assert check_rows(write_rows(same, {**FLAT, "prompt": "Who?"})).ok
+    assert check_rows(write_rows({**same, "negatives": ["A dog."]})).ok
+
+
 def test_notes_on_tokens(write_rows: WriteRows, processor_of: Callable[[str], Any]) -> None:
     processor = copy.copy(processor_of("llava"))
     processor.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"

@@ -117,8 +117,12 @@ def test_length_limit(processor_of: Callable[[str], Any], encoder_of: Callable[[
         rf"f:1: the prompt with the answer 'A red circle\.' has {longest} tokens \({free.prompt_tokens - 6} text, "
         rf"6 image, {len(free.answers[1])} answer\), more than the {longest - 1} allowed\. Nothing is truncated"
     )
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as found:
         short.encode(row, answers)
+    assert "raise data.max_length" not in str(found.value)  # the model has no more positions
+    lower = Encoder(processor_of("qwen2_vl"), max_length=longest - 1, limits=ModelLimits(longest))
+    with pytest.raises(DataError, match=r"truncated: raise data\.max_length, shorten"):
+        lower.encode(row, answers)
     assert short.measure(row, answers).answers == free.answers
     with pytest.raises(DataError, match="f:1: the prompt has"):
         Encoder(processor_of("qwen2_vl"), max_length=5).encode(row)

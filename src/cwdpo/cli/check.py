@@ -1,6 +1,7 @@
 """``cwdpo check``: what would stop training, before it begins."""
 
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -214,12 +215,27 @@ def room_for(plan: "StepPlan", needed: int) -> str:
 
 
 def _list(notices: Sequence["Notice"], title: str, console: Console) -> None:
-    for notice in notices[:_SHOWN]:
-        console.print(Text(f"{title}: {notice.message}"), soft_wrap=True)
-    if len(notices) > _SHOWN:
-        counts = Counter(notice.name for notice in notices[_SHOWN:])
-        names = ", ".join(f"{count} {name}" for name, count in counts.items())
-        console.print(Text(f"{title}: and {len(notices) - _SHOWN} more ({names}). --json lists all."), soft_wrap=True)
+    """Notices that say the same of many rows are one line, with the first row and a count."""
+    groups: dict[tuple[str, str], list[Notice]] = {}
+    for notice in notices:
+        groups.setdefault((notice.name, _kind_of(notice)), []).append(notice)
+    shown = list(groups.values())[:_SHOWN]
+    for first, *others in shown:
+        more = f" (and {len(others)} more row{'' if len(others) == 1 else 's'})" if others else ""
+        console.print(Text(f"{title}: {first.message}{more}"), soft_wrap=True)
+    left = [notice for group in list(groups.values())[_SHOWN:] for notice in group]
+    if left:
+        names = ", ".join(f"{count} {name}" for name, count in Counter(notice.name for notice in left).items())
+        console.print(Text(f"{title}: and {len(left)} more ({names}). --json lists all."), soft_wrap=True)
+
+
+_OF_ONE_ROW = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[/\\]\S*|\b\d+\b")
+"""In a message: quoted values, paths, and numbers, which differ from row to row where the problem is the same."""
+
+
+def _kind_of(notice: "Notice") -> str:
+    """A notice's message without its row and what is that row's alone."""
+    return _OF_ONE_ROW.sub("", notice.message.removeprefix(notice.source))
 
 
 def _plain_table(title: str) -> Table:

@@ -1,6 +1,5 @@
 """Preflight without GPU or weights: read every row, open its images, count its tokens; estimate a step's memory."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -8,14 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xxhash
-
 from cwdpo.data.formats import read_record
 from cwdpo.data.image_roots import GivenRoots, ImageRoots
 from cwdpo.data.images import verify_image
 from cwdpo.data.messages import is_json, is_plain, metadata_keys, parse_messages
 from cwdpo.data.reading import Record, read_records
-from cwdpo.data.rows import Row, StoredImage
+from cwdpo.data.repeats import has_two_answers, hash_of, prompt_hash
+from cwdpo.data.rows import Row
 from cwdpo.data.sources import resolve_root
 from cwdpo.errors import DataError, shortened
 
@@ -30,6 +28,10 @@ _MEDIA_TAG = re.compile(
 )
 """Marks of images and other media in the conventions of other programs."""
 
+NOTHING_TO_LEARN = (
+    "no row has two different answers, so nothing can be learned. Write `rejected` answers that differ from `chosen`."
+)
+
 _MOST_NOTED = 200
 """Different things that are noted once a file; beyond, a file is odd in more ways than anyone reads."""
 
@@ -42,10 +44,11 @@ class Notice:
     """``file:line``."""
 
     name: str
-    """Stops training: ``unreadable_file``, ``unusable_row``, ``too_long``; of a recipe also ``missing_answer`` and
-    ``settings``. Does not: ``duplicate``, ``contradiction``, ``identical_answers``, ``gentle_is_chosen``,
-    ``no_rejected``, ``split_tokens``, ``unknown_tokens``, ``unread_column``, ``unread_key``, ``unread_kwarg``,
-    ``media_tag``, ``json_text``."""
+    """Stops training: ``unreadable_file``, ``unusable_row``, ``too_long``, ``nothing_to_learn``; of a recipe also
+    ``missing_answer`` and ``settings``. Does not: ``duplicate``, ``shared_id``, ``contradiction``,
+    ``identical_answers``, ``gentle_is_chosen``, ``no_rejected``, ``split_tokens``, ``unknown_tokens``,
+    ``unread_column``, ``unread_key``, ``unread_kwarg``, ``media_tag``, ``json_text``; of a recipe also
+    ``not_held_out``."""
 
     message: str
     """What was found, beginning with the source, and what to do."""
@@ -144,6 +147,8 @@ def check_rows(
             "stops at them. Keep them for a recipe with stage1 alone, or add `rejected`."
         )
         report.notes.append(Notice(missing[0], "no_rejected", message))
+    elif report.rows and not checker.can_learn:
+        report.findings.append(Notice(str(path), "nothing_to_learn", f"{path}: {NOTHING_TO_LEARN}"))
     return report
 
 
@@ -156,6 +161,9 @@ class _Checker:
         self._pairs: dict[bytes, str] = {}
         self._noted: set[str] = set()
         self._opened: set[Path] = set()
+        self._ids: dict[str, tuple[bytes, str]] = {}
+        self.can_learn = False
+        """Whether any row so far has two different answers."""
 
     def check(self, record: Record | DataError, source: str, roots: ImageRoots) -> None:
         try:
@@ -241,12 +249,18 @@ class _Checker:
     def _compare(self, row: Row) -> None:
         """Look for answers and rows that are the same."""
         # of a million rows the hashes are kept, and not the texts
-        prompt, chosen = _identity(row), _hash(row.chosen)
-        rejected = [_hash(answer) for answer in row.rejected]
-        gentle = bytes(16) if row.gentle is None else _hash(row.gentle)
-        first = self._rows.setdefault(_hash(prompt, gentle, chosen, *rejected), row.source)
+        prompt, chosen = prompt_hash(row), hash_of(row.chosen)
+        rejected = [hash_of(answer) for answer in row.rejected]
+        gentle = bytes(16) if row.gentle is None else hash_of(row.gentle)
+        whole = hash_of(prompt, gentle, chosen, *rejected)
+        first = self._rows.setdefault(whole, row.source)
         if first != row.source:
             self._note(row, "duplicate", f"the row is the same as {first}, so it counts twice. Take one out.")
+        self.can_learn = self.can_learn or has_two_answers(row)
+        content, earlier = self._ids.setdefault(row.id, (whole, row.source)) if row.id else (whole, "")
+        if content != whole:
+            where = f"the id {shortened(row.id)!r} is also on line {earlier.rpartition(':')[2]}"
+            self._note(row, "shared_id", f"{where}, with other content. Give each row its own.")
         if row.chosen.strip() in (answer.strip() for answer in row.rejected):
             same = "chosen and rejected are the same, so nothing is learned from the pair. Take it out."
             self._note(row, "identical_answers", same)
@@ -254,8 +268,8 @@ class _Checker:
             same = "gentle is the same as chosen, but must hold one error. Take `gentle` out."
             self._note(row, "gentle_is_chosen", same)
         for answer in rejected:
-            self._pairs.setdefault(_hash(prompt, chosen, answer), row.source)
-            reverse = self._pairs.get(_hash(prompt, answer, chosen))
+            self._pairs.setdefault(hash_of(prompt, chosen, answer), row.source)
+            reverse = self._pairs.get(hash_of(prompt, answer, chosen))
             if reverse is not None and answer != chosen:
                 self._note(row, "contradiction", f"{reverse} prefers the same two answers the other way. Take one out.")
 
@@ -267,29 +281,6 @@ class _Checker:
 
     def _note(self, row: Row, name: str, message: str) -> None:
         self._report.notes.append(Notice(row.source, name, f"{row.source}: {message}"))
-
-
-def _hash(*values: str | bytes) -> bytes:
-    """Of one text, or of hashes, which have one length, so that two lists of them are never the same bytes."""
-    return xxhash.xxh3_128_digest(
-        b"".join([v if isinstance(v, bytes) else v.encode("utf-8", "surrogatepass") for v in values])
-    )
-
-
-def _identity(row: Row) -> bytes:
-    """Equal for rows with the same prompt and images; image files are compared by their path."""
-    turns = [
-        (turn.role, [p if isinstance(p, str) else None for p in turn.parts], turn.reasoning) for turn in row.prompt
-    ]
-    digest = xxhash.xxh3_128(repr((turns, row.template_kwargs)).encode("utf-8", "surrogatepass"))
-    for image in row.images:
-        if isinstance(image, bytes | StoredImage):
-            digest.update(image if isinstance(image, bytes) else image.read())
-        elif isinstance(image, Path):
-            digest.update(os.fsencode(image))
-        else:
-            digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
-    return digest.digest()
 
 
 _ACTIVATIONS = 34

@@ -213,10 +213,12 @@ class Encoder:
         if self.limit is not None and total > self.limit:
             of = f" with the answer {answers[lengths.index(count)][:40]!r}" if answers else ""
             text = encoded.prompt_tokens - encoded.image_tokens
+            most = self._limits.positions
+            raised = "raise data.max_length, " if most is None or total <= most else ""
             raise DataError(
                 f"{row.source}: the prompt{of} has {total} tokens ({text} text, {encoded.image_tokens} image, "
                 f"{count} answer), more than the {self.limit} allowed. Nothing is "
-                "truncated: raise data.max_length, shorten the row, make its images smaller, or take it out."
+                f"truncated: {raised}shorten the row, make its images smaller, or take it out."
             )
 
     def check_tokens(self, row: Row) -> None:

@@ -70,8 +70,9 @@ _IMAGE_NAMES = (
 )
 _UNSUPPORTED = ("videos", "video", "audios", "audio", "tools", "rejected_images")
 _OTHER_WORDS = {
-    **dict.fromkeys(("accepted", "preferred", "winner", "choosen", "chosen_response", "response_chosen"), "chosen"),
-    **dict.fromkeys(("dispreferred", "loser", "reject", "rejected_answer", "response_rejected"), "rejected"),
+    **dict.fromkeys(("accepted", "preferred", "win", "winner", "choosen"), "chosen"),
+    **dict.fromkeys(("chosen_response", "response_chosen"), "chosen"),
+    **dict.fromkeys(("dispreferred", "lose", "loser", "reject", "rejected_answer", "response_rejected"), "rejected"),
     **dict.fromkeys(("query", "user", "promt", "input_text", "text_input"), "prompt"),
 }
 
@@ -382,7 +383,8 @@ def _place_images(
     if not given and not inline:
         lost = [key for key in _IMAGE_NAMES if key in record and not is_empty(record[key])]
         if lost:
-            raise DataError(f"{source}: unknown key `{lost[0]}`. Did you mean `image`? Else take it out.")
+            meant = "images" if lost[0].endswith("s") else "image"
+            raise DataError(f"{source}: unknown key `{lost[0]}`. Did you mean `{meant}`? Else take it out.")
     if inline and given and not slots:
         raise DataError(f"{source}: the row has images both in its messages and in `images`. Keep one of them.")
     at_start: tuple[ImageSlot, ...] = ()

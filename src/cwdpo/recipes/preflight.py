@@ -16,12 +16,13 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from cwdpo.config.checking import check_trainer_section
 from cwdpo.config.recipe import LoraConfig, Recipe
 from cwdpo.config.recipe_file import read_recipe
-from cwdpo.data.check import CheckReport, Notice
+from cwdpo.data.check import NOTHING_TO_LEARN, CheckReport, Notice
 from cwdpo.data.encode import Encoder
 from cwdpo.data.images import peek_image
 from cwdpo.data.reading import read_rows, split_rows
+from cwdpo.data.repeats import has_two_answers, rows_also_in, sharing_ids
 from cwdpo.data.rows import Row
-from cwdpo.errors import ConfigError, DataError, UserError
+from cwdpo.errors import ConfigError, DataError, UserError, shortened
 from cwdpo.models.adapters import lora_targets
 from cwdpo.models.loading import load_outline, load_processor
 from cwdpo.models.parts import freeze_vision_tower, model_limits, part_sizes
@@ -108,6 +109,9 @@ def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_ro
     if missing:
         more = f" (nor have {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(f"{missing[0].source}: the row has no `rejected` answer{more}, which stage 2 needs. Add one.")
+    # with recipe.negatives the policy's own answers join those of the file
+    if recipe.negatives is None and not any(map(has_two_answers, stages.get("stage2", ()))) and "stage2" in stages:
+        raise ConfigError(f"data.train: {NOTHING_TO_LEARN}")
 
 
 def _gentle_command(recipe: Recipe) -> str:
@@ -134,6 +138,35 @@ def warn_of_equal_answers(stages: Mapping[Stage, Sequence[Row]]) -> None:
             len(rows),
             equal[0].source,
         )
+
+
+def not_held_out(rows: Iterable[Row], eval_rows: Sequence[Row] | None) -> str:
+    """A sentence on the rows of ``data.eval`` that are also trained on; empty where there are none."""
+    shared = rows_also_in(eval_rows, rows) if eval_rows else []
+    if not shared or not eval_rows:
+        return ""
+    are = "is" if len(shared) == 1 else "are"
+    which = "it is" if len(shared) == 1 else "they are"
+    return (
+        f"{len(shared)} of {len(eval_rows)} rows of data.eval {are} also in data.train, so {which} not held out; the "
+        f"first is {shared[0].source}."
+    )
+
+
+def warn_of_shared_rows(rows: Sequence[Row], eval_rows: Sequence[Row] | None) -> None:
+    """Log rows that are both trained on and held out, and rows that share an id and nothing else."""
+    held_out = not_held_out(rows, eval_rows)
+    if held_out:
+        logger.warning("%s", held_out)
+    same = list(sharing_ids(rows))
+    for row, first in same[:_IDS_NAMED]:
+        logger.warning("%s: the id %r is also at %s, with other content.", row.source, shortened(row.id), first.source)
+    if len(same) > _IDS_NAMED:
+        logger.warning("and %d more rows have the id of an earlier row.", len(same) - _IDS_NAMED)
+
+
+_IDS_NAMED = 3
+"""Rows with an id of another that are named; the others are counted."""
 
 
 def peek_at_images(rows: Iterable[Row]) -> dict[tuple[int, int], str]:
@@ -213,10 +246,11 @@ def check_recipe(
         report = check(file, root, encoder)
         whole.num_records += report.num_records
         whole.rows += report.rows
-        whole.findings += report.findings
+        # what stages learn from is known below, exactly
+        whole.findings += [finding for finding in report.findings if finding.name != "nothing_to_learn"]
         whole.notes += [note for note in report.notes if note.name != "no_rejected"]  # exact below
     if not any(finding.name != "too_long" for finding in whole.findings):
-        whole.findings += _missing_answers(recipe, path)
+        whole.findings += _missing_answers(recipe, path, whole.notes)
     whole.notes += _needs_gpu(recipe, path)
     checks: dict[str, Callable[[Recipe], None]] = {"hub": check_hub, "endpoint": check_endpoint}
     for name, look in checks.items():
@@ -313,6 +347,8 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) ->
     """Make of a stage's settings all that needs neither model nor rows."""
     has_eval = recipe.data.eval is not None
     args = stage_arguments(recipe, run, stage, has_eval=has_eval, **({"use_cpu": True} if elsewhere else {}))
+    if args.fp16 and not args.use_cpu and not torch.cuda.is_available():  # transformers refuses bf16 alone
+        raise ConfigError(_without_gpu([_name(recipe, stage, "fp16")]))
     if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
         # what the Trainer does with such settings is another thing each time
         key = "num_train_epochs" if args.max_steps else "max_steps"
@@ -408,12 +444,15 @@ def _name(recipe: Recipe, stage: Stage, key: str) -> str:
     return f"{stage}.trainer.{key}" if key in recipe.stages[stage].trainer else f"trainer.{key}"
 
 
-def _missing_answers(recipe: Recipe, path: Path) -> list[Notice]:
-    """What the stages would stop at, of rows that can all be read."""
+def _missing_answers(recipe: Recipe, path: Path, notes: list[Notice]) -> list[Notice]:
+    """What the stages would stop at, of rows that can all be read. Rows that are not held out go to ``notes``."""
     try:
         rows, eval_rows = read_data(recipe)
         stages = rows_of_stages(recipe, rows)
         missing = without_rejected(stages, eval_rows)
+        held_out = not_held_out(rows, eval_rows)
+        if held_out:
+            notes.append(Notice(str(path), "not_held_out", f"{path}: {held_out}"))
         if not missing:
             check_answers(recipe, stages, eval_rows)
     except DataError:

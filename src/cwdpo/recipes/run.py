@@ -37,6 +37,7 @@ from cwdpo.recipes.preflight import (
     read_data,
     rows_of_stages,
     warn_of_equal_answers,
+    warn_of_shared_rows,
 )
 from cwdpo.recipes.publishing import check_hub, hub_name, publish
 from cwdpo.recipes.resuming import check_same_rows, is_complete, nothing_to_do, resumed_recipe, with_measured_floor
@@ -114,6 +115,7 @@ def _run(
                 recipe = resumed_recipe(run, recipe)
                 check_same_rows(run, recipe.data, rows, eval_rows)
             warn_of_equal_answers(stage_rows)
+            warn_of_shared_rows(rows, eval_rows)
             sizes = peek_at_images([*rows, *(eval_rows or [])])
         recipe = with_measured_floor(run, recipe)
         if nothing_to_do(run, recipe) and is_evaluated(run, recipe):
