@@ -27,7 +27,7 @@ def train(
 ) -> None:
     """Run a recipe. Change settings with --key value: --stage2.beta 0.2, or --beta 0.2 where that is unambiguous.
 
-    Values are YAML: --stage2.cooling null, --trainer.learning_rate 1e-6.
+    Values are YAML: --stage2.cooling null, --stage2.trainer.learning_rate 1e-6.
 
     Paths in the recipe start at the recipe, those on the command line where you are.
     """
