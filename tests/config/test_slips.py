@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cwdpo.config.recipe_file import read_recipe
-from cwdpo.errors import ConfigError
+from cwdpo.config.recipe_file import naming_lines, read_recipe
+from cwdpo.errors import ConfigError, DataError, UserError
 
 RECIPE = "model: {name_or_path: m}\ndata: {train: rows.jsonl}\n"
 
@@ -198,3 +198,25 @@ def test_other_things_in_place_of_a_recipe(tmp_path: Path) -> None:
     }
     for name, words in expected.items():
         assert words in complaint(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "place"),
+    [
+        (ConfigError("stage2.beta is too high for model.dtype."), "", "r.yaml:3: "),
+        (ConfigError("target_modules is 'x', which hits nothing."), "", "r.yaml:1: "),
+        (ConfigError("stage2.beta is too high."), "--stage2.beta 0.2", "--stage2.beta: "),
+        (UserError("there is no directory some/where."), "", "r.yaml:1: "),
+        (UserError("there is no directory /x/m."), "--model.name_or_path /x/m", "--model.name_or_path: "),
+        (ConfigError("stage2.loss is left out, and stage2.beta not."), "", ""),
+        (ConfigError("other.yaml: this run began with stage2.beta."), "", ""),
+        (DataError("stage2.beta is no row."), "", ""),
+        (UserError("the loss is not finite."), "", ""),
+    ],
+)
+def test_what_a_run_refuses_has_the_settings_line(tmp_path: Path, error: UserError, words: str, place: str) -> None:
+    lora = "model: {name_or_path: some/where, lora: {target_modules: x}}\n"
+    (tmp_path / "r.yaml").write_text(f"{lora}data: {{train: rows.jsonl}}\nstage2: {{beta: 0.1}}\n")
+    with pytest.raises(type(error)) as caught, naming_lines(tmp_path / "r.yaml", words.split()):
+        raise error
+    assert str(caught.value).replace(f"{tmp_path}/", "") == f"{place}{error}"

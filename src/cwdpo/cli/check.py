@@ -64,7 +64,7 @@ def check(
     """
     facts: ModelFacts | None = None
     plan: StepPlan | None = None
-    from cwdpo.config.recipe_file import is_recipe_file
+    from cwdpo.config.recipe_file import is_recipe_file, naming_lines
 
     if is_recipe_file(data):
         for option, value in (("--model", model), ("--image-root", image_root), ("--max-length", max_length)):
@@ -73,7 +73,8 @@ def check(
         quiet_libraries()
         from cwdpo.recipes.preflight import check_recipe
 
-        report, facts, plan = check_recipe(data, check_file)
+        with naming_lines(data):
+            report, facts, plan = check_recipe(data, check_file)
     else:
         encoder: Encoder | None = None
         if model is not None:

@@ -34,7 +34,7 @@ def train(
     began = time.monotonic()
     if recipe.startswith("-"):
         raise ConfigError(f"expected the recipe before {recipe}. Write: cwdpo train RECIPE {recipe} ...")
-    from cwdpo.config.recipe_file import read_recipe
+    from cwdpo.config.recipe_file import naming_lines, read_recipe
 
     settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
 
@@ -51,7 +51,7 @@ def train(
     if resume and is_main() and not run.has_begun:
         print(f"nothing to resume in {run.root}: starting from the beginning")
     was_done = nothing_to_do(run, settings) and is_evaluated(run, settings)
-    with closing(StageProgress()) as progress:
+    with naming_lines(recipe, context.args), closing(StageProgress()) as progress:
         run = run_recipe(
             settings,
             resume=resume,

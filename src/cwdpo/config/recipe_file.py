@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from cwdpo.config.checking import (
 from cwdpo.config.foreign import describe_foreign, recognise
 from cwdpo.config.located_yaml import KeyPath, load_value
 from cwdpo.config.recipe import CoolingConfig, ProbesConfig, Recipe, Stage1Config
-from cwdpo.errors import ConfigError, path_advice, shortened
+from cwdpo.errors import ConfigError, UserError, path_advice, shortened
 from cwdpo.records import HUB, STAGES, RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,43 @@ def read_recipe(
     for message in settings_without_effect(recipe) if warn else ():
         logger.warning("%s: %s", name, message)
     return recipe
+
+
+@contextmanager
+def naming_lines(path: str | Path, overrides: Sequence[str] = ()) -> Iterator[None]:
+    """What is refused in here begins with the place of the setting that it is about, as the recipe's own mistakes do:
+    of the first one that the message names, or of the model that it names."""
+    try:
+        yield
+    except UserError as error:
+        place = _place_of(str(error), Path(path), overrides) if type(error) in (UserError, ConfigError) else ""
+        if not place:
+            raise
+        raise type(error)(f"{place}: {error}") from error
+
+
+def _place_of(message: str, path: Path, overrides: Sequence[str]) -> str:
+    """``recipe.yaml:4`` or ``--stage2.beta``; empty where the message has a place already, or names no setting."""
+    if "\n" in message or re.match(r"--|\S+: ", message):
+        return ""
+    try:
+        located = located_yaml.load(_text(path), str(path))
+        changes = _parsed(overrides, located.values, None)
+    except ConfigError:  # the file is another by now
+        return ""
+    places = {setting: f"{path}:{line}" for setting, line in located.lines.items()}
+    places |= {change.path: change.where for change in changes}
+    sections = [each.name for each in dataclasses.fields(Recipe)]
+    for word in re.findall(r"(?<![/.\w])[a-z]\w*(?:\.\w+)*", message):
+        parts = tuple(word.split("."))
+        found = [setting for setting in places if setting[-len(parts) :] == parts]
+        if len(found) == 1 and (len(parts) > 1 or "_" in word):
+            return places[found[0]]
+        if len(parts) > 1 and parts[0] in sections:
+            return ""  # it is about a setting that is left out
+    model = next((each.value for each in reversed(changes) if each.path == _MODEL), None)
+    model = model or located.values.get("model", {}).get("name_or_path")
+    return places.get(_MODEL, "") if isinstance(model, str) and model in message else ""
 
 
 def known_settings() -> set[str]:
