@@ -48,7 +48,7 @@ def complaint(path: Path, words: tuple[str, ...] = ()) -> str:
         ),
         ("stage2: {cooling: {optim: sgd}}\n", "is a setting of the Trainer. Write it in stage2.trainer."),
         ("stage2: {}\nprobes: {optim: sgd}\n", "is a setting of the Trainer. Write it in trainer."),
-        ("stage2: {temprature: 1}\n", "key 'stage2.temprature' - did you mean 'stage2.cooling.temperature'?"),
+        ("stage2: {temperatures: 1}\n", "key 'stage2.temperatures' - did you mean 'stage2.cooling.temperature'?"),
         ("stage2: {learning_rte: 1}\n", "'stage2.learning_rte' - did you mean 'stage2.trainer.learning_rate'?"),
         ("stage2: {xyz: 1}\n", "unknown key 'stage2.xyz'. Known here: beta, loss, "),
         ("stage2: {}\nprobes: {beta: 1}\n", "'probes.beta'. It belongs in another section: stage2.beta."),
@@ -212,6 +212,7 @@ def test_other_things_in_place_of_a_recipe(tmp_path: Path) -> None:
         (ConfigError("other.yaml: this run began with stage2.beta."), "", ""),
         (DataError("stage2.beta is no row."), "", ""),
         (UserError("the loss is not finite."), "", ""),
+        (ConfigError("the directory cannot be made. Give another --stage2.beta."), "", ""),
     ],
 )
 def test_what_a_run_refuses_has_the_settings_line(tmp_path: Path, error: UserError, words: str, place: str) -> None:

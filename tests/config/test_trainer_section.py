@@ -61,11 +61,6 @@ def test_what_the_trainer_takes_passes(section: dict[str, Any]) -> None:
             {"learning_rate": -1e-5},
             "learning_rate is -1e-05, but must be > 0. Try 1e-5; with 0 nothing would be learned.",
         ),
-        ({"num_train_epochs": 0}, "num_train_epochs is 0, but must be > 0. Write 1, or a part such as 0.5."),
-        (
-            {"max_steps": 0},
-            "max_steps is 0, with which nothing would be learned. Write a number of steps, or -1 to count epochs.",
-        ),
         ({"report_to": 3}, "report_to is 3, but must be null or text or a list."),
         ({"save_total_limit": 0}, "save_total_limit is 0, but must be >= 1. Write null to keep all checkpoints."),
         ({"trackio_static_space_id": True}, "trackio_static_space_id is true, but must be text or null or false."),

@@ -183,7 +183,7 @@ def meant(unknown: KeyPath, paths: Sequence[KeyPath], trainer_fields: TrainerFie
     ``paths`` are the recipe's settings; without ``trainer_fields`` only the Trainer's other words are known.
 
     Example:
-        >>> meant(("stage2", "temprature"), known_paths(Recipe, ()), None)
+        >>> meant(("stage2", "temperatures"), known_paths(Recipe, ()), None)
         [('stage2', 'cooling', 'temperature')]
     """
     *above, key = unknown
@@ -382,7 +382,6 @@ _MUST_BE: Mapping[str, Limit] = {
     "gradient_accumulation_steps": limit(at_least=1, advice="Write 1 for no accumulation."),
     "dataloader_num_workers": limit(at_least=0, advice="Write 0 to load rows in the training process."),
     "learning_rate": limit(above=0, advice="Try 1e-5; with 0 nothing would be learned."),
-    "num_train_epochs": limit(above=0, advice="Write 1, or a part such as 0.5."),
     "save_total_limit": limit(at_least=1, advice="Write null to keep all checkpoints."),
 }
 """Limits where the Trainer itself would fail late or not at all."""
@@ -435,8 +434,6 @@ def _wrong_argument(key: str, value: object, hint: object) -> str:
         adapter.validate_python(value)
     except ValidationError:
         return f"{shown(value)}, but {_wanted(value, kinds)}"
-    if key == "max_steps" and value == 0:
-        return "0, with which nothing would be learned. Write a number of steps, or -1 to count epochs."
     bounds = _MUST_BE.get(key)
     if bounds is not None and isinstance(value, (int, float)) and not bounds.allows(value):
         return f"{value}, but must be {bounds}. {bounds.advice}"

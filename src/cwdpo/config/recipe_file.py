@@ -135,7 +135,7 @@ def _place_of(message: str, path: Path, overrides: Sequence[str]) -> str:
     places = {setting: f"{path}:{line}" for setting, line in located.lines.items()}
     places |= {change.path: change.where for change in changes}
     sections = [each.name for each in dataclasses.fields(Recipe)]
-    for word in re.findall(r"(?<![/.\w])[a-z]\w*(?:\.\w+)*", message):
+    for word in re.findall(r"(?<![-/.\w])[a-z]\w*(?:\.\w+)*", message):
         parts = tuple(word.split("."))
         found = [setting for setting in places if setting[-len(parts) :] == parts]
         if len(found) == 1 and (len(parts) > 1 or "_" in word):
