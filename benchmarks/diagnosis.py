@@ -21,6 +21,9 @@ Form: TypeAlias = Literal["metrics", "trainer state", "log-probs", "held-out row
 """What a history consists of: our metrics, TRL's log, sums of log-probs alone, evaluation rows, or probe readings."""
 
 FORMS: tuple[Form, ...] = get_args(Form)
+_WITHOUT_ROWS: tuple[Form, ...] = ("metrics", "trainer state", "held-out rows", "probes")
+"""The forms that do not show how long and hard the answers of each batch are."""
+
 NAMES = frozenset({"squeezing", "likelihood_displacement"})
 BETA = 0.1
 BEGINS = 0.02
@@ -46,6 +49,8 @@ class Kind:
     """A spike within the first tenth, in shares of the NLL."""
 
     prefers: bool = True
+    turns: float | None = None
+    """Share of the run at which chosen answers are at their best, where they fall from there on."""
 
 
 def _rises(top: float, until: float = 1 / 3) -> Callable[[float], float]:
@@ -65,6 +70,9 @@ HEALTHY: Sequence[Kind] = (
     Kind("stays", lambda t: 0.0, rejected=-0.1),
     Kind("cooled: dips and comes back", lambda t: 0.04 * t - 0.01 * math.sin(math.pi * min(1.0, 2 * t)), -0.15),
     Kind("supervised", lambda t: 0.3 * (1 - math.exp(-3 * t)), rejected=0.1, argmax=0.05, prefers=False),
+    Kind("stays while the margin grows", lambda t: 0.0, rejected=-1.0, argmax=0.1),
+    Kind("warm restart", lambda t: 0.08 * min(1.0, 1.5 * t) - 0.006 * math.exp(-(((t - 0.5) / 0.03) ** 2))),
+    Kind("rises in steps", lambda t: 0.03 * math.floor(3 * t + 1e-9), argmax=0.05),
     Kind("spike in the warm-up", _rises(0.08), bump=0.06),
     Kind("dip in the warm-up", _rises(0.08), bump=-0.06),
 )
@@ -79,6 +87,20 @@ FALLING: Sequence[Kind] = (
     Kind("falls in steps", lambda t: 0.04 - 0.05 * math.floor(4 * t) if t < 1 else -0.16, -0.8, 0.1, True),
 )
 
+
+def _turns(name: str, at: float, best: float, end: float, rejected: float) -> Kind:
+    return Kind(name, _after(at, best - end, best), rejected, 0.1, falls=True, turns=at)
+
+
+TURNING: Sequence[Kind] = (
+    _turns("turns at a third, falls below the start", 1 / 3, 0.08, -0.06, -1.1),
+    _turns("turns at a third, back to the start", 1 / 3, 0.08, 0.0, -0.7),
+    _turns("turns at a third, half back", 1 / 3, 0.08, 0.04, -0.5),
+    _turns("turns at a quarter, falls below the start", 0.25, 0.05, -0.1, -1.0),
+    _turns("turns late, back to the start", 0.55, 0.1, 0.0, -0.8),
+)
+"""As recorded runs of language models under DPO: chosen answers gain up to a tenth of their NLL, and lose it again."""
+
 SCALES: Sequence[tuple[float, float]] = ((8.0, 20.0), (25.0, 12.0), (60.0, 60.0), (150.0, 90.0), (400.0, 320.0))
 """(nats, tokens) of a chosen answer at the start: from captions of one sentence to long replies."""
 
@@ -87,6 +109,8 @@ NOISES: Mapping[str, float] = {"calm": 0.003, "usual": 0.01, "small batches": 0.
 
 LENGTHS = (8, 12, 20, 40, 100, 300)
 """Readings of a history."""
+
+TURNING_LENGTHS = (8, 12, 20, 40, 100)
 
 LOOKS = 12
 """How often a healthy run is looked at while it goes on; a falling one three times as often."""
@@ -184,11 +208,18 @@ def is_named(lines: Sequence[Line]) -> bool:
     return any(finding.name in NAMES for finding in diagnose(lines, beta=BETA))
 
 
-def sample(kinds: Sequence[Kind], seeds: int, *, lengths: Sequence[int] = LENGTHS) -> Iterator[tuple[str, Simulated]]:
+def sample(
+    kinds: Sequence[Kind],
+    seeds: int,
+    *,
+    lengths: Sequence[int] = LENGTHS,
+    noises: Sequence[str] = tuple(NOISES),
+    forms: Sequence[Form] = FORMS,
+) -> Iterator[tuple[str, Simulated]]:
     """Histories of every kind, form and noise, lengths and scales drawn by the seed; with the name of the noise."""
     for kind in kinds:
-        for form in FORMS:
-            for name, noise in NOISES.items():
+        for form in forms:
+            for name, noise in ((name, NOISES[name]) for name in noises):
                 for seed in range(seeds):
                     rng = random.Random(f"{kind.name} {form} {name} {seed}")
                     readings, scale = rng.choice(lengths), rng.choice(SCALES)
@@ -234,6 +265,33 @@ def falling_table(seeds: int) -> str:
     return "\n".join(
         [
             "| falling histories | readings | noise | number | named | within 10 % of the run | median delay |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def turning_table(seeds: int) -> str:
+    """How soon a fall is named after chosen answers turned, looking at every reading, as Markdown."""
+    delays: dict[tuple[str, int], list[float | None]] = {}
+    for noise in NOISES:
+        for readings in TURNING_LENGTHS:
+            for _, one in sample(TURNING, seeds, lengths=(readings,), noises=(noise,), forms=_WITHOUT_ROWS):
+                first = first_named(one.lines, looks=readings)
+                turned = one.kind.turns or 0.0
+                delays.setdefault((noise, readings), []).append(None if first is None else first - turned)
+    rows = []
+    for (noise, readings), found in delays.items():
+        named = sorted(math.inf if delay is None else delay for delay in found)
+        middle = named[len(named) // 2]
+        share = f"{middle:.0%} | {middle * (readings - 1):.1f}" if middle < math.inf else "- | -"
+        soon = sum(delay <= 0.1 for delay in named) / len(named)
+        rows.append(
+            f"| {noise} | {readings} | {len(found)} | {sum(d < math.inf for d in named)} | {share} | {soon:.0%} |"
+        )
+    return "\n".join(
+        [
+            "| turning, noise | readings | number | named | median delay | in readings | within 10 % of the run |",
             "|---|---|---|---|---|---|---|",
             *rows,
         ]
@@ -287,7 +345,8 @@ def main() -> None:
         print(recorded_table(asked.recorded))
         return
     print(healthy_table(asked.seeds), end="\n\n")
-    print(falling_table(asked.seeds))
+    print(falling_table(asked.seeds), end="\n\n")
+    print(turning_table(asked.seeds))
 
 
 if __name__ == "__main__":

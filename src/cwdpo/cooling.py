@@ -41,6 +41,28 @@ def cooling_weight(mean_logprob: Tensor, floor: Tensor | float, *, temperature: 
     return torch.sigmoid((mean_logprob - floor) / temperature)
 
 
+def cools_nothing(weight: Tensor) -> str | None:
+    """Why cooling makes no difference between these answers; None where it does, or where there are none.
+
+    Args:
+        weight: ``(n,)`` w_c of the rejected answers before the first step.
+
+    Example:
+        >>> cools_nothing(torch.tensor([0.995, 0.999]))
+        'every rejected answer has a cooling weight of 0.995 or more: this is DPO without cooling'
+        >>> cools_nothing(torch.tensor([0.4, 0.999]))
+    """
+    if len(weight) and weight.min() > _ALL:
+        return f"every rejected answer has a cooling weight of {weight.min():.3g} or more: this is DPO without cooling"
+    if len(weight) and weight.max() < 1 - _ALL:
+        return f"no rejected answer has a cooling weight over {weight.max():.2g}: chosen answers are imitated, no more"
+    return None
+
+
+_ALL = 0.99
+"""From here on w_c is as good as 1, and below the same distance from 0 as good as 0."""
+
+
 def pair_share(weight: Tensor, *, scales: CoolingScales = "rejected", drop_below: float = 0.0) -> Tensor:
     """How much each pair's loss counts, from its cooling weight.
 

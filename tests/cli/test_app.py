@@ -38,11 +38,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     [
         (["trian", "x"], "cwdpo: No such command 'trian'. Did you mean 'train'? See: cwdpo --help"),
         (["train"], "cwdpo train: Missing argument 'RECIPE'. See: cwdpo train --help"),
-        (["check", "x", "y"], "cwdpo check: Got unexpected extra argument(s) (y) See: cwdpo check --help"),
+        (["check", "x", "y"], "cwdpo check: Got unexpected extra argument(s) (y). See: cwdpo check --help"),
         (["bench", "--rows", "x"], "cwdpo bench: Invalid value for '--rows': Input should be a valid integer, "),
         (["bench", "--setting", "x"], "cwdpo bench: Invalid value for '--setting': 'x' is not one of 'ii', "),
         (["negatives", "mix", "--nothing"], "cwdpo negatives mix: No such option: --nothing"),
-        (["demo", "--sed", "1"], "cwdpo demo: No such option: --sed (Possible options: --seed) See: cwdpo demo --help"),
+        (
+            ["demo", "--sed", "1"],
+            "cwdpo demo: No such option: --sed (Possible options: --seed). See: cwdpo demo --help",
+        ),
         (["demo", "--seed", "-1"], "cwdpo demo: Invalid value for '--seed': "),
     ],
 )
@@ -113,7 +116,7 @@ def test_a_slip_in_the_recipe_is_one_line_and_exit_2(run: Run, tmp_path: Path) -
     ("words", "expected"),
     [
         (["--beta", "0"], "--beta: stage2.beta is 0.0, but must be > 0. Try 0.1.\n"),
-        (["--floor", "-2", "--bta=1"], "--bta: unknown setting - did you mean '--beta'?\n"),
+        (["--floor", "-2", "--bta=1"], "--bta: unknown setting - did you mean '--stage2.beta'?\n"),
         (
             ["stray"],
             "'stray' is not a setting. Write settings after the recipe as --key value; a run's directory is "

@@ -30,12 +30,12 @@ def test_settings_of_the_method_are_taken_too(train: Train, tmp_path: Path) -> N
     ("settings", "expected"),
     [
         ({"learning_rate": "abc"}, "/r.yaml:14: trainer.learning_rate is 'abc', but must be a number."),
-        ({"learning_rate": -1}, "/r.yaml:14: trainer.learning_rate is -1, but must be at least 0. Try 1e-5."),
+        ({"learning_rate": -1}, "/r.yaml:14: trainer.learning_rate is -1, but must be > 0. Try 1e-5;"),
         ({"max_steps": "abc"}, "/r.yaml:10: trainer.max_steps is 'abc', but must be a whole number."),
         ({"max_steps": 1.5}, "/r.yaml:10: trainer.max_steps is 1.5, but must be a whole number."),
         (
             {"per_device_train_batch_size": 0},
-            "/r.yaml:11: trainer.per_device_train_batch_size is 0, but must be at least 1.",
+            "/r.yaml:11: trainer.per_device_train_batch_size is 0, but must be >= 1.",
         ),
         (
             {"eval_strategy": "epochh"},
@@ -81,8 +81,14 @@ def test_wrong_trainer_settings_are_reported_before_anything_is_loaded_or_writte
     ("words", "expected"),
     [
         (["--stage2.trainer", "{learning_rate: abc}"], "--stage2.trainer: stage2.trainer.learning_rate is 'abc', but"),
-        (["--stage2.trainer.max_steps", "0"], "stage2.trainer.max_steps is 0, so stage2 would train for no step."),
-        (["--stage2.trainer.report_to", "wandb"], "trainer.report_to names `wandb`, which is not installed"),
+        (
+            ["--stage2.trainer.max_steps", "0"],
+            "--stage2.trainer.max_steps: stage2.trainer.max_steps is 0, so stage2 would train for no step.",
+        ),
+        (
+            ["--stage2.trainer.report_to", "wandb"],
+            "--stage2.trainer.report_to: trainer.report_to names `wandb`, which is not installed",
+        ),
         (["--output_dir", "/proc/x"], "the directory /proc/x cannot be made (No such file or directory). Give another"),
     ],
 )

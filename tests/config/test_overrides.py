@@ -16,7 +16,12 @@ def read(folder: Path, *words: str, text: str = RECIPE) -> Recipe:
     path = folder / "r.yaml"
     path.write_text(text)
     return read_recipe(
-        path, words, trainer_fields=lambda: {"max_steps": int, "learning_rate": float, "fsdp_config": dict}
+        path,
+        words,
+        trainer_fields=lambda: {
+            **{"max_steps": int, "learning_rate": float, "fsdp_config": dict, "optim": str, "bf16": bool},
+            **{"per_device_train_batch_size": int, "lr_scheduler_type": str},
+        },
     )
 
 
@@ -91,13 +96,34 @@ def test_a_section_may_be_switched_on_and_then_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--bta", "1"], "--bta: unknown setting - did you mean '--beta'?"),
-        (["--per_device_train_batch_size", "1"], "A setting of the Trainer is --trainer.per_device_train_batch_size."),
+        (["--bta", "1"], "--bta: unknown setting - did you mean '--stage2.beta'?"),
+        (
+            ["--per_device_train_batch_size", "1"],
+            "--per_device_train_batch_size: unknown setting. Write --trainer.per_device_train_batch_size 1.",
+        ),
+        (["--stage2.learning_rate", "1e-5"], "unknown setting. Write --stage2.trainer.learning_rate 1e-5."),
+        (["--stage2.cooling.learning_rate", "1e-5"], "unknown setting. Write --stage2.trainer.learning_rate 1e-5."),
+        (["--model.learning_rate", "1e-5"], "unknown setting. Write --trainer.learning_rate 1e-5."),
+        (["--stage2.lr", "1e-5"], "--stage2.lr: unknown setting - did you mean '--stage2.trainer.learning_rate'?"),
+        (["--stage2.temperatures", "1"], "unknown setting - did you mean '--stage2.cooling.temperature'?"),
+        (["--cooling.temperatures", "1"], "unknown setting - did you mean '--stage2.cooling.temperature'?"),
+        (["--model.beta", "1"], "--model.beta: unknown setting. Write --stage2.beta 1."),
+        (["--stge2.beta", "1"], "--stge2.beta: unknown setting. Write --stage2.beta 1."),
+        (["--xyz", "1"], "--xyz: unknown setting. See docs/recipe.md or `cwdpo schema`; a setting of transformers"),
         (
             ["--trainer.max_step", "1"],
             "--trainer.max_step: unknown key 'trainer.max_step' - did you mean 'trainer.max_steps'?",
         ),
-        (["--beta"], "--beta has no value."),
+        (["--beta"], "--beta has no value. Write one, such as --beta 0.1."),
+        (["--stage2.loss"], "--stage2.loss has no value. Write one, such as --stage2.loss sigmoid."),
+        (["--stage2.cooling"], "--stage2.cooling has no value. Write one, such as --stage2.cooling {}."),
+        (["--detach"], "--detach has no value. Write one, such as --detach true."),
+        (["--data.max_length"], "--data.max_length has no value. Write one, such as --data.max_length 1."),
+        (["--output-dir"], "--output-dir has no value. Write one, such as --output-dir runs/cwdpo."),
+        (["--trainer.bf16"], "--trainer.bf16 has no value. Write one, such as --trainer.bf16 true."),
+        (["--stage2.trainer.optim"], "has no value. Write one, such as --stage2.trainer.optim TEXT."),
+        (["--bta"], "--bta: unknown setting - did you mean '--stage2.beta'?"),
+        (["--learning_rate"], "--learning_rate: unknown setting. Write --trainer.learning_rate VALUE."),
         (["--beta", "--seed", "1"], "--beta has no value."),
         (["--beta", "0"], "--beta: stage2.beta is 0.0, but must be > 0."),
         (["--stage2", "{bet: 1}"], "--stage2: unknown key 'stage2.bet' - did you mean 'stage2.beta'?"),
@@ -120,6 +146,73 @@ def test_mistakes(tmp_path: Path, words: list[str], expected: str) -> None:
         read(tmp_path, *words)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+STAGES = (
+    "model: {name_or_path: m}\ndata: {train: a.jsonl}\n"
+    "stage1: {trainer: {learning_rate: 2e-4, max_steps: 5}}\n"
+    "stage2:\n  trainer: {learning_rate: 5e-6}\n"
+    "trainer: {max_steps: 3}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            "--trainer.learning_rate 1e-5",
+            "--trainer.learning_rate has no effect: r.yaml:3 sets stage1.trainer.learning_rate and r.yaml:5 sets "
+            "stage2.trainer.learning_rate. Write --stage1.trainer.learning_rate 1e-05 --stage2.trainer.learning_rate "
+            "1e-05.",
+        ),
+        (
+            "--trainer.max_steps 4",
+            "--trainer.max_steps has no effect on stage1: r.yaml:3 sets stage1.trainer.max_steps. Write "
+            "--stage1.trainer.max_steps 4 --stage2.trainer.max_steps 4 for both stages, or name the stage that you "
+            "mean.",
+        ),
+        (
+            "--trainer {learning_rate: 1e-5}",
+            "--trainer has no effect: r.yaml:3 sets stage1.trainer.learning_rate and r.yaml:5 sets stage2.trainer.",
+        ),
+        (
+            "--trainer.learning_rate 1e-5 --stage1.trainer.learning_rate 1e-4",
+            "--trainer.learning_rate has no effect on stage2: r.yaml:5 sets stage2.trainer.learning_rate.",
+        ),
+        (
+            "--learning_rate 1e-5",
+            "--learning_rate: unknown setting. Write --stage1.trainer.learning_rate 1e-5 "
+            "--stage2.trainer.learning_rate 1e-5.",
+        ),
+        (
+            "--lr 1e-5",
+            "unknown setting. Write --stage1.trainer.learning_rate 1e-5 --stage2.trainer.learning_rate 1e-5.",
+        ),
+        ("--optim sgd", "--optim: unknown setting. Write --trainer.optim sgd."),
+    ],
+)
+def test_what_the_recipes_stages_set_hides_the_shared_setting(tmp_path: Path, words: str, expected: str) -> None:
+    name, _, rest = words.partition(" ")
+    given = [name, rest] if rest.startswith("{") else words.split()
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, *given, text=STAGES)
+    assert expected in str(caught.value).replace(f"{tmp_path}/", "")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shared_setting_that_reaches_its_stages_is_taken(tmp_path: Path) -> None:
+    assert read(tmp_path, "--trainer.optim", "sgd", text=STAGES).trainer["optim"] == "sgd"
+    assert read(tmp_path, "--trainer.max_steps", "5", text=STAGES).trainer["max_steps"] == 5  # as stage 1 says
+    both = ["--trainer.max_steps", "4", "--stage1.trainer.max_steps", "6"]
+    assert read(tmp_path, *both, text=STAGES).trainer["max_steps"] == 4
+    alone = ["--trainer.max_steps", "4", "--stage1", "null"]
+    assert read(tmp_path, *alone, text=STAGES).trainer["max_steps"] == 4
+
+
+def test_python_is_answered_like_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(STAGES)
+    with pytest.raises(ConfigError, match=r"--trainer\.learning_rate has no effect: .*:3 sets stage1\.trainer"):
+        read_recipe(tmp_path / "r.yaml", {"trainer.learning_rate": 1e-5})
 
 
 def test_an_ambiguous_name_lists_its_meanings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,7 @@ def test_each_mistake_names_its_line(tmp_path: Path, extra: str, expected: str) 
             "cooling: {floor: quantile:1}",
             "bad.yaml:4: stage2.cooling.floor is 'quantile:1'. Write chosen, gentle, mean or quantile:0.5",
         ),
-        ("cooling: {floor: median}", "bad.yaml:4: stage2.cooling.floor is 'median'. Write chosen"),
+        ("cooling: {floor: median}", "bad.yaml:4: stage2.cooling.floor is 'median'. Did you mean quantile:0.5?"),
         ("cooling: {floor: [1]}", "bad.yaml:4: stage2.cooling.floor is [1], but must be a number or text."),
         ("loss: simppo", "bad.yaml:4: stage2.loss is 'simppo', but must be one of sigmoid, robust,"),
         ("loss: {}", "bad.yaml:3: loss is empty. Write one name, such as sigmoid, or names with weights."),
@@ -190,7 +190,7 @@ def test_stage_2_mistakes(tmp_path: Path, stage2: str, expected: str) -> None:
         ),
         (
             "model: {}\ndata: {train: a}\nstage2: {}\n",
-            "bad.yaml:1: 'model.name_or_path' is missing. Add it; it is text.",
+            "bad.yaml:1: 'model.name_or_path' is missing. Add it; it is a local directory or a hub name.",
         ),
         ("model: {name_or_path: m}\ndata: {train: a}\n", "bad.yaml:1: no stage is left, so nothing would train."),
         (

@@ -1,18 +1,24 @@
 """Slips in a recipe, and other files in its place: the message says what to write."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from cwdpo.config.recipe_file import read_recipe
-from cwdpo.errors import ConfigError
+from cwdpo.config.recipe_file import naming_lines, read_recipe
+from cwdpo.errors import ConfigError, DataError, UserError
 
 RECIPE = "model: {name_or_path: m}\ndata: {train: rows.jsonl}\n"
 
 
+def fields() -> dict[str, object]:
+    """Some settings of the Trainer."""
+    return {"learning_rate": float, "num_train_epochs": float, "optim": str}
+
+
 def complaint(path: Path, words: tuple[str, ...] = ()) -> str:
     with pytest.raises(ConfigError) as caught:
-        read_recipe(path, words)
+        read_recipe(path, words, trainer_fields=fields)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -35,7 +41,40 @@ def complaint(path: Path, words: tuple[str, ...] = ()) -> str:
         ),
         ("stage2: {}\nbeta: 0.1\n", "r.yaml:4: unknown key 'beta'. It belongs further down: stage2.beta."),
         ("stage2: {}\nlora: {}\n", "r.yaml:4: unknown key 'lora'. It belongs further down: model.lora."),
-        ("stage2: {}\nlearning_rate: 1\n", "setting of transformers.TrainingArguments, trainer.learning_rate."),
+        ("stage2: {}\nlearning_rate: 1\n", "'learning_rate', which is a setting of the Trainer. Write it in trainer."),
+        (
+            "stage2: {learning_rate: 1}\n",
+            "'stage2.learning_rate', which is a setting of the Trainer. Write it in stage2.",
+        ),
+        ("stage2: {cooling: {optim: sgd}}\n", "is a setting of the Trainer. Write it in stage2.trainer."),
+        ("stage2: {}\nprobes: {optim: sgd}\n", "is a setting of the Trainer. Write it in trainer."),
+        ("stage2: {temperatures: 1}\n", "key 'stage2.temperatures' - did you mean 'stage2.cooling.temperature'?"),
+        ("stage2: {learning_rte: 1}\n", "'stage2.learning_rte' - did you mean 'stage2.trainer.learning_rate'?"),
+        ("stage2: {xyz: 1}\n", "unknown key 'stage2.xyz'. Known here: beta, loss, "),
+        ("stage2: {}\nprobes: {beta: 1}\n", "'probes.beta'. It belongs in another section: stage2.beta."),
+        ("stage2: {output_dir: x}\n", "'stage2.output_dir'. Write it at the top of the recipe."),
+        ("stage2: {cooling: {floor: chosn}}\n", "floor is 'chosn'. Did you mean chosen?"),
+        ("stage2: {cooling: {floor: chosen - tau * 2}}\n", "is 'chosen - tau * 2'. Did you mean chosen - 2 tau?"),
+        ("stage2: {cooling: {floor: chosn - 2 tau}}\n", "Did you mean chosen - 2 tau?"),
+        ("stage2: {cooling: {floor: chosen - 2 Tau}}\n", "Did you mean chosen - 2 tau?"),
+        ("stage2: {cooling: {floor: 'Mean-1,5*taus'}}\n", "Did you mean mean - 1.5 tau?"),
+        ("stage2: {cooling: {floor: gentle - tau}}\n", "Did you mean gentle - 1 tau?"),
+        ("stage2: {cooling: {floor: 'quantile 0.5'}}\n", "Write chosen, gentle, mean or quantile:0.5"),
+        ("stage2: {cooling: {floor: 'quantile: 0.5 - tau'}}\n", "Did you mean quantile:0.5 - 1 tau?"),
+        ("stage2: {cooling: {floor: median - 2 tau}}\n", "Did you mean quantile:0.5 - 2 tau?"),
+        ("stage2: {cooling: {floor: '-3,5'}}\n", "floor is '-3,5'. Did you mean -3.5?"),
+        ("stage2: {cooling: {floor: chosen - 2 tau 3}}\n", "Write chosen, gentle, mean or quantile:0.5"),
+        ("stage2: {cooling: {floor: chosen + 2 tau}}\n", "Write chosen, gentle, mean or quantile:0.5"),
+        ("stage2: {}\nevaluate: {data: 5}\n", "evaluate.data is 5, but must be the path of a file of rows."),
+        ("stage2\ntrainer: {}\n", "r.yaml:3: this is not valid YAML. A colon is missing: write `stage2:`."),
+        ("stage2\n  beta: 0.1\n", "r.yaml:3: this is not valid YAML. A colon is missing: write `stage2:`."),
+        ("stage1: {}\nstage2\n", "r.yaml:4: this is not valid YAML. A colon is missing: write `stage2:`."),
+        ('stage2: {loss: "ipo}\nseed: 0\nengine: auto\n', "r.yaml:3: the quote that begins here is not closed."),
+        ("stage2:\n  loss: 'ipo\n  reference: 'live'\n", "r.yaml:4: the quote that begins here is not closed."),
+        (
+            "stage2: {beta: 0.1\nseed: 0\nengine: auto\n",
+            "r.yaml:3: this is not valid YAML: the bracket that opens here",
+        ),
         ("stage2: {cooling: false}\n", "To switch it off, write null."),
         ("stage2: {cooling: true}\n", "For its defaults, write {}."),
         (f"stage2: {{beta: {'x' * 500}}}\n", "xxxx', but must be a number."),
@@ -93,6 +132,36 @@ def test_settings_written_as_in_other_tools(tmp_path: Path, words: str, expected
     assert expected in complaint(tmp_path / "r.yaml", tuple(words.split(" ")))
 
 
+@pytest.mark.parametrize("text", ["data: {train: 5}\n", "data:\n  train: [5]\n"])
+def test_a_number_where_rows_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.yaml").write_text("model: {name_or_path: m}\nstage2: {}\n" + text)
+    assert "but must be the path of a file of rows, or a list of paths." in complaint(tmp_path / "r.yaml")
+
+
+def test_a_recipe_in_json_is_read(tmp_path: Path) -> None:
+    values = {"model": {"name_or_path": "m"}, "data": {"train": "a.jsonl"}, "stage2": {"beta": 0.2}}
+    for name, text in (("a.json", json.dumps(values)), ("b.json", json.dumps(values, indent="\t"))):
+        (tmp_path / name).write_text(text)
+        assert read_recipe(tmp_path / name).stage2.beta == 0.2  # type: ignore[union-attr]
+    (tmp_path / "a.json").write_text(json.dumps(values | {"stage2": {"bta": 1}}, indent=1))
+    assert complaint(tmp_path / "a.json").startswith(f"{tmp_path}/a.json:9: unknown key 'stage2.bta'")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"model": {"name_or_path": "m"},\n "data" {}}', "r.json:2: this is not valid JSON: Expecting ':' delimiter."),
+        ('{"prompt": "a"}\n{"prompt": "b"}\n', "this is a file of rows"),
+        ('[{"prompt": "a"}]', "this is a file of rows"),
+        ('{"prompt": "a"}', "this is a file of rows"),
+        ('{"stage": "dpo", "finetuning_type": "lora"}', "this is a configuration of LLaMA-Factory"),
+    ],
+)
+def test_json_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "r.json").write_text(text)
+    assert expected in complaint(tmp_path / "r.json")
+
+
 def test_settings_of_the_trainer_by_another_word(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE + "stage2: {trainer: {epochs: 3}}\ntrainer: {learning_rate: '1e-4'}\n")
     with pytest.raises(ConfigError) as caught:
@@ -129,3 +198,26 @@ def test_other_things_in_place_of_a_recipe(tmp_path: Path) -> None:
     }
     for name, words in expected.items():
         assert words in complaint(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "place"),
+    [
+        (ConfigError("stage2.beta is too high for model.dtype."), "", "r.yaml:3: "),
+        (ConfigError("target_modules is 'x', which hits nothing."), "", "r.yaml:1: "),
+        (ConfigError("stage2.beta is too high."), "--stage2.beta 0.2", "--stage2.beta: "),
+        (UserError("there is no directory some/where."), "", "r.yaml:1: "),
+        (UserError("there is no directory /x/m."), "--model.name_or_path /x/m", "--model.name_or_path: "),
+        (ConfigError("stage2.loss is left out, and stage2.beta not."), "", ""),
+        (ConfigError("other.yaml: this run began with stage2.beta."), "", ""),
+        (DataError("stage2.beta is no row."), "", ""),
+        (UserError("the loss is not finite."), "", ""),
+        (ConfigError("the directory cannot be made. Give another --stage2.beta."), "", ""),
+    ],
+)
+def test_what_a_run_refuses_has_the_settings_line(tmp_path: Path, error: UserError, words: str, place: str) -> None:
+    lora = "model: {name_or_path: some/where, lora: {target_modules: x}}\n"
+    (tmp_path / "r.yaml").write_text(f"{lora}data: {{train: rows.jsonl}}\nstage2: {{beta: 0.1}}\n")
+    with pytest.raises(type(error)) as caught, naming_lines(tmp_path / "r.yaml", words.split()):
+        raise error
+    assert str(caught.value).replace(f"{tmp_path}/", "") == f"{place}{error}"

@@ -21,7 +21,7 @@ def complaint(**section: Any) -> str:
     "section",
     [
         {"learning_rate": 1e-3, "weight_decay": 0},
-        {"learning_rate": 0, "dataloader_num_workers": 0, "save_total_limit": 1},
+        {"learning_rate": 1e-9, "num_train_epochs": 0.5, "dataloader_num_workers": 0, "save_total_limit": 1},
         {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1},
         {"save_total_limit": None, "warmup_steps": 0.1, "max_steps": -1},
         {"eval_strategy": "no", "save_strategy": "best", "optim": "sgd", "lr_scheduler_type": "constant"},
@@ -52,9 +52,17 @@ def test_what_the_trainer_takes_passes(section: dict[str, Any]) -> None:
         ({"bf16": "true"}, "bf16 is 'true', but must be true or false."),
         ({"max_steps": True}, "max_steps is true, but must be a whole number."),
         ({"learning_rate": None}, "learning_rate is null, but must be a number."),
-        ({"learning_rate": float("nan")}, "learning_rate is nan, but must be at least 0. Try 1e-5."),
+        (
+            {"learning_rate": float("nan")},
+            "learning_rate is nan, but must be > 0. Try 1e-5; with 0 nothing would be learned.",
+        ),
+        ({"learning_rate": 0}, "learning_rate is 0, but must be > 0. Try 1e-5; with 0 nothing would be learned."),
+        (
+            {"learning_rate": -1e-5},
+            "learning_rate is -1e-05, but must be > 0. Try 1e-5; with 0 nothing would be learned.",
+        ),
         ({"report_to": 3}, "report_to is 3, but must be null or text or a list."),
-        ({"save_total_limit": 0}, "save_total_limit is 0, but must be at least 1. Write null to keep all checkpoints."),
+        ({"save_total_limit": 0}, "save_total_limit is 0, but must be >= 1. Write null to keep all checkpoints."),
         ({"trackio_static_space_id": True}, "trackio_static_space_id is true, but must be text or null or false."),
         ({"label_names": ["a", 1]}, "label_names is ['a', 1], but its values must be text."),
         (
@@ -68,6 +76,23 @@ def test_what_the_trainer_takes_passes(section: dict[str, Any]) -> None:
 def test_what_it_would_stumble_over_is_told(section: dict[str, Any], expected: str) -> None:
     key = next(iter(section))
     assert complaint(**section) == f"r.yaml/{key}: stage1.trainer.{expected}"
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("dtype", ". It belongs in another section: model.dtype."),
+        ("beta", ". It belongs in another section: stage2.beta."),
+        ("temperature", ". It belongs in another section: stage2.cooling.temperature or negatives.temperature."),
+        ("stage1_fracton", " - did you mean 'data.stage1_fraction'?"),
+        ("learning_rte", " - did you mean 'stage1.trainer.learning_rate'?"),
+        ("lr", " - did you mean 'stage1.trainer.learning_rate'?"),
+        ("preset", ". Write it at the top of the recipe."),
+        ("xyz", ". It is not a setting of transformers.TrainingArguments; see its documentation."),
+    ],
+)
+def test_keys_of_other_sections_are_pointed_there(key: str, expected: str) -> None:
+    assert complaint(**{key: 1}) == f"r.yaml/{key}: unknown key 'stage1.trainer.{key}'{expected}"
 
 
 def test_every_mistake_has_a_line() -> None:

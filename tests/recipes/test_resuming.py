@@ -129,8 +129,10 @@ def test_the_measured_floor_stays(in_stage2: Path, copy: Any, train: Train) -> N
     for other in (-1.0, "mean"):
         code, out, err = train(here, "--floor", other)
         assert (code, out) == (2, "")
-        assert f"stage2 of the run began with stage2.cooling.floor = {measured!r} (measured by `chosen - 2 tau`)" in err
-        assert f"not {other!r}" in err
+        assert (
+            f"this run began with stage2.cooling.floor = {measured!r} (measured by `chosen - 2 tau`) and keeps it; the "
+            f"recipe or the command line now says {other!r}. Resume with the same setting, or give"
+        ) in err
     assert (here / "run" / "recipe.yaml").read_bytes() == before
     assert train(here, "--floor", repr(measured))[0] == 0
     assert floor(here) == measured
@@ -205,7 +207,9 @@ def test_what_a_begun_stage_has_fixed_is_refused(
     before = (here / "run" / "recipe.yaml").read_bytes()
     code, out, err = train(here, *words)
     assert (code, out) == (2, "")
-    assert f"stage1 of the run began with stage1.trainer.{key} = {was}, which holds to its end" in err
+    then, now = was.split(", not ")
+    assert f"stage1 of this run began with stage1.trainer.{key} = {then} and keeps it; " in err
+    assert f" now says {now}. Resume with the same setting" in err
     assert f"For stage2 alone write --stage2.trainer.{key}." in err
     assert (here / "run" / "recipe.yaml").read_bytes() == before
 
@@ -260,7 +264,7 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, copy: Any, train: Train
     assert json.loads((run / "summary.json").read_text())["wall_seconds"] > 0
     code, out, err = train(here, "--trainer.max_steps", 6)
     assert (code, out) == (2, "")
-    assert "began with stage1.trainer.max_steps = 3, not 6" in err
+    assert "began with stage1.trainer.max_steps = 3 and keeps it; the recipe or the command line now says 6" in err
     assert "For stage2 alone" not in err
 
 

@@ -5,6 +5,7 @@ process is about to make, rename or remove a file; so a process can be killed be
 """
 
 import errno
+import faulthandler
 import os
 import resource
 import signal
@@ -21,6 +22,9 @@ _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "sh
 _SMALL = 4096
 """Bytes of a file on a disk that is full: writers in C++ and Rust raise no audit events, and meet this limit."""
 
+PATIENCE = 300.0
+"""Seconds after which a child is taken to hang; a run takes about ten."""
+
 Moment = Callable[[int], None]
 """Called with the number of each change in the directory, from 1 on, before it is made."""
 
@@ -36,6 +40,7 @@ def fork(work: Callable[[], object], *, watched: Path, moment: Moment = lambda n
         log = os.open(log_of(watched), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        faulthandler.dump_traceback_later(PATIENCE - 10, file=2)
         _watch(watched, moment)
         work()
         code = 0
@@ -49,9 +54,10 @@ def fork(work: Callable[[], object], *, watched: Path, moment: Moment = lambda n
         os._exit(code)
 
 
-def join(pid: int, *, seconds: float = 300.0) -> int:
-    """Wait for a process: its exit code, or the signal that ended it as a negative number."""
-    end = time.monotonic() + seconds
+def join(pid: int) -> int:
+    """Wait for a process: its exit code, or the signal that ended it as a negative number. One that hangs is a
+    ``TimeoutError``; where it hung is in its log."""
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -59,7 +65,7 @@ def join(pid: int, *, seconds: float = 300.0) -> int:
         time.sleep(0.005)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    raise TimeoutError(f"a child did not end within {seconds:g} seconds")
+    raise TimeoutError(f"a child did not end within {PATIENCE:g} seconds")
 
 
 def log_of(watched: Path) -> Path:

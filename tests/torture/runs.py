@@ -91,7 +91,10 @@ class Kind:
 
     def resumed_is_whole(self, run: str) -> str:
         """Go on with a run that was broken off: what is wrong with what it leaves; empty where it equals ``whole``."""
-        code = join(self.start(run, resume=True))
+        try:
+            code = join(self.start(run, resume=True))
+        except TimeoutError as hanging:
+            return f"{self.name}: --resume: {hanging}:\n{log_of(self.folder / run).read_text(errors='replace')}"
         if code != 0:
             return f"{self.name}: --resume ended with {code}: {last_line(self.folder / run)}"
         return difference(self.whole, snapshot(self.folder / run), self.name)

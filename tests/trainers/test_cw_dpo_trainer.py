@@ -215,6 +215,24 @@ def test_floor_is_measured_at_the_start_and_frozen(
     assert trainer.floor == measured
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("floor", "said"),
+    [
+        ("chosen - 200 tau", "every rejected answer has a cooling weight of 1 or more: this is DPO without cooling"),
+        (-0.1, "no rejected answer has a cooling weight over "),
+        ("chosen - 2 tau", None),
+    ],
+)
+def test_a_floor_that_cools_nothing_is_said(
+    make_trainer: Make, caplog: pytest.LogCaptureFixture, floor: float | str, said: str | None
+) -> None:
+    make_trainer(2, max_steps=1, cooling_floor=floor).measure_reference()
+    warned = [record.getMessage() for record in caplog.records if "cooling floor" in record.getMessage()]
+    assert len(warned) == (said is not None)
+    assert said is None or said in warned[0]
+
+
 def _token_nlls(trainer: Any, row: Row, answer: str) -> list[float]:
     """Token NLLs of an answer by the model's own full logits."""
     encoded = trainer.encoder.encode(row, [answer])

@@ -213,7 +213,7 @@ def _usage(mistake: TyperException) -> str:
         return ""
     context = getattr(mistake, "ctx", None)
     command = "cwdpo" if context is None else context.command_path
-    return f"{command}: {said} See: {command} --help"
+    return f"{command}: {said if said.endswith(('.', '?', '!')) else f'{said}.'} See: {command} --help"
 
 
 def _how_to_continue(arguments: list[str]) -> str:

@@ -59,20 +59,23 @@ def check(
 ) -> None:
     """Read every row, open its images, count its tokens. Exits with 1 if something would stop training.
 
-    With a recipe (.yaml): its settings, all its files, and whether each stage's rows have what the stage needs.
+    With a recipe: its settings, all its files, and whether each stage's rows have what the stage needs.
 
     Needs no GPU, and loads no weights.
     """
     facts: ModelFacts | None = None
     plan: StepPlan | None = None
-    if data.suffix.lower() in (".yaml", ".yml"):
+    from cwdpo.config.recipe_file import is_recipe_file, naming_lines
+
+    if is_recipe_file(data):
         for option, value in (("--model", model), ("--image-root", image_root), ("--max-length", max_length)):
             if value is not None:
                 raise ConfigError(f"{option} has no effect beside {data}, which sets it. Leave it out.")
         quiet_libraries()
         from cwdpo.recipes.preflight import check_recipe
 
-        report, facts, plan = check_recipe(data, check_file)
+        with naming_lines(data):
+            report, facts, plan = check_recipe(data, check_file)
     else:
         encoder: Encoder | None = None
         if model is not None:

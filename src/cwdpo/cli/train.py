@@ -27,14 +27,14 @@ def train(
 ) -> None:
     """Run a recipe. Change settings with --key value: --stage2.beta 0.2, or --beta 0.2 where that is unambiguous.
 
-    Values are YAML: --stage2.cooling null, --trainer.learning_rate 1e-6.
+    Values are YAML: --stage2.cooling null, --stage2.trainer.learning_rate 1e-6.
 
     Paths in the recipe start at the recipe, those on the command line where you are.
     """
     began = time.monotonic()
     if recipe.startswith("-"):
         raise ConfigError(f"expected the recipe before {recipe}. Write: cwdpo train RECIPE {recipe} ...")
-    from cwdpo.config.recipe_file import read_recipe
+    from cwdpo.config.recipe_file import naming_lines, read_recipe
 
     settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
 
@@ -51,7 +51,7 @@ def train(
     if resume and is_main() and not run.has_begun:
         print(f"nothing to resume in {run.root}: starting from the beginning")
     was_done = nothing_to_do(run, settings) and is_evaluated(run, settings)
-    with closing(StageProgress()) as progress:
+    with naming_lines(recipe, context.args), closing(StageProgress()) as progress:
         run = run_recipe(
             settings,
             resume=resume,

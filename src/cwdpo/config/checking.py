@@ -12,30 +12,44 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args,
 from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from cwdpo.config.limits import STRICT
+from cwdpo.config.limits import STRICT, Called, Limit, limit
 from cwdpo.config.located_yaml import KeyPath
+from cwdpo.config.recipe import Recipe
 from cwdpo.errors import ConfigError, shortened
 
 Where: TypeAlias = Callable[[KeyPath], str]
 """Says where a setting stands: ``recipe.yaml:4`` or ``--stage2.beta``."""
 
+TrainerFields: TypeAlias = Callable[[], Mapping[str, object]]
+"""Gives the names of the Trainer's settings and their types; asked only where they are needed, as it takes seconds."""
+
 _Section = TypeVar("_Section")
 
 
 def build(
-    section: type[_Section], values: Mapping[str, object], where: Where | None = None, *, path: KeyPath = ()
+    section: type[_Section],
+    values: Mapping[str, object],
+    where: Where | None = None,
+    *,
+    path: KeyPath = (),
+    trainer_fields: TrainerFields | None = None,
 ) -> _Section:
     """Make a recipe section, and the sections in it, from plain values as the YAML gave them.
 
     ``where`` is None where a setting's name says all; ``path`` is the section's own place in the recipe. A ConfigError
-    has one line for each setting that is unknown, missing or wrong.
+    has one line for each setting that is unknown, missing or wrong; with ``trainer_fields`` it knows those of the
+    Trainer, too.
     """
+    paths = known_paths(section, path)
     problems: list[str] = []
 
     def note(place: KeyPath, text: str) -> None:
         problems.append(text if where is None else f"{where(place)}: {text}")
 
-    built = _built(section, values, path, note)
+    def advise(unknown: KeyPath) -> str:
+        return _advice_on_unknown(unknown, meant(unknown, paths, trainer_fields), paths)
+
+    built = _built(section, values, path, note, advise)
     if problems or built is None:
         raise ConfigError("\n".join(problems))
     return built
@@ -53,7 +67,7 @@ def problem_with(section: type, name: str, value: object) -> str:
     try:
         TypeAdapter(hint, config=STRICT).validate_python(value)
     except ValidationError as error:
-        return _explain(error.errors(include_url=False)[0], value, hint)
+        return _explain(error.errors(include_url=False)[0], value, hint, what=_called(section, name))
     return ""
 
 
@@ -76,7 +90,11 @@ def is_text(hint: object) -> bool:
 
 
 def _built(
-    section: type[_Section], values: Mapping[str, object], path: KeyPath, note: Callable[[KeyPath, str], None]
+    section: type[_Section],
+    values: Mapping[str, object],
+    path: KeyPath,
+    note: Callable[[KeyPath, str], None],
+    advise: Callable[[KeyPath], str],
 ) -> _Section | None:
     """The section, built from the innermost out; each mistake is noted with its place, and leaves None."""
     known = section_fields(section)  # type: ignore[arg-type]  # classes are hashable, a TypeVar of one is not to mypy
@@ -85,17 +103,17 @@ def _built(
     whole = True
     for key, value in values.items():
         if key not in known:
-            note((*path, key), f"unknown key '{prefix}{key}'{_place_for(key, section, known, prefix)}")
+            note((*path, key), f"unknown key '{prefix}{key}'{advise((*path, key))}")
             whole = False
             continue
         inner = section_type(known[key][1])
         ready[key] = value
         if inner is not None and isinstance(value, Mapping):
-            ready[key] = _built(inner, value, (*path, key), note)
+            ready[key] = _built(inner, value, (*path, key), note, advise)
             whole = whole and ready[key] is not None
-    for name, (field, hint) in known.items():
+    for name, (field, _) in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
-            note(path, f"'{prefix}{name}' is missing. Add it; it is {describe_type(hint)}.")
+            note(path, f"'{prefix}{name}' is missing. Add it; it is {_called(section, name)}.")
             whole = False
     if not whole:
         return None
@@ -108,14 +126,24 @@ def _built(
             if not name:  # settings that do not go together
                 note(path, str(detail["ctx"]["error"]))
             elif name not in seen:
-                text = _explain(detail, ready.get(name), known[name][1], name=f"{prefix}{name}")
+                what = _called(section, name)
+                text = _explain(detail, ready.get(name), known[name][1], name=f"{prefix}{name}", what=what)
                 note((*path, name), f"{prefix}{name} {text}")
             seen.add(name)
         return None
 
 
-def _explain(detail: ErrorDetails, value: object, hint: object, *, name: str = "") -> str:
-    """What is wrong with a value, as it goes on after the setting's full name."""
+def _called(section: type, name: str) -> str:
+    """What messages call the values of a setting: its own words where it has some, else its type."""
+    hint = get_type_hints(section, include_extras=True)[name]
+    own = (
+        [each.what for each in get_args(hint)[1:] if isinstance(each, Called)] if get_origin(hint) is Annotated else []
+    )
+    return own[0] if own else describe_type(hint)
+
+
+def _explain(detail: ErrorDetails, value: object, hint: object, *, name: str = "", what: str) -> str:
+    """What is wrong with a value, as it goes on after the setting's full name; it must be ``what``."""
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
     section = section_type(hint)
@@ -123,7 +151,7 @@ def _explain(detail: ErrorDetails, value: object, hint: object, *, name: str = "
         advice = _as_section(section, value, hint, name)
     else:
         advice = _near_choice(value, _choices(_alternatives(hint))) or _as_number(value, _alternatives(hint))
-    return f"is {shown(value)}, but must be {describe_type(hint)}.{advice}"
+    return f"is {shown(value)}, but must be {what}.{advice}"
 
 
 def _as_section(section: type, value: object, hint: object, name: str) -> str:
@@ -148,16 +176,87 @@ def _as_section(section: type, value: object, hint: object, name: str) -> str:
     return ""
 
 
-def _place_for(key: str, section: type, known: Collection[str], prefix: str) -> str:
-    """Where an unknown key of a section may belong: under a like name, further down, or among the Trainer's."""
-    below = [".".join(path) for path in known_paths(section, ()) if path[-1] == key]
-    if below and not difflib.get_close_matches(key, list(known), n=1, cutoff=0.8):
-        return f". It belongs further down: {' or '.join(f'{prefix}{path}' for path in below[:3])}."
-    if "trainer" in known and (name := trainer_name(key)) is not None:
-        return f" - did you mean '{prefix}trainer.{name}'?"
-    trainer = f", or if it is a setting of transformers.TrainingArguments, {prefix}trainer.{key}"
-    otherwise = f". Known here: {', '.join(known)}{trainer if 'trainer' in known else ''}."
-    return _suggestion(key, known, prefix, otherwise)
+def meant(unknown: KeyPath, paths: Sequence[KeyPath], trainer_fields: TrainerFields | None) -> list[KeyPath]:
+    """Which settings an unknown one may stand for, the likeliest first: one of the same section by a like name, one of
+    another section, or one of the Trainer's. Those with the same last name are in another place, the others slips.
+
+    ``paths`` are the recipe's settings; without ``trainer_fields`` only the Trainer's other words are known.
+
+    Example:
+        >>> meant(("stage2", "temperatures"), known_paths(Recipe, ()), None)
+        [('stage2', 'cooling', 'temperature')]
+    """
+    *above, key = unknown
+    here = [path for path in paths if path[:-1] == tuple(above)]
+    below = [path for path in paths if path[: len(above)] == tuple(above) and path not in here]
+    trainer = next(
+        (place for cut in range(len(above), -1, -1) if (place := (*above[:cut], "trainer")) in paths),
+        None,
+    )
+    if near := _near(key, here, cutoff=0.8):
+        return near
+    if same := [path for path in below if path[-1] == key] or [path for path in paths if path[-1] == key]:
+        return same[:3]
+    if trainer is not None and (name := trainer_name(key)) is not None:
+        return [(*trainer, name)]
+    known = [*trainer_fields()] if trainer is not None and trainer_fields is not None else []
+    if trainer is not None and key in known:
+        return [(*trainer, key)]
+    of_trainer = [(*trainer, name) for name in known] if trainer is not None else []
+    return _near(key, below, cutoff=0.8) or _near(key, of_trainer, cutoff=0.8) or _near(key, paths, cutoff=0.8)
+
+
+def _near(key: str, paths: Sequence[KeyPath], *, cutoff: float) -> list[KeyPath]:
+    """The settings whose last name is most like a key: one name, which several sections may have."""
+    near = difflib.get_close_matches(key, [path[-1] for path in paths], n=1, cutoff=cutoff)
+    return [path for path in paths if path[-1] in near]
+
+
+def example(path: KeyPath, *, trainer_fields: TrainerFields | None) -> str:
+    """A value that a setting may have, as the command line takes it: its default, or one of its type.
+
+    Example:
+        >>> example(("stage2", "beta"), trainer_fields=None), example(("stage2",), trainer_fields=None)
+        ('0.1', '{}')
+    """
+    section: type | None = Recipe
+    hint: object = None
+    for part in path:
+        field, hint = section_fields(section).get(part, (None, None)) if section is not None else (None, None)
+        section = section_type(hint)
+    if "trainer" in path[:-1]:
+        place = path.index("trainer") + 1
+        hint = trainer_fields().get(path[place]) if trainer_fields is not None and len(path) == place + 1 else None
+    elif field is not None and isinstance(field.default, (str, bool, int, float)):
+        return field.default if isinstance(field.default, str) else shown(field.default)
+    kinds = _alternatives(hint)
+    if section is not None or any((get_origin(kind) or kind) is dict for kind in kinds):
+        return "{}"
+    if choices := _choices(kinds):
+        return str(choices[0])
+    plain = {float: "0.1", int: "1", bool: "true", str: "TEXT"}
+    return next((plain[kind] for kind in kinds if kind in plain), "VALUE")
+
+
+def _advice_on_unknown(unknown: KeyPath, found: Sequence[KeyPath], paths: Sequence[KeyPath]) -> str:
+    """What to do with an unknown key, as it goes on after its full name."""
+    names = [".".join(path) for path in found]
+    if not found:
+        here = [path[-1] for path in paths if path[:-1] == unknown[:-1]]
+        return _suggestion(unknown[-1], here, "".join(f"{part}." for part in unknown[:-1]), _known_here(here))
+    if found[0][-1] != unknown[-1]:
+        quoted = [f"'{name}'" for name in names]
+        return f" - did you mean {' or '.join(quoted)}?"
+    if found[0][-2:-1] == ("trainer",):
+        return f", which is a setting of the Trainer. Write it in {'.'.join(found[0][:-1])}."
+    if len(found[0]) == 1:
+        return ". Write it at the top of the recipe."
+    below = all(path[: len(unknown) - 1] == unknown[:-1] for path in found)
+    return f". It belongs {'further down' if below else 'in another section'}: {' or '.join(names)}."
+
+
+def _known_here(here: Collection[str]) -> str:
+    return f". Known here: {', '.join(here)}." if here else "."
 
 
 def known_paths(section: type, above: KeyPath) -> list[KeyPath]:
@@ -277,15 +376,15 @@ def trainer_name(word: str) -> str | None:
 
 
 _FREE = ("fsdp",)  # settings that take more types than they are declared with
-_MUST_BE = {
-    "per_device_train_batch_size": (1, "Write the number of rows in a step."),
-    "per_device_eval_batch_size": (1, "Write the number of rows in a step."),
-    "gradient_accumulation_steps": (1, "Write 1 for no accumulation."),
-    "dataloader_num_workers": (0, "Write 0 to load rows in the training process."),
-    "learning_rate": (0, "Try 1e-5."),
-    "save_total_limit": (1, "Write null to keep all checkpoints."),
+_MUST_BE: Mapping[str, Limit] = {
+    "per_device_train_batch_size": limit(at_least=1, advice="Write the number of rows in a step."),
+    "per_device_eval_batch_size": limit(at_least=1, advice="Write the number of rows in a step."),
+    "gradient_accumulation_steps": limit(at_least=1, advice="Write 1 for no accumulation."),
+    "dataloader_num_workers": limit(at_least=0, advice="Write 0 to load rows in the training process."),
+    "learning_rate": limit(above=0, advice="Try 1e-5; with 0 nothing would be learned."),
+    "save_total_limit": limit(at_least=1, advice="Write null to keep all checkpoints."),
 }
-"""Smallest value and advice, where the Trainer itself would fail late or not at all."""
+"""Limits where the Trainer itself would fail late or not at all."""
 
 
 def check_trainer_section(
@@ -295,19 +394,32 @@ def check_trainer_section(
     declared. ``known`` are the training arguments' fields with their types."""
     problems = []
     prefix = "".join(f"{part}." for part in path)
+    paths = known_paths(Recipe, ())
     for key, value in section.items():
         full, place = f"{prefix}{key}", where((*path, key))
         if key in _ELSEWHERE:
             problems.append(f"{place}: '{full}' is not set here. {_ELSEWHERE[key]}")
         elif key not in known:
-            otherwise = ". It is not a setting of transformers.TrainingArguments; see its documentation."
-            name = trainer_name(key)
-            meant = f" - did you mean '{prefix}{name}'?" if name else _suggestion(key, known, prefix, otherwise)
-            problems.append(f"{place}: unknown key '{full}'{meant}")
+            problems.append(f"{place}: unknown key '{full}'{_advice_on_argument(key, known, path, paths)}")
         elif wrong := _wrong_argument(key, value, known[key]):
             problems.append(f"{place}: {full} is {wrong}")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _advice_on_argument(key: str, known: Collection[str], path: KeyPath, paths: Sequence[KeyPath]) -> str:
+    """What to do with an unknown key of a ``trainer`` section, as it goes on after its full name."""
+    prefix = "".join(f"{part}." for part in path)
+    if (name := trainer_name(key)) is not None:
+        return f" - did you mean '{prefix}{name}'?"
+    same = [found for found in paths if found[-1] == key]
+    if same or not difflib.get_close_matches(key, list(known), n=1):
+        of_stage = [found for found in same if found[0] == path[0]]
+        found = (of_stage or same)[:3] or _near(key, paths, cutoff=0.8)
+        if found:
+            return _advice_on_unknown((*path, key), found, paths)
+    otherwise = ". It is not a setting of transformers.TrainingArguments; see its documentation."
+    return _suggestion(key, known, prefix, otherwise)
 
 
 def _wrong_argument(key: str, value: object, hint: object) -> str:
@@ -322,9 +434,9 @@ def _wrong_argument(key: str, value: object, hint: object) -> str:
         adapter.validate_python(value)
     except ValidationError:
         return f"{shown(value)}, but {_wanted(value, kinds)}"
-    smallest, advice = _MUST_BE.get(key, (None, ""))
-    if smallest is not None and isinstance(value, (int, float)) and not value >= smallest:
-        return f"{value}, but must be at least {smallest}. {advice}"
+    bounds = _MUST_BE.get(key)
+    if bounds is not None and isinstance(value, (int, float)) and not bounds.allows(value):
+        return f"{value}, but must be {bounds}. {bounds.advice}"
     return ""
 
 

@@ -36,6 +36,8 @@ class Limit(AfterValidator):
     at_least: float | None = None
     below: float | None = None
     at_most: float | None = None
+    advice: str = ""
+    """A sentence that says what to write instead."""
 
     def __str__(self) -> str:
         """``> 0 and < 1``."""
@@ -66,8 +68,18 @@ def limit(
             raise ValueError(f"is {value}, but must be {found}. {advice}")
         return value
 
-    found = Limit(check, above=above, at_least=at_least, below=below, at_most=at_most)
+    found = Limit(check, above=above, at_least=at_least, below=below, at_most=at_most, advice=advice)
     return found
+
+
+class Called(NamedTuple):
+    """What a message calls the values of a setting, where their type alone says too little."""
+
+    what: str
+
+
+ROWS = Called("the path of a file of rows, or null")
+"""Of a setting that may name one file."""
 
 
 def not_empty(advice: str) -> AfterValidator:
@@ -143,12 +155,40 @@ def floor_rule(text: str) -> FloorRule | None:
     return FloorRule(found[1], float(found[2] or 0))
 
 
+def _meant_floor(text: str) -> FloorRule | float | None:
+    """The floor that a text may stand for that is none as it is written; None where no guess is good.
+
+    Example:
+        >>> print(_meant_floor("chosn - tau * 2"), _meant_floor("-3,5"))
+        chosen - 2 tau -3.5
+    """
+    plain = (
+        text.lower().replace("\u2212", "-").replace("\u2013", "-").replace("\u03c4", "tau").replace(",", ".").strip()
+    )
+    if re.fullmatch(r"-?\d+(\.\d+)?", plain):
+        return -abs(float(plain))
+    found = re.fullmatch(r"([a-z]+(?:\s*[:=]\s*[\d.]+)?)\s*(.*)", plain)
+    if found is None:
+        return None
+    name, rest = re.sub(r"\s*[:=]\s*", ":", found[1]), found[2]
+    name = "quantile:0.5" if name == "median" else name
+    near = difflib.get_close_matches(name.partition(":")[0], ("chosen", "gentle", "mean", "quantile"), n=1, cutoff=0.8)
+    # 2 tau, 2 * tau, 2tau, tau 2, tau * 2, tau
+    taus = re.fullmatch(r"(?:-\s*(?:(?P<before>[\d.]+)\s*\*?\s*)?taus?\s*\*?\s*(?P<after>[\d.]+)?)?", rest)
+    if not near or taus is None or (taus["before"] and taus["after"]):
+        return None
+    times = (taus["before"] or taus["after"] or "1") if rest else ""
+    return floor_rule(near[0] + name.removeprefix(name.partition(":")[0]) + (f" - {times} tau" if times else ""))
+
+
 def number_or_floor_rule(advice: str) -> AfterValidator:
     """Validator of the cooling floor: a log-probability, at most 0, or a :class:`FloorRule` as text."""
 
     def check(value: float | str) -> float | str:
         if isinstance(value, str):
             rule = floor_rule(value)
+            if rule is None and (meant := _meant_floor(value)) is not None:
+                raise ValueError(f"is {value!r}. Did you mean {meant}?")
             if rule is None:
                 raise ValueError(f"is {value!r}. {advice} A quantile is above 0 and below 1.")
             return str(rule)

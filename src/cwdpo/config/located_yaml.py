@@ -1,7 +1,7 @@
 """YAML that remembers on which line each key stood, reads ``1e-6`` as a number, and loses nothing silently."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -179,6 +179,8 @@ class _Walk:
 def _explain(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark is not None else 1
+    if not name.startswith("--") and (slip := _slip_above(text.splitlines()[:line])):
+        return f"{name}:{slip}"
     row = [*text.splitlines(), *[""] * line][line - 1]
     if "\t" in row[: len(row) - len(row.lstrip())]:
         return f"{_place(name, line)}: this line is indented with a tab. YAML needs spaces."
@@ -194,6 +196,12 @@ def _explain(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
             f"{_place(name, line)}: in double quotes a backslash has a meaning of its own. Write the text in single "
             "quotes, and a path with / between directories."
         )
+    opened = error.context_mark.line + 1 if error.context_mark is not None else line
+    if "flow" in (error.context or "") and opened < line and not name.startswith("--"):
+        return (
+            f"{name}:{opened}: this is not valid YAML: the bracket that opens here is not closed by line {line}. "
+            "Close it."
+        )
     if "block mapping start" in problem or "expected <block end>" in problem:
         return (
             f"{_place(name, line)}: the line is indented differently from those that it belongs with. Begin it in the "
@@ -205,6 +213,28 @@ def _explain(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
             f"{name} '{{key: value}}', and close its brackets."
         )
     return f"{_place(name, line)}: this is not valid YAML: {problem}. Fix the indentation, or quote the text."
+
+
+_OPEN_QUOTE = re.compile(r"""[^#'"]*[:\[{,-]\s*(?:"[^"]*|'(?:[^']|'')*)""")
+
+
+def _slip_above(rows: Sequence[str]) -> str:
+    """The line and the problem where YAML stumbles over the last of these rows because of a slip in it or above it that
+    it took for something else; empty where there is none.
+
+    Example:
+        >>> _slip_above(["stage2", "  beta: 0.1"])
+        '1: this is not valid YAML. A colon is missing: write `stage2:`.'
+        >>> _slip_above(['model: "a', "seed: 0"])
+        '1: the quote that begins here is not closed. Close it on the same line.'
+    """
+    for number, row in enumerate(rows, start=1):
+        if _OPEN_QUOTE.fullmatch(row):
+            return f"{number}: the quote that begins here is not closed. Close it on the same line."
+    for number, row in list(enumerate(rows, start=1))[-2:]:
+        if re.fullmatch(r"\s*\w+", bare := row.partition(" #")[0].rstrip()) and not bare.strip().isdigit():
+            return f"{number}: this is not valid YAML. A colon is missing: write `{bare.strip()}:`."
+    return ""
 
 
 def _without_colon(text: str) -> str:

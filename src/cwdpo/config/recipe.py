@@ -14,7 +14,9 @@ from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
 from cwdpo.config.limits import (
+    ROWS,
     STRICT,
+    Called,
     checked_endpoint,
     checked_judge,
     limit,
@@ -83,7 +85,9 @@ class QuantizationConfig:
 class ModelConfig:
     """Which model is trained, and which part of it."""
 
-    name_or_path: Annotated[str, not_empty("Write a local directory or a hub name.")]
+    name_or_path: Annotated[
+        str, not_empty("Write a local directory or a hub name."), Called("a local directory or a hub name")
+    ]
     """A local directory or a hub name that ``AutoModelForImageTextToText`` loads."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -116,13 +120,17 @@ class ModelConfig:
 class DataConfig:
     """Which rows are trained on."""
 
-    train: Annotated[str | list[str], not_empty("Write the path of a JSONL file of preferences.")]
+    train: Annotated[
+        str | list[str],
+        not_empty("Write the path of a JSONL file of preferences."),
+        Called("the path of a file of rows, or a list of paths"),
+    ]
     """Files, patterns or directories of rows, or ``hf:owner/name:split``; relative paths start at the recipe file."""
 
-    eval: str | None = None
+    eval: Annotated[str | None, ROWS] = None
     """Held-out rows for probes and the Trainer's evaluation; null asks probes about training rows."""
 
-    image_root: str | list[str] | None = None
+    image_root: Annotated[str | list[str] | None, Called("a directory, a list of directories, or null")] = None
     """Where relative image paths start, by default the data file's own directory. No other directory is read from; of
     several, names start at the first, and all may be read."""
 
@@ -428,7 +436,9 @@ class EvaluateConfig:
     ``evaluate: null`` measures nothing.
     """
 
-    data: Annotated[str, not_empty("Write the path of rows that are not trained on.")]
+    data: Annotated[
+        str, not_empty("Write the path of rows that are not trained on."), Called("the path of a file of rows")
+    ]
     """A file or directory of rows, best held out; a relative path starts at the recipe file. Images start at
     ``data.image_root`` where that is set."""
 
@@ -441,7 +451,7 @@ class EvaluateConfig:
     max_new_tokens: Annotated[int, limit(at_least=1, advice="Try 256.")] = 256
     """Longest generated answer."""
 
-    vocabulary: str | None = None
+    vocabulary: Annotated[str | None, Called("the path of a file of objects, or null")] = None
     """A file of objects for hallucination: one a line, other words for it after commas."""
 
 
@@ -474,7 +484,7 @@ class Recipe:
     seed: Annotated[int, limit(at_least=0, below=2**32, advice="Try 0.")] = 0
     """Of everything random: the division of rows, their order, new adapters, samples."""
 
-    output_dir: Annotated[str, not_empty("Write the directory to fill.")] = "runs/cwdpo"
+    output_dir: Annotated[str, not_empty("Write the directory to fill."), Called("a directory to fill")] = "runs/cwdpo"
     """The run directory; a relative path starts at the working directory."""
 
     @property

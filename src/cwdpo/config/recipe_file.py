@@ -2,28 +2,36 @@
 
 import dataclasses
 import difflib
+import functools
+import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
 from cwdpo.config import located_yaml
 from cwdpo.config.checking import (
+    TrainerFields,
     build,
     check_trainer_section,
+    example,
     is_text,
     known_paths,
+    meant,
     section_fields,
     section_type,
+    shown,
     trainer_name,
 )
 from cwdpo.config.foreign import describe_foreign, recognise
 from cwdpo.config.located_yaml import KeyPath, load_value
 from cwdpo.config.recipe import CoolingConfig, ProbesConfig, Recipe, Stage1Config
-from cwdpo.errors import ConfigError, path_advice
-from cwdpo.records import HUB, RunDirectory
+from cwdpo.errors import ConfigError, UserError, path_advice, shortened
+from cwdpo.records import HUB, STAGES, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +54,7 @@ def read_recipe(
     path: str | Path,
     overrides: Mapping[str, object] | Sequence[str] = (),
     *,
-    trainer_fields: Callable[[], Mapping[str, Any]] | None = None,
+    trainer_fields: TrainerFields | None = None,
     warn: bool = True,
 ) -> Recipe:
     """Read a recipe and check every key and value.
@@ -58,7 +66,8 @@ def read_recipe(
     Args:
         overrides: settings that replace the file's, by full or unambiguous name, or words of a command line.
         trainer_fields: gives the names that ``trainer`` sections may hold and their types, asked once all else is
-            right, as only transformers knows them and takes seconds to import; None leaves those sections unchecked.
+            right or a key is unknown, as only transformers knows them and takes seconds to import; None leaves those
+            sections unchecked.
         warn: whether settings that have no effect in this recipe are warned of through ``logging``.
 
     A ConfigError has one line for each mistake, starting with ``file:line`` or the override's name.
@@ -66,13 +75,16 @@ def read_recipe(
     path = Path(path)
     name = str(path)
     _refuse_other_files(path)
-    located = located_yaml.load(_text(path), name)
+    text = _text(path)
+    if path.suffix.lower() == ".json":
+        text = re.sub(r"^\t+", lambda tabs: " " * len(tabs[0]), text, flags=re.MULTILINE)  # all that YAML lacks of JSON
+    located = located_yaml.load(text, name)
     values = located.values
     foreign = recognise(values)
     if foreign is not None:
         raise ConfigError(describe_foreign(foreign, values, name))
     _resolve_paths(values, path.absolute().parent)
-    changes = _parsed(overrides)
+    changes = _parsed(overrides, values, trainer_fields)
     for change in changes:
         _apply(change, values)
     _apply_preset(values)
@@ -85,7 +97,9 @@ def read_recipe(
         above = (setting[:length] for length in range(len(setting), 0, -1))
         return f"{name}:{next((located.lines[key] for key in above if key in located.lines), 1)}"
 
-    recipe = build(Recipe, values, where)
+    recipe = build(Recipe, values, where, trainer_fields=trainer_fields)
+    if hidden := _hidden(recipe, changes, where):
+        raise ConfigError("\n".join(hidden))
     if trainer_fields is not None:
         known = trainer_fields()
         check_trainer_section(recipe.trainer, known, where)
@@ -94,6 +108,43 @@ def read_recipe(
     for message in settings_without_effect(recipe) if warn else ():
         logger.warning("%s: %s", name, message)
     return recipe
+
+
+@contextmanager
+def naming_lines(path: str | Path, overrides: Sequence[str] = ()) -> Iterator[None]:
+    """What is refused in here begins with the place of the setting that it is about, as the recipe's own mistakes do:
+    of the first one that the message names, or of the model that it names."""
+    try:
+        yield
+    except UserError as error:
+        place = _place_of(str(error), Path(path), overrides) if type(error) in (UserError, ConfigError) else ""
+        if not place:
+            raise
+        raise type(error)(f"{place}: {error}") from error
+
+
+def _place_of(message: str, path: Path, overrides: Sequence[str]) -> str:
+    """``recipe.yaml:4`` or ``--stage2.beta``; empty where the message has a place already, or names no setting."""
+    if "\n" in message or re.match(r"--|\S+: ", message):
+        return ""
+    try:
+        located = located_yaml.load(_text(path), str(path))
+        changes = _parsed(overrides, located.values, None)
+    except ConfigError:  # the file is another by now
+        return ""
+    places = {setting: f"{path}:{line}" for setting, line in located.lines.items()}
+    places |= {change.path: change.where for change in changes}
+    sections = [each.name for each in dataclasses.fields(Recipe)]
+    for word in re.findall(r"(?<![-/.\w])[a-z]\w*(?:\.\w+)*", message):
+        parts = tuple(word.split("."))
+        found = [setting for setting in places if setting[-len(parts) :] == parts]
+        if len(found) == 1 and (len(parts) > 1 or "_" in word):
+            return places[found[0]]
+        if len(parts) > 1 and parts[0] in sections:
+            return ""  # it is about a setting that is left out
+    model = next((each.value for each in reversed(changes) if each.path == _MODEL), None)
+    model = model or located.values.get("model", {}).get("name_or_path")
+    return places.get(_MODEL, "") if isinstance(model, str) and model in message else ""
 
 
 def known_settings() -> set[str]:
@@ -153,11 +204,53 @@ class _Override:
     """As the user wrote it, for messages: ``--beta``."""
 
 
-def _parsed(given: Mapping[str, object] | Sequence[str]) -> list[_Override]:
-    """Overrides from Python (names and values) or from words such as ``["--beta", "0.2", "--stage2.cooling=null"]``."""
+def _hidden(recipe: Recipe, changes: Sequence[_Override], where: Callable[[KeyPath], str]) -> list[str]:
+    """A sentence for each setting of the shared ``trainer`` among the changes that the recipe's own stages hide; a
+    stage's setting that is a change too is meant so."""
+    problems = []
+    for change in changes:
+        section, *below = change.path
+        if section != "trainer":
+            continue
+        for key in below[:1] or (change.value if isinstance(change.value, Mapping) else ()):
+            value = recipe.trainer.get(key)
+            hiding = [
+                stage
+                for stage, settings in recipe.stages.items()
+                if settings.trainer.get(key, value) != value
+                and not any(other.path == (stage, "trainer", key)[: len(other.path)] for other in changes)
+            ]
+            if not hiding:
+                continue
+            named = " and ".join(f"{where((stage, 'trainer', key))} sets {stage}.trainer.{key}" for stage in hiding)
+            options = [f"--{stage}.trainer.{key} {shown(value)}" for stage in recipe.stages]
+            if len(hiding) == len(recipe.stages):
+                advice = f"has no effect: {named}. Write {' '.join(options)}."
+            else:
+                advice = (
+                    f"has no effect on {hiding[0]}: {named}. Write {' '.join(options)} for both stages, or name the "
+                    "stage that you mean."
+                )
+            problems.append(f"{change.where} {advice}")
+    return list(dict.fromkeys(problems))
+
+
+def _parsed(
+    given: Mapping[str, object] | Sequence[str], values: Mapping[str, Any], trainer_fields: TrainerFields | None
+) -> list[_Override]:
+    """Overrides from Python (names and values) or from words such as ``["--beta", "0.2", "--stage2.cooling=null"]``.
+
+    ``values`` are those of the recipe.
+    """
+
+    def full_path(name: str, text: str) -> KeyPath:
+        return _full_path(name, text, values, trainer_fields)
+
     if isinstance(given, Mapping):
-        return [_Override(_full_path(name), value, f"--{name}") for name, value in given.items()]
-    paths = [(name, _full_path(name), text) for name, text in _pairs(given)]
+        return [_Override(full_path(name, shown(value)), value, f"--{name}") for name, value in given.items()]
+    for_example = functools.partial(example, trainer_fields=trainer_fields)
+    pairs = _pairs(given, lambda name: for_example(full_path(name, "VALUE")))
+    paths = [(name, full_path(name, text), text) for name, text in pairs]
     return [_Override(path, _value(text, path, f"--{name}"), f"--{name}") for name, path, text in paths]
 
 
@@ -217,8 +310,8 @@ def _apply_preset(values: dict[str, Any]) -> None:
             here.setdefault(path[-1], value)
 
 
-def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Names and texts."""
+def _pairs(words: Sequence[str], example_of: Callable[[str], str]) -> list[tuple[str, str]]:
+    """Names and texts; ``example_of`` a name is a value that it may have."""
     pairs, queue = [], list(words)
     while queue:
         word = queue.pop(0)
@@ -231,9 +324,8 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
             raise ConfigError(f"{word!r} is not a setting. {_as_setting(word, queue)}")
         if not equals:
             if not queue or queue[0].startswith("--"):
-                raise ConfigError(
-                    f"--{name} has no value. Write --{name} VALUE, such as --{name} true or --{name} null."
-                )
+                such_as = example_of(name.replace("-", "_"))
+                raise ConfigError(f"--{name} has no value. Write one, such as --{name} {such_as}.")
             text = queue.pop(0)
         pairs.append((name.replace("-", "_"), text))
     return pairs
@@ -253,7 +345,8 @@ def _as_setting(word: str, following: Sequence[str]) -> str:
     return "Write settings after the recipe as --key value; a run's directory is --output_dir."
 
 
-def _full_path(name: str) -> KeyPath:
+def _full_path(name: str, text: str, values: Mapping[str, Any], trainer_fields: TrainerFields | None) -> KeyPath:
+    """The setting of a full or unambiguous name; an unknown one is refused, with what to write for its ``text``."""
     wanted = tuple(name.split("."))
     known = known_paths(Recipe, ())
     below_trainer = (path[-1] == "trainer" and path == wanted[: len(path)] for path in known)
@@ -265,12 +358,35 @@ def _full_path(name: str) -> KeyPath:
     if matches:
         choices = ", ".join("--" + ".".join(path) for path in matches)
         raise ConfigError(f"--{name} could be any of {choices}. Write the full name.")
-    by_name = {".".join(path): None for path in known} | {path[-1]: None for path in known}
-    near = difflib.get_close_matches(name, list(by_name), n=1, cutoff=0.75)  # else `..._batch_size` is near to another
-    trainer = trainer_name(name)
-    near = [f"trainer.{trainer}"] if trainer is not None else near
-    advice = f" - did you mean '--{near[0]}'?" if near else f". A setting of the Trainer is --trainer.{name}."
+    above = [path for path in known if path[-len(wanted) + 1 :] == wanted[:-1]]
+    unknown = (*above[0], wanted[-1]) if len(wanted) > 1 and len(above) == 1 else wanted
+    found = meant(unknown, known, trainer_fields)
+    found = [each for path in found for each in _of_each_stage(path, values)]
+    if not found:  # else `..._batch_size` is near to another
+        near = difflib.get_close_matches(name, [".".join(path) for path in known], n=1, cutoff=0.75)
+        found = [tuple(path.split(".")) for path in near]
+    if not found:
+        raise ConfigError(
+            f"--{name}: unknown setting. See docs/recipe.md or `cwdpo schema`; a setting of "
+            "transformers.TrainingArguments is --trainer.KEY."
+        )
+    options = [f"--{'.'.join(path)}" for path in found]
+    of_each_stage = len(found) > 1 and found[0][-2] == "trainer"
+    if found[0][-1] == wanted[-1] or of_each_stage:
+        together = " " if of_each_stage else " or "
+        advice = f". Write {together.join(f'{option} {shortened(text)}' for option in options)}."
+    else:
+        quoted = [f"'{option}'" for option in options]
+        advice = f" - did you mean {' or '.join(quoted)}?"
     raise ConfigError(f"--{name}: unknown setting{advice}")
+
+
+def _of_each_stage(path: KeyPath, values: Mapping[str, Any]) -> list[KeyPath]:
+    """A setting of the shared ``trainer`` as one of each stage, where the recipe's stages have their own; others as
+    they are."""
+    stages = [(stage, section) for stage in STAGES if isinstance(section := values.get(stage), dict)]
+    own = [isinstance(section.get("trainer"), dict) and path[-1] in section["trainer"] for _, section in stages]
+    return [(stage, *path) for stage, _ in stages] if path[0] == "trainer" and any(own) else [path]
 
 
 def _text(path: Path) -> str:
@@ -296,7 +412,9 @@ _SCRIPTS = (".sh", ".py", ".ipynb")
 def _refuse_other_files(path: Path) -> None:
     """Name what was given in place of a recipe: rows, a script, a run or a model."""
     kind = path.suffix.lower()
-    if kind in _ROWS and path.exists():
+    if is_recipe_file(path):
+        return
+    if kind in _ROWS and path.is_file():
         raise ConfigError(
             f"{path}: this is a file of rows, and a recipe is needed. Make one: `cwdpo init {path} --model MODEL`."
         )
@@ -314,6 +432,33 @@ def _refuse_other_files(path: Path) -> None:
     recipes = sorted(item.name for item in path.iterdir() if item.suffix in (".yaml", ".yml"))
     found = f"Did you mean {path / recipes[0]}?" if recipes else "`cwdpo init DATA --model MODEL` makes one."
     raise ConfigError(f"{path}: this is a directory, and a recipe is a YAML file. {found}")
+
+
+def is_recipe_file(path: Path) -> bool:
+    """Whether a file is a recipe and not one of rows: YAML, or JSON with a recipe's keys."""
+    kind = path.suffix.lower()
+    return kind in (".yaml", ".yml") or (kind == ".json" and path.is_file() and _is_recipe_in_json(path))
+
+
+def _is_recipe_in_json(path: Path) -> bool:
+    """Whether a file holds one JSON object with a recipe's or another tool's keys; a broken object is refused, and
+    other things may be rows."""
+    if path.stat().st_size > _LARGEST:
+        return False
+    text = _text(path).strip()
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        return False
+    except json.JSONDecodeError as error:
+        is_rows = not text.startswith("{") or error.msg == "Extra data"  # an object a line
+        if is_rows:
+            return False
+        raise ConfigError(
+            f"{path}:{error.lineno}: this is not valid JSON: {error.msg}. Correct it there, or save the recipe as YAML."
+        ) from None
+    keys = {each.name for each in dataclasses.fields(Recipe)}
+    return isinstance(values, dict) and (bool(keys & {*values}) or recognise(values) is not None)
 
 
 def _near_files(path: Path) -> str:

@@ -265,15 +265,15 @@ def _refuse(run: RunDirectory, recipe: Recipe, changes: Mapping[str, tuple[str, 
         return
     key, *others = changes
     before, now = changes[key]
-    what = f"{stage} of the run" if stage else "the run"
+    it = "stage1 of this run" if stage == "stage1" and recipe.stage2 is not None else "this run"
     floor = run.kept("floor")
     measured = f" (measured by `{floor['rule']}`)" if key == "stage2.cooling.floor" and floor else ""
     more = f" (and {len(others)} more: {', '.join(others)})" if others else ""
     waits = stage == "stage1" and ".trainer." in key and not _has_begun(run, "stage2") and recipe.stage2 is not None
     later = f" For stage2 alone write --{key.replace('stage1', 'stage2', 1)}." if waits else ""
     raise ConfigError(
-        f"{run.recipe}: {what} began with {key} = {before}{measured}, not {now}{more}, "
-        f"which holds to its end. Resume with the same setting, or give another --output_dir.{later}"
+        f"{run.recipe}: {it} began with {key} = {before}{measured} and keeps it; the recipe or the command line now "
+        f"says {now}{more}. Resume with the same setting, or give another --output_dir.{later}"
     )
 
 

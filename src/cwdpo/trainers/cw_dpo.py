@@ -1,6 +1,7 @@
 """Stage 2 trainer. The Trainer owns the loop; this class answers one question: what does this batch cost?"""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from transformers import BitsAndBytesConfig, EvalPrediction, PreTrainedModel, Pr
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, masked_mean, on_device
 from cwdpo.config.recipe import PreferenceLoss
-from cwdpo.cooling import cooling_weight, measure_floor, pair_share
+from cwdpo.cooling import cooling_weight, cools_nothing, measure_floor, pair_share
 from cwdpo.data.collate import RowDataset
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError
@@ -36,6 +37,8 @@ from cwdpo.trainers.pairs import PairPlaces, crop_of, mean_over_prompts, pair_up
 from cwdpo.trainers.reference_pass import Measured, ReferencePass
 from cwdpo.trainers.running import RunningMeans
 from cwdpo.trainers.steps import WHOLE, Step
+
+logger = logging.getLogger(__name__)
 
 
 class CWDPOTrainer(AnswerTrainer):
@@ -237,6 +240,19 @@ class CWDPOTrainer(AnswerTrainer):
             lbar=self._measured.means if self._measured else {},
             temperature=self.args.cooling_temperature,
         )
+        self._warn_of_floor(self.floor)
+
+    def _warn_of_floor(self, floor: float) -> None:
+        is_policys = self.ref_model is None or isinstance(self.args.cooling_floor, str)
+        means = self._measured.means if self._measured is not None and is_policys else {}
+        lbar = means.get(Role.REJECTED, torch.empty(0))
+        weight = cooling_weight(lbar, floor, temperature=self.args.cooling_temperature)
+        if (why := cools_nothing(weight)) is not None and self.is_world_process_zero():
+            logger.warning(
+                "the cooling floor is %.3g (`%s`), and %s. A floor among the mean log-probs of the rejected answers "
+                "(%.3g to %.3g) cools the easy ones.",
+                *(floor, self.args.cooling_floor, why, lbar.min(), lbar.max()),
+            )
 
     def own_callbacks(self) -> list[TrainerCallback]:
         return super().own_callbacks() + [each for each in (self.running, self.on_policy) if each is not None]
