@@ -56,7 +56,7 @@ def test_settings_of_the_method_are_taken_too(train: Train, tmp_path: Path) -> N
         ),
         ({"deepspeed": "ds.json"}, "stage1 cannot use trainer.deepspeed, which is 'ds.json': "),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "stage1 cannot use trainer.lr_scheduler_type, which is 'cosine"),
-        ({"fp16": True}, "trainer.fp16 needs a GPU, and there is none here."),
+        ({"fp16": True, "use_cpu": False}, "trainer.fp16 needs a GPU, and there is none here."),
         ({"bf16": True, "fp16": True}, "trainer.bf16 and trainer.fp16 need a GPU, and there is none here."),
         ({"max_steps": -1, "num_train_epochs": 0}, "trainer.num_train_epochs is 0, so stage1 would train for no step."),
         ({"max_steps": 0}, "trainer.max_steps is 0, so stage1 would train for no step."),
