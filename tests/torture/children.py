@@ -10,11 +10,14 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from cwdpo.cli.app import explain
 
@@ -41,6 +44,8 @@ def fork(work: Callable[[], object], *, watched: Path, moment: Moment = lambda n
         os.dup2(log, 1)
         os.dup2(log, 2)
         faulthandler.dump_traceback_later(PATIENCE - 10, file=2)
+        # tqdm's is shared with all forks: one that is killed while it holds it would stop the next ones
+        tqdm.set_lock(threading.RLock())
         _watch(watched, moment)
         work()
         code = 0
