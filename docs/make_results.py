@@ -25,6 +25,7 @@ GRIDS = {
     "ablations": "examples/regimes/ablations.yaml",
     "variants": "examples/regimes/variants.yaml",
     "floors": "examples/regimes/floors.yaml",
+    "sensitivity": "examples/regimes/sensitivity.yaml",
 }
 """In the order of the page; the first paragraph speaks of the first four."""
 PRETRAINED = "pretrained"
