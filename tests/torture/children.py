@@ -43,9 +43,8 @@ def fork(work: Callable[[], object], *, watched: Path, moment: Moment = lambda n
         log = os.open(log_of(watched), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        faulthandler.dump_traceback_later(PATIENCE - 10, file=2)
-        # tqdm's is shared with all forks: one that is killed while it holds it would stop the next ones
-        tqdm.set_lock(threading.RLock())
+        faulthandler.register(signal.SIGUSR1, file=2)
+        _take_own_locks()
         _watch(watched, moment)
         work()
         code = 0
@@ -59,6 +58,14 @@ def fork(work: Callable[[], object], *, watched: Path, moment: Moment = lambda n
         os._exit(code)
 
 
+def _take_own_locks() -> None:
+    """Those of progress bars are shared by all forks: a child that is killed while it holds one would stop the next."""
+    bars, lock = [tqdm], threading.RLock()
+    for bar in bars:
+        bars += bar.__subclasses__()
+        bar.set_lock(lock)
+
+
 def join(pid: int) -> int:
     """Wait for a process: its exit code, or the signal that ended it as a negative number. One that hangs is a
     ``TimeoutError``; where it hung is in its log."""
@@ -68,6 +75,8 @@ def join(pid: int) -> int:
         if done:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
+    os.kill(pid, signal.SIGUSR1)
+    time.sleep(1.0)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     raise TimeoutError(f"a child did not end within {PATIENCE:g} seconds")
