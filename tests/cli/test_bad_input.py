@@ -95,7 +95,7 @@ BAD_DATA = {
     "wrong type of images": (row(images={"a": 1}), "images"),
     "empty answer": (row(rejected="  "), "rejected"),
     "no answer": (line('{"prompt": "x"}'), "chosen"),
-    "over-long row": (row(chosen="very " * 5000), "Nothing is truncated: raise data.max_length"),
+    "over-long row": (row(chosen="very " * 5000), "Nothing is truncated: shorten the row"),
 }
 
 

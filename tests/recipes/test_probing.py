@@ -130,7 +130,7 @@ def test_what_ended_a_stage_stands_in_findings(
 def test_resuming_with_another_probe_set_is_refused(tiny: Tiny, data: Path, tmp_path: Path) -> None:
     first = recipe(tiny, data, tmp_path / "run", rows=3)
     run_recipe(first)
-    with pytest.raises(ConfigError, match=r"probes\.rows = 3, not 4"):
+    with pytest.raises(ConfigError, match=r"probes\.rows = 3 and keeps it"):
         run_recipe(replace(first, probes=ProbesConfig(rows=4)), resume=True)
 
 

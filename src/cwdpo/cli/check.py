@@ -65,9 +65,9 @@ def check(
     """
     facts: ModelFacts | None = None
     plan: StepPlan | None = None
-    from cwdpo.config.recipe_file import is_recipe_file, naming_lines
+    if _is_recipe(data):
+        from cwdpo.config.recipe_file import naming_lines
 
-    if is_recipe_file(data):
         for option, value in (("--model", model), ("--image-root", image_root), ("--max-length", max_length)):
             if value is not None:
                 raise ConfigError(f"{option} has no effect beside {data}, which sets it. Leave it out.")
@@ -215,6 +215,15 @@ def room_for(plan: "StepPlan", needed: int) -> str:
     ways += ["`model.quantization: {}`"] if plan.lora and plan.bits is None and device.is_gpu else []
     likely = "may not fit" if needed <= device.memory else "does not fit"
     return f"{likely}: {there}. Try {', or '.join(ways) or 'a smaller model, or a larger machine'}."
+
+
+def _is_recipe(path: Path) -> bool:
+    """Reading rows alone needs no YAML, which takes its time to import."""
+    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
+        return False
+    from cwdpo.config.recipe_file import is_recipe_file
+
+    return is_recipe_file(path)
 
 
 def _list(notices: Sequence["Notice"], title: str, console: Console) -> None:

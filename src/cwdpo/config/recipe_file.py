@@ -124,8 +124,9 @@ def naming_lines(path: str | Path, overrides: Sequence[str] = ()) -> Iterator[No
 
 
 def _place_of(message: str, path: Path, overrides: Sequence[str]) -> str:
-    """``recipe.yaml:4`` or ``--stage2.beta``; empty where the message has a place already, or names no setting."""
-    if "\n" in message or re.match(r"--|\S+: ", message):
+    """``recipe.yaml:4`` or ``--stage2.beta``; empty where the message has a place or a step already, or names no
+    setting."""
+    if "\n" in message or re.match(r"--|\S+: |step \d+: ", message):
         return ""
     try:
         located = located_yaml.load(_text(path), str(path))
