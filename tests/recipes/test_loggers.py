@@ -163,8 +163,8 @@ def test_the_command_exits_with_two(tiny: Tiny, data: Path, tmp_path: Path) -> N
     )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
-        "--trainer.report_to: trainer.report_to names `neptune`, which is not installed. Run `pip install neptune`, or take it out of "
-        "trainer.report_to."
+        "--trainer.report_to: trainer.report_to names `neptune`, which is not installed. Run `pip install neptune`, or "
+        "take it out of trainer.report_to."
     ]
     assert not (tmp_path / "run").exists()
 

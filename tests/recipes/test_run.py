@@ -224,7 +224,7 @@ def test_resuming_another_experiment_is_refused(tiny: Tiny, data: Path, tmp_path
     with pytest.raises(ConfigError, match=r"seed = 0 and keeps it"):
         run_recipe(replace(first, seed=7), resume=True)
     changed = replace(first, stage2=Stage2Config(beta=0.2, cooling=CoolingConfig(temperature=2.0)))
-    with pytest.raises(ConfigError, match=r"stage2\.cooling\.temperature = 0\.3, not 2\.0"):
+    with pytest.raises(ConfigError, match=r"stage2\.cooling\.temperature = 0\.3 and keeps it"):
         run_recipe(changed, resume=True)
 
 
