@@ -201,7 +201,8 @@ def _check_header(directory: Path, header: Mapping[str, Any], rank: int) -> None
 
 def _read_part(part: Path) -> dict[str, tuple[float, int]]:
     try:
-        with np.load(part) as arrays:  # the zip container checks each array's CRC
+        # np.load leaves a file of its own open where the container is damaged; the container checks each array's CRC
+        with part.open("rb") as file, np.load(file) as arrays:
             keys, totals, counts = arrays["keys"], arrays["totals"], arrays["num_tokens"]
         return {k.decode(): (t, n) for k, t, n in zip(keys, totals.tolist(), counts.tolist(), strict=True)}
     except (

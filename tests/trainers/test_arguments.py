@@ -43,8 +43,12 @@ def stage1(**settings: Any) -> SmoothSFTConfig:
             "cooling_floor is 2.0, but log-probabilities are never positive. Did you mean -2.0?",
         ),
         (
+            {"cooling_floor": "lowest"},
+            "cooling_floor is 'lowest'. Write chosen, gentle, mean or quantile:0.5, with or without",
+        ),
+        (
             {"cooling_floor": "median"},
-            "cooling_floor is 'median'. Write chosen, gentle, mean or quantile:0.5, with or without",
+            "cooling_floor is 'median'. Did you mean quantile:0.5?",
         ),
         (
             {"cooling_temperature": 0.0},

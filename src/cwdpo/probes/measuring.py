@@ -185,7 +185,7 @@ class StartDistributions:
         """Read what :meth:`save` wrote; an error where it is gone, damaged, or of another probe set."""
         start = cls(num_rows)
         try:
-            with np.load(path) as arrays:
+            with path.open("rb") as file, np.load(file) as arrays:
                 for row in range(num_rows):
                     tokens, logprobs = (torch.from_numpy(arrays[f"{row}.{name}"]) for name in _ARRAYS)
                     start._rows[row] = (tokens, logprobs)
