@@ -256,10 +256,10 @@ TRIED = """\
 **What was tried for the rest**, each in the tables below. Dropping pairs whose weight is under .05 helps where half
 of them are easy, and harms on clean answers, which have something to teach in these pairs too. Scaling whole pairs,
 and WPO, fall apart as DPO does. The weight with its gradient changes nothing beyond noise. A larger beta loses more
-in sampled answers than it gains; a smaller one, .03, changes nothing beyond noise. The mean of the negatives as floor is better in one regime and worse in the others,
-and so is each constant weight. So the default stays. Its largest regret in sampled answers is of one place: half of
-the pairs easy, at the highest rate. There a cooled pair goes on to imitate a chosen answer that is itself mediocre,
-while under DPO it has soon nothing left to teach.
+in sampled answers than it gains; a smaller one, .03, changes nothing beyond noise. The mean of the negatives as floor
+is better in one regime and worse in the others, and so is each constant weight. So the default stays. Its largest
+regret in sampled answers is of one place: half of the pairs easy, at the highest rate. There a cooled pair goes on to
+imitate a chosen answer that is itself mediocre, while under DPO it has soon nothing left to teach.
 
 In the ablations, sampled negatives harm, and so hide what the other parts do. They take the place of half of the
 rejected answers; but here the chosen captions are the model's own, so that a sample is often no worse. A judge that
