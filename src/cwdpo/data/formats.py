@@ -234,9 +234,11 @@ def _without_missing(record: Record) -> Record:
     missing = [
         key
         for key, value in record.items()
-        if value is None
-        or (isinstance(value, float) and math.isnan(value))
-        or (key in _MAY_BE_EMPTY and is_empty(value))
+        if (
+            is_empty(value)
+            if key in _MAY_BE_EMPTY
+            else value is None or (isinstance(value, float) and math.isnan(value))
+        )
     ]
     return {key: value for key, value in record.items() if key not in missing} if missing else record
 
