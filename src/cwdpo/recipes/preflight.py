@@ -250,7 +250,9 @@ def check_recipe(
         whole.findings += [finding for finding in report.findings if finding.name != "nothing_to_learn"]
         whole.notes += [note for note in report.notes if note.name != "no_rejected"]  # exact below
     if not any(finding.name != "too_long" for finding in whole.findings):
-        whole.findings += _missing_answers(recipe, path, whole.notes)
+        findings, notes = _of_stages(recipe, path)
+        whole.findings += findings
+        whole.notes += notes
     whole.notes += _needs_gpu(recipe, path)
     checks: dict[str, Callable[[Recipe], None]] = {"hub": check_hub, "endpoint": check_endpoint}
     for name, look in checks.items():
@@ -444,20 +446,20 @@ def _name(recipe: Recipe, stage: Stage, key: str) -> str:
     return f"{stage}.trainer.{key}" if key in recipe.stages[stage].trainer else f"trainer.{key}"
 
 
-def _missing_answers(recipe: Recipe, path: Path, notes: list[Notice]) -> list[Notice]:
-    """What the stages would stop at, of rows that can all be read. Rows that are not held out go to ``notes``."""
+def _of_stages(recipe: Recipe, path: Path) -> tuple[list[Notice], list[Notice]]:
+    """What the stages would stop at, of rows that can all be read, and a note where rows are not held out."""
+    notes: list[Notice] = []
     try:
         rows, eval_rows = read_data(recipe)
         stages = rows_of_stages(recipe, rows)
+        if held_out := not_held_out(rows, eval_rows):
+            notes = [Notice(str(path), "not_held_out", f"{path}: {held_out}")]
         missing = without_rejected(stages, eval_rows)
-        held_out = not_held_out(rows, eval_rows)
-        if held_out:
-            notes.append(Notice(str(path), "not_held_out", f"{path}: {held_out}"))
         if not missing:
             check_answers(recipe, stages, eval_rows)
     except DataError:
         raise
     except UserError as problem:
-        return [Notice(str(path), "settings", f"{path}: {problem}")]
+        return [Notice(str(path), "settings", f"{path}: {problem}")], notes
     advice = "the row has no `rejected` answer, which stage 2 needs. Add one."
-    return [Notice(row.source, "missing_answer", f"{row.source}: {advice}") for row in missing]
+    return [Notice(row.source, "missing_answer", f"{row.source}: {advice}") for row in missing], notes
