@@ -238,12 +238,14 @@ def _check(settings: NegativesConfig, *, samples: bool, cools: bool, is_sharded:
     if is_sharded:
         raise ConfigError(
             "negatives are sampled from whole weights, which FSDP and ZeRO-3 divide among the GPUs. Train with DDP "
-            "(torchrun alone), or sample beforehand with `cwdpo negatives sample` and leave `negatives` out."
+            "(torchrun alone), or sample beforehand with `cwdpo negatives sample` and leave `negatives` out.",
+            setting="negatives",
         )
     if settings.refresh == "auto" and not cools:
         raise ConfigError(
             "negatives.refresh is auto, which watches the cooling weight, but cooling is off or constant. "
-            "Write `refresh: epoch` or a number of steps."
+            "Write `refresh: epoch` or a number of steps.",
+            setting="negatives.refresh",
         )
     if samples:
         return
@@ -254,7 +256,8 @@ def _check(settings: NegativesConfig, *, samples: bool, cools: bool, is_sharded:
     elif settings.refresh == "auto":
         raise ConfigError(
             "negatives.refresh is auto, which watches sampled negatives, but negatives.on_policy_fraction is 0. Write "
-            "`refresh: epoch` or a number of steps."
+            "`refresh: epoch` or a number of steps.",
+            setting="negatives.refresh",
         )
 
 

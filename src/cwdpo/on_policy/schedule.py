@@ -147,7 +147,8 @@ class Curriculum:
             raise ConfigError(
                 "negatives.curriculum is auto, which probes drive, but this trainer has none. Run a recipe with "
                 "`probes: {every: 10}`, call trainer.on_policy.curriculum.follow(lambda: probing.lines), or write "
-                "a schedule such as [[0, 0], [1, 1]]."
+                "a schedule such as [[0, 0], [1, 1]].",
+                setting="negatives.curriculum",
             )
 
     def level(self, progress: float) -> float:

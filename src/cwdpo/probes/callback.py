@@ -60,7 +60,8 @@ class Probing(TrainerCallback):
         if settings.keep_best and trainer.args.load_best_model_at_end:
             raise ConfigError(
                 "probes.keep_best and trainer.load_best_model_at_end would each choose the model that is kept. "
-                "Take one of them out."
+                "Take one of them out.",
+                setting="probes.keep_best",
             )
         self._trainer, self._rows, self._run, self._stage = trainer, list(rows), run, stage
         self._engine, self._beta, self._seed, self._interrupted = engine, beta, seed, interrupted

@@ -107,7 +107,8 @@ class CWDPOTrainer(AnswerTrainer):
         if self.crops and args.max_tokens_per_batch is not None:
             raise ConfigError(
                 "loss image compares two prompts, which max_tokens_per_batch would tear apart. Take it out, and lower "
-                "per_device_train_batch_size."
+                "per_device_train_batch_size.",
+                setting="max_tokens_per_batch",
             )
         super().__init__(
             model,
@@ -365,7 +366,8 @@ class CWDPOTrainer(AnswerTrainer):
         if self.is_sharded:
             raise ConfigError(
                 "reference is live, which keeps a whole second model in each process, where FSDP or ZeRO-3 divide the "
-                "first. Write `reference: cached`, which is the default (ld_dpo needs live), or train with ZeRO-2."
+                "first. Write `reference: cached`, which is the default (ld_dpo needs live), or train with ZeRO-2.",
+                setting="stage2.reference",
             )
         if self.ref_model is None and isinstance(self.model, PeftModel):
             return StartingAdapter(self.model, self.engine)
