@@ -30,11 +30,11 @@ from cwdpo.negatives.verify import Judge, load_judge
 from cwdpo.on_policy.pool import NegativePool, RowTexts
 from cwdpo.on_policy.refresh import Refresher, RefreshError
 from cwdpo.on_policy.schedule import Curriculum, RefreshTimes, Staleness, epoch, epoch_steps, warn_without_choice
-from cwdpo.on_policy.served import ServedPolicy
+from cwdpo.on_policy.served_policy import ServedPolicy
 from cwdpo.phases import phase
 from cwdpo.records import StepMetric
 from cwdpo.reference import Reference, ReferenceCache
-from cwdpo.trainer_view import TrainerView
+from cwdpo.trainer_protocol import TrainerProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class OnPolicy(TrainerCallback):
 
     def __init__(
         self,
-        trainer: TrainerView,
+        trainer: TrainerProtocol,
         settings: NegativesConfig,
         directory: Path,
         *,

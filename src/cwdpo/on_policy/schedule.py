@@ -18,7 +18,7 @@ from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError
 from cwdpo.negatives.candidates import Refresh
 from cwdpo.negatives.mixing import LevelReading, auto_level, fraction_at
-from cwdpo.probes.keeping import margin
+from cwdpo.probes.snapshots import margin
 from cwdpo.records import ProbeLine
 
 logger = logging.getLogger(__name__)

@@ -14,13 +14,13 @@ from cwdpo.diagnosis import Finding, Thresholds, diagnose
 from cwdpo.engine import Engine
 from cwdpo.errors import ConfigError
 from cwdpo.probes.examples import Examples, Write, ranks_share, shared_answers
-from cwdpo.probes.keeping import Keeper, StageFiles, Start
 from cwdpo.probes.measuring import Reading, StartDistributions, measure, scalars, warm_up
 from cwdpo.probes.probe_set import ProbeSet, probe_rows
 from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
 from cwdpo.probes.size import ProbeSize, whole
+from cwdpo.probes.snapshots import Keeper, StageFiles, Start
 from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine, RunDirectory, Stage, append_jsonl
-from cwdpo.trainer_view import TrainerView
+from cwdpo.trainer_protocol import TrainerProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Probing(TrainerCallback):
 
     def __init__(
         self,
-        trainer: TrainerView,
+        trainer: TrainerProtocol,
         rows: Sequence[Row],
         run: RunDirectory,
         stage: Stage,
