@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import cwdpo
 from cwdpo.config.recipe import NegativesConfig, ProbesConfig, Recipe
@@ -38,7 +39,7 @@ class Watch:
         self.files: defaultdict[str, set[str]] = defaultdict(set)
         self._open: list[tuple[str, FrameType]] = []
 
-    def enter(self, frame: FrameType, event: str, arg: object) -> Callable[..., object] | None:
+    def enter(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
         """Called at each call, see ``sys.settrace``. Of calls that begin a trip, the end is wanted too."""
         code = frame.f_code
         if not code.co_filename.startswith(PACKAGE) or code.co_name == "<module>":
@@ -52,7 +53,7 @@ class Watch:
         frame.f_trace_lines = False
         return self._leave
 
-    def _leave(self, frame: FrameType, event: str, arg: object) -> Callable[..., object]:
+    def _leave(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
         if event == "return":
             self._open = [(trip, start) for trip, start in self._open if start is not frame]
         return self._leave
