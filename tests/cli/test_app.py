@@ -237,7 +237,9 @@ def test_merge_takes_the_last_stage_of_a_run(run: Run, tmp_path: Path, monkeypat
     assert flags == [{"any_base": False, "trust_remote_code": False, "say": print}] * 3
     assert run("merge", tmp_path, "--out", "o", "--any-base", "--trust-remote-code")[0] == 0
     assert flags[3] == {"any_base": True, "trust_remote_code": True, "say": print}
-    assert run("merge", tmp_path / "nowhere", "--out", "o")[2].startswith(f"{tmp_path / 'nowhere'} is not a directory.")
+    assert run("merge", tmp_path / "nowhere", "--out", "o")[2].startswith(
+        f"there is no directory {tmp_path / 'nowhere'}."
+    )
 
 
 def test_an_interruption_while_the_commands_are_imported_is_polite(

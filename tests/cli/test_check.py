@@ -106,7 +106,7 @@ def test_the_models_limit_is_a_finding(run: Run, tmp_path: Path, tiny: Callable[
 def test_a_model_that_is_none_exits_2(run: Run, tmp_path: Path) -> None:
     code, out, err = run(written(tmp_path), "--model", tmp_path)
     assert (code, out) == (2, "")
-    assert "has no config.json" in err
+    assert "is a folder of rows, and a model is needed" in err
 
 
 def test_rows_without_rejected_are_a_note_for_a_file_may_be_for_stage_1(run: Run, tmp_path: Path) -> None:

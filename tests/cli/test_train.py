@@ -103,6 +103,7 @@ def test_a_start_that_failed_is_no_obstacle_to_the_next(train: Train, tmp_path: 
     """Whatever fails before the trainer stands leaves nothing that the corrected command would stumble over."""
     code, err = train("--model.name_or_path", tmp_path / "data")
     assert (code, err.count("\n")) == (2, 1)
+    assert not (tmp_path / "run").exists()
     code, err = train("--data.max_length", 100_000)  # reported by the encoder, when the model is loaded
     assert (code, err.count("\n")) == (2, 1)
     assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == []

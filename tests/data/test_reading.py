@@ -246,7 +246,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("not parquet")
     assert "not a readable parquet file" in refused(tmp_path / "text.parquet")
     (tmp_path / "directory").mkdir()
-    assert "save_to_disk" in refused(tmp_path / "directory")
+    assert " is an empty directory, and rows are needed" in refused(tmp_path / "directory")
     assert "matches no file" in refused(tmp_path / "none-*.parquet")
     name = tmp_path / "openbmb" / "RLAIF-V-Dataset"
     assert "For the data set openbmb/RLAIF-V-Dataset of the Hugging Face hub, write hf:openbmb/RLAIF" in refused(name)

@@ -92,7 +92,7 @@ def test_columns_by_another_word(tmp_path: Path, key: str, other: str, advice: s
         ("nowhere/rows.jsonl", "There is no directory {0}/nowhere."),
         ("data\\rows.jsonl", "Directories are separated by / here: write data/rows.jsonl."),
         ("$DATA/rows.jsonl", "Variables such as $DATA are not replaced here: write the path itself."),
-        ("xyz", "Correct the path."),
+        ("xyz", "Write a .jsonl, .json, .parquet, .csv or .tsv file, or a folder of such."),
     ],
 )
 def test_files_that_are_not_there(tmp_path: Path, name: str, expected: str) -> None:
@@ -111,6 +111,6 @@ def test_directories_of_other_things(tmp_path: Path) -> None:
     for name in ("model/config.json", "adapters/adapter_config.json", "run/recipe.yaml", "run/metrics.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
-    assert "model: this is a model, and rows are needed" in complaint(tmp_path / "model")
-    assert "adapters: this is a model, and rows are needed" in complaint(tmp_path / "adapters")
-    assert "run: this is a run, and rows are needed" in complaint(tmp_path / "run")
+    assert "model is a model, and rows are needed" in complaint(tmp_path / "model")
+    assert "adapters is a model's adapters, and rows are needed" in complaint(tmp_path / "adapters")
+    assert "run is an unfinished run, and rows are needed" in complaint(tmp_path / "run")

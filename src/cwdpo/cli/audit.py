@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cwdpo.errors import DataError, UserError
-from cwdpo.records import RunDirectory, checkpoint_directory, write_json
+from cwdpo.records import RunDirectory, write_json
 
 if TYPE_CHECKING:
     from cwdpo.data.rows import Row
@@ -47,10 +47,13 @@ def audit(
 
     With a run, audit.json is written into it, and its report shows it. Without a model this takes a second or two.
     """
+    from cwdpo.models.naming import find_checkpoint
+
     directory = RunDirectory(Path(run)) if run is not None and RunDirectory(Path(run)).recipe.is_file() else None
     if directory is not None:
         _refuse_other(directory, data)
-    if run is not None and tokenizer is not None:
+    model = None if run is None else find_checkpoint(run)
+    if model is not None and tokenizer is not None:
         raise UserError("--tokenizer has no effect beside a model, whose own tokens are counted. Leave it out.")
     from cwdpo.data.reading import choose_rows, read_rows
     from cwdpo.evaluation.audit.clues import MOST_ROWS, audit_texts
@@ -61,8 +64,8 @@ def audit(
     of_texts = choose_rows(found, MOST_ROWS, seed)
     count_tokens = None if tokenizer is None else _token_counter(tokenizer)
     readings: list[BlindReading] = []
-    if run is not None:
-        readings, count_tokens = _read_blind(run, choose_rows(found, rows, seed), batch_size)
+    if model is not None:
+        readings, count_tokens = _read_blind(model, choose_rows(found, rows, seed), batch_size)
     result = audit_texts(of_texts, count_tokens=count_tokens, seed=seed)
     if readings:
         from cwdpo.evaluation.audit.blind import shortcuts_of, warnings_of
@@ -97,15 +100,15 @@ def _token_counter(tokenizer: str) -> Callable[[str], int]:
 
     quiet_libraries()
     from cwdpo.models.loading import load_processor
+    from cwdpo.models.naming import find_checkpoint
 
-    loaded: Any = load_processor(tokenizer)
+    loaded: Any = load_processor(find_checkpoint(tokenizer))
     return lambda text: len(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _read_blind(run: str, rows: "list[Row]", batch_size: int) -> "tuple[list[BlindReading], Callable[[str], int]]":
+def _read_blind(model: str, rows: "list[Row]", batch_size: int) -> "tuple[list[BlindReading], Callable[[str], int]]":
     from cwdpo.cli.quiet import quiet_libraries
 
-    model = str(checkpoint_directory(Path(run))) if Path(run).is_dir() else run
     quiet_libraries()
     from cwdpo.evaluation.audit.blind import measure_blind
 

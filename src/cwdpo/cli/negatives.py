@@ -286,12 +286,13 @@ def show(
 def _load(model: str) -> tuple[Any, Any]:
     """A policy and its processor, from a run, a checkpoint, an adapter or a hub name."""
     from cwdpo.cli.quiet import quiet_libraries
-    from cwdpo.records import checkpoint_directory
+    from cwdpo.models.naming import find_checkpoint
 
+    source = find_checkpoint(model)
     quiet_libraries()
     from cwdpo.models.adapters import load_checkpoint
 
-    return load_checkpoint(str(checkpoint_directory(Path(model))) if Path(model).is_dir() else model)
+    return load_checkpoint(source)
 
 
 def _recipe_of_run(run: Path) -> "Recipe | None":

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError
-from cwdpo.records import ProbeLine, ProbeMeasure, checkpoint_directory
+from cwdpo.records import ProbeLine, ProbeMeasure
 
 _COLUMNS: tuple[ProbeMeasure, ...] = ("mean_logprob", "p10", "p50", "p90", "delta")
 _OF_CHOSEN: tuple[ProbeMeasure, ...] = ("entropy", "top1", "argmax_mass", "ece", "tv", "js", "moved_to_argmax")
@@ -40,9 +40,9 @@ def probe(
     """
     if rows < 1:
         raise ConfigError(f"--rows is {rows}, but must be at least 1. Try 32.")
-    names = [
-        str(checkpoint_directory(Path(name))) if Path(name).is_dir() else name for name in (reference, model) if name
-    ]
+    from cwdpo.models.naming import find_checkpoint
+
+    names = [find_checkpoint(name) for name in (reference, model) if name]
     quiet_libraries()
     from cwdpo.diagnosis import words_of_reading
     from cwdpo.evaluation.likelihood import probe_checkpoints

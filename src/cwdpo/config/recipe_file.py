@@ -30,6 +30,7 @@ from cwdpo.config.checking import (
 from cwdpo.config.foreign import describe_foreign, recognise
 from cwdpo.config.located_yaml import KeyPath, load_value
 from cwdpo.config.recipe import CoolingConfig, ProbesConfig, Recipe, Stage1Config
+from cwdpo.contents import RECIPE, kind_of, refusal
 from cwdpo.errors import ConfigError, UserError, path_advice, shortened
 from cwdpo.records import HUB, STAGES, RunDirectory
 
@@ -421,6 +422,8 @@ def _refuse_other_files(path: Path) -> None:
         )
     if kind in _SCRIPTS and path.exists():
         raise ConfigError(f"{path}: this is a script, not a recipe (a YAML file). `cwdpo init DATA` makes one.")
+    if path.is_file() and kind_of(path) not in ("a file", "a file of a run"):
+        raise refusal(path, RECIPE, ConfigError)
     if not path.is_dir():
         return
     if RunDirectory(path).recipe.is_file():

@@ -15,7 +15,8 @@ from cwdpo.errors import UserError
 from cwdpo.evaluation.run import started_from
 from cwdpo.generation import generate_answers
 from cwdpo.models.adapters import load_checkpoint
-from cwdpo.records import RunDirectory, checkpoint_directory
+from cwdpo.models.naming import find_checkpoint
+from cwdpo.records import RunDirectory
 
 
 class Model(NamedTuple):
@@ -75,7 +76,7 @@ def load_models(name: str, *, with_base: bool, base: str | None = None) -> dict[
     The base of adapters is the same model without them. A UserError where there is no base to be found.
     """
     directory = Path(name)
-    source = str(checkpoint_directory(directory)) if directory.is_dir() else name
+    source = find_checkpoint(name)
     if with_base and base is None and not (Path(source) / "adapter_config.json").is_file():
         base = started_from(directory) if RunDirectory(directory).recipe.is_file() else None
         if base is None:
@@ -83,8 +84,7 @@ def load_models(name: str, *, with_base: bool, base: str | None = None) -> dict[
     policy, processor = load_checkpoint(source)
     models = {}
     if base is not None:
-        other = checkpoint_directory(Path(base)) if Path(base).is_dir() else base
-        models["base"] = Model(*load_checkpoint(str(other)))
+        models["base"] = Model(*load_checkpoint(find_checkpoint(base)))
     elif with_base:
         models["base"] = Model(policy, processor, without_adapters=True)
     return {**models, "tuned": Model(policy, processor)}

@@ -18,9 +18,10 @@ import xxhash
 from cwdpo.data.reading import choose_rows, read_records, read_rows
 from cwdpo.data.rows import Row
 from cwdpo.errors import DataError, UserError
+from cwdpo.models.naming import find_checkpoint
 from cwdpo.negatives.files import row_ids
 from cwdpo.negatives.mixing import hashed
-from cwdpo.records import append_jsonl, checkpoint_directory, read_jsonl, write_json
+from cwdpo.records import append_jsonl, read_jsonl, write_json
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is done, how many of it, and of how many."""
@@ -78,14 +79,9 @@ def contestants(names: Sequence[str]) -> list[Contestant]:
         raise UserError(f"{twice[0]} is given twice. Give every model or file of answers once.")
     found = []
     for name, shown in zip(names, _short_names(names), strict=True):
-        path = Path(name)
-        is_file = path.suffix.lower() in (".jsonl", ".json", ".parquet")
-        source = str(checkpoint_directory(path)) if path.is_dir() else name
-        if not is_file and not path.is_dir():
-            from cwdpo.models.loading import local_directory  # loads torch, which a hub name will need anyway
-
-            local_directory(name)  # a slip in a path ends it before another model has worked for an hour
-        found.append(Contestant(shown, source, is_file))
+        is_file = Path(name).suffix.lower() in (".jsonl", ".json", ".parquet")
+        # a slip in a path ends it before another model has worked for an hour
+        found.append(Contestant(shown, name if is_file else find_checkpoint(name), is_file))
     return found
 
 
