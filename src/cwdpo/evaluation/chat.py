@@ -1,6 +1,6 @@
 """Ask a model about images, one question at a time, beside the model that it was tuned from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import ProcessorMixin
 
-from cwdpo.data.images import peek_image
+from cwdpo.contents import IMAGES, kind_of, refusal
+from cwdpo.data.images import verify_image
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import UserError
 from cwdpo.evaluation.run import started_from
@@ -40,10 +41,9 @@ class Chat:
     seed: int = 0
     images: list[Path] = field(default_factory=list)
 
-    def show(self, paths: list[Path]) -> None:
-        """Ask about these images from now on; a UserError where one cannot be read."""
-        for path in paths:
-            peek_image(path, source=str(path))
+    def show(self, paths: list[Path], *, source: str = "--image") -> None:
+        """Ask about these images from now on; a UserError, which names the ``source``, where one cannot be read."""
+        check_images(paths, source=source)
         self.images = paths
 
     def ask(self, question: str) -> Iterator[tuple[str, str]]:
@@ -68,6 +68,14 @@ class Chat:
             warn_of_cut=False,
         )
         return answer
+
+
+def check_images(paths: Sequence[Path], *, source: str) -> None:
+    """A UserError, which begins with the ``source``, for the first path that is not an image that can be read."""
+    for path in paths:
+        if not path.is_file() or kind_of(path) not in ("an image", "a file"):
+            raise UserError(f"{source}: {refusal(path, IMAGES)}")
+        verify_image(path, source=source)
 
 
 def load_models(name: str, *, with_base: bool, base: str | None = None) -> dict[str, Model]:
