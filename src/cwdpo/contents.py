@@ -75,8 +75,8 @@ def refusal(path: Path, wanted: Wanted, kind_of_error: type[UserError] = UserErr
     """The error for a path at which something is missing or other than wanted.
 
     Example:
-        >>> print(refusal(Path("/"), IMAGES))
-        / is a directory, and an image is needed. Write an image file, such as a.png.
+        >>> print(refusal(Path("nowhere/a.png"), IMAGES))
+        nowhere/a.png: no such file. There is no directory nowhere.
     """
     if not path.exists():
         found = f"{path}: no such file." if wanted.is_file else f"there is no directory {path}."

@@ -34,6 +34,7 @@ from cwdpo.batch import Batch, Role, eval_mode
 from cwdpo.cooling import cooling_weight, measure_floor
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.encode import Encoder
+from cwdpo.data.image_roots import GivenRoots
 from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine
@@ -57,7 +58,7 @@ class Settings:
 
     model: str
     data: Path
-    image_root: Path | None
+    image_root: GivenRoots
     loss: LossName
     pairs: int
     etas: tuple[float, ...]

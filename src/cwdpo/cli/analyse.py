@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from cwdpo.cli.options import ImageRootOption
 from cwdpo.errors import ConfigError, UserError
 
 
@@ -35,7 +36,7 @@ def analyse(
     directions: Annotated[
         int, typer.Option("--directions", min=0, help="Random directions for the kernel's estimate; 0 leaves it out.")
     ] = 64,
-    image_root: Annotated[Path | None, typer.Option("--image-root", help="Where relative image paths start.")] = None,
+    image_root: ImageRootOption = None,
 ) -> None:
     """Take real SGD steps and compare each answer's change of log-prob with -eta A K G, the first-order prediction.
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from cwdpo.cli.options import ImageRootOption
 from cwdpo.errors import DataError, UserError
 from cwdpo.records import RunDirectory, write_json
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from cwdpo.evaluation.audit.blind import BlindReading
     from cwdpo.evaluation.audit.clues import Audit
     from cwdpo.evaluation.intervals import Estimate
+
+
+_NUM_ROWS = 200
 
 
 def audit(
@@ -35,12 +39,15 @@ def audit(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="Count its tokens too; a model or a hub name.")
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="A sample of this many rows for the model.")] = 200,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            "--rows", min=1, help=f"A sample of this many rows for the model.  [default: {_NUM_ROWS}, or all there are]"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows at one time for the model.")] = 8,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of samples and of cross-validation.")] = 0,
-    image_root: Annotated[
-        Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: DATA's directory]")
-    ] = None,
+    image_root: ImageRootOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")] = False,
 ) -> None:
     """Find shortcuts in preference pairs: length, words, repetitions, fluency.
@@ -65,7 +72,9 @@ def audit(
     count_tokens = None if tokenizer is None else _token_counter(tokenizer)
     readings: list[BlindReading] = []
     if model is not None:
-        readings, count_tokens = _read_blind(model, choose_rows(found, rows, seed), batch_size)
+        readings, count_tokens = _read_blind(
+            model, choose_rows(found, rows or _NUM_ROWS, seed, asked=rows is not None), batch_size
+        )
     result = audit_texts(of_texts, count_tokens=count_tokens, seed=seed)
     if readings:
         from cwdpo.evaluation.audit.blind import shortcuts_of, warnings_of

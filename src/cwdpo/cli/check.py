@@ -15,12 +15,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cwdpo.data.check import CheckReport, Notice, RowReport
     from cwdpo.data.encode import Encoder
+    from cwdpo.data.image_roots import GivenRoots
     from cwdpo.recipes.memory import ModelFacts, StepPlan
 
 Memory = dict[str, dict[str, int]]
@@ -40,14 +42,7 @@ def check(
     model: Annotated[
         str | None, typer.Option("--model", help="Count its tokens, and list the layers that LoRA would train.")
     ] = None,
-    image_root: Annotated[
-        Path | None,
-        typer.Option(
-            "--image-root",
-            help="Where relative image paths start; further directories to read from, as in PATH.  "
-            "[default: DATA's directory]",
-        ),
-    ] = None,
+    image_root: ImageRootOption = None,
     target_modules: Annotated[str, typer.Option("--target-modules", help="As model.lora.target_modules.")] = "language",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
@@ -95,7 +90,7 @@ def check(
         raise typer.Exit(1)
 
 
-def check_file(data: Path, image_root: Path | None, encoder: "Encoder | None") -> "CheckReport":
+def check_file(data: Path, image_root: "GivenRoots", encoder: "Encoder | None") -> "CheckReport":
     """The report of one file, with a counter on the terminal while it is made."""
     from cwdpo.data.check import check_rows
 

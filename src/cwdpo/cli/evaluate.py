@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError
 from cwdpo.records import RunDirectory
@@ -41,9 +42,7 @@ def evaluate(
     ] = None,
     rows: Annotated[int | None, typer.Option("--rows", help="Evaluate a sample of so many.  [default: all]")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the sample.")] = 0,
-    image_root: Annotated[
-        Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: DATA's directory]")
-    ] = None,
+    image_root: ImageRootOption = None,
     generate: Annotated[
         bool, typer.Option("--generate/--no-generate", help="Let the models answer too, which takes most of the time.")
     ] = True,

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cwdpo.cli.evaluate import bars
 from cwdpo.cli.negatives import parse_prices
+from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError, UserError
 
@@ -58,9 +59,7 @@ def judge(
         str | None, typer.Option("--prices", help="Of a million prompt and completion tokens, as 0.15,0.6: the cost.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number of calls, and stop.")] = False,
-    image_root: Annotated[
-        Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: DATA's directory]")
-    ] = None,
+    image_root: ImageRootOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")] = False,
 ) -> None:
     """Compare models on the same rows: win rates in both orders, with and without the effect of length.

@@ -19,7 +19,7 @@ from PIL import Image
 from cwdpo.data.images import MAX_FILE_BYTES
 from cwdpo.data.messages import is_object
 from cwdpo.data.rows import ImageSource, StoredImage
-from cwdpo.errors import DataError, shortened
+from cwdpo.errors import DataError, path_advice, shortened
 
 GivenRoots: TypeAlias = str | Path | Sequence[str | Path] | None
 """Image roots as a user gives them: one directory, several in a list, or several in one text as in ``PATH``."""
@@ -145,7 +145,8 @@ def parse_roots(image_root: str | Path | Sequence[str | Path]) -> ImageRoots:
         roots += [root] if Path(root).is_dir() else [part for part in str(root).split(os.pathsep) if part]
     for root in roots:
         if not Path(root).is_dir():
-            raise DataError(f"the image root {root} is not a directory. Write the directory that holds the images.")
+            advice = path_advice(root, otherwise="Write the directory that holds the images.")
+            raise DataError(f"the image root {root} is not a directory. {advice}")
     if not roots:
         raise DataError("the image root is empty. Write the directory that holds the images.")
     return ImageRoots(*roots)

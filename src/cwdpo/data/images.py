@@ -134,12 +134,22 @@ def _opened_file(path: Path, name: str, source: str) -> Iterator[BinaryIO]:
     except IsADirectoryError as problem:
         raise DataError(f"{source}: {name} is not a file. Write the path of an image file.") from problem
     except FileNotFoundError as problem:
-        advice = path_advice(path, otherwise="Correct the path, or the image root that it starts at.")
-        raise DataError(f"{source}: {name} does not exist. {advice}") from problem
+        raise DataError(f"{source}: {name} does not exist. {_where_else(path)}") from problem
     except OSError as problem:  # no right to look, a name longer than the file system allows, a disk that fails
         if problem.strerror is None:  # of the decoder, not of the file system
             raise
         raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Correct the path.") from problem
+
+
+def _where_else(path: Path) -> str:
+    """What to write where there is no image: the root from which it would be found, or a name that is like it."""
+    for root in path.parents[1:6]:
+        if (root.parent / path.relative_to(root)).is_file():
+            return f"It would be found from {root.parent}: give that as --image-root (in a recipe, data.image_root)."
+    near = path_advice(path, otherwise="")
+    if "Did you mean" in near or (near and not near.startswith("There is no directory")):
+        return shortened(near, 400)
+    return "Correct the path, or give the directory that it starts at: --image-root (in a recipe, data.image_root)."
 
 
 def _check_bytes(size: int, name: str, source: str) -> None:

@@ -14,6 +14,7 @@ import xxhash
 from cwdpo import __version__
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.contents import VOCABULARY, refusal
+from cwdpo.data.image_roots import GivenRoots
 from cwdpo.errors import DataError, UserError
 from cwdpo.evaluation.answers import Vocabulary
 from cwdpo.evaluation.measures import Result, measures
@@ -45,7 +46,7 @@ class Settings:
     against: str | None = None
     """The base, named in the same ways; None compares with nothing."""
 
-    image_root: Path | None = None
+    image_root: GivenRoots = None
     num_rows: int | None = None
     """Most rows; more are sampled. None takes all."""
 

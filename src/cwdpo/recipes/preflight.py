@@ -347,6 +347,9 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) ->
     """Make of a stage's settings all that needs neither model nor rows."""
     has_eval = recipe.data.eval is not None
     args = stage_arguments(recipe, run, stage, has_eval=has_eval, **({"use_cpu": True} if elsewhere else {}))
+    if args.fp16 and not elsewhere and args.use_cpu:  # accelerate passes over it without a word
+        name = _name(recipe, stage, "fp16")
+        raise ConfigError(f"{name} has no effect with use_cpu, as it needs a GPU. Take it out, or write `bf16: true`.")
     if args.fp16 and not args.use_cpu and not torch.cuda.is_available():  # transformers refuses bf16 alone
         raise ConfigError(_without_gpu([_name(recipe, stage, "fp16")]))
     if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import xxhash
 
+from cwdpo.data.image_roots import GivenRoots
 from cwdpo.data.reading import choose_rows, read_records, read_rows
 from cwdpo.data.rows import Row
 from cwdpo.errors import DataError, UserError
@@ -62,11 +63,11 @@ class JudgedRows(NamedTuple):
     """Of the file: right answers to a prompt may stand in others than those compared."""
 
 
-def rows_to_judge(data: Path, image_root: Path | None, number: int | None, seed: int) -> JudgedRows:
+def rows_to_judge(data: Path, image_root: GivenRoots, number: int | None, seed: int) -> JudgedRows:
     """Read a file's rows and, if there are more than a number of them, take a seeded sample."""
     rows = read_rows(data, image_root=image_root)
     names = {id(row): name for row, name in zip(rows, row_ids(rows), strict=True)}
-    chosen = rows if number is None else choose_rows(rows, number, seed)
+    chosen = rows if number is None else choose_rows(rows, number, seed, asked=True)
     return JudgedRows(chosen, [names[id(row)] for row in chosen], rows)
 
 
