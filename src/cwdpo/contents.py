@@ -35,8 +35,10 @@ class Wanted(NamedTuple):
     is_file: bool = False
 
 
-MODEL = Wanted("a model is needed", "Write a model's directory, the one with config.json, or a hub name: owner/model.")
-RUN_OR_MODEL = Wanted("a run or a model is needed", f"Write a run's directory, or {MODEL.write.removeprefix('Write ')}")
+MODEL = Wanted("a model is needed", "Write a model's directory (with config.json), or a hub name: owner/model.")
+RUN_OR_MODEL = Wanted(
+    "a run or a model is needed", "Write a run's directory, a model's (with config.json), or a hub name: owner/model."
+)
 RUN = Wanted("a run is needed", "Write a run's directory, the output_dir of its recipe.")
 READINGS = Wanted("a run is needed", "Write a run's directory, a trainer_state.json, or a JSONL file of logs.")
 ROWS = Wanted("rows are needed", "Write a .jsonl, .json, .parquet, .csv or .tsv file, or a folder of such.", True)
@@ -172,7 +174,8 @@ def _instead(path: Path, kind: Kind, wanted: Wanted) -> str | None:
         return f"Write the model of its last stage: {model}."
     if kind == "a model's adapters" and wanted == MODEL:
         return f"Run `cwdpo merge {path} --out DIR`, and write DIR; or write the base model."
-    if run is not None and wanted in (RUN, READINGS):
+    is_other = wanted == RUN_OR_MODEL and kind in ("a directory", "an empty directory", "a folder of models", "a file")
+    if run is not None and (wanted in (RUN, READINGS) or is_other):
         return f"It belongs to the run {_as_given(run, path)}: write that."
     if kind == "a folder of runs" and of_model:
         return _did_you_mean(path / name for name in _names(path)[:200] if _is_run(path / name))

@@ -58,7 +58,10 @@ def test_image_roots_may_be_given_one_by_one(run: Run, tmp_path: Path) -> None:
     assert run(rows, "--image-root", tmp_path / "rows", "--image-root", tmp_path / "pictures")[0] == 0
     assert run(rows, "--image-root", f"{tmp_path}/rows:{tmp_path}/pictures")[0] == 0
     code, _, err = run(rows, "--image-root", tmp_path / "rows", "--image-root", tmp_path / "pictrues")
-    assert (code, err) == (2, f"the image root {tmp_path}/pictrues is not a directory. Did you mean {tmp_path}/pictures?\n")
+    assert (code, err) == (
+        2,
+        f"the image root {tmp_path}/pictrues is not a directory. Did you mean {tmp_path}/pictures?\n",
+    )
 
 
 def test_only_the_first_problems_are_printed(run: Run, tmp_path: Path) -> None:

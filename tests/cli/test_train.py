@@ -54,7 +54,7 @@ def test_settings_of_the_method_are_taken_too(train: Train, tmp_path: Path) -> N
             {"load_best_model_at_end": True},
             "stage1 cannot use trainer.load_best_model_at_end, which is True: --load_best_model_at_end requires the",
         ),
-        ({"deepspeed": "ds.json"}, "stage1 cannot use trainer.deepspeed, which is 'ds.json': "),
+        ({"deepspeed": "ds.json"}, "trainer.deepspeed is 'ds.json', but there is no such file. Correct the path."),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "stage1 cannot use trainer.lr_scheduler_type, which is 'cosine"),
         ({"fp16": True, "use_cpu": False}, "trainer.fp16 needs a GPU, and there is none here."),
         ({"fp16": True}, "trainer.fp16 has no effect with use_cpu, as it needs a GPU. Take it out, or write `bf16"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cwdpo.data.image_roots import GivenRoots
     from cwdpo.recipes.memory import ModelFacts, StepPlan
 
+_LANGUAGE = "language"
 Memory = dict[str, dict[str, int]]
 _SHOWN = 10
 _BETWEEN_UPDATES = 0.1  # seconds
@@ -43,7 +44,7 @@ def check(
         str | None, typer.Option("--model", help="Count its tokens, and list the layers that LoRA would train.")
     ] = None,
     image_root: ImageRootOption = None,
-    target_modules: Annotated[str, typer.Option("--target-modules", help="As model.lora.target_modules.")] = "language",
+    target_modules: Annotated[str, typer.Option("--target-modules", help="As model.lora.target_modules.")] = _LANGUAGE,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
@@ -82,6 +83,8 @@ def check(
             )
         elif max_length is not None:
             raise ConfigError("--max-length counts the tokens of a model. Add --model.")
+        elif target_modules != _LANGUAGE:
+            raise ConfigError("--target-modules names layers of a model. Add --model.")
         report = check_file(data, image_root, encoder)
         if report.num_records == 0 and report.findings:
             raise DataError(report.findings[0].message)

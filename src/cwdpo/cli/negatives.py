@@ -227,6 +227,8 @@ def mix(
     from cwdpo.negatives.files import write_mixed
 
     share = _parse_fraction(fraction)
+    if isinstance(share, float) and not 0 <= share <= 1:
+        raise UserError(f"--fraction is {share:g}, but a share goes from 0 to 1. Write for example --fraction 0.5.")
     mixed = write_mixed(
         data,
         on_policy,

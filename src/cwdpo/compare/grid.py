@@ -147,6 +147,13 @@ def read_grid(path: Path) -> Grid:
         raise ConfigError(
             f"{where(('recipe',))}: there is no recipe {recipe}. Its path starts at the grid's directory."
         )
+    for method, settings in grid.methods.items():
+        try:
+            read_recipe(recipe, settings, warn=False)
+        except ConfigError as error:  # of other settings, which a world may still give, the runs will say it
+            wrong = next((name for name in settings if str(error).startswith(f"--{name}")), None)
+            if wrong is not None:
+                raise ConfigError(f"{where(('methods', method, wrong))}: {error}") from error
     return build(Grid, located.values | {"recipe": str(recipe)}, where)
 
 

@@ -375,11 +375,17 @@ _SETTERS = ("set", "override", "-set", "-s", "-o")
 """Options with which other tools begin a setting."""
 
 
+_FLAGS = ("resume", "help")
+"""Options of ``cwdpo train`` that have no value."""
+
+
 def _as_setting(word: str, following: Sequence[str]) -> str:
     """How to write a setting whose dashes were left out, or what else stands among the settings."""
     if word.endswith((".yaml", ".yml")):
         return "`cwdpo train` runs one recipe at a time."
     name, equals, text = word.lstrip("-").partition("=")
+    if name in _FLAGS:
+        return f"Write --{name}."
     if all(part.isidentifier() for part in name.split(".")) and (equals or following):
         return f"Write --{name} {text if equals else following[0]}."
     return "Write settings after the recipe as --key value; a run's directory is --output_dir."

@@ -4,6 +4,7 @@ Rows in, rows out, and everything else in a row as it was. ``data`` is a file of
 ``out`` the JSON lines to write, which must not exist, ``image_root`` as in :func:`cwdpo.data.reading.read_rows`.
 """
 
+import difflib
 import json
 import random
 from collections import Counter
@@ -396,7 +397,9 @@ def _answers(record: Mapping[str, object], row: Row, column: str, positives: str
     answer = row.chosen
     if column != "chosen":
         if record.get(column) is None:
-            raise DataError(f"{row.source}: the row has no `{column}`. Name its column with --column, or add it.")
+            near = difflib.get_close_matches(column, record, n=1)
+            advice = f"Did you mean --column {near[0]}?" if near else "Name its column with --column, or add it."
+            raise DataError(f"{row.source}: the row has no `{column}`. {advice}")
         answer = read_answer(record[column], f"{row.source}: `{column}`")
     others = record.get(positives) if positives is not None else None
     if others is not None and not (isinstance(others, list) and all(isinstance(item, str) for item in others)):
