@@ -191,7 +191,7 @@ def test_other_things_in_place_of_a_checkpoint(tmp_path: Path, monkeypatch: pyte
         "pipeline": "is a diffusion pipeline, and a model is needed. It makes images.",
         "run": f"Train it first: `cwdpo train {tmp_path}/run/recipe.yaml`.",
         "above": f"Did you mean {tmp_path}/above/qwen?",
-        "cache": "cache is a directory, and a model is needed. Write a model's directory, the one with config.json",
+        "cache": "cache is a directory, and a model is needed. Write a model's directory (with config.json)",
         "pipelin": "neither a directory here nor a hub model that can be reached. Did you mean pipeline?",
         "./pipelin": "there is no directory pipelin. Did you mean pipeline?",
         "gpt-4o": "gpt-4o is neither a directory here nor a hub model that can be reached. Write a model's directory",

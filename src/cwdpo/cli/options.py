@@ -10,7 +10,7 @@ ImageRootOption: TypeAlias = Annotated[
     typer.Option(
         "--image-root",
         metavar="DIR",
-        help="Where relative image paths start. May be repeated: files in the further directories are read too.  "
+        help="Where relative image paths start. May be repeated: the further directories are looked through too.  "
         "[default: DATA's directory]",
         show_default=False,
     ),

@@ -150,7 +150,8 @@ def _explain(detail: ErrorDetails, value: object, hint: object, *, name: str = "
     if section is not None and not isinstance(value, Mapping):
         advice = _as_section(section, value, hint, name)
     else:
-        advice = _near_choice(value, _choices(_alternatives(hint))) or _as_number(value, _alternatives(hint))
+        kinds = _alternatives(hint)
+        advice = _near_choice(value, _choices(kinds)) or _as_number(value, kinds) or _for_example(kinds)
     return f"is {shown(value)}, but must be {what}.{advice}"
 
 
