@@ -1,6 +1,6 @@
 """Images as rows hold them: where names start, what may be read, and images that stand in the row itself as text.
 
-Where names start (the first root, else the next that has the file) and what may be read (all roots) are two questions: a
+Where names start (the first root, else the next that has the file) and what may be read (all roots) are two things: a
 link in the data's directory may lead into a second root, and an absolute path may begin there. In a snapshot of the
 Hugging Face hub's cache, whose files are links, the ``blobs`` of the same repository may be read too.
 """

@@ -105,6 +105,14 @@ def started_from(run: Path) -> str | None:
     return name
 
 
+def place_of(settings: Settings, out: Path | None) -> Place | None:
+    """Where an evaluation is written: in the file that the user names, else in the run; None for another model."""
+    if out is not None:
+        return place_given(out, settings.question())
+    run = RunDirectory(Path(settings.model))
+    return place_in_run(run, settings.question()) if run.recipe.is_file() else None
+
+
 def place_in_run(run: RunDirectory, question: Mapping[str, object]) -> Place:
     """Where a run keeps this evaluation: in the file of the same question, else in the next that is free."""
     there = run.evaluations()

@@ -125,6 +125,11 @@ class Workspace:
         self.verdicts, self.result = directory / "verdicts.jsonl", directory / "judge.json"
         self._settings = directory / "settings.json"
 
+    @classmethod
+    def of(cls, competing: Sequence[Contestant], directory: Path | None) -> "Workspace":
+        """The directory that the user names, else :func:`default_directory`."""
+        return cls(directory or default_directory(competing))
+
     def answers(self, one: Contestant) -> Path:
         """File of a model's answers."""
         return self.directory / f"answers-{_as_file_name(one.name)}.jsonl"
