@@ -67,14 +67,12 @@ def claims(headline: Results, regimes: Results) -> Iterator[Claim]:
         f"{worst} against {middle}",
     )
     for measure, answers, wanted in (("win", "greedy", "not behind"), ("win_sampled", "sampled", "ahead of")):
-        rivals = {m: headline.choice(habit, m, measure) for m in headline.methods(habit) if m.startswith(DPO)}
-        rival = max(rivals, key=lambda method: rivals[method].value)
-        own = OURS, headline.choice(habit, OURS, measure).setting
-        found = headline.difference(habit, own, (rival, rivals[rival].setting), measure)
+        own, rival = (tuned(headline, habit, family, measure) for family in (OURS, DPO))
+        found = headline.difference(habit, own, rival, measure)
         yield Claim(
             f"With the habit, it is {wanted} tuned DPO in the win rate of {answers} answers, each tuned for it",
             beyond(found) if wanted == "ahead of" else not beyond(negative(found)),
-            f"less {rival}, the best of {len(rivals)}: {found:+}",
+            f"{own[0]} less {rival[0]}, each the best of its betas and rates: {found:+}",
         )
     sure = {f"than {method} by": gap(headline, habit, OURS, method, "ece") for method in (SFT, DPO)}
     yield Claim(
@@ -109,6 +107,13 @@ def claims(headline: Results, regimes: Results) -> Iterator[Claim]:
         )
         if measure == "exact":
             yield Claim("Its largest regret in `exact` is at most 0.03", ours <= 0.03, f"{ours:.3f}")
+
+
+def tuned(results: Results, world: str, family: str, measure: str) -> tuple[str, Setting]:
+    """The best of a method's variants, whose names begin alike, with its best setting."""
+    found = {m: results.choice(world, m, measure) for m in results.methods(world) if m.startswith(family)}
+    best = max(found, key=lambda method: found[method].value)
+    return best, found[best].setting
 
 
 def step_claims(results: Results) -> Iterator[Claim]:
@@ -251,10 +256,10 @@ TRIED = """\
 **What was tried for the rest**, each in the tables below. Dropping pairs whose weight is under .05 helps where half
 of them are easy, and harms on clean answers, which have something to teach in these pairs too. Scaling whole pairs,
 and WPO, fall apart as DPO does. The weight with its gradient changes nothing beyond noise. A larger beta loses more
-in sampled answers than it gains. The mean of the negatives as floor is better in one regime and worse in the others,
-and so is each constant weight. So the default stays. Its largest regret in sampled answers is of one place: half of
-the pairs easy, at the highest rate. There a cooled pair goes on to imitate a chosen answer that is itself mediocre,
-while under DPO it has soon nothing left to teach.
+in sampled answers than it gains; a smaller one, .03, changes nothing beyond noise. The mean of the negatives as floor
+is better in one regime and worse in the others, and so is each constant weight. So the default stays. Its largest
+regret in sampled answers is of one place: half of the pairs easy, at the highest rate. There a cooled pair goes on to
+imitate a chosen answer that is itself mediocre, while under DPO it has soon nothing left to teach.
 
 In the ablations, sampled negatives harm, and so hide what the other parts do. They take the place of half of the
 rejected answers; but here the chosen captions are the model's own, so that a sample is often no worse. A judge that

@@ -59,8 +59,6 @@ def test_a_stage_that_a_finding_ends_leaves_the_model_from_before_the_harm(
     assert note["kept_step"] == max(chosen, key=chosen.__getitem__) < 3
     if note["kept_step"] in kept.at:
         assert_same(weights(trainer), kept.at[note["kept_step"]])
-    probing.clean_up()
-    assert not list((tmp_path / "run/probes/stage2").glob("weights-*"))
 
 
 class Diverge(TrainerCallback):

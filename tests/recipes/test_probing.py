@@ -26,6 +26,7 @@ from cwdpo.data.reading import read_rows
 from cwdpo.diagnosis import Finding
 from cwdpo.errors import ConfigError
 from cwdpo.evaluation.likelihood import probe_checkpoints
+from cwdpo.probes.keeping import StageFiles
 from cwdpo.probes.size import whole
 from cwdpo.recipes import run_recipe
 from cwdpo.recipes.resuming import resumed_recipe
@@ -96,6 +97,25 @@ def test_probes_change_no_model(tiny: Tiny, data: Path, tmp_path: Path) -> None:
     assert not runs[1].probes.exists()
     lines = [read_jsonl(run.metrics).objects for run in runs]
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+
+
+def test_weights_of_readings_go_also_where_the_run_is_killed_when_a_stage_has_ended(
+    tiny: Tiny, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: StageFiles, steps: set[int]) -> None:
+        if not steps:
+            raise RuntimeError("power cut")
+
+    with_probes = recipe(tiny, data, tmp_path / "run", lora=True, rows=2, every=1, keep_best=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(StageFiles, "keep_only", killed)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run_recipe(with_probes)
+    run = RunDirectory(tmp_path / "run")
+    assert run.is_finished("stage1")
+    assert list(run.root.glob("probes/stage1/weights-*"))
+    run_recipe(with_probes, resume=True)
+    assert not list(run.root.glob("probes/*/weights-*"))
 
 
 def test_what_ended_a_stage_stands_in_findings(

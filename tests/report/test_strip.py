@@ -80,6 +80,19 @@ def test_best_must_be_beyond_the_error(errors: tuple[float | None, ...], best: t
     assert tuple(cells[0].best for _, cells in found.rows) == best
 
 
+def test_what_is_as_good_as_the_best_is_tied_and_not_best_alone(tmp_path: Path) -> None:
+    rows = [{"name": name, "x": x, "x error": 0.01} for name, x in (("a", 0.56), ("b", 0.55), ("c", 0.3))]
+    summary = {"table": {"columns": [{"key": "x", "better": "up"}], "rows": rows}}
+    found = comparison_table(summary)
+    assert found is not None
+    assert [(cells[0].best, cells[0].tied) for _, cells in found.rows] == [(True, True), (True, True), (False, False)]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    page = render_report([tmp_path])
+    assert page.count(">tied<") == 2
+    assert ">best<" not in page
+    assert '<details class="lead" data-key="lead" open>' in page  # there is nothing else in that part
+
+
 def test_a_column_without_errors_beside_one_with_them_is_not_judged() -> None:
     columns = [{"key": "x", "better": "up"}, {"key": "y", "better": "up"}]
     rows = [{"name": "a", "x": 0.9, "x error": 0.01, "y": 2}, {"name": "b", "x": 0.5, "x error": 0.01, "y": 1}]

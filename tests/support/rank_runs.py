@@ -24,7 +24,8 @@ ZERO_2 = (
 
 def launch(ranks: int, runs: Mapping[str, Sequence[str | Path]]) -> str:
     """Run recipes one after the other, as imports take longer than they do; ``runs`` are their arguments by a name.
-    ``--stop=STAGE:STEP`` ends one there. Gives what was printed."""
+    ``--stop=STAGE:STEP`` ends one there, ``--spoil=STEP`` makes that step's gradient not finite in the last process.
+    Gives what was printed."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     words = [str(SCRIPT), str(ranks), json.dumps({name: list(map(str, run)) for name, run in runs.items()})]
     done = subprocess.run([*torchrun, *words], check=False, timeout=400, capture_output=True, text=True)

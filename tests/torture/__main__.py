@@ -50,14 +50,15 @@ def main() -> int:
             found = survive(each)
             failures += found
             print(f"| {what} | {len(each)} | {len(found)} |", flush=True)
+            print(*found, sep="\n", end="\n" * bool(found), file=sys.stderr, flush=True)
         print("\n| random input | tried | taken | tracebacks |\n|---|---|---|---|")
         for name in SORTS:
             outcome: Outcome = fuzz(name, Path(folder) / "inputs" / name, INPUTS[name] // share, first=given.seed)
-            failures += [f"{name}: {defect} ({count} times)" for defect, count in outcome.defects.items()]
+            found = [f"{name}: {defect} ({count} times)" for defect, count in outcome.defects.items()]
+            failures += found
             print(*lines_of({name: outcome}), flush=True)
+            print(*found, sep="\n", end="\n" * bool(found), file=sys.stderr, flush=True)
     print(f"\n{time.monotonic() - began:.0f} seconds, seed {given.seed}")
-    for failure in failures:
-        print(failure, file=sys.stderr)
     return int(bool(failures))
 
 

@@ -81,3 +81,24 @@ def test_two_processes_train_like_one(
     AutoModelForImageTextToText.from_pretrained(tmp_path / "full" / "stage2")
     bases = [(out / "lora" / "stage2" / "cwdpo_base.json").read_text() for out in (alone, tmp_path)]
     assert bases[0] == bases[1]
+
+
+def test_processes_that_divide_a_model_skip_a_step_together(recipes: dict[str, Path], tmp_path: Path) -> None:
+    """Where the gradient of one part is not finite, none makes the update; and without leave, all of them stop."""
+    spoiled = [recipes["lora"], "--stage1=null", "--spoil=2"]
+    skips = [*spoiled, "--trainer.on_nonfinite=skip"]
+    launch(1, {"one": [*skips, f"--output_dir={tmp_path / 'one'}", "--trainer.per_device_train_batch_size=4"]})
+    both = ["--trainer.per_device_train_batch_size=2", *DIVISIONS["fsdp"]]
+    said = launch(
+        2,
+        {
+            "skips": [*skips, f"--output_dir={tmp_path / 'two'}", *both],
+            "stops": [*spoiled, f"--output_dir={tmp_path / 'stopped'}", *both],
+        },
+    )
+    assert said.count("skips: done") == 2
+    assert said.count("stops: step 2: the norm of the gradient is not a finite number. Its rows: ") == 2
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert compare_metrics(one, two, ("rewards/margins", "skipped_steps")) == 3
+    assert json.loads((two / "metrics.jsonl").read_text().splitlines()[-1])["skipped_steps"] == 1
+    compare_weights(one / "stage2", two / "stage2")

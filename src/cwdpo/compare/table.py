@@ -184,7 +184,8 @@ def summary(results: Results, *, title: str) -> dict[str, Any]:
                 row[f"{kind} {world} error"] = score.error
         row["regret"] = results.worst_regret(method, target, there) if there else None
         rows.append(row)
-    return {"title": title, "table": {"columns": columns, "rows": rows}, "legend": _legend(results)}
+    ties = "Tied: within two standard errors of the best; where all are, none is marked."
+    return {"title": title, "table": {"columns": columns, "rows": rows}, "legend": f"{_legend(results)} {ties}"}
 
 
 def markdown(results: Results) -> str:

@@ -135,10 +135,6 @@ class Probing(TrainerCallback):
         count = len({line["step"] for line in self.lines})
         return {"probes": {"readings": count, "seconds": round(seconds, 2), "share_of_time": round(share, 4)}, **note}
 
-    def clean_up(self) -> None:
-        """After the stage's model is saved."""
-        self._keeper.clear()
-
     def metrics(self) -> dict[str, float]:
         """The reading of this step as scalars, for an evaluation; taken now if it chooses the best model."""
         step = self._trainer.state.global_step

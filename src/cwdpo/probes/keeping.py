@@ -69,11 +69,6 @@ class Keeper:
             logger.warning(message, gone[0])
             self._forget()
 
-    def clear(self) -> None:
-        """The stage is over: its model is saved elsewhere."""
-        if self._is_main:
-            self._files.keep_only(set())
-
     def _forget(self) -> None:
         self._best, self._safest = BestReading(self._settings.tolerance), SafestReading()
         self._at_checkpoint = set()

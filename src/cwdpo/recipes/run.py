@@ -27,6 +27,7 @@ from cwdpo.errors import DataError
 from cwdpo.evaluation.measuring import Progress
 from cwdpo.models.saving import remove_litter
 from cwdpo.phases import PhaseClock, phase
+from cwdpo.probes.keeping import StageFiles
 from cwdpo.recipes.evaluating import check_evaluation, evaluate_run, is_evaluated
 from cwdpo.recipes.preflight import (
     check_answers,
@@ -148,6 +149,8 @@ def _run(
             for stage in recipe.stages:
                 if not run.is_finished(stage) and not is_complete(run, recipe):
                     train_stage(context, stage)
+                if is_main():  # not in the stage: a kill may come after it was marked as finished, and before this
+                    StageFiles(run.probe_files(stage)).keep_only(set())
         if is_main():
             _finish(context, wall_time, on_evaluation)
         return run

@@ -139,8 +139,6 @@ def train_stage(context: RunContext, stage: Stage) -> None:
     with phase("saving"):
         refuse_broken_weights(trainer, run, stage)
         _save(trainer, run, stage, note, base)
-    if probing is not None:
-        probing.clean_up()
 
 
 def stage_trainer(context: RunContext, stage: Stage) -> StageTrainer:

@@ -38,6 +38,9 @@ class Cell(NamedTuple):
     value: float | None
     text: str
     best: bool = False
+    tied: bool = False
+    """Whether it is best; whether others of its column are as good."""
+
     error: float | None = None
     """Standard error, where it is known."""
 
@@ -169,7 +172,7 @@ def _with_best(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> lis
         winners = [row for row in marked if row[i].value is not None and _is_as_good(row[i], best)]
         if len(winners) < len(known):
             for row in winners:
-                row[i] = row[i]._replace(best=True)
+                row[i] = row[i]._replace(best=True, tied=len(winners) > 1)
     return marked
 
 
@@ -183,6 +186,10 @@ def _is_as_good(cell: Cell, best: Cell) -> bool:
 
 _FEWEST = 5
 """Readings of a stage that it takes to say where a curve went."""
+
+
+_MOST_IN_A_SENTENCE = 5
+"""Numbers of a column that a sentence lists."""
 
 
 def lead(sources: Sequence[Source], runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
@@ -253,25 +260,31 @@ def _what_is_here(runs: Sequence[Run], tables: Sequence[Table]) -> str:
         stages = joined([stage_label(stage) for stage in runs[0].stages])
         return f"{runs[0].name} trained {counted(runs[0].num_steps, 'step')} ({stages})."
     names = [run.name for run in runs] or [name for table in tables for name, _ in table.rows]
-    return f"Compared here: {joined(names)}."
+    return f"Compared here: {joined([_quoted(name) for name in names])}."
+
+
+def _quoted(name: str) -> str:
+    """A name that has a comma of its own is one item of a list all the same."""
+    return f'"{name}"' if "," in name else name
 
 
 def _leaders(table: Table) -> str | None:
-    """Who has the best value of which judged columns; None where no column distinguishes the rows."""
+    """Who has the best value of which judged columns, alone or with one other; None where no column shows it."""
     wins: dict[str, list[str]] = {}
     for i, column in enumerate(table.columns):
         best = [name for name, cells in table.rows if cells[i].best]
-        if best:
-            wins.setdefault(joined(best), []).append(f'"{column.label}"')
+        if 0 < len(best) <= 2:
+            wins.setdefault(joined([_quoted(name) for name in best]), []).append(f'"{column.label}"')
     if not wins:
         return None
     return f"Best of the table: {'; '.join(f'{name} on {joined(labels)}' for name, labels in wins.items())}."
 
 
 def _first_judged(table: Table) -> str | None:
-    """Everyone's value of the first column that has a better and a worse."""
+    """Everyone's value of the first column that has a better and a worse; None where they are so many that the table
+    is easier to read."""
     for i, column in enumerate(table.columns):
-        if column.better:
+        if column.better and len(table.rows) <= _MOST_IN_A_SENTENCE:
             values = joined([f"{name} {cells[i].text}" for name, cells in table.rows])
             return f'"{column.label}" ({"higher" if column.better == "up" else "lower"} is better): {values}.'
     return None
