@@ -38,6 +38,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     [
         (["trian", "x"], "cwdpo: No such command 'trian'. Did you mean 'train'? See: cwdpo --help"),
         (["train"], "cwdpo train: RECIPE is missing. Write it: the recipe, a YAML file. See: cwdpo train --help"),
+        (["check"], "cwdpo check: DATA is missing. Write it: a file, pattern or directory of rows, hf:OWNER"),
         (["check", "x", "y"], "cwdpo check: there is no place for 'y'. cwdpo check takes DATA alone. See: cwdpo check"),
         (["evaluate", "x", "y.jsonl"], "cwdpo evaluate: there is no place for 'y.jsonl'. Write --data y.jsonl."),
         (["chat", "x", "--image", "a", "b"], "cwdpo chat: there is no place for 'b'. Repeat the option for each: --im"),

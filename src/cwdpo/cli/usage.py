@@ -45,7 +45,7 @@ def refuse_without_value(command: Any, path: str, words: Sequence[str]) -> None:
     option for its value."""
     options = {name: param for param in command.params for name in (*param.opts, *param.secondary_opts)}
     options = {name: param for name, param in options.items() if name.startswith("-")}
-    for word, following in zip(words, [*words[1:], "--help"], strict=True):
+    for word, following in zip(words, [*words, "--help"][1:], strict=True):
         param = options.get(word)
         if param is None or param.is_flag or param.count:
             continue
@@ -81,7 +81,7 @@ def _of_value(said: str, param: Any, words: Sequence[str]) -> str:
 
 def _given(param: Any, words: Sequence[str]) -> str | None:
     """The value of an option as it was typed."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word in param.opts:
             return following
         name, equals, value = word.partition("=")

@@ -441,6 +441,7 @@ def _wrong_argument(key: str, value: object, hint: object) -> str:
     """What is wrong with a value, as the end of a sentence; empty if nothing is."""
     if key in _FREE:
         return ""
+    bounds = _MUST_BE.get(key)
     enumerated = any(isinstance(kind, type) and issubclass(kind, Enum) for kind in _alternatives(hint))
     # an enumeration's texts rule out any other text
     kinds = tuple(_as_written(kind) for kind in _alternatives(hint) if not (enumerated and kind is str))
@@ -448,8 +449,7 @@ def _wrong_argument(key: str, value: object, hint: object) -> str:
     try:
         adapter.validate_python(value)
     except ValidationError:
-        return f"{shown(value)}, but {_wanted(value, kinds)}"
-    bounds = _MUST_BE.get(key)
+        return f"{shown(value)}, but {_wanted(value, kinds, bounds.advice if bounds is not None else '')}"
     if bounds is not None and isinstance(value, (int, float)) and not bounds.allows(value):
         return f"{value}, but must be {bounds}. {bounds.advice}"
     return ""
@@ -466,14 +466,15 @@ def _as_written(kind: Any) -> Any:
     return Annotated[kind, InstanceOf()]  # type: ignore[type-arg]
 
 
-def _wanted(value: object, kinds: Sequence[object]) -> str:
-    """What a value must be that fits none of the types, and what may have been meant."""
+def _wanted(value: object, kinds: Sequence[object], otherwise: str) -> str:
+    """What a value must be that fits none of the types, and what may have been meant, ``otherwise`` what to write."""
     for kind in kinds:
         if get_origin(kind) is type(value):
             return f"its values must be {describe_type(get_args(kind)[-1])}."
     choices = _choices(kinds)
     bare = value is False and "no" in choices
-    advice = _near_choice(value, choices) or _as_number(value, kinds) or _for_example(kinds)
+    number = f" {otherwise}" if otherwise else _for_example(kinds)
+    advice = _near_choice(value, choices) or _as_number(value, kinds) or number
     advice = " YAML reads a bare no as false: write 'no', in quotes." if bare else advice
     writable = (kind for kind in kinds if get_origin(kind) is not Annotated)  # only Python can make an instance
     named = ("a list" if get_origin(kind) is list else describe_type(kind) for kind in writable)
