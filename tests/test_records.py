@@ -189,11 +189,27 @@ def test_one_process_writes_a_run_and_a_killed_one_leaves_no_lock(tmp_path: Path
     with subprocess.Popen([sys.executable, "-c", holds, str(run.root)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match="another process is writing"), run.locked():
+        who = rf" \(process {other.pid}\)" if Path("/proc/locks").exists() else ""
+        said = rf"another process is writing {run.root}{who}\. Wait until it ends"
+        with pytest.raises(UserError, match=said), run.locked():
             pass
+        run.recipe.touch()
+        with pytest.raises(UserError, match=said):  # rather than that the directory is not empty
+            RunDirectory.open(run.root, resume=False)
         other.kill()
-    with run.locked():
-        assert list(run.root.iterdir()) == []
+    with run.locked(), pytest.raises(UserError, match="is not empty"):  # one's own lock is no other process
+        RunDirectory.open(run.root, resume=False)
+    assert list(run.root.iterdir()) == [run.recipe]
+
+
+def test_a_log_beside_the_run_is_no_obstacle(tmp_path: Path) -> None:
+    for name in ("train.log", "slurm-12.out", "slurm-12.err"):
+        (tmp_path / name).write_text("...")
+    assert not RunDirectory.open(tmp_path, resume=False).has_begun
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1" / "x.log").touch()  # not where a shell would write it
+    with pytest.raises(UserError, match="is not empty"):
+        RunDirectory.open(tmp_path, resume=False)
 
 
 def test_a_worker_that_outlives_its_run_holds_no_lock(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,8 @@ def path_advice(path: Path | str, *, otherwise: str = "Correct the path.") -> st
     text = str(path)
     if "\\" in text and os.sep == "/":
         return f"Directories are separated by / here: write {text[text.rfind('/') + 1 :].replace(chr(92), '/')}."
+    if address := re.match(r"https?:/", text):
+        return f"Nothing is downloaded from {address[0]}/...: save it as a file, and write that one's path."
     if "$" in text:
         name = text[text.index("$") :].partition("/")[0]
         return f"Variables such as {name} are not replaced here: write the path itself."

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, TypeGuard, get_args
 
-from cwdpo.errors import UserError, path_advice
+from cwdpo.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,9 @@ LITTER: Final = re.compile(
 """Names in a run directory of what a killed process did not finish: models and files that have another name until they
 are whole, checkpoints that are being removed, adapters on their way to a server."""
 
+_LOGS: Final = (".log", ".out", ".err")
+"""Endings of the files into which a shell or a scheduler writes what a run prints; no run writes such."""
+
 _HELD: set[int] = set()
 """Open files that hold locks."""
 
@@ -136,6 +139,17 @@ def _forget_locks() -> None:
 os.register_at_fork(after_in_child=_forget_locks)
 
 
+def _who_locks(path: Path) -> str:
+    """The number of the process that holds a lock on a path, in words; empty where the system does not say it."""
+    try:
+        place, locks = path.stat(), Path("/proc/locks").read_text("utf-8")
+    except OSError:
+        return ""
+    name = f"{os.major(place.st_dev):02x}:{os.minor(place.st_dev):02x}:{place.st_ino}"
+    found = re.search(rf"FLOCK +ADVISORY +WRITE +(\d+) +{name} ", locks)
+    return f" (process {found[1]})" if found is not None else ""
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The paths of one run. Open it with :meth:`open` to write, or make it bare to read."""
@@ -147,13 +161,15 @@ class RunDirectory:
         """Make the directory, or with ``resume`` continue the run in it; without any file in it, a new run starts.
 
         Raises:
-            UserError: something is there and ``resume`` is off, it is not a run, or the directory cannot be made.
+            UserError: something is there and ``resume`` is off, it is not a run, or the directory cannot be made; of a
+                run that another process writes just that is said.
         """
         run = cls(Path(root))
         if run.root.exists() and not run.root.is_dir():
             raise UserError(f"{run.root} is a file, not a directory. Give another --output_dir.")
         if run._files():
             if not resume:
+                run._refuse_while_written()
                 raise UserError(
                     f"{run.root} is not empty, and nothing is overwritten. "
                     "Continue the run in it with --resume, or give another --output_dir."
@@ -196,7 +212,8 @@ class RunDirectory:
                     raise
             except BlockingIOError:
                 raise UserError(
-                    f"another process is writing {self.root}. Wait until it ends, or give another --output_dir."
+                    f"another process is writing {self.root}{_who_locks(path)}. Wait until it ends, or give another "
+                    "--output_dir."
                 ) from None
             except OSError as error:
                 problem = error.strerror or type(error).__name__
@@ -206,18 +223,27 @@ class RunDirectory:
         logger.warning("%s cannot be locked (%s): make sure that no other process writes it", self.root, problem)
         return None
 
+    def _refuse_while_written(self) -> None:
+        """A UserError where another process holds the lock."""
+        places = [path.stat() for path in (self.root, self._lock_file) if path.exists()]
+        if not any(os.path.samestat(os.fstat(handle), place) for handle in _HELD for place in places):
+            with self.locked():
+                pass
+
     @property
     def has_begun(self) -> bool:
         """Whether a run got further here than to write down what it would do."""
         return self.recipe.is_file() and self._files(besides=self.recipe)
 
     def _files(self, *, besides: Path | None = None) -> bool:
-        """Whether there is any file; directories alone are what a start that failed leaves, and litter a killed one."""
+        """Whether there is any file; directories alone are what a start that failed leaves, litter a killed one, and a
+        log is where the user sends what is printed."""
 
         def counts(path: Path) -> bool:
             inside = path.relative_to(self.root).parts
             is_litter = any(LITTER.fullmatch(part) for part in inside)
-            return path not in (besides, self._lock_file) and not is_litter
+            is_log = len(inside) == 1 and path.suffix in _LOGS
+            return path not in (besides, self._lock_file) and not is_litter and not is_log
 
         return any(counts(path) and (path.is_symlink() or not path.is_dir()) for path in self.root.rglob("*"))
 
@@ -329,21 +355,6 @@ class RunDirectory:
                 write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
             total += dropped
         return total
-
-
-def checkpoint_directory(path: Path) -> Path:
-    """The checkpoint that a path stands for: itself, or the last finished stage of a run; else a UserError."""
-    if not path.is_dir():
-        otherwise = "Give a run, such as runs/cwdpo, or a checkpoint."
-        advice = otherwise if path.exists() else path_advice(path, otherwise=otherwise)
-        raise UserError(f"{path} is not a directory. {advice}")
-    run = RunDirectory(path)
-    for candidate in (path, run.stage("stage2"), run.stage("stage1")):
-        if (candidate / "adapter_config.json").is_file() or (candidate / "config.json").is_file():
-            return candidate
-    raise UserError(
-        f"{path} holds neither a checkpoint nor a finished stage. Give the directory with adapter_config.json."
-    )
 
 
 class JsonLines(NamedTuple):

@@ -37,16 +37,34 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     ("words", "said"),
     [
         (["trian", "x"], "cwdpo: No such command 'trian'. Did you mean 'train'? See: cwdpo --help"),
-        (["train"], "cwdpo train: Missing argument 'RECIPE'. See: cwdpo train --help"),
-        (["check", "x", "y"], "cwdpo check: Got unexpected extra argument(s) (y). See: cwdpo check --help"),
-        (["bench", "--rows", "x"], "cwdpo bench: Invalid value for '--rows': Input should be a valid integer, "),
-        (["bench", "--setting", "x"], "cwdpo bench: Invalid value for '--setting': 'x' is not one of 'ii', "),
+        (["train"], "cwdpo train: RECIPE is missing. Write it: the recipe, a YAML file. See: cwdpo train --help"),
+        (["check"], "cwdpo check: DATA is missing. Write it: a file, pattern or directory of rows, hf:OWNER"),
+        (["check", "x", "y"], "cwdpo check: there is no place for 'y'. cwdpo check takes DATA alone. See: cwdpo check"),
+        (["evaluate", "x", "y.jsonl"], "cwdpo evaluate: there is no place for 'y.jsonl'. Write --data y.jsonl."),
+        (["chat", "x", "--image", "a", "b"], "cwdpo chat: there is no place for 'b'. Repeat the option for each: --im"),
+        (["demo", "x"], "cwdpo demo: there is no place for 'x'. cwdpo demo takes options alone."),
+        (
+            ["bench", "--rows", "x"],
+            "cwdpo bench: --rows is 'x', but must be a whole number. Write for example --rows 4",
+        ),
+        (["chat", "x", "--temperature=hot"], "cwdpo chat: --temperature is 'hot', but must be a number. Write for ex"),
+        (["bench", "--setting", "x"], "cwdpo bench: --setting is 'x', but must be one of ii, "),
+        (["init", "x", "--model"], "cwdpo init: --model has no value. Write --model MODEL. See: cwdpo init --help"),
+        (
+            ["analyse", "x", "--data", "y", "--loss", "dop"],
+            "cwdpo analyse: --loss is 'dop', but must be one of sft, dpo",
+        ),
+        (["judge", "x", "y"], "cwdpo judge: --data is missing. Write it: a file or directory of rows. See:"),
+        (["judge", "x", "y", "--data", "z", "--seed=-1"], "cwdpo judge: --seed is '-1', but must be at least 0. Write"),
+        (["demo", "--files", "--seed", "1"], "cwdpo demo: --files has no value. Write --files DIR."),
+        (["negatives", "mix", "x", "--out"], "cwdpo negatives mix: --out has no value. Write --out OUT."),
+        (["evaluate", "x", "--data", "-h"], "cwdpo evaluate: --data has no value. Write --data DATA."),
         (["negatives", "mix", "--nothing"], "cwdpo negatives mix: No such option: --nothing"),
         (
             ["demo", "--sed", "1"],
             "cwdpo demo: No such option: --sed (Possible options: --seed). See: cwdpo demo --help",
         ),
-        (["demo", "--seed", "-1"], "cwdpo demo: Invalid value for '--seed': "),
+        (["demo", "--seed", "-1"], "cwdpo demo: --seed is '-1', but must be at least 0. Write for example --seed 0."),
     ],
 )
 def test_wrong_use_is_one_line(run: Run, words: list[str], said: str) -> None:
@@ -237,7 +255,9 @@ def test_merge_takes_the_last_stage_of_a_run(run: Run, tmp_path: Path, monkeypat
     assert flags == [{"any_base": False, "trust_remote_code": False, "say": print}] * 3
     assert run("merge", tmp_path, "--out", "o", "--any-base", "--trust-remote-code")[0] == 0
     assert flags[3] == {"any_base": True, "trust_remote_code": True, "say": print}
-    assert run("merge", tmp_path / "nowhere", "--out", "o")[2].startswith(f"{tmp_path / 'nowhere'} is not a directory.")
+    assert run("merge", tmp_path / "nowhere", "--out", "o")[2].startswith(
+        f"there is no directory {tmp_path / 'nowhere'}."
+    )
 
 
 def test_an_interruption_while_the_commands_are_imported_is_polite(

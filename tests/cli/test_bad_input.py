@@ -90,7 +90,7 @@ BAD_DATA = {
     "small bomb": (image(png_that_claims(10_000, 10_000)), "2.png is too large"),  # of which Pillow only warns
     "path out": (row(images=["../secret.png"]), "leaves the image root"),
     "link out": (link, "a link that leads out of the image root"),
-    "broken JSON": (line('{"prompt": "x", "chosen": '), "broken JSON at column"),
+    "broken JSON": (line('{"prompt": "x", "chosen": '), "the line ends too early, at column 26: } is missing"),
     "wrong type": (row(chosen=3), "chosen"),
     "wrong type of images": (row(images={"a": 1}), "images"),
     "empty answer": (row(rejected="  "), "rejected"),

@@ -48,6 +48,22 @@ def test_findings_exit_1_and_name_the_line(run: Run, tmp_path: Path) -> None:
     assert f"STOPS TRAINING: {tmp_path}/rows.jsonl:2: image" in out
 
 
+def test_image_roots_may_be_given_one_by_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (56, 56)).save(tmp_path / "pictures" / "b.png")
+    (tmp_path / "rows").mkdir()
+    row = {"image": str(tmp_path / "pictures" / "b.png"), "prompt": "x", "chosen": "a", "rejected": "b"}
+    rows = written(tmp_path / "rows", row)
+    assert run(rows)[0] == 1  # the second image lies outside
+    assert run(rows, "--image-root", tmp_path / "rows", "--image-root", tmp_path / "pictures")[0] == 0
+    assert run(rows, "--image-root", f"{tmp_path}/rows:{tmp_path}/pictures")[0] == 0
+    code, _, err = run(rows, "--image-root", tmp_path / "rows", "--image-root", tmp_path / "pictrues")
+    assert (code, err) == (
+        2,
+        f"the image root {tmp_path}/pictrues is not a directory. Did you mean {tmp_path}/pictures?\n",
+    )
+
+
 def test_only_the_first_problems_are_printed(run: Run, tmp_path: Path) -> None:
     bad = [{"prompt": "x", "chosen": "a", "rejected": "b", f"rejecte{sign}": "b"} for sign in "abcefghijklmn"]
     code, out, _ = run(written(tmp_path, *bad))
@@ -106,7 +122,7 @@ def test_the_models_limit_is_a_finding(run: Run, tmp_path: Path, tiny: Callable[
 def test_a_model_that_is_none_exits_2(run: Run, tmp_path: Path) -> None:
     code, out, err = run(written(tmp_path), "--model", tmp_path)
     assert (code, out) == (2, "")
-    assert "has no config.json" in err
+    assert "is a folder of rows, and a model is needed" in err
 
 
 def test_rows_without_rejected_are_a_note_for_a_file_may_be_for_stage_1(run: Run, tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def test_bad_input_exits_with_2(call: Call, tmp_path: Path) -> None:
     code, out, err = call(tmp_path)
     assert (code, out) == (2, "")
     assert err == (
-        f"{tmp_path} is not a run: neither metrics.jsonl, probes.jsonl nor trainer_state.json is in it. "
-        "Give the output_dir of a run.\n"
+        f"{tmp_path} is an empty directory, and a run is needed. "
+        "Write a run's directory, a trainer_state.json, or a JSONL file of logs.\n"
     )
     assert "--beta is 0.0" in call(write(tmp_path / "a.jsonl", metrics()), "--beta", "0")[2]
 

@@ -38,7 +38,7 @@ def test_table_and_json(tiny: Callable[[str], Path], data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [((), "holds neither a checkpoint nor a finished stage"), (("--rows", 0), "--rows is 0")],
+    [((), "is an empty directory, and a run or a model is needed")],
 )
 def test_bad_input_says_what_to_write(tmp_path: Path, data: Path, words: tuple[object, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -72,8 +72,8 @@ def test_out_names_the_page(call: Call, runs: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["nowhere"], r"nowhere is not a directory\. Give the output_dir of a run, .*"),
-        (["."], r".*here holds no run to show: .*"),
+        (["nowhere"], r"there is no directory .*nowhere\. Write a run's directory, .*"),
+        (["."], r".*here is an empty directory, and a run is needed\. .*"),
         ([".", "--follow", "--port", "0"], r"--port is 0, but must be from 1 to 65535\. Try 8765\."),
         ([".", "--port", "9000"], r"--port has no effect without --follow\. .*"),
         ([".", "--follow", "--out", "x.html"], r"--out has no effect with --follow, .*"),

@@ -54,10 +54,11 @@ def test_settings_of_the_method_are_taken_too(train: Train, tmp_path: Path) -> N
             {"load_best_model_at_end": True},
             "stage1 cannot use trainer.load_best_model_at_end, which is True: --load_best_model_at_end requires the",
         ),
-        ({"deepspeed": "ds.json"}, "stage1 cannot use trainer.deepspeed, which is 'ds.json': "),
+        ({"deepspeed": "ds.json"}, "trainer.deepspeed is 'ds.json', but there is no such file. Correct the path."),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "stage1 cannot use trainer.lr_scheduler_type, which is 'cosine"),
         ({"fp16": True, "use_cpu": False}, "trainer.fp16 needs a GPU, and there is none here."),
-        ({"bf16": True, "fp16": True}, "trainer.bf16 and trainer.fp16 need a GPU, and there is none here."),
+        ({"fp16": True}, "trainer.fp16 has no effect with use_cpu, as it needs a GPU. Take it out, or write `bf16"),
+        ({"bf16": True, "fp16": True}, "trainer.fp16 needs a GPU, and there is none here."),
         ({"max_steps": -1, "num_train_epochs": 0}, "trainer.num_train_epochs is 0, so stage1 would train for no step."),
         ({"max_steps": 0}, "trainer.max_steps is 0, so stage1 would train for no step."),
         ({"engine": "plain"}, "'trainer.engine' is not set here. Write it at the top of the recipe: `engine: ...`."),
@@ -103,6 +104,7 @@ def test_a_start_that_failed_is_no_obstacle_to_the_next(train: Train, tmp_path: 
     """Whatever fails before the trainer stands leaves nothing that the corrected command would stumble over."""
     code, err = train("--model.name_or_path", tmp_path / "data")
     assert (code, err.count("\n")) == (2, 1)
+    assert not (tmp_path / "run").exists()
     code, err = train("--data.max_length", 100_000)  # reported by the encoder, when the model is loaded
     assert (code, err.count("\n")) == (2, 1)
     assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == []

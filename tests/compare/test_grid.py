@@ -72,6 +72,7 @@ def test_a_run_is_another_when_anything_it_follows_from_changes(folder: Path) ->
         (("seeds: [0, 1]", "seeds: []"), "seeds must be different"),
         (("  DPO", "  start"), "none `start`, which is always measured"),
         (("[1e-4, 3e-4]", "[]"), "needs a list of values to try"),
+        (("stage2.cooling:", "stage2.coolng:"), "grid.yaml:3: --stage2.coolng: unknown setting - did you mean"),
         (("tuning_seed: 7", "baseline: IPO"), "baseline is 'IPO', which is none of the methods: DPO, CW-DPO"),
     ],
 )
@@ -90,5 +91,5 @@ def test_a_wrong_setting_names_its_method(folder: Path, settings: dict[str, Any]
 
 
 def test_a_missing_grid_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"none.yaml: no such file\. Write a YAML file with"):
         read_grid(tmp_path / "none.yaml")

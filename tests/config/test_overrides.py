@@ -21,6 +21,7 @@ def read(folder: Path, *words: str, text: str = RECIPE) -> Recipe:
         trainer_fields=lambda: {
             **{"max_steps": int, "learning_rate": float, "fsdp_config": dict, "optim": str, "bf16": bool},
             **{"per_device_train_batch_size": int, "lr_scheduler_type": str},
+            **{"num_train_epochs": float, "save_steps": int, "save_strategy": str},
         },
     )
 
@@ -189,6 +190,21 @@ STAGES = (
             "unknown setting. Write --stage1.trainer.learning_rate 1e-5 --stage2.trainer.learning_rate 1e-5.",
         ),
         ("--optim sgd", "--optim: unknown setting. Write --trainer.optim sgd."),
+        (
+            "--trainer.num_train_epochs 2",
+            "--trainer.num_train_epochs has no effect on stage1 and stage2: r.yaml:3 sets stage1.trainer.max_steps and "
+            "r.yaml:6 sets trainer.max_steps, which counts instead. Write --stage1.trainer.max_steps -1 "
+            "--trainer.max_steps -1 too, or leave --trainer.num_train_epochs out.",
+        ),
+        (
+            "--stage2.trainer.num_train_epochs 2",
+            "--stage2.trainer.num_train_epochs has no effect on stage2: r.yaml:6 sets trainer.max_steps, which counts",
+        ),
+        (
+            "--trainer.save_strategy epoch --stage1.trainer.save_steps 5",
+            "--stage1.trainer.save_steps has no effect on stage1: --trainer.save_strategy sets trainer.save_strategy, "
+            "which counts instead. Write --trainer.save_strategy steps too",
+        ),
     ],
 )
 def test_what_the_recipes_stages_set_hides_the_shared_setting(tmp_path: Path, words: str, expected: str) -> None:
@@ -205,6 +221,9 @@ def test_a_shared_setting_that_reaches_its_stages_is_taken(tmp_path: Path) -> No
     assert read(tmp_path, "--trainer.max_steps", "5", text=STAGES).trainer["max_steps"] == 5  # as stage 1 says
     both = ["--trainer.max_steps", "4", "--stage1.trainer.max_steps", "6"]
     assert read(tmp_path, *both, text=STAGES).trainer["max_steps"] == 4
+    epochs = ["--stage2.trainer.num_train_epochs", "2", "--stage2.trainer.max_steps", "-1"]
+    assert read(tmp_path, *epochs, text=STAGES).stages["stage2"].trainer["num_train_epochs"] == 2
+    assert read(tmp_path, "--trainer.save_steps", "5", text=STAGES).trainer["save_steps"] == 5
     alone = ["--trainer.max_steps", "4", "--stage1", "null"]
     assert read(tmp_path, *alone, text=STAGES).trainer["max_steps"] == 4
 

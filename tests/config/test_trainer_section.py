@@ -50,8 +50,11 @@ def test_what_the_trainer_takes_passes(section: dict[str, Any]) -> None:
     [
         ({"bf16": 1}, "bf16 is 1, but must be true or false."),
         ({"bf16": "true"}, "bf16 is 'true', but must be true or false."),
-        ({"max_steps": True}, "max_steps is true, but must be a whole number."),
-        ({"learning_rate": None}, "learning_rate is null, but must be a number."),
+        ({"max_steps": True}, "max_steps is true, but must be a whole number. Write one, such as 1."),
+        (
+            {"learning_rate": None},
+            "learning_rate is null, but must be a number. Try 1e-5; with 0 nothing would be learned.",
+        ),
         (
             {"learning_rate": float("nan")},
             "learning_rate is nan, but must be > 0. Try 1e-5; with 0 nothing would be learned.",

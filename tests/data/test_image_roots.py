@@ -41,11 +41,6 @@ def test_links_into_a_second_root_may_be_followed(linked: Path) -> None:
     assert parse_roots([data, store]).find(str(store / "0.png"), source="") == store / "0.png"
 
 
-def test_the_first_root_alone_is_where_names_start(linked: Path) -> None:
-    roots = parse_roots([linked / "data", linked / "store"])
-    assert roots.find("0.png", source="") == linked / "data" / "0.png"
-
-
 def test_a_directory_with_a_colon_in_its_name_is_one_root(tmp_path: Path) -> None:
     (tmp_path / "a:b").mkdir()
     assert parse_roots(str(tmp_path / "a:b")).start == tmp_path.resolve() / "a:b"
@@ -132,3 +127,16 @@ def test_long_names_are_shortened() -> None:
             open_image(read_image(name, ImageRoots("/"), source="rows.jsonl:7", where=""), source="rows.jsonl:7")
         assert name not in str(caught.value)
         assert len(str(caught.value)) < 400
+
+
+def test_a_name_is_looked_for_in_all_roots_in_their_order(tmp_path: Path) -> None:
+    for name in ("one/a.png", "two/a.png", "two/b.png", "three/b.png", "out.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "two" / "c.png").symlink_to(tmp_path / "out.png")
+    roots = ImageRoots(*(tmp_path / name for name in ("one", "two", "three")))
+    for name, found in {"a.png": "one/a.png", "b.png": "two/b.png", "d.png": "one/d.png"}.items():
+        assert roots.find(name, source="x:1") == tmp_path / found
+    for name in ("c.png", "../out.png"):  # in no root, whatever the name
+        with pytest.raises(DataError, match="Only files inside the image roots are read"):
+            roots.find(name, source="x:1")

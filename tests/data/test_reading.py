@@ -187,7 +187,12 @@ def test_broken_lines(tmp_path: Path) -> None:
         assert [isinstance(record, DataError) for record, _ in read_records(path)] == [False, True, False]
         return refused(path)
 
-    assert second(b'{"prompt": "Hi",').startswith(":2: broken JSON at column 17")
+    assert second(b'{"prompt": "Hi",').startswith(":2: the line ends too early, at column 16: } is missing.")
+    cut = {b'{"p": [{"a': '"}]}', b'{"p": "a\\"': '"}', b'{"p": "a\\\\"': "}", b'{"p": "}': '"}', b'{"p": [1': "]}"}
+    for line, missing in {key: value for key, value in cut.items() if not key.endswith(b"}")}.items():
+        assert f"the line ends too early, at column {len(line)}: {missing} is missing." in second(line)
+    for line in (b'{"p": "a, "q": 1}', b'{"p": 1, "q: 2}', b'{"p": [1}', b'{"p": 1}}'):
+        assert second(line).startswith(":2: broken JSON at column ")
     assert second(b"{'prompt': 1}").startswith(":2: broken JSON at column 2")
     assert second(good + good).startswith(":2: broken JSON")
     assert second(b'"text"').startswith(":2: a row is a str")
@@ -246,7 +251,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("not parquet")
     assert "not a readable parquet file" in refused(tmp_path / "text.parquet")
     (tmp_path / "directory").mkdir()
-    assert "save_to_disk" in refused(tmp_path / "directory")
+    assert " is an empty directory, and rows are needed" in refused(tmp_path / "directory")
     assert "matches no file" in refused(tmp_path / "none-*.parquet")
     name = tmp_path / "openbmb" / "RLAIF-V-Dataset"
     assert "For the data set openbmb/RLAIF-V-Dataset of the Hugging Face hub, write hf:openbmb/RLAIF" in refused(name)

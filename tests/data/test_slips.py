@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from cwdpo.data.images import peek_image
 from cwdpo.data.reading import read_rows
@@ -92,7 +93,7 @@ def test_columns_by_another_word(tmp_path: Path, key: str, other: str, advice: s
         ("nowhere/rows.jsonl", "There is no directory {0}/nowhere."),
         ("data\\rows.jsonl", "Directories are separated by / here: write data/rows.jsonl."),
         ("$DATA/rows.jsonl", "Variables such as $DATA are not replaced here: write the path itself."),
-        ("xyz", "Correct the path."),
+        ("xyz", "Write a .jsonl, .json, .parquet, .csv or .tsv file, or a folder of such."),
     ],
 )
 def test_files_that_are_not_there(tmp_path: Path, name: str, expected: str) -> None:
@@ -111,6 +112,19 @@ def test_directories_of_other_things(tmp_path: Path) -> None:
     for name in ("model/config.json", "adapters/adapter_config.json", "run/recipe.yaml", "run/metrics.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
-    assert "model: this is a model, and rows are needed" in complaint(tmp_path / "model")
-    assert "adapters: this is a model, and rows are needed" in complaint(tmp_path / "adapters")
-    assert "run: this is a run, and rows are needed" in complaint(tmp_path / "run")
+    assert "model is a model, and rows are needed" in complaint(tmp_path / "model")
+    assert "adapters is a model's adapters, and rows are needed" in complaint(tmp_path / "adapters")
+    assert "run is an unfinished run, and rows are needed" in complaint(tmp_path / "run")
+
+
+def test_an_image_that_another_root_would_find(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "one.png")
+    for name, expected in {
+        "saved/images/one.png": f"It would be found from {tmp_path}: give that as --image-root",
+        "images/onne.png": f"Did you mean {tmp_path}/images/one.png?",
+        "saved/two.png": "Correct the path, or give the directory that it starts at: --image-root",
+    }.items():
+        with pytest.raises(DataError, match="does not exist") as caught:
+            peek_image(tmp_path / name, source="rows.jsonl:1")
+        assert expected in str(caught.value)

@@ -26,7 +26,8 @@ from transformers.utils import is_torchvision_available
 
 from cwdpo.errors import UserError
 from cwdpo.models import loading
-from cwdpo.models.loading import load_config, load_policy, load_processor, local_directory
+from cwdpo.models.loading import load_config, load_policy, load_processor
+from cwdpo.models.naming import local_directory
 from cwdpo.models.parts import part_sizes, vision_tower
 
 Tiny = Callable[[str], Path]
@@ -185,17 +186,17 @@ def test_other_things_in_place_of_a_checkpoint(tmp_path: Path, monkeypatch: pyte
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("{}")
     for name, words in {
-        "gguf": "It holds GGUF files, which are not trained on.",
-        "gguf/m-Q4.gguf": "A GGUF file is not trained on: name the original model.",
-        "pipeline": "It holds a diffusion pipeline, which makes images.",
-        "run": f"It is a run. Name the model of one of its stages, such as {tmp_path}/run/stage2.",
+        "gguf": "gguf is a folder of GGUF files, and a model is needed. GGUF is not trained on",
+        "gguf/m-Q4.gguf": "is a GGUF file, and a model is needed. GGUF is not trained on: write the original model",
+        "pipeline": "is a diffusion pipeline, and a model is needed. It makes images.",
+        "run": f"Train it first: `cwdpo train {tmp_path}/run/recipe.yaml`.",
         "above": f"Did you mean {tmp_path}/above/qwen?",
-        "cache": "Name the directory that holds one.",
+        "cache": "cache is a directory, and a model is needed. Write a model's directory (with config.json)",
         "pipelin": "neither a directory here nor a hub model that can be reached. Did you mean pipeline?",
-        "./pipelin": "there is no directory ./pipelin. Did you mean pipeline?",
-        "gpt-4o": "A hub name has an owner: `owner/model`.",
+        "./pipelin": "there is no directory pipelin. Did you mean pipeline?",
+        "gpt-4o": "gpt-4o is neither a directory here nor a hub model that can be reached. Write a model's directory",
         "Qwen/Qwen 3B": "A hub name has letters, digits, - _ and . only",
-        "Qwen/Qwen3": "HF_HUB_OFFLINE is set, so nothing is downloaded.",
+        "Qwen/Qwen3": "HF_HUB_OFFLINE is set, so nothing is downloaded: unset it, or",
         "https://huggingface.co/Qwen/Qwen3-VL/tree/main": "Give the hub name: Qwen/Qwen3-VL.",
     }.items():
         refused(name, re.escape(words))
@@ -209,8 +210,8 @@ def test_a_slip_in_a_path_of_two_parts_does_not_go_to_the_hub(tmp_path: Path, mo
     (tmp_path / "m" / "llava").mkdir(parents=True)
     monkeypatch.setattr("cwdpo.models.loading.AutoConfig.from_pretrained", reach)
     refused("m/llavva", "there is no directory m/llavva, though m is one. Did you mean m/llava?")
-    refused("m/qwen or so", "there is no directory m/qwen or so, though m is one. Check the path.")
-    monkeypatch.setattr("cwdpo.models.loading.try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
+    refused("m/qwen or so", "there is no directory m/qwen or so, though m is one. Write a model's directory")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
     assert local_directory("m/llavva") is None  # a hub model that was downloaded
 
 
@@ -243,11 +244,11 @@ def test_no_weights_are_refused(llava: Path) -> None:
 def test_missing_directory_and_file_are_refused(llava: Path) -> None:
     refused(llava / "nowhere", "there is no directory")
     refused(str(llava / "nowhere"), "there is no directory")
-    refused(llava / "config.json", "is a file")
+    refused(llava / "config.json", f"is a file of a model, and a model is needed. Write its directory: {llava}.")
 
 
 def test_directory_without_config_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path, "no config.json")
+    refused(tmp_path, "is an empty directory, and a model is needed")
     (tmp_path / "adapter_config.json").write_text("{}")
     refused(tmp_path, "cwdpo merge")
 

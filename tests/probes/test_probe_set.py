@@ -75,8 +75,13 @@ def test_a_seed_gives_the_same_answers_and_another_gives_others(rows: list[Row])
     assert probe_rows(rows, seed=5) != probe_rows(rows, seed=6)
 
 
-def test_chosen_rows_are_a_fixed_sample_in_order(rows: list[Row]) -> None:
+def test_chosen_rows_are_a_fixed_sample_in_order(rows: list[Row], caplog: pytest.LogCaptureFixture) -> None:
     assert choose_rows(rows, 9, 0) == rows
+    assert caplog.messages == []
+    assert choose_rows(rows, 6, 0, asked=True) == rows
+    assert caplog.messages == []
+    assert choose_rows(rows, 9, 0, asked=True) == rows
+    assert caplog.messages == ["9 rows are asked for, but there are 6: all of them are used"]
     three = choose_rows(rows, 3, 0)
     assert three == [row for row in rows if row in three]
     assert len(three) == 3

@@ -142,5 +142,5 @@ def test_a_run_that_does_not_exist_yet_is_waited_for(tmp_path: Path) -> None:
 
 def test_what_is_no_directory_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is not a directory"):
+    with pytest.raises(UserError, match="file is a file, and a run is needed"):
         open_server([tmp_path / "file"], None)

@@ -34,13 +34,15 @@ from cwdpo.batch import Batch, Role, eval_mode
 from cwdpo.cooling import cooling_weight, measure_floor
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.encode import Encoder
+from cwdpo.data.image_roots import GivenRoots
 from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine
 from cwdpo.errors import ConfigError, DataError
 from cwdpo.models.adapters import add_lora, load_adapter, named_base
 from cwdpo.models.loading import load_policy, load_processor
-from cwdpo.records import checkpoint_directory, write_json, write_text
+from cwdpo.models.naming import find_checkpoint
+from cwdpo.records import write_json, write_text
 from cwdpo.reference import FrozenCopy
 from cwdpo.report.charts import Curve, Dots, Figure, draw_figure
 
@@ -56,7 +58,7 @@ class Settings:
 
     model: str
     data: Path
-    image_root: Path | None
+    image_root: GivenRoots
     loss: LossName
     pairs: int
     etas: tuple[float, ...]
@@ -105,6 +107,9 @@ class Analysis:
 
 def analyse_model(settings: Settings, on_progress: Progress) -> Analysis:
     """Do what the settings ask; a UserError where the model, the rows or a setting cannot be used."""
+    for name in (settings.model, settings.reference):
+        if name is not None:
+            find_checkpoint(name)  # a slip ends it before the rows are read
     rows, trained, observed = _rows(settings)
     model, processor = _load(settings.model, settings.lora)
     engine = make_engine()
@@ -263,8 +268,8 @@ def _rows(settings: Settings) -> tuple[list[Row], int, int]:
 
 def _load(name: str, lora: int | None) -> tuple[Any, Any]:
     """Model and processor in float32, on the GPU where there is one; what trains is what a recipe would train."""
-    path = checkpoint_directory(Path(name)) if Path(name).is_dir() else None
-    source = str(path or name)
+    source = find_checkpoint(name)
+    path = Path(source) if Path(source).is_dir() else None
     has_adapters = path is not None and (path / "adapter_config.json").is_file()
     base = named_base(path) if path is not None and has_adapters else source
     model: Any = load_policy(base, dtype="float32")

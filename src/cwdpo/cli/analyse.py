@@ -1,13 +1,13 @@
 """``cwdpo analyse``: what one step on one row does to the others, predicted and measured."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from cwdpo.cli.options import ImageRootOption
+from cwdpo.cli.progress import bars
 from cwdpo.errors import ConfigError, UserError
 
 
@@ -35,7 +35,7 @@ def analyse(
     directions: Annotated[
         int, typer.Option("--directions", min=0, help="Random directions for the kernel's estimate; 0 leaves it out.")
     ] = 64,
-    image_root: Annotated[Path | None, typer.Option("--image-root", help="Where relative image paths start.")] = None,
+    image_root: ImageRootOption = None,
 ) -> None:
     """Take real SGD steps and compare each answer's change of log-prob with -eta A K G, the first-order prediction.
 
@@ -70,15 +70,7 @@ def analyse(
         lora=lora,
         directions=directions,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
+    with bars() as on_progress:
         analysis = analyse_model(settings, on_progress)
     show_analysis(analysis, Console())
     if out is not None:

@@ -34,6 +34,7 @@ from cwdpo.cli import (
     schema,
     train,
 )
+from cwdpo.cli.usage import explain_usage, refuse_without_value
 from cwdpo.config.secrets import Redacting, protect_environment, redact
 from cwdpo.errors import UserError, printable
 
@@ -110,6 +111,13 @@ class _InterruptedError(Exception):
 class _Commands(TyperGroup):
     """Commands in the order they were added, which is the order they are used in."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is meant; refused where one of its options has no value."""
+        name, command, words = super().resolve_command(ctx, args)
+        if name != "train" and not isinstance(command, TyperGroup):  # `train` takes settings that no option names
+            refuse_without_value(command, f"{ctx.command_path} {name}", words)
+        return name, command, words
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command; an interruption keeps its own type, so that :func:`main` can print how to continue."""
         try:
@@ -146,7 +154,7 @@ app.command("analyse")(analyse.analyse)
 app.command("merge")(merge.merge)
 app.command("schema")(schema.schema)
 app.command("bench")(bench.bench)
-app.add_typer(negatives.app, name="negatives")
+app.add_typer(negatives.app, name="negatives", cls=_Commands)
 
 
 def _print_version(wanted: bool) -> None:
@@ -181,7 +189,7 @@ def main() -> None:
     try:
         raise SystemExit(app(prog_name="cwdpo", standalone_mode=False))
     except TyperException as mistake:
-        if said := _usage(mistake):
+        if said := explain_usage(mistake, sys.argv[1:]):
             print(printable(redact(said)), file=sys.stderr)
         raise SystemExit(2) from None
     except _InterruptedError as interruption:
@@ -201,19 +209,6 @@ def main() -> None:
             sys.stdout.flush()
             os._exit(2)  # the interpreter's end would wait for the other process, for some ten seconds
         raise SystemExit(2) from None
-
-
-def _usage(mistake: TyperException) -> str:
-    """One line for a command, an option or a value that does not exist; typer's own is a box of several.
-
-    Empty where the command was given alone: its help has been printed.
-    """
-    said = " ".join(mistake.format_message().replace("Value error, ", "").split())
-    if not said:
-        return ""
-    context = getattr(mistake, "ctx", None)
-    command = "cwdpo" if context is None else context.command_path
-    return f"{command}: {said if said.endswith(('.', '?', '!')) else f'{said}.'} See: {command} --help"
 
 
 def _how_to_continue(arguments: list[str]) -> str:

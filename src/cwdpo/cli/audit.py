@@ -13,14 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from cwdpo.cli.options import ImageRootOption
 from cwdpo.errors import DataError, UserError
-from cwdpo.records import RunDirectory, checkpoint_directory, write_json
+from cwdpo.records import RunDirectory, write_json
 
 if TYPE_CHECKING:
     from cwdpo.data.rows import Row
     from cwdpo.evaluation.audit.blind import BlindReading
     from cwdpo.evaluation.audit.clues import Audit
     from cwdpo.evaluation.intervals import Estimate
+
+
+_NUM_ROWS = 200
 
 
 def audit(
@@ -35,22 +39,28 @@ def audit(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="Count its tokens too; a model or a hub name.")
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="A sample of this many rows for the model.")] = 200,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            "--rows", min=1, help=f"A sample of this many rows for the model.  [default: {_NUM_ROWS}, or all there are]"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows at one time for the model.")] = 8,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of samples and of cross-validation.")] = 0,
-    image_root: Annotated[
-        Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: DATA's directory]")
-    ] = None,
+    image_root: ImageRootOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")] = False,
 ) -> None:
     """Find shortcuts in preference pairs: length, words, repetitions, fluency.
 
     With a run, audit.json is written into it, and its report shows it. Without a model this takes a second or two.
     """
+    from cwdpo.models.naming import find_checkpoint
+
     directory = RunDirectory(Path(run)) if run is not None and RunDirectory(Path(run)).recipe.is_file() else None
     if directory is not None:
         _refuse_other(directory, data)
-    if run is not None and tokenizer is not None:
+    model = None if run is None else find_checkpoint(run)
+    if model is not None and tokenizer is not None:
         raise UserError("--tokenizer has no effect beside a model, whose own tokens are counted. Leave it out.")
     from cwdpo.data.reading import choose_rows, read_rows
     from cwdpo.evaluation.audit.clues import MOST_ROWS, audit_texts
@@ -61,8 +71,10 @@ def audit(
     of_texts = choose_rows(found, MOST_ROWS, seed)
     count_tokens = None if tokenizer is None else _token_counter(tokenizer)
     readings: list[BlindReading] = []
-    if run is not None:
-        readings, count_tokens = _read_blind(run, choose_rows(found, rows, seed), batch_size)
+    if model is not None:
+        readings, count_tokens = _read_blind(
+            model, choose_rows(found, rows or _NUM_ROWS, seed, asked=rows is not None), batch_size
+        )
     result = audit_texts(of_texts, count_tokens=count_tokens, seed=seed)
     if readings:
         from cwdpo.evaluation.audit.blind import shortcuts_of, warnings_of
@@ -97,15 +109,15 @@ def _token_counter(tokenizer: str) -> Callable[[str], int]:
 
     quiet_libraries()
     from cwdpo.models.loading import load_processor
+    from cwdpo.models.naming import find_checkpoint
 
-    loaded: Any = load_processor(tokenizer)
+    loaded: Any = load_processor(find_checkpoint(tokenizer))
     return lambda text: len(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _read_blind(run: str, rows: "list[Row]", batch_size: int) -> "tuple[list[BlindReading], Callable[[str], int]]":
+def _read_blind(model: str, rows: "list[Row]", batch_size: int) -> "tuple[list[BlindReading], Callable[[str], int]]":
     from cwdpo.cli.quiet import quiet_libraries
 
-    model = str(checkpoint_directory(Path(run))) if Path(run).is_dir() else run
     quiet_libraries()
     from cwdpo.evaluation.audit.blind import measure_blind
 

@@ -45,8 +45,9 @@ def chat(
             f"--temperature is {temperature}, but must be above 0. Leave it out for the likeliest tokens."
         )
     quiet_libraries()
-    from cwdpo.evaluation.chat import Chat, load_models
+    from cwdpo.evaluation.chat import Chat, check_images, load_models
 
+    check_images(image or [], source="--image")  # a model may take minutes to load
     models = load_models(model, with_base=base or against is not None, base=against)
     talk = Chat(models, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     talk.show(image or [])
@@ -82,10 +83,10 @@ def _command(line: str, talk: "Chat", console: Console) -> bool:
         return False
     if word in ("/image", "/images") and rest:
         try:
-            talk.show([Path(name).expanduser() for name in rest])
+            talk.show([Path(name).expanduser() for name in rest], source=word)
             console.print(Text(f"asking about {', '.join(rest)}", style="dim"))
         except UserError as error:
-            console.print(Text(str(error), style="red"))
+            console.print(Text(str(error), style="red"), soft_wrap=True)
     elif word == "/none":
         talk.show([])
     else:

@@ -15,14 +15,17 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cwdpo.data.check import CheckReport, Notice, RowReport
     from cwdpo.data.encode import Encoder
+    from cwdpo.data.image_roots import GivenRoots
     from cwdpo.recipes.memory import ModelFacts, StepPlan
 
+_LANGUAGE = "language"
 Memory = dict[str, dict[str, int]]
 _SHOWN = 10
 _BETWEEN_UPDATES = 0.1  # seconds
@@ -40,15 +43,8 @@ def check(
     model: Annotated[
         str | None, typer.Option("--model", help="Count its tokens, and list the layers that LoRA would train.")
     ] = None,
-    image_root: Annotated[
-        Path | None,
-        typer.Option(
-            "--image-root",
-            help="Where relative image paths start; further directories to read from, as in PATH.  "
-            "[default: DATA's directory]",
-        ),
-    ] = None,
-    target_modules: Annotated[str, typer.Option("--target-modules", help="As model.lora.target_modules.")] = "language",
+    image_root: ImageRootOption = None,
+    target_modules: Annotated[str, typer.Option("--target-modules", help="As model.lora.target_modules.")] = _LANGUAGE,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
@@ -87,6 +83,8 @@ def check(
             )
         elif max_length is not None:
             raise ConfigError("--max-length counts the tokens of a model. Add --model.")
+        elif target_modules != _LANGUAGE:
+            raise ConfigError("--target-modules names layers of a model. Add --model.")
         report = check_file(data, image_root, encoder)
         if report.num_records == 0 and report.findings:
             raise DataError(report.findings[0].message)
@@ -95,7 +93,7 @@ def check(
         raise typer.Exit(1)
 
 
-def check_file(data: Path, image_root: Path | None, encoder: "Encoder | None") -> "CheckReport":
+def check_file(data: Path, image_root: "GivenRoots", encoder: "Encoder | None") -> "CheckReport":
     """The report of one file, with a counter on the terminal while it is made."""
     from cwdpo.data.check import check_rows
 

@@ -26,7 +26,11 @@ def compare(
     What is done is not done again: interrupt it, or give it --minutes, and start it once more to go on.
     """
     if jobs < 1:
-        raise ConfigError(f"--jobs is {jobs}, but must be at least 1.")
+        raise ConfigError(f"--jobs is {jobs}, but must be at least 1. Write the number of runs at one time.")
+    if minutes is not None and minutes <= 0:
+        raise ConfigError(f"--minutes is {minutes:g}, but must be above 0. Leave it out for all that it takes.")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file, not a directory. Give another --out.")
     from cwdpo.compare.grid import cells, read_grid
 
     wanted = read_grid(grid)

@@ -4,9 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -15,15 +13,15 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from cwdpo.cli.options import ImageRootOption
+from cwdpo.cli.progress import progress_bars
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError
 from cwdpo.records import RunDirectory
 
-_SECONDS_BETWEEN_LINES = 10.0
 _STYLES = {"better": "green", "worse": "red", "changed": "yellow"}
 
 
@@ -39,16 +37,16 @@ def evaluate(
         str | None,
         typer.Option("--against", help="The base to compare with.  [default: of a run, what it started from]"),
     ] = None,
-    rows: Annotated[int | None, typer.Option("--rows", help="Evaluate a sample of so many.  [default: all]")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the sample.")] = 0,
-    image_root: Annotated[
-        Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: DATA's directory]")
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="Evaluate a sample of so many.  [default: all]")
     ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the sample.")] = 0,
+    image_root: ImageRootOption = None,
     generate: Annotated[
         bool, typer.Option("--generate/--no-generate", help="Let the models answer too, which takes most of the time.")
     ] = True,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.")] = 256,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Answers at one time.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 256,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Answers at one time.")] = 16,
     vocabulary: Annotated[
         Path | None,
         typer.Option("--vocabulary", help="Objects for hallucination: one a line, other words for it after commas."),
@@ -76,13 +74,10 @@ def evaluate(
         raise ConfigError("--tasks has no effect without --harness. Add --harness lmms-eval, or leave it out.")
     if data is None:
         raise ConfigError("no rows to evaluate on. Add --data ROWS, best rows that were not trained on.")
-    for name, value in (("--rows", rows), ("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}, but must be at least 1. Leave it out for the default.")
     if vocabulary is not None and not generate:
         raise ConfigError("--vocabulary has no effect with --no-generate. Leave one of them out.")
     quiet_libraries()
-    from cwdpo.evaluation.run import Settings, evaluate_model, place_given, place_in_run, started_from, write_evaluation
+    from cwdpo.evaluation.run import Settings, evaluate_model, place_of, started_from, write_evaluation
 
     settings = Settings(
         model=model,
@@ -95,12 +90,7 @@ def evaluate(
         batch_size=batch_size,
         vocabulary=vocabulary,
     )
-    run = RunDirectory(Path(model))
-    place = None
-    if out is not None:
-        place = place_given(out, settings.question())
-    elif run.recipe.is_file():
-        place = place_in_run(run, settings.question())
+    place = place_of(settings, out)
     with progress_bars() as on_progress:
         found = evaluate_model(settings, on_progress)
     if place is not None:
@@ -112,44 +102,6 @@ def evaluate(
     if place is not None:
         said = "replaced, as the same was asked before" if place.replaces else "written"
         print(f"{said}: {place.path}", file=sys.stderr if as_json else sys.stdout)
-
-
-@contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each part of the work on a terminal, else lines."""
-    if not sys.stderr.isatty():
-        yield ProgressLines()
-        return
-    with bars() as on_progress:
-        yield on_progress
-
-
-@contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each part of the work on a terminal, else nothing."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done)
-
-        yield on_progress
-
-
-class ProgressLines:
-    """A line on standard error for what is going on, at most every few seconds."""
-
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._last = clock, clock()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self._clock() - self._last >= _SECONDS_BETWEEN_LINES:
-            self._last = self._clock()
-            print(f"evaluation  {what} {done}/{total}", file=sys.stderr, flush=True)
 
 
 def words_of(run: RunDirectory) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cwdpo.cli.check import check_file
+from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError, DataError, UserError
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from cwdpo.config.foreign import Translated
     from cwdpo.data.check import RowReport
     from cwdpo.data.encode import Encoder
+    from cwdpo.data.image_roots import GivenRoots
 
 
 def init(
@@ -31,9 +33,7 @@ def init(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The new recipe; - prints it.")] = Path("recipe.yaml"),
     eval_data: Annotated[Path | None, typer.Option("--eval", help="Held-out rows, for probes.")] = None,
-    image_root: Annotated[
-        Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: DATA's directory]")
-    ] = None,
+    image_root: ImageRootOption = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
@@ -65,7 +65,7 @@ def init(
         facts=facts,
         device=this_device(),
         beside=Path.cwd() if printed else out.parent,
-        image_root=None if image_root is None else str(image_root),
+        image_root=list(map(str, image_root or [])),
         eval_data=None if eval_data is None else str(eval_data),
         foreign=foreign,
     )
@@ -111,7 +111,7 @@ def _files_of(foreign: "Translated | None") -> list[str]:
     return files
 
 
-def _usable_rows(file: str, image_root: Path | None, encoder: "Encoder") -> "list[RowReport]":
+def _usable_rows(file: str, image_root: "GivenRoots", encoder: "Encoder") -> "list[RowReport]":
     """The rows of a file, checked; a DataError names the first that would stop training."""
     report = check_file(Path(file), image_root, encoder)
     if report.findings:

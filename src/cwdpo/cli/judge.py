@@ -2,8 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cwdpo.cli.evaluate import bars
 from cwdpo.cli.negatives import parse_prices
+from cwdpo.cli.options import ImageRootOption
+from cwdpo.cli.progress import bars
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.errors import ConfigError, UserError
+from cwdpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from cwdpo.evaluation.intervals import Estimate
-    from cwdpo.evaluation.judging.contestants import Answering, Contestant, JudgedRows, Progress, Workspace
     from cwdpo.evaluation.judging.run import JudgeResult, PairResult
     from cwdpo.evaluation.judging.verdicts import PairJudge
 
@@ -58,9 +56,7 @@ def judge(
         str | None, typer.Option("--prices", help="Of a million prompt and completion tokens, as 0.15,0.6: the cost.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number of calls, and stop.")] = False,
-    image_root: Annotated[
-        Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: DATA's directory]")
-    ] = None,
+    image_root: ImageRootOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")] = False,
 ) -> None:
     """Compare models on the same rows: win rates in both orders, with and without the effect of length.
@@ -70,16 +66,9 @@ def judge(
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ConfigError(f"--temperature is {temperature}, but must be > 0; leave it out for greedy answers.")
     price = parse_prices(prices)
-    from cwdpo.evaluation.judging.contestants import (
-        Answering,
-        Workspace,
-        contestants,
-        default_directory,
-        rows_to_judge,
-        settings_of,
-    )
+    from cwdpo.evaluation.judging.contestants import Answering, Workspace, contestants, rows_to_judge, settings_of
     from cwdpo.evaluation.judging.judges import load_pair_judge
-    from cwdpo.evaluation.judging.run import ask, plan, refuse_failures, result_json, summarise, usage_so_far
+    from cwdpo.evaluation.judging.run import calls_needed, compare_models, result_json
     from cwdpo.negatives.files import what_was_read
     from cwdpo.records import write_json
 
@@ -87,104 +76,38 @@ def judge(
     judged = rows_to_judge(data, image_root, rows, seed)
     asked = load_pair_judge(judge, judged.all_rows, concurrency=concurrency)
     answering = Answering(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    space = Workspace(out or default_directory(competing))
+    space = Workspace.of(competing, out)
     settings = settings_of(judged, competing, answering, judge, what_was_read(data, image_root))
     space.check(settings)
     if dry_run:
-        _print_calls_needed(judged, competing, asked, space, as_json)
+        _print_calls_needed(*calls_needed(judged, competing, asked, space), asked, as_json)
         return
     space.open(settings)
-    names = [one.name for one in competing]
+    if not all(one.is_file for one in competing):
+        quiet_libraries()
     with bars() as progress:
-        answers = _answers(judged, competing, space, answering, progress)
-        work = plan(judged, names, answers, asked, space.verdicts)
-        _check_calls(len(work.missing), work.known, max_calls, asked)
-        with _counting(asked, space):
-            failures = ask(work, judged, names, answers, asked, space.verdicts, progress)
-    refuse_failures(work, failures, space.verdicts)
-    result = summarise(work, names, answers, seed=seed)
-    used = usage_so_far(space.verdicts) if asked.costs else {}
-    cost = None if price is None else (price[0] * used["prompt_tokens"] + price[1] * used["completion_tokens"]) / 1e6
+        result = compare_models(
+            judged, competing, answering, asked, space, progress=progress, say=_note, most_calls=max_calls, price=price
+        )
     found = {"judge": judge, "data": str(data), "rows": len(judged.rows), **result_json(result)}
-    found["cost"] = {**used, "price": cost}
     write_json(space.result, found)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
-        return
-    _show(result, Console())
-    if used:
-        print(
-            f"{used['requests']} requests ({used['retries']} repeated), {used['prompt_tokens']} prompt tokens and "
-            f"{used['completion_tokens']} completion tokens" + ("" if cost is None else f": {cost:.4f} in all")
-        )
-    print(f"written: {space.result}")
+    else:
+        _show(result, Console())
+        print(f"written: {space.result}")
 
 
-def _answers(
-    judged: "JudgedRows",
-    competing: "list[Contestant]",
-    space: "Workspace",
-    answering: "Answering",
-    progress: "Progress",
-) -> list[list[str]]:
-    """The answers of all, one model in memory at a time."""
-    from cwdpo.evaluation.judging.contestants import kept_answers, let_answer
-
-    # files first: a missing answer is found before a model has worked for an hour
-    known = [kept_answers(one, judged.ids, space) for one in competing]
-    answers = []
-    for one, kept in zip(competing, known, strict=True):
-        cut = 0
-        if kept is None:
-            quiet_libraries()
-            kept, cut = let_answer(one, judged, space, answering, progress)
-        if cut:
-            print(f"{cut} answers of {one.name} were cut; raise --max-new-tokens.", file=sys.stderr)
-        answers.append(kept)
-    return answers
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
-def _print_calls_needed(
-    judged: "JudgedRows", competing: "list[Contestant]", asked: "PairJudge", space: "Workspace", as_json: bool
-) -> None:
-    """The number of calls: exact where all answers are there, else the most there can be."""
-    from cwdpo.evaluation.judging.contestants import kept_answers
-    from cwdpo.evaluation.judging.run import plan
-
-    answers = [found for one in competing if (found := kept_answers(one, judged.ids, space)) is not None]
-    most = len(judged.rows) * len(competing) * (len(competing) - 1)
-    exact = len(answers) == len(competing)
-    if exact:
-        most = len(plan(judged, [one.name for one in competing], answers, asked, space.verdicts).missing)
-    calls = most if asked.costs else 0
+def _print_calls_needed(most: int, exact: bool, asked: "PairJudge", as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"calls": calls, "exact": exact, "verdicts": most}))
+        print(json.dumps({"calls": most if asked.costs else 0, "exact": exact, "verdicts": most}))
     else:
         what = "calls of the server" if asked.costs else "verdicts, no call of a server"
         print(f"{'' if exact else 'at most '}{most} {what}")
-
-
-def _check_calls(missing: int, known: int, most: int, asked: "PairJudge") -> None:
-    if not asked.costs:
-        return
-    print(f"{missing} calls of the server; {known} verdicts are there already.", file=sys.stderr)
-    if missing > most:
-        raise UserError(
-            f"this takes {missing} calls, more than --max-calls {most}. Allow them with --max-calls {missing}, or "
-            "compare fewer rows with --rows. The models' answers are kept."
-        )
-
-
-@contextmanager
-def _counting(asked: "PairJudge", space: "Workspace") -> Iterator[None]:
-    """Write down what a server was asked, also when it or the user ends the work."""
-    from cwdpo.records import append_jsonl
-
-    try:
-        yield
-    finally:
-        if used := asked.usage():
-            append_jsonl(space.verdicts, [{"usage": used}])
 
 
 def _show(result: "JudgeResult", console: Console) -> None:
@@ -212,6 +135,12 @@ def _show(result: "JudgeResult", console: Console) -> None:
         console.print(strengths)
     if result.why_no_strengths is not None:
         console.print(Text(result.why_no_strengths), soft_wrap=True)
+    if (used := result.cost) and "requests" in used:
+        price = "" if used["price"] is None else f": {used['price']:.4f} in all"
+        print(
+            f"{used['requests']} requests ({used['retries']} repeated), {used['prompt_tokens']} prompt tokens and "
+            f"{used['completion_tokens']} completion tokens{price}"
+        )
 
 
 def _about_order(pair: "PairResult") -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.records import checkpoint_directory
+from cwdpo.contents import checkpoint_directory
 
 
 def merge(

@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cwdpo.cli.options import ImageRootOption
 from cwdpo.errors import UserError
 
 if TYPE_CHECKING:
     from cwdpo.config.limits import Fraction
     from cwdpo.config.recipe import Recipe
+    from cwdpo.data.image_roots import GivenRoots
     from cwdpo.negatives.files import Coverage
     from cwdpo.negatives.server import Endpoint
 
@@ -25,7 +27,6 @@ app = typer.Typer(no_args_is_help=True, help="Make, mix and look at negatives, a
 
 _Data = Annotated[Path, typer.Argument(metavar="DATA", help="A file or directory of rows.", show_default=False)]
 _Out = Annotated[Path, typer.Option(help="The new file; never one that exists.", show_default=False)]
-_Root = Annotated[Path | None, typer.Option(help="Where relative image paths start.  [default: DATA's directory]")]
 _Seed = Annotated[int, typer.Option(min=0, help="Decides every choice.")]
 _Overlap = Annotated[float | None, typer.Option(min=0, max=1, help="Drop closer ones to a right answer.")]
 _Url = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, as http://127.0.0.1:8000/v1.")]
@@ -53,7 +54,7 @@ def sample(
         typer.Option(help="Says which answers are right: module:function, same_words, or URL#MODEL."),
     ] = None,
     seed: _Seed = 0,
-    image_root: _Root = None,
+    image_root: ImageRootOption = None,
     endpoint: _Url = None,
     concurrency: _Concurrency = 8,
     prices: _Prices = None,
@@ -110,7 +111,7 @@ def filter_(
     model: Annotated[
         str | None, typer.Option(help="A checkpoint or a run; its measurements are written into the rows.")
     ] = None,
-    image_root: _Root = None,
+    image_root: ImageRootOption = None,
 ) -> None:
     """Take out negatives that are right, too easy, too similar or of another length; rows left without any go too.
 
@@ -166,7 +167,7 @@ def gentle(
     lexicon: Annotated[Path | None, typer.Option(help="Your own words, on top of the package's.")] = None,
     column: Annotated[str, typer.Option(help="Where the right answer stands.")] = "chosen",
     positives: Annotated[str | None, typer.Option(help="Column with a list of further right answers.")] = None,
-    image_root: _Root = None,
+    image_root: ImageRootOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Coverage as one JSON object on standard output.")] = False,
     endpoint: _Url = None,
     served_model: Annotated[
@@ -220,12 +221,14 @@ def mix(
     round_: Annotated[int, typer.Option("--round", min=0, help="Another round chooses again.")] = 0,
     count: Annotated[int | None, typer.Option(min=1, help="Negatives a row.  [default: as many as it has]")] = None,
     seed: _Seed = 0,
-    image_root: _Root = None,
+    image_root: ImageRootOption = None,
 ) -> None:
     """Choose each row's negatives from the data set's and the policy's, the same for the same seed and round."""
     from cwdpo.negatives.files import write_mixed
 
     share = _parse_fraction(fraction)
+    if isinstance(share, float) and not 0 <= share <= 1:
+        raise UserError(f"--fraction is {share:g}, but a share goes from 0 to 1. Write for example --fraction 0.5.")
     mixed = write_mixed(
         data,
         on_policy,
@@ -255,9 +258,7 @@ def show(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The HTML page; only an older page is replaced.", show_default=False)],
-    image_root: Annotated[
-        Path | None, typer.Option(help="Where relative image paths start.  [default: FILE's directory]")
-    ] = None,
+    image_root: ImageRootOption = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows on the page, from the first.")] = 200,
     data: Annotated[
         Path | None,
@@ -286,12 +287,13 @@ def show(
 def _load(model: str) -> tuple[Any, Any]:
     """A policy and its processor, from a run, a checkpoint, an adapter or a hub name."""
     from cwdpo.cli.quiet import quiet_libraries
-    from cwdpo.records import checkpoint_directory
+    from cwdpo.models.naming import find_checkpoint
 
+    source = find_checkpoint(model)
     quiet_libraries()
     from cwdpo.models.adapters import load_checkpoint
 
-    return load_checkpoint(str(checkpoint_directory(Path(model))) if Path(model).is_dir() else model)
+    return load_checkpoint(source)
 
 
 def _recipe_of_run(run: Path) -> "Recipe | None":
@@ -382,7 +384,7 @@ def _print_coverage(coverage: "Coverage", console: Console) -> None:
         console.print(Text(f"{len(coverage.without)} rows are kept without one, such as {shown}."), soft_wrap=True)
 
 
-def _note_image_root(data: Path, out: Path, image_root: Path | None) -> None:
+def _note_image_root(data: Path, out: Path, image_root: "GivenRoots") -> None:
     """Relative image paths start at the file's own directory, which may now be another."""
     from cwdpo.data.sources import resolve_root
 

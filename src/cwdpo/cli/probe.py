@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.errors import ConfigError
-from cwdpo.records import ProbeLine, ProbeMeasure, checkpoint_directory
+from cwdpo.records import ProbeLine, ProbeMeasure
 
 _COLUMNS: tuple[ProbeMeasure, ...] = ("mean_logprob", "p10", "p50", "p90", "delta")
 _OF_CHOSEN: tuple[ProbeMeasure, ...] = ("entropy", "top1", "argmax_mass", "ece", "tv", "js", "moved_to_argmax")
@@ -26,11 +26,11 @@ def probe(
     reference: Annotated[
         str | None, typer.Option("--reference", help="Compare with this checkpoint, run or hub name.")
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", help="Rows to ask about.")] = 32,
-    seed: Annotated[int, typer.Option("--seed", help="Of the sample of rows, and of what is made of them.")] = 0,
-    image_root: Annotated[
-        Path | None, typer.Option("--image-root", help="Where relative image paths start.  [default: DATA's directory]")
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="Rows to ask about.  [default: 32, or all there are]")
     ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the sample of rows, and of what is made of them.")] = 0,
+    image_root: ImageRootOption = None,
     greedy: Annotated[bool, typer.Option("--greedy/--no-greedy", help="Ask about the model's own answers too.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")] = False,
 ) -> None:
@@ -38,11 +38,9 @@ def probe(
 
     With --reference also what changed since: for each group, and for the predictions of the right answers.
     """
-    if rows < 1:
-        raise ConfigError(f"--rows is {rows}, but must be at least 1. Try 32.")
-    names = [
-        str(checkpoint_directory(Path(name))) if Path(name).is_dir() else name for name in (reference, model) if name
-    ]
+    from cwdpo.models.naming import find_checkpoint
+
+    names = [find_checkpoint(name) for name in (reference, model) if name]
     quiet_libraries()
     from cwdpo.diagnosis import words_of_reading
     from cwdpo.evaluation.likelihood import probe_checkpoints

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cwdpo.cli.ending import ending
-from cwdpo.cli.evaluate import ProgressLines
+from cwdpo.cli.progress import ProgressLines
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError
 from cwdpo.records import RunDirectory

@@ -19,6 +19,7 @@ from cwdpo.config.checking import build
 from cwdpo.config.limits import STRICT, not_empty
 from cwdpo.config.recipe import Recipe
 from cwdpo.config.recipe_file import read_recipe
+from cwdpo.contents import GRID, kind_of, refusal
 from cwdpo.errors import ConfigError
 
 START = "start"
@@ -127,17 +128,14 @@ class Outcome(NamedTuple):
 
 def read_grid(path: Path) -> Grid:
     """Read a grid file; a ConfigError has one line for each mistake."""
+    if not path.exists() or kind_of(path) not in ("a grid", "a YAML file", "a file"):
+        raise refusal(path, GRID, ConfigError)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise ConfigError(f"{path}: cannot be read ({why}). Give a grid, a YAML file.") from None
     located = located_yaml.load(text, str(path))
-    if {"model", "data"} <= located.values.keys():
-        raise ConfigError(
-            f"{path}: this is a recipe, and a grid is needed: a YAML file with `recipe: {path.name}`, and with the "
-            "`methods` that it compares. `cwdpo train` runs a recipe alone."
-        )
 
     def where(setting: tuple[str, ...]) -> str:
         above = (setting[:length] for length in range(len(setting), 0, -1))
@@ -149,6 +147,13 @@ def read_grid(path: Path) -> Grid:
         raise ConfigError(
             f"{where(('recipe',))}: there is no recipe {recipe}. Its path starts at the grid's directory."
         )
+    for method, settings in grid.methods.items():
+        try:
+            read_recipe(recipe, settings, warn=False)
+        except ConfigError as error:  # of other settings, which a world may still give, the runs will say it
+            wrong = next((name for name in settings if str(error).startswith(f"--{name}")), None)
+            if wrong is not None:
+                raise ConfigError(f"{where(('methods', method, wrong))}: {error}") from error
     return build(Grid, located.values | {"recipe": str(recipe)}, where)
 
 

@@ -150,7 +150,8 @@ def _explain(detail: ErrorDetails, value: object, hint: object, *, name: str = "
     if section is not None and not isinstance(value, Mapping):
         advice = _as_section(section, value, hint, name)
     else:
-        advice = _near_choice(value, _choices(_alternatives(hint))) or _as_number(value, _alternatives(hint))
+        kinds = _alternatives(hint)
+        advice = _near_choice(value, _choices(kinds)) or _as_number(value, kinds) or _for_example(kinds)
     return f"is {shown(value)}, but must be {what}.{advice}"
 
 
@@ -286,8 +287,17 @@ def _as_number(value: object, kinds: Sequence[object]) -> str:
     return f" Write {meant:g}." if "," in text or "%" in text else f" Write {text}, without quotes."
 
 
+def _for_example(kinds: Sequence[object]) -> str:
+    """A number to write, where nothing but a number may stand."""
+    plain = {float: "0.1", int: "1"}
+    others = {*kinds} - {*plain, type(None)}
+    return "" if others else next((f" Write one, such as {plain[kind]}." for kind in kinds if kind in plain), "")
+
+
 def _near_choice(value: object, choices: Sequence[object]) -> str:
-    near = difflib.get_close_matches(str(value), map(str, choices), n=1)
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(value), names, n=1)
+    near = near or [name for name in names if name[:4] == str(value)[:4]]  # adamx, of adamw_torch and 40 others
     return f" Did you mean {near[0]}?" if near else ""
 
 
@@ -313,10 +323,15 @@ _PLAIN_NAMES: Mapping[object, str] = {
 }  # fmt: skip
 
 
+_MOST_CHOICES = 20
+"""Of a setting, that a message lists."""
+
+
 def _describe_one(part: object) -> str:
     if get_origin(part) is Literal:
         choices = [choice if isinstance(choice, str) else shown(choice) for choice in get_args(part)]
-        return "one of " + ", ".join(choices) if len(choices) > 1 else choices[0]
+        more = f" and {len(choices) - _MOST_CHOICES} more" if len(choices) > _MOST_CHOICES else ""
+        return f"one of {', '.join(choices[:_MOST_CHOICES])}{more}" if len(choices) > 1 else choices[0]
     if get_origin(part) is list:
         return "a list of texts" if get_args(part)[0] is str else "a list of points [progress, share]"
     if (get_origin(part) or part) is dict:
@@ -426,6 +441,7 @@ def _wrong_argument(key: str, value: object, hint: object) -> str:
     """What is wrong with a value, as the end of a sentence; empty if nothing is."""
     if key in _FREE:
         return ""
+    bounds = _MUST_BE.get(key)
     enumerated = any(isinstance(kind, type) and issubclass(kind, Enum) for kind in _alternatives(hint))
     # an enumeration's texts rule out any other text
     kinds = tuple(_as_written(kind) for kind in _alternatives(hint) if not (enumerated and kind is str))
@@ -433,8 +449,7 @@ def _wrong_argument(key: str, value: object, hint: object) -> str:
     try:
         adapter.validate_python(value)
     except ValidationError:
-        return f"{shown(value)}, but {_wanted(value, kinds)}"
-    bounds = _MUST_BE.get(key)
+        return f"{shown(value)}, but {_wanted(value, kinds, bounds.advice if bounds is not None else '')}"
     if bounds is not None and isinstance(value, (int, float)) and not bounds.allows(value):
         return f"{value}, but must be {bounds}. {bounds.advice}"
     return ""
@@ -451,14 +466,15 @@ def _as_written(kind: Any) -> Any:
     return Annotated[kind, InstanceOf()]  # type: ignore[type-arg]
 
 
-def _wanted(value: object, kinds: Sequence[object]) -> str:
-    """What a value must be that fits none of the types, and what may have been meant."""
+def _wanted(value: object, kinds: Sequence[object], otherwise: str) -> str:
+    """What a value must be that fits none of the types, and what may have been meant, ``otherwise`` what to write."""
     for kind in kinds:
         if get_origin(kind) is type(value):
             return f"its values must be {describe_type(get_args(kind)[-1])}."
     choices = _choices(kinds)
     bare = value is False and "no" in choices
-    advice = _near_choice(value, choices) or _as_number(value, kinds)
+    number = f" {otherwise}" if otherwise else _for_example(kinds)
+    advice = _near_choice(value, choices) or _as_number(value, kinds) or number
     advice = " YAML reads a bare no as false: write 'no', in quotes." if bare else advice
     writable = (kind for kind in kinds if get_origin(kind) is not Annotated)  # only Python can make an instance
     named = ("a list" if get_origin(kind) is list else describe_type(kind) for kind in writable)

@@ -30,8 +30,9 @@ from cwdpo.config.checking import (
 from cwdpo.config.foreign import describe_foreign, recognise
 from cwdpo.config.located_yaml import KeyPath, load_value
 from cwdpo.config.recipe import CoolingConfig, ProbesConfig, Recipe, Stage1Config
+from cwdpo.contents import RECIPE, kind_of, refusal
 from cwdpo.errors import ConfigError, UserError, path_advice, shortened
-from cwdpo.records import HUB, STAGES, RunDirectory
+from cwdpo.records import HUB, STAGES, RunDirectory, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,8 @@ def read_recipe(
         return f"{name}:{next((located.lines[key] for key in above if key in located.lines), 1)}"
 
     recipe = build(Recipe, values, where, trainer_fields=trainer_fields)
-    if hidden := _hidden(recipe, changes, where):
-        raise ConfigError("\n".join(hidden))
+    if hidden := [*_hidden(recipe, changes, where), *_switched_off(recipe, changes, where)]:
+        raise ConfigError("\n".join(dict.fromkeys(hidden)))
     if trainer_fields is not None:
         known = trainer_fields()
         check_trainer_section(recipe.trainer, known, where)
@@ -224,6 +225,44 @@ def _hidden(recipe: Recipe, changes: Sequence[_Override], where: Callable[[KeyPa
     return list(dict.fromkeys(problems))
 
 
+_SWITCHES: Mapping[str, tuple[str, object]] = {
+    "num_train_epochs": ("max_steps", -1),
+    "save_steps": ("save_strategy", "steps"),
+    "eval_steps": ("eval_strategy", "steps"),
+    "logging_steps": ("logging_strategy", "steps"),
+}
+"""Settings of the Trainer that count only where another one has this value."""
+
+
+def _switched_off(recipe: Recipe, changes: Sequence[_Override], where: Callable[[KeyPath], str]) -> list[str]:
+    """A sentence for each change of a ``trainer`` setting that another setting there makes idle."""
+    problems = []
+    for change in changes:
+        section, key = change.path[0], change.path[-1]
+        if key not in _SWITCHES or change.path[-2:-1] != ("trainer",):
+            continue
+        switch, needed = _SWITCHES[key]
+        idle: dict[Stage, KeyPath] = {}
+        for stage, settings in recipe.stages.items():
+            value = settings.trainer.get(switch, recipe.trainer.get(switch, needed))
+            switches_off = _is_above_0(value) if switch == "max_steps" else value != needed
+            if section in ("trainer", stage) and switches_off:
+                idle[stage] = (stage, "trainer", switch) if switch in settings.trainer else ("trainer", switch)
+        if idle:
+            names = list(dict.fromkeys(idle.values()))
+            set_there = " and ".join(f"{where(name)} sets {'.'.join(name)}" for name in names)
+            advice = " ".join(f"--{'.'.join(name)} {needed}" for name in names)
+            problems.append(
+                f"{change.where} has no effect on {' and '.join(idle)}: {set_there}, which counts instead. Write "
+                f"{advice} too, or leave {change.where} out."
+            )
+    return problems
+
+
+def _is_above_0(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
 def _parsed(
     given: Mapping[str, object] | Sequence[str], values: Mapping[str, Any], trainer_fields: TrainerFields | None
 ) -> list[_Override]:
@@ -324,11 +363,17 @@ _SETTERS = ("set", "override", "-set", "-s", "-o")
 """Options with which other tools begin a setting."""
 
 
+_FLAGS = ("resume", "help")
+"""Options of ``cwdpo train`` that have no value."""
+
+
 def _as_setting(word: str, following: Sequence[str]) -> str:
     """How to write a setting whose dashes were left out, or what else stands among the settings."""
     if word.endswith((".yaml", ".yml")):
         return "`cwdpo train` runs one recipe at a time."
     name, equals, text = word.lstrip("-").partition("=")
+    if name in _FLAGS:
+        return f"Write --{name}."
     if all(part.isidentifier() for part in name.split(".")) and (equals or following):
         return f"Write --{name} {text if equals else following[0]}."
     return "Write settings after the recipe as --key value; a run's directory is --output_dir."
@@ -409,6 +454,8 @@ def _refuse_other_files(path: Path) -> None:
         )
     if kind in _SCRIPTS and path.exists():
         raise ConfigError(f"{path}: this is a script, not a recipe (a YAML file). `cwdpo init DATA` makes one.")
+    if path.is_file() and kind_of(path) not in ("a file", "a file of a run"):
+        raise refusal(path, RECIPE, ConfigError)
     if not path.is_dir():
         return
     if RunDirectory(path).recipe.is_file():

@@ -1,8 +1,8 @@
 """Images as rows hold them: where names start, what may be read, and images that stand in the row itself as text.
 
-Where names start (the first root) and what may be read (all roots) are two questions: a link in the data's directory
-may lead into a second root, and an absolute path may begin there. In a snapshot of the Hugging Face hub's cache, whose
-files are links, the ``blobs`` of the same repository may be read too.
+Where names start (the first root, else the next that has the file) and what may be read (all roots) are two things: a
+link in the data's directory may lead into a second root, and an absolute path may begin there. In a snapshot of the
+Hugging Face hub's cache, whose files are links, the ``blobs`` of the same repository may be read too.
 """
 
 import base64
@@ -19,7 +19,7 @@ from PIL import Image
 from cwdpo.data.images import MAX_FILE_BYTES
 from cwdpo.data.messages import is_object
 from cwdpo.data.rows import ImageSource, StoredImage
-from cwdpo.errors import DataError, shortened
+from cwdpo.errors import DataError, path_advice, shortened
 
 GivenRoots: TypeAlias = str | Path | Sequence[str | Path] | None
 """Image roots as a user gives them: one directory, several in a list, or several in one text as in ``PATH``."""
@@ -53,12 +53,13 @@ class ImageRoots:
     """Finds the files of images that rows name. Every distinct directory and name is looked up once."""
 
     def __init__(self, start: str | Path | None, *further: str | Path, anywhere: bool = False) -> None:
-        """``start`` is where relative names start, None refuses those. Files in ``start`` and in ``further`` may be
-        read; ``anywhere`` is for rows that a program holds in memory, and takes absolute paths as they are."""
+        """``start`` is where relative names start, None refuses those; a file that is not there is looked for in the
+        ``further`` roots, in their order. Files in all roots may be read; ``anywhere`` is for rows that a program holds
+        in memory, and takes absolute paths as they are."""
         self.start = None if start is None else Path(os.path.realpath(start))
         self._anywhere = anywhere
-        roots = [] if self.start is None else [str(self.start), *map(os.path.realpath, further)]
-        self._readable = [*roots, *(blobs for root in roots if (blobs := _own_blobs(root)) is not None)]
+        self._roots = [] if self.start is None else [str(self.start), *map(os.path.realpath, further)]
+        self._readable = [*self._roots, *(blobs for root in self._roots if (blobs := _own_blobs(root)) is not None)]
         self._directories: dict[str, str] = {}
         self._found: dict[str, Path] = {}
 
@@ -101,11 +102,18 @@ class ImageRoots:
                 "read_rows(FILE, image_root=DIRECTORY)."
             )
         else:
-            path = os.path.join(self.start, path)
+            path = self._join(path)
         found = self._follow(path)
         if not any(_inside(found, root) for root in self._readable):
             raise DataError(f"{source}: image {shown!r} {self._why_refused(named, path, found)}")
         return Path(found)
+
+    def _join(self, name: str) -> str:
+        """Where a relative name leads from the first root, or from the next one in which there is such a file."""
+        first, *further = (os.path.join(root, name) for root in self._roots)
+        if not further or os.path.lexists(first):
+            return first
+        return next((path for path in further if os.path.lexists(path)), first)
 
     def _follow(self, path: str) -> str:
         """The real path; the links of a directory are followed once for all its files."""
@@ -137,7 +145,8 @@ class ImageRoots:
 def parse_roots(image_root: str | Path | Sequence[str | Path]) -> ImageRoots:
     """Image roots from what a user gives: a directory, several as a list, or several in one text as in ``PATH``.
 
-    The first is where relative names start. A ``DataError`` names one that is not a directory.
+    The first is where relative names start, and a file that is not there is looked for in the others. A ``DataError``
+    names one that is not a directory.
     """
     given = [image_root] if isinstance(image_root, str | Path) else list(image_root)
     roots: list[str | Path] = []
@@ -145,7 +154,8 @@ def parse_roots(image_root: str | Path | Sequence[str | Path]) -> ImageRoots:
         roots += [root] if Path(root).is_dir() else [part for part in str(root).split(os.pathsep) if part]
     for root in roots:
         if not Path(root).is_dir():
-            raise DataError(f"the image root {root} is not a directory. Write the directory that holds the images.")
+            advice = path_advice(root, otherwise="Write the directory that holds the images.")
+            raise DataError(f"the image root {root} is not a directory. {advice}")
     if not roots:
         raise DataError("the image root is empty. Write the directory that holds the images.")
     return ImageRoots(*roots)

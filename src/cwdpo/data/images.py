@@ -110,13 +110,13 @@ def _errors_of(name: str, source: str) -> Iterator[None]:
             raise DataError(f"{source}: {name} is too large: {problem}. {_SHRINK}") from problem
         except UnidentifiedImageError as problem:
             raise DataError(
-                f"{source}: {name} is not an image that Pillow can read. Convert it to PNG, or take the row out."
+                f"{source}: {name} is not an image that Pillow can read. Convert it to PNG, or leave it out."
             ) from problem
         except Exception as problem:  # Pillow's decoders raise many types on damaged files; all mean the same here
             said = shortened(f"{type(problem).__name__}: {' '.join(str(problem).split())}", 160)
             raise DataError(
                 f"{source}: {name} cannot be decoded ({said}). Copy the file again if it is damaged or cut short, "
-                "convert it, or take the row out."
+                "convert it, or leave it out."
             ) from problem
 
 
@@ -134,19 +134,27 @@ def _opened_file(path: Path, name: str, source: str) -> Iterator[BinaryIO]:
     except IsADirectoryError as problem:
         raise DataError(f"{source}: {name} is not a file. Write the path of an image file.") from problem
     except FileNotFoundError as problem:
-        advice = "Correct the path, or the image root that it starts at."
-        if "\\" in str(path) or "$" in str(path):
-            advice = path_advice(path)
-        raise DataError(f"{source}: {name} does not exist. {advice}") from problem
+        raise DataError(f"{source}: {name} does not exist. {_where_else(path)}") from problem
     except OSError as problem:  # no right to look, a name longer than the file system allows, a disk that fails
         if problem.strerror is None:  # of the decoder, not of the file system
             raise
         raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Correct the path.") from problem
 
 
+def _where_else(path: Path) -> str:
+    """What to write where there is no image: the root from which it would be found, or a name that is like it."""
+    for root in path.parents[1:6]:
+        if (root.parent / path.relative_to(root)).is_file():
+            return f"It would be found from {root.parent}: give that as --image-root (in a recipe, data.image_root)."
+    near = path_advice(path, otherwise="")
+    if "Did you mean" in near or (near and not near.startswith("There is no directory")):
+        return shortened(near, 400)
+    return "Correct the path, or give the directory that it starts at: --image-root (in a recipe, data.image_root)."
+
+
 def _check_bytes(size: int, name: str, source: str) -> None:
     if size == 0:
-        raise DataError(f"{source}: {name} is empty (0 bytes). Copy the file again, or take the row out.")
+        raise DataError(f"{source}: {name} is empty (0 bytes). Copy the file again, or leave it out.")
     if size > MAX_FILE_BYTES:
         raise DataError(f"{source}: {name} has {size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed. {_SHRINK}")
 

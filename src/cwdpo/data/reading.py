@@ -10,6 +10,7 @@ import gc
 import gzip
 import io
 import json
+import logging
 import math
 import random
 import re
@@ -25,6 +26,8 @@ from cwdpo.data.images import MAX_FILE_BYTES
 from cwdpo.data.rows import Row
 from cwdpo.data.sources import data_files, ending_of, hub_name, resolve_root
 from cwdpo.errors import ConfigError, DataError, shortened
+
+logger = logging.getLogger(__name__)
 
 Record: TypeAlias = Mapping[str, Any]
 _Row = TypeVar("_Row")
@@ -85,8 +88,11 @@ def split_rows(rows: Sequence[_Row], fraction: float, seed: int) -> tuple[list[_
     return [row for i, row in enumerate(rows) if i in first], [row for i, row in enumerate(rows) if i not in first]
 
 
-def choose_rows(rows: Sequence[Row], number: int, seed: int) -> list[Row]:
-    """A fixed sample of rows, in their own order; all of them where there are no more than ``number``."""
+def choose_rows(rows: Sequence[Row], number: int, seed: int, *, asked: bool = False) -> list[Row]:
+    """A fixed sample of rows, in their own order; all of them where there are no more than ``number``, which a warning
+    says if that many were ``asked`` for."""
+    if asked and number > len(rows):
+        logger.warning("%d rows are asked for, but there are %d: all of them are used", number, len(rows))
     if len(rows) <= number:
         return list(rows)
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), number))]
@@ -204,9 +210,44 @@ def _parse_line(line: bytes, source: str) -> Record | DataError:
     except UnicodeDecodeError as problem:
         return DataError(f"{source}: byte {problem.start + 1} of the line is not UTF-8. {_AS_UTF8}")
     except json.JSONDecodeError as problem:
-        return DataError(f"{source}: broken JSON at column {problem.colno}: {problem.msg}. {_json_advice(line)}")
+        return DataError(f"{source}: {_of_broken_line(line, problem)}")
     except (ValueError, RecursionError) as problem:
         return DataError(f"{source}: {problem}.")
+
+
+def _of_broken_line(line: bytes, problem: json.JSONDecodeError) -> str:
+    """What is wrong with a line that is not JSON, and what to write in its place."""
+    is_cut = problem.msg.startswith("Unterminated") or problem.pos >= len(problem.doc.rstrip())
+    missing = _missing_end(problem.doc) if is_cut else None
+    if missing is not None:
+        return (
+            f"the line ends too early, at column {len(problem.doc)}: {missing} is missing. Write or copy the line "
+            "again, whole."
+        )
+    return f"broken JSON at column {problem.colno}: {problem.msg}. {_json_advice(line)}"
+
+
+def _missing_end(text: str) -> str | None:
+    """The quote and brackets that a text lacks to be JSON at its end; None where that is not all that is wrong.
+
+    Example:
+        >>> _missing_end('{"images": ["a.png'), _missing_end('{"a": 1}}'), _missing_end('{"a": 1, "b: 2}')
+        ('"]}', None, None)
+    """
+    open_brackets: list[str] = []
+    in_text = escaped = False
+    for sign in text:
+        if in_text:
+            in_text, escaped = escaped or sign != '"', sign == "\\" and not escaped
+        elif sign == '"':
+            in_text = True
+        elif sign in "{[":
+            open_brackets.append("}" if sign == "{" else "]")
+        elif sign in "}]" and (not open_brackets or open_brackets.pop() != sign):
+            return None
+    if not text.lstrip().startswith("{") or not (in_text or open_brackets) or (in_text and text.rstrip().endswith("}")):
+        return None  # with the last, a quote is missing somewhere before
+    return ('"' if in_text else "") + "".join(reversed(open_brackets))
 
 
 def _json_advice(line: bytes) -> str:

@@ -5,15 +5,19 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from cwdpo.contents import ROWS, Kind, kind_of, refusal
 from cwdpo.data.image_roots import GivenRoots, ImageRoots, parse_roots
-from cwdpo.errors import DataError, path_advice
-from cwdpo.records import HUB, RunDirectory
+from cwdpo.errors import DataError
+from cwdpo.records import HUB
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 """Of files that are read; all but parquet may be compressed, with ``.gz`` behind."""
 
 _KNOWN = "a .jsonl, .json, .parquet, .csv or .tsv file (.gz too)"
 _SAVED = ("state.json", "dataset_info.json", "dataset_dict.json")
+_OTHERS: tuple[Kind, ...] = ("a run", "an unfinished run", "a model", "a model's adapters", "a diffusion pipeline")
+"""Directories whose JSON is not rows."""
+
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\b")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -60,7 +64,7 @@ def data_files(path: Path) -> list[Path]:
     if not path.exists():
         if glob.has_magic(str(path)):
             return _matching(path)
-        raise DataError(f"{path}: no such file. {_advice(path)}")
+        raise _missing(path)
     if is_saved(path):
         return [path]
     if path.is_dir():
@@ -68,10 +72,14 @@ def data_files(path: Path) -> list[Path]:
     if not path.is_file():
         raise DataError(f"{path}: not a file. Give {_KNOWN}.")
     if ending_of(path)[0] not in ENDINGS or ending_of(path) == (".parquet", True):
+        if kind_of(path) not in ("a file", "a file of rows", "an archive"):
+            raise refusal(path, ROWS, DataError)
         raise DataError(
             f"{path}: files ending in {path.suffix!r} are not read. Give {_KNOWN}, or a directory of them or one that "
             "datasets saved with save_to_disk."
         )
+    if kind_of(path) in ("a file of a run", "a file of a model"):
+        raise refusal(path, ROWS, DataError)
     return [path]
 
 
@@ -107,15 +115,13 @@ def _matching(pattern: Path) -> list[Path]:
 
 def _shards(folder: Path) -> list[Path]:
     """The data files of a folder, which must be of one kind and of one split."""
-    _refuse_other_directories(folder)
+    if kind_of(folder) in _OTHERS:
+        raise refusal(folder, ROWS, DataError)
     files = sorted(path for path in folder.iterdir() if path.is_file() and ending_of(path)[0] in ENDINGS)
     endings = sorted({ending_of(path)[0] for path in files})
     splits = sorted({found[1] for path in files if (found := _SHARD.match(path.name))})
     if not files:
-        raise DataError(
-            f"{folder}: holds no data. Give a folder of files that are read ({', '.join(ENDINGS)}), a directory that "
-            "datasets saved with save_to_disk, or a file."
-        )
+        raise refusal(folder, ROWS, DataError)
     if len(endings) > 1:
         patterns = " or ".join(f"{folder}/*{ending}" for ending in endings)
         raise DataError(f"{folder}: holds files of several kinds. Name those that belong together: {patterns}.")
@@ -125,17 +131,8 @@ def _shards(folder: Path) -> list[Path]:
     return files
 
 
-def _advice(path: Path) -> str:
+def _missing(path: Path) -> Exception:
     name = "/".join(path.parts[-2:])
     if ending_of(path)[0] not in ENDINGS and _HUB_NAME.fullmatch(name) and not path.parent.is_dir():
-        return f"For the data set {name} of the Hugging Face hub, write hf:{name}."
-    return path_advice(path)
-
-
-def _refuse_other_directories(folder: Path) -> None:
-    """Name a directory that holds a model or a run: the JSON in it is not rows."""
-    run = RunDirectory(folder)
-    if run.recipe.is_file() and (run.metrics.is_file() or run.summary.is_file()):
-        raise DataError(f"{folder}: this is a run, and rows are needed. Give the file of rows that it was trained on.")
-    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json", "model_index.json")):
-        raise DataError(f"{folder}: this is a model, and rows are needed. Give a file of rows, or its directory.")
+        return DataError(f"{path}: no such file. For the data set {name} of the Hugging Face hub, write hf:{name}.")
+    return refusal(path, ROWS, DataError)

@@ -11,11 +11,12 @@ from typing import Any
 import yaml
 
 from cwdpo.config.recipe import Stage2Config
+from cwdpo.contents import READINGS, kind_of, refusal
 from cwdpo.diagnosis.curves import MissingReadingsError
 from cwdpo.diagnosis.history import Finding, StageHistory, stage_histories
 from cwdpo.diagnosis.signs import SIGNS
 from cwdpo.diagnosis.thresholds import Thresholds
-from cwdpo.errors import DataError, path_advice
+from cwdpo.errors import DataError
 from cwdpo.records import LONGEST_LINE, RunDirectory, SignName, read_jsonl, read_object
 
 _STATE = "trainer_state.json"
@@ -162,11 +163,8 @@ def read_recording(path: Path) -> Recording:
     notes: list[str] = []
     if path.is_dir():
         recording = _read_directory(path, notes)
-    elif not path.exists():
-        otherwise = f"Give a run directory, a {_STATE} or a file of JSON lines."
-        raise DataError(f"{path} does not exist. {path_advice(path, otherwise=otherwise)}")
-    elif path.suffix.lower() in (".yaml", ".yml"):
-        raise DataError(f"{path}: this is a recipe. Give the run that it trained, the recipe's output_dir.")
+    elif not path.exists() or not _may_hold_readings(path):
+        raise refusal(path, READINGS, DataError)
     elif path.suffix == ".json" and not _is_lines(path):
         recording = _read_state(path)
     else:
@@ -176,15 +174,18 @@ def read_recording(path: Path) -> Recording:
     return recording
 
 
+def _may_hold_readings(file: Path) -> bool:
+    return file.suffix == ".json" or kind_of(file) in ("a file", "a file of rows", "a file of a run")
+
+
 def _read_directory(path: Path, notes: list[str]) -> Recording:
     run = RunDirectory(path)
     if not run.metrics.is_file() and not run.probes.is_file():
         state = _newest_state(path)
         if state is not None:
             return _read_state(state)
-        runs = [child.name for child in sorted(path.iterdir()) if RunDirectory(child).metrics.is_file()]
-        holds = f"It holds the runs {', '.join(runs)}: give one of them." if runs else "Give the output_dir of a run."
-        raise DataError(f"{path} is not a run: neither metrics.jsonl, probes.jsonl nor {_STATE} is in it. {holds}")
+        if kind_of(path) not in ("a run", "an unfinished run"):
+            raise refusal(path, READINGS, DataError)
     readings = [*_read_lines(run.metrics, notes), *_read_lines(run.probes, notes)]
     return Recording(readings, _beta_of(run.recipe, notes), run, notes)
 

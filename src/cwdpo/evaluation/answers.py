@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cwdpo.contents import VOCABULARY, refusal
 from cwdpo.errors import DataError
 from cwdpo.evaluation.captions import Ngram, Words, caption_words, ngrams
 from cwdpo.negatives.filtering import normalised
@@ -109,7 +110,7 @@ class Vocabulary:
         word stands for two.
         """
         if not path.is_file():
-            raise DataError(f"{path}: no such file. Give a text file with one object a line.")
+            raise refusal(path, VOCABULARY, DataError)
         names: dict[tuple[str, ...], str] = {}
         try:
             lines = path.read_text("utf-8").splitlines()

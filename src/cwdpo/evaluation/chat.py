@@ -1,6 +1,6 @@
 """Ask a model about images, one question at a time, beside the model that it was tuned from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -9,13 +9,15 @@ from peft import PeftModel
 from torch import nn
 from transformers import ProcessorMixin
 
-from cwdpo.data.images import peek_image
+from cwdpo.contents import IMAGES, kind_of, refusal
+from cwdpo.data.images import verify_image
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import UserError
 from cwdpo.evaluation.run import started_from
 from cwdpo.generation import generate_answers
 from cwdpo.models.adapters import load_checkpoint
-from cwdpo.records import RunDirectory, checkpoint_directory
+from cwdpo.models.naming import find_checkpoint
+from cwdpo.records import RunDirectory
 
 
 class Model(NamedTuple):
@@ -39,10 +41,9 @@ class Chat:
     seed: int = 0
     images: list[Path] = field(default_factory=list)
 
-    def show(self, paths: list[Path]) -> None:
-        """Ask about these images from now on; a UserError where one cannot be read."""
-        for path in paths:
-            peek_image(path, source=str(path))
+    def show(self, paths: list[Path], *, source: str = "--image") -> None:
+        """Ask about these images from now on; a UserError, which names the ``source``, where one cannot be read."""
+        check_images(paths, source=source)
         self.images = paths
 
     def ask(self, question: str) -> Iterator[tuple[str, str]]:
@@ -69,13 +70,21 @@ class Chat:
         return answer
 
 
+def check_images(paths: Sequence[Path], *, source: str) -> None:
+    """A UserError, which begins with the ``source``, for the first path that is not an image that can be read."""
+    for path in paths:
+        if not path.is_file() or kind_of(path) not in ("an image", "a file"):
+            raise UserError(f"{source}: {refusal(path, IMAGES)}")
+        verify_image(path, source=source)
+
+
 def load_models(name: str, *, with_base: bool, base: str | None = None) -> dict[str, Model]:
     """A run's last stage, a checkpoint or a hub model as ``tuned``, and what it was tuned from as ``base``.
 
     The base of adapters is the same model without them. A UserError where there is no base to be found.
     """
     directory = Path(name)
-    source = str(checkpoint_directory(directory)) if directory.is_dir() else name
+    source = find_checkpoint(name)
     if with_base and base is None and not (Path(source) / "adapter_config.json").is_file():
         base = started_from(directory) if RunDirectory(directory).recipe.is_file() else None
         if base is None:
@@ -83,8 +92,7 @@ def load_models(name: str, *, with_base: bool, base: str | None = None) -> dict[
     policy, processor = load_checkpoint(source)
     models = {}
     if base is not None:
-        other = checkpoint_directory(Path(base)) if Path(base).is_dir() else base
-        models["base"] = Model(*load_checkpoint(str(other)))
+        models["base"] = Model(*load_checkpoint(find_checkpoint(base)))
     elif with_base:
         models["base"] = Model(policy, processor, without_adapters=True)
     return {**models, "tuned": Model(policy, processor)}

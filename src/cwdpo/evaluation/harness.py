@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cwdpo.errors import UserError
 from cwdpo.models.loading import load_config
-from cwdpo.records import checkpoint_directory
+from cwdpo.models.naming import find_checkpoint
 
 TASKS = "pope,mmstar,ai2d"
 """Benchmarks by their names in lmms-eval: yes or no about objects, and two of multiple choice."""
@@ -27,9 +27,10 @@ def harness_command(model: str, tasks: str = TASKS) -> list[str]:
         >>> from tempfile import mkdtemp
         >>> harness_command(mkdtemp())  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        cwdpo.errors.UserError: ... holds neither a checkpoint nor a finished stage. ...
+        cwdpo.errors.UserError: ... is an empty directory, and a run or a model is needed. ...
     """
-    path = str(checkpoint_directory(Path(model)).resolve()) if Path(model).is_dir() else model
+    found = find_checkpoint(model)
+    path = str(Path(found).resolve()) if Path(found).is_dir() else found
     if (Path(path) / "adapter_config.json").is_file():
         raise UserError(
             f"{path} holds adapters, and lmms-eval loads whole models. Run `cwdpo merge {model} --out DIR`, and "

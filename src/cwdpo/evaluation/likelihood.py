@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, Role, eval_mode, on_device, places_of
 from cwdpo.data.collate import AnswerCollator
 from cwdpo.data.encode import Encoder
+from cwdpo.data.image_roots import GivenRoots
 from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, make_engine
@@ -27,14 +28,18 @@ from cwdpo.reference import LiveReference
 _DETAILS: tuple[Detail, ...] = ("entropy", "confidence", "hit")
 
 
+NUM_ROWS = 32
+"""Rows of a probe, unless another number is asked for."""
+
+
 def probe_checkpoints(
     model: str,
     data: Path,
     *,
     reference: str | None = None,
-    num_rows: int = 32,
+    num_rows: int | None = None,
     seed: int = 0,
-    image_root: Path | None = None,
+    image_root: GivenRoots = None,
     with_own_answers: bool = True,
 ) -> list[ProbeLine]:
     """Measure a probe set on a model, beside a reference if one is given. Only one of them is in memory at a time.
@@ -44,12 +49,13 @@ def probe_checkpoints(
         model: a checkpoint (adapters too) or a hub name.
         data: file of rows.
         reference: what the model is compared with; its own answers are measured then.
-        num_rows: most rows; more are sampled.
+        num_rows: most rows; more are sampled. None takes up to :data:`NUM_ROWS`.
         seed: of the sample and of what is made of the rows.
         image_root: where relative image paths start.
         with_own_answers: let the first model answer too (the groups ``greedy`` and ``on_policy``).
     """
-    rows = choose_rows(read_rows(data, image_root=image_root), num_rows, seed)
+    found = read_rows(data, image_root=image_root)
+    rows = choose_rows(found, num_rows or NUM_ROWS, seed, asked=num_rows is not None)
     start = StartDistributions(len(rows)) if reference is not None else None
     own: dict[str, list[str]] = {}
     readings: list[Reading] = []

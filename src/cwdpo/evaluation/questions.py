@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cwdpo.data.image_roots import GivenRoots
 from cwdpo.data.rows import Row
 from cwdpo.errors import DataError
 from cwdpo.evaluation.answers import is_letter, is_yes, option_of, options_in
@@ -65,7 +66,7 @@ class Question:
 
 
 def read_questions(
-    data: Path, *, image_root: Path | None = None, num_rows: int | None = None, seed: int = 0
+    data: Path, *, image_root: GivenRoots = None, num_rows: int | None = None, seed: int = 0
 ) -> list[Question]:
     """Read a file of rows to evaluate.
 
@@ -81,7 +82,7 @@ def read_questions(
     pairs = list(rows_with_records(data, image_root))
     right = RightAnswers(row for _, row in pairs)
     rows = [row for _, row in pairs]
-    chosen = rows if num_rows is None else choose_rows(rows, num_rows, seed)
+    chosen = rows if num_rows is None else choose_rows(rows, num_rows, seed, asked=True)
     wanted = {id(row) for row in chosen}
     return [_question(record, row, right(row)) for record, row in pairs if id(row) in wanted]
 

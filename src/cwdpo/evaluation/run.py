@@ -13,16 +13,19 @@ import xxhash
 
 from cwdpo import __version__
 from cwdpo.config.recipe_file import read_recipe
-from cwdpo.errors import DataError, UserError, path_advice
+from cwdpo.contents import VOCABULARY, refusal
+from cwdpo.data.image_roots import GivenRoots
+from cwdpo.errors import DataError, UserError
 from cwdpo.evaluation.answers import Vocabulary
 from cwdpo.evaluation.measures import Result, measures
 from cwdpo.evaluation.measuring import Measured, Progress, measure_model
 from cwdpo.evaluation.questions import Question, read_questions
 from cwdpo.models.adapters import load_checkpoint, named_base
-from cwdpo.models.loading import load_config, load_processor, local_directory
+from cwdpo.models.loading import load_config, load_processor
+from cwdpo.models.naming import find_checkpoint, local_directory
 from cwdpo.negatives.files import what_was_read
 from cwdpo.probes import StartDistributions
-from cwdpo.records import RunDirectory, checkpoint_directory, write_json
+from cwdpo.records import RunDirectory, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ class Settings:
     against: str | None = None
     """The base, named in the same ways; None compares with nothing."""
 
-    image_root: Path | None = None
+    image_root: GivenRoots = None
     num_rows: int | None = None
     """Most rows; more are sampled. None takes all."""
 
@@ -64,13 +67,12 @@ class Settings:
 
         A run's own model is named by its stage, so that a run can be moved.
         """
-        for file in (self.data, self.vocabulary):
-            if file is not None and not file.exists():
-                raise DataError(f"{file}: no such file. {path_advice(file)}")
+        if self.vocabulary is not None and not self.vocabulary.is_file():
+            raise refusal(self.vocabulary, VOCABULARY, DataError)
         directory = Path(self.model)
         is_run = RunDirectory(directory).recipe.is_file()
         return {
-            "model": checkpoint_directory(directory).name if is_run else _resolved(self.model),
+            "model": Path(find_checkpoint(self.model)).name if is_run else _resolved(self.model),
             "against": None if self.against is None else _resolved(self.against),
             "data": self.data.name,
             "content": what_was_read(self.data, self.image_root)["data"],
@@ -101,6 +103,14 @@ def started_from(run: Path) -> str | None:
         logger.warning("%s, which %s started from, is gone, so there is no base to compare with", name, run)
         return None
     return name
+
+
+def place_of(settings: Settings, out: Path | None) -> Place | None:
+    """Where an evaluation is written: in the file that the user names, else in the run; None for another model."""
+    if out is not None:
+        return place_given(out, settings.question())
+    run = RunDirectory(Path(settings.model))
+    return place_in_run(run, settings.question()) if run.recipe.is_file() else None
 
 
 def place_in_run(run: RunDirectory, question: Mapping[str, object]) -> Place:
@@ -143,8 +153,8 @@ def evaluate_model(settings: Settings, progress: Progress = lambda what, done, t
         UserError: rows, models or vocabulary cannot be used; before any weights are loaded where that is possible.
     """
     vocabulary = None if settings.vocabulary is None else Vocabulary.read(settings.vocabulary)
-    model = _checkpoint(settings.model)
-    base = None if settings.against is None else _checkpoint(settings.against)
+    model = find_checkpoint(settings.model)
+    base = None if settings.against is None else find_checkpoint(settings.against)
     question = settings.question()
     questions = read_questions(
         settings.data, image_root=settings.image_root, num_rows=settings.num_rows, seed=settings.seed
@@ -194,10 +204,6 @@ def in_words(found: Sequence[Result], *, num_rows: int) -> str:
 
 def _resolved(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def _checkpoint(name: str) -> str:
-    return str(checkpoint_directory(Path(name))) if Path(name).is_dir() else name
 
 
 def _check_family(model: str, base: str, settings: Settings) -> None:

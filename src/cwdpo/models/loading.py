@@ -6,10 +6,8 @@ torchvision. Without it we build the same processor for images and text only, an
 videos, so that a directory saved here loads whole where torchvision is installed.
 """
 
-import difflib
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import cache
@@ -19,7 +17,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from accelerate import PartialState
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
@@ -35,9 +33,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from cwdpo.errors import UserError, path_advice, shortened
+from cwdpo.contents import MODEL, refusal
+from cwdpo.errors import UserError, shortened
+from cwdpo.models.naming import local_directory, unreached
 from cwdpo.models.parts import freeze_vision_tower
-from cwdpo.records import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -142,12 +141,7 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedCo
     """The configuration of a checkpoint, which must be of a vision-language model; anything else is a ``UserError``."""
     directory = local_directory(source)
     if directory is not None and not (directory / "config.json").is_file():
-        if (directory / "adapter_config.json").is_file():
-            raise UserError(
-                f"{source} holds adapters, not a model. Run `cwdpo merge {source} --out DIR` and use DIR, or name the "
-                "base model."
-            )
-        raise UserError(f"{source} has no config.json, so it is not a checkpoint. {_what_it_is(directory)}")
+        raise refusal(directory, MODEL)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -158,8 +152,7 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedCo
                 "(--trust-remote-code where a command has it)."
             )
         elif directory is None:
-            why = _unreached(source, str(error))
-            reason = f"{source} is neither a directory here nor a hub model that can be reached. {why}"
+            reason = unreached(source, gated="gated" in str(error))
         raise UserError(reason) from error
     remote = trust_remote_code and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not remote:
@@ -168,39 +161,6 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedCo
             "AutoModelForImageTextToText loads, such as Qwen2.5-VL, Qwen3-VL, LLaVA or Idefics3."
         )
     return config
-
-
-def _what_it_is(directory: Path) -> str:
-    """What a directory without config.json holds, and which to name in its place."""
-    run = RunDirectory(directory)
-    if run.recipe.is_file():
-        return f"It is a run. Name the model of one of its stages, such as {run.stage('stage2')}."
-    if (directory / "model_index.json").is_file():
-        return "It holds a diffusion pipeline, which makes images. Name a vision-language model."
-    if any(directory.glob("*.gguf")):
-        return "It holds GGUF files, which are not trained on. Name the original model's directory or hub name."
-    below = sorted(
-        path.parent for pattern in ("*/config.json", "snapshots/*/config.json") for path in directory.glob(pattern)
-    )
-    return f"Did you mean {below[0]}?" if below else "Name the directory that holds one."
-
-
-def _unreached(name: str, error: str) -> str:
-    """Why no model of this name is found, by what the hub's client said, and what may have been meant."""
-    if "gated" in error:
-        return "It is gated: accept its terms on the hub's page, and log in with `hf auth login`."
-    here = path_advice(name)
-    if here.startswith("Did you mean"):
-        return here
-    if "/" not in name:
-        return "A hub name has an owner: `owner/model`."
-    if any(ord(sign) > 127 or sign in " '\"" for sign in name):
-        return "A hub name has letters, digits, - _ and . only: `owner/model`."
-    offline = " HF_HUB_OFFLINE is set, so nothing is downloaded." if constants.HF_HUB_OFFLINE else ""
-    return (
-        f"Check the name, the connection and, for a private model, the login (`hf auth login`).{offline} On a machine "
-        f"with a network: `hf download {name} --local-dir DIR`, and name DIR."
-    )
 
 
 def load_processor(name_or_path: str | Path, *, trust_remote_code: bool = False) -> ProcessorMixin:
@@ -236,47 +196,6 @@ def load_processor(name_or_path: str | Path, *, trust_remote_code: bool = False)
         logger.info("the tokenizer of %s has no padding token; its end token %r pads", source, tokenizer.eos_token)
         tokenizer.pad_token = tokenizer.eos_token
     return processor
-
-
-def local_directory(name_or_path: str | Path) -> Path | None:
-    """The directory that is meant, or None for a hub name. Absolute: adapters write their base's path into their files.
-
-    What reads like a path, or begins with a directory that is here and is no hub model that was downloaded before, must
-    be a directory.
-    """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path.resolve()
-    text = str(name_or_path)
-    looks_local = isinstance(name_or_path, Path) or text.startswith(("/", ".", "~")) or text.count("/") != 1
-    if path.exists():
-        gguf = " A GGUF file is not trained on: name the original model." if path.suffix.lower() == ".gguf" else ""
-        raise UserError(f"{text} is a file, but a checkpoint is a directory. Name the one with config.json.{gguf}")
-    if (
-        hub := re.fullmatch(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/.*)?", text)
-    ) is not None:
-        raise UserError(f"{text} is the address of a page. Give the hub name: {hub[1]}.")
-    if not looks_local and _begins_here(text):
-        near = difflib.get_close_matches(path.name, [item.name for item in path.parent.iterdir()], n=1)
-        hint = f"Did you mean {path.parent / near[0]}?" if near else "Check the path."
-        raise UserError(
-            f"there is no directory {text}, though {path.parent} is one. {hint} If it is a hub model, download it "
-            f"first: `hf download {text}`."
-        )
-    if looks_local and ("/" in text or isinstance(name_or_path, Path)):
-        advice = path_advice(text, otherwise="Check the path, or give a hub name such as `owner/model`.")
-        raise UserError(f"there is no directory {text}. {advice}")
-    return None
-
-
-def _begins_here(name: str) -> bool:
-    """Whether ``m/llava`` is more likely a slip in a path than a hub name."""
-    if not Path(name).parent.is_dir():
-        return False
-    try:
-        return not isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except ValueError:  # it could be no hub name
-        return True
 
 
 @contextmanager

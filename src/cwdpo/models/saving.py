@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import describe_base, load_adapter_weights, write_base
-from cwdpo.models.loading import local_directory, one_line, refuse_other_weights, reported_by_us
+from cwdpo.models.loading import one_line, refuse_other_weights, reported_by_us
+from cwdpo.models.naming import local_directory
 from cwdpo.records import LITTER, sync
 
 logger = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ Rows in, rows out, and everything else in a row as it was. ``data`` is a file of
 ``out`` the JSON lines to write, which must not exist, ``image_root`` as in :func:`cwdpo.data.reading.read_rows`.
 """
 
+import difflib
 import json
 import random
 from collections import Counter
@@ -17,6 +18,7 @@ import xxhash
 from cwdpo.config.limits import Fraction, check_fraction
 from cwdpo.config.recipe import Recipe
 from cwdpo.data.formats import OWN_COLUMNS, format_keys, format_of, plain_record, row_from_record
+from cwdpo.data.image_roots import GivenRoots
 from cwdpo.data.messages import read_answer
 from cwdpo.data.reading import read_records, read_rows, split_rows
 from cwdpo.data.rows import Row
@@ -67,7 +69,7 @@ def write_gentle(
     kinds: Sequence[str] | None = None,
     column: str = "chosen",
     positives: str | None = None,
-    image_root: Path | None = None,
+    image_root: GivenRoots = None,
 ) -> Coverage:
     """Give every row of a file a gentle negative of its answer, as far as the lexicon can.
 
@@ -119,7 +121,7 @@ def write_mixed(
     round: int = 0,
     progress: float = 0.0,
     count: int | None = None,
-    image_root: Path | None = None,
+    image_root: GivenRoots = None,
 ) -> Mixed:
     """Choose every row's ``rejected`` (and ``negatives`` from the second on) by
     :func:`cwdpo.negatives.mixing.mix_negatives`, with ``negative_sources`` beside them.
@@ -177,7 +179,7 @@ def write_filtered(
     drop_ches_above: float | str | None = None,
     measure: Callable[[Sequence[Row]], Sequence[Sequence[Hardness]]] | None = None,
     weigh: Callable[[float], float] | None = None,
-    image_root: Path | None = None,
+    image_root: GivenRoots = None,
 ) -> FilterReport:
     """Take negatives out of a file; a row that loses all of them is left out.
 
@@ -234,7 +236,7 @@ def refuse_existing(out: Path) -> None:
         raise UserError(f"{out.parent} is not a directory. Make it first, or name a file in one that exists.")
 
 
-def rows_with_records(data: Path, image_root: Path | None) -> Iterator[tuple[Mapping[str, Any], Row]]:
+def rows_with_records(data: Path, image_root: GivenRoots) -> Iterator[tuple[Mapping[str, Any], Row]]:
     """Every row of a file as it is written there and as it is read."""
     roots = resolve_root(data, image_root)
     for record, source in _readable(data):
@@ -263,7 +265,7 @@ def row_ids(rows: Sequence[Row]) -> list[str]:
     return names
 
 
-def what_was_read(data: Path, image_root: Path | None) -> dict[str, str]:
+def what_was_read(data: Path, image_root: GivenRoots) -> dict[str, str]:
     """A hash of a data set's content and where its pictures are: other rows under the same name differ in it."""
     content = xxhash.xxh3_128()
     if hub_name(data) is not None:
@@ -290,7 +292,7 @@ def json_line(record: Mapping[str, object], source: str) -> str:
 
 
 def rows_sampled_for(
-    path: Path, recipe: Recipe | None, *, data: Path | None = None, image_root: Path | None = None
+    path: Path, recipe: Recipe | None, *, data: Path | None = None, image_root: GivenRoots = None
 ) -> dict[int, Row]:
     """The rows of stage 2 that a refresh sampled for, by their place in training: ``data``, or by default those of its
     run's recipe. Where a file has lost its run, its candidates name them."""
@@ -395,7 +397,9 @@ def _answers(record: Mapping[str, object], row: Row, column: str, positives: str
     answer = row.chosen
     if column != "chosen":
         if record.get(column) is None:
-            raise DataError(f"{row.source}: the row has no `{column}`. Name its column with --column, or add it.")
+            near = difflib.get_close_matches(column, record, n=1)
+            advice = f"Did you mean --column {near[0]}?" if near else "Name its column with --column, or add it."
+            raise DataError(f"{row.source}: the row has no `{column}`. {advice}")
         answer = read_answer(record[column], f"{row.source}: `{column}`")
     others = record.get(positives) if positives is not None else None
     if others is not None and not (isinstance(others, list) and all(isinstance(item, str) for item in others)):

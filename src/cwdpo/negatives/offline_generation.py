@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from cwdpo.data.image_roots import GivenRoots
 from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
 from cwdpo.generation import Generated, Sampler, Sampling, chunks
@@ -64,7 +65,7 @@ def write_asked(
     endpoint: Endpoint,
     *,
     seed: int = 0,
-    image_root: Path | None = None,
+    image_root: GivenRoots = None,
     progress: Progress = lambda done, total: None,
 ) -> Counter[str]:
     """Give every row of a file a gentle negative from a server; how many got one (``made``), or not, by reason.
@@ -115,7 +116,7 @@ def write_samples(
     rules: Rules | None = None,
     judge: Judge | None = None,
     seed: int = 0,
-    image_root: Path | None = None,
+    image_root: GivenRoots = None,
     progress: Progress = lambda done, total: None,
 ) -> Counter[str]:
     """Sample negatives for every row of a file, and verify them; how many were kept, and how many dropped, by reason.

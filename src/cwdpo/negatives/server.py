@@ -266,7 +266,8 @@ class Endpoint:
                 self._sleep(min(pause, _LONGEST_WAIT))
         with self._lock:
             self._failures += 1
-        raise EndpointError(f"{self.url}{path} failed {attempt + 1} times; the last time: {problem}.")
+        advice = " Start the server, or correct its address." if problem.startswith("Connect") else ""
+        raise EndpointError(f"{self.url}{path} failed {attempt + 1} times; the last time: {problem}.{advice}")
 
     def _within_deadline(self, method: str, path: str, body: Mapping[str, object] | None) -> httpx2.Response:
         """The whole answer; an error where it takes too long or is too large.

@@ -82,7 +82,7 @@ def draft_recipe(
     facts: ModelFacts,
     device: Device,
     beside: Path,
-    image_root: str | None = None,
+    image_root: Sequence[str] = (),
     eval_data: str | None = None,
     foreign: Translated | None = None,
 ) -> Draft:
@@ -103,8 +103,9 @@ def draft_recipe(
     )
     if eval_data is not None:
         draft.settings["data.eval"] = _relative(eval_data, beside)
-    if image_root is not None:
-        draft.settings["data.image_root"] = _relative(image_root, beside)
+    if image_root:
+        roots = [_relative(root, beside) for root in image_root]
+        draft.settings["data.image_root"] = roots[0] if len(roots) == 1 else roots
     stages = _divide(draft, rows)
     _stages(draft, stages, data[0])
     _machine(draft, stages, facts, device, rows)

@@ -22,7 +22,7 @@ from cwdpo.data.images import peek_image
 from cwdpo.data.reading import read_rows, split_rows
 from cwdpo.data.repeats import has_two_answers, rows_also_in, sharing_ids
 from cwdpo.data.rows import Row
-from cwdpo.errors import ConfigError, DataError, UserError, about, shortened
+from cwdpo.errors import ConfigError, DataError, UserError, about, path_advice, shortened
 from cwdpo.models.adapters import lora_targets
 from cwdpo.models.loading import load_outline, load_processor
 from cwdpo.models.parts import freeze_vision_tower, model_limits, part_sizes
@@ -355,8 +355,15 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) ->
     """Make of a stage's settings all that needs neither model nor rows."""
     has_eval = recipe.data.eval is not None
     args = stage_arguments(recipe, run, stage, has_eval=has_eval, **({"use_cpu": True} if elsewhere else {}))
+    if args.fp16 and not elsewhere and args.use_cpu:  # accelerate passes over it without a word
+        name = _name(recipe, stage, "fp16")
+        text = f"{name} has no effect with use_cpu, as it needs a GPU. Take it out, or write `bf16: true`."
+        raise ConfigError(text, setting=name)
     if args.fp16 and not args.use_cpu and not torch.cuda.is_available():  # transformers refuses bf16 alone
         raise ConfigError(_without_gpu([_name(recipe, stage, "fp16")]), setting=_name(recipe, stage, "fp16"))
+    if isinstance(args.deepspeed, str) and args.deepspeed.endswith(".json") and not Path(args.deepspeed).is_file():
+        name, advice = _name(recipe, stage, "deepspeed"), path_advice(args.deepspeed)
+        raise ConfigError(f"{name} is {args.deepspeed!r}, but there is no such file. {advice}", setting=name)
     if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
         # what the Trainer does with such settings is another thing each time
         key = "num_train_epochs" if args.max_steps else "max_steps"

@@ -107,8 +107,11 @@ def _run(
         if is_main():
             check_hub(recipe)
             check_endpoint(recipe)
+            is_new = not run.root.exists()
             run = RunDirectory.open(recipe.output_dir, resume=resume)
             stack.enter_context(run.locked())
+            if is_new:
+                stack.callback(_remove_if_empty, run.root)
             RunDirectory.open(recipe.output_dir, resume=resume)  # once more: another process may have come between
             # ranks of this run may already write
             remove_litter(run.root, older_than=began - 60 if int(os.environ.get("WORLD_SIZE", "1")) > 1 else math.inf)
@@ -151,6 +154,12 @@ def _run(
         if is_main():
             _finish(context, wall_time, on_evaluation)
         return run
+
+
+def _remove_if_empty(directory: Path) -> None:
+    """Leave no directory behind where a start failed before it wrote anything."""
+    with suppress(OSError):
+        directory.rmdir()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cwdpo.data.formats import row_from_record
+from cwdpo.data.image_roots import GivenRoots
 from cwdpo.data.reading import read_records
 from cwdpo.data.rows import Row, StoredImage
 from cwdpo.data.sources import resolve_root
@@ -79,7 +80,7 @@ def is_refresh(file: Path) -> bool:
     return bool(first) and {"format", "number", "counts"} <= first[0].keys()
 
 
-def negatives_of_rows(file: Path, image_root: Path | None) -> Iterator[Shown]:
+def negatives_of_rows(file: Path, image_root: GivenRoots) -> Iterator[Shown]:
     """Every row of a file with its negatives; a DataError for a row that cannot be read."""
     roots = resolve_root(file, image_root)
     for record, source in read_records(file):
@@ -183,7 +184,7 @@ def write_negatives_page(
     file: Path,
     out: Path,
     *,
-    image_root: Path | None = None,
+    image_root: GivenRoots = None,
     limit: int = 200,
     sampled_for: Mapping[int, Row] | None = None,
     weigh: Weigh | None = None,

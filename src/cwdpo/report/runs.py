@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from cwdpo.errors import UserError, path_advice
+from cwdpo.contents import RUN, kind_of, refusal
+from cwdpo.errors import UserError
 from cwdpo.records import COOLING_HISTOGRAM, HISTOGRAM_BINS, RunDirectory, read_jsonl, read_object
 from cwdpo.report.charts import Point, Segment, Series, finite
 
@@ -212,9 +213,7 @@ def _read_source(path: Path, notes: list[str], *, wait: bool) -> Source:
     if wait and not path.exists():
         return Source(path, {})
     if not path.is_dir():
-        otherwise = "Give the output_dir of a run, for example `cwdpo report runs/cwdpo`."
-        advice = otherwise if path.exists() else path_advice(path, otherwise=otherwise)
-        raise UserError(f"{path} is not a directory. {advice}")
+        raise refusal(path, RUN)
     source = Source(path, _read_summary(path, notes))
     places = [path] if RunDirectory(path).metrics.is_file() else sorted(path.iterdir())
     directories = [place for place in places if RunDirectory(place).metrics.is_file()]
@@ -223,6 +222,8 @@ def _read_source(path: Path, notes: list[str], *, wait: bool) -> Source:
     directories.sort(key=lambda child: order.get(_plain(child.name), len(order)))
     source.runs = [run for run in (_read_run(child, rows, notes) for child in directories) if run is not None]
     if not source.runs and not rows and not wait:
+        if not directories and kind_of(path) not in ("a run", "an unfinished run", "a folder of runs"):
+            raise refusal(path, RUN)
         raise UserError(
             f"{path} holds no run to show: neither it nor a directory in it has a metrics.jsonl with a readable line. "
             "Give the output_dir of a run that has logged at least one step."

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import xxhash
 
+from cwdpo.data.image_roots import GivenRoots
 from cwdpo.data.reading import choose_rows, read_records, read_rows
 from cwdpo.data.rows import Row
 from cwdpo.errors import DataError, UserError
+from cwdpo.models.naming import find_checkpoint
 from cwdpo.negatives.files import row_ids
 from cwdpo.negatives.mixing import hashed
-from cwdpo.records import append_jsonl, checkpoint_directory, read_jsonl, write_json
+from cwdpo.records import append_jsonl, read_jsonl, write_json
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is done, how many of it, and of how many."""
@@ -61,11 +63,11 @@ class JudgedRows(NamedTuple):
     """Of the file: right answers to a prompt may stand in others than those compared."""
 
 
-def rows_to_judge(data: Path, image_root: Path | None, number: int | None, seed: int) -> JudgedRows:
+def rows_to_judge(data: Path, image_root: GivenRoots, number: int | None, seed: int) -> JudgedRows:
     """Read a file's rows and, if there are more than a number of them, take a seeded sample."""
     rows = read_rows(data, image_root=image_root)
     names = {id(row): name for row, name in zip(rows, row_ids(rows), strict=True)}
-    chosen = rows if number is None else choose_rows(rows, number, seed)
+    chosen = rows if number is None else choose_rows(rows, number, seed, asked=True)
     return JudgedRows(chosen, [names[id(row)] for row in chosen], rows)
 
 
@@ -78,14 +80,9 @@ def contestants(names: Sequence[str]) -> list[Contestant]:
         raise UserError(f"{twice[0]} is given twice. Give every model or file of answers once.")
     found = []
     for name, shown in zip(names, _short_names(names), strict=True):
-        path = Path(name)
-        is_file = path.suffix.lower() in (".jsonl", ".json", ".parquet")
-        source = str(checkpoint_directory(path)) if path.is_dir() else name
-        if not is_file and not path.is_dir():
-            from cwdpo.models.loading import local_directory  # loads torch, which a hub name will need anyway
-
-            local_directory(name)  # a slip in a path ends it before another model has worked for an hour
-        found.append(Contestant(shown, source, is_file))
+        is_file = Path(name).suffix.lower() in (".jsonl", ".json", ".parquet")
+        # a slip in a path ends it before another model has worked for an hour
+        found.append(Contestant(shown, name if is_file else find_checkpoint(name), is_file))
     return found
 
 
@@ -127,6 +124,11 @@ class Workspace:
         self.directory = directory
         self.verdicts, self.result = directory / "verdicts.jsonl", directory / "judge.json"
         self._settings = directory / "settings.json"
+
+    @classmethod
+    def of(cls, competing: Sequence[Contestant], directory: Path | None) -> "Workspace":
+        """The directory that the user names, else :func:`default_directory`."""
+        return cls(directory or default_directory(competing))
 
     def answers(self, one: Contestant) -> Path:
         """File of a model's answers."""

@@ -4,8 +4,8 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from cwdpo.errors import DataError, UserError
 from cwdpo.evaluation.intervals import Estimate, Values
-from cwdpo.evaluation.judging.contestants import JudgedRows, Progress
+from cwdpo.evaluation.judging.contestants import (
+    Answering,
+    Contestant,
+    JudgedRows,
+    Progress,
+    Workspace,
+    kept_answers,
+    let_answer,
+)
 from cwdpo.evaluation.judging.verdicts import PairJudge, Question
 from cwdpo.evaluation.judging.win_rates import OrderReport, WinRate, both_orders, order_report, strengths, win_rate
 from cwdpo.records import append_jsonl, read_jsonl
@@ -83,6 +91,25 @@ def plan(
                 else:
                     found.missing.append(asked)
     return found
+
+
+class CallsNeeded(NamedTuple):
+    """Verdicts that a comparison still needs."""
+
+    number: int
+    is_exact: bool
+    """Else the most there can be: some answers are not there yet, and equal ones need no verdict."""
+
+
+def calls_needed(
+    judged: JudgedRows, competing: Sequence[Contestant], judge: PairJudge, space: Workspace
+) -> CallsNeeded:
+    """How many verdicts are missing."""
+    answers = [found for one in competing if (found := kept_answers(one, judged.ids, space)) is not None]
+    if len(answers) < len(competing):
+        return CallsNeeded(len(judged.rows) * len(competing) * (len(competing) - 1), False)
+    names = [one.name for one in competing]
+    return CallsNeeded(len(plan(judged, names, answers, judge, space.verdicts).missing), True)
 
 
 class Failures(NamedTuple):
@@ -183,6 +210,8 @@ class JudgeResult:
     """Bradley-Terry, nats, mean 0; for more than two models."""
 
     why_no_strengths: str | None
+    cost: Mapping[str, float | None] = field(default_factory=dict)
+    """What a server was asked in all, and its ``price``; no more than that, and null, for other judges."""
 
 
 def summarise(what: Plan, names: Sequence[str], answers: Sequence[Sequence[str]], *, seed: int = 0) -> JudgeResult:
@@ -198,6 +227,73 @@ def summarise(what: Plan, names: Sequence[str], answers: Sequence[Sequence[str]]
         except DataError as error:  # the pairs' own numbers are good, so this is reported beside them
             why = str(error)
     return JudgeResult(pairs, placed, why)
+
+
+def compare_models(
+    judged: JudgedRows,
+    competing: Sequence[Contestant],
+    answering: Answering,
+    judge: PairJudge,
+    space: Workspace,
+    *,
+    most_calls: int,
+    price: tuple[float, float] | None,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> JudgeResult:
+    """Have the models answer and the judge compare, going on from what is kept, and say who won.
+
+    ``price`` is of a million prompt and completion tokens of a server; ``say`` gets sentences on the way.
+
+    Raises:
+        UserError: it would take more than ``most_calls`` of a server, or too many questions got no verdict.
+    """
+    names = [one.name for one in competing]
+    answers = _answers(judged, competing, answering, space, progress, say)
+    work = plan(judged, names, answers, judge, space.verdicts)
+    if judge.costs:
+        say(f"{len(work.missing)} calls of the server; {work.known} verdicts are there already.")
+        _refuse_many_calls(len(work.missing), most_calls)
+    try:
+        failures = ask(work, judged, names, answers, judge, space.verdicts, progress)
+    finally:  # also when the server or the user ends the work
+        if used := judge.usage():
+            append_jsonl(space.verdicts, [{"usage": used}])
+    refuse_failures(work, failures, space.verdicts)
+    result = summarise(work, names, answers, seed=answering.seed)
+    used = usage_so_far(space.verdicts) if judge.costs else {}
+    total = None if price is None else (price[0] * used["prompt_tokens"] + price[1] * used["completion_tokens"]) / 1e6
+    return replace(result, cost={**used, "price": total})
+
+
+def _answers(
+    judged: JudgedRows,
+    competing: Sequence[Contestant],
+    answering: Answering,
+    space: Workspace,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> list[list[str]]:
+    """The answers of all, one model in memory at a time."""
+    # files first: a missing answer is found before a model has worked for an hour
+    known = [kept_answers(one, judged.ids, space) for one in competing]
+    answers = []
+    for one, kept in zip(competing, known, strict=True):
+        cut = 0
+        if kept is None:
+            kept, cut = let_answer(one, judged, space, answering, progress)
+        if cut:
+            say(f"{cut} answers of {one.name} were cut; raise --max-new-tokens.")
+        answers.append(kept)
+    return answers
+
+
+def _refuse_many_calls(missing: int, most: int) -> None:
+    if missing > most:
+        raise UserError(
+            f"this takes {missing} calls, more than --max-calls {most}. Allow them with --max-calls {missing}, or "
+            "compare fewer rows with --rows. The models' answers are kept."
+        )
 
 
 def _pair_result(what: Plan, scores: Values, lengths: Values, pair: int, names: Sequence[str], seed: int) -> PairResult:
@@ -228,7 +324,7 @@ def _pair_result(what: Plan, scores: Values, lengths: Values, pair: int, names: 
 def result_json(result: JudgeResult) -> dict[str, Any]:
     """The result as JSON objects; an estimate is ``{"value", "low", "high", "n"}``."""
     found: dict[str, Any] = _plain(
-        {"pairs": result.pairs, "strengths": result.strengths, "why_no_strengths": result.why_no_strengths}
+        {name: getattr(result, name) for name in ("pairs", "strengths", "why_no_strengths", "cost")}
     )
     return found
 

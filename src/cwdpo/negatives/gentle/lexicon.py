@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import ErrorDetails
 
 from cwdpo.config import located_yaml
+from cwdpo.contents import LEXICON, refusal
 from cwdpo.errors import ConfigError
 
 ATTRIBUTES = ("colour", "size", "material", "age", "state")
@@ -35,8 +36,8 @@ def read_lexicon(extension: str | Path | None = None) -> "Lexicon":
     path = Path(extension)
     try:
         text = path.read_text("utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file. Correct the path, or leave out --lexicon.") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise refusal(path, LEXICON, ConfigError) from None
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {problem}. Give a YAML file.") from None
     return parse_lexicon(text, str(path), onto=_shipped())

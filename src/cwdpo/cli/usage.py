@@ -1,0 +1,105 @@
+"""What is said of a wrong use of the command line: one line that names the option and says what to write."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from typer.exceptions import TyperException
+
+from cwdpo.errors import UserError, shortened
+
+_MUST_BE = {
+    "valid integer": "a whole number",
+    "valid number": "a number",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
+"""How typer says what a value should be, and how we do."""
+
+
+def explain_usage(mistake: TyperException, words: Sequence[str]) -> str:
+    """One line for a command, an option or a value that does not exist; typer's own is a box of several.
+
+    ``words`` are those of the command line. Empty where a command was given alone: its help has been printed.
+    """
+    said = " ".join(mistake.format_message().replace("Value error, ", "").split())
+    if not said:
+        return ""
+    context: Any = getattr(mistake, "ctx", None)
+    param: Any = getattr(mistake, "param", None)
+    command = "cwdpo" if context is None else context.command_path
+    if said.startswith("Missing ") and param is not None:
+        said = f"{_name(param)} is missing. Write it: {param.help[0].lower()}{param.help[1:]}"
+    elif said.startswith("Invalid value") and param is not None:
+        said = _of_value(said.partition(": ")[2], param, words)
+    elif (
+        extra := re.search(r"unexpected extra arguments?(?:\(s\))? \((.+)\)", said)
+    ) is not None and context is not None:
+        said = _of_extra(extra[1], context.command, words, command)
+    return f"{command}: {said if said.endswith(('.', '?', '!')) else f'{said}.'} See: {command} --help"
+
+
+def refuse_without_value(command: Any, path: str, words: Sequence[str]) -> None:
+    """A UserError where an option that takes a value is followed by another option, or by nothing: it would take that
+    option for its value."""
+    options = {name: param for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    options = {name: param for name, param in options.items() if name.startswith("-")}
+    for word, following in zip(words, [*words, "--help"][1:], strict=True):
+        param = options.get(word)
+        if param is None or param.is_flag or param.count:
+            continue
+        if following in options or following in ("--help", "-h"):
+            raise UserError(f"{path}: {word} has no value. Write {word} {_placeholder(param)}. See: {path} --help")
+
+
+def _name(param: Any) -> str:
+    return str(param.opts[0] if param.param_type_name == "option" else param.metavar or param.name.upper())
+
+
+def _placeholder(param: Any) -> str:
+    return str(param.metavar or param.opts[0].lstrip("-").upper().replace("-", "_"))
+
+
+def _of_value(said: str, param: Any, words: Sequence[str]) -> str:
+    """``said`` is what is wrong with a value."""
+    choices = re.search(r"is not one of (.+?)\.?$", said)
+    name, value = _name(param), _given(param, words)
+    shown = "" if value is None else f" {shortened(value)!r}"
+    if choices is not None:
+        allowed = re.findall(r"'([^']*)'", choices[1])
+        near = difflib.get_close_matches(value or "", allowed, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return f"{name} is{shown}, but must be one of {', '.join(allowed)}.{hint}"
+    for words_of_typer, ours in _MUST_BE.items():
+        found = re.search(rf"{words_of_typer}( -?[\d.]+)?", said)
+        if found is not None:
+            example = param.default if isinstance(param.default, int | float) else 1
+            return f"{name} is{shown}, but must be {ours}{found[1] or ''}. Write for example {name} {example}."
+    return f"{name} cannot be{shown}: {said}"
+
+
+def _given(param: Any, words: Sequence[str]) -> str | None:
+    """The value of an option as it was typed."""
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        if word in param.opts:
+            return following
+        name, equals, value = word.partition("=")
+        if equals and name in param.opts:
+            return value
+    return None
+
+
+def _of_extra(extra: str, command: Any, words: Sequence[str], path: str) -> str:
+    """Of words that the command has no place for."""
+    options = {param.opts[0]: param for param in command.params if param.param_type_name == "option"}
+    repeated = next((name for name, param in options.items() if param.multiple and name in words), None)
+    first = extra.split()[0]
+    if repeated is not None:
+        advice = f"Repeat the option for each: {repeated} {first}."
+    elif "--data" in options and "--data" not in words:
+        advice = f"Write --data {first}."
+    else:
+        taken = [_name(param) for param in command.params if param.param_type_name == "argument"]
+        advice = f"{path} takes {' and '.join(taken) or 'options'} alone."
+    return f"there is no place for {shortened(extra)!r}. {advice}"
