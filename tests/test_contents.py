@@ -93,6 +93,7 @@ def test_what_is_there(here: Path) -> None:
          "No stage of it is finished. Go on with it: `cwdpo train "
          "half/recipe.yaml --output_dir half --resume`."),
         ("runs", RUN_OR_MODEL, "Did you mean runs/done or runs/lora?"),
+        (".", RUN_OR_MODEL, ". is a folder of runs, and a run or a model is needed. Did you mean half?"),
         ("runs", READINGS, "Did you mean runs/done or runs/lora?"),
         ("hub", RUN_OR_MODEL,
          "hub is a folder of models, and a run or a model is needed. Did you "
@@ -125,6 +126,14 @@ def test_what_is_there(here: Path) -> None:
 def test_what_to_write_instead(here: Path, name: str, wanted: Wanted, expected: str) -> None:
     assert expected in said(name, wanted)
     assert "\n" not in said(name, wanted)
+
+
+def test_a_folder_whose_runs_have_a_model_names_these(here: Path) -> None:
+    (here / "half").rename(here / "runs" / "half")
+    assert said("runs", RUN_OR_MODEL).endswith("Did you mean runs/done or runs/lora?")
+    assert said("runs", RUN).endswith("Did you mean runs/done or runs/half or runs/lora?")
+    (here / "other" / "notes.txt").rename(here / "other" / ".notes")
+    assert kind_of(here / "other") == "a directory"  # a hidden file is there
 
 
 def test_every_kind_gets_one_sentence_for_everything_wanted(here: Path) -> None:

@@ -6,7 +6,7 @@ refuses other things through :func:`refusal`.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -64,6 +64,7 @@ _OF_FILES: dict[Kind, tuple[str, ...]] = {
     "a script": (".py", ".sh", ".ipynb"),
     "an archive": (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"),
 }
+_MOST_BELOW = 60  # directories in one that are looked into
 _MOST_NAMES = 2000  # of a directory that are looked at: a folder may hold a million pictures
 _MOST_BYTES = 100_000  # of a YAML file
 
@@ -131,21 +132,21 @@ def _kind_of_directory(path: Path) -> Kind:
         return "an unfinished run" if _last_model(path) is None else "a run"
     names = _names(path)
     endings = {Path(name.lower().removesuffix(".gz")).suffix for name in names}
-    tests: Iterable[tuple[Kind, bool]] = (
-        ("a model's adapters", "adapter_config.json" in names),
-        ("a model", "config.json" in names),
-        ("a diffusion pipeline", "model_index.json" in names),
-        ("a data set that `datasets` saved", any(name in names for name in _SAVED)),
-        ("a folder of GGUF files", ".gguf" in endings),
-        ("a model without its config.json", bool({".safetensors", ".pt", ".pth"} & endings)),
-        ("a folder with a recipe", "recipe.yaml" in names),
-        ("a folder of runs", any(_is_run(path / name) for name in names[:200])),
-        ("a folder of models", bool(_models_below(path))),
-        ("a folder of rows", bool({*_ROWS} & endings)),
-        ("a folder of images", bool({*_IMAGE} & endings)),
-        ("an empty directory", not names),
+    tests: Iterable[tuple[Kind, Callable[[], bool]]] = (
+        ("a model's adapters", lambda: "adapter_config.json" in names),
+        ("a model", lambda: "config.json" in names),
+        ("a diffusion pipeline", lambda: "model_index.json" in names),
+        ("a data set that `datasets` saved", lambda: any(name in names for name in _SAVED)),
+        ("a folder of GGUF files", lambda: ".gguf" in endings),
+        ("a model without its config.json", lambda: bool({".safetensors", ".pt", ".pth"} & endings)),
+        ("a folder with a recipe", lambda: "recipe.yaml" in names),
+        ("a folder of runs", lambda: bool(_runs_in(path))),
+        ("a folder of models", lambda: bool(_models_below(path))),
+        ("a folder of rows", lambda: bool({*_ROWS} & endings)),
+        ("a folder of images", lambda: bool({*_IMAGE} & endings)),
+        ("an empty directory", lambda: not any(path.iterdir())),
     )
-    return next((kind for kind, holds in tests if holds), "a directory")
+    return next((kind for kind, holds in tests if holds()), "a directory")
 
 
 def _instead(path: Path, kind: Kind, wanted: Wanted) -> str | None:
@@ -178,7 +179,9 @@ def _instead(path: Path, kind: Kind, wanted: Wanted) -> str | None:
     if run is not None and (wanted in (RUN, READINGS) or is_other):
         return f"It belongs to the run {_as_given(run, path)}: write that."
     if kind == "a folder of runs" and of_model:
-        return _did_you_mean(path / name for name in _names(path)[:200] if _is_run(path / name))
+        runs = _runs_in(path)
+        with_model = [run for run in runs if _last_model(run) is not None]
+        return _did_you_mean(runs if wanted in (RUN, READINGS) else with_model or runs)
     if kind == "a folder of models" and of_model:
         return _did_you_mean(_models_below(path))
     if kind == "a model without its config.json" and of_model:
@@ -229,11 +232,16 @@ def _names(directory: Path) -> list[str]:
     return sorted(name for name in there if not name.startswith("."))
 
 
+def _runs_in(directory: Path) -> list[Path]:
+    """The runs among the first directories of a directory."""
+    return [path for name in _names(directory)[:_MOST_BELOW] if _is_run(path := directory / name)]
+
+
 def _models_below(directory: Path) -> list[Path]:
     """Models in a directory's directories, as in the snapshots of the hub's cache, or in theirs."""
-    return sorted(
-        {found.parent for below in ("*", "*/*") for name in CONFIGS for found in directory.glob(f"{below}/{name}")}
-    )
+    children = [directory / name for name in _names(directory)[:_MOST_BELOW]]
+    below = [path / name for path in children if path.is_dir() for name in _names(path)[:_MOST_BELOW]]
+    return [path for path in [*children, *below] if _is_checkpoint(path)]
 
 
 def _settings(path: Path) -> list[tuple[str, str | None]]:

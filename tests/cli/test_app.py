@@ -42,6 +42,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["check", "x", "y"], "cwdpo check: there is no place for 'y'. cwdpo check takes DATA alone. See: cwdpo check"),
         (["evaluate", "x", "y.jsonl"], "cwdpo evaluate: there is no place for 'y.jsonl'. Write --data y.jsonl."),
         (["chat", "x", "--image", "a", "b"], "cwdpo chat: there is no place for 'b'. Repeat the option for each: --im"),
+        (["evaluate", "--model", "x"], "cwdpo evaluate: RUN_OR_MODEL is written without --model. See: cwdpo evaluate"),
+        (["probe", "x", "-d", "y"], "cwdpo probe: there is no option -d. Did you mean --data?"),
+        (["evaluate", "x", "--no-generate=yes"], "cwdpo evaluate: --no-generate takes no value. Write --no-generate a"),
         (["demo", "x"], "cwdpo demo: there is no place for 'x'. cwdpo demo takes options alone."),
         (
             ["bench", "--rows", "x"],

@@ -37,6 +37,11 @@ def explain_usage(mistake: TyperException, words: Sequence[str]) -> str:
         extra := re.search(r"unexpected extra arguments?(?:\(s\))? \((.+)\)", said)
     ) is not None and context is not None:
         said = _of_extra(extra[1], context.command, words, command)
+    elif context is not None and (unknown := re.match(r"No such option: (\S+)", said)) is not None:
+        said = _of_unknown(unknown[1], said, context.command)
+    elif (flag := re.match(r"Option '(\S+)' does not take a value", said)) is not None:
+        command = " ".join(["cwdpo", *(word for word in words[:1] if not word.startswith("-"))])
+        said = f"{flag[1]} takes no value. Write {flag[1]} alone"
     return f"{command}: {said if said.endswith(('.', '?', '!')) else f'{said}.'} See: {command} --help"
 
 
@@ -51,6 +56,16 @@ def refuse_without_value(command: Any, path: str, words: Sequence[str]) -> None:
             continue
         if following in options or following in ("--help", "-h"):
             raise UserError(f"{path}: {word} has no value. Write {word} {_placeholder(param)}. See: {path} --help")
+
+
+def _of_unknown(name: str, said: str, command: Any) -> str:
+    """What to write for an option that the command does not have; what typer says, where it has one that is like it."""
+    plain = name.lstrip("-").partition("=")[0]
+    named = [_name(param) for param in command.params if param.param_type_name == "argument"]
+    if argument := next((each for each in named if plain.upper() in each.split("_")), None):
+        return f"{argument} is written without {name}"
+    short = [param.opts[0] for param in command.params if len(plain) == 1 and param.opts[0].startswith(f"--{plain}")]
+    return f"there is no option {name}. Did you mean {' or '.join(short)}?" if short else said
 
 
 def _name(param: Any) -> str:

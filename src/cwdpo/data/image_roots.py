@@ -154,7 +154,8 @@ def parse_roots(image_root: str | Path | Sequence[str | Path]) -> ImageRoots:
         roots += [root] if Path(root).is_dir() else [part for part in str(root).split(os.pathsep) if part]
     for root in roots:
         if not Path(root).is_dir():
-            advice = path_advice(root, otherwise="Write the directory that holds the images.")
+            plain = "Write the directory that holds the images."
+            advice = plain if Path(root).exists() else path_advice(root, otherwise=plain)
             raise DataError(f"the image root {root} is not a directory. {advice}")
     if not roots:
         raise DataError("the image root is empty. Write the directory that holds the images.")

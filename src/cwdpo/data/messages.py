@@ -366,6 +366,8 @@ def _not_text(value: Any, where: str) -> DataError:
     advice = ""
     if isinstance(value, date):  # datasets does so with a column whose texts are all dates
         advice = " What loaded the data took a text for a time: give the file itself, or load the column as text."
+    elif isinstance(value, int | float):
+        advice = f' Write it in quotes: "{str(value).lower() if isinstance(value, bool) else value}".'
     return DataError(f"{where} is {shown(value)}, but must be text.{advice}")
 
 

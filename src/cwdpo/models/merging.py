@@ -45,7 +45,9 @@ def merge_adapter(
     difference is said. A UserError where that is more than rounding explains; nothing is left then.
     """
     source, target = Path(checkpoint_dir), Path(out_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file, and a new directory is needed. Name another one.")
+    if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} exists and is not empty; nothing is overwritten. Name a new directory.")
     if not (source / "adapter_config.json").is_file():
         raise UserError(

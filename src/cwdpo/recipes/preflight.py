@@ -54,6 +54,10 @@ def check_settings(recipe: Recipe, run: RunDirectory, *, elsewhere: bool = False
     known = argument_types()
     for section, values in _sections(recipe, recipe.stages).items():
         check_trainer_section(values, known, lambda path: "recipe", path=tuple(section.split(".")))
+        engine = values.get("deepspeed")
+        if isinstance(engine, str) and engine.endswith(".json") and not Path(engine).is_file():
+            text = f"{section}.deepspeed is {engine!r}, but there is no such file. {path_advice(engine)}"
+            raise ConfigError(text, setting=f"{section}.deepspeed")
     for stage in recipe.stages:
         try:
             _try(recipe, run, stage, elsewhere=elsewhere)
@@ -361,9 +365,6 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) ->
         raise ConfigError(text, setting=name)
     if args.fp16 and not args.use_cpu and not torch.cuda.is_available():  # transformers refuses bf16 alone
         raise ConfigError(_without_gpu([_name(recipe, stage, "fp16")]), setting=_name(recipe, stage, "fp16"))
-    if isinstance(args.deepspeed, str) and args.deepspeed.endswith(".json") and not Path(args.deepspeed).is_file():
-        name, advice = _name(recipe, stage, "deepspeed"), path_advice(args.deepspeed)
-        raise ConfigError(f"{name} is {args.deepspeed!r}, but there is no such file. {advice}", setting=name)
     if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
         # what the Trainer does with such settings is another thing each time
         key = "num_train_epochs" if args.max_steps else "max_steps"
