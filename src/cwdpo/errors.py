@@ -3,11 +3,19 @@
 import difflib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 class UserError(ValueError):
     """Something the user gave cannot be used. The command line prints the message alone and exits with 2."""
+
+    def __init__(self, message: str, *, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
+        """The setting of a recipe that it is about, as far as it is known where it is raised: ``stage2.loss``, or
+        ``loss``. Who knows the recipe names its line."""
 
 
 class ConfigError(UserError):
@@ -16,6 +24,16 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A row or an image is wrong. The message names ``file:line`` and says what to write instead."""
+
+
+@contextmanager
+def about(setting: str | None) -> Iterator[None]:
+    """What is refused in here is about this setting, unless it names another itself; None names none."""
+    try:
+        yield
+    except UserError as error:
+        error.setting = error.setting or setting
+        raise
 
 
 LONGEST_SHOWN = 80

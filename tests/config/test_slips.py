@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cwdpo.config.recipe_file import naming_lines, read_recipe
-from cwdpo.errors import ConfigError, DataError, UserError
+from cwdpo.errors import ConfigError, UserError, about
 
 RECIPE = "model: {name_or_path: m}\ndata: {train: rows.jsonl}\n"
 
@@ -201,23 +201,30 @@ def test_other_things_in_place_of_a_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "words", "place"),
+    ("setting", "words", "place"),
     [
-        (ConfigError("stage2.beta is too high for model.dtype."), "", "r.yaml:3: "),
-        (ConfigError("target_modules is 'x', which hits nothing."), "", "r.yaml:1: "),
-        (ConfigError("stage2.beta is too high."), "--stage2.beta 0.2", "--stage2.beta: "),
-        (UserError("there is no directory some/where."), "", "r.yaml:1: "),
-        (UserError("there is no directory /x/m."), "--model.name_or_path /x/m", "--model.name_or_path: "),
-        (ConfigError("stage2.loss is left out, and stage2.beta not."), "", ""),
-        (ConfigError("other.yaml: this run began with stage2.beta."), "", ""),
-        (DataError("stage2.beta is no row."), "", ""),
-        (UserError("the loss is not finite."), "", ""),
-        (ConfigError("the directory cannot be made. Give another --stage2.beta."), "", ""),
+        ("stage2.beta", "", "r.yaml:3: "),
+        ("target_modules", "", "r.yaml:1: "),
+        ("stage2.beta", "--stage2.beta 0.2", "--stage2.beta: "),
+        ("model.name_or_path", "--model.name_or_path /x/m", "--model.name_or_path: "),
+        ("stage2.loss", "", ""),  # left out
+        ("optim", "", ""),  # given twice
+        (None, "", ""),
     ],
 )
-def test_what_a_run_refuses_has_the_settings_line(tmp_path: Path, error: UserError, words: str, place: str) -> None:
+@pytest.mark.parametrize("kind", [UserError, ConfigError])
+def test_what_a_run_refuses_has_the_settings_line(
+    tmp_path: Path, kind: type[UserError], setting: str | None, words: str, place: str
+) -> None:
     lora = "model: {name_or_path: some/where, lora: {target_modules: x}}\n"
-    (tmp_path / "r.yaml").write_text(f"{lora}data: {{train: rows.jsonl}}\nstage2: {{beta: 0.1}}\n")
-    with pytest.raises(type(error)) as caught, naming_lines(tmp_path / "r.yaml", words.split()):
-        raise error
-    assert str(caught.value).replace(f"{tmp_path}/", "") == f"{place}{error}"
+    stage = "stage2: {beta: 0.1, trainer: {optim: sgd}}\ntrainer: {optim: sgd}\n"
+    (tmp_path / "r.yaml").write_text(f"{lora}data: {{train: rows.jsonl}}\n{stage}")
+    with pytest.raises(kind) as caught, naming_lines(tmp_path / "r.yaml", words.split()):
+        raise kind("data.train is no beta.", setting=setting)
+    assert str(caught.value).replace(f"{tmp_path}/", "") == f"{place}data.train is no beta."
+
+
+def test_the_nearest_place_that_knows_the_setting_names_it() -> None:
+    with pytest.raises(ConfigError) as caught, about("model.name_or_path"), about("data.max_length"), about(None):
+        raise ConfigError("too long")
+    assert caught.value.setting == "data.max_length"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cwdpo.negatives.long_jobs import PROMPT
+from cwdpo.negatives.offline_generation import PROMPT
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "negatives.md").read_text("utf-8")

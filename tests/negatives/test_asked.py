@@ -6,7 +6,7 @@ import pytest
 from support.chat_server import serving
 
 from cwdpo.data.rows import Message, Row
-from cwdpo.negatives.long_jobs import PROMPT, SCHEMA, ask_gentle
+from cwdpo.negatives.offline_generation import PROMPT, SCHEMA, ask_gentle
 from cwdpo.negatives.server import Endpoint
 
 RIGHT = "Two red buses stand beside the old station."

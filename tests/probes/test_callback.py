@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from cwdpo.data.rows import Row
 from cwdpo.engine import FeatureCache, make_engine
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.probes.keeping import margin
+from cwdpo.probes.snapshots import margin
 from cwdpo.records import read_jsonl
 
 pytestmark = pytest.mark.slow

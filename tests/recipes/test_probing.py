@@ -26,8 +26,8 @@ from cwdpo.data.reading import read_rows
 from cwdpo.diagnosis import Finding
 from cwdpo.errors import ConfigError
 from cwdpo.evaluation.likelihood import probe_checkpoints
-from cwdpo.probes.keeping import StageFiles
 from cwdpo.probes.size import whole
+from cwdpo.probes.snapshots import StageFiles
 from cwdpo.recipes import run_recipe
 from cwdpo.recipes.resuming import resumed_recipe
 from cwdpo.recipes.stages import choose_probe_rows

@@ -1,19 +1,23 @@
 """Trainer settings that would end a run late are refused before a model is loaded."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.chat_server import serving
 
+import cwdpo
 from cwdpo.config.checking import build
 from cwdpo.config.recipe import Recipe
+from cwdpo.config.recipe_file import known_settings
 from cwdpo.errors import ConfigError, UserError
-from cwdpo.recipes.preflight import check_endpoint, check_settings
+from cwdpo.recipes.preflight import check_endpoint, check_settings, read_model
 from cwdpo.records import RunDirectory
+from cwdpo.trainers.arguments import argument_types
 
 
-def complaint(*, probes: Any = None, **sections: Any) -> str:
+def refusal(*, probes: Any = None, **sections: Any) -> ConfigError | None:
     stages = {"stage1": {"objective": "plain"}, "stage2": {}}
     wanted = sections.pop("stages", list(stages))
     recipe = build(
@@ -29,8 +33,12 @@ def complaint(*, probes: Any = None, **sections: Any) -> str:
     try:
         check_settings(recipe, RunDirectory(Path("unused")))
     except ConfigError as error:
-        return str(error)
-    return ""
+        return error
+    return None
+
+
+def complaint(**sections: Any) -> str:
+    return str(refusal(**sections) or "")
 
 
 def best(metric: str, **more: Any) -> dict[str, Any]:
@@ -77,9 +85,11 @@ def best(metric: str, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_it_is_refused(sections: dict[str, Any], start: str) -> None:
-    text = complaint(**sections)
-    assert text.startswith(start)
-    assert "\n" not in text
+    error = refusal(**sections)
+    assert error is not None
+    assert str(error).startswith(start)
+    assert error.setting == start.split()[0], "by which its line is found"
+    assert "\n" not in str(error)
 
 
 def test_the_advice_is_the_stage_that_has_it() -> None:
@@ -131,3 +141,26 @@ def test_a_server_that_wants_another_key_stops_a_run_before_a_model_is_loaded(
     assert not caplog.records
     check_endpoint(recipe("http://127.0.0.1:9/v1"))
     assert "Stage 2 will ask it." in caplog.text
+
+
+def test_a_model_that_is_not_there_is_a_setting() -> None:
+    with pytest.raises(UserError, match="there is no directory no/such/model") as caught:
+        read_model("no/such/model", "language", trust_remote_code=False)
+    assert caught.value.setting == "model.name_or_path"
+
+
+def test_errors_name_settings_that_there_are() -> None:
+    parts = [name.split(".") for name in known_settings()]
+    known = {".".join(each[start:]) for each in parts for start in range(len(each))} | set(argument_types())
+    sources = (path.read_text("utf-8") for path in Path(cwdpo.__file__).parent.rglob("*.py"))
+    trees = [ast.parse(text) for text in sources if "setting=" in text or "about(" in text]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    named = set()
+    for call in calls:
+        kind = call.func.id if isinstance(call.func, ast.Name) else ""
+        if kind in ("ConfigError", "UserError", "about"):
+            values = call.args if kind == "about" else [word.value for word in call.keywords if word.arg == "setting"]
+            inside = [node.value for value in values for node in ast.walk(value) if isinstance(node, ast.Constant)]
+            named |= {name for name in inside if isinstance(name, str)}
+    assert len(named) > 30
+    assert named - known == set()

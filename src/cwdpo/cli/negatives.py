@@ -68,7 +68,7 @@ def sample(
         raise UserError("--temperature and --top-p must be above 0; greedy answers are not samples.")
     from cwdpo.generation import LocalSampler, Sampling
     from cwdpo.negatives.filtering import Rules
-    from cwdpo.negatives.long_jobs import write_samples
+    from cwdpo.negatives.offline_generation import write_samples
     from cwdpo.negatives.server import Endpoint, ServerSampler
     from cwdpo.negatives.verify import load_judge
 
@@ -185,7 +185,7 @@ def gentle(
         if kinds or lexicon or positives or as_json or column != "chosen":
             raise UserError("--kinds, --lexicon, --column, --positives and --json have no effect with --endpoint.")
         price = parse_prices(prices)
-        from cwdpo.negatives.long_jobs import write_asked
+        from cwdpo.negatives.offline_generation import write_asked
         from cwdpo.negatives.server import Endpoint
 
         server = Endpoint(endpoint, model=served_model, concurrency=concurrency)

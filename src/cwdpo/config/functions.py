@@ -17,7 +17,11 @@ def load_function(name: str, *, setting: str, advice: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # a module of the user's can raise anything while it is imported
-        raise ConfigError(f"{setting} is {name}, which cannot be imported ({error}). {advice}") from error
+        raise ConfigError(
+            f"{setting} is {name}, which cannot be imported ({error}). {advice}", setting=setting
+        ) from error
     if not callable(found):
-        raise ConfigError(f"{setting} is {name}, which is a {type(found).__name__} and not a function.")
+        raise ConfigError(
+            f"{setting} is {name}, which is a {type(found).__name__} and not a function.", setting=setting
+        )
     return found

@@ -113,40 +113,28 @@ def read_recipe(
 
 @contextmanager
 def naming_lines(path: str | Path, overrides: Sequence[str] = ()) -> Iterator[None]:
-    """What is refused in here begins with the place of the setting that it is about, as the recipe's own mistakes do:
-    of the first one that the message names, or of the model that it names."""
+    """What is refused in here begins with the place of the setting that it is about, as mistakes in the recipe do."""
     try:
         yield
     except UserError as error:
-        place = _place_of(str(error), Path(path), overrides) if type(error) in (UserError, ConfigError) else ""
-        if not place:
-            raise
-        raise type(error)(f"{place}: {error}") from error
+        place = _place_of(error.setting, Path(path), overrides) if error.setting is not None else ""
+        if place:
+            error.args = (f"{place}: {error}",)
+        raise
 
 
-def _place_of(message: str, path: Path, overrides: Sequence[str]) -> str:
-    """``recipe.yaml:4`` or ``--stage2.beta``; empty where the message has a place or a step already, or names no
-    setting."""
-    if "\n" in message or re.match(r"--|\S+: |step \d+: ", message):
-        return ""
+def _place_of(setting: str, path: Path, overrides: Sequence[str]) -> str:
+    """``recipe.yaml:4`` or ``--stage2.beta``; empty where no such setting is given, or several are."""
     try:
         located = located_yaml.load(_text(path), str(path))
         changes = _parsed(overrides, located.values, None)
     except ConfigError:  # the file is another by now
         return ""
-    places = {setting: f"{path}:{line}" for setting, line in located.lines.items()}
+    places = {key: f"{path}:{line}" for key, line in located.lines.items()}
     places |= {change.path: change.where for change in changes}
-    sections = [each.name for each in dataclasses.fields(Recipe)]
-    for word in re.findall(r"(?<![-/.\w])[a-z]\w*(?:\.\w+)*", message):
-        parts = tuple(word.split("."))
-        found = [setting for setting in places if setting[-len(parts) :] == parts]
-        if len(found) == 1 and (len(parts) > 1 or "_" in word):
-            return places[found[0]]
-        if len(parts) > 1 and parts[0] in sections:
-            return ""  # it is about a setting that is left out
-    model = next((each.value for each in reversed(changes) if each.path == _MODEL), None)
-    model = model or located.values.get("model", {}).get("name_or_path")
-    return places.get(_MODEL, "") if isinstance(model, str) and model in message else ""
+    wanted = tuple(setting.split("."))
+    found = [place for key, place in places.items() if key[-len(wanted) :] == wanted]
+    return found[0] if len(found) == 1 else ""
 
 
 def known_settings() -> set[str]:

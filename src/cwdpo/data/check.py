@@ -12,7 +12,7 @@ from cwdpo.data.image_roots import GivenRoots, ImageRoots
 from cwdpo.data.images import verify_image
 from cwdpo.data.messages import is_json, is_plain, metadata_keys, parse_messages
 from cwdpo.data.reading import Record, read_records
-from cwdpo.data.repeats import has_two_answers, hash_of, prompt_hash
+from cwdpo.data.repeats import has_two_answers, hash_of, prompt_hash, row_hash
 from cwdpo.data.rows import Row
 from cwdpo.data.sources import resolve_root
 from cwdpo.errors import DataError, shortened
@@ -249,10 +249,8 @@ class _Checker:
     def _compare(self, row: Row) -> None:
         """Look for answers and rows that are the same."""
         # of a million rows the hashes are kept, and not the texts
-        prompt, chosen = prompt_hash(row), hash_of(row.chosen)
-        rejected = [hash_of(answer) for answer in row.rejected]
-        gentle = bytes(16) if row.gentle is None else hash_of(row.gentle)
-        whole = hash_of(prompt, gentle, chosen, *rejected)
+        prompt = prompt_hash(row)
+        whole = row_hash(row, prompt)
         first = self._rows.setdefault(whole, row.source)
         if first != row.source:
             self._note(row, "duplicate", f"the row is the same as {first}, so it counts twice. Take one out.")
@@ -267,7 +265,8 @@ class _Checker:
         if row.gentle is not None and row.chosen.strip() == row.gentle.strip():
             same = "gentle is the same as chosen, but must hold one error. Take `gentle` out."
             self._note(row, "gentle_is_chosen", same)
-        for answer in rejected:
+        chosen = hash_of(row.chosen)
+        for answer in map(hash_of, row.rejected):
             self._pairs.setdefault(hash_of(prompt, chosen, answer), row.source)
             reverse = self._pairs.get(hash_of(prompt, answer, chosen))
             if reverse is not None and answer != chosen:

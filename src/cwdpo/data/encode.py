@@ -158,7 +158,8 @@ class Encoder:
         if max_length is not None and positions is not None and max_length > positions:
             raise ConfigError(
                 f"data.max_length is {max_length}, but the model has only {positions} positions. "
-                f"Write {positions} or less, or leave it out."
+                f"Write {positions} or less, or leave it out.",
+                setting="data.max_length",
             )
         self._limits = limits
         self.limit = max_length if max_length is not None else positions

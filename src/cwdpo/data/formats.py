@@ -173,7 +173,8 @@ def _usual_form(keys: tuple[str, ...]) -> _Usual | None:
 
 
 def _read_usual(record: Record, usual: _Usual, source: str, roots: ImageRoots) -> Described:
-    """The same as :func:`_read_any`, in a quarter of its time: most rows of large data sets are so."""
+    """The same as :func:`_read_any`, in less than half of its time, as it makes no turns, parts and answers on the way:
+    most rows of large data sets are so. A test holds the two to each other on random rows."""
     images = tuple(_images(record, roots, source)) if usual.has_images else ()
     row = Row(
         prompt=(Message("user", (*((_SLOT,) * len(images)), record[usual.texts[0]])),),
@@ -234,9 +235,11 @@ def _without_missing(record: Record) -> Record:
     missing = [
         key
         for key, value in record.items()
-        if value is None
-        or (isinstance(value, float) and math.isnan(value))
-        or (key in _MAY_BE_EMPTY and is_empty(value))
+        if (
+            is_empty(value)
+            if key in _MAY_BE_EMPTY
+            else value is None or (isinstance(value, float) and math.isnan(value))
+        )
     ]
     return {key: value for key, value in record.items() if key not in missing} if missing else record
 

@@ -32,10 +32,13 @@ def prompt_hash(row: Row) -> bytes:
     return digest.digest()
 
 
-def row_hash(row: Row) -> bytes:
-    """Equal for rows with the same prompt, images and answers, whatever their names."""
+def row_hash(row: Row, prompt: bytes | None = None) -> bytes:
+    """Equal for rows with the same prompt, images and answers, whatever their names.
+
+    ``prompt`` is the row's :func:`prompt_hash`, for who has it already: it reads the images.
+    """
     gentle = bytes(16) if row.gentle is None else hash_of(row.gentle)
-    return hash_of(prompt_hash(row), gentle, hash_of(row.chosen), *map(hash_of, row.rejected))
+    return hash_of(prompt or prompt_hash(row), gentle, hash_of(row.chosen), *map(hash_of, row.rejected))
 
 
 def rows_also_in(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:

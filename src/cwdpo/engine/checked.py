@@ -158,7 +158,8 @@ class CheckedEngine:
                 "need something for answers that is not known here, such as token types of their own."
             )
         if chosen not in ("tree", "tree_masked") and self._must_be_tree:
-            raise ConfigError(f"engine `tree` does not work for {model} ({reasons}). Write `engine: auto`.")
+            text = f"engine `tree` does not work for {model} ({reasons}). Write `engine: auto`."
+            raise ConfigError(text, setting="engine")
         level, why = (logging.WARNING, reasons) if failed else (logging.INFO, checks[chosen].reason)
         logger.log(level, "%s is computed with %s (%s)", model, _CANDIDATES[chosen], why)
 

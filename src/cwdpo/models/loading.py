@@ -109,7 +109,8 @@ def attention_of_parts(
     if missing:
         raise UserError(
             f"attn_implementation names {some(missing)}, but {config.model_type} has no such part of its own. Write "
-            "one name for the whole model, such as `attn_implementation: sdpa`."
+            "one name for the whole model, such as `attn_implementation: sdpa`.",
+            setting="model.attn_implementation",
         )
     return {key: name for part, name in asked.items() for key in keys[part]}
 
@@ -252,7 +253,8 @@ def _load_whole(source: str, **options: Any) -> PreTrainedModel:
         if wanted is not None and ("attn_implementation" in str(error) or "FlashAttention" in str(error)):
             raise UserError(
                 f"model.attn_implementation is {wanted!r}, which cannot be used: {shortened(one_line(error), 160)} "
-                "Leave it out, or write sdpa, which needs nothing else."
+                "Leave it out, or write sdpa, which needs nothing else.",
+                setting="model.attn_implementation",
             ) from error
         raise UserError(f"the weights of {source} cannot be loaded: {one_line(error)}") from error
     model: PreTrainedModel

@@ -26,7 +26,8 @@ def set_pixel_limits(processor: ProcessorMixin, least: int | None, most: int | N
     if not {"min_pixels", "max_pixels"} <= set(known):
         raise ConfigError(
             f"data.min_pixels and data.max_pixels have no meaning for {type(images).__name__}, which resizes images by "
-            "other rules. Take them out, or make the image files smaller."
+            "other rules. Take them out, or make the image files smaller.",
+            setting="data.max_pixels" if least is None else "data.min_pixels",
         )
     size: dict[str, Any] = dict(images.size) if isinstance(images.size, Mapping) else dataclasses.asdict(images.size)
     given = {"shortest_edge": least, "longest_edge": most}  # the names that these processors have for the two
@@ -34,7 +35,8 @@ def set_pixel_limits(processor: ProcessorMixin, least: int | None, most: int | N
     if new["shortest_edge"] > new["longest_edge"]:
         raise ConfigError(
             f"data.min_pixels is {new['shortest_edge']:,}, more than data.max_pixels, which is "
-            f"{new['longest_edge']:,}. Write both, the lower first."
+            f"{new['longest_edge']:,}. Write both, the lower first.",
+            setting="data.max_pixels" if least is None else "data.min_pixels",
         )
     images.size = type(images.size)(**new)
     return processor

@@ -30,11 +30,11 @@ from cwdpo.negatives.verify import Judge, load_judge
 from cwdpo.on_policy.pool import NegativePool, RowTexts
 from cwdpo.on_policy.refresh import Refresher, RefreshError
 from cwdpo.on_policy.schedule import Curriculum, RefreshTimes, Staleness, epoch, epoch_steps, warn_without_choice
-from cwdpo.on_policy.served import ServedPolicy
+from cwdpo.on_policy.served_policy import ServedPolicy
 from cwdpo.phases import phase
 from cwdpo.records import StepMetric
 from cwdpo.reference import Reference, ReferenceCache
-from cwdpo.trainer_view import TrainerView
+from cwdpo.trainer_protocol import TrainerProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class OnPolicy(TrainerCallback):
 
     def __init__(
         self,
-        trainer: TrainerView,
+        trainer: TrainerProtocol,
         settings: NegativesConfig,
         directory: Path,
         *,
@@ -238,12 +238,14 @@ def _check(settings: NegativesConfig, *, samples: bool, cools: bool, is_sharded:
     if is_sharded:
         raise ConfigError(
             "negatives are sampled from whole weights, which FSDP and ZeRO-3 divide among the GPUs. Train with DDP "
-            "(torchrun alone), or sample beforehand with `cwdpo negatives sample` and leave `negatives` out."
+            "(torchrun alone), or sample beforehand with `cwdpo negatives sample` and leave `negatives` out.",
+            setting="negatives",
         )
     if settings.refresh == "auto" and not cools:
         raise ConfigError(
             "negatives.refresh is auto, which watches the cooling weight, but cooling is off or constant. "
-            "Write `refresh: epoch` or a number of steps."
+            "Write `refresh: epoch` or a number of steps.",
+            setting="negatives.refresh",
         )
     if samples:
         return
@@ -254,7 +256,8 @@ def _check(settings: NegativesConfig, *, samples: bool, cools: bool, is_sharded:
     elif settings.refresh == "auto":
         raise ConfigError(
             "negatives.refresh is auto, which watches sampled negatives, but negatives.on_policy_fraction is 0. Write "
-            "`refresh: epoch` or a number of steps."
+            "`refresh: epoch` or a number of steps.",
+            setting="negatives.refresh",
         )
 
 

@@ -29,7 +29,7 @@ from cwdpo.negatives.hardness import batch_ches
 from cwdpo.negatives.mixing import hashed, wants_samples
 from cwdpo.negatives.verify import Judge, verify
 from cwdpo.reference import Reference
-from cwdpo.trainer_view import TrainerView
+from cwdpo.trainer_protocol import TrainerProtocol
 
 Found = TypeVar("Found")
 
@@ -107,7 +107,7 @@ class _Portions(Dataset[Prompts]):
 class Refresher:
     """Makes refreshes for a trainer."""
 
-    def __init__(self, trainer: TrainerView, settings: NegativesConfig, *, judge: Judge | None) -> None:
+    def __init__(self, trainer: TrainerProtocol, settings: NegativesConfig, *, judge: Judge | None) -> None:
         self.trainer, self.settings, self.judge = trainer, settings, judge
         self.reference: Reference | None = None
         """Asked once for each new negative; None where the reference runs at every step anyway."""

@@ -18,7 +18,7 @@ from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError
 from cwdpo.negatives.candidates import Refresh
 from cwdpo.negatives.mixing import LevelReading, auto_level, fraction_at
-from cwdpo.probes.keeping import margin
+from cwdpo.probes.snapshots import margin
 from cwdpo.records import ProbeLine
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,8 @@ class Curriculum:
             raise ConfigError(
                 "negatives.curriculum is auto, which probes drive, but this trainer has none. Run a recipe with "
                 "`probes: {every: 10}`, call trainer.on_policy.curriculum.follow(lambda: probing.lines), or write "
-                "a schedule such as [[0, 0], [1, 1]]."
+                "a schedule such as [[0, 0], [1, 1]].",
+                setting="negatives.curriculum",
             )
 
     def level(self, progress: float) -> float:

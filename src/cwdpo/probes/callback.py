@@ -14,13 +14,13 @@ from cwdpo.diagnosis import Finding, Thresholds, diagnose
 from cwdpo.engine import Engine
 from cwdpo.errors import ConfigError
 from cwdpo.probes.examples import Examples, Write, ranks_share, shared_answers
-from cwdpo.probes.keeping import Keeper, StageFiles, Start
 from cwdpo.probes.measuring import Reading, StartDistributions, measure, scalars, warm_up
 from cwdpo.probes.probe_set import ProbeSet, probe_rows
 from cwdpo.probes.schedule import Schedule, from_first_rank, idle_clock
 from cwdpo.probes.size import ProbeSize, whole
+from cwdpo.probes.snapshots import Keeper, StageFiles, Start
 from cwdpo.records import PROBE_GROUPS, ProbeGroup, ProbeLine, RunDirectory, Stage, append_jsonl
-from cwdpo.trainer_view import TrainerView
+from cwdpo.trainer_protocol import TrainerProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Probing(TrainerCallback):
 
     def __init__(
         self,
-        trainer: TrainerView,
+        trainer: TrainerProtocol,
         rows: Sequence[Row],
         run: RunDirectory,
         stage: Stage,
@@ -60,7 +60,8 @@ class Probing(TrainerCallback):
         if settings.keep_best and trainer.args.load_best_model_at_end:
             raise ConfigError(
                 "probes.keep_best and trainer.load_best_model_at_end would each choose the model that is kept. "
-                "Take one of them out."
+                "Take one of them out.",
+                setting="probes.keep_best",
             )
         self._trainer, self._rows, self._run, self._stage = trainer, list(rows), run, stage
         self._engine, self._beta, self._seed, self._interrupted = engine, beta, seed, interrupted

@@ -20,7 +20,7 @@ from cwdpo.engine import Engine
 from cwdpo.probes.measuring import Autocast, undisturbed
 from cwdpo.probes.probe_set import ProbeAnswer, ProbeRow, ProbeSet
 from cwdpo.records import write_bytes, write_jsonl
-from cwdpo.trainer_view import TrainerView
+from cwdpo.trainer_protocol import TrainerProtocol
 
 ROWS = 12
 SHOWN = ("chosen", "rejected", "gentle", "greedy")
@@ -65,7 +65,7 @@ class Examples:
 
     def __init__(
         self,
-        trainer: TrainerView,
+        trainer: TrainerProtocol,
         directory: Path,
         engine: Engine,
         *,
@@ -112,7 +112,7 @@ class Examples:
         return dict(sorted(whole.items()))
 
 
-def ranks_share(rows: Sequence[ProbeRow], trainer: TrainerView) -> ProbeSet:
+def ranks_share(rows: Sequence[ProbeRow], trainer: TrainerProtocol) -> ProbeSet:
     """This rank's share of a probe set."""
     return ProbeSet(
         rows,
@@ -123,7 +123,7 @@ def ranks_share(rows: Sequence[ProbeRow], trainer: TrainerView) -> ProbeSet:
     )
 
 
-def shared_answers(trainer: TrainerView, write: Write | None, rows: Sequence[Row]) -> list[str] | None:
+def shared_answers(trainer: TrainerProtocol, write: Write | None, rows: Sequence[Row]) -> list[str] | None:
     """The model's own answer to each row; each rank writes its share, and all have them all. None without a way to."""
     if write is None:
         return None

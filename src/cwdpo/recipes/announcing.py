@@ -103,5 +103,5 @@ def _memory(context: RunContext) -> str:
 
 
 def _characters(row: Row) -> int:
-    texts = [part for turn in row.prompt for part in turn.parts if isinstance(part, str)]
-    return len("".join(texts)) + max(len(answer) for answer in (row.chosen, *row.rejected))
+    prompt = sum([len(part) for turn in row.prompt for part in turn.parts if isinstance(part, str)])
+    return prompt + max(map(len, (row.chosen, *row.rejected)))

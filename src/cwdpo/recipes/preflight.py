@@ -22,7 +22,7 @@ from cwdpo.data.images import peek_image
 from cwdpo.data.reading import read_rows, split_rows
 from cwdpo.data.repeats import has_two_answers, rows_also_in, sharing_ids
 from cwdpo.data.rows import Row
-from cwdpo.errors import ConfigError, DataError, UserError, path_advice, shortened
+from cwdpo.errors import ConfigError, DataError, UserError, about, path_advice, shortened
 from cwdpo.models.adapters import lora_targets
 from cwdpo.models.loading import load_outline, load_processor
 from cwdpo.models.parts import freeze_vision_tower, model_limits, part_sizes
@@ -56,14 +56,17 @@ def check_settings(recipe: Recipe, run: RunDirectory, *, elsewhere: bool = False
         check_trainer_section(values, known, lambda path: "recipe", path=tuple(section.split(".")))
         engine = values.get("deepspeed")
         if isinstance(engine, str) and engine.endswith(".json") and not Path(engine).is_file():
-            raise ConfigError(f"{section}.deepspeed is {engine!r}, but there is no such file. {path_advice(engine)}")
+            raise ConfigError(
+                f"{section}.deepspeed is {engine!r}, but there is no such file. {path_advice(engine)}",
+                setting=f"{section}.deepspeed",
+            )
     for stage in recipe.stages:
         try:
             _try(recipe, run, stage, elsewhere=elsewhere)
         except UserError:
             raise
         except _REFUSALS as error:
-            raise ConfigError(_explained(recipe, run, stage, error, elsewhere=elsewhere)) from error
+            raise _explained(recipe, run, stage, error, elsewhere=elsewhere) from error
         finally:
             # models that are loaded later would be divided by it
             unset_hf_deepspeed_config()
@@ -88,7 +91,8 @@ def rows_of_stages(recipe: Recipe, rows: Sequence[Row]) -> dict[Stage, list[Row]
     """The rows that each stage trains on; a ConfigError where a stage would have none."""
     if len(recipe.stages) == 1:
         return {stage: list(rows) for stage in recipe.stages}
-    first, second = split_rows(rows, recipe.data.stage1_fraction, recipe.seed)
+    with about("data.stage1_fraction"):
+        first, second = split_rows(rows, recipe.data.stage1_fraction, recipe.seed)
     return {"stage1": first, "stage2": second}
 
 
@@ -100,13 +104,15 @@ def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_ro
         raise ConfigError(
             f"stage1.objective is `{stage1.objective}`, but no row has a `gentle` negative (an answer with one minor "
             f"error). Make them: `{_gentle_command(recipe)}`, and write the new file in data.train; or write "
-            "`stage1: {objective: plain}`."
+            "`stage1: {objective: plain}`.",
+            setting="stage1.objective",
         )
     best = None if stage1 is None else (recipe.trainer | stage1.trainer).get("metric_for_best_model")
     if str(best).endswith("logps_mean/gentle") and eval_rows and not any(row.gentle for row in eval_rows):
         raise ConfigError(
             f"metric_for_best_model of stage1 is {best}, but no row of data.eval has a `gentle` negative. Add them, or "
-            "write logps_mean/chosen."
+            "write logps_mean/chosen.",
+            setting=_name(recipe, "stage1", "metric_for_best_model"),
         )
     missing = without_rejected(stages, eval_rows)
     if missing:
@@ -114,7 +120,7 @@ def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_ro
         raise DataError(f"{missing[0].source}: the row has no `rejected` answer{more}, which stage 2 needs. Add one.")
     # with recipe.negatives the policy's own answers join those of the file
     if recipe.negatives is None and not any(map(has_two_answers, stages.get("stage2", ()))) and "stage2" in stages:
-        raise ConfigError(f"data.train: {NOTHING_TO_LEARN}")
+        raise ConfigError(f"data.train: {NOTHING_TO_LEARN}", setting="data.train")
 
 
 def _gentle_command(recipe: Recipe) -> str:
@@ -192,10 +198,11 @@ def check_model_takes(recipe: Recipe, rows: Sequence[Row], sizes: Mapping[tuple[
     """Refuse, with a DataError, a row with a token that the model has no embedding for, or with an image of a size that
     its processor refuses. The rows are looked at only where the tokenizer has such a token at all; ``sizes`` are what
     :func:`peek_at_images` found in them."""
-    outline = load_outline(recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
-    processor = recipe_processor(recipe)
+    with about("model.name_or_path"):
+        outline = load_outline(recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
+        processor = recipe_processor(recipe)
+        encoder = Encoder(processor, limits=model_limits(outline))
     check_sizes(processor, sizes)
-    encoder = Encoder(processor, limits=model_limits(outline))
     if encoder.can_exceed_model:
         for row in rows:
             encoder.check_tokens(row)
@@ -253,7 +260,9 @@ def check_recipe(
         whole.findings += [finding for finding in report.findings if finding.name != "nothing_to_learn"]
         whole.notes += [note for note in report.notes if note.name != "no_rejected"]  # exact below
     if not any(finding.name != "too_long" for finding in whole.findings):
-        whole.findings += _missing_answers(recipe, path, whole.notes)
+        findings, notes = _of_stages(recipe, path)
+        whole.findings += findings
+        whole.notes += notes
     whole.notes += _needs_gpu(recipe, path)
     checks: dict[str, Callable[[Recipe], None]] = {"hub": check_hub, "endpoint": check_endpoint}
     for name, look in checks.items():
@@ -300,12 +309,14 @@ def read_model(
     ``data.min_pixels`` with ``data.max_pixels``, and ``model.lora.r``. A UserError where the model or its processor
     cannot be used, or LoRA would train no layer.
     """
-    outline = load_outline(model, trust_remote_code=trust_remote_code)
-    freeze_vision_tower(outline)
+    with about("model.name_or_path"):
+        outline = load_outline(model, trust_remote_code=trust_remote_code)
+        freeze_vision_tower(outline)
+        processor = set_pixel_limits(load_processor(model, trust_remote_code=trust_remote_code), *pixels)
+        encoder = Encoder(processor, max_length=max_length, limits=model_limits(outline))
+    with about("model.lora.target_modules"):
+        targets = lora_targets(outline, target_modules)
     text = outline.config.get_text_config()
-    processor = set_pixel_limits(load_processor(model, trust_remote_code=trust_remote_code), *pixels)
-    encoder = Encoder(processor, max_length=max_length, limits=model_limits(outline))
-    targets = lora_targets(outline, target_modules)
     layers = dict(outline.named_modules())
     return encoder, {
         "name_or_path": model,
@@ -352,27 +363,31 @@ def _try(recipe: Recipe, run: RunDirectory, stage: Stage, *, elsewhere: bool) ->
     args = stage_arguments(recipe, run, stage, has_eval=has_eval, **({"use_cpu": True} if elsewhere else {}))
     if args.fp16 and not elsewhere and args.use_cpu:  # accelerate passes over it without a word
         name = _name(recipe, stage, "fp16")
-        raise ConfigError(f"{name} has no effect with use_cpu, as it needs a GPU. Take it out, or write `bf16: true`.")
+        text = f"{name} has no effect with use_cpu, as it needs a GPU. Take it out, or write `bf16: true`."
+        raise ConfigError(text, setting=name)
     if args.fp16 and not args.use_cpu and not torch.cuda.is_available():  # transformers refuses bf16 alone
-        raise ConfigError(_without_gpu([_name(recipe, stage, "fp16")]))
+        raise ConfigError(_without_gpu([_name(recipe, stage, "fp16")]), setting=_name(recipe, stage, "fp16"))
     if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
         # what the Trainer does with such settings is another thing each time
         key = "num_train_epochs" if args.max_steps else "max_steps"
         raise ConfigError(
             f"{_name(recipe, stage, key)} is {getattr(args, key):g}, so {stage} would train for no step. Write "
-            "`num_train_epochs: 1` or a number of `max_steps`; to skip a stage, leave its section out."
+            "`num_train_epochs: 1` or a number of `max_steps`; to skip a stage, leave its section out.",
+            setting=_name(recipe, stage, key),
         )
     if args.eval_strategy != "no" and not has_eval:
         strategy = IntervalStrategy(args.eval_strategy)
         raise ConfigError(
             f"{_name(recipe, stage, 'eval_strategy')} is {strategy.value}, but the recipe has no data.eval. "
-            "Name held-out rows there, or leave the setting out."
+            "Name held-out rows there, or leave the setting out.",
+            setting=_name(recipe, stage, "eval_strategy"),
         )
     if args.save_only_model:
         raise ConfigError(
             f"{_name(recipe, stage, 'save_only_model')} is true, but a run that was interrupted goes on from the state "
             "of its optimizer, which is then not saved. Take it out; `save_total_limit: 1` keeps the space small, and "
-            "what a stage leaves has no such state."
+            "what a stage leaves has no such state.",
+            setting=_name(recipe, stage, "save_only_model"),
         )
     _check_best_metric(recipe, stage, args)
     with contextlib.suppress(ValueError):  # some need the model, which is not there yet
@@ -397,7 +412,8 @@ def _check_best_metric(recipe: Recipe, stage: Stage, args: SmoothSFTConfig | CWD
     except ConfigError as error:
         text = str(error).replace("metric_for_best_model", key, 1).replace("this stage", stage)
         alone = " A setting for one stage alone stands in its own section: `stage2: {trainer: {...}}`."
-        raise ConfigError(text + (alone if len(recipe.stages) > 1 and key.startswith("trainer.") else "")) from None
+        text += alone if len(recipe.stages) > 1 and key.startswith("trainer.") else ""
+        raise ConfigError(text, setting=key) from None
     if name.startswith("probes/") and args.eval_strategy != "no":
         _, measure, *group = name.split("/")
         probes = recipe.probes
@@ -405,31 +421,34 @@ def _check_best_metric(recipe: Recipe, stage: Stage, args: SmoothSFTConfig | CWD
         if len(group) != 1 or group[0] not in groups or measure not in get_args(ProbeMeasure):
             raise ConfigError(
                 f"{key} is {args.metric_for_best_model}, which the recipe's probes do not measure. Write "
-                "probes/MEASURE/GROUP, such as probes/delta/chosen, with a group of `probes.groups`."
+                "probes/MEASURE/GROUP, such as probes/delta/chosen, with a group of `probes.groups`.",
+                setting=key,
             )
 
 
-def _explained(recipe: Recipe, run: RunDirectory, stage: Stage, error: Exception, *, elsewhere: bool) -> str:
+def _explained(recipe: Recipe, run: RunDirectory, stage: Stage, error: Exception, *, elsewhere: bool) -> ConfigError:
     """Name the settings without which a refusal would not be."""
-    names = []
-    halves = []
+    names: dict[str, str] = {}
     for section, values in _sections(recipe, [stage]).items():
         for key, value in values.items():
             try:
                 _try(_without(recipe, section, key), run, stage, elsewhere=elsewhere)
             except (UserError, *_REFUSALS):
                 continue
-            names.append(f"{section}.{key}, which is {value!r}")
-            halves += [f"{section}.{key}"] if key in ("bf16", "fp16") else []
+            names[f"{section}.{key}"] = f"{section}.{key}, which is {value!r}"
+    first = next(iter(names), None)
+    halves = [name for name in names if name.endswith((".bf16", ".fp16"))]
     if halves and not torch.cuda.is_available():
-        return _without_gpu(halves)
+        return ConfigError(_without_gpu(halves), setting=halves[0])
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ImportError) and (package := re.search(r"'([\w-]+)[^']*'", reason)) is not None:
         reason = f"the package {package[1]} is not installed. Run `pip install {package[1]}`"
-        return f"{stage} cannot use {', '.join(names) or 'its trainer settings'}: {reason}, or take it out."
+        which = ", ".join(names.values()) or "its trainer settings"
+        return ConfigError(f"{stage} cannot use {which}: {reason}, or take it out.", setting=first)
     if not names:
-        return f"the trainer settings of {stage} are refused: {reason}"
-    return f"{stage} cannot use {', or '.join(names)}: {reason.rstrip('.')}. Correct it, or take it out."
+        return ConfigError(f"the trainer settings of {stage} are refused: {reason}")
+    which = ", or ".join(names.values())
+    return ConfigError(f"{stage} cannot use {which}: {reason.rstrip('.')}. Correct it, or take it out.", setting=first)
 
 
 def _sections(recipe: Recipe, stages: Iterable[Stage]) -> dict[str, Mapping[str, Any]]:
@@ -450,20 +469,20 @@ def _name(recipe: Recipe, stage: Stage, key: str) -> str:
     return f"{stage}.trainer.{key}" if key in recipe.stages[stage].trainer else f"trainer.{key}"
 
 
-def _missing_answers(recipe: Recipe, path: Path, notes: list[Notice]) -> list[Notice]:
-    """What the stages would stop at, of rows that can all be read. Rows that are not held out go to ``notes``."""
+def _of_stages(recipe: Recipe, path: Path) -> tuple[list[Notice], list[Notice]]:
+    """What the stages would stop at, of rows that can all be read, and a note where rows are not held out."""
+    notes: list[Notice] = []
     try:
         rows, eval_rows = read_data(recipe)
         stages = rows_of_stages(recipe, rows)
+        if held_out := not_held_out(rows, eval_rows):
+            notes = [Notice(str(path), "not_held_out", f"{path}: {held_out}")]
         missing = without_rejected(stages, eval_rows)
-        held_out = not_held_out(rows, eval_rows)
-        if held_out:
-            notes.append(Notice(str(path), "not_held_out", f"{path}: {held_out}"))
         if not missing:
             check_answers(recipe, stages, eval_rows)
     except DataError:
         raise
     except UserError as problem:
-        return [Notice(str(path), "settings", f"{path}: {problem}")]
+        return [Notice(str(path), "settings", f"{path}: {problem}")], notes
     advice = "the row has no `rejected` answer, which stage 2 needs. Add one."
-    return [Notice(row.source, "missing_answer", f"{row.source}: {advice}") for row in missing]
+    return [Notice(row.source, "missing_answer", f"{row.source}: {advice}") for row in missing], notes

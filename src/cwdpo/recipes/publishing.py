@@ -48,14 +48,16 @@ def check_hub(recipe: Recipe, api: Api = lambda token: HfApi(token=token)) -> No
     for key in _NOT_USED:
         if key in settings:
             raise ConfigError(
-                f"trainer.{key} has no effect: the finished model is uploaded once, and no checkpoint. Take it out."
+                f"trainer.{key} has no effect: the finished model is uploaded once, and no checkpoint. Take it out.",
+                setting=key,
             )
     try:
         validate_repo_id(name)
     except HFValidationError:
         raise ConfigError(
             f"trainer.hub_model_id is {name!r}, which cannot be a name on the hub. Write owner/name, of letters, "
-            "digits, -, _ and dots."
+            "digits, -, _ and dots.",
+            setting="hub_model_id",
         ) from None
     try:
         who = api(settings.get("hub_token")).whoami()
@@ -72,7 +74,8 @@ def check_hub(recipe: Recipe, api: Api = lambda token: HfApi(token=token)) -> No
     if "/" in name and owner not in owners:
         raise ConfigError(
             f"trainer.hub_model_id is {name}, but your token is of {', '.join(owners)}. Write one of these before the "
-            "slash, or log in as another: `hf auth login`."
+            "slash, or log in as another: `hf auth login`.",
+            setting="hub_model_id",
         )
     if _role(who) == "read":
         raise _login("your token may only read")
@@ -119,12 +122,14 @@ def _role(who: Mapping[str, Any]) -> str:
 def _login(why: str) -> ConfigError:
     return ConfigError(
         f"trainer.push_to_hub is true, but {why}. Run `hf auth login` with a token that may write, or train without "
-        "it: --trainer.push_to_hub false."
+        "it: --trainer.push_to_hub false.",
+        setting="push_to_hub",
     )
 
 
 def _unreachable(why: str) -> ConfigError:
     return ConfigError(
         f"trainer.push_to_hub is true, but the hub cannot be reached ({why}). Train without it, "
-        "--trainer.push_to_hub false, and upload the model later: `hf upload OWNER/NAME RUN/stage2`."
+        "--trainer.push_to_hub false, and upload the model later: `hf upload OWNER/NAME RUN/stage2`.",
+        setting="push_to_hub",
     )

@@ -27,7 +27,7 @@ from cwdpo.errors import DataError
 from cwdpo.evaluation.measuring import Progress
 from cwdpo.models.saving import remove_litter
 from cwdpo.phases import PhaseClock, phase
-from cwdpo.probes.keeping import StageFiles
+from cwdpo.probes.snapshots import StageFiles
 from cwdpo.recipes.evaluating import check_evaluation, evaluate_run, is_evaluated
 from cwdpo.recipes.preflight import (
     check_answers,

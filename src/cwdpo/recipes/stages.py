@@ -23,7 +23,7 @@ from cwdpo.config.recipe_file import dump_recipe
 from cwdpo.data.encode import EncodedMemory
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, FeatureCache, features_of, make_engine, separate_engine
-from cwdpo.errors import ConfigError, UserError
+from cwdpo.errors import ConfigError, UserError, about
 from cwdpo.models.adapters import add_lora, describe_base, load_adapter, quantization_config
 from cwdpo.models.checkpoints import has_checkpoint, whole_checkpoints
 from cwdpo.models.loading import load_policy, load_processor, some
@@ -169,27 +169,32 @@ def stage_trainer(context: RunContext, stage: Stage) -> StageTrainer:
 def recipe_processor(recipe: Recipe, checkpoint: Path | None = None) -> ProcessorMixin:
     """The processor of the recipe's model, or of the checkpoint that a stage left, with the limits on pixels."""
     source = checkpoint or recipe.model.name_or_path
-    processor = load_processor(source, trust_remote_code=recipe.model.trust_remote_code)
-    return set_pixel_limits(processor, recipe.data.min_pixels, recipe.data.max_pixels)
+    with about(None if checkpoint else "model.name_or_path"):
+        processor = load_processor(source, trust_remote_code=recipe.model.trust_remote_code)
+        return set_pixel_limits(processor, recipe.data.min_pixels, recipe.data.max_pixels)
 
 
 def load_start(config: ModelConfig, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
     """The policy as a stage finds it; the checkpoint, full or adapters on the base, is what the stage before left."""
     lora, quantization = config.lora, config.quantization
     own_weights = checkpoint is not None and lora is None
-    model = load_policy(
-        str(checkpoint) if own_weights else config.name_or_path,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        freeze_vision=config.freeze_vision,
-        trust_remote_code=config.trust_remote_code,
-        quantization=None if quantization is None else quantization_config(**asdict(quantization)),
-    )
+    with about("model.quantization"):
+        quantized = None if quantization is None else quantization_config(**asdict(quantization))
+    with about(None if own_weights else "model.name_or_path"):
+        model = load_policy(
+            str(checkpoint) if own_weights else config.name_or_path,
+            dtype=config.dtype,
+            attn_implementation=config.attn_implementation,
+            freeze_vision=config.freeze_vision,
+            trust_remote_code=config.trust_remote_code,
+            quantization=quantized,
+        )
     if lora is None:
         return model
     if checkpoint is not None:
         return load_adapter(model, checkpoint)
-    return add_lora(model, **asdict(lora), freeze_vision=config.freeze_vision)
+    with about("model.lora.target_modules"):
+        return add_lora(model, **asdict(lora), freeze_vision=config.freeze_vision)
 
 
 def run_engine(recipe: Recipe, run: RunDirectory, rows: Sequence[Row]) -> Engine:
@@ -308,7 +313,8 @@ def _probing(
         if probes.stop_on or probes.keep_best:
             raise ConfigError(
                 "probes.stop_on and probes.keep_best need the whole model in each process, which FSDP and ZeRO-3 "
-                "divide. Take them out, or train without sharding."
+                "divide. Take them out, or train without sharding.",
+                setting="probes.stop_on" if probes.stop_on else "probes.keep_best",
             )
         logger.warning("no probes: FSDP and ZeRO-3 divide the model. Use `cwdpo probe` on what the stage leaves.")
         return None
@@ -405,11 +411,12 @@ def wanted_loggers(trainer: Mapping[str, Any]) -> list[str]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean `{near[0]}`?" if near else f"Write none, all or a list of: {', '.join(known)}."
-            raise ConfigError(f"trainer.report_to: unknown logger `{name}`. {hint}")
+            raise ConfigError(f"trainer.report_to: unknown logger `{name}`. {hint}", setting="report_to")
         if name not in installed:
             raise ConfigError(
                 f"trainer.report_to names `{name}`, which is not installed. Run `pip install "
-                f"{_INSTALL.get(name, name)}`, or take it out of trainer.report_to."
+                f"{_INSTALL.get(name, name)}`, or take it out of trainer.report_to.",
+                setting="report_to",
             )
     return list(dict.fromkeys(names))
 

@@ -159,9 +159,9 @@ class AnswerTrainer(Trainer):
             optimizers=optimizers,
         )
         if args.max_tokens_per_batch is not None and self.is_deepspeed_enabled:
-            raise ConfigError(NO_PARTS)
+            raise ConfigError(NO_PARTS, setting="max_tokens_per_batch")
         if args.on_nonfinite == "skip" and self.is_deepspeed_enabled:
-            raise ConfigError(NO_SKIP)
+            raise ConfigError(NO_SKIP, setting="on_nonfinite")
         self.finite = FiniteSteps(self, skips=args.on_nonfinite == "skip")
         """Looks at each step last before its update, after all other callbacks."""
         self.finite.on_skip(self._metrics["train"].forget_step)

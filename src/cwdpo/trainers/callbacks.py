@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from cwdpo.models.checkpoints import rotate_checkpoints, seal_checkpoint
 from cwdpo.records import MetricName, RunDirectory, Stage, append_jsonl
-from cwdpo.trainer_view import TrainerView
+from cwdpo.trainer_protocol import TrainerProtocol
 
 Logs: TypeAlias = Mapping[str, Any] | None
 """What the Trainer logs at a step."""
@@ -50,7 +50,7 @@ class MetricsRecorder(TrainerCallback):
 class Sealing(TrainerCallback):
     """Seals each checkpoint when it is written, and only then removes the old ones."""
 
-    def __init__(self, trainer: TrainerView, directory: Path, limit: int | None) -> None:
+    def __init__(self, trainer: TrainerProtocol, directory: Path, limit: int | None) -> None:
         """``directory`` has the checkpoints; ``limit`` is the Trainer's ``save_total_limit``."""
         self.trainer, self.directory, self.limit = trainer, directory, limit
 

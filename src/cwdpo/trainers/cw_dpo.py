@@ -41,6 +41,21 @@ from cwdpo.trainers.steps import WHOLE, Step
 logger = logging.getLogger(__name__)
 
 
+def _refuse_together(args: CWDPOConfig, model: object, ref_model: object) -> None:
+    """Refuse, with a ConfigError, arguments that cannot stand together."""
+    if ref_model is not None and ref_model is model and not isinstance(model, str | Path):
+        raise ConfigError(
+            "ref_model is the model that is trained, so it would move with it. Leave ref_model out: the reference "
+            "is the model as it is when training starts."
+        )
+    if "image" in args.losses and args.max_tokens_per_batch is not None:
+        raise ConfigError(
+            "loss image compares two prompts, which max_tokens_per_batch would tear apart. Take it out, and lower "
+            "per_device_train_batch_size.",
+            setting="max_tokens_per_batch",
+        )
+
+
 class CWDPOTrainer(AnswerTrainer):
     """Stage 2: fine-tune with cooling-weighted DPO, or another preference loss, against a frozen reference.
 
@@ -52,6 +67,17 @@ class CWDPOTrainer(AnswerTrainer):
     required: Sequence[Role] = (Role.CHOSEN, Role.REJECTED)
     predicted: Mapping[Role, str] = {Role.CHOSEN: "rewards/chosen", Role.REJECTED: "rewards/rejected"}
     args: CWDPOConfig
+
+    floor: float | None = None
+    """l_floor in nats per token, once it is measured."""
+
+    reference: Reference | None = None
+    """What the policy is measured against, once that is measured."""
+
+    _start: LiveReference | None = None
+    """The model that training started from, where it can be asked at any time."""
+
+    _measured: Measured | None = None
 
     def __init__(
         self,
@@ -93,22 +119,12 @@ class CWDPOTrainer(AnswerTrainer):
             also_right: rows that this stage does not train on; a right answer in them is no negative either.
             others: ``tokenizer``, an older name of ``processing_class``; ``engine``, ``encoded``.
         """
-        args = args or CWDPOConfig(output_dir="cw-dpo")
-        args = take_arguments(args, CWDPOConfig, trainer="CWDPOTrainer")
-        if ref_model is not None and ref_model is model and not isinstance(model, str | Path):
-            raise ConfigError(
-                "ref_model is the model that is trained, so it would move with it. Leave ref_model out: the reference "
-                "is the model as it is when training starts."
-            )
+        args = take_arguments(args or CWDPOConfig(output_dir="cw-dpo"), CWDPOConfig, trainer="CWDPOTrainer")
+        _refuse_together(args, model, ref_model)
         self.loss_weights: Mapping[PreferenceLoss, float] = args.losses
         """The weight of each loss in the sum."""
         self._loss_settings: Mapping[str, float] = asdict(args.loss_parameters)
         self.crops = "image" in self.loss_weights
-        if self.crops and args.max_tokens_per_batch is not None:
-            raise ConfigError(
-                "loss image compares two prompts, which max_tokens_per_batch would tear apart. Take it out, and lower "
-                "per_device_train_batch_size."
-            )
         super().__init__(
             model,
             args,
@@ -129,32 +145,30 @@ class CWDPOTrainer(AnswerTrainer):
         if ref_model is not None:
             loaded = take_reference(ref_model, loading=args.loading_options())
             self.ref_model = nn.Module.to(loaded, self.args.device)
-        self.floor: float | None = None
-        """l_floor in nats per token, once it is measured."""
-        self.reference: Reference | None = None
-        """What the policy is measured against, once that is measured."""
-        self._start: LiveReference | None = None
-        """The model that training started from, where it can be asked at any time."""
-        self._measured: Measured | None = None
         self.running: RunningMeans | None = None
         """What a loss compares a step with, if it does."""
         if {"bco", "beta_dpo"} & self.loss_weights.keys():
             self.running = RunningMeans(beta=self.args.beta, momentum=self.args.running_momentum)
-            self.add_callback(self.running)
-        self.on_policy: OnPolicy | None = None
+        self.on_policy = self._on_policy(judge=judge, sampler=sampler, also_right=also_right)
+        for callback in (self.running, self.on_policy):
+            if callback is not None:
+                self.add_callback(callback)
+
+    def _on_policy(self, *, judge: Judge | None, sampler: Sampler | None, also_right: Sequence[Row]) -> OnPolicy | None:
+        """What samples negatives while the policy trains, if the settings want any."""
         negatives = self.args.negatives()
-        if negatives is not None:
-            self.on_policy = OnPolicy(
-                self,
-                negatives,
-                Path(self.args.on_policy_dir or f"{self.args.output_dir}/negatives"),
-                processor=self.processing_class,  # type: ignore[arg-type]
-                cools=self.cools,
-                judge=judge,
-                sampler=sampler,
-                also_right=also_right,
-            )
-            self.add_callback(self.on_policy)
+        if negatives is None:
+            return None
+        return OnPolicy(
+            self,
+            negatives,
+            Path(self.args.on_policy_dir or f"{self.args.output_dir}/negatives"),
+            processor=self.processing_class,  # type: ignore[arg-type]
+            cools=self.cools,
+            judge=judge,
+            sampler=sampler,
+            also_right=also_right,
+        )
 
     @classmethod
     def metrics_of(cls, args: CWDPOConfig) -> Sequence[StepMetric]:
@@ -365,7 +379,8 @@ class CWDPOTrainer(AnswerTrainer):
         if self.is_sharded:
             raise ConfigError(
                 "reference is live, which keeps a whole second model in each process, where FSDP or ZeRO-3 divide the "
-                "first. Write `reference: cached`, which is the default (ld_dpo needs live), or train with ZeRO-2."
+                "first. Write `reference: cached`, which is the default (ld_dpo needs live), or train with ZeRO-2.",
+                setting="stage2.reference",
             )
         if self.ref_model is None and isinstance(self.model, PeftModel):
             return StartingAdapter(self.model, self.engine)

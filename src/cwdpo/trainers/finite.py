@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from cwdpo.batch import Batch, Integers
 from cwdpo.errors import UserError
-from cwdpo.trainer_view import TrainerView
+from cwdpo.trainer_protocol import TrainerProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class FiniteSteps(TrainerCallback, ExportableState):
     the update and scaling less; here they count only once it scales no more.
     """
 
-    def __init__(self, trainer: TrainerView, *, skips: bool) -> None:
+    def __init__(self, trainer: TrainerProtocol, *, skips: bool) -> None:
         """``skips``: leave such a step out and go on, instead of a UserError that names its rows."""
         self.trainer, self.skips = trainer, skips
         self.skipped = 0

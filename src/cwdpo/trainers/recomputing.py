@@ -24,7 +24,7 @@ from cwdpo.engine.layout import Cost, parts_within, select_prompts
 from cwdpo.memory import free_memory, human_bytes, processes_here
 from cwdpo.models.parts import bare_model
 from cwdpo.records import object_in, write_json
-from cwdpo.trainer_view import TrainerView
+from cwdpo.trainer_protocol import TrainerProtocol
 from cwdpo.trainers.sharding import divides_gradients
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class StepRows:
     """As ``max_tokens_per_batch``."""
 
 
-def decide_recomputing(trainer: TrainerView, rows: StepRows, checkpoint: str | None) -> bool:
+def decide_recomputing(trainer: TrainerProtocol, rows: StepRows, checkpoint: str | None) -> bool:
     """Whether training has to recompute activations, the same on all ranks; the log says why.
 
     Neither weights nor random numbers are changed. Training that goes on from a ``checkpoint`` does as it did before.
@@ -73,7 +73,7 @@ def decide_recomputing(trainer: TrainerView, rows: StepRows, checkpoint: str | N
     return is_on
 
 
-def _decide(trainer: TrainerView, rows: StepRows) -> tuple[bool, str]:
+def _decide(trainer: TrainerProtocol, rows: StepRows) -> tuple[bool, str]:
     """Whether the longest rows need it in one step, and why."""
     data, lengths, device = trainer.train_dataset, rows.lengths(), trainer.args.device
     if not data:
@@ -146,7 +146,7 @@ def memory_room(device: torch.device) -> int:
     return free + int(card.memory_reserved(device)) - int(card.memory_allocated(device))
 
 
-def trial_fits(trainer: TrainerView, passes: Sequence[Batch], *, reserved: int) -> bool:
+def trial_fits(trainer: TrainerProtocol, passes: Sequence[Batch], *, reserved: int) -> bool:
     """Whether log-probs of some batches and their gradients have room, all together and beside ``reserved`` bytes; the
     gradients are dropped.
 

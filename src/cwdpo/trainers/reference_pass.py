@@ -24,7 +24,7 @@ from cwdpo.data.rows import Row
 from cwdpo.engine.layout import select_answers
 from cwdpo.errors import UserError
 from cwdpo.reference import ReferenceCache
-from cwdpo.trainer_view import TrainerView
+from cwdpo.trainer_protocol import TrainerProtocol
 from cwdpo.trainers.steps import estimate_row_tokens, row_tokens
 
 Logprobs: TypeAlias = Callable[[Batch], AnswerLogprobs]
@@ -50,7 +50,7 @@ class ReferencePass:
 
     def __init__(
         self,
-        trainer: TrainerView,
+        trainer: TrainerProtocol,
         cache: ReferenceCache,
         *,
         batch_size: int,
@@ -161,7 +161,7 @@ def _with_crops(batch: Batch) -> list[Batch]:
 
 @torch.no_grad()
 def agree_on_engine(
-    trainer: TrainerView,
+    trainer: TrainerProtocol,
     model: nn.Module,
     rows: RowDataset | None,
     collate: Callable[[Sequence[tuple[int, Row]]], Batch],

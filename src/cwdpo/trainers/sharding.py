@@ -52,7 +52,8 @@ def refuse_one_process(args: TrainingArguments) -> None:
     if what is not None and args.parallel_mode != ParallelMode.DISTRIBUTED:
         raise ConfigError(
             f"trainer.{what} divides the model among processes, and there is one. Start several with `torchrun "
-            f"--nproc-per-node N -m cwdpo train RECIPE`, or take {what} out."
+            f"--nproc-per-node N -m cwdpo train RECIPE`, or take {what} out.",
+            setting=what,
         )
 
 
@@ -90,13 +91,15 @@ def check_sharding(accelerator: Accelerator) -> None:
     if fsdp is not None and fsdp.fsdp_version == 1:
         raise ConfigError(
             "FSDP version 1 frees the output embeddings before the log-probs of answers are read with them. "
-            "Write `fsdp_config: {version: 2}`, which is the default."
+            "Write `fsdp_config: {version: 2}`, which is the default.",
+            setting="fsdp_config",
         )
     if fsdp is not None and fsdp.cpu_ram_efficient_loading:
         raise ConfigError(
             "cpu_ram_efficient_loading gives the weights to the first process alone, but each has the whole model when "
             "it computes its share of the reference. Write `fsdp_config: {cpu_ram_efficient_loading: false}`, which is "
-            "the default; with `accelerate config`, answer no to it."
+            "the default; with `accelerate config`, answer no to it.",
+            setting="fsdp_config",
         )
 
 

@@ -83,13 +83,17 @@ def check_best_metric(args: TrainingArguments, metrics: Sequence[StepMetric], se
         if inside is None:
             raise ConfigError(
                 f"metric_for_best_model is {wanted!r}, but several sets are evaluated. Name one of them: "
-                f"eval_{sets[0]}_{name}."
+                f"eval_{sets[0]}_{name}.",
+                setting="metric_for_best_model",
             )
         name = inside
     if name not in names and not name.startswith("probes/"):
         near = difflib.get_close_matches(name, sorted(names), n=1)
         hint = f"Did you mean {near[0]}?" if near else f"Evaluations have {', '.join(sorted(names))}."
-        raise ConfigError(f"metric_for_best_model is {wanted!r}, which no evaluation of this stage has. {hint}")
+        raise ConfigError(
+            f"metric_for_best_model is {wanted!r}, which no evaluation of this stage has. {hint}",
+            setting="metric_for_best_model",
+        )
 
 
 def histogram(values: Tensor) -> list[int]:

@@ -1,6 +1,7 @@
 """Gentle negatives: an answer with exactly one minor error, and everything else as it was.
 
-Start at :func:`gentle_negative`; it needs neither model nor torch. :mod:`cwdpo.negatives.long_jobs` asks a server.
+Start at :func:`gentle_negative`; it needs neither model nor torch.
+:mod:`cwdpo.negatives.offline_generation` asks a server.
 """
 
 import random

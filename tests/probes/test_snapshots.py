@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cwdpo.probes.keeping import BestReading, SafestReading, margin
+from cwdpo.probes.snapshots import BestReading, SafestReading, margin
 
 
 def reading(chosen: float, gentle: float | None = None, rejected: float | None = None) -> list[dict[str, Any]]:

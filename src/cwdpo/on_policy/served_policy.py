@@ -37,7 +37,8 @@ class ServedPolicy:
         if not isinstance(model, PeftModel):
             raise ConfigError(
                 "negatives.endpoint needs `model: {lora: ...}`: a server can load an adapter, not a whole model. Add "
-                "lora, or take the endpoint out."
+                "lora, or take the endpoint out.",
+                setting="negatives.endpoint",
             )
         self.model, self.endpoint, self.directory = model, endpoint, directory
         self._server = ServerSampler(endpoint, sampling)

@@ -1,4 +1,4 @@
-"""What on-policy sampling, probes and the reference pass need of a trainer: a small view, so that none imports it."""
+"""What on-policy sampling, probes and the reference pass need of a trainer, so that none imports it."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -12,7 +12,7 @@ from cwdpo.data.encode import Encoder
 from cwdpo.engine import Engine
 
 
-class TrainerView(Protocol):
+class TrainerProtocol(Protocol):
     """A ``transformers.Trainer`` whose batch is prompts with answers. Both stages' trainers are one."""
 
     probe_metrics: Callable[[], dict[str, float]] | None

@@ -10,7 +10,7 @@ import pytest
 from cwdpo.data.rows import Row
 from cwdpo.errors import DataError, UserError
 from cwdpo.generation import Generated, Sampling
-from cwdpo.negatives.long_jobs import write_samples
+from cwdpo.negatives.offline_generation import write_samples
 
 HOW = Sampling(k=1, temperature=1.0, top_p=1.0, max_new_tokens=9, batch_size=2)
 
@@ -47,7 +47,7 @@ def raising(rows: Sequence[Row], answers: Sequence[str]) -> list[bool]:
 @pytest.mark.parametrize(
     ("judge", "message"),
     [
-        (raising, r"the judge failed: RuntimeError: no such picture \(test_long_jobs.py:\d+\)"),
+        (raising, r"the judge failed: RuntimeError: no such picture \(test_offline_generation.py:\d+\)"),
         (lambda rows, answers: [], "the judge failed: ValueError: .*2 answers and gave 0"),
         (lambda rows, answers: None, "the judge failed: TypeError"),
     ],
