@@ -132,7 +132,7 @@ class DataConfig:
 
     image_root: Annotated[str | list[str] | None, Called("a directory, a list of directories, or null")] = None
     """Where relative image paths start, by default the data file's own directory. No other directory is read from; of
-    several, names start at the first, and all may be read."""
+    several, all are, and a name that is not in the first is looked for in the others."""
 
     stage1_fraction: Annotated[float, limit(above=0, at_most=1, advice="To skip a stage, leave it out.")] = 0.75
     """Share of the training rows that stage 1 sees; stage 2 sees the others (the paper's 75/25)."""

@@ -56,8 +56,9 @@ def check_settings(recipe: Recipe, run: RunDirectory, *, elsewhere: bool = False
         check_trainer_section(values, known, lambda path: "recipe", path=tuple(section.split(".")))
         engine = values.get("deepspeed")
         if isinstance(engine, str) and engine.endswith(".json") and not Path(engine).is_file():
-            text = f"{section}.deepspeed is {engine!r}, but there is no such file. {path_advice(engine)}"
-            raise ConfigError(text, setting=f"{section}.deepspeed")
+            name = f"{section}.deepspeed"
+            why = f"{name} is {engine!r}, but there is no such file. {path_advice(engine)}"
+            raise ConfigError(why, setting=name)
     for stage in recipe.stages:
         try:
             _try(recipe, run, stage, elsewhere=elsewhere)
