@@ -37,6 +37,7 @@ def test_steps_beside_trl(tmp_path: Path) -> None:
     assert ways[4:] == [f"{way}, checkpointing" for way in ways[:4]]
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_takes_too_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(bench: Bench) -> Iterator[Found]:
         yield "something", "ms", 1.5

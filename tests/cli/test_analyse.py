@@ -80,6 +80,7 @@ def test_adapters_reference_and_sft_without_negatives(
     assert code == 0
 
 
+@pytest.mark.slow
 def test_saved_adapters_train_alone(run: Run, data: Path, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     adapted = add_lora(load_policy(tiny("llava"), dtype="float32"), r=2, alpha=4)
     adapted.save_pretrained(str(tmp_path / "adapters"))

@@ -153,6 +153,7 @@ def test_bad_recipes(train: Train, tmp_path: Path) -> None:
     assert_message(train(data={"train": "nothing.jsonl"}), f"{tmp_path}/nothing.jsonl: no such file")
 
 
+@pytest.mark.slow
 def test_models_that_are_none(train: Train, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
     text_only = tmp_path / "text_only"
     text_only.mkdir()
@@ -225,6 +226,7 @@ def test_a_disk_that_is_full_while_saving(strategy: str, expected: str, train: T
     assert snapshot(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_code_of_a_checkpoint_runs_only_where_it_is_trusted(
     train: Train, tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_model_beside_itself_differs_in_nothing(tiny: Callable[[str], Path], d
     assert found["words"] == "No difference beyond chance in 8 measures."
 
 
+@pytest.mark.slow
 def test_a_model_alone(tiny: Callable[[str], Path], data: Path) -> None:
     said = cwdpo(tiny("llava"), "--data", data, "--no-generate", "--rows", 4)
     assert "4 rows" in said

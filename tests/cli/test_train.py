@@ -100,6 +100,7 @@ def test_wrong_settings_of_stage_2_do_not_wait_for_stage_1(words: list[str], exp
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_start_that_failed_is_no_obstacle_to_the_next(train: Train, tmp_path: Path) -> None:
     """Whatever fails before the trainer stands leaves nothing that the corrected command would stumble over."""
     code, err = train("--model.name_or_path", tmp_path / "data")

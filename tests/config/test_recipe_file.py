@@ -327,6 +327,7 @@ def test_a_floor_rule_is_kept_in_one_spelling(written: str, kept: str) -> None:
     assert CoolingConfig(floor=kept).floor == kept
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(trainer=trainers, floor=st.floats(-1e6, 0) | st.just("mean"), seed=st.integers(0, 2**32 - 1))
 def test_what_is_written_reads_back_equal(

@@ -67,6 +67,7 @@ def test_templates_that_draw_at_random_are_refused(template: str) -> None:
         with_fixed_clock(template, NIGHT)
 
 
+@pytest.mark.slow
 def test_encoders_have_the_time_they_are_made_in(processor_of: Callable[[str], Any]) -> None:
     processor = copy.deepcopy(processor_of("llava"))
     processor.chat_template = "{{ strftime_now('%d %b. ') }}" + processor.chat_template

@@ -22,6 +22,7 @@ from cwdpo.demo.world import (
 )
 
 
+@pytest.mark.slow
 def test_gentle_changes_one_attribute_of_one_thing_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     changed: Counter[str] = Counter()

@@ -176,6 +176,7 @@ def test_lines_are_lines_whatever_the_file_is_called(tmp_path: Path, mark: str) 
     assert (len(recording.readings), recording.notes) == (len(RUNS[0]), [])
 
 
+@pytest.mark.slow
 def test_time_grows_no_faster_than_length() -> None:
     """10 times the lines in far less than 100 times the time; the figure itself is in docs/diagnosis.md."""
 

@@ -42,6 +42,7 @@ def example() -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 def test_an_engine_of_ones_own_computes_a_stage(example: dict[str, Any], make_trainer: Make) -> None:
     engine = example["CountingEngine"](make_engine("plain"))
     trainer = make_trainer(1, max_steps=1, objective="plain")
@@ -95,6 +96,7 @@ def test_a_sign_of_ones_own_says_what_it_lacks(example: dict[str, Any]) -> None:
         example["forgets_to_stop"](stage)
 
 
+@pytest.mark.slow
 def test_a_source_of_negatives_of_ones_own_is_trained_on(example: dict[str, Any], make_trainer: Make) -> None:
     trainer = make_trainer(
         2,

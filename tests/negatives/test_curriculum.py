@@ -28,6 +28,7 @@ def taken_by_hand(values: list[float], quarter: int) -> list[int]:
     return taken
 
 
+@pytest.mark.slow
 @given(values=lbars, level=quarters)
 def test_the_nearest_rank_comes_first(values: list[float], level: float) -> None:
     assert order_by_level(values, level) == taken_by_hand(values, int(4 * level))

@@ -95,6 +95,7 @@ def test_what_is_there_and_fits_is_not_measured_again(
     assert is_evaluated(finished, replace(recipe, evaluate=None))
 
 
+@pytest.mark.slow
 def test_mistakes_are_found_before_training(recipe: Recipe, tmp_path: Path) -> None:
     check_evaluation(recipe)
     assert recipe.evaluate is not None

@@ -88,6 +88,7 @@ def test_a_seed_repeats(text: str, seed: int) -> None:
     assert made(text, None, seed) == made(text, None, seed)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(text=st.text(max_size=60), seed=st.integers(0, 9))
 def test_any_text_is_survived(text: str, seed: int) -> None:
