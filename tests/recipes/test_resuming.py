@@ -195,7 +195,7 @@ def test_other_rows_are_refused(in_stage1: Path, copy: Any, train: Train) -> Non
     [
         (["--trainer.learning_rate", "1e-2"], "learning_rate", "0.001, not 0.01"),
         (["--trainer.max_steps", "6"], "max_steps", "3, not 6"),
-        (["--trainer.num_train_epochs", "2"], "num_train_epochs", "its default, not 2"),
+        (["--trainer.weight_decay", "0.5"], "weight_decay", "its default, not 0.5"),
         (["--trainer.per_device_train_batch_size", "2"], "per_device_train_batch_size", "4, not 2"),
         (["--trainer.lr_scheduler_type", "cosine"], "lr_scheduler_type", "its default, not 'cosine'"),
     ],
