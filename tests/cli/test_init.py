@@ -87,6 +87,7 @@ def test_nothing_is_overwritten(run: Run, tmp_path: Path) -> None:
     code, _, err = run("init", "data/train.jsonl", "--model", "m")
     assert (code, err) == (2, "recipe.yaml exists already, and nothing is overwritten. Give another --out.\n")
     assert (tmp_path / "recipe.yaml").read_text() == "mine"
+    assert run("init", "--model", "m")[2].startswith("no rows. Name a file first")  # that comes first
 
 
 @pytest.mark.parametrize(

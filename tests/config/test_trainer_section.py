@@ -53,16 +53,23 @@ def test_what_the_trainer_takes_passes(section: dict[str, Any]) -> None:
         ({"max_steps": True}, "max_steps is true, but must be a whole number. Write one, such as 1."),
         (
             {"learning_rate": None},
-            "learning_rate is null, but must be a number. Try 1e-5; with 0 nothing would be learned.",
+            "learning_rate is null, but must be a number. Write a rate such as 1e-5; with 0 nothing is learned.",
         ),
         (
             {"learning_rate": float("nan")},
-            "learning_rate is nan, but must be > 0. Try 1e-5; with 0 nothing would be learned.",
+            "learning_rate is nan, but must be > 0 and <= 1. Write a rate such as 1e-5; with 0 nothing is learned.",
         ),
-        ({"learning_rate": 0}, "learning_rate is 0, but must be > 0. Try 1e-5; with 0 nothing would be learned."),
+        (
+            {"learning_rate": 0},
+            "learning_rate is 0, but must be > 0 and <= 1. Write a rate such as 1e-5; with 0 nothing is learned.",
+        ),
         (
             {"learning_rate": -1e-5},
-            "learning_rate is -1e-05, but must be > 0. Try 1e-5; with 0 nothing would be learned.",
+            "learning_rate is -1e-05, but must be > 0 and <= 1. Write a rate such as 1e-5; with 0 nothing is learned.",
+        ),
+        (
+            {"learning_rate": 5e6},
+            "learning_rate is 5000000.0, but must be > 0 and <= 1. Write a rate such as 1e-5; with 0 nothing is learned.",
         ),
         ({"report_to": 3}, "report_to is 3, but must be null or text or a list."),
         ({"save_total_limit": 0}, "save_total_limit is 0, but must be >= 1. Write null to keep all checkpoints."),

@@ -177,6 +177,17 @@ def test_notes(write_rows: WriteRows, tmp_path: Path) -> None:
     assert f"the same as {path}:1" in check_rows(path).notes[0].message
 
 
+def test_exchanged_answers_show_in_gentle_ones(write_rows: WriteRows) -> None:
+    right = {"prompt": "What?", "chosen": "a red disc on a table", "rejected": "rain", "gentle": "a red disc on a mat"}
+    wrong = right | {"chosen": "rain", "rejected": "a red disc on a table"}
+    path = write_rows(wrong, wrong | {"prompt": "Which?"}, right | {"prompt": "Who?"})
+    (note,) = check_rows(path).notes
+    assert note.name == "exchanged"
+    assert "`gentle` is nearer to `rejected` than to `chosen` in 2 of 3 rows" in note.message
+    assert notes(write_rows(wrong, right | {"prompt": "Who?"})) == []  # one in two may be chance
+    assert notes(write_rows({**wrong, "gentle": "fog"})) == []  # as near to both
+
+
 def test_an_id_of_two_rows(write_rows: WriteRows) -> None:
     path = write_rows({**FLAT, "id": "a"}, FLAT | {"prompt": "No id"}, {**FLAT, "id": "a", "rejected": "A cow."})
     assert notes(path) == [(3, "shared_id")]

@@ -246,6 +246,11 @@ ANSWER = {"role": "assistant", "content": "a"}
         (["x"], "a row is a list"),
         ({}, "not a known format"),
         ({"promt": "Hi", "chosen": "a"}, "keys are 'promt', 'chosen', which is not a known format"),
+        (
+            {"prompt": "Hi", "rejected": "a", "answer": "b"},
+            "rows.jsonl:3: `chosen` is missing; the row's keys are 'prompt', ",
+        ),
+        ({"images": [], "chosen": "a"}, "`prompt` is missing; the row's keys are"),
         ({**FLAT, "chosen": 3}, "`chosen` is 3 (int), but must be text"),
         ({**FLAT, "chosen": datetime(2026, 1, 2)}, "took a text for a time"),
         ({**FLAT, "chosen": None}, "`chosen` has no value (null)"),

@@ -175,7 +175,7 @@ def _tokens(rows: Iterable["RowReport"], limit: int | None) -> Table:
 def _model_table(facts: "ModelFacts", memory: Memory) -> Table:
     from cwdpo.memory import human_bytes
 
-    table = _plain_table(f"{facts['name_or_path']} ({facts['class']}, {facts['dtype']})")
+    table = _plain_table(f"{facts['name_or_path']} ({facts['class']}, stored as {facts['dtype']})")
     for name, part in facts["parts"].items():
         trained = "trained" if part["trainable"] else "frozen"
         table.add_row(name, f"{part['total']:,} weights, {trained} in full finetuning")

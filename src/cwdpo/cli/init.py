@@ -43,13 +43,13 @@ def init(
     Reads every row and counts its tokens; loads no weights. Next: cwdpo check RECIPE, cwdpo train RECIPE.
     """
     printed = str(out) == "-"
-    if not printed:
-        _check_free(out)
     foreign = _read_foreign(from_) if from_ is not None else None
     model = model or (str(foreign.settings.get("model.name_or_path") or "") if foreign is not None else "")
     if not model:
         raise ConfigError("no model. Add --model, a directory or a hub name such as Qwen/Qwen2.5-VL-3B-Instruct.")
     files = list(map(str, data or [])) or _files_of(foreign)
+    if not printed:
+        _check_free(out)
     quiet_libraries()
     from cwdpo.recipes.drafting import draft_recipe
     from cwdpo.recipes.memory import this_device

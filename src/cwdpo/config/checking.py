@@ -396,7 +396,7 @@ _MUST_BE: Mapping[str, Limit] = {
     "per_device_eval_batch_size": limit(at_least=1, advice="Write the number of rows in a step."),
     "gradient_accumulation_steps": limit(at_least=1, advice="Write 1 for no accumulation."),
     "dataloader_num_workers": limit(at_least=0, advice="Write 0 to load rows in the training process."),
-    "learning_rate": limit(above=0, advice="Try 1e-5; with 0 nothing would be learned."),
+    "learning_rate": limit(above=0, at_most=1, advice="Write a rate such as 1e-5; with 0 nothing is learned."),
     "save_total_limit": limit(at_least=1, advice="Write null to keep all checkpoints."),
 }
 """Limits where the Trainer itself would fail late or not at all."""

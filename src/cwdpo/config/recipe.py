@@ -134,7 +134,9 @@ class DataConfig:
     """Where relative image paths start, by default the data file's own directory. No other directory is read from; of
     several, all are, and a name that is not in the first is looked for in the others."""
 
-    stage1_fraction: Annotated[float, limit(above=0, at_most=1, advice="To skip a stage, leave it out.")] = 0.75
+    stage1_fraction: Annotated[
+        float, limit(above=0, at_most=1, advice="Write a share such as 0.75; to skip a stage, leave it out.")
+    ] = 0.75
     """Share of the training rows that stage 1 sees; stage 2 sees the others (the paper's 75/25)."""
 
     max_length: Annotated[int | None, limit(at_least=2, advice="Write null for the model's own limit.")] = None

@@ -46,9 +46,9 @@ class Notice:
     name: str
     """Stops training: ``unreadable_file``, ``unusable_row``, ``too_long``, ``nothing_to_learn``; of a recipe also
     ``missing_answer`` and ``settings``. Does not: ``duplicate``, ``shared_id``, ``contradiction``,
-    ``identical_answers``, ``gentle_is_chosen``, ``no_rejected``, ``split_tokens``, ``unknown_tokens``,
-    ``unread_column``, ``unread_key``, ``unread_kwarg``, ``media_tag``, ``json_text``; of a recipe also
-    ``not_held_out``."""
+    ``identical_answers``, ``gentle_is_chosen``, ``exchanged``, ``no_rejected``, ``split_tokens``,
+    ``unknown_tokens``, ``unread_column``, ``unread_key``, ``unread_kwarg``, ``media_tag``, ``json_text``; of a recipe
+    also ``not_held_out``."""
 
     message: str
     """What was found, beginning with the source, and what to do."""
@@ -147,7 +147,13 @@ def check_rows(
             "stops at them. Keep them for a recipe with stage1 alone, or add `rejected`."
         )
         report.notes.append(Notice(missing[0], "no_rejected", message))
-    elif report.rows and not checker.can_learn:
+    if 2 * checker.exchanged > sum(row.has_gentle for row in report.rows):
+        message = (
+            f"{path}: `gentle` is nearer to `rejected` than to `chosen` in {checker.exchanged} of {len(report.rows)} "
+            "rows, but should be `chosen` with one small error. Are `chosen` and `rejected` exchanged?"
+        )
+        report.notes.append(Notice(str(path), "exchanged", message))
+    if report.rows and not missing and not checker.can_learn:
         report.findings.append(Notice(str(path), "nothing_to_learn", f"{path}: {NOTHING_TO_LEARN}"))
     return report
 
@@ -164,6 +170,9 @@ class _Checker:
         self._ids: dict[str, tuple[bytes, str]] = {}
         self.can_learn = False
         """Whether any row so far has two different answers."""
+
+        self.exchanged = 0
+        """Rows whose gentle answer has more words of a rejected answer than of the chosen one."""
 
     def check(self, record: Record | DataError, source: str, roots: ImageRoots) -> None:
         try:
@@ -265,6 +274,9 @@ class _Checker:
         if row.gentle is not None and row.chosen.strip() == row.gentle.strip():
             same = "gentle is the same as chosen, but must hold one error. Take `gentle` out."
             self._note(row, "gentle_is_chosen", same)
+        elif row.gentle is not None and row.rejected:
+            near, *others = (_shared_words(row.gentle, answer) for answer in (row.chosen, *row.rejected))
+            self.exchanged += max(others) > near
         chosen = hash_of(row.chosen)
         for answer in map(hash_of, row.rejected):
             self._pairs.setdefault(hash_of(prompt, chosen, answer), row.source)
@@ -280,6 +292,17 @@ class _Checker:
 
     def _note(self, row: Row, name: str, message: str) -> None:
         self._report.notes.append(Notice(row.source, name, f"{row.source}: {message}"))
+
+
+def _shared_words(one: str, other: str) -> float:
+    """The share of words that two texts have in common, in any order: from 0 to 1.
+
+    Example:
+        >>> _shared_words("a red disc", "a blue disc")
+        0.5
+    """
+    words, others = set(one.lower().split()), set(other.lower().split())
+    return len(words & others) / max(len(words | others), 1)
 
 
 _ACTIVATIONS = 34

@@ -283,8 +283,11 @@ def _wrong_keys(keys: tuple[str, ...], known: Format | None) -> str | None:
     if known is None:
         words = [f"`{key}` as `{word}`" for key in keys if (word := _other_word(key)) not in (None, *keys)]
         advice = f"Name {' and '.join(words)}, as in" if words else "Write"
+        missing = "chosen" if "rejected" in keys else "prompt"
+        known_part = not words and missing not in keys and not {"chosen", "rejected"}.isdisjoint(keys)
+        first = f"`{missing}` is missing; " if known_part else ""
         shown_keys = shortened(", ".join(map(repr, keys)) or "none", 240)
-        return f"the row's keys are {shown_keys}, which is not a known format. {advice} {_EXAMPLE}."
+        return f"{first}the row's keys are {shown_keys}, which is not a known format. {advice} {_EXAMPLE}."
     if {*REPEATS} <= {*keys} and known.needs[0] in REPEATS:
         return "the row has both `conversations` and `messages`. Keep one of them."
     if "rejected" in keys and "rejected" not in (*known.needs, *known.reads):
