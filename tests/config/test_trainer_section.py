@@ -69,7 +69,8 @@ def test_what_the_trainer_takes_passes(section: dict[str, Any]) -> None:
         ),
         (
             {"learning_rate": 5e6},
-            "learning_rate is 5000000.0, but must be > 0 and <= 1. Write a rate such as 1e-5; with 0 nothing is learned.",
+            "learning_rate is 5000000.0, but must be > 0 and <= 1. Write a rate such as 1e-5; with 0 nothing is "
+            "learned.",
         ),
         ({"report_to": 3}, "report_to is 3, but must be null or text or a list."),
         ({"save_total_limit": 0}, "save_total_limit is 0, but must be >= 1. Write null to keep all checkpoints."),
