@@ -32,7 +32,8 @@ class Wanted(NamedTuple):
     write: str
     """What to write, where nothing at the path says it better."""
 
-    is_file: bool = False
+    is_file: bool | None = False
+    """Whether it is a file; None where it may be a directory, too."""
 
 
 MODEL = Wanted("a model is needed", "Write a model's directory (with config.json), or a hub name: owner/model.")
@@ -40,7 +41,7 @@ RUN_OR_MODEL = Wanted(
     "a run or a model is needed", "Write a run's directory, a model's (with config.json), or a hub name: owner/model."
 )
 RUN = Wanted("a run is needed", "Write a run's directory, the output_dir of its recipe.")
-READINGS = Wanted("a run is needed", "Write a run's directory, a trainer_state.json, or a JSONL file of logs.")
+READINGS = Wanted("a run is needed", "Write a run's directory, a trainer_state.json, or a JSONL file of logs.", None)
 ROWS = Wanted("rows are needed", "Write a .jsonl, .json, .parquet, .csv or .tsv file, or a folder of such.", True)
 GRID = Wanted("a grid is needed", "Write a YAML file with `recipe:` and `methods:`.", True)
 RECIPE = Wanted("a recipe is needed", "`cwdpo init DATA --model MODEL` makes one.", True)
@@ -82,7 +83,8 @@ def refusal(path: Path, wanted: Wanted, kind_of_error: type[UserError] = UserErr
         nowhere/a.png: no such file. There is no directory nowhere.
     """
     if not path.exists():
-        found = f"{path}: no such file." if wanted.is_file else f"there is no directory {path}."
+        either = f"{path}: no such file{'' if wanted.is_file else ' or directory'}."
+        found = f"there is no directory {path}." if wanted.is_file is False else either
         return kind_of_error(f"{found} {path_advice(path, otherwise=wanted.write)}")
     kind = kind_of(path)
     return kind_of_error(f"{path} is {kind}, and {wanted.needed}. {_instead(path, kind, wanted) or wanted.write}")
@@ -182,6 +184,8 @@ def _instead(path: Path, kind: Kind, wanted: Wanted) -> str | None:
         runs = _runs_in(path)
         with_model = [run for run in runs if _last_model(run) is not None]
         return _did_you_mean(runs if wanted in (RUN, READINGS) else with_model or runs)
+    if wanted == READINGS and (logged := [one for one in _below(path) if _has_logs(one)]):
+        return _did_you_mean(logged)
     if kind == "a folder of models" and of_model:
         return _did_you_mean(_models_below(path))
     if kind == "a model without its config.json" and of_model:
@@ -232,15 +236,25 @@ def _names(directory: Path) -> list[str]:
     return sorted(name for name in there if not name.startswith("."))
 
 
+def _below(directory: Path) -> list[Path]:
+    """What is in a directory, as far as it is looked into."""
+    return [directory / name for name in _names(directory)[:_MOST_BELOW]]
+
+
 def _runs_in(directory: Path) -> list[Path]:
     """The runs among the first directories of a directory."""
-    return [path for name in _names(directory)[:_MOST_BELOW] if _is_run(path := directory / name)]
+    return [path for path in _below(directory) if _is_run(path)]
+
+
+def _has_logs(directory: Path) -> bool:
+    """Whether a directory holds what a diagnosis reads, be it a run of ours or not."""
+    return RunDirectory(directory).metrics.is_file() or (directory / "trainer_state.json").is_file()
 
 
 def _models_below(directory: Path) -> list[Path]:
     """Models in a directory's directories, as in the snapshots of the hub's cache, or in theirs."""
-    children = [directory / name for name in _names(directory)[:_MOST_BELOW]]
-    below = [path / name for path in children if path.is_dir() for name in _names(path)[:_MOST_BELOW]]
+    children = _below(directory)
+    below = [each for path in children if path.is_dir() for each in _below(path)]
     return [path for path in [*children, *below] if _is_checkpoint(path)]
 
 

@@ -133,12 +133,12 @@ def test_run_directory_with_half_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("absent", None, "does not exist"),
+        ("absent", None, "absent: no such file or directory"),
         ("a.jsonl", "", "holds no reading yet"),
         ("a.jsonl", "half\n", "holds no reading yet"),
         ("a.json", "{", "is not readable JSON"),
         ("a.json", '{"epoch": 1}', "no list `log_history`"),
-        ("runs/dpo/metrics.jsonl", "{}", "It holds the runs dpo: give one of them"),
+        ("runs/dpo/metrics.jsonl", "{}", "runs is a directory, and a run is needed. Did you mean .*/runs/dpo"),
     ],
 )
 def test_bad_input_is_told(tmp_path: Path, name: str, content: str | None, message: str) -> None:
