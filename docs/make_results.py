@@ -261,10 +261,12 @@ is better in one regime and worse in the others, and so is each constant weight.
 regret in sampled answers is of one place: half of the pairs easy, at the highest rate. There a cooled pair goes on to
 imitate a chosen answer that is itself mediocre, while under DPO it has soon nothing left to teach.
 
-In the ablations, sampled negatives harm, and so hide what the other parts do. They take the place of half of the
-rejected answers; but here the chosen captions are the model's own, so that a sample is often no worse. A judge that
-leaves such samples out brings the loss back, and no more than that. Where chosen answers are not right, sample with a
-judge. After a first stage, at this learning rate, DPO does not fall apart in 80 steps either, and is ahead of
+In the ablations, where the chosen captions are right, cooling and sampled negatives each help a little, and nothing
+harms; no run is better there than its start, as these are few steps for a model that already knows the world. With
+the habit, sampled negatives harm, and so hide what the other parts do: they take the place of half of the rejected
+answers, but the chosen captions are the model's own there, so that a sample is often no worse. A judge that leaves
+such samples out brings the loss back, and no more than that. Where chosen answers are not right, sample with a judge.
+After a first stage, at this learning rate, DPO does not fall apart in 80 steps with the habit either, and is ahead of
 cooling."""
 
 LIMITS = """\
