@@ -30,7 +30,7 @@ def test_settings_of_the_method_are_taken_too(train: Train, tmp_path: Path) -> N
     ("settings", "expected"),
     [
         ({"learning_rate": "abc"}, "/r.yaml:14: trainer.learning_rate is 'abc', but must be a number."),
-        ({"learning_rate": -1}, "/r.yaml:14: trainer.learning_rate is -1, but must be > 0. Try 1e-5;"),
+        ({"learning_rate": -1}, "/r.yaml:14: trainer.learning_rate is -1, but must be > 0 and <= 1. Write a rate"),
         ({"max_steps": "abc"}, "/r.yaml:10: trainer.max_steps is 'abc', but must be a whole number."),
         ({"max_steps": 1.5}, "/r.yaml:10: trainer.max_steps is 1.5, but must be a whole number."),
         (
