@@ -1,19 +1,19 @@
 """``cwdpo audit``: what separates chosen from rejected answers without a look at the image."""
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from cwdpo.cli.options import ImageRootOption
+from cwdpo.cli.progress import bars
 from cwdpo.errors import DataError, UserError
 from cwdpo.records import RunDirectory, write_json
 
@@ -121,15 +121,8 @@ def _read_blind(model: str, rows: "list[Row]", batch_size: int) -> "tuple[list[B
     quiet_libraries()
     from cwdpo.evaluation.audit.blind import measure_blind
 
-    columns = (TextColumn("rows, all views"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        task = bars.add_task("rows", total=None)
-        return measure_blind(
-            model,
-            rows,
-            batch_size=batch_size,
-            progress=lambda done, total: bars.update(task, completed=done, total=total),
-        )
+    with bars() as on_progress:
+        return measure_blind(model, rows, batch_size=batch_size, progress=partial(on_progress, "rows, all views"))
 
 
 def _to_json(result: "Audit", data: Path, run: str | None) -> dict[str, Any]:
