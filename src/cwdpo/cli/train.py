@@ -35,17 +35,18 @@ def train(
     if recipe.startswith("-"):
         raise ConfigError(f"expected the recipe before {recipe}. Write: cwdpo train RECIPE {recipe} ...")
     from cwdpo.config.recipe_file import naming_lines, read_recipe
+    from cwdpo.data.reading import without_collector
 
-    settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
+    with without_collector():  # what imports make stays; to search it again and again takes a tenth of their time
+        settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
+        quiet_libraries()
+        from torch import distributed
 
-    quiet_libraries()
-    from torch import distributed
-
-    from cwdpo.recipes.evaluating import is_evaluated
-    from cwdpo.recipes.resuming import nothing_to_do
-    from cwdpo.recipes.run import run_recipe
-    from cwdpo.recipes.stages import is_main
-    from cwdpo.trainers.callbacks import StageProgress
+        from cwdpo.recipes.evaluating import is_evaluated
+        from cwdpo.recipes.resuming import nothing_to_do
+        from cwdpo.recipes.run import run_recipe
+        from cwdpo.recipes.stages import is_main
+        from cwdpo.trainers.callbacks import StageProgress
 
     run = RunDirectory(Path(settings.output_dir))
     if resume and is_main() and not run.has_begun:

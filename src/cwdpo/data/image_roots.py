@@ -75,9 +75,10 @@ class ImageRoots:
                 self._found[name] = found
         return found
 
-    def known(self, name: str) -> Path | None:
-        """What :meth:`find` gave for a name, if it remembers it."""
-        return self._found.get(name)
+    def known(self, names: Sequence[object]) -> tuple[Path, ...] | None:
+        """What :meth:`find` gave for each of the names; None where one is no name or is not remembered."""
+        found = [self._found.get(name) if isinstance(name, str) else None for name in names]
+        return tuple(found) if all(found) else None  # type: ignore[arg-type]  # paths alone, then
 
     def _resolve(self, name: str, source: str) -> Path:
         shown = shortened(name)
@@ -168,8 +169,6 @@ def read_image(value: Any, roots: ImageRoots, *, source: str, where: str) -> Ima
 
     ``where`` is its place for messages: ``"`images`[0]"``.
     """
-    if isinstance(value, str) and (known := roots.known(value)) is not None:
-        return known  # it was a path when it was seen first
     for _ in range(4):  # {"type": "image_url", "image_url": {"url": ...}} is two deep
         if not is_object(value):
             break

@@ -1,11 +1,12 @@
 """May this recipe continue that run? Only as the same experiment: what a stage began with holds to its end."""
 
 import dataclasses
-import json
 import logging
+import marshal
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import xxhash
 from PIL import Image
@@ -129,7 +130,7 @@ def check_same_rows(run: RunDirectory, data: DataConfig, rows: Sequence[Row], ev
     """Compare the rows with those that the run began with: texts, answers, names of images and the order count; what an
     image file holds does not, so that a damaged one can be replaced."""
     before = run.kept("rows").get("files", [])
-    if not before:
+    if not all("xxh3" in each for each in before) or not before:
         logger.warning("%s does not say which rows it began with, so they are not compared with today's.", run.root)
         return
     for was, now in zip(before, _contents(data, rows) + _contents(data, eval_rows or []), strict=False):
@@ -149,32 +150,34 @@ def _contents(data: DataConfig, rows: Sequence[Row]) -> list[dict[str, str | int
     found: list[dict[str, str | int]] = []
     for file, group in groupby(rows, key=lambda row: row.source.rpartition(":")[0]):
         root, count, digest = resolve_root(file, data.image_root).start, 0, xxhash.xxh3_128()
-        names: dict[Path, str] = {}  # of files that many rows share
+        names: dict[Path, str | list[str | int]] = {}  # of files that many rows share
         for count, row in enumerate(group, start=1):  # noqa: B007  # counted to the end
+            images = []
             for image in row.images:
-                if isinstance(image, Path) and image not in names:
-                    names[image] = _json(_name(image, root))
-            images = [names[image] if isinstance(image, Path) else _json(_name(image, root)) for image in row.images]
-            digest.update(_line(row, images).encode())
-        found.append({"file": file, "rows": count, "hash": digest.hexdigest()})
+                name = names.get(image) if isinstance(image, Path) else None
+                if name is None:
+                    name = _name(image, root)
+                    if isinstance(image, Path):
+                        names[image] = name
+                images.append(name)
+            digest.update(_packed(row, images))
+        found.append({"file": file, "rows": count, "xxh3": digest.hexdigest()})
     return found
 
 
-_json = json.JSONEncoder().encode  # of a text alone in a tenth of the time that it takes for lists
+def _packed(row: Row, images: Sequence[object]) -> bytes:
+    """A row as bytes that no other row has: turns, answers, names of images, and what only few rows have.
 
-
-def _line(row: Row, images: Sequence[str]) -> str:
-    """A row as JSON: turns, answers and names of images (as JSON already), then what only few rows have."""
+    ``marshal`` writes so in a third of the time of ``json``. Its version 2, unlike later ones, has no references, so
+    that equal values always give equal bytes.
+    """
     turns = [
-        f"[{_json(turn.role)}, [{', '.join([_json(p) if isinstance(p, str) else 'null' for p in turn.parts])}]]"
-        for turn in row.prompt
+        (turn.role, [p if isinstance(p, str) else None for p in turn.parts], turn.reasoning) for turn in row.prompt
     ]
-    others = ["null" if text is None else _json(text) for text in (row.gentle, row.longer, row.shorter, row.kind)]
-    answers = [_json(row.chosen), f"[{', '.join([_json(answer) for answer in row.rejected])}]", *others]
-    reasoning = [turn.reasoning for turn in row.prompt if turn.reasoning is not None]
-    further = [_json(reasoning), _json(repr(row.template_kwargs))] if reasoning or row.template_kwargs else []
-    lists = [f"[{', '.join(each)}]" for each in (turns, answers, images)]
-    return f"[{', '.join([*lists, *further])}]\n"
+    answers = (row.chosen, row.rejected, row.gentle, row.longer, row.shorter)
+    settings = repr(row.template_kwargs) if row.template_kwargs else None
+    packed: Any = (turns, answers, row.kind, images, settings)
+    return marshal.dumps(packed, 2)
 
 
 def _name(image: ImageSource, root: Path | None) -> str | list[str | int]:
