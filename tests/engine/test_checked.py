@@ -13,8 +13,8 @@ from tiny import MORE_NAMES, NAMES
 from tiny.prompts import load_model, make_batch, make_prompt
 
 from cwdpo.batch import Batch
+from cwdpo.engine import FeatureCache, make_engine, separate_engine
 from cwdpo.engine import checked as choice
-from cwdpo.engine import make_engine
 from cwdpo.engine.checked import check_engine, make_probe
 from cwdpo.engine.plain import PlainEngine
 from cwdpo.engine.tree import TreeEngine
@@ -85,6 +85,28 @@ def test_checked_once_a_kind_and_again_with_the_first_images(tiny: Tiny, monkeyp
         for batch in (text, text, image_batch(tiny("llava")), text, image_batch(tiny("llava"))):
             engine.logprobs(model, batch)
     assert len(seen) == len(engine.report["choices"]) == 2
+
+
+def test_what_one_engine_has_checked_another_takes_over(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its choice for the same kind of model and no other, and that kept features are wrong."""
+    model, batch = load_model(tiny("llava")), image_batch(tiny("llava"))
+    text = make_batch([make_prompt(tiny("llava"), 0)], [[3, 2]])
+    first = make_engine("auto", features=FeatureCache(memory_mb=10))
+    second = separate_engine(first, "auto", budget=None)
+    with torch.no_grad():
+        first.logprobs(model, batch)
+        first.report["choices"][0]["engine"] = "images_once"  # so that it can be recognised
+        first.features.refuse("wrong")  # type: ignore[attr-defined]
+        monkeypatch.setattr(choice, "check_engine", None)
+        found = second.logprobs(model, batch)
+        assert gap(found, token_logprobs(model, batch)) < 1e-5
+        assert (second.report["choices"], second.report["features"]["off"]) == ([], "wrong")
+        assert second._chosen == {choice._kind(model, batch): "images_once"}  # type: ignore[attr-defined]
+        monkeypatch.undo()
+        second.logprobs(model, text)
+        second.logprobs(model.to(torch.bfloat16), batch)
+    assert [made["images"] for made in second.report["choices"]] == [False, True]
+    assert len(first.report["choices"]) == 1
 
 
 @pytest.mark.parametrize(("precision", "ok"), [(torch.float32, False), (torch.bfloat16, True)])

@@ -13,7 +13,7 @@ the head              (in ``forward``) reads log-probs where answers are predict
 ====================  ================================================================================================
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -35,14 +35,16 @@ def make_engine(
     *,
     features: FeatureCache | None = None,
     on_choice: Callable[[dict[str, Any]], None] | None = None,
+    elsewhere: Mapping[str, Any] | None = None,
 ) -> Engine:
     """The engine of that name; ``auto`` is the fastest that gives exact numbers, ``tree`` the fastest or an error.
 
     ``features`` keeps the image features of frozen towers, except for ``plain``, which the others are compared with.
-    ``on_choice`` is called with the engine's report after each choice.
+    ``on_choice`` is called with the engine's report after each choice. ``elsewhere`` is the report of another engine,
+    whose choices are taken over.
     """
     if name != "plain":
-        return CheckedEngine(must_be_tree=name == "tree", features=features, on_choice=on_choice)
+        return CheckedEngine(must_be_tree=name == "tree", features=features, on_choice=on_choice, elsewhere=elsewhere)
     engine = PlainEngine()
     if features is not None:
         engine.report["features"] = "not kept by engine `plain`"
@@ -50,10 +52,11 @@ def make_engine(
 
 
 def separate_engine(other: Engine, name: Literal["auto", "plain", "tree"], *, budget: int | None) -> Engine:
-    """An engine that shares no state with another; it keeps as many image features, if that one keeps any."""
+    """An engine that changes nothing of another; it keeps as many image features, if that one keeps any, and does not
+    check again what that one has checked."""
     kept = other.report.get("features")
     features = FeatureCache(memory_mb=kept["memory_mb"]) if isinstance(kept, dict) else None
-    return within_budget(make_engine(name, features=features), budget)
+    return within_budget(make_engine(name, features=features, elsewhere=other.report), budget)
 
 
 def features_of(engine: Engine) -> FeatureCache | None:

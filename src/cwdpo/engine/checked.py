@@ -2,7 +2,7 @@
 images encoded once, else plain rows."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -73,8 +73,14 @@ class CheckedEngine:
         must_be_tree: bool = False,
         features: FeatureCache | None = None,
         on_choice: Callable[[dict[str, Any]], None] | None = None,
+        elsewhere: Mapping[str, Any] | None = None,
     ) -> None:
-        """With ``must_be_tree``, a ``ConfigError`` where the tree is not exact. Nothing runs before the first batch."""
+        """With ``must_be_tree``, a ``ConfigError`` where the tree is not exact. Nothing runs before the first batch.
+
+        ``elsewhere`` is another engine's :attr:`report`: what that one has chosen for a kind of model is not checked
+        again.
+        """
+        self._elsewhere = {} if elsewhere is None else elsewhere
         self._must_be_tree, self.features, self._on_choice = must_be_tree, features, on_choice
         self._engines: dict[str, TreeEngine | PlainEngine] = {
             "tree": TreeEngine(features=features),
@@ -82,7 +88,7 @@ class CheckedEngine:
             "images_once": PlainEngine(images_once=True, features=features),
             "plain": PlainEngine(),
         }
-        self._chosen: dict[tuple[Any, ...], str] = {}
+        self._chosen: dict[_Kind, str] = {}
         self.report: dict[str, Any] = {"asked": "tree" if must_be_tree else "auto", "choices": []}
         """What was chosen for which model, and the numbers that decided it."""
         if features is not None:
@@ -98,10 +104,20 @@ class CheckedEngine:
         bare = bare_model(model)
         kind = _kind(bare, batch)
         if kind not in self._chosen:
-            self._chosen[kind] = self._choose(model, bare, batch)
+            self._chosen[kind] = self._chosen_elsewhere(kind) or self._choose(kind, model, bare, batch)
         return self._engines[self._chosen[kind]]
 
-    def _choose(self, model: nn.Module, bare: PreTrainedModel, batch: Batch) -> str:
+    def _chosen_elsewhere(self, kind: "_Kind") -> str | None:
+        choices: Sequence[dict[str, Any]] = self._elsewhere.get("choices", [])
+        made = next((choice for choice in choices if asdict(kind).items() <= choice.items()), None)
+        if made is None:
+            return None
+        features = self._elsewhere.get("features", {})
+        if self.features is not None and "off" in features:
+            self.features.refuse(features["off"])
+        return str(made["engine"])
+
+    def _choose(self, kind: "_Kind", model: nn.Module, bare: PreTrainedModel, batch: Batch) -> str:
         # DDP's own forward would wait for ranks that check at another time
         asked = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         checks = {}
@@ -109,7 +125,7 @@ class CheckedEngine:
             checks[name] = self._check_with_features(name, asked, bare, batch)
             if _ok_everywhere(checks[name].ok, batch["answer_ids"].device):
                 break
-        self._record(name, bare, checks)
+        self._record(name, kind, checks)
         return name
 
     def _check_with_features(self, name: str, model: nn.Module, bare: PreTrainedModel, batch: Batch) -> Check:
@@ -144,10 +160,10 @@ class CheckedEngine:
                 raise
             return Check(False, f"{type(error).__name__}: {error}")
 
-    def _record(self, chosen: str, bare: PreTrainedModel, checks: dict[str, Check]) -> None:
-        model = type(bare).__name__
+    def _record(self, chosen: str, kind: "_Kind", checks: dict[str, Check]) -> None:
+        model = kind.model
         numbers = {name: asdict(check) for name, check in checks.items()}
-        self.report["choices"].append({"model": model, "engine": chosen, "checks": numbers})
+        self.report["choices"].append({**asdict(kind), "engine": chosen, "checks": numbers})
         if self._on_choice is not None:
             self._on_choice(self.report)
         failed = {name: check for name, check in checks.items() if not check.ok}
@@ -269,10 +285,20 @@ def _with_answers(one: Batch, answers: list[list[int]]) -> Batch:
     )
 
 
-def _kind(bare: PreTrainedModel, batch: Batch) -> tuple[Any, ...]:
-    text = bare.config.get_text_config()
+@dataclass(frozen=True)
+class _Kind:
+    """What decides which engine is exact."""
+
+    model: str
+    attention: str
+    dtype: str
+    images: bool
+
+
+def _kind(bare: PreTrainedModel, batch: Batch) -> _Kind:
+    attention = str(bare.config.get_text_config()._attn_implementation)
     images = has_images(batch) and not _several_processes()  # ranks must not check at different times
-    return type(bare), text._attn_implementation, bare.dtype, images
+    return _Kind(type(bare).__name__, attention, str(bare.dtype).removeprefix("torch."), images)
 
 
 def _is_divided(model: nn.Module) -> bool:
