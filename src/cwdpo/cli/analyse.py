@@ -8,7 +8,8 @@ from rich.console import Console
 
 from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.progress import bars
-from cwdpo.errors import ConfigError, UserError
+from cwdpo.errors import ConfigError
+from cwdpo.records import check_place
 
 
 def analyse(
@@ -51,9 +52,8 @@ def analyse(
             raise ConfigError(f"{name} is {value}, but must be a number > 0. Write for example {name} 1e-3.")
     if directions == 1:
         raise ConfigError("--directions 1 gives no error estimate. Write 64, or 0 to leave the kernel out.")
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already, and nothing is overwritten. Give another --out, or remove it first.")
-
+    if out is not None:
+        check_place(out, is_directory=True)
     from cwdpo.analysis.run import Settings, analyse_model, show_analysis, write_analysis
 
     settings = Settings(

@@ -416,7 +416,7 @@ def check_trainer_section(
             problems.append(f"{place}: '{full}' is not set here. {_ELSEWHERE[key]}")
         elif key not in known:
             problems.append(f"{place}: unknown key '{full}'{_advice_on_argument(key, known, path, paths)}")
-        elif wrong := _wrong_argument(key, value, known[key]):
+        elif wrong := wrong_argument(key, value, known[key]):
             problems.append(f"{place}: {full} is {wrong}")
     if problems:
         raise ConfigError("\n".join(problems))
@@ -437,8 +437,8 @@ def _advice_on_argument(key: str, known: Collection[str], path: KeyPath, paths: 
     return _suggestion(key, known, prefix, otherwise)
 
 
-def _wrong_argument(key: str, value: object, hint: object) -> str:
-    """What is wrong with a value, as the end of a sentence; empty if nothing is."""
+def wrong_argument(key: str, value: object, hint: object) -> str:
+    """What is wrong with the value of a training argument, as the end of a sentence; empty if nothing is."""
     if key in _FREE:
         return ""
     bounds = _MUST_BE.get(key)

@@ -25,7 +25,7 @@ from cwdpo.models.loading import load_config, load_processor
 from cwdpo.models.naming import find_checkpoint, local_directory
 from cwdpo.negatives.files import what_was_read
 from cwdpo.probes import StartDistributions
-from cwdpo.records import RunDirectory, write_json
+from cwdpo.records import RunDirectory, check_place, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +107,11 @@ def started_from(run: Path) -> str | None:
 
 def place_of(settings: Settings, out: Path | None) -> Place | None:
     """Where an evaluation is written: in the file that the user names, else in the run; None for another model."""
-    if out is not None:
-        return place_given(out, settings.question())
     run = RunDirectory(Path(settings.model))
-    return place_in_run(run, settings.question()) if run.recipe.is_file() else None
+    if out is None and not run.recipe.is_file():
+        return None
+    check_place(out or run.evaluation, is_new=False)
+    return place_in_run(run, settings.question()) if out is None else place_given(out, settings.question())
 
 
 def place_in_run(run: RunDirectory, question: Mapping[str, object]) -> Place:
@@ -132,8 +133,6 @@ def place_given(path: Path, question: Mapping[str, object]) -> Place:
         raise UserError(
             f"{path} exists already and is not this evaluation, so it is not overwritten. Give another --out."
         )
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no directory {path.parent}. Make it, or give another --out.")
     return Place(path, path.exists())
 
 
