@@ -42,8 +42,17 @@ def analyse(
 
     Weights are put back after every step; nothing is trained, and MODEL is not changed.
     """
+    from cwdpo.config import located_yaml
+    from cwdpo.config.checking import problem_with
     from cwdpo.config.recipe import CoolingConfig, Stage2Config
 
+    for option, value, needs in (("--beta", beta, "dpo"), ("--floor", floor, ""), ("--temperature", temperature, "")):
+        if value is not None and out is None and loss not in (needs, "cw_dpo"):  # the pictures show all three
+            raise ConfigError(f"{option} has no effect with --loss {loss}. Leave it out, or write --loss cw_dpo.")
+    if floor is not None and (
+        problem := problem_with(CoolingConfig, "floor", located_yaml.load_value(floor, "--floor"))
+    ):
+        raise ConfigError(f"--floor {problem}")
     etas = tuple(eta or [1e-3])
     beta = Stage2Config.beta if beta is None else beta
     temperature = CoolingConfig.temperature if temperature is None else temperature

@@ -56,6 +56,10 @@ def audit(
     """
     from cwdpo.models.naming import find_checkpoint
 
+    if rows is not None and run is None:
+        raise UserError(
+            "--rows has no effect without a RUN, as texts take no time. Write one after DATA, or leave it out."
+        )
     directory = RunDirectory(Path(run)) if run is not None and RunDirectory(Path(run)).recipe.is_file() else None
     if directory is not None:
         check_place(directory.audit, is_new=False)

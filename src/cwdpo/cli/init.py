@@ -9,6 +9,7 @@ import typer
 from cwdpo.cli.check import check_file
 from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.quiet import quiet_libraries
+from cwdpo.contents import kind_of
 from cwdpo.errors import ConfigError, DataError
 from cwdpo.records import check_place, write_text
 
@@ -47,6 +48,9 @@ def init(
     foreign = _read_foreign(from_) if from_ is not None else None
     model = model or (str(foreign.settings.get("model.name_or_path") or "") if foreign is not None else "")
     if not model:
+        models = [path for path in data or [] if path.is_dir() and kind_of(path) == "a model"]
+        if models:
+            raise ConfigError(f"{models[0]} is a model, and rows are needed there. Write --model {models[0]}.")
         raise ConfigError("no model. Add --model, a directory or a hub name such as Qwen/Qwen2.5-VL-3B-Instruct.")
     files = list(map(str, data or [])) or _files_of(foreign)
     if not printed:
