@@ -102,7 +102,7 @@ ANALYSE = ["analyse", "m", "--data", "d"]
         ([*ANALYSE, "--out", "/proc/a"], "/proc/a cannot be written ("),
         (
             ["bench", "--json", "/proc/a/b.json"],
-            "/proc/a/b.json: there is no directory /proc/a. Make it, or give anoth",
+            "/proc/a/b.json: there is no directory /proc/a. Make it, or give an",
         ),
         (["compare", "g.yaml", "--out", "/proc/a"], "/proc/a cannot be written ("),
         (["compare", "g.yaml", "--out", "run"], "run is a run, and a grid has many. Give another --out."),

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cwdpo.cli.quiet import quiet_libraries
+from cwdpo.cli.train import trainer_fields
 from cwdpo.errors import ConfigError
 from cwdpo.records import RunDirectory, check_place, write_json, write_text
 
@@ -35,7 +36,7 @@ def compare(
     check_place(out, is_directory=True, is_new=False)
     from cwdpo.compare.grid import cells, read_grid
 
-    wanted = read_grid(grid)
+    wanted = read_grid(grid, trainer_fields=None if table else trainer_fields)
     if not table:
         quiet_libraries()
         from cwdpo.compare.run import Progress, run_grid

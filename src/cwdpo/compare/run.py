@@ -135,6 +135,8 @@ def run_cells(
         if recipe.data.eval is None:
             raise ConfigError("nothing to measure on: name held-out rows in the recipe's data.eval.")
         found = measure(model, start=start, eval_rows=Path(recipe.data.eval), seed=cell.seed)
+        if cell.method != START and grid.target not in (names := {**found.rows, **found.numbers}):
+            raise ConfigError(f"target is {grid.target!r}, which is not measured. Write one of: {', '.join(names)}.")
         write_json(
             directory / "measured.json",
             {

@@ -124,7 +124,9 @@ def _built(
         for detail in error.errors(include_url=False):
             name = str(detail["loc"][0]) if detail["loc"] else ""
             if not name:  # settings that do not go together
-                note(path, str(detail["ctx"]["error"]))
+                error = detail["ctx"]["error"]
+                setting = getattr(error, "setting", None)
+                note((*path, setting) if setting in known else path, str(error))
             elif name not in seen:
                 what = _called(section, name)
                 text = _explain(detail, ready.get(name), known[name][1], name=f"{prefix}{name}", what=what)

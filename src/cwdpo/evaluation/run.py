@@ -15,6 +15,9 @@ from cwdpo import __version__
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.contents import VOCABULARY, refusal
 from cwdpo.data.image_roots import GivenRoots
+from cwdpo.data.reading import read_rows
+from cwdpo.data.repeats import rows_also_in
+from cwdpo.data.rows import Row
 from cwdpo.errors import DataError, UserError
 from cwdpo.evaluation.answers import Vocabulary
 from cwdpo.evaluation.measures import Result, measures
@@ -158,6 +161,7 @@ def evaluate_model(settings: Settings, progress: Progress = lambda what, done, t
     questions = read_questions(
         settings.data, image_root=settings.image_root, num_rows=settings.num_rows, seed=settings.seed
     )
+    _warn_of_training_rows(settings, [question.row for question in questions])
     if base is not None:
         _check_family(model, base, settings)
     start = None if base is None else StartDistributions(len(questions))
@@ -177,6 +181,24 @@ def evaluate_model(settings: Settings, progress: Progress = lambda what, done, t
         "skipped": results.skipped | NOT_OFFERED,
         "answers": _answers(questions, now, before),
     }
+
+
+def _warn_of_training_rows(settings: Settings, rows: Sequence[Row]) -> None:
+    """Log how many rows the run that is evaluated was trained on, where its files are still there."""
+    recipe = RunDirectory(Path(settings.model)).recipe
+    if not recipe.is_file():
+        return
+    data = read_recipe(recipe, warn=False).data
+    files = [data.train] if isinstance(data.train, str) else data.train
+    try:
+        shared = rows_also_in(
+            rows, (row for file in files for row in read_rows(Path(file), image_root=data.image_root))
+        )
+    except UserError:
+        return
+    if shared:
+        number, first = f"{len(shared)} of {len(rows)} rows", shared[0].source
+        logger.warning("%s were trained on, so they are not held out: the first is %s", number, first)
 
 
 def write_evaluation(found: Mapping[str, object], path: Path) -> None:

@@ -272,9 +272,9 @@ class Endpoint:
             self._failures += 1
         advice = " Start the server, or correct its address." if problem.startswith("Connect") else ""
         times = "once" if attempt == 0 else f"{attempt + 1} times; the last time"
-        error = EndpointError(f"{self.url}{path} failed {times}: {problem}.{advice}")
-        error.hopeless = is_absent
-        raise error
+        failure = EndpointError(f"{self.url}{path} failed {times}: {problem}.{advice}")
+        failure.hopeless = is_absent
+        raise failure
 
     def _within_deadline(self, method: str, path: str, body: Mapping[str, object] | None) -> httpx2.Response:
         """The whole answer; an error where it takes too long or is too large.

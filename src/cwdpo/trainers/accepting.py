@@ -118,7 +118,7 @@ def take_processor(
 
 
 def _processor_beside(model: object, *, trust_remote_code: bool) -> ProcessorMixin:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     name = model if isinstance(model, str | Path) else getattr(config, "name_or_path", None)
     if name:
         try:
