@@ -33,7 +33,7 @@ class Grid:
     recipe: Annotated[
         str,
         not_empty("Write the path of the recipe that all runs share."),
-        Called("the path of the recipe of all runs"),
+        Called("the path of a recipe"),
     ]
     """What all runs share; the path starts at the grid's own directory."""
 
