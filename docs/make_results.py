@@ -273,8 +273,7 @@ LIMITS = """\
 **How far this goes.** One small model (half a million weights) on drawn scenes, in regimes that were searched for. A
 constant weight near the one that cooling starts with does about as well where all negatives are hard; what the adaptive
 weight is for is the table of regrets over regimes. The pretrained model is small too, and its task narrow. Not measured
-yet: the ablations where chosen answers are right, pairs that the
-pretrained model samples itself, and a GPU."""
+yet: pairs that the pretrained model samples itself, and a GPU."""
 
 
 def beyond(gap: Score) -> bool:
