@@ -101,8 +101,8 @@ def test_a_run_is_another_when_anything_it_follows_from_changes(folder: Path) ->
     ],
 )
 def test_a_wrong_grid_is_refused_in_one_line(folder: Path, change: tuple[str, str], message: str) -> None:
+    (folder / "grid.yaml").write_text(GRID.replace(*change))
     with pytest.raises(ConfigError) as refused:
-        (folder / "grid.yaml").write_text(GRID.replace(*change))
         read_grid(folder / "grid.yaml", trainer_fields=lambda: {"learning_rate": float})
     assert message.replace("{folder}", str(folder)) in str(refused.value)
 
