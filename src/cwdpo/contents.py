@@ -157,7 +157,7 @@ def _instead(path: Path, kind: Kind, wanted: Wanted) -> str | None:
     run = next((above for above in path.absolute().parents[:3] if _is_run(above)), None)
     if kind == "a recipe" and of_model:
         made = _setting(path, "output_dir")
-        if made is not None and _is_run(Path(made)):
+        if made is not None and _is_run(Path(made).expanduser()):
             return f"Its run is {made}: write that."
         return f"Train it first: `cwdpo train {path}`."
     if kind == "a folder with a recipe" and of_model:

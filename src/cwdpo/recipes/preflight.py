@@ -228,16 +228,17 @@ _PATIENCE = 5.0
 
 
 def check_recipe(
-    path: Path, check: Callable[[Path, Path | None, Encoder | None], CheckReport]
+    path: Path, check: Callable[[Path, Path | None, Encoder | None], CheckReport], changes: Sequence[str] = ()
 ) -> tuple[CheckReport, ModelFacts, StepPlan]:
     """One report over all files of a recipe, the facts of its model, and how its steps are laid out.
 
     What only needs a GPU, and there is none here, is a note and stops nothing: a run may train on another machine.
 
-    ``check`` makes the report of one file, with an image root and an encoder. A UserError where a setting, or the
+    ``check`` makes the report of one file, with an image root and an encoder; ``changes`` are settings in the words of
+    a command line. A UserError where a setting, or the
     model, cannot be used.
     """
-    recipe = read_recipe(path, trainer_fields=argument_types)
+    recipe = read_recipe(path, changes, trainer_fields=argument_types)
     check_settings(recipe, RunDirectory(Path(recipe.output_dir)), elsewhere=True)
     lora = recipe.model.lora or LoraConfig()
     encoder, facts = read_model(
