@@ -106,7 +106,7 @@ def _refuse_settings(context: typer.Context) -> None:
         context.fail(f"Got unexpected extra argument ({' '.join(context.args)})")
     name = first.partition("=")[0]
     near = difflib.get_close_matches(name, [each for param in context.command.params for each in param.opts], n=1)
-    context.fail(f"No such option: {name}.{f' Did you mean {near[0]}?' if near else ''}")
+    context.fail(f"No such option: {name}{f' (Possible options: {near[0]})' if near else ''}")
 
 
 def check_file(data: Path, image_root: "GivenRoots", encoder: "Encoder | None") -> "CheckReport":

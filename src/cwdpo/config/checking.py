@@ -48,7 +48,9 @@ def build(
         problems.append(text if where is None else f"{where(place)}: {text}")
 
     def advise(unknown: KeyPath) -> str:
-        return replacement(unknown[-1], trainer_fields) or _advice_on_unknown(unknown, meant(unknown, paths, trainer_fields), paths)
+        return replacement(unknown[-1], trainer_fields) or _advice_on_unknown(
+            unknown, meant(unknown, paths, trainer_fields), paths
+        )
 
     built = _built(section, values, path, note, advise)
     if problems or built is None:
@@ -141,7 +143,7 @@ def _called(section: type, name: str) -> str:
 
 
 def _explain(detail: ErrorDetails, value: object, hint: object, section: type, name: str) -> str:
-    """What is wrong with a value of a section's setting, as it goes on after its ``name``, which may be the full one."""
+    """What is wrong with a value of a section's setting, as it goes on after its name, which may be the full one."""
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
     key = name.rpartition(".")[2]
@@ -177,8 +179,10 @@ def _wrong_item(value: Mapping[object, object], kinds: Sequence[object], name: s
         if key not in choices:
             near = _near_choice(key, choices, name)
             return f"has the key {shown(key)}, but its keys must be {describe_type(pair[0])}.{near}"
-        if {*_alternatives(pair[1])} == {float} and not (type(item) in (int, float)):
-            return f"has {key}: {shown(item)}, but must have {describe_type(pair[1])} there.{_as_number(item, (float,))}"
+        if {*_alternatives(pair[1])} == {float} and type(item) not in (int, float):
+            return (
+                f"has {key}: {shown(item)}, but must have {describe_type(pair[1])} there.{_as_number(item, (float,))}"
+            )
     return ""
 
 
@@ -222,7 +226,8 @@ def replacement(key: str, trainer_fields: TrainerFields | None) -> str:
 
 def meant(unknown: KeyPath, paths: Sequence[KeyPath], trainer_fields: TrainerFields | None) -> list[KeyPath]:
     """Which settings an unknown one may stand for, the likeliest first: one of the same section by a like name, one of
-    another section, one that other tools call so, or one of the Trainer's. Those with the same last name are in another place, the others slips.
+    another section, one that other tools call so, or one of the Trainer's. Those with the same last name are in another
+    place, the others slips.
 
     ``paths`` are the recipe's settings; without ``trainer_fields`` only the Trainer's other words are known.
 

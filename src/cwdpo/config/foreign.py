@@ -1,8 +1,8 @@
 """Configurations of TRL, LLaMA-Factory, ms-swift and axolotl: recognised, and said in a recipe's words.
 
 Each :class:`Dialect` is a table from a tool's names to ours. The same tables say what is meant where such a name, or
-the name of such a value, stands in a recipe or on the command line. Sources: the tools' own documentation of their arguments
-(TRL ``DPOConfig``, ``ModelConfig`` and ``ScriptArguments``; LLaMA-Factory ``hparams``; ms-swift command line
+the name of such a value, stands in a recipe or on the command line. Sources: the tools' own documentation of their
+arguments (TRL ``DPOConfig``, ``ModelConfig`` and ``ScriptArguments``; LLaMA-Factory ``hparams``; ms-swift command line
 parameters; axolotl config reference).
 """
 

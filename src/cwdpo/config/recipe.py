@@ -142,10 +142,14 @@ class DataConfig:
     max_length: Annotated[int | None, limit(at_least=2, advice="Write null for the model's own limit.")] = None
     """Most tokens in prompt and answer together; a longer row stops the run. Null takes the model's own limit."""
 
-    min_pixels: Annotated[int | None, limit(at_least=1, advice="Write such as 50176, or null for the processor's own limit.")] = None
+    min_pixels: Annotated[
+        int | None, limit(at_least=1, advice="Write such as 50176, or null for the processor's own limit.")
+    ] = None
     """Fewest pixels that the processor enlarges an image to; of processors with such limits, as Qwen-VL's."""
 
-    max_pixels: Annotated[int | None, limit(at_least=1, advice="Write such as 1048576, or null for the processor's own.")] = None
+    max_pixels: Annotated[
+        int | None, limit(at_least=1, advice="Write such as 1048576, or null for the processor's own.")
+    ] = None
     """Most pixels that it leaves an image; each 28 x 28 pixels are one token for Qwen2.5-VL, 32 x 32 for Qwen3-VL."""
 
     @property

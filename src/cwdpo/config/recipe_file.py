@@ -501,7 +501,9 @@ def _is_recipe_in_json(path: Path) -> bool:
             f"{path}:{error.lineno}: this is not valid JSON: {error.msg}. Correct it there, or save the recipe as YAML."
         ) from None
     keys = {each.name for each in dataclasses.fields(Recipe)}
-    return isinstance(values, dict) and (bool(keys & {*values}) or recognise(values) is not None)
+    if not isinstance(values, dict) or isinstance(values.get("data"), list):  # rows with a frame around them
+        return False
+    return bool(keys & {*values}) or recognise(values) is not None
 
 
 def _near_files(path: Path) -> str:
