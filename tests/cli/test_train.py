@@ -53,7 +53,7 @@ def test_settings_of_the_method_are_taken_too(train: Train, tmp_path: Path) -> N
         ),
         (
             {"load_best_model_at_end": True},
-            "stage1 cannot choose its best model: eval_strategy is no and save_strategy steps, but each checkpoint mu",
+            "trainer.load_best_model_at_end chooses among checkpoints that are evaluated, but in stage1 eval_strategy",
         ),
         ({"deepspeed": "ds.json"}, "trainer.deepspeed is 'ds.json', but there is no such file. Correct the path."),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "stage1 cannot use trainer.lr_scheduler_type, which is 'cosine"),

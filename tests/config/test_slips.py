@@ -119,7 +119,10 @@ def test_a_value_for_a_section_on_the_command_line(tmp_path: Path, words: tuple[
         ("--resume_from_checkpoint x", "unknown setting: run `cwdpo train RECIPE --resume`."),
         ("--dry-run", "--dry_run: unknown setting: run `cwdpo check RECIPE`, which trains nothing."),
         ("--num_processes 2", "start them with `torchrun --nproc-per-node N -m cwdpo train RECIPE`, see docs/gpus.md"),
-        ("--stage1.enabled false", "unknown setting: to switch a section off, write null in its place."),
+        (
+            "--stage1.enabled false",
+            "unknown setting: to switch a section off, write null in its place. As in --stage1 null.",
+        ),
         ("beta=0.2", "'beta=0.2' is not a setting. Write --beta 0.2."),
         ("stage2.beta 0.2", "'stage2.beta' is not a setting. Write --stage2.beta 0.2."),
         ("-beta 0.2", "'-beta' is not a setting. Write --beta 0.2."),

@@ -160,6 +160,13 @@ def test_images_with_another_separator(tmp_path: Path) -> None:
         peek_image(tmp_path / "images\\a.png", source="rows.jsonl:1")
 
 
+def test_a_pointer_in_place_of_parquet(tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "rows.parquet is a Git LFS pointer" in complaint(tmp_path / "rows.parquet")
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no more")
+    assert "rows.parquet: not a readable parquet file" in complaint(tmp_path / "rows.parquet")
+
+
 def test_directories_of_other_things(tmp_path: Path) -> None:
     for name in ("model/config.json", "adapters/adapter_config.json", "run/recipe.yaml", "run/metrics.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

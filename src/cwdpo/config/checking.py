@@ -173,9 +173,12 @@ def _example_of(section: type, key: str) -> str:
 
 def _wrong_item(value: Mapping[object, object], kinds: Sequence[object], name: str) -> str:
     """What is wrong in a section whose keys are words, such as losses with weights; empty for other types."""
-    pair = next((get_args(kind) for kind in kinds if get_origin(kind) is dict), None)
-    choices = _choices(_alternatives(pair[0])) if pair is not None else []
-    for key, item in value.items() if pair is not None and choices else ():
+    pairs = (get_args(kind) for kind in kinds if get_origin(kind) is dict)
+    pair = next((pair for pair in pairs if _choices(_alternatives(pair[0]))), None)
+    if pair is None:
+        return ""
+    choices = _choices(_alternatives(pair[0]))
+    for key, item in value.items():
         if key not in choices:
             near = _near_choice(key, choices, name)
             return f"has the key {shown(key)}, but its keys must be {describe_type(pair[0])}.{near}"

@@ -400,7 +400,8 @@ def _full_path(name: str, text: str, values: Mapping[str, Any], trainer_fields: 
     above = [path for path in known if path[-len(wanted) + 1 :] == wanted[:-1]]
     unknown = (*above[0], wanted[-1]) if len(wanted) > 1 and len(above) == 1 else wanted
     if instead := replacement(wanted[-1], trainer_fields):
-        raise ConfigError(f"--{name}: unknown setting{instead}")
+        example_of_null = f" As in --{'.'.join(wanted[:-1])} null." if "write null" in instead and wanted[1:] else ""
+        raise ConfigError(f"--{name}: unknown setting{instead}{example_of_null}")
     found = meant(unknown, known, trainer_fields)
     found = [each for path in found for each in _of_each_stage(path, values)]
     if not found:  # else `..._batch_size` is near to another

@@ -115,8 +115,8 @@ def read_parquet(path: Path, *, stored: bool = False) -> Rows:
             yield from with_stored_images(rows, ParquetTable(path), file.schema_arrow) if stored else rows
     except (pa.ArrowException, OSError) as problem:
         with path.open("rb") as raw:
-            other = other_kind(raw.read(32), path)
-        if other is not None and "parquet" not in other:
+            start = raw.read(32)
+        if not start.startswith(b"PAR1") and (other := other_kind(start, path)):
             raise DataError(other) from problem
         reason = f"not a readable parquet file: {problem}. Write it again, or give JSON lines."
         raise DataError(f"{path}: {reason}") from problem

@@ -39,6 +39,7 @@ from cwdpo.trainers.step_metrics import check_best_metric
 
 logger = logging.getLogger(__name__)
 
+_OF_A_GPU = re.compile(r"flash_attention_\d|/")  # and kernels of the hub: owner/name
 _ROWS_AT_A_TIME = TrainingArguments.per_device_train_batch_size
 
 _REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, OSError, KeyError, NotImplementedError)
@@ -261,7 +262,7 @@ def check_recipe(
     encoder, facts = read_model(
         recipe.model.name_or_path,
         lora.target_modules,
-        attn_implementation=attention if gpu or "flash" not in str(attention) else None,
+        attn_implementation=attention if gpu or not _OF_A_GPU.search(str(attention)) else None,
         trust_remote_code=recipe.model.trust_remote_code,
         max_length=recipe.data.max_length,
         pixels=(recipe.data.min_pixels, recipe.data.max_pixels),
@@ -300,7 +301,7 @@ def _needs_gpu(recipe: Recipe, path: Path) -> list[Notice]:
     if all(_setting(recipe, stage, "use_cpu", False) for stage in recipe.stages):
         wanted = []
     wanted += ["model.quantization"] if recipe.model.quantization is not None else []
-    wanted += ["model.attn_implementation"] if "flash" in str(recipe.model.attn_implementation) else []
+    wanted += ["model.attn_implementation"] if _OF_A_GPU.search(str(recipe.model.attn_implementation)) else []
     if not wanted:
         return []
     message = f"{path}: {_without_gpu(wanted, f'cwdpo train {path} ')}"
@@ -469,14 +470,15 @@ def _explained(recipe: Recipe, run: RunDirectory, stage: Stage, error: Exception
         reason = f"the package {package[1]} is not installed. Run `pip install {package[1]}`"
         which = ", ".join(names.values()) or "its trainer settings"
         return ConfigError(f"{stage} cannot use {which}: {reason}, or take it out.", setting=first)
-    if "load_best_model_at_end" in names.get(first or "", "") and "strategy to match" in reason:
+    if "load_best_model_at_end" in reason and "strategy to match" in reason:
         evaluated = _setting(recipe, stage, "eval_strategy", "no")
         saved = _setting(recipe, stage, "save_strategy", "steps")
         when = evaluated if evaluated != "no" else saved
+        name = _name(recipe, stage, "load_best_model_at_end")
         return ConfigError(
-            f"{stage} cannot choose its best model: eval_strategy is {evaluated} and save_strategy {saved}, but each "
-            f"checkpoint must be evaluated. Write `eval_strategy: {when}` and `save_strategy: {when}`.",
-            setting=first,
+            f"{name} chooses among checkpoints that are evaluated, but in {stage} eval_strategy is {evaluated} and "
+            f"save_strategy {saved}. Write `eval_strategy: {when}` and `save_strategy: {when}`.",
+            setting=name,
         )
     if not names:
         return ConfigError(f"the trainer settings of {stage} are refused: {reason}")
