@@ -7,6 +7,7 @@ FROM python:3.11-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 COPY . .
+# hadolint ignore=DL3013  # which torchvision there is follows from torch and the index
 RUN pip install --no-cache-dir "torch>=2.6" torchvision --index-url "$TORCH_INDEX" && pip install --no-cache-dir .
 WORKDIR /work
 ENTRYPOINT ["cwdpo"]

@@ -59,11 +59,12 @@ torture: setup  ## kills, full disks, second starts and random input, in many tr
 packages:  ## Debian packages for the tests that look at pages in a browser and at real emoji; without them these are skipped
 	$(call APT,$(TEST_PACKAGES))
 
-lint: setup  ## ruff, mypy, the import layers and the word list
+lint: setup  ## ruff, mypy, the import layers, the Dockerfile and the word list
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/codespell
 
 wheel: setup  ## build the wheel, and run its demo from an environment and a folder of its own

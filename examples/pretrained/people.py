@@ -6,6 +6,7 @@
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,6 +32,7 @@ ANSWERS = "answers.json"
 
 _LONGEST = 30  # tokens; the longest name has about 25
 _LIKELIHOOD_ROWS = 32
+_SAMPLES = 4
 
 
 def make(
@@ -40,6 +42,7 @@ def make(
     starts: Path,
     train: int = 128,
     held_out: int = 96,
+    own: bool = False,
     base: str = str(HERE / "base"),
     emoji: str = str(HERE / "data" / "emoji"),
 ) -> dict[str, str]:
@@ -51,6 +54,8 @@ def make(
         starts: not used: all seeds share one start.
         train: rows to train on, of different pictures: a name, a gentle negative, a mostly easy rejected answer.
         held_out: rows to measure on, whose rejected answer is always easy.
+        own: train on two of the start's own answers to each picture, see :func:`own_pairs`; a picture whose answers are
+            alike gives no row.
         base: the checkpoint that build.py made.
         emoji: the pictures and rows that build.py made.
     """
@@ -61,6 +66,8 @@ def make(
         rows = _choose(Path(emoji) / f"{split}.jsonl", count, random.Random(f"{seed} {split}"))
         for row in rows:
             shutil.copyfile(Path(emoji) / row["images"][0], directory / row["images"][0])
+        if own and split == "train":
+            rows = own_pairs(rows, directory, base=base, seed=seed)
         write_text(directory / f"{split}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return {
         "model.name_or_path": base,
@@ -77,6 +84,30 @@ def _choose(file: Path, count: int, rng: random.Random) -> list[dict[str, Any]]:
     if len(by_picture) < count:
         raise UserError(f"{file} has {len(by_picture)} pictures of people, but {count} are asked for. Ask for fewer.")
     return list(by_picture.values())[:count]
+
+
+def own_pairs(rows: Sequence[dict[str, Any]], directory: Path, *, base: str, seed: int) -> list[dict[str, Any]]:
+    """Rows whose chosen and rejected answers are two of :data:`_SAMPLES` that the model samples for the picture: the
+    first two that the name tells apart, by how many of ``exact``, ``tone`` and ``who`` are right. They have no gentle
+    negative, as the chosen answer is only better, and mostly not right."""
+    asked = directory / "asked.jsonl"
+    write_text(asked, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    policy, processor = load_checkpoint(base)
+    repeated = [row for row in read_rows(asked) for _ in range(_SAMPLES)]
+    said = generate_answers(
+        policy, processor, repeated, max_new_tokens=_LONGEST, temperature=1.0, seed=seed, warn_of_cut=False
+    )
+    scores = [sum(each) for each in zip(*judge(said, [row.chosen for row in repeated]).values(), strict=True)]
+    pairs = []
+    for place, row in enumerate(rows):
+        answers = list(zip(scores, said, strict=True))[place * _SAMPLES : (place + 1) * _SAMPLES]
+        (score, text), *others = answers
+        other = next((each for each in others if each[0] != score and each[1].strip() and text.strip()), None)
+        if other is not None:
+            (_, rejected), (_, chosen) = sorted([(score, text), other])
+            kept = {name: row[name] for name in ("id", "images", "prompt") if name in row}
+            pairs.append(kept | {"chosen": chosen, "rejected": rejected})
+    return pairs
 
 
 def measure(model: Path, *, start: Path, eval_rows: Path, seed: int) -> Outcome:

@@ -116,22 +116,39 @@ def test_fewer_steps_are_those_that_reach_a_rivals_longest_run(early: float, hol
 @pytest.mark.parametrize(("habit", "base", "holds"), [(0.1, 0.0, True), (0.1, -0.1, False), (0.0, 0.0, False)])
 def test_a_part_helps_that_helps_somewhere_and_harms_nowhere(habit: float, base: float, holds: bool) -> None:
     wins = {("habit", "whole", None): 0.7 + habit, ("base", "whole", None): 0.7 + base}
-    wins |= {(world, part, None): 0.7 for world in ("habit", "base") for part in (*PARTS, JUDGED)}
-    found = list(ablation_claims(of_grid(["habit", "base"], {}, wins)))
-    assert [claim.holds for claim in found[:-2]] == [holds] * len(PARTS)
+    wins |= {(world, part, None): 0.7 for world in ("habit", "base") for part in (*PARTS, *JUDGES)}
+    found = list(ablation_claims(of_grid(["habit", "base"], {}, wins), when=" then"))
+    assert [claim.holds for claim in found[:-3]] == [holds] * len(PARTS)
+    assert all(" then, in `win`" in claim.goal for claim in found)
 
 
-def test_a_judge_is_compared_with_no_judge_and_with_no_samples() -> None:
+def test_a_judge_is_compared_with_no_judge_with_no_samples_and_with_no_cooling() -> None:
     wins = {("habit", "whole", None): 0.6} | {("habit", part, None): 0.8 for part in PARTS}
-    found = list(ablation_claims(of_grid(["habit"], {}, wins | {("habit", JUDGED, None): 0.7})))
-    assert [claim.holds for claim in found[-2:]] == [True, False]
+    found = list(
+        ablation_claims(
+            of_grid(
+                ["habit"],
+                {},
+                wins | {("habit", judge, None): win for judge, win in zip(JUDGES, (0.7, 0.5), strict=True)},
+            )
+        )
+    )
+    assert [claim.holds for claim in found[-3:]] == [True, False, True]
+
+
+def test_a_part_whose_run_is_not_in_the_grid_has_no_claim() -> None:
+    wins = {("habit", "whole", None): 0.6, ("habit", "without cooling", None): 0.5, ("habit", NO_SAMPLES, None): 0.5}
+    found = list(ablation_claims(of_grid(["habit"], {}, wins | {("habit", judge, None): 0.5 for judge in JUDGES})))
+    assert [claim.goal.split()[0] for claim in found[:-3]] == ["Cooling", "Mixing"]
 
 
 def test_the_parts_are_runs_of_the_ablations() -> None:
-    assert {*PARTS, JUDGED} < {*read_grid(DOCS.parent / GRIDS["ablations"]).methods}
+    assert {*PARTS, *JUDGES} < {*read_grid(DOCS.parent / GRIDS["ablations"]).methods}
 
 
 RATE = "trainer.learning_rate"
+JUDGES = (JUDGED, f"{JUDGED}, without cooling")
+NO_SAMPLES = "without sampled negatives"
 
 
 def of_people(who: dict[tuple[str, float], float]) -> tuple[Results, dict[str, Any]]:

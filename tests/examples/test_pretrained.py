@@ -220,6 +220,31 @@ def test_a_seed_has_rows_of_its_own(data: Path, tiny: Any, tmp_path: Path) -> No
     assert a != c
 
 
+def test_own_pairs_are_sampled_and_ordered_by_the_name(
+    data: Path, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four samples, the first two that differ in what is right; none where all are alike, or have no text."""
+    asked: list[str] = []
+
+    def say(policy: Any, processor: Any, rows: Any, **given: Any) -> list[str]:
+        assert (given["temperature"], given["seed"]) == (1.0, 0)
+        asked.extend(row.chosen for row in rows)
+        right, other = rows[0].chosen, rows[4].chosen
+        first = ["x", "y", right, right]  # y is as wrong as x
+        return [*first, other, "", "z", other, *["x"] * (len(rows) - 8)]
+
+    monkeypatch.setattr(people, "generate_answers", say)
+    given = made(data, tiny("fast_vlm"), tmp_path / "a", own=True)
+    rows = read_rows(Path(given["data.train"]))
+    assert len(asked) == 8 * 4
+    assert asked[:8] == [asked[0]] * 4 + [asked[4]] * 4
+    assert [(row.chosen, row.rejected, row.gentle) for row in rows] == [
+        (asked[0], ("x",), None),
+        (asked[4], ("z",), None),
+    ]
+    assert all(row.gentle for row in read_rows(Path(given["data.eval"])))
+
+
 def test_what_is_missing_for_rows_is_named(data: Path, tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no model. Make it with: python -m examples\.pretrained\.build$"):
         made(data, tmp_path / "nothing", tmp_path / "a")
