@@ -42,7 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["DPO"], "cwdpo: No such command 'DPO'. Did you mean `cwdpo train`?"),
         (["infer"], "cwdpo: No such command 'infer'. Did you mean `cwdpo chat`?"),
         (["negatives", "export"], "cwdpo negatives: No such command 'export'."),
-        (["check", "x.jsonl", "--modle", "m"], "cwdpo check: No such option: --modle (Possible options: --model). See"),
+        (["check", "x.jsonl", "--modle", "m"], "cwdpo check: there is no option --modle. Did you mean --model? See"),
         (["train"], "cwdpo train: RECIPE is missing. Write it: the recipe, a YAML file. See: cwdpo train --help"),
         (["check"], "cwdpo check: DATA is missing. Write it: a file, pattern or directory of rows, hf:OWNER"),
         (["check", "x", "y"], "cwdpo check: there is no place for 'y'. cwdpo check takes DATA alone. See: cwdpo check"),

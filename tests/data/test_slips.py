@@ -30,7 +30,7 @@ def complaint(path: Path) -> str:
         (json.dumps(ROW).encode()[:-1] + b",}", "Take out the comma before the closing bracket."),
         (json.dumps(ROW).encode() + b"\r" + json.dumps(ROW).encode(), "Its lines end in the old way (CR alone)"),
         (json.dumps(ROW).encode() + b",\n", "Take out the comma at the end of the line."),
-        (gzip.compress(json.dumps(ROW).encode()), "rows.jsonl is packed by gzip. Name it rows.jsonl.gz."),
+        (gzip.compress(json.dumps(ROW).encode(), mtime=0), "rows.jsonl is packed by gzip. Name it rows.jsonl.gz."),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself. Fetch that: `git"),
         (b"<!DOCTYPE html>", "rows.jsonl is a web page."),
         (
@@ -58,7 +58,7 @@ def test_text_that_is_not_one_object_a_line(tmp_path: Path, content: bytes, expe
         ),
         ("a.csv", "prompt\tchosen\nx\ty\n", "with commas, or name it .tsv."),
         ("a.tsv", "prompt|chosen\nx|y\n", "separated by '|'. Save the table with tabs."),
-        ("a.csv", gzip.compress(b"prompt,chosen\n"), "a.csv is packed by gzip. Name it a.csv.gz."),
+        ("a.csv", gzip.compress(b"prompt,chosen\n", mtime=0), "a.csv is packed by gzip. Name it a.csv.gz."),
         (
             "a.csv",
             "Image,Question,Answer,Bad answer\na.png,x,y,z\n",
