@@ -165,6 +165,12 @@ def test_module_and_command_are_the_same() -> None:
     assert done.stdout.startswith("cwdpo 0.")
 
 
+def test_flags_have_no_type_in_the_help(run: Run) -> None:
+    for command in (["demo"], ["negatives", "gentle"]):
+        assert "<bool>" not in run(*command, "--help")[1]
+    assert "<path>" in run("demo", "--help")[1]
+
+
 def test_help_lists_the_commands_in_order_of_use(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0

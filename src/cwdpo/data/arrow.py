@@ -113,7 +113,7 @@ def read_parquet(path: Path, *, stored: bool = False) -> Rows:
             rows = rows_of_tables(file.iter_batches(batch_size=_AT_A_TIME), decoder_of_schema(file.schema_arrow))
             yield from with_stored_images(rows, ParquetTable(path), file.schema_arrow) if stored else rows
     except (pa.ArrowException, OSError) as problem:
-        reason = f"not a readable parquet file: {problem}. Write it again, or give JSON lines."
+        reason = f"not a readable parquet file: {str(problem).rstrip('.')}. Write it again, or give JSON lines."
         raise DataError(f"{path}: {reason}") from problem
 
 
