@@ -55,7 +55,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["audit", "x", "--batchsize=3"], "cwdpo audit: there is no option --batchsize. Did you mean --batch-size? S"),
         (
             ["chat", "x", "--prompt", "hi"],
-            "cwdpo chat: there is no option --prompt. Pipe the question in: echo QUESTIO",
+            "cwdpo chat: there is no option --prompt. Pipe the question in: echo",
         ),
         (["check", "x", "--nonsense"], "cwdpo check: there is no option --nonsense. See: cwdpo check --help"),
         (["demo", "x"], "cwdpo demo: there is no place for 'x'. cwdpo demo takes options alone."),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cwdpo.contents import other_kind
 from cwdpo.data.rows import StoredImage, Table
 from cwdpo.data.sources import HubName
 from cwdpo.errors import DataError
@@ -113,7 +114,11 @@ def read_parquet(path: Path, *, stored: bool = False) -> Rows:
             rows = rows_of_tables(file.iter_batches(batch_size=_AT_A_TIME), decoder_of_schema(file.schema_arrow))
             yield from with_stored_images(rows, ParquetTable(path), file.schema_arrow) if stored else rows
     except (pa.ArrowException, OSError) as problem:
-        reason = f"not a readable parquet file: {str(problem).rstrip('.')}. Write it again, or give JSON lines."
+        with path.open("rb") as raw:
+            start = raw.read(32)
+        if not start.startswith(b"PAR1") and (other := other_kind(start, path)):
+            raise DataError(other) from problem
+        reason = f"not a readable parquet file: {problem}. Write it again, or give JSON lines."
         raise DataError(f"{path}: {reason}") from problem
 
 
