@@ -70,6 +70,34 @@ _MOST_NAMES = 2000  # of a directory that are looked at: a folder may hold a mil
 _MOST_BYTES = 100_000  # of a YAML file
 
 
+_STARTS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself. Fetch that: `git lfs pull`"),
+    (b"\x1f\x8b", "packed by gzip. Name it NAME.gz"),
+    (b"PAR1", "a parquet file. Name it .parquet"),
+    (b"PK\x03\x04", "a zip archive or an Excel workbook. Unpack it, or save it as CSV"),
+    (b"7z\xbc\xaf", "a 7z archive. Unpack it"),
+    (b"BZh", "packed by bzip2. Unpack it, or pack it by gzip"),
+    (b"\xfd7zXZ", "packed by xz. Unpack it, or pack it by gzip"),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd. Unpack it, or pack it by gzip"),
+    (b"SQLite format 3", "an SQLite database. Save its table as JSON lines"),
+    (b"<!DOCTYPE", "a web page. Download the file itself"),
+    (b"<!doctype", "a web page. Download the file itself"),
+    (b"<html", "a web page. Download the file itself"),
+)
+"""How files of other kinds begin, what they are, and what to do."""
+
+
+def other_kind(start: bytes, path: Path) -> str | None:
+    """What a file is by its first bytes where it is neither text nor weights, and what to do with it; else None.
+
+    Example:
+        >>> other_kind(b"\\x1f\\x8b", Path("rows.jsonl"))
+        'rows.jsonl is packed by gzip. Name it rows.jsonl.gz.'
+    """
+    found = next((what for mark, what in _STARTS if start.startswith(mark)), None)
+    return None if found is None else f"{path} is {found.replace('NAME', path.name)}."
+
+
 def kind_of(path: Path) -> Kind:
     """What is at a path that exists."""
     return _kind_of_directory(path) if path.is_dir() else _kind_of_file(path)
@@ -157,7 +185,7 @@ def _instead(path: Path, kind: Kind, wanted: Wanted) -> str | None:
     run = next((above for above in path.absolute().parents[:3] if _is_run(above)), None)
     if kind == "a recipe" and of_model:
         made = _setting(path, "output_dir")
-        if made is not None and _is_run(Path(made)):
+        if made is not None and _is_run(Path(made).expanduser()):
             return f"Its run is {made}: write that."
         return f"Train it first: `cwdpo train {path}`."
     if kind == "a folder with a recipe" and of_model:

@@ -37,6 +37,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     ("words", "said"),
     [
         (["trian", "x"], "cwdpo: No such command 'trian'. Did you mean 'train'? See: cwdpo --help"),
+        (["r.yaml"], "cwdpo: No such command 'r.yaml'. Did you mean `cwdpo train r.yaml`?"),
+        (["export", "x"], "cwdpo: No such command 'export'. Did you mean `cwdpo merge`?"),
+        (["DPO"], "cwdpo: No such command 'DPO'. Did you mean `cwdpo train`?"),
+        (["infer"], "cwdpo: No such command 'infer'. Did you mean `cwdpo chat`?"),
+        (["negatives", "export"], "cwdpo negatives: No such command 'export'."),
+        (["check", "x.jsonl", "--modle", "m"], "cwdpo check: there is no option --modle. Did you mean --model? See"),
         (["train"], "cwdpo train: RECIPE is missing. Write it: the recipe, a YAML file. See: cwdpo train --help"),
         (["check"], "cwdpo check: DATA is missing. Write it: a file, pattern or directory of rows, hf:OWNER"),
         (["check", "x", "y"], "cwdpo check: there is no place for 'y'. cwdpo check takes DATA alone. See: cwdpo check"),
@@ -211,10 +217,25 @@ def test_unknown_trainer_settings_are_refused_by_name(run: Run, tmp_path: Path) 
     )
 
 
-def test_settings_before_the_recipe_are_explained(run: Run) -> None:
-    code, _, err = run("train", "--beta", "1", "r.yaml")
-    assert code == 2
-    assert err.startswith("expected the recipe before --beta.")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--beta 1 r.yaml", "before --beta. Write: cwdpo train r.yaml --beta 1\n"),
+        ("--recipe r.yaml --beta 1", "before --recipe. Write: cwdpo train r.yaml --beta 1\n"),
+        ("--config=r.yaml --beta 1", "before --config=r.yaml. Write: cwdpo train r.yaml --beta 1\n"),
+        ("--beta 1", "before --beta. Write: cwdpo train RECIPE --beta ...\n"),
+    ],
+)
+def test_settings_before_the_recipe_are_explained(run: Run, words: str, said: str) -> None:
+    assert run("train", *words.split()) == (2, "", f"expected the recipe {said}")
+
+
+def test_paths_below_home_are_found_where_no_shell_does(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("check", "~/no.jsonl")[2].startswith(f"{tmp_path}/no.jsonl: no such file")
+    assert run("check", "x", "--image-root=~/y")[2].startswith(f"the image root {tmp_path}/y is not a directory")
 
 
 def test_settings_reach_the_runner(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """``cwdpo check`` on real files and a tiny model of a real class."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,9 +142,10 @@ def test_a_limit_can_be_given(run: Run, tmp_path: Path, tiny: Callable[[str], Pa
     assert run(rows, "--max-length", 8)[2] == "--max-length counts the tokens of a model. Add --model.\n"
 
 
-def recipe(folder: Path, model: Path, **sections: Any) -> Path:
+def recipe(folder: Path, model: Path | dict[str, Any], **sections: Any) -> Path:
     path = folder / "r.yaml"
-    common = {"model": {"name_or_path": str(model)}, "data": {"train": "rows.jsonl"}, "stage2": {}}
+    loaded = model if isinstance(model, dict) else {"name_or_path": str(model)}
+    common = {"model": loaded, "data": {"train": "rows.jsonl"}, "stage2": {}}
     path.write_text(json.dumps(common | {"output_dir": str(folder / "run")} | sections))
     return path
 
@@ -157,6 +159,41 @@ def test_rows_that_are_not_held_out_are_a_note(run: Run, tmp_path: Path, tiny: C
     assert code == 0
     assert "1 of 2 rows of data.eval is also in data.train, so it is not held out" in out
     assert f"the first is {tmp_path}/eval.jsonl:2." in out
+
+
+def test_settings_are_changed_as_for_train(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    written(tmp_path, {"prompt": "x", "chosen": "a b", "rejected": "c"})
+    path = recipe(tmp_path, tiny("llava"))
+    code, out, _ = run(path, "--data.max_length", "5")
+    assert (code, "more than the 5 allowed" in out) == (1, True)
+    assert run(path, "--beta", "0")[2] == "--beta: stage2.beta is 0.0, but must be > 0. Try 0.1.\n"
+    assert run(path, "--model.name_or_path", "/no")[2].startswith("--model.name_or_path: there is no directory /no.")
+
+
+def test_rows_that_are_in_two_files_or_have_no_image_are_notes(
+    run: Run, tmp_path: Path, tiny: Callable[[str], Path]
+) -> None:
+    written(tmp_path, {"image": "", "prompt": "x", "chosen": "a", "rejected": "b"})
+    code, out, _ = run(recipe(tmp_path, tiny("llava"), data={"train": ["rows.jsonl", "rows.jsonl"]}))
+    assert code == 0
+    assert "2 of 4 rows of data.train are also in an earlier file of it, and count twice; the first is" in out
+    assert f"{tmp_path}/rows.jsonl:2: 1 of 2 rows have an image without a value, this one first" in out
+
+
+def test_weights_that_are_not_there_are_found(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    written(tmp_path)
+    model = tmp_path / "model"
+    shutil.copytree(tiny("llava"), model)
+    (model / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    code, _, err = run(recipe(tmp_path, model))
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"{tmp_path}/r.yaml:1: {model}/model.safetensors is a Git LFS pointer")
+    shutil.copy(tiny("llava") / "model.safetensors", model)
+    for name in ("tokenizer.json", "tokenizer.model"):
+        (model / name).unlink(missing_ok=True)
+    assert "there is no tokenizer.json or tokenizer.model or" in run(recipe(tmp_path, model))[2]
+    settings = {"name_or_path": str(tiny("llava")), "lora": {"target_modules": "all_linear"}}
+    assert "Did you mean `all-linear`?" in run(recipe(tmp_path, settings))[2]
 
 
 def test_a_recipe_of_rows_that_teach_nothing_is_stopped(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
@@ -210,6 +247,15 @@ def test_settings_of_a_recipe_are_checked_without_its_gpu(
     code, _, err = run(recipe(tmp_path, tiny("llava"), trainer={"optim": "adamww"}))
     assert (code, err.count("\n")) == (2, 1)
     assert "trainer.optim is 'adamww'" in err
+    for model, said in (
+        ({"quantization": {}, "lora": {}}, "model.quantization needs a GPU, and there is none here. To train on this"),
+        ({"attn_implementation": "flash_attention_2"}, "--model.attn_implementation null`"),
+    ):
+        settings = {"name_or_path": str(tiny("llava")), **model}
+        code, out, _ = run(recipe(tmp_path, settings))
+        assert code == 0
+        assert said in out
+        assert "Nothing stops training on a machine with a GPU." in out
     code, _, err = run(recipe(tmp_path, tiny("llava")), "--max-length", 9)
     assert code == 2
     assert err.startswith("--max-length has no effect beside")

@@ -44,6 +44,7 @@ def test_settings_of_the_method_are_taken_too(train: Train, tmp_path: Path) -> N
         ({"eval_strategy": False}, "trainer.eval_strategy is false, but must be one of no, steps, epoch. YAML reads"),
         ({"eval_strategy": "epoch"}, "trainer.eval_strategy is epoch, but the recipe has no data.eval."),
         ({"optim": "adamww"}, "trainer.optim is 'adamww', but must be one of adamw_torch, "),
+        ({"optim": "adamw"}, " and 21 more. Did you mean adamw_torch?"),
         ({"optim": "adamw_bnb_8bit"}, "stage1 cannot use trainer.optim, which is 'adamw_bnb_8bit': "),
         ({"report_to": "wandb"}, "trainer.report_to names `wandb`, which is not installed"),
         (
@@ -52,7 +53,7 @@ def test_settings_of_the_method_are_taken_too(train: Train, tmp_path: Path) -> N
         ),
         (
             {"load_best_model_at_end": True},
-            "stage1 cannot use trainer.load_best_model_at_end, which is True: --load_best_model_at_end requires the",
+            "trainer.load_best_model_at_end chooses among checkpoints that are evaluated, but in stage1 eval_strategy",
         ),
         ({"deepspeed": "ds.json"}, "trainer.deepspeed is 'ds.json', but there is no such file. Correct the path."),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "stage1 cannot use trainer.lr_scheduler_type, which is 'cosine"),

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cwdpo.config.foreign import Translated, read_foreign, recognise
-from cwdpo.config.recipe_file import read_recipe
+from cwdpo.config.foreign import _NO_COUNTERPART, _OTHER_NAMES, Translated, read_foreign, recognise
+from cwdpo.config.recipe_file import known_settings, read_recipe
 from cwdpo.errors import ConfigError
 
 TRAINER = (
@@ -168,6 +168,23 @@ def test_what_cannot_be_carried_over(tmp_path: Path, name: str, text: str, expec
         translated(tmp_path, text, name)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_words_without_a_counterpart_are_kept_from_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(TRL + "resume_from_checkpoint: x\nload_in_4bit: true\n")
+    found = read_foreign(str(tmp_path / "r.yaml"), trainer_fields=(*TRAINER, "resume_from_checkpoint"))
+    assert found.without["resume_from_checkpoint"] == "run `cwdpo train RECIPE --resume`"
+    assert found.settings["model.quantization"] == {"bits": 4}
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(tmp_path / "r.yaml")
+    assert str(caught.value).endswith("Without a counterpart: max_prompt_length, resume_from_checkpoint.")
+
+
+def test_every_other_word_is_for_one_setting() -> None:
+    words = [word for ours in _OTHER_NAMES.values() for word in ours]
+    assert len(words) == len(set(words))
+    assert {*_OTHER_NAMES} <= known_settings()
+    assert not {*words} & {*_NO_COUNTERPART}
 
 
 def test_a_missing_file() -> None:

@@ -49,7 +49,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, text: str) -> None:
         ("{drop_easier_than: mean}", "quantile:0.1"),
         ("{temperature: 0}", "negatives.temperature is 0"),
         ("{top_p: 0}", "negatives.top_p is 0"),
-        ("{curriculum: 1.5}", "negatives.curriculum is 1.5, but progress and level go from 0 to 1"),
+        ("{curriculum: 1.5}", "negatives.curriculum is 1.5, but a level goes from 0 to 1. Write one from 0 to 1"),
         (
             "{curriculum: [[0, 0], [0, 1]]}",
             "negatives.curriculum is [[0.0, 0.0], [0.0, 1.0]], but its points are not in",

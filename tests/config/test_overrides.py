@@ -49,8 +49,10 @@ def test_values_are_yaml(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["/x/run #1", "runs/a: b", "[draft", "{x}", "*best", "7", "1e-6", "on", "~", "a\tb"])
 def test_a_text_is_taken_as_it_was_typed(tmp_path: Path, text: str) -> None:
-    assert read(tmp_path, "--output_dir", text).output_dir == text
-    assert read(tmp_path, f"--output_dir='{text}'").output_dir == text  # YAML's own quotes may still be there
+    assert read(tmp_path, "--output_dir", text).output_dir == str(Path(text).expanduser())
+    assert read(tmp_path, f"--output_dir='{text}'").output_dir == str(
+        Path(text).expanduser()
+    )  # YAML's own quotes may still be there
     held_out = read(tmp_path, "--data.eval", f"/{text}").data.eval
     assert held_out == f"/{text}"
     assert read(tmp_path, "--data.train", f"/x/{text}.jsonl").data.train == str(Path(f"/x/{text}.jsonl"))

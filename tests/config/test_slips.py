@@ -112,6 +112,17 @@ def test_a_value_for_a_section_on_the_command_line(tmp_path: Path, words: tuple[
         ("--set stage2.beta=0.2", "--set is not needed: write --stage2.beta 0.2."),
         ("--set=stage2.beta=0.2", "--set is not needed: write --stage2.beta 0.2."),
         ("-o beta 0.2", "-o is not needed: write --beta VALUE."),
+        ("-o runs/x", "-o is not an option. Write --output_dir runs/x."),
+        ("-o out --seed 1", "-o is not an option. Write --output_dir out."),
+        ("--out runs/x", "--out: unknown setting - did you mean '--output_dir'?"),
+        ("--tau 0.3", "--tau: unknown setting - did you mean '--stage2.cooling.temperature'?"),
+        ("--resume_from_checkpoint x", "unknown setting: run `cwdpo train RECIPE --resume`."),
+        ("--dry-run", "--dry_run: unknown setting: run `cwdpo check RECIPE`, which trains nothing."),
+        ("--num_processes 2", "start them with `torchrun --nproc-per-node N -m cwdpo train RECIPE`, see docs/gpus.md"),
+        (
+            "--stage1.enabled false",
+            "unknown setting: to switch a section off, write null in its place. As in --stage1 null.",
+        ),
         ("beta=0.2", "'beta=0.2' is not a setting. Write --beta 0.2."),
         ("stage2.beta 0.2", "'stage2.beta' is not a setting. Write --stage2.beta 0.2."),
         ("-beta 0.2", "'-beta' is not a setting. Write --beta 0.2."),
@@ -130,6 +141,57 @@ def test_a_value_for_a_section_on_the_command_line(tmp_path: Path, words: tuple[
 def test_settings_written_as_in_other_tools(tmp_path: Path, words: str, expected: str) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE + "stage2: {}\n")
     assert expected in complaint(tmp_path / "r.yaml", tuple(words.split(" ")))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stage2: {cooling: {tau: 0.3}}", "'stage2.cooling.tau' - did you mean 'stage2.cooling.temperature'?"),
+        ("stage2: {simpo_gamma: 1}", "did you mean 'stage2.loss_parameters.simpo_margin'?"),
+        ("stage2: {}\ntrain_file: a.jsonl", "unknown key 'train_file' - did you mean 'data.train'?"),
+        ("stage2: {}\nlora_r: 8", "unknown key 'lora_r' - did you mean 'model.lora.r'?"),
+        ("stage2: {}\ntrainer: {lora_r: 8}", "unknown key 'trainer.lora_r' - did you mean 'model.lora.r'?"),
+        ("stage2: {}\ntemplate: qwen2_vl", "'template': the chat template is the processor's own. Take it out."),
+        ("stage2: {}\nresume: true", "unknown key 'resume': run `cwdpo train RECIPE --resume`."),
+        ("stage2: {label_smoothing: 0.1}", "write `stage2: {loss: robust, loss_parameters: {robust_noise: ...}}`."),
+        ("stage2: {}\ntrainer: {label_smoothing: 0.1}", "'trainer.label_smoothing': write `stage2: {loss: robust"),
+        ("stage2: {rpo_alpha: 1}", "write `stage2: {loss: {sigmoid: 1.0, nll: ALPHA}}`."),
+        ("stage2: {}\nload_in_4bit: true", "write `model: {lora: {}, quantization: {bits: 4}}`."),
+        ("stage2: {enabled: false}", "'stage2.enabled': to switch a section off, write null in its place."),
+        ("stage2: {loss: dpo}", "DPO is sigmoid."),
+        ("stage2: {loss: hinge}", "Near it are sigmoid and ipo."),
+        ("stage2: {loss: sft}", "Did you mean nll?"),
+        ("stage2: {loss: [sigmoid, sft]}", "Write {sigmoid: 1, nll: 1}."),
+        ("stage2: {loss: 'sigmoid, bco'}", "Write {sigmoid: 1, bco: 1}."),
+        ("stage2: {loss: {sigmoid: 1, sft: 1}}", "stage2.loss has the key 'sft', but its keys must be one of sigmoid"),
+        ("stage2: {loss: {sigmoid: 1, sft: 1}}", "Did you mean nll?"),
+        ("stage2: {loss: {sigmoid: 1, nll: '0,5'}}", "stage2.loss has nll: '0,5', but must have a number there. Write"),
+        ("stage2: {reference: tiny}", "must be cached or live; the reference is the model that it starts from."),
+        ("stage2: {}\nnegatives: {on_policy_fraction: 50}", "is 50, but a share goes from 0 to 1. Write 0.5."),
+        ("stage2: {}\noutput_dir:", "'output_dir' has no value. Write one, such as `output_dir: runs/cwdpo`."),
+        ("stage2: {}\nseed:", "'seed' has no value. Write one, such as `seed: 0`."),
+        ("stage2:", "'stage2' has no value. Write one, such as `stage2: {}`."),
+        ("stage2: {beta: high}", "must be a number. Write one, such as 0.1."),
+        ("stage2: {loss: [a, {b: 1}]}", "stage2.loss is ['a', {'b': 1}], but must be one of sigmoid"),
+    ],
+)
+def test_words_of_papers_and_other_tools(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "r.yaml").write_text(f"{RECIPE}{text}\n")
+    assert expected in complaint(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("wrong", ["1024x1024", "1024 * 1024", "large"])
+def test_numbers_of_pixels(tmp_path: Path, wrong: str) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("rows.jsonl", f"rows.jsonl, max_pixels: {wrong}") + "stage2: {}\n")
+    assert "or null. Write " in complaint(tmp_path / "r.yaml")
+    assert "1048576" in complaint(tmp_path / "r.yaml")
+
+
+def test_a_directory_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "r.yaml").write_text(RECIPE + "stage2: {}\noutput_dir: ~/runs/a\n")
+    assert read_recipe(tmp_path / "r.yaml").output_dir == str(tmp_path / "runs" / "a")
+    assert read_recipe(tmp_path / "r.yaml", ("--output_dir", "~/b")).output_dir == str(tmp_path / "b")
 
 
 @pytest.mark.parametrize("text", ["data: {train: 5}\n", "data:\n  train: [5]\n"])

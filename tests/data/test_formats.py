@@ -247,7 +247,7 @@ ANSWER = {"role": "assistant", "content": "a"}
         ({}, "not a known format"),
         ({"promt": "Hi", "chosen": "a"}, "keys are 'promt', 'chosen', which is not a known format"),
         (
-            {"prompt": "Hi", "rejected": "a", "answer": "b"},
+            {"prompt": "Hi", "rejected": "a", "reply": "b"},
             "rows.jsonl:3: `chosen` is missing; the row's keys are 'prompt', ",
         ),
         ({"images": [], "chosen": "a"}, "`prompt` is missing; the row's keys are"),

@@ -1,5 +1,6 @@
 """Slips in files of rows, and other files in their place: the message says what to write."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ def complaint(path: Path) -> str:
         (str(ROW).encode(), """Write JSON, with "..." in place of '...'"""),
         (json.dumps(ROW).encode()[:-1] + b",}", "Take out the comma before the closing bracket."),
         (json.dumps(ROW).encode() + b"\r" + json.dumps(ROW).encode(), "Its lines end in the old way (CR alone)"),
+        (json.dumps(ROW).encode() + b",\n", "Take out the comma at the end of the line."),
+        (gzip.compress(json.dumps(ROW).encode()), "rows.jsonl is packed by gzip. Name it rows.jsonl.gz."),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself. Fetch that: `git"),
+        (b"<!DOCTYPE html>", "rows.jsonl is a web page."),
+        (
+            json.dumps([ROW]).encode(),
+            "a row is a list, but must be an object. Name a file with one list of objects .js",
+        ),
         (json.dumps(ROW).encode("utf-16-le"), "rows.jsonl:1: this looks like UTF-16 text"),
         (json.dumps(ROW).encode("utf-16"), "begins with a UTF-16 byte-order mark"),
         (json.dumps([ROW], indent=2).encode(), "For a list of objects, [{...}, {...}], name the file .json."),
@@ -49,11 +58,29 @@ def test_text_that_is_not_one_object_a_line(tmp_path: Path, content: bytes, expe
         ),
         ("a.csv", "prompt\tchosen\nx\ty\n", "with commas, or name it .tsv."),
         ("a.tsv", "prompt|chosen\nx|y\n", "separated by '|'. Save the table with tabs."),
+        ("a.csv", gzip.compress(b"prompt,chosen\n"), "a.csv is packed by gzip. Name it a.csv.gz."),
+        (
+            "a.csv",
+            "Image,Question,Answer,Bad answer\na.png,x,y,z\n",
+            "Name `Image` as `image` and `Question` as `prompt` and `Answer` as `chosen` and `Bad answer` as "
+            "`rejected`, as in the header image,prompt,chosen,rejected.",
+        ),
+        ("a.tsv", "query\tchosen\nx\ty\n", "as in the header image\tprompt\tchosen\trejected."),
+        (
+            "a.csv",
+            "a.png,What is it?,A disc.,A ring.\nb.png,Where?,Left.,Right.\n",
+            "a.csv:2: line 1, 'a.png, What is it?, A disc., A ring.', has no name of a column. Put the header",
+        ),
+        (
+            "a.json",
+            json.dumps({"data": [ROW]}),
+            "a.json: its rows lie under `data`. Write that list alone",
+        ),
         ("a.csv", "What is it?,A disc.,A ring.\n", "holds one line, which is taken for the names of the columns"),
     ],
 )
-def test_tables_of_another_kind(tmp_path: Path, name: str, content: str, expected: str) -> None:
-    (tmp_path / name).write_text(content)
+def test_tables_of_another_kind(tmp_path: Path, name: str, content: str | bytes, expected: str) -> None:
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     assert expected in complaint(tmp_path / name)
 
 
@@ -85,6 +112,31 @@ def test_columns_by_another_word(tmp_path: Path, key: str, other: str, advice: s
     assert f"{advice}, as in" in complaint(tmp_path / "rows.jsonl")
 
 
+def test_all_columns_by_other_words_are_named_at_once(tmp_path: Path) -> None:
+    row = dict(zip(("query", "response", "rejected_response"), ROW.values(), strict=True))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    said = "Name `query` as `prompt` and `response` as `chosen` and `rejected_response` as `rejected`, as in"
+    assert said in complaint(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [
+        (("train.jsonl", "test.jsonl"), True),
+        (("rows_train.jsonl", "rows_val.jsonl"), True),
+        (("train.jsonl", "train-gentle.jsonl"), False),
+        (("train.jsonl", "contest.jsonl"), False),
+    ],
+)
+def test_a_folder_is_of_one_split(tmp_path: Path, names: tuple[str, str], refused: bool) -> None:
+    for name in names:
+        (tmp_path / name).write_text(json.dumps(ROW) + "\n")
+    if refused:
+        said = f"holds several splits. Give one of them: {tmp_path}/{names[0]} or {tmp_path}/{names[1]} (in a recipe"
+        assert said in complaint(tmp_path)
+    assert len(read_rows(f"{tmp_path}/*.jsonl" if refused else tmp_path)) == 2  # a pattern says that all are meant
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -106,6 +158,13 @@ def test_files_that_are_not_there(tmp_path: Path, name: str, expected: str) -> N
 def test_images_with_another_separator(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"does not exist. Directories are separated by / here: write images/a.png\.$"):
         peek_image(tmp_path / "images\\a.png", source="rows.jsonl:1")
+
+
+def test_a_pointer_in_place_of_parquet(tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "rows.parquet is a Git LFS pointer" in complaint(tmp_path / "rows.parquet")
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no more")
+    assert "rows.parquet: not a readable parquet file" in complaint(tmp_path / "rows.parquet")
 
 
 def test_directories_of_other_things(tmp_path: Path) -> None:

@@ -128,6 +128,51 @@ def refused(directory: Path | str, match: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def spoil(directory: Path, how: str) -> None:
+    weights = directory / "model.safetensors"
+    content = weights.read_bytes()
+    if how == "missing":
+        weights.unlink()
+    elif how == "shard":
+        weights.rename(directory / "model-00001-of-00002.safetensors")
+        shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    else:
+        weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\n" if how == "pointer" else content[:-9])
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("missing", "has no weights: there is no model.safetensors."),
+        ("shard", "has no weights: there is no model-00002-of-00002.safetensors."),
+        ("pointer", "model.safetensors is a Git LFS pointer, not the file itself. Fetch that: `git lfs pull`."),
+        ("cut", "model.safetensors is damaged "),
+    ],
+)
+def test_weights_are_checked_without_being_read(llava: Path, how: str, expected: str) -> None:
+    loading.check_weights(llava)
+    spoil(llava, how)
+    with pytest.raises(UserError) as caught:
+        loading.check_weights(llava)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("flash", "is not supported. Did you mean flash_attention_2?"),
+        ("sdpaa", "is not supported. Leave it out, or write sdpa, which needs nothing else."),
+    ],
+)
+def test_attention_is_checked_on_an_outline(tiny: Tiny, wanted: str, expected: str) -> None:
+    for load in (loading.load_outline, load_policy):
+        with pytest.raises(UserError) as caught:
+            load(tiny("llava"), attn_implementation=wanted)
+        assert str(caught.value).startswith(f"model.attn_implementation is '{wanted}', which cannot be used: Specified")
+        assert str(caught.value).endswith(expected)
+
+
 @pytest.fixture
 def llava(tmp_path: Path) -> Path:
     return build("llava", tmp_path / "llava")
@@ -238,7 +283,7 @@ def test_truncated_weights_are_refused(llava: Path) -> None:
 
 def test_no_weights_are_refused(llava: Path) -> None:
     (llava / "model.safetensors").unlink()
-    refused(llava, "no file named model.safetensors")
+    refused(llava, "has no weights: there is no model.safetensors")
 
 
 def test_missing_directory_and_file_are_refused(llava: Path) -> None:

@@ -48,6 +48,11 @@ def best(metric: str, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("sections", "start"),
     [
+        (
+            {"stage2": {"trainer": {"load_best_model_at_end": True, "eval_strategy": "epoch"}}},
+            "stage2.trainer.load_best_model_at_end chooses among checkpoints that are evaluated, but in stage2 "
+            "eval_strategy is epoch and save_strategy steps. Write `eval_strategy: epoch` and `save_strategy: epoch`.",
+        ),
         ({"trainer": {"save_only_model": True}}, "trainer.save_only_model is true, but a run that was interrupted"),
         ({"stage2": {"trainer": {"save_only_model": True}}}, "stage2.trainer.save_only_model is true"),
         (

@@ -166,6 +166,8 @@ def test_a_refusal_says_what_to_write(name: str) -> None:
     ("settings", "start"),
     [
         ({"loss_type": ["hinge"]}, "loss_type holds 'hinge', which is not computed here. Near it are sigmoid and ipo;"),
+        ({"loss_type": "dpo"}, "loss_type holds 'dpo', which is not computed here. DPO is sigmoid;"),
+        ({"loss_type": "simpo"}, "loss_type holds 'simpo', which is not computed here. Write `loss='simpo'`;"),
         ({"loss_type": ["sgmoid"]}, "loss_type holds 'sgmoid', and known are sigmoid, ipo, robust"),
         ({"loss_type": "sigmoid", "loss_weights": [1.0, 2.0]}, "loss_weights has 2 numbers, and loss_type 1 losses."),
         ({"loss_weights": [1.0]}, "loss_weights belongs to loss_type, which is not set."),

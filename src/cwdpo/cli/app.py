@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -108,12 +109,18 @@ class _InterruptedError(Exception):
     """Ctrl-C, distinct from every other exit."""
 
 
+def _at_home(word: re.Match[str]) -> str:
+    """A path of the home directory, which shells leave as it is in ``--out=~/x`` and in quotes."""
+    return f"{word[1] or ''}{os.path.expanduser(word[2])}"
+
+
 class _Commands(TyperGroup):
     """Commands in the order they were added, which is the order they are used in."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is meant; refused where one of its options has no value."""
         name, command, words = super().resolve_command(ctx, args)
+        words = [re.sub(r"^(--[\w-]+=)?(~/.*)", _at_home, word) for word in words]
         if name != "train" and not isinstance(command, TyperGroup):  # `train` takes settings that no option names
             refuse_without_value(command, f"{ctx.command_path} {name}", words)
         return name, command, words
@@ -146,11 +153,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Stable preference fine-tuning of vision-language models with cooling-weighted DPO.",
 )
+_WITH_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Of commands that take a recipe's settings, which no option names."""
+
 app.command("demo")(demo.demo)
 app.command("init")(init.init)
-app.command("check")(check.check)
+app.command("check", context_settings=_WITH_SETTINGS)(check.check)
 app.command("audit")(audit.audit)
-app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
+app.command("train", context_settings=_WITH_SETTINGS)(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("chat")(chat.chat)
 app.command("probe")(probe.probe)

@@ -1,5 +1,6 @@
 """``cwdpo check``: what would stop training, before it begins."""
 
+import difflib
 import json
 import re
 import sys
@@ -32,6 +33,7 @@ _BETWEEN_UPDATES = 0.1  # seconds
 
 
 def check(
+    context: typer.Context,
     data: Annotated[
         Path,
         typer.Argument(
@@ -55,7 +57,8 @@ def check(
 ) -> None:
     """Read every row, open its images, count its tokens. Exits with 1 if something would stop training.
 
-    With a recipe: its settings, all its files, and whether each stage's rows have what the stage needs.
+    With a recipe: its settings, all its files, and whether each stage's rows have what the stage needs; settings that
+    would be changed for `cwdpo train` are given in the same way: --stage2.beta 0.2.
 
     Needs no GPU, and loads no weights.
     """
@@ -70,9 +73,10 @@ def check(
         quiet_libraries()
         from cwdpo.recipes.preflight import check_recipe
 
-        with naming_lines(data):
-            report, facts, plan = check_recipe(data, check_file)
+        with naming_lines(data, context.args):
+            report, facts, plan = check_recipe(data, check_file, context.args)
     else:
+        _refuse_settings(context)
         encoder: Encoder | None = None
         if model is not None:
             quiet_libraries()
@@ -91,6 +95,18 @@ def check(
     _print(report, facts, plan, as_json)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _refuse_settings(context: typer.Context) -> None:
+    """Words that no option names are settings of a recipe, and rows have none."""
+    if not context.args:
+        return
+    first = context.args[0]
+    if not first.startswith("-"):
+        context.fail(f"Got unexpected extra argument ({' '.join(context.args)})")
+    name = first.partition("=")[0]
+    near = difflib.get_close_matches(name, [each for param in context.command.params for each in param.opts], n=1)
+    context.fail(f"No such option: {name}{f' (Possible options: {near[0]})' if near else ''}")
 
 
 def check_file(data: Path, image_root: "GivenRoots", encoder: "Encoder | None") -> "CheckReport":

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ def explain_usage(mistake: TyperException, words: Sequence[str]) -> str:
         extra := re.search(r"unexpected extra arguments?(?:\(s\))? \((.+)\)", said)
     ) is not None and context is not None:
         said = _of_extra(extra[1], context.command, words, command)
+    elif context is not None and (unknown := re.match(r"No such command '(.+?)'", said)) is not None:
+        said = _of_command(unknown[1], said, context.command)
     elif context is not None and (unknown := re.match(r"No such option: (\S+)", said)) is not None:
         said = _of_unknown(unknown[1], context.command, command)
     elif (flag := re.match(r"Option '(\S+)' does not take a value", said)) is not None:
@@ -101,6 +103,31 @@ def _of_unknown(name: str, command: Any, path: str) -> str:
         return f"there is no option {name}. Did you mean {' or '.join(f'--{option}' for option in near)}?"
     advice = next((advice for words, advice in _INSTEAD.items() if plain in words), "")
     return f"there is no option {name}. {advice.format(command=path)}".strip()
+
+
+_OTHER_COMMANDS: Mapping[str, Sequence[str]] = {
+    "init": ("new", "create", "recipe", "setup", "config"),
+    "check": ("validate", "lint", "verify", "dry-run", "preflight", "data"),
+    "train": ("dpo", "sft", "run", "fit", "finetune", "fine-tune", "rlhf", "start", "resume", "cw-dpo", "cwdpo"),
+    "evaluate": ("eval", "test", "score", "metrics"),
+    "chat": ("infer", "inference", "generate", "predict", "ask", "talk"),
+    "report": ("show", "view", "plot", "dashboard", "status"),
+    "merge": ("export", "merge-lora", "merge_lora", "save", "convert"),
+    "negatives": ("sample", "gentle", "mix", "filter"),
+    "bench": ("benchmark", "profile"),
+}
+"""Our commands, and what other tools call such a command."""
+
+
+def _of_command(name: str, said: str, command: Any) -> str:
+    """What to write for a command that does not exist: one with another name, or one that a file was meant for."""
+    ours = next((ours for ours, words in _OTHER_COMMANDS.items() if name.lower() in words), None)
+    if name.endswith((".yaml", ".yml")):
+        ours = f"train {name}"
+    elif Path(name).is_file():
+        ours = f"check {name}"
+    is_there = ours is not None and ours.split()[0] in command.commands
+    return f"No such command {shortened(name)!r}. Did you mean `cwdpo {ours}`?" if is_there else said
 
 
 def _name(param: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args,
 from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from cwdpo.config.foreign import NEAR_LOSSES, in_its_place, our_name, our_value
 from cwdpo.config.limits import STRICT, Called, Limit, limit
 from cwdpo.config.located_yaml import KeyPath
 from cwdpo.config.recipe import Recipe
@@ -47,7 +48,9 @@ def build(
         problems.append(text if where is None else f"{where(place)}: {text}")
 
     def advise(unknown: KeyPath) -> str:
-        return _advice_on_unknown(unknown, meant(unknown, paths, trainer_fields), paths)
+        return replacement(unknown[-1], trainer_fields) or _advice_on_unknown(
+            unknown, meant(unknown, paths, trainer_fields), paths
+        )
 
     built = _built(section, values, path, note, advise)
     if problems or built is None:
@@ -67,7 +70,7 @@ def problem_with(section: type, name: str, value: object) -> str:
     try:
         TypeAdapter(hint, config=STRICT).validate_python(value)
     except ValidationError as error:
-        return _explain(error.errors(include_url=False)[0], value, hint, what=_called(section, name))
+        return _explain(error.errors(include_url=False)[0], value, hint, section, name)
     return ""
 
 
@@ -128,8 +131,7 @@ def _built(
                 setting = getattr(error, "setting", None)
                 note((*path, setting) if setting in known else path, str(error))
             elif name not in seen:
-                what = _called(section, name)
-                text = _explain(detail, ready.get(name), known[name][1], name=f"{prefix}{name}", what=what)
+                text = _explain(detail, ready.get(name), known[name][1], section, f"{prefix}{name}")
                 note((*path, name), f"{prefix}{name} {text}")
             seen.add(name)
         return None
@@ -138,23 +140,64 @@ def _built(
 def _called(section: type, name: str) -> str:
     """What messages call the values of a setting: its own words where it has some, else its type."""
     hint = get_type_hints(section, include_extras=True)[name]
-    own = (
-        [each.what for each in get_args(hint)[1:] if isinstance(each, Called)] if get_origin(hint) is Annotated else []
-    )
-    return own[0] if own else describe_type(hint)
+    own = next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Called)), None)
+    return describe_type(hint) if own is None else own.what
 
 
-def _explain(detail: ErrorDetails, value: object, hint: object, *, name: str = "", what: str) -> str:
-    """What is wrong with a value, as it goes on after the setting's full name; it must be ``what``."""
+def _explain(detail: ErrorDetails, value: object, hint: object, section: type, name: str) -> str:
+    """What is wrong with a value of a section's setting, as it goes on after its name, which may be the full one."""
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
-    section = section_type(hint)
-    if section is not None and not isinstance(value, Mapping):
-        advice = _as_section(section, value, hint, name)
+    key = name.rpartition(".")[2]
+    inner, kinds = section_type(hint), _alternatives(hint)
+    if isinstance(value, Mapping) and (wrong := _wrong_item(value, kinds, name)):
+        return wrong
+    if inner is not None and not isinstance(value, Mapping):
+        advice = _as_section(inner, value, hint, name)
     else:
-        kinds = _alternatives(hint)
-        advice = _near_choice(value, _choices(kinds)) or _as_number(value, kinds) or _for_example(kinds)
-    return f"is {shown(value)}, but must be {what}.{advice}"
+        advice = (
+            _as_weights(value, kinds, name)
+            or _near_choice(value, _choices(kinds), name)
+            or _as_number(value, kinds)
+            or _for_example(kinds, _example_of(section, key))
+        )
+    return f"is {shown(value)}, but must be {_called(section, key)}.{advice}"
+
+
+def _example_of(section: type, key: str) -> str:
+    """A sentence with a number to write for a setting: its default, or what its limit advises; else empty."""
+    default = section_fields(section)[key][0].default
+    if isinstance(default, int | float):
+        return f"Write one, such as {default}."
+    extras = getattr(get_type_hints(section, include_extras=True)[key], "__metadata__", ())
+    return next((each.advice for each in extras if isinstance(each, Limit)), "")
+
+
+def _wrong_item(value: Mapping[object, object], kinds: Sequence[object], name: str) -> str:
+    """What is wrong in a section whose keys are words, such as losses with weights; empty for other types."""
+    pairs = (get_args(kind) for kind in kinds if get_origin(kind) is dict)
+    pair = next((pair for pair in pairs if _choices(_alternatives(pair[0]))), None)
+    if pair is None:
+        return ""
+    choices = _choices(_alternatives(pair[0]))
+    for key, item in value.items():
+        if key not in choices:
+            near = _near_choice(key, choices, name)
+            return f"has the key {shown(key)}, but its keys must be {describe_type(pair[0])}.{near}"
+        if {*_alternatives(pair[1])} == {float} and type(item) not in (int, float):
+            return (
+                f"has {key}: {shown(item)}, but must have {describe_type(pair[1])} there.{_as_number(item, (float,))}"
+            )
+    return ""
+
+
+def _as_weights(value: object, kinds: Sequence[object], name: str) -> str:
+    """What to write for several words where a section has them as keys with weights: ``[sigmoid, sft]``."""
+    several = re.split(r"\s*[,+]\s*", value) if isinstance(value, str) else value
+    if not isinstance(several, list) or len(several) < 2 or not any(get_origin(kind) is dict for kind in kinds):
+        return ""
+    ours = [item if item in _choices(kinds) else our_value(name, str(item)) for item in several]
+    return f" Write {{{', '.join(f'{item}: 1' for item in ours)}}}." if all(ours) else ""
 
 
 def _as_section(section: type, value: object, hint: object, name: str) -> str:
@@ -179,9 +222,17 @@ def _as_section(section: type, value: object, hint: object, name: str) -> str:
     return ""
 
 
+def replacement(key: str, trainer_fields: TrainerFields | None) -> str:
+    """What to do instead of an unknown setting that has no counterpart, as it goes on after its name; else empty."""
+    text = in_its_place(key)
+    of_trainer = text and key not in _ELSEWHERE and trainer_fields is not None and key in trainer_fields()
+    return "" if of_trainer else text
+
+
 def meant(unknown: KeyPath, paths: Sequence[KeyPath], trainer_fields: TrainerFields | None) -> list[KeyPath]:
     """Which settings an unknown one may stand for, the likeliest first: one of the same section by a like name, one of
-    another section, or one of the Trainer's. Those with the same last name are in another place, the others slips.
+    another section, one that other tools call so, or one of the Trainer's. Those with the same last name are in another
+    place, the others slips.
 
     ``paths`` are the recipe's settings; without ``trainer_fields`` only the Trainer's other words are known.
 
@@ -196,6 +247,9 @@ def meant(unknown: KeyPath, paths: Sequence[KeyPath], trainer_fields: TrainerFie
         (place for cut in range(len(above), -1, -1) if (place := (*above[:cut], "trainer")) in paths),
         None,
     )
+    other = tuple((our_name(key) or "").split("."))
+    if other in paths and other[-1] != key:
+        return [other]
     if near := _near(key, here, cutoff=0.8):
         return near
     if same := [path for path in below if path[-1] == key] or [path for path in paths if path[-1] == key]:
@@ -279,8 +333,11 @@ def _choices(kinds: Sequence[object]) -> list[object]:
 def _as_number(value: object, kinds: Sequence[object]) -> str:
     """What to write for a text that was meant as a number, where one is wanted: ``0,2``, ``75%`` or one in quotes."""
     text = value.strip().strip("'\"") if isinstance(value, str) else ""
-    if not {float, int} & {*kinds} or not re.fullmatch(r"[-+]?[\d.,]*\d[\d.,]*([eE][-+]?\d+)?%?", text):
+    number = r"[-+]?[\d.,]*\d[\d.,]*([eE][-+]?\d+)?%?|\d+\s*[x*]\s*\d+"
+    if not {float, int} & {*kinds} or not re.fullmatch(number, text):
         return ""
+    if product := re.fullmatch(r"(\d+)\s*[x*]\s*(\d+)", text):  # of pixels
+        return f" Write {int(product[1]) * int(product[2])}."
     decimal = text.replace(",", "") if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+", text) else text.replace(",", ".")
     try:
         meant = float(decimal.removesuffix("%")) / (100 if text.endswith("%") else 1)
@@ -289,17 +346,21 @@ def _as_number(value: object, kinds: Sequence[object]) -> str:
     return f" Write {meant:g}." if "," in text or "%" in text else f" Write {text}, without quotes."
 
 
-def _for_example(kinds: Sequence[object]) -> str:
-    """A number to write, where nothing but a number may stand."""
+def _for_example(kinds: Sequence[object], otherwise: str = "") -> str:
+    """A number to write, where nothing but a number may stand, ``otherwise`` a sentence that says one."""
     plain = {float: "0.1", int: "1"}
     others = {*kinds} - {*plain, type(None)}
+    if otherwise and not others:
+        return f" {otherwise}"
     return "" if others else next((f" Write one, such as {plain[kind]}." for kind in kinds if kind in plain), "")
 
 
-def _near_choice(value: object, choices: Sequence[object]) -> str:
-    names = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(str(value), names, n=1)
-    near = near or [name for name in names if name[:4] == str(value)[:4]]  # adamx, of adamw_torch and 40 others
+def _near_choice(value: object, choices: Sequence[object], setting: str) -> str:
+    text, names = str(value), [str(choice) for choice in choices]
+    if names and setting.rpartition(".")[2] == "loss" and (near_loss := NEAR_LOSSES.get(text.lower())):
+        return f" {near_loss}."
+    near = [ours] if (ours := our_value(setting, text)) in names else difflib.get_close_matches(text, names, n=1)
+    near = near or [name for name in names if name[:4] == text[:4]]  # adamx, of adamw_torch and 40 others
     return f" Did you mean {near[0]}?" if near else ""
 
 
@@ -355,8 +416,7 @@ _ELSEWHERE = {
     "seed": "Write it at the top of the recipe: `seed: ...`.",
     "engine": "Write it at the top of the recipe: `engine: ...`.",
     "max_length": "Write it in the section of the data: `data: {max_length: ...}`.",
-    "hub_token": "It would stand in the run's files. Put it into the environment: HF_TOKEN.",
-    "push_to_hub_token": "It would stand in the run's files. Put it into the environment: HF_TOKEN.",
+    **dict.fromkeys(("hub_token", "push_to_hub_token"), "It would stand in the run's files. Put it into HF_TOKEN."),
     "resume_from_checkpoint": "Run `cwdpo train RECIPE --resume` instead.",
 }
 
@@ -429,6 +489,10 @@ def _advice_on_argument(key: str, known: Collection[str], path: KeyPath, paths: 
     prefix = "".join(f"{part}." for part in path)
     if (name := trainer_name(key)) is not None:
         return f" - did you mean '{prefix}{name}'?"
+    if elsewhere := in_its_place(key):
+        return elsewhere
+    if (ours := our_name(key)) is not None and (*ours.split("."),) in paths and not ours.endswith(f".{key}"):
+        return f" - did you mean '{ours}'?"
     same = [found for found in paths if found[-1] == key]
     if same or not difflib.get_close_matches(key, list(known), n=1):
         of_stage = [found for found in same if found[0] == path[0]]
@@ -451,7 +515,7 @@ def wrong_argument(key: str, value: object, hint: object) -> str:
     try:
         adapter.validate_python(value)
     except ValidationError:
-        return f"{shown(value)}, but {_wanted(value, kinds, bounds.advice if bounds is not None else '')}"
+        return f"{shown(value)}, but {_wanted(key, value, kinds, bounds.advice if bounds is not None else '')}"
     if bounds is not None and isinstance(value, (int, float)) and not bounds.allows(value):
         return f"{value}, but must be {bounds}. {bounds.advice}"
     return ""
@@ -468,7 +532,7 @@ def _as_written(kind: Any) -> Any:
     return Annotated[kind, InstanceOf()]  # type: ignore[type-arg]
 
 
-def _wanted(value: object, kinds: Sequence[object], otherwise: str) -> str:
+def _wanted(key: str, value: object, kinds: Sequence[object], otherwise: str) -> str:
     """What a value must be that fits none of the types, and what may have been meant, ``otherwise`` what to write."""
     for kind in kinds:
         if get_origin(kind) is type(value):
@@ -476,7 +540,7 @@ def _wanted(value: object, kinds: Sequence[object], otherwise: str) -> str:
     choices = _choices(kinds)
     bare = value is False and "no" in choices
     number = f" {otherwise}" if otherwise else _for_example(kinds)
-    advice = _near_choice(value, choices) or _as_number(value, kinds) or number
+    advice = _near_choice(value, choices, key) or _as_number(value, kinds) or number
     advice = " YAML reads a bare no as false: write 'no', in quotes." if bare else advice
     writable = (kind for kind in kinds if get_origin(kind) is not Annotated)  # only Python can make an instance
     named = ("a list" if get_origin(kind) is list else describe_type(kind) for kind in writable)

@@ -1,7 +1,8 @@
 """Configurations of TRL, LLaMA-Factory, ms-swift and axolotl: recognised, and said in a recipe's words.
 
-Each :class:`Dialect` is a table from a tool's names to ours. Sources: the tools' own documentation of their arguments
-(TRL ``DPOConfig``, ``ModelConfig`` and ``ScriptArguments``; LLaMA-Factory ``hparams``; ms-swift command line
+Each :class:`Dialect` is a table from a tool's names to ours. The same tables say what is meant where such a name, or
+the name of such a value, stands in a recipe or on the command line. Sources: the tools' own documentation of their
+arguments (TRL ``DPOConfig``, ``ModelConfig`` and ``ScriptArguments``; LLaMA-Factory ``hparams``; ms-swift command line
 parameters; axolotl config reference).
 """
 
@@ -24,7 +25,8 @@ _OWN_TEMPLATE = "the chat template is the processor's own"
 _ROWS_AS_THEY_ARE = "rows are read as they are; the format is recognised"
 _NOT_PACKED = "a prompt and its answers share one pass already; `trainer.max_tokens_per_batch` limits its memory"
 _HELD_OUT = "name a file of held-out rows in data.eval"
-_ON_DISK = "the reference is computed once and kept on disk: `stage2.reference`"
+_RANKS = "start them with `torchrun --nproc-per-node N -m cwdpo train RECIPE`, see docs/gpus.md"
+_ON_DISK = "the reference is the model that the stage starts from, computed once and kept on disk: `stage2.reference`"
 
 _NO_COUNTERPART: Mapping[str, str] = {
     **dict.fromkeys(("max_prompt_length", "max_completion_length", "truncation_mode", "truncation_strategy"), _NOT_CUT),
@@ -33,6 +35,13 @@ _NO_COUNTERPART: Mapping[str, str] = {
     **dict.fromkeys(("padding_free", "packing", "sample_packing", "neat_packing", "use_liger_kernel"), _NOT_PACKED),
     **dict.fromkeys(("val_size", "split_dataset_ratio", "val_set_size", "dataset_test_split"), _HELD_OUT),
     **dict.fromkeys(("ref_model", "ref_model_adapters", "sync_ref_model", "reference_free"), _ON_DISK),
+    **dict.fromkeys(("resume", "resume_from_checkpoint"), "run `cwdpo train RECIPE --resume`"),
+    **dict.fromkeys(("dry_run", "dryrun", "validate_only"), "run `cwdpo check RECIPE`, which trains nothing"),
+    **dict.fromkeys(("num_processes", "nproc_per_node", "nproc", "num_gpus", "n_gpus", "gpus", "devices"), _RANKS),
+    **dict.fromkeys(("enabled", "enable", "disabled"), "to switch a section off, write null in its place"),
+    **dict.fromkeys(("hub_token", "push_to_hub_token"), "put it into the environment, as HF_TOKEN"),
+    "load_in_4bit": "write `model: {lora: {}, quantization: {bits: 4}}`",
+    "load_in_8bit": "write `model: {lora: {}, quantization: {bits: 8}}`",
     "precompute_ref_batch_size": "write `stage2.reference_batch_size`",
     "cutoff_len": _NOT_CUT,
     "max_samples": "take a part of the file instead",
@@ -176,8 +185,25 @@ _DIALECTS = (
 
 _LOSSES = {
     **{name: name for name in ("sigmoid", "ipo", "robust", "simpo", "apo_zero", "apo_down")},
-    **{"bco_pair": "bco", "bco": "bco", "sft": "nll", "cw_dpo": "sigmoid"},
+    **{"bco_pair": "bco", "bco": "bco", "sft": "nll", "cw_dpo": "sigmoid", "dpo": "sigmoid"},
 }
+NEAR_LOSSES: Mapping[str, str] = {
+    "dpo": "DPO is sigmoid",
+    "cw_dpo": "CW-DPO is sigmoid, with cooling",
+    "hinge": "Near it are sigmoid and ipo",
+    "exo_pair": "Near it is robust",
+    "nca_pair": "Near it is bco",
+    "sppo_hard": "Near it is cal_dpo",
+    "aot": "Near it is sigmoid",
+    "aot_pair": "Near it is sigmoid",
+    "aot_unpaired": "Near it is bco",
+    "kto_pair": "Near it is bco",
+    "kto": "Near it is bco",
+    "orpo": "Near it is {simpo: 1, nll: 1}",
+    "discopop": "Near it is sigmoid",
+    "sigmoid_norm": "Near it is simpo, which has no reference",
+}
+"""Losses that have another name here or are not computed, and what to take in their place."""
 _ATTENTION = {
     **{"fa2": "flash_attention_2", "flash_attn": "flash_attention_2", "flash_attention_2": "flash_attention_2"},
     **{"sdpa": "sdpa", "eager": "eager", "disabled": "eager", "auto": None, "fa3": "flash_attention_3"},
@@ -187,6 +213,72 @@ _DTYPES = {
     **{"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16"},
 }
 _ALL_LAYERS = ("all", "all-linear", "all_linear")
+_OPTIMISERS = {"adam": "adamw_torch", "adamw": "adamw_torch", "adamw_hf": "adamw_torch"}
+
+_OTHER_VALUES: Mapping[str, Mapping[str, str | None]] = {
+    "dtype": _DTYPES,
+    "attn_implementation": {**_ATTENTION, "flash": "flash_attention_2", "flash_attention": "flash_attention_2"},
+    "loss": _LOSSES,
+    "optim": _OPTIMISERS,
+    "target_modules": dict.fromkeys(_ALL_LAYERS, "all-linear"),
+}
+"""By the last part of a setting's name: other words for its values, and ours."""
+
+_OTHER_NAMES: Mapping[str, Collection[str]] = {
+    "model.name_or_path": ("model_name", "model_path", "model_id", "pretrained_model_name_or_path"),
+    "model.lora": ("peft", "peft_config", "use_lora", "lora_config"),
+    "model.lora.r": ("rank",),
+    "data.train": ("train_file", "train_files", "train_data", "train_path", "train_dataset", "data_path", "data_files"),
+    "data.eval": ("eval_file", "eval_data", "validation_file", "validation", "val_file", "val", "valid", "dev", "test"),
+    "data.image_root": ("image_folder", "images_dir", "image_path", "images", "img_dir"),
+    "stage1": ("sft",),
+    "stage2": ("dpo",),
+    "stage2.loss_parameters.simpo_margin": ("simpo_gamma", "gamma"),
+    "stage2.loss_parameters.dpop_penalty": ("dpop_lambda",),
+    "stage2.cooling.temperature": ("tau",),
+    "stage2.cooling.floor": ("l_floor",),
+    "stage1.penalty": ("lambda_", "lam"),
+    "output_dir": ("out", "output", "out_dir", "save_dir", "run_dir", "output_path"),
+    "seed": ("random_seed", "random_state"),
+}
+"""Our settings by full name, and further words for them: short, of papers, or of tools without a dialect here."""
+
+
+def our_name(word: str) -> str | None:
+    """Our full name of a setting that was given by another word for it; None for a word that nobody has.
+
+    Example:
+        >>> our_name("tau"), our_name("lora_rank"), our_name("beta_2")
+        ('stage2.cooling.temperature', 'model.lora.r', None)
+    """
+    if word in _NO_COUNTERPART:
+        return None
+    found = next((ours for ours, words in _OTHER_NAMES.items() if word in words), None)
+    return found or next((one.keys[word] for one in _DIALECTS if word in one.keys), None)
+
+
+_ADVICE = ("write", "run", "start", "put", "to switch", "take", "train", "multiply", "name")
+
+
+def in_its_place(word: str) -> str:
+    """What to do instead of a setting that has no counterpart, as it goes on after the name; empty for other words.
+
+    Example:
+        >>> in_its_place("template")
+        ": the chat template is the processor's own. Take it out."
+    """
+    why = _NO_COUNTERPART.get(word)
+    return "" if why is None else f": {why}.{'' if why.startswith(_ADVICE) else ' Take it out.'}"
+
+
+def our_value(setting: str, word: str) -> str | None:
+    """Our word for a value of a setting, which may be a full name.
+
+    Example:
+        >>> our_value("stage2.loss", "dpo"), our_value("loss", "DPOP")
+        ('sigmoid', None)
+    """
+    return _OTHER_VALUES.get(setting.rpartition(".")[2], {}).get(word.strip().lower())
 
 
 @dataclass(frozen=True)
@@ -222,7 +314,7 @@ def describe_foreign(dialect: Dialect, values: Mapping[str, object], name: str) 
     """One line for someone who gave another tool's file ``name`` where a recipe was expected."""
     ours = {key: dialect.keys[key] for key in values if key in dialect.keys}
     known = [f"{key} is {name}" for key, name in ours.items() if not name.endswith(key.removeprefix("model_"))]
-    without = [key for key in values if key in _NO_COUNTERPART]
+    without = [key for key in values if key in _NO_COUNTERPART and key not in dialect.keys]
     shown = f" There {', '.join(known[:3])}." if known else ""
     lost = f" Without a counterpart: {', '.join(without)}." if without else ""
     return (

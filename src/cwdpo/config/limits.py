@@ -222,6 +222,9 @@ def schedule_of(what: str) -> AfterValidator:
 
 def check_schedule(value: object, what: str = "share") -> None:
     """Raise a ``ValueError`` for what is neither a share nor points in the order of progress."""
+    if isinstance(value, int | float) and _is_number(value) and not 0 <= value <= 1:
+        advice = f"Write {value / 100:g}." if 2 <= value <= 100 else "Write one from 0 to 1, such as 0.5."
+        raise ValueError(f"is {value:g}, but a {what} goes from 0 to 1. {advice}")
     points = [(0.0, value)] if _is_number(value) else value
     if isinstance(points, str) or not isinstance(points, Sequence) or not points:
         raise ValueError(f"is {value!r}, but must be a {what} such as 0.5, or points such as [[0, 0], [1, 0.8]].")

@@ -1,7 +1,7 @@
 """YAML that remembers on which line each key stood, reads ``1e-6`` as a number, and loses nothing silently."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -55,10 +55,10 @@ for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
 
 
-def load(text: str, name: str) -> Located:
-    """Parse a recipe; messages call it ``name``. A ConfigError: broken YAML, a key given twice, a key without a value,
-    or anything but keys and values at the top."""
-    found, lines = _read(text, name)
+def load(text: str, name: str, *, example: Callable[[KeyPath], str] = lambda path: "...") -> Located:
+    """Parse a recipe; messages call it ``name``, and show the ``example`` of a setting that has no value. A
+    ConfigError: broken YAML, a key given twice, a key without a value, or anything but keys and values at the top."""
+    found, lines = _read(text, name, example)
     if found is None:
         raise ConfigError(f"{name}: the recipe is empty. Start it with `model:` and `data:`.")
     if not isinstance(found, dict):
@@ -91,10 +91,12 @@ def dump_value(value: object) -> str:
     return text.strip()[1:-1]
 
 
-def _read(text: str, name: str) -> tuple[Any, dict[KeyPath, int]]:
+def _read(
+    text: str, name: str, example: Callable[[KeyPath], str] = lambda path: "..."
+) -> tuple[Any, dict[KeyPath, int]]:
     """Plain values of the one document in a text, None if there is none, and the lines of their keys."""
     try:
-        walk = _Walk(name, _Loader(text))
+        walk = _Walk(name, _Loader(text), example)
         node = walk.loader.get_single_node()
         return None if node is None else walk.value(node, ()), walk.lines
     except yaml.reader.ReaderError as error:
@@ -113,6 +115,7 @@ class _Walk:
 
     name: str
     loader: _Loader
+    example: Callable[[KeyPath], str]
     lines: dict[KeyPath, int] = field(default_factory=dict)
     open_nodes: list[int] = field(default_factory=list)
     checked: set[int] = field(default_factory=set)
@@ -149,7 +152,7 @@ class _Walk:
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         if node.tag == "tag:yaml.org,2002:null" and node.value == "":
             text = _without_colon(path[-1]) if path else ""
-            text = text or " Write one, or null for none, or {} for a section with its defaults."
+            text = text or f" Write one, such as `{path[-1] if path else ''}: {self.example(path)}`."
             raise self._problem(node, f"'{'.'.join(path)}' has no value.{text}")
         if node.value[:1] in _CURLY and getattr(node, "style", None) is None:
             raise self._problem(node, f"{shortened(node.value)} stands in curly quotes. Write straight ones, or none.")

@@ -142,10 +142,14 @@ class DataConfig:
     max_length: Annotated[int | None, limit(at_least=2, advice="Write null for the model's own limit.")] = None
     """Most tokens in prompt and answer together; a longer row stops the run. Null takes the model's own limit."""
 
-    min_pixels: Annotated[int | None, limit(at_least=1, advice="Write null for the processor's own limit.")] = None
+    min_pixels: Annotated[
+        int | None, limit(at_least=1, advice="Write such as 50176, or null for the processor's own limit.")
+    ] = None
     """Fewest pixels that the processor enlarges an image to; of processors with such limits, as Qwen-VL's."""
 
-    max_pixels: Annotated[int | None, limit(at_least=1, advice="Write null for the processor's own limit.")] = None
+    max_pixels: Annotated[
+        int | None, limit(at_least=1, advice="Write such as 1048576, or null for the processor's own.")
+    ] = None
     """Most pixels that it leaves an image; each 28 x 28 pixels are one token for Qwen2.5-VL, 32 x 32 for Qwen3-VL."""
 
     @property
@@ -286,7 +290,9 @@ class Stage2Config:
 
     loss_parameters: LossParameters = field(default_factory=LossParameters)
     cooling: CoolingConfig | None = field(default_factory=CoolingConfig)
-    reference: ReferenceKind = "cached"
+    reference: Annotated[ReferenceKind, Called("cached or live; the reference is the model that it starts from")] = (
+        "cached"
+    )
     """``cached`` computes log pi_ref once and keeps it on disk; ``live`` runs the reference at every step."""
 
     reference_batch_size: Annotated[
@@ -486,7 +492,12 @@ class Recipe:
     seed: Annotated[int, limit(at_least=0, below=2**32, advice="Try 0.")] = 0
     """Of everything random: the division of rows, their order, new adapters, samples."""
 
-    output_dir: Annotated[str, not_empty("Write the directory to fill."), Called("a directory to fill")] = "runs/cwdpo"
+    output_dir: Annotated[
+        str,
+        not_empty("Write the directory to fill."),
+        AfterValidator(os.path.expanduser),
+        Called("a directory to fill"),
+    ] = "runs/cwdpo"
     """The run directory; a relative path starts at the working directory."""
 
     @property

@@ -22,6 +22,7 @@ from cwdpo.config.checking import (
     is_text,
     known_paths,
     meant,
+    replacement,
     section_fields,
     section_type,
     shown,
@@ -79,7 +80,7 @@ def read_recipe(
     text = _text(path)
     if path.suffix.lower() == ".json":
         text = re.sub(r"^\t+", lambda tabs: " " * len(tabs[0]), text, flags=re.MULTILINE)  # all that YAML lacks of JSON
-    located = located_yaml.load(text, name)
+    located = located_yaml.load(text, name, example=functools.partial(example, trainer_fields=trainer_fields))
     values = located.values
     foreign = recognise(values)
     if foreign is not None:
@@ -346,7 +347,11 @@ def _pairs(words: Sequence[str], example_of: Callable[[str], str]) -> list[tuple
         name, equals, text = word.removeprefix("--").partition("=")
         if name in _SETTERS and word.startswith("-"):
             following = (text or (queue[0] if queue else "")).lstrip("-")
-            key, _, value = following.partition("=")
+            key, gives_value, value = following.partition("=")
+            several = queue[0 if text else 1 :][:1]
+            is_path = not all(part.isidentifier() for part in key.split("."))
+            if name == "-o" and key and not gives_value and (is_path or not several or several[0][:2] == "--"):
+                raise ConfigError(f"-o is not an option. Write --output_dir {following}.")
             raise ConfigError(f"{word.partition('=')[0]} is not needed: write --{key or 'KEY'} {value or 'VALUE'}.")
         if not word.startswith("--") or not name:
             raise ConfigError(f"{word!r} is not a setting. {_as_setting(word, queue)}")
@@ -394,6 +399,9 @@ def _full_path(name: str, text: str, values: Mapping[str, Any], trainer_fields: 
         raise ConfigError(f"--{name} could be any of {choices}. Write the full name.")
     above = [path for path in known if path[-len(wanted) + 1 :] == wanted[:-1]]
     unknown = (*above[0], wanted[-1]) if len(wanted) > 1 and len(above) == 1 else wanted
+    if instead := replacement(wanted[-1], trainer_fields):
+        example_of_null = f" As in --{'.'.join(wanted[:-1])} null." if "write null" in instead and wanted[1:] else ""
+        raise ConfigError(f"--{name}: unknown setting{instead}{example_of_null}")
     found = meant(unknown, known, trainer_fields)
     found = [each for path in found for each in _of_each_stage(path, values)]
     if not found:  # else `..._batch_size` is near to another
@@ -494,7 +502,9 @@ def _is_recipe_in_json(path: Path) -> bool:
             f"{path}:{error.lineno}: this is not valid JSON: {error.msg}. Correct it there, or save the recipe as YAML."
         ) from None
     keys = {each.name for each in dataclasses.fields(Recipe)}
-    return isinstance(values, dict) and (bool(keys & {*values}) or recognise(values) is not None)
+    if not isinstance(values, dict) or isinstance(values.get("data"), list):  # rows with a frame around them
+        return False
+    return bool(keys & {*values}) or recognise(values) is not None
 
 
 def _near_files(path: Path) -> str:

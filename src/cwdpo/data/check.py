@@ -47,8 +47,8 @@ class Notice:
     """Stops training: ``unreadable_file``, ``unusable_row``, ``too_long``, ``nothing_to_learn``; of a recipe also
     ``missing_answer`` and ``settings``. Does not: ``duplicate``, ``shared_id``, ``contradiction``,
     ``identical_answers``, ``gentle_is_chosen``, ``exchanged``, ``no_rejected``, ``split_tokens``,
-    ``unknown_tokens``, ``unread_column``, ``unread_key``, ``unread_kwarg``, ``media_tag``, ``json_text``; of a recipe
-    also ``not_held_out``."""
+    ``unknown_tokens``, ``unread_column``, ``unread_key``, ``unread_kwarg``, ``media_tag``, ``json_text``,
+    ``empty_image``; of a recipe also ``not_held_out``, ``needs_gpu`` and ``repeated``."""
 
     message: str
     """What was found, beginning with the source, and what to do."""
@@ -147,6 +147,13 @@ def check_rows(
             "stops at them. Keep them for a recipe with stage1 alone, or add `rejected`."
         )
         report.notes.append(Notice(missing[0], "no_rejected", message))
+    if checker.without_image and any(row.num_images for row in report.rows):
+        first = checker.without_image[0]
+        message = (
+            f"{first}: {len(checker.without_image)} of {len(report.rows)} rows have an image without a value, this one "
+            "first, and are trained on without one. If that is not meant, name the image, or take the rows out."
+        )
+        report.notes.append(Notice(first, "empty_image", message))
     if 2 * checker.exchanged > sum(row.has_gentle for row in report.rows):
         message = (
             f"{path}: `gentle` is nearer to `rejected` than to `chosen` in {checker.exchanged} of {len(report.rows)} "
@@ -171,6 +178,9 @@ class _Checker:
         self.can_learn = False
         """Whether any row so far has two different answers."""
 
+        self.without_image: list[str] = []
+        """Rows with a key for an image and no image."""
+
         self.exchanged = 0
         """Rows whose gentle answer has more words of a rejected answer than of the chosen one."""
 
@@ -183,6 +193,8 @@ class _Checker:
         except DataError as problem:
             self._report.findings.append(Notice(source, "unusable_row", str(problem)))
             return
+        if not row.images and ("image" in record or "images" in record):
+            self.without_image.append(source)
         self._note_unread(record, row, unread)
         self._note_texts(record, row, unread)
         self._compare(row)

@@ -25,12 +25,13 @@ are part of the prompt.
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from cwdpo.data.image_roots import ImageRoots, read_image
-from cwdpo.data.known_formats import REPEATS, Format, Record, find_format, parse_json, with_keys
+from cwdpo.data.known_formats import FORMATS, REPEATS, Format, Record, find_format, parse_json, with_keys
 from cwdpo.data.messages import (
     PLACEHOLDER,
     Answer,
@@ -72,13 +73,19 @@ _IMAGE_NAMES = (
 )
 _UNSUPPORTED = ("videos", "video", "audios", "audio", "tools", "rejected_images")
 _OTHER_WORDS = {
-    **dict.fromkeys(("accepted", "preferred", "win", "winner", "choosen"), "chosen"),
-    **dict.fromkeys(("chosen_response", "response_chosen"), "chosen"),
+    **dict.fromkeys(("accepted", "preferred", "win", "winner", "choosen", "chosen_answer", "good_answer"), "chosen"),
+    **dict.fromkeys(("chosen_response", "response_chosen", "better", "positive", "good", "best_answer"), "chosen"),
+    **dict.fromkeys(("answer", "response", "output", "completion", "caption", "target", "label"), "chosen"),
     **dict.fromkeys(("dispreferred", "lose", "loser", "reject", "rejected_answer", "response_rejected"), "rejected"),
-    **dict.fromkeys(("query", "user", "promt", "input_text", "text_input"), "prompt"),
+    **dict.fromkeys(("rejected_response", "bad_answer", "worse", "negative", "bad", "wrong_answer"), "rejected"),
+    **dict.fromkeys(("query", "user", "promt", "input_text", "text_input", "question", "instruction"), "prompt"),
 }
+"""Of rows that are of no format; the first of a column's words counts."""
+
+_OWN_WORDS = ("prompt", "chosen", "rejected", "image", "images")
 
 _EXAMPLE = '{"images": ["a.png"], "prompt": "...", "chosen": "...", "rejected": "..."}'
+_HEADER = ("image", "prompt", "chosen", "rejected")
 _MESSAGE = '{"role": "user", "content": "..."}'
 
 
@@ -276,14 +283,26 @@ def _checked_format(record: Record, keys: tuple[str, ...], source: str, missing:
                 raise DataError(f"{source}: `{key}` has no value (null). Write a text, or take the row out.")
     wrong = _wrong_keys(keys, known)
     if known is None or wrong is not None:
-        raise DataError(f"{source}: {wrong}")
+        raise DataError(f"{source}: {_in_a_table(str(wrong), keys, source)}")
     return known
+
+
+def _in_a_table(wrong: str, keys: Sequence[str], source: str) -> str:
+    """What is wrong with keys, where they are the first line of a table: it shows a header, or says that there is
+    none."""
+    if not re.search(r"\.[ct]sv(\.gz)?:\d+$", source) or _EXAMPLE not in wrong:
+        return wrong
+    header = f"the header {(',' if '.csv' in source else chr(9)).join(_HEADER)}"
+    read = {*_OPTIONAL, *_IMAGE_NAMES, *_OTHER_WORDS, *(name for known in FORMATS for name in _keys_of(known))}
+    if {key.strip().lower().replace(" ", "_") for key in keys}.isdisjoint(read):
+        return f"line 1, {shortened(', '.join(keys))!r}, has no name of a column. Put {header} before it."
+    return wrong.replace(_EXAMPLE, header)
 
 
 def _other_word(key: str) -> str | None:
     """The column that is meant by another word for it, or by other letters: `Chosen`, ` chosen`."""
     plain = key.strip().lower().replace(" ", "_")
-    return _OTHER_WORDS.get(plain, plain if plain != key and plain in ("prompt", "chosen", "rejected") else None)
+    return _OTHER_WORDS.get(plain, plain if plain != key and plain in _OWN_WORDS else None)
 
 
 @lru_cache(maxsize=1000)  # the rows of a data set mostly have the same keys
@@ -298,7 +317,8 @@ def _wrong_keys(keys: tuple[str, ...], known: Format | None) -> str | None:
         if one in keys and other in keys:
             return f"the row has both `{one}` and `{other}`. Keep one of them."
     if known is None:
-        words = [f"`{key}` as `{word}`" for key in keys if (word := _other_word(key)) not in (None, *keys)]
+        meant = {word: key for key in reversed(keys) if (word := _other_word(key)) not in (None, *keys)}
+        words = [f"`{key}` as `{word}`" for word, key in reversed(meant.items())]
         advice = f"Name {' and '.join(words)}, as in" if words else "Write"
         missing = "chosen" if "rejected" in keys else "prompt"
         known_part = not words and missing not in keys and not {"chosen", "rejected"}.isdisjoint(keys)

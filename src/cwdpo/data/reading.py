@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
+from cwdpo.contents import other_kind
 from cwdpo.data.formats import row_from_record
 from cwdpo.data.image_roots import GivenRoots
 from cwdpo.data.images import MAX_FILE_BYTES
@@ -144,6 +145,11 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb")) if ending_of(path)[1] else path.open("rb")
 
 
+def _first_bytes(path: Path) -> bytes:
+    with _open(path) as file:
+        return file.read(32)
+
+
 def _read_table(path: Path) -> Parsed:
     """Rows of a table as text, its first line the names of the columns; an empty cell is no value."""
     csv.field_size_limit(
@@ -159,6 +165,8 @@ def _read_table(path: Path) -> Parsed:
             try:
                 cells = next(lines, None)
             except (csv.Error, UnicodeDecodeError) as problem:
+                if other := other_kind(_first_bytes(path), path):
+                    raise DataError(other) from problem
                 raise DataError(f"{source}: not a table in UTF-8: {problem}. Save it as CSV in UTF-8.") from problem
             if cells is None:
                 if names is not None and lines.line_num == 1:
@@ -254,6 +262,8 @@ def _json_advice(line: bytes) -> str:
     """What to write in place of a line that is not JSON."""
     if line.lstrip()[:2] in (b"{'", b"['"):
         return "Write JSON, with \"...\" in place of '...': Python's json.dumps does."
+    if re.search(rb"[}\]]\s*,\s*$", line):
+        return "Take out the comma at the end of the line."
     if re.search(rb",\s*[}\]]\s*$", line):
         return "Take out the comma before the closing bracket."
     if b"\r" in line:
@@ -299,12 +309,26 @@ def _read_list(path: Path) -> Parsed:
         if _skip_space(text, at + 1) != len(text):
             raise json.JSONDecodeError("more text after the end of the list", text, at)
     except json.JSONDecodeError as problem:
+        if below := _rows_below(text):
+            raise DataError(
+                f"{path}: its rows lie under `{below}`. Write that list alone, [{{...}}, {{...}}]."
+            ) from None
         raise DataError(
             f"{path}:{problem.lineno}: broken JSON at column {problem.colno}: {problem.msg}. "
             "Write a list of objects, [{...}, {...}], or name a file with one object a line .jsonl."
         ) from problem
     except (ValueError, RecursionError) as problem:
         raise DataError(f"{path}:{line}: {problem}.") from problem
+
+
+def _rows_below(text: str) -> str | None:
+    """The key under which an object holds a list of objects: rows with a frame around them."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    lists = whole.items() if isinstance(whole, dict) else ()
+    return next((key for key, value in lists if isinstance(value, list) and value and isinstance(value[0], dict)), None)
 
 
 def _numbered(rows: Iterable[Record], path: str | Path) -> Parsed:
@@ -330,7 +354,8 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)  # one, as making it
 def _expect_object(value: object, source: str) -> Record | DataError:
     if isinstance(value, dict):
         return value
-    return DataError(f"{source}: a row is a {type(value).__name__}, but must be an object. Write {{...}}.")
+    advice = "Name a file with one list of objects .json" if isinstance(value, list) else "Write {...}"
+    return DataError(f"{source}: a row is a {type(value).__name__}, but must be an object. {advice}.")
 
 
 def _expect(text: str, at: int, mark: str) -> int:
@@ -348,7 +373,9 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _refuse_bom(start: bytes, path: Path) -> None:
-    """A byte-order mark is not JSON, and shows that an editor chose the encoding."""
+    """A byte-order mark is not JSON, and shows that an editor chose the encoding; other marks are of other files."""
+    if other := other_kind(start, path):
+        raise DataError(other)
     for mark, name in _BOMS.items():
         if start.startswith(mark):
             raise DataError(f"{path}:1: the file begins with a {name} byte-order mark. {_AS_UTF8}")

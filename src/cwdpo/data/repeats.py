@@ -52,6 +52,28 @@ def rows_also_in(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row_hash(row) in found] if found else []
 
 
+def repeated_between_files(rows: Iterable[Row]) -> list[Row]:
+    """Rows that an earlier file has too, or that file itself where it is named twice.
+
+    Example:
+        >>> twice = [Row((), "yes", source=source) for source in ("a.jsonl:1", "a.jsonl:2", "b.jsonl:1", "a.jsonl:1")]
+        >>> [row.source for row in repeated_between_files(twice)]
+        ['b.jsonl:1', 'a.jsonl:1']
+    """
+    firsts: dict[int, Row] = {}
+    found = []
+    for row in rows:
+        first = firsts.setdefault(_texts(row), row)
+        elsewhere = row.source == first.source or _file_of(row) != _file_of(first)
+        if first is not row and elsewhere and row_hash(first) == row_hash(row):
+            found.append(row)
+    return found
+
+
+def _file_of(row: Row) -> str:
+    return row.source.rpartition(":")[0]
+
+
 def _texts(row: Row) -> int:
     return hash((row.prompt, row.chosen, row.rejected, row.gentle))
 

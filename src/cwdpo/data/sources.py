@@ -19,6 +19,11 @@ _OTHERS: tuple[Kind, ...] = ("a run", "an unfinished run", "a model", "a model's
 """Directories whose JSON is not rows."""
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\b")
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval", "heldout"),
+    "test": ("test",),
+}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -120,6 +125,7 @@ def _shards(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if path.is_file() and ending_of(path)[0] in ENDINGS)
     endings = sorted({ending_of(path)[0] for path in files})
     splits = sorted({found[1] for path in files if (found := _SHARD.match(path.name))})
+    named = {word: path for path in files if (word := _split_of(path)) is not None}
     if not files:
         raise refusal(folder, ROWS, DataError)
     if len(endings) > 1:
@@ -128,7 +134,25 @@ def _shards(folder: Path) -> list[Path]:
     if len(splits) > 1:
         patterns = " or ".join(f"{folder}/{split}-*" for split in splits)
         raise DataError(f"{folder}: holds several splits. Give one of them: {patterns}.")
+    if len(named) > 1:
+        one, *others = sorted(named, key=lambda word: word != "train")
+        raise DataError(
+            f"{folder}: holds several splits. Give one of them: {named[one]} or "
+            f"{' or '.join(str(named[other]) for other in others)} (in a recipe data.train and data.eval), or a "
+            f"pattern for all: '{folder}/*{endings[0]}'."
+        )
     return files
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a file's name says it is of: ``train`` of ``rows_train.jsonl``.
+
+    Example:
+        >>> _split_of(Path("rows_train.jsonl")), _split_of(Path("valid.csv.gz")), _split_of(Path("contest.jsonl"))
+        ('train', 'validation', None)
+    """
+    words = re.split(r"[^a-z]+", path.name.lower())
+    return next((split for split, names in _SPLITS.items() if {*names} & {*words}), None)
 
 
 def _missing(path: Path) -> Exception:

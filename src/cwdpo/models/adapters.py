@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 
 from cwdpo.batch import hash_tensors
+from cwdpo.config.foreign import our_value
 from cwdpo.errors import ConfigError, UserError
 from cwdpo.models.loading import load_policy, load_processor, one_line, refuse_other_weights, some
 from cwdpo.models.parts import bare_model, vision_tower
@@ -199,6 +200,7 @@ def _layers_near(target_modules: str | Sequence[str], layers: list[str]) -> str:
     wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     short = sorted({name.rsplit(".", 1)[-1] for name in layers if not name.rsplit(".", 1)[-1].isdigit()})
     near = [match for word in wanted for match in difflib.get_close_matches(word.rsplit(".", 1)[-1], short, n=2)]
+    near = [ours for word in wanted if (ours := our_value("target_modules", word)) is not None] or near
     return f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else f"Layers are called {some(short)}."
 
 

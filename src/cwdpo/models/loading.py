@@ -8,6 +8,7 @@ videos, so that a directory saved here loads whole where torchvision is installe
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import cache
@@ -19,7 +20,7 @@ import transformers
 from accelerate import PartialState
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -33,8 +34,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from cwdpo.contents import MODEL, refusal
-from cwdpo.errors import UserError, shortened
+from cwdpo.config.foreign import our_value
+from cwdpo.contents import MODEL, other_kind, refusal
+from cwdpo.errors import UserError
 from cwdpo.models.naming import local_directory, unreached
 from cwdpo.models.parts import freeze_vision_tower
 
@@ -42,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _VIDEO_FILE = "video_preprocessor_config.json"
 _IMAGE_FILE = "preprocessor_config.json"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _CONFIG_FILES = ("processor_config.json", _IMAGE_FILE, _VIDEO_FILE, "tokenizer_config.json")
 
 
@@ -128,13 +131,87 @@ def silence_dropout(model: nn.Module) -> None:
                 setattr(module, key, 0.0)
 
 
-def load_outline(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The layers without their weights (meta tensors), to see what would train in no memory and no time."""
+def load_outline(
+    name_or_path: str | Path,
+    *,
+    attn_implementation: str | Mapping[Literal["text", "vision"], str] | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The layers without their weights (meta tensors), to see what would train in no memory and no time; what
+    :func:`load_policy` would refuse of ``attn_implementation`` is a ``UserError`` here too."""
     source = str(local_directory(name_or_path) or name_or_path)
     config = load_config(source, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        outline: PreTrainedModel = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+    attention = attention_of_parts(config, attn_implementation, weights=str(getattr(config, "dtype", None)))
+    given: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    try:
+        with torch.device("meta"):
+            outline: PreTrainedModel = AutoModelForImageTextToText.from_config(
+                config, trust_remote_code=trust_remote_code, **given
+            )
+    except (ValueError, RuntimeError, ImportError) as error:
+        if given and (refused := _refused_attention(attn_implementation, error)):
+            raise refused from error
+        raise
     return outline
+
+
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def check_weights(name_or_path: str | Path) -> None:
+    """Refuse, with a ``UserError``, a model's directory whose weights are not there or not whole, as far as the headers
+    and sizes of its files say; nothing is loaded."""
+    directory = local_directory(name_or_path)
+    if directory is None:
+        return
+    files = [file for name in ("model.safetensors", "pytorch_model.bin") if (file := directory / name).is_file()][:1]
+    for index in () if files else (directory / name for name in _INDICES):
+        if index.is_file():
+            files = [directory / name for name in _files_of(index)]
+            break
+    missing = {file.name for file in files if not file.is_file()}
+    if missing or not files:
+        raise UserError(
+            f"{directory} has no weights: there is no {some(missing or {'model.safetensors'})}. Copy or download the "
+            "whole checkpoint again."
+        )
+    for file in files:
+        with file.open("rb") as raw:
+            start = raw.read(32)
+        if not start.startswith(b"PK") and (other := other_kind(start, file)):  # torch.save writes zip archives
+            raise UserError(other)
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except SafetensorError as error:
+                raise _damaged(file, error) from error
+
+
+def _files_of(index: Path) -> list[str]:
+    """The files that an index of weights names."""
+    try:
+        return sorted({*json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(index, error) from error
+
+
+def _damaged(what: Path | str, error: Exception) -> UserError:
+    return UserError(f"the weight file {what} is damaged ({one_line(error)}). Copy or download the checkpoint again.")
+
+
+def _refused_attention(wanted: object, error: Exception) -> UserError | None:
+    """The message for an attention that transformers refuses; None where it refuses something else."""
+    reason = one_line(error)
+    if not re.search("attn_implementation|[Aa]ttention|kernels", reason):
+        return None
+    ours = our_value("attn_implementation", wanted) if isinstance(wanted, str) else None
+    advice = "Leave it out, or write sdpa, which needs nothing else."
+    return UserError(
+        f"model.attn_implementation is {wanted!r}, which cannot be used: {re.split(r'(?<=[.]) ', reason)[0]} "
+        f"{f'Did you mean {ours}?' if ours not in (None, wanted) else advice}",
+        setting="model.attn_implementation",
+    )
 
 
 def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -217,7 +294,8 @@ def reported_by_us() -> Iterator[None]:
 def one_line(error: BaseException) -> str:
     """The first line of a library's message that says something, for messages of our own."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    first = next((at for at, line in enumerate(lines) if not line.endswith(":")), 0)
+    return " ".join(lines[: first + 1]) if lines else type(error).__name__
 
 
 def some(names: Iterable[str], *, shown: int = 3) -> str:
@@ -244,6 +322,7 @@ def refuse_other_weights(
 
 def _load_whole(source: str, **options: Any) -> PreTrainedModel:
     """``from_pretrained``, where any weight that the checkpoint does not give is an error."""
+    check_weights(source)
     try:
         # wrong shapes are let through here, so that the message below can name them
         with reported_by_us():
@@ -251,16 +330,11 @@ def _load_whole(source: str, **options: Any) -> PreTrainedModel:
                 source, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except SafetensorError as error:
-        reason = f"a weight file of {source} is damaged ({one_line(error)}). Copy or download the checkpoint again."
-        raise UserError(reason) from error
+        raise _damaged(source, error) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         wanted = options.get("attn_implementation")
-        if wanted is not None and ("attn_implementation" in str(error) or "FlashAttention" in str(error)):
-            raise UserError(
-                f"model.attn_implementation is {wanted!r}, which cannot be used: {shortened(one_line(error), 160)} "
-                "Leave it out, or write sdpa, which needs nothing else.",
-                setting="model.attn_implementation",
-            ) from error
+        if wanted is not None and (refused := _refused_attention(wanted, error)):
+            raise refused from error
         raise UserError(f"the weights of {source} cannot be loaded: {one_line(error)}") from error
     model: PreTrainedModel
     model, report = loaded
@@ -292,7 +366,7 @@ def _missing_files(source: str) -> str | None:
         return None
     lacking = [
         names
-        for names in ((_IMAGE_FILE, "processor_config.json"), ("tokenizer_config.json", "tokenizer.json"))
+        for names in ((_IMAGE_FILE, "processor_config.json"), _TOKENIZERS)
         if not any((directory / name).is_file() for name in names)
     ]
     if not lacking:

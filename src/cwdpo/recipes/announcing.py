@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from heapq import nlargest
 
-from cwdpo.config.recipe import ModelConfig, Stage1Config, Stage2Config
+from cwdpo.config.recipe import LoraConfig, ModelConfig, Stage1Config, Stage2Config
 from cwdpo.data.rows import Row
 from cwdpo.memory import human_bytes
 from cwdpo.recipes.memory import step_memory, this_device
@@ -82,15 +82,14 @@ def _training(model: ModelConfig) -> str:
 
 def _memory(context: RunContext) -> str:
     recipe, model = context.recipe, context.recipe.model
-    targets = model.lora.target_modules if model.lora is not None else "language"
-    rank = {} if model.lora is None else {"rank": model.lora.r}
+    lora = model.lora or LoraConfig()
     encoder, facts = read_model(
         model.name_or_path,
-        targets,
+        lora.target_modules,
         trust_remote_code=model.trust_remote_code,
         max_length=recipe.data.max_length,
         pixels=(recipe.data.min_pixels, recipe.data.max_pixels),
-        **rank,
+        rank=lora.r,
     )
     longest = 0
     for row in nlargest(_LONG_ROWS, context.rows, key=_characters):

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import IntervalStrategy, Trainer, TrainingArguments, get_scheduler
@@ -20,11 +20,11 @@ from cwdpo.data.check import NOTHING_TO_LEARN, CheckReport, Notice
 from cwdpo.data.encode import Encoder
 from cwdpo.data.images import peek_image
 from cwdpo.data.reading import read_rows, split_rows
-from cwdpo.data.repeats import has_two_answers, rows_also_in, sharing_ids
+from cwdpo.data.repeats import has_two_answers, repeated_between_files, rows_also_in, sharing_ids
 from cwdpo.data.rows import Row
 from cwdpo.errors import ConfigError, DataError, UserError, about, path_advice, shortened
-from cwdpo.models.adapters import lora_targets
-from cwdpo.models.loading import load_outline, load_processor
+from cwdpo.models.adapters import lora_targets, quantization_config
+from cwdpo.models.loading import check_weights, load_outline, load_processor
 from cwdpo.models.parts import freeze_vision_tower, model_limits, part_sizes
 from cwdpo.models.pixels import check_sizes, set_pixel_limits
 from cwdpo.negatives.server import Endpoint, EndpointError, RefusalError
@@ -39,6 +39,7 @@ from cwdpo.trainers.step_metrics import check_best_metric
 
 logger = logging.getLogger(__name__)
 
+_OF_A_GPU = re.compile(r"flash_attention_\d|/")  # and kernels of the hub: owner/name
 _ROWS_AT_A_TIME = TrainingArguments.per_device_train_batch_size
 
 _REFUSALS = (ValueError, TypeError, ImportError, RuntimeError, OSError, KeyError, NotImplementedError)
@@ -197,14 +198,29 @@ def check_model_takes(recipe: Recipe, rows: Sequence[Row], sizes: Mapping[tuple[
     """Refuse, with a DataError, a row with a token that the model has no embedding for, or with an image of a size that
     its processor refuses. The rows are looked at only where the tokenizer has such a token at all; ``sizes`` are what
     :func:`peek_at_images` found in them."""
+    check_loading(recipe)
     with about("model.name_or_path"):
-        outline = load_outline(recipe.model.name_or_path, trust_remote_code=recipe.model.trust_remote_code)
+        outline = load_outline(
+            recipe.model.name_or_path,
+            attn_implementation=recipe.model.attn_implementation,
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
         processor = recipe_processor(recipe)
         encoder = Encoder(processor, limits=model_limits(outline))
     check_sizes(processor, sizes)
     if encoder.can_exceed_model:
         for row in rows:
             encoder.check_tokens(row)
+
+
+def check_loading(recipe: Recipe, *, elsewhere: bool = False) -> None:
+    """Refuse, with a UserError, weights that are not whole, and packages that are missing for what the recipe does with
+    them, without reading the weights; ``elsewhere`` is another machine, which may have a GPU and such packages."""
+    with about("model.name_or_path"):
+        check_weights(recipe.model.name_or_path)
+    if recipe.model.quantization is not None and not elsewhere:
+        with about("model.quantization"):
+            quantization_config(**dataclasses.asdict(recipe.model.quantization))
 
 
 def check_endpoint(recipe: Recipe) -> None:
@@ -228,21 +244,25 @@ _PATIENCE = 5.0
 
 
 def check_recipe(
-    path: Path, check: Callable[[Path, Path | None, Encoder | None], CheckReport]
+    path: Path, check: Callable[[Path, Path | None, Encoder | None], CheckReport], changes: Sequence[str] = ()
 ) -> tuple[CheckReport, ModelFacts, StepPlan]:
     """One report over all files of a recipe, the facts of its model, and how its steps are laid out.
 
     What only needs a GPU, and there is none here, is a note and stops nothing: a run may train on another machine.
 
-    ``check`` makes the report of one file, with an image root and an encoder. A UserError where a setting, or the
+    ``check`` makes the report of one file, with an image root and an encoder; ``changes`` are settings in the words of
+    a command line. A UserError where a setting, or the
     model, cannot be used.
     """
-    recipe = read_recipe(path, trainer_fields=argument_types)
+    recipe = read_recipe(path, changes, trainer_fields=argument_types)
     check_settings(recipe, RunDirectory(Path(recipe.output_dir)), elsewhere=True)
-    lora = recipe.model.lora or LoraConfig()
+    gpu = torch.cuda.is_available()
+    lora, attention = recipe.model.lora or LoraConfig(), recipe.model.attn_implementation
+    check_loading(recipe, elsewhere=not gpu)
     encoder, facts = read_model(
         recipe.model.name_or_path,
         lora.target_modules,
+        attn_implementation=attention if gpu or not _OF_A_GPU.search(str(attention)) else None,
         trust_remote_code=recipe.model.trust_remote_code,
         max_length=recipe.data.max_length,
         pixels=(recipe.data.min_pixels, recipe.data.max_pixels),
@@ -273,23 +293,28 @@ def check_recipe(
 
 
 def _needs_gpu(recipe: Recipe, path: Path) -> list[Notice]:
-    """A note where the recipe trains in a precision that only a GPU has, and there is none here."""
+    """A note where the recipe trains in a way that only a GPU has, and there is none here."""
     if torch.cuda.is_available():
         return []
     sections = _sections(recipe, recipe.stages).items()
     wanted = [f"{section}.{key}" for section, values in sections for key in ("bf16", "fp16") if values.get(key)]
-    if not wanted or all(_setting(recipe, stage, "use_cpu", False) for stage in recipe.stages):
+    if all(_setting(recipe, stage, "use_cpu", False) for stage in recipe.stages):
+        wanted = []
+    wanted += ["model.quantization"] if recipe.model.quantization is not None else []
+    wanted += ["model.attn_implementation"] if _OF_A_GPU.search(str(recipe.model.attn_implementation)) else []
+    if not wanted:
         return []
     message = f"{path}: {_without_gpu(wanted, f'cwdpo train {path} ')}"
     return [Notice(str(path), "needs_gpu", message)]
 
 
 def _without_gpu(settings: Sequence[str], command: str = "") -> str:
-    """Why settings of half precision cannot be used here, and the words that change them."""
-    words = " ".join(f"--{name} false" for name in settings)
+    """Why settings that need a GPU cannot be used here, and the words that change them."""
+    words = " ".join(f"--{name} {'null' if name.startswith('model.') else 'false'}" for name in settings)
+    words += "" if all(name.startswith("model.") for name in settings) else " --model.dtype float32"
     return (
         f"{' and '.join(settings)} {'needs' if len(settings) == 1 else 'need'} a GPU, and there is none here. To train "
-        f"on this machine: `{command}{words} --model.dtype float32`."
+        f"on this machine: `{command}{words}`."
     )
 
 
@@ -298,18 +323,19 @@ def read_model(
     target_modules: str | list[str],
     *,
     trust_remote_code: bool,
+    attn_implementation: str | Mapping[Literal["text", "vision"], str] | None = None,
     max_length: int | None = None,
     pixels: tuple[int | None, int | None] = (None, None),
     rank: int = LoraConfig.r,
 ) -> tuple[Encoder, ModelFacts]:
     """An encoder that knows the model's limit, and what is known of the model without its weights.
 
-    The arguments are the recipe's ``model.name_or_path``, ``model.lora.target_modules``, ``data.max_length``,
-    ``data.min_pixels`` with ``data.max_pixels``, and ``model.lora.r``. A UserError where the model or its processor
-    cannot be used, or LoRA would train no layer.
+    The arguments are the recipe's: of ``model`` its name and settings, ``model.lora.target_modules``,
+    ``data.max_length``, ``data.min_pixels`` with ``data.max_pixels``, and ``model.lora.r``. A UserError where the model
+    or its processor cannot be used, or LoRA would train no layer.
     """
     with about("model.name_or_path"):
-        outline = load_outline(model, trust_remote_code=trust_remote_code)
+        outline = load_outline(model, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code)
         freeze_vision_tower(outline)
         processor = set_pixel_limits(load_processor(model, trust_remote_code=trust_remote_code), *pixels)
         encoder = Encoder(processor, max_length=max_length, limits=model_limits(outline))
@@ -444,6 +470,16 @@ def _explained(recipe: Recipe, run: RunDirectory, stage: Stage, error: Exception
         reason = f"the package {package[1]} is not installed. Run `pip install {package[1]}`"
         which = ", ".join(names.values()) or "its trainer settings"
         return ConfigError(f"{stage} cannot use {which}: {reason}, or take it out.", setting=first)
+    if "load_best_model_at_end" in reason and "strategy to match" in reason:
+        evaluated = _setting(recipe, stage, "eval_strategy", "no")
+        saved = _setting(recipe, stage, "save_strategy", "steps")
+        when = evaluated if evaluated != "no" else saved
+        name = _name(recipe, stage, "load_best_model_at_end")
+        return ConfigError(
+            f"{name} chooses among checkpoints that are evaluated, but in {stage} eval_strategy is {evaluated} and "
+            f"save_strategy {saved}. Write `eval_strategy: {when}` and `save_strategy: {when}`.",
+            setting=name,
+        )
     if not names:
         return ConfigError(f"the trainer settings of {stage} are refused: {reason}")
     which = ", or ".join(names.values())
@@ -474,8 +510,14 @@ def _of_stages(recipe: Recipe, path: Path) -> tuple[list[Notice], list[Notice]]:
     try:
         rows, eval_rows = read_data(recipe)
         stages = rows_of_stages(recipe, rows)
+        if again := repeated_between_files(rows):
+            text = (
+                f"{path}: {len(again)} of {len(rows)} rows of data.train are also in an earlier file of it, and count "
+                f"twice; the first is {again[0].source}. Name each file once."
+            )
+            notes.append(Notice(str(path), "repeated", text))
         if held_out := not_held_out(rows, eval_rows):
-            notes = [Notice(str(path), "not_held_out", f"{path}: {held_out}")]
+            notes.append(Notice(str(path), "not_held_out", f"{path}: {held_out}"))
         missing = without_rejected(stages, eval_rows)
         if not missing:
             check_answers(recipe, stages, eval_rows)

@@ -8,9 +8,10 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from cwdpo.config.checking import problem_with
+from cwdpo.config.foreign import NEAR_LOSSES
 from cwdpo.config.recipe import LossParameters, PreferenceLoss, Stage2Config
 from cwdpo.errors import ConfigError
 
@@ -26,16 +27,6 @@ _NOT_THE_SAME = {
     "bco_pair": "loss_type bco_pair is `loss='bco'` here: its delta is a running mean of the rewards, and 0 in TRL.",
     "sft": "loss_type sft is `loss='nll'` here: a mean over each answer's tokens and then over answers; TRL's is one "
     "mean over all tokens of a batch.",
-}
-_ADVICE = {
-    "hinge": "Near it are sigmoid and ipo",
-    "exo_pair": "Near it is robust, with label_smoothing",
-    "nca_pair": "Near it is bco_pair",
-    "sppo_hard": "Near it is `loss='cal_dpo'`",
-    "aot": "Near it is sigmoid",
-    "aot_unpaired": "Near it is bco_pair",
-    "discopop": "Near it is sigmoid",
-    "sigmoid_norm": "Near it is `loss='simpo'`, which has no reference",
 }
 
 _SAME_LIMITS: Mapping[str, tuple[type, str]] = {
@@ -140,7 +131,7 @@ class TRLSettings:
         types = ["sigmoid"] if self.loss_type is None else list(self.loss_type)
         for name in types:
             if name not in _LOSSES:
-                near = _ADVICE.get(name)
+                near = f"Write `loss={name!r}`" if name in get_args(PreferenceLoss) else NEAR_LOSSES.get(name)
                 why = f"which is not computed here. {near}" if near else f"and known are {', '.join(_LOSSES)}"
                 raise ConfigError(f"loss_type holds {name!r}, {why}; docs/losses.md lists all.")
             if name in _NOT_THE_SAME:
