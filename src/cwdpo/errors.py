@@ -109,3 +109,20 @@ def printable(text: str) -> str:
         '\\x1b[31mred\n\\ud800'
     """
     return "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)
+
+
+def what_is(value: object) -> str:
+    """What something is, as messages call it.
+
+    Example:
+        >>> what_is(3), what_is(None), what_is(dict)
+        ('an int', 'None', 'the class dict')
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    package = type(value).__module__.split(".")[0]
+    name = name if package in ("builtins", "cwdpo", "__main__") else f"{package}.{name}"
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

@@ -61,7 +61,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["audit", "x", "--batchsize=3"], "cwdpo audit: there is no option --batchsize. Did you mean --batch-size? S"),
         (
             ["chat", "x", "--prompt", "hi"],
-            "cwdpo chat: there is no option --prompt. Pipe the question in: echo QU",
+            "cwdpo chat: there is no option --prompt. Pipe the question in: echo",
         ),
         (["check", "x", "--nonsense"], "cwdpo check: there is no option --nonsense. See: cwdpo check --help"),
         (["demo", "x"], "cwdpo demo: there is no place for 'x'. cwdpo demo takes options alone."),
@@ -169,6 +169,12 @@ def test_module_and_command_are_the_same() -> None:
         [sys.executable, "-m", "cwdpo", "--version"], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.startswith("cwdpo 0.")
+
+
+def test_flags_have_no_type_in_the_help(run: Run) -> None:
+    for command in (["demo"], ["negatives", "gentle"]):
+        assert "<bool>" not in run(*command, "--help")[1]
+    assert "<path>" in run("demo", "--help")[1]
 
 
 def test_help_lists_the_commands_in_order_of_use(run: Run) -> None:

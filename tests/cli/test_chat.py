@@ -60,6 +60,12 @@ def test_questions_and_images(say: Say) -> None:
     ]
 
 
+@pytest.mark.parametrize("typed", ["", "\n \n"])
+def test_no_question_at_all_is_said(say: Say, typed: str) -> None:
+    said = "no question came. Write one a line: echo QUESTION | cwdpo chat ...\n"
+    assert say(typed) == (2, "", said)
+
+
 def test_both_answers_stand_side_by_side(say: Say) -> None:
     lines = say("what?\n", "--base")[1].splitlines()
     assert "base" in lines[0]

@@ -310,10 +310,16 @@ def test_a_dead_server_is_given_up(server: ChatServer) -> None:
     assert len(server.requests) < 20
 
 
-def test_nobody_there() -> None:
+def test_nobody_there(caplog: pytest.LogCaptureFixture) -> None:
     endpoint = Endpoint("http://127.0.0.1:9/v1", sleep=lambda _: None)
-    with pytest.raises(EndpointError, match="ConnectError"):
+    with pytest.raises(EndpointError, match="failed 2 times; the last time: ConnectError"):
         endpoint.chat(ASK)
+    assert endpoint.usage.requests == 2
+    asked = Endpoint("http://127.0.0.1:9/v1", model="m", concurrency=2, sleep=lambda _: None)
+    with pytest.raises(EndpointError, match=r"Start the server, or correct its address\.$"):  # said once, and at once
+        list(asked.map(lambda _: asked.chat(ASK), range(100)))
+    assert asked.usage.requests <= 8
+    assert not caplog.records
     with pytest.raises(UserError, match="is not a URL"):
         Endpoint("127.0.0.1:9")
 

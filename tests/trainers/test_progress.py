@@ -50,6 +50,16 @@ def test_the_last_line_comes_wherever_a_stage_ends() -> None:
     assert [line.split()[2] for line in out.getvalue().splitlines()] == ["2/1000", "3/1000"]
 
 
+def test_a_stage_of_one_step_has_one_line() -> None:
+    out = io.StringIO()
+    shown = StageProgress("stage1", console=Console(file=out), clock=lambda: 0.0)
+    shown.on_train_begin(None, state(0, total=1), None)
+    shown.on_step_end(None, state(1, total=1), None)
+    shown.on_log(None, state(1, total=1), None, {"loss": 0.5})
+    shown.on_train_end(None, state(1, total=1), None)
+    assert out.getvalue() == "stage1  step 1/1  loss 0.500\n"
+
+
 def test_a_slow_stage_is_not_silent() -> None:
     out = io.StringIO()
     now = [0.0]

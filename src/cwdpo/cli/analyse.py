@@ -8,6 +8,7 @@ from rich.console import Console
 
 from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.progress import bars
+from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import ConfigError
 from cwdpo.records import check_place
 
@@ -63,6 +64,7 @@ def analyse(
         raise ConfigError("--directions 1 gives no error estimate. Write 64, or 0 to leave the kernel out.")
     if out is not None:
         check_place(out, is_directory=True)
+    quiet_libraries()
     from cwdpo.analysis.run import Settings, analyse_model, show_analysis, write_analysis
 
     settings = Settings(

@@ -125,6 +125,14 @@ class _Commands(TyperGroup):
             refuse_without_value(command, f"{ctx.command_path} {name}", words)
         return name, command, words
 
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """A command whose help shows no type beside its flags, as they take no value."""
+        command = super().get_command(ctx, name)
+        for param in () if command is None else command.get_params(ctx):
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return command
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command; an interruption keeps its own type, so that :func:`main` can print how to continue."""
         try:

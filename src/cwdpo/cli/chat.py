@@ -56,15 +56,15 @@ def chat(
     console = Console()
     if sys.stdin.isatty():
         console.print(Text(_HELP, style="dim"))
-    lines = list(_lines()) if not sys.stdin.isatty() else _lines()
-    if not lines:
-        raise UserError("no question came. Write one a line: echo QUESTION | cwdpo chat ...")
-    for line in lines:
+    line = ""
+    for line in _lines():
         if line.startswith("/"):
             if not _command(line, talk, console):
                 return
         else:
             _show(dict(talk.ask(line)), console)
+    if not line and not sys.stdin.isatty():
+        raise UserError("no question came. Write one a line: echo QUESTION | cwdpo chat ...")
 
 
 def _lines() -> Iterator[str]:

@@ -242,7 +242,9 @@ def mix(
     print(f"{mixed.rows} rows: {sources}; {mixed.without_samples} rows had no sample.", file=sys.stderr)
     if mixed.unused_ids:
         shown = ", ".join(mixed.unused_ids[:5])
-        print(f"note: {len(mixed.unused_ids)} ids of the samples are no row's, such as {shown}.", file=sys.stderr)
+        number = len(mixed.unused_ids)
+        ids = "1 id of the samples is" if number == 1 else f"{number} ids of the samples are"
+        print(f"note: {ids} no row's, such as {shown}.", file=sys.stderr)
     _note_image_root(data, out, image_root)
     print(f"wrote {out}")
 

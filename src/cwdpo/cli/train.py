@@ -50,7 +50,8 @@ def train(
         from cwdpo.trainers.callbacks import StageProgress
 
     run = RunDirectory(Path(settings.output_dir))
-    if resume and is_main() and not run.has_begun:
+    there = list(run.root.iterdir()) if run.root.is_dir() else []
+    if resume and is_main() and not run.has_begun and (run.recipe.is_file() or not there):
         print(f"nothing to resume in {run.root}: starting from the beginning")
     was_done = nothing_to_do(run, settings) and is_evaluated(run, settings)
     with naming_lines(recipe, context.args), closing(StageProgress()) as progress:

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import groupby
@@ -180,6 +181,7 @@ def _prepare_worker(stop: Event) -> None:
     threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
     torch.set_num_threads(1)
     disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers(\.|$)")
     for library in ("transformers", "cwdpo"):
         logging.getLogger(library).setLevel(logging.ERROR)
 

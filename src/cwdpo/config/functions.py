@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cwdpo.errors import ConfigError
+from cwdpo.errors import ConfigError, what_is
 
 
 def load_function(name: str, *, setting: str, advice: str, called: str = "") -> Any:
@@ -27,9 +27,7 @@ def load_function(name: str, *, setting: str, advice: str, called: str = "") -> 
             f"{setting} is {name}, which cannot be imported ({error}). {advice}", setting=setting
         ) from error
     if not callable(found):
-        kind = type(found).__name__
-        article = "an" if kind[0] in "aeiou" else "a"
-        raise ConfigError(f"{setting} is {name}, which is {article} {kind} and not a function.", setting=setting)
+        raise ConfigError(f"{setting} is {name}, which is {what_is(found)} and not a function.", setting=setting)
     arguments = [each.strip() for each in called.split(",") if each.strip()]
     named = {each[:-1]: None for each in arguments if each.endswith("=")}
     try:

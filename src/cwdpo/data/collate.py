@@ -21,7 +21,7 @@ from cwdpo.data.formats import row_from_record
 from cwdpo.data.image_roots import GivenRoots, ImageRoots, parse_roots
 from cwdpo.data.images import open_image, random_crop
 from cwdpo.data.rows import ImageSource, Row, StoredImage
-from cwdpo.errors import ConfigError, DataError, shortened
+from cwdpo.errors import ConfigError, DataError, shortened, what_is
 
 _KEYS = {Role.CHOSEN: "chosen", Role.REJECTED: "rejected", Role.GENTLE: "gentle"}
 
@@ -56,7 +56,7 @@ class RowDataset(Dataset[tuple[int, Row]]):
             )
         if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise ConfigError(
-                f"{name} is a {type(rows).__name__}, which has no rows to count. Give one split, loaded whole: "
+                f"{name} is {what_is(rows)}, which has no rows to count. Give one split, loaded whole: "
                 "load_dataset(..., split='train') without streaming."
             )
         self._decode: Decode | None = None

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from cwdpo.engine import Engine
-from cwdpo.errors import ConfigError, UserError, shortened
+from cwdpo.errors import ConfigError, UserError, shortened, what_is
 from cwdpo.models.adapters import check_adapters, check_targets
 from cwdpo.models.loading import check_reads_images, load_policy, load_processor
 
@@ -24,8 +24,8 @@ def take_arguments(args: object, wanted: type[_Arguments], *, trainer: str) -> _
     if isinstance(args, wanted):
         return args
     raise ConfigError(
-        f"args is {_kind(args)}, but {trainer} takes a {wanted.__name__}. Write `from cwdpo import {wanted.__name__}` "
-        f"and args={wanted.__name__}(...); it has every setting of transformers.TrainingArguments."
+        f"args is {what_is(args)}, but {trainer} takes a {wanted.__name__}. Write `from cwdpo import "
+        f"{wanted.__name__}` and args={wanted.__name__}(...); it has every setting of transformers.TrainingArguments."
     )
 
 
@@ -45,7 +45,7 @@ def take_policy(
             if isinstance(model, nn.Module)
             else 'Write model="Qwen/Qwen2.5-VL-3B-Instruct" (a hub name or a directory), or a model that you loaded.'
         )
-        raise ConfigError(f"model is {_kind(model)}, and not a transformers model. {advice}")
+        raise ConfigError(f"model is {what_is(model)}, and not a transformers model. {advice}")
     adapters = None if peft_config is None else _peft_config_for(model, peft_config)
     if isinstance(model, str | Path):
         policy: Any = load_policy(model, **_with_quantization(loading, quantization_config))
@@ -67,7 +67,7 @@ def take_policy(
 def _peft_config_for(model: object, peft_config: object) -> PeftConfig:
     if not isinstance(peft_config, PeftConfig):
         raise ConfigError(
-            f"peft_config is {_kind(peft_config)}, and not a configuration of PEFT. Write "
+            f"peft_config is {what_is(peft_config)}, and not a configuration of PEFT. Write "
             "peft_config=peft.LoraConfig(r=16, lora_alpha=32, target_modules=...)."
         )
     if isinstance(model, PeftModel):
@@ -93,8 +93,8 @@ def take_reference(ref_model: object, *, loading: Mapping[str, Any]) -> nn.Modul
         return load_policy(ref_model, **loading)
     if not isinstance(ref_model, PreTrainedModel | PeftModel):
         raise ConfigError(
-            f"ref_model is {_kind(ref_model)}, and not a transformers model. Give a model, its name or its directory; "
-            "or leave it out: the reference is then the model as it is when training starts."
+            f"ref_model is {what_is(ref_model)}, and not a transformers model. Give a model, its name or its "
+            "directory; or leave it out: the reference is then the model as it is when training starts."
         )
     return ref_model
 
@@ -112,7 +112,7 @@ def take_processor(
         return given
     what = " (a tokenizer, which does not read images)" if isinstance(given, PreTrainedTokenizerBase) else ""
     raise ConfigError(
-        f"processing_class is {_kind(given)}{what}, and not a processor of a vision-language model. Write "
+        f"processing_class is {what_is(given)}{what}, and not a processor of a vision-language model. Write "
         "processing_class=AutoProcessor.from_pretrained(...), or leave it out: it is loaded from the model's name."
     )
 
@@ -164,7 +164,7 @@ def refuse_collator(data_collator: object) -> None:
     """Batches of prompts with answers are what the losses read, so no other collator can make them."""
     if data_collator is not None:
         raise ConfigError(
-            f"data_collator is {_kind(data_collator)}, but the losses read batches of prompts with their answers, "
+            f"data_collator is {what_is(data_collator)}, but the losses read batches of prompts with their answers, "
             "which only the trainer's own collator makes. Leave it out, and change the rows instead "
             "(`dataset.map`, or `dataset.with_transform`)."
         )
@@ -176,20 +176,3 @@ def check_engine(engine: object) -> None:
         raise ConfigError(
             f"engine is {engine!r}, and not an {Engine.__name__}. Write its name into args: engine='tree'."
         )
-
-
-def _kind(value: object) -> str:
-    """What something is, as messages call it.
-
-    Example:
-        >>> _kind(3), _kind(None), _kind(dict)
-        ('an int', 'None', 'the class dict')
-    """
-    if value is None:
-        return "None"
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    name = type(value).__name__
-    package = type(value).__module__.split(".")[0]
-    name = name if package in ("builtins", "cwdpo", "__main__") else f"{package}.{name}"
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

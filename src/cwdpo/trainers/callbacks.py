@@ -180,7 +180,7 @@ class StageProgress(ReferencePassCallback):
             self._latest = "  ".join(f"{word} {value:.3f}" for word, value in found if value is not None)
         if self._bar is not None:
             self._bar.update(self._task, values=self._latest)
-        elif first and state.is_world_process_zero and "loss" in (logs or {}):
+        elif first and state.is_world_process_zero and "loss" in (logs or {}) and state.global_step < state.max_steps:
             self._write_line(state)
 
     def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
