@@ -26,6 +26,7 @@ from cwdpo.records import (
     RunDirectory,
     Side,
     append_jsonl,
+    check_place,
     read_jsonl,
     read_object,
     write_json,
@@ -49,6 +50,46 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not empty, and nothing is overwritten.*--resume"):
         RunDirectory.open(root, resume=False)
     assert RunDirectory.open(root, resume=True) == run
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("there.json", "exists already, and nothing is overwritten. Give another --json, or remove it."),
+        ("no/x.json", "there is no directory no. Make it, or give another --json."),
+        ("there.json/x.json", "there is no directory there.json. Make it, or give another --json."),
+        ("/proc/x.json", "/proc/x.json cannot be written (No such file or directory). Give another --json."),
+    ],
+)
+def test_a_place_for_a_file_is_looked_at_before_the_work(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there.json").write_text("")
+    with pytest.raises(UserError) as caught:
+        check_place(Path(name), option="--json")
+    assert str(caught.value).endswith(said)
+    check_place(Path("there.json"), is_new=False)
+    check_place(Path("new.json"))
+    assert os.listdir() == ["there.json"]
+
+
+def test_a_place_for_a_directory_is_looked_at_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    check_place(tmp_path / "a" / "b", is_directory=True)
+    check_place(tmp_path, is_directory=True, is_new=False)
+    with pytest.raises(UserError, match=r"exists already, and nothing is overwritten. Give another --out"):
+        check_place(tmp_path, is_directory=True)
+    with pytest.raises(UserError, match=r"file is a file, not a directory. Give another --out"):
+        check_place(tmp_path / "file", is_directory=True, is_new=False)
+    with pytest.raises(UserError, match=r"/proc/a/b cannot be written \("):
+        check_place(Path("/proc/a/b"), is_directory=True)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_error_names_the_file_that_was_asked_for() -> None:
+    with pytest.raises(OSError, match=r"'/proc/x.json'"):
+        write_text(Path("/proc/x.json"), "")
 
 
 def test_resuming_needs_a_run(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def _choose(file: Path, count: int, rng: random.Random) -> list[dict[str, Any]]:
 
 def own_pairs(rows: Sequence[dict[str, Any]], directory: Path, *, base: str, seed: int) -> list[dict[str, Any]]:
     """Rows whose chosen and rejected answers are two of :data:`_SAMPLES` that the model samples for the picture: the
-    first two that the name tells apart, by how many of ``exact``, ``tone`` and ``who`` are right. They have no gentle
+    first two whose scores differ, which is how many of ``exact``, ``tone`` and ``who`` are right. They have no gentle
     negative, as the chosen answer is only better, and mostly not right."""
     asked = directory / "asked.jsonl"
     write_text(asked, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -365,6 +365,24 @@ class JsonLines(NamedTuple):
     """Lines that are not a JSON object: half-written when a run was killed, or damaged."""
 
 
+def check_place(path: Path, *, option: str = "--out", is_directory: bool = False, is_new: bool = True) -> None:
+    """A UserError where a file, or a directory and those above it, cannot be written, or where one ``is_new`` and
+    something is there. Commands ask before their work, which may take hours."""
+    holds = any(path.iterdir()) if is_directory and path.is_dir() else path.exists()
+    if holds and is_new:
+        raise UserError(f"{path} exists already, and nothing is overwritten. Give another {option}, or remove it.")
+    if is_directory and path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, not a directory. Give another {option}.")
+    above = next((one for one in (path, *path.parents) if one.exists()), path) if is_directory else path.parent
+    if not above.is_dir():
+        raise UserError(f"{path}: there is no directory {above}. Make it, or give another {option}.")
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}). Give another {option}.") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """The same as :func:`write_bytes`, of a text."""
     write_bytes(path, text.encode("utf-8"))
@@ -372,7 +390,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole, or leave what was there untouched: an OSError if the disk is full or may not be written."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        error.filename = str(path)  # the file that was asked for
+        raise
     try:
         with open(handle, "wb") as file:
             file.write(content)

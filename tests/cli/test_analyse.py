@@ -99,7 +99,7 @@ def test_saved_adapters_train_alone(run: Run, data: Path, tiny: Callable[[str], 
     [
         (["--eta", "-1"], "--eta is -1.0"),
         (["--directions", "1"], "--directions 1"),
-        (["--floor", "low"], "cooling.floor is `low`"),
+        (["--floor", "low"], "--floor is 'low'. Write chosen, gentle"),
         (["--out", "."], "nothing is overwritten"),
     ],
 )

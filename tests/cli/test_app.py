@@ -52,6 +52,19 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["evaluate", "--model", "x"], "cwdpo evaluate: RUN_OR_MODEL is written without --model. See: cwdpo evaluate"),
         (["probe", "x", "-d", "y"], "cwdpo probe: there is no option -d. Did you mean --data?"),
         (["evaluate", "x", "--no-generate=yes"], "cwdpo evaluate: --no-generate takes no value. Write --no-generate a"),
+        (["chat", "x", "a.png"], "cwdpo chat: there is no place for 'a.png'. Write --image a.png. See"),
+        (["init", "x", "--force"], "cwdpo init: there is no option --force. Nothing is overwritten: remove the file"),
+        (["init", "x", "--output", "y"], "cwdpo init: there is no option --output. Did you mean --out? See"),
+        (["schema", "--out", "x"], "cwdpo schema: there is no option --out. It prints: write cwdpo schema > FILE. See"),
+        (["probe", "x", "--base", "y"], "cwdpo probe: there is no option --base. Did you mean --reference? See"),
+        (["evaluate", "x", "--base", "y"], "cwdpo evaluate: there is no option --base. Did you mean --against? See"),
+        (["audit", "x", "--model", "y"], "cwdpo audit: RUN is written without --model, after DATA. See"),
+        (["audit", "x", "--batchsize=3"], "cwdpo audit: there is no option --batchsize. Did you mean --batch-size? S"),
+        (
+            ["chat", "x", "--prompt", "hi"],
+            "cwdpo chat: there is no option --prompt. Pipe the question in: echo QU",
+        ),
+        (["check", "x", "--nonsense"], "cwdpo check: there is no option --nonsense. See: cwdpo check --help"),
         (["demo", "x"], "cwdpo demo: there is no place for 'x'. cwdpo demo takes options alone."),
         (
             ["bench", "--rows", "x"],
@@ -69,11 +82,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["demo", "--files", "--seed", "1"], "cwdpo demo: --files has no value. Write --files DIR."),
         (["negatives", "mix", "x", "--out"], "cwdpo negatives mix: --out has no value. Write --out OUT."),
         (["evaluate", "x", "--data", "-h"], "cwdpo evaluate: --data has no value. Write --data DATA."),
-        (["negatives", "mix", "--nothing"], "cwdpo negatives mix: No such option: --nothing"),
-        (
-            ["demo", "--sed", "1"],
-            "cwdpo demo: No such option: --sed (Possible options: --seed). See: cwdpo demo --help",
-        ),
+        (["negatives", "mix", "--nothing"], "cwdpo negatives mix: there is no option --nothing. See"),
+        (["demo", "--sed", "1"], "cwdpo demo: there is no option --sed. Did you mean --seed? See: cwdpo demo --help"),
         (["demo", "--seed", "-1"], "cwdpo demo: --seed is '-1', but must be at least 0. Write for example --seed 0."),
     ],
 )
@@ -83,6 +93,42 @@ def test_wrong_use_is_one_line(run: Run, words: list[str], said: str) -> None:
     assert printed.startswith(said)
     assert printed.count("\n") == 1
     assert "--help" in printed
+
+
+ANALYSE = ["analyse", "m", "--data", "d"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["chat", "x", "--base", "--against", "y"], "--base and --against name a second model each, and there is one."),
+        (["audit", "x", "--rows", "3"], "--rows has no effect without a RUN, as texts take no time. Write one after D"),
+        ([*ANALYSE, "--loss", "sft", "--beta", "0.2"], "--beta has no effect with --loss sft. Leave it out, or write"),
+        ([*ANALYSE, "--loss", "dpo", "--floor", "-2"], "--floor has no effect with --loss dpo. Leave it out, or write"),
+        ([*ANALYSE, "--floor", "auto"], "--floor is 'auto'. Write chosen, gentle, mean or quantile:0.5, with "),
+        ([*ANALYSE, "--out", "/proc/a"], "/proc/a cannot be written ("),
+        (
+            ["bench", "--json", "/proc/a/b.json"],
+            "/proc/a/b.json: there is no directory /proc/a. Make it, or give an",
+        ),
+        (["compare", "g.yaml", "--out", "/proc/a"], "/proc/a cannot be written ("),
+        (["compare", "g.yaml", "--out", "run"], "run is a run, and a grid has many. Give another --out."),
+        (["evaluate", "run", "--data", "d", "--out", "/proc/e.json"], "/proc/e.json cannot be written ("),
+        (["init", "d.jsonl", "--model", "m", "--out", "/proc/r.yaml"], "/proc/r.yaml cannot be written ("),
+        (["init", "m"], "m is a model, and rows are needed there. Write --model m."),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_work(
+    run: Run, words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("run/metrics.jsonl", "run/recipe.yaml", "m/config.json"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(RECIPE if name.endswith("yaml") else "{}")
+    code, out, printed = run(*words)
+    assert (code, out) == (2, "")
+    assert printed.startswith(said)
+    assert printed.count("\n") == 1
 
 
 def test_a_command_without_arguments_shows_its_help(run: Run) -> None:

@@ -18,6 +18,8 @@ from cwdpo.cli.app import app
 from cwdpo.cli.evaluate import words_of
 from cwdpo.cli.progress import ProgressLines
 from cwdpo.errors import UserError
+from cwdpo.evaluation.questions import read_questions
+from cwdpo.evaluation.run import Settings, _warn_of_training_rows
 from cwdpo.records import RunDirectory
 
 
@@ -97,6 +99,27 @@ def test_a_run_is_compared_with_what_it_started_from(run: Path, data: Path, tiny
     ):
         assert words in said
     assert found["words"].startswith("Worse beyond chance: log-prob of chosen (nats/token)")
+
+
+def test_rows_that_were_trained_on_are_said(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained, held_out = disc_data.records(6), disc_data.records(8)[4:]
+    disc_data.write(tmp_path / "data", disc_data.records(8))
+    disc_data.write(tmp_path / "data", trained, "x.jsonl")
+    disc_data.write(tmp_path / "data", held_out, "held.jsonl")
+    recipe = run / "recipe.yaml"
+    settings = Settings(model=str(run), data=Path("data/held.jsonl"))
+    rows = [question.row for question in read_questions(settings.data)]
+    _warn_of_training_rows(settings, rows)  # the recipe's rows are gone
+    assert not caplog.records
+    recipe.write_text(recipe.read_text().replace("x.jsonl", str(tmp_path / "data" / "x.jsonl")))
+    _warn_of_training_rows(settings, rows[2:])
+    assert not caplog.records
+    _warn_of_training_rows(settings, rows)
+    said = "2 of 4 rows were trained on, so they are not held out: the first is data/held.jsonl:1"
+    assert said in caplog.text
 
 
 def test_the_same_again_is_replaced_and_another_question_has_its_own_file(

@@ -85,7 +85,10 @@ def test_another_tools_file_is_carried_over(run: Run, tmp_path: Path, tiny: Call
 def test_nothing_is_overwritten(run: Run, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("mine")
     code, _, err = run("init", "data/train.jsonl", "--model", "m")
-    assert (code, err) == (2, "recipe.yaml exists already, and nothing is overwritten. Give another --out.\n")
+    assert (code, err) == (
+        2,
+        "recipe.yaml exists already, and nothing is overwritten. Give another --out, or remove it.\n",
+    )
     assert (tmp_path / "recipe.yaml").read_text() == "mine"
     assert run("init", "--model", "m")[2].startswith("no rows. Name a file first")  # that comes first
 

@@ -55,11 +55,14 @@ def test_mistakes_exit_with_2(run: Run, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert run("gentle", data, "--out", out, "--kinds", "color")[::2] == (
         2,
-        "'color' is not a kind of edit. Write one or more of object, colour, size, material, age, state, count, "
+        "'color' is not a kind of edit. Write one or more, with commas between them: object, colour, size, material, "
+        "age, state, count, "
         "relation, action, order, yes_no, choice, number.\n",
     )
-    assert run("mix", data, "--on-policy", data, "--out", out, "--fraction", "half")[0] == 2
-    assert run("mix", data, "--on-policy", data, "--out", out, "--fraction", "0:0,0:1")[0] == 2
+    for share in ("half", "0:0,0:1", "0:0,1", "2", "0:0:0,1:1:1"):
+        code, _, err = run("mix", data, "--on-policy", data, "--out", out, "--fraction", share)
+        assert code == 2
+        assert err.startswith(f"--fraction is {share!r}, but must be a share from 0 to 1, such as 0.5, or poi")
     assert not out.exists()
 
 

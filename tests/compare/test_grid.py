@@ -73,13 +73,38 @@ def test_a_run_is_another_when_anything_it_follows_from_changes(folder: Path) ->
         (("  DPO", "  start"), "none `start`, which is always measured"),
         (("[1e-4, 3e-4]", "[]"), "needs a list of values to try"),
         (("stage2.cooling:", "stage2.coolng:"), "grid.yaml:3: --stage2.coolng: unknown setting - did you mean"),
+        (("seeds: [0, 1]", "seeds: [0, 0]"), "grid.yaml:7: seeds must be different"),
+        (
+            ("seeds: [0, 1]", "seeds: 2"),
+            "grid.yaml:7: seeds is 2, but must be a list of whole numbers, su",
+        ),
+        (
+            ("[1e-4, 3e-4]", "3e-6"),
+            "grid.yaml:6: settings.trainer.learning_rate is 3e-06, but must be a list of values to try. Write [3e-06].",
+        ),
+        (
+            ("CW-DPO: {}", "CW-DPO: null"),
+            "grid.yaml:4: methods.CW-DPO is null, but must be a section of recipe settings. Write CW-DPO: {}.",
+        ),
+        (
+            ("\n  DPO: {stage2.cooling: null}\n  CW-DPO: {}", " [DPO, CW-DPO]"),
+            "grid.yaml:2: methods is a list, but must be a section with a line for each. Write DPO: {}.",
+        ),
+        (("recipe: base.yaml\n", ""), "'recipe' is missing. Add it; it is the path of a recipe."),
+        (("base.yaml", "grid.yaml"), "grid.yaml:1: {folder}/grid.yaml is a grid, and a recipe is needed."),
+        (
+            ("[1e-4, 3e-4]", "[3e-6, fast]"),
+            "grid.yaml:6: --trainer.learning_rate: trainer.learning_rate is 'fast', but",
+        ),
+        (("trainer.learning_rate", "learning_rte"), "grid.yaml:6: --learning_rte: unknown setting - did you mean"),
         (("tuning_seed: 7", "baseline: IPO"), "baseline is 'IPO', which is none of the methods: DPO, CW-DPO"),
     ],
 )
 def test_a_wrong_grid_is_refused_in_one_line(folder: Path, change: tuple[str, str], message: str) -> None:
+    (folder / "grid.yaml").write_text(GRID.replace(*change))
     with pytest.raises(ConfigError) as refused:
-        read(folder, GRID.replace(*change))
-    assert message in str(refused.value)
+        read_grid(folder / "grid.yaml", trainer_fields=lambda: {"learning_rate": float})
+    assert message.replace("{folder}", str(folder)) in str(refused.value)
 
 
 @pytest.mark.parametrize("settings", [{"stage2.betta": 0.1}, {"stage2.beta": -1}])

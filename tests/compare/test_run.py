@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cwdpo.cli.app import app
-from cwdpo.compare.grid import Cell, Grid, read_grid
+from cwdpo.compare.grid import Cell, Grid, Outcome, cells, read_grid
 from cwdpo.compare.run import run_cells, run_grid
 from cwdpo.compare.table import Results
 from cwdpo.errors import ConfigError, UserError
@@ -91,6 +93,37 @@ def test_a_wrong_method_is_found_before_anything_runs(grid: Grid, tmp_path: Path
     with pytest.raises(ConfigError, match="method 'CW-DPO'"):
         run_grid(grid, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_is_not_measured_is_said_after_the_first_run(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    monkeypatch.setattr("cwdpo.compare.run._load_measure", lambda grid: lambda *_, **__: Outcome({}, {"win": 1.0}))
+    monkeypatch.setattr("cwdpo.compare.run._train", lambda recipe, *_: trained.append(recipe) or tmp_path)
+    world = tmp_path / "worlds" / "own" / "seed-0"
+    world.mkdir(parents=True)
+    (world / "made.json").write_text('{"data.eval": "held.jsonl"}')
+    run_cells(grid, tmp_path, list(cells(grid)))
+    assert len(trained) == 2
+    shutil.rmtree(tmp_path / "cells")
+    with pytest.raises(ConfigError, match=r"target is 'accuracy', which is not measured. Write one of: win\."):
+        run_cells(replace(grid, target="accuracy"), tmp_path, list(cells(grid)))
+    assert len(trained) == 3
+
+
+def test_functions_of_a_grid_are_called_in_one_way(grid: Grid, tmp_path: Path) -> None:
+    for functions, said in (
+        ({"measure": "fnmatch:fnmatch"}, "measure is fnmatch:fnmatch, which is called as"),
+        (
+            {"make": "fnmatch:fnmatch", "worlds": {"a": {"b": 1}}},
+            "make is fnmatch:fnmatch, which is called as fnm",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            run_grid(replace(grid, **functions), tmp_path / "out")
+        assert str(caught.value).startswith(said)
+        assert not (tmp_path / "out").exists()
 
 
 STUCK = """\

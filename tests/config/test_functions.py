@@ -27,6 +27,34 @@ def test_what_is_no_function() -> None:
         load_function("json:__doc__", setting="make", advice="")
 
 
+@pytest.mark.parametrize(
+    ("name", "called", "said"),
+    [
+        ("rules.py:better", "", "judge is rules.py:better, a file. Write rules:better."),
+        (
+            "my/rules.py",
+            "",
+            "judge is my/rules.py, a file. Write rules:FUNCTION, and put its directory in PYTH",
+        ),
+        (
+            "bisect:bisect",
+            "a",
+            "judge is bisect:bisect, which is called as bisect(a): missing a required argument:",
+        ),
+        ("json:dumps", "a, b", "judge is json:dumps, which is called as dumps(a, b): too many positional arguments."),
+        ("json:loads", "a, b=", None),
+        ("fnmatch:fnmatch", "a, b=", "judge is fnmatch:fnmatch, which is called as fnmatch(a, b=...): missing a"),
+    ],
+)
+def test_a_function_is_called_in_one_way(name: str, called: str, said: str | None) -> None:
+    if said is None:
+        assert callable(load_function(name, setting="judge", advice="", called=called))
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_function(name, setting="judge", advice="", called=called)
+    assert str(caught.value).startswith(said)
+
+
 def test_a_module_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_rules_of_taste.py").write_text("def taste(): return 7\n")
     monkeypatch.chdir(tmp_path)

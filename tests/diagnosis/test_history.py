@@ -135,7 +135,8 @@ def test_run_directory_with_half_a_line(tmp_path: Path) -> None:
     [
         ("absent", None, "absent: no such file or directory"),
         ("a.jsonl", "", "holds no reading yet"),
-        ("a.jsonl", "half\n", "holds no reading yet"),
+        ("a.jsonl", "half\n", "a.jsonl:1: not a JSON object, nor is another line. Write a run's directory"),
+        ("a.csv", "step,loss\n0,1\n", "a.csv: a .csv file is not read here. Write a run's directory"),
         ("a.json", "{", "is not readable JSON"),
         ("a.json", '{"epoch": 1}', "no list `log_history`"),
         ("runs/dpo/metrics.jsonl", "{}", "runs is a directory, and a run is needed. Did you mean .*/runs/dpo"),

@@ -54,31 +54,42 @@ def test_a_row_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
 
 def test_seeds_and_kinds(tmp_path: Path) -> None:
     data = written(tmp_path, [{**ROWS[0], "id": str(number)} for number in range(30)])
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+    for name, seed in (("a.jsonl", 0), ("b.jsonl", 0), ("c.jsonl", 1)):
         write_gentle(data, tmp_path / name, lexicon=LEXICON, seed=seed, kinds=["colour"])
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
-    assert {row["gentle_edit"]["kind"] for row in read(tmp_path / "a")} == {"colour"}
-    assert len({row["gentle"] for row in read(tmp_path / "a")}) > 5
+    assert (
+        (tmp_path / "a.jsonl").read_bytes()
+        == (tmp_path / "b.jsonl").read_bytes()
+        != (tmp_path / "c.jsonl").read_bytes()
+    )
+    assert {row["gentle_edit"]["kind"] for row in read(tmp_path / "a.jsonl")} == {"colour"}
+    assert len({row["gentle"] for row in read(tmp_path / "a.jsonl")}) > 5
 
 
 def test_another_column_and_further_right_answers(tmp_path: Path) -> None:
     row = {"prompt": "x", "chosen": "z", "caption": "a large dog", "others": ["A small dog."]}
     data = written(tmp_path, [row])
     options: dict[str, Any] = {"lexicon": LEXICON, "kinds": ["size"], "column": "caption"}
-    write_gentle(data, tmp_path / "a", **options)
-    write_gentle(data, tmp_path / "b", **options, positives="others")
-    assert read(tmp_path / "a")[0]["gentle"] == "a small dog"
-    assert "gentle" not in read(tmp_path / "b")[0]
+    write_gentle(data, tmp_path / "a.jsonl", **options)
+    write_gentle(data, tmp_path / "b.jsonl", **options, positives="others")
+    assert read(tmp_path / "a.jsonl")[0]["gentle"] == "a small dog"
+    assert "gentle" not in read(tmp_path / "b.jsonl")[0]
     with pytest.raises(DataError, match=r"rows.jsonl:1: the row has no `captions`"):
-        write_gentle(data, tmp_path / "c", lexicon=LEXICON, column="captions")
+        write_gentle(data, tmp_path / "c.jsonl", lexicon=LEXICON, column="captions")
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     data = written(tmp_path, ROWS)
-    with pytest.raises(UserError, match="nothing is written over"):
+    with pytest.raises(UserError, match="nothing is overwritten"):
         write_gentle(data, data, lexicon=LEXICON)
-    with pytest.raises(UserError, match="is not a directory"):
+    with pytest.raises(UserError, match="there is no directory"):
         write_gentle(data, tmp_path / "no" / "out.jsonl", lexicon=LEXICON)
+
+
+@pytest.mark.parametrize("name", ["new.csv", "new.json", "new"])
+def test_a_name_by_which_rows_would_not_be_read_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rows are written as JSON lines. Write --out .*new.jsonl"):
+        write_gentle(written(tmp_path, ROWS), tmp_path / name, lexicon=LEXICON)
+    assert not (tmp_path / name).exists()
 
 
 def test_mixing_takes_the_asked_share(tmp_path: Path) -> None:

@@ -311,7 +311,7 @@ def test_a_dead_server_is_given_up(server: ChatServer) -> None:
 
 
 def test_nobody_there() -> None:
-    endpoint = Endpoint("http://127.0.0.1:9/v1", retries=1, sleep=lambda _: None)
+    endpoint = Endpoint("http://127.0.0.1:9/v1", sleep=lambda _: None)
     with pytest.raises(EndpointError, match="ConnectError"):
         endpoint.chat(ASK)
     with pytest.raises(UserError, match="is not a URL"):

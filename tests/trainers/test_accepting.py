@@ -10,7 +10,7 @@ import datasets
 import peft
 import pytest
 import torch
-from transformers import AutoTokenizer, TrainingArguments
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainingArguments
 from trl import DPOConfig
 
 from cwdpo.config import recipe
@@ -74,12 +74,58 @@ def refusal(make: Callable[[], Any]) -> str:
         ({"engine": "tree"}, "engine is 'tree', and not an Engine. Write its name into args: engine='tree'."),
         ({"ref_model": 3}, "ref_model is an int, and not a transformers model."),
         ({"quantization_config": object()}, "quantization_config is for loading, and model is loaded already."),
+        ({"beta": 0.1}, "beta belongs in CWDPOConfig: write args=CWDPOConfig(beta=0.1, ...)."),
+        (
+            {"train_datasets": RECORDS},
+            "train_datasets is neither an argument of the trainer nor a setting. Did you mea",
+        ),
+        (
+            {"dataset_text_field": "x"},
+            "dataset_text_field is neither an argument of the trainer nor a setting. Leave it",
+        ),
+        ({"compute_metrics": "accuracy"}, "compute_metrics is 'accuracy', and not a function."),
+        (
+            {"peft_config": peft.LoraConfig(target_modules=["gate_proj", "qproj"])},
+            "target_modules is ['qproj'], which is not a layer of this model. Did you mean `q_proj`",
+        ),
+        (
+            {"peft_config": peft.LoraConfig(target_modules=".*qproj")},
+            "target_modules is '.*qproj', which is not a layer of this model. Did you mean `q_proj`",
+        ),
     ],
 )
 def test_a_wrong_kind_is_one_line(arguments: dict[str, Any], start: str, tiny: Tiny) -> None:
     given = {"model": load_policy(tiny("llava")), "processing_class": load_processor(tiny("llava"))} | arguments
     given = {"args": CWDPOConfig(**OURS), "train_dataset": RECORDS} | given
     assert refusal(lambda: CWDPOTrainer(**given)).startswith(start)
+
+
+def test_models_are_not_saved_in_a_file(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("")
+    given: Any = {"model": load_policy(tiny("llava")), "processing_class": load_processor(tiny("llava"))}
+    args = CWDPOConfig(**OURS | {"output_dir": "train.jsonl"})
+    assert refusal(lambda: CWDPOTrainer(**given, args=args)).startswith("output_dir: train.jsonl is a file, and a dir")
+    trainer = CWDPOTrainer(**given, args=CWDPOConfig(**OURS), train_dataset=RECORDS)
+    assert refusal(lambda: trainer.save_model("train.jsonl")).startswith("save_model: train.jsonl is a file")
+    text = refusal(lambda: trainer.train(resume_from_checkpoint="nope"))
+    assert text == "there is no directory nope. True takes the newest one."
+
+
+def test_a_model_of_text_alone_is_refused_without_its_processor() -> None:
+    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    model = LlamaForCausalLM(config)
+    model.config.name_or_path = "."
+    text = refusal(lambda: CWDPOTrainer(model, args=CWDPOConfig(**OURS)))
+    assert text.startswith(". is a llama model, which does not read images.")
+
+
+def test_pairs_of_one_answer_are_said(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    given: Any = {"model": load_policy(tiny("llava")), "args": CWDPOConfig(**OURS, max_steps=1)}
+    same = [record | {"rejected": record["chosen"]} for record in RECORDS]
+    CWDPOTrainer(**given, train_dataset=[*same, RECORDS[0]])._warn_of_equal_answers()
+    assert not caplog.records
+    CWDPOTrainer(**given, train_dataset=same)._warn_of_equal_answers()
+    assert "the first 2 rows have the same answer as `chosen` and `rejected`" in caplog.text
 
 
 def test_stage_1_refuses_the_same(tiny: Tiny) -> None:

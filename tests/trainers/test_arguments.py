@@ -35,6 +35,21 @@ def stage1(**settings: Any) -> SmoothSFTConfig:
     ("settings", "message"),
     [
         ({"beta": -0.1}, "beta is -0.1, but must be > 0. Try 0.1."),
+        ({"cooling": "off"}, "cooling is 'off', but must be True or False."),
+        (
+            {"cooling": {"floor": -1.0}},
+            "cooling is {'floor': -1.0}, but must be True or False. Write cooling_floor=-1.0.",
+        ),
+        (
+            {"cooling": {"tau": 1}},
+            "cooling is {'tau': 1}, but must be True or False. Its settings are cooling_floor, c",
+        ),
+        ({"length_buckets": "yes"}, "length_buckets is 'yes', but must be True or False."),
+        ({"max_tokens_per_batch": "8k"}, "max_tokens_per_batch is '8k', but must be a whole number or None."),
+        ({"reference_dir": 3}, "reference_dir is 3, but must be text or None."),
+        ({"on_policy": "sampled"}, "on_policy is 'sampled', but must be a dictionary or None."),
+        ({"disable_dropout": "no"}, "disable_dropout is 'no', but must be True or False."),
+        ({"learning_rate": 5}, "learning_rate is 5, but must be > 0 and <= 1. Write a rate such as 1e-5"),
         ({"beta": 0}, "beta is 0.0, but must be > 0. Try 0.1."),
         ({"beta": float("nan")}, "beta is nan, but must be a number."),
         ({"beta": "high"}, "beta is 'high', but must be a number."),
@@ -58,7 +73,7 @@ def stage1(**settings: Any) -> SmoothSFTConfig:
             {"cooling_constant": 2.0},
             "cooling_constant is 2.0, but must be >= 0 and <= 1. Write None for the paper's weight.",
         ),
-        ({"cooling_detach": 1}, "cooling_detach is 1, but must be true or false."),
+        ({"cooling_detach": 1}, "cooling_detach is 1, but must be True or False."),
         ({"engine": "fast"}, "engine is 'fast', but must be one of auto, tree, plain."),
         ({"reference": "disk"}, "reference is 'disk', but must be one of cached, live."),
         (
@@ -153,7 +168,7 @@ def test_activation_checkpointing_has_a_third_position(tmp_path: Path) -> None:
             [*words, "--activation_checkpointing", *said]
         )
         assert read.activation_checkpointing == meant
-    with pytest.raises(ConfigError, match="activation_checkpointing is 'often', but must be true, false or auto"):
+    with pytest.raises(ConfigError, match="activation_checkpointing is 'often', but must be True or False or auto"):
         stage1(activation_checkpointing="often")
 
 

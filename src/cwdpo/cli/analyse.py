@@ -8,7 +8,8 @@ from rich.console import Console
 
 from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.progress import bars
-from cwdpo.errors import ConfigError, UserError
+from cwdpo.errors import ConfigError
+from cwdpo.records import check_place
 
 
 def analyse(
@@ -41,8 +42,17 @@ def analyse(
 
     Weights are put back after every step; nothing is trained, and MODEL is not changed.
     """
+    from cwdpo.config import located_yaml
+    from cwdpo.config.checking import problem_with
     from cwdpo.config.recipe import CoolingConfig, Stage2Config
 
+    for option, value, needs in (("--beta", beta, "dpo"), ("--floor", floor, ""), ("--temperature", temperature, "")):
+        if value is not None and out is None and loss not in (needs, "cw_dpo"):  # the pictures show all three
+            raise ConfigError(f"{option} has no effect with --loss {loss}. Leave it out, or write --loss cw_dpo.")
+    if floor is not None and (
+        problem := problem_with(CoolingConfig, "floor", located_yaml.load_value(floor, "--floor"))
+    ):
+        raise ConfigError(f"--floor {problem}")
     etas = tuple(eta or [1e-3])
     beta = Stage2Config.beta if beta is None else beta
     temperature = CoolingConfig.temperature if temperature is None else temperature
@@ -51,9 +61,8 @@ def analyse(
             raise ConfigError(f"{name} is {value}, but must be a number > 0. Write for example {name} 1e-3.")
     if directions == 1:
         raise ConfigError("--directions 1 gives no error estimate. Write 64, or 0 to leave the kernel out.")
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already, and nothing is overwritten. Give another --out, or remove it first.")
-
+    if out is not None:
+        check_place(out, is_directory=True)
     from cwdpo.analysis.run import Settings, analyse_model, show_analysis, write_analysis
 
     settings = Settings(

@@ -15,7 +15,7 @@ from rich.text import Text
 from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.progress import bars
 from cwdpo.errors import DataError, UserError
-from cwdpo.records import RunDirectory, write_json
+from cwdpo.records import RunDirectory, check_place, write_json
 
 if TYPE_CHECKING:
     from cwdpo.data.rows import Row
@@ -56,8 +56,13 @@ def audit(
     """
     from cwdpo.models.naming import find_checkpoint
 
+    if rows is not None and run is None:
+        raise UserError(
+            "--rows has no effect without a RUN, as texts take no time. Write one after DATA, or leave it out."
+        )
     directory = RunDirectory(Path(run)) if run is not None and RunDirectory(Path(run)).recipe.is_file() else None
     if directory is not None:
+        check_place(directory.audit, is_new=False)
         _refuse_other(directory, data)
     model = None if run is None else find_checkpoint(run)
     if model is not None and tokenizer is not None:

@@ -11,6 +11,7 @@ import typer
 
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.errors import UserError
+from cwdpo.records import check_place
 
 
 def bench(
@@ -46,8 +47,8 @@ def bench(
 
     Nothing is downloaded. In the source tree, `python -m benchmarks.closed_form` computes the FLOPs of larger models.
     """
-    if out is not None and out.exists():
-        raise UserError(f"{out} exists already, and nothing is overwritten. Give another name.")
+    if out is not None:
+        check_place(out, option="--json")
     quiet_libraries()
     say = partial(print, file=sys.stderr, flush=True)
     if whole_run:

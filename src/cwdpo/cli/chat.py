@@ -44,6 +44,8 @@ def chat(
         raise ConfigError(
             f"--temperature is {temperature}, but must be above 0. Leave it out for the likeliest tokens."
         )
+    if base and against is not None:
+        raise ConfigError("--base and --against name a second model each, and there is one. Leave one of them out.")
     quiet_libraries()
     from cwdpo.evaluation.chat import Chat, check_images, load_models
 
@@ -54,7 +56,10 @@ def chat(
     console = Console()
     if sys.stdin.isatty():
         console.print(Text(_HELP, style="dim"))
-    for line in _lines():
+    lines = list(_lines()) if not sys.stdin.isatty() else _lines()
+    if not lines:
+        raise UserError("no question came. Write one a line: echo QUESTION | cwdpo chat ...")
+    for line in lines:
         if line.startswith("/"):
             if not _command(line, talk, console):
                 return

@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from cwdpo.cli.quiet import quiet_libraries
+from cwdpo.cli.train import trainer_fields
 from cwdpo.errors import ConfigError
+from cwdpo.records import RunDirectory, check_place, write_json, write_text
 
 
 def compare(
@@ -29,11 +31,12 @@ def compare(
         raise ConfigError(f"--jobs is {jobs}, but must be at least 1. Write the number of runs at one time.")
     if minutes is not None and minutes <= 0:
         raise ConfigError(f"--minutes is {minutes:g}, but must be above 0. Leave it out for all that it takes.")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file, not a directory. Give another --out.")
+    if RunDirectory(out).metrics.is_file():
+        raise ConfigError(f"{out} is a run, and a grid has many. Give another --out.")
+    check_place(out, is_directory=True, is_new=False)
     from cwdpo.compare.grid import cells, read_grid
 
-    wanted = read_grid(grid)
+    wanted = read_grid(grid, trainer_fields=None if table else trainer_fields)
     if not table:
         quiet_libraries()
         from cwdpo.compare.run import Progress, run_grid
@@ -47,7 +50,6 @@ def compare(
         finally:
             print()
     from cwdpo.compare.table import Results, markdown, summary
-    from cwdpo.records import write_json, write_text
     from cwdpo.report import write_report
 
     results = Results.read(wanted, out)

@@ -9,7 +9,9 @@ import typer
 from cwdpo.cli.check import check_file
 from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.errors import ConfigError, DataError, UserError
+from cwdpo.contents import kind_of
+from cwdpo.errors import ConfigError, DataError
+from cwdpo.records import check_place, write_text
 
 if TYPE_CHECKING:
     from cwdpo.config.foreign import Translated
@@ -46,10 +48,13 @@ def init(
     foreign = _read_foreign(from_) if from_ is not None else None
     model = model or (str(foreign.settings.get("model.name_or_path") or "") if foreign is not None else "")
     if not model:
+        models = [path for path in data or [] if path.is_dir() and kind_of(path) == "a model"]
+        if models:
+            raise ConfigError(f"{models[0]} is a model, and rows are needed there. Write --model {models[0]}.")
         raise ConfigError("no model. Add --model, a directory or a hub name such as Qwen/Qwen2.5-VL-3B-Instruct.")
     files = list(map(str, data or [])) or _files_of(foreign)
     if not printed:
-        _check_free(out)
+        check_place(out)
     quiet_libraries()
     from cwdpo.recipes.drafting import draft_recipe
     from cwdpo.recipes.memory import this_device
@@ -72,20 +77,11 @@ def init(
     if printed:
         print(draft.text, end="")
     else:
-        from cwdpo.records import write_text
-
         write_text(out, draft.text)
     for note in draft.notes:
         print(f"note: {note}", file=sys.stderr)
     if not printed:
         print(f"written: {out}  ({len(rows)} rows)\nnext:    cwdpo check {out}\n         cwdpo train {out}")
-
-
-def _check_free(out: Path) -> None:
-    if out.exists():
-        raise UserError(f"{out} exists already, and nothing is overwritten. Give another --out.")
-    if not out.parent.is_dir():
-        raise UserError(f"{out}: there is no directory {out.parent}. Make it, or give another --out.")
 
 
 def _read_foreign(source: str) -> "Translated":

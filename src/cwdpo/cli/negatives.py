@@ -227,8 +227,6 @@ def mix(
     from cwdpo.negatives.files import write_mixed
 
     share = _parse_fraction(fraction)
-    if isinstance(share, float) and not 0 <= share <= 1:
-        raise UserError(f"--fraction is {share:g}, but a share goes from 0 to 1. Write for example --fraction 0.5.")
     mixed = write_mixed(
         data,
         on_policy,
@@ -341,14 +339,18 @@ def _parse_fraction(text: str) -> "Fraction":
         >>> _parse_fraction("0.5"), _parse_fraction("0:0,1:0.8")
         (0.5, [[0.0, 0.0], [1.0, 0.8]])
     """
+    from cwdpo.config.limits import check_schedule
+
     try:
-        if ":" not in text:
-            return float(text)
-        return [[float(number) for number in point.split(":")] for point in text.split(",")]
+        points = [[float(number) for number in point.split(":")] for point in text.split(",")]
+        share = points if ":" in text else float(text)
+        check_schedule(share)
     except ValueError:
         raise UserError(
-            f"--fraction is {text!r}, but must be a share such as 0.5, or points such as 0:0,1:0.8."
+            f"--fraction is {text!r}, but must be a share from 0 to 1, such as 0.5, or points progress:share whose "
+            "progress grows, such as 0:0,1:0.8."
         ) from None
+    return share
 
 
 def _print_progress(done: int, total: int) -> None:
@@ -363,6 +365,8 @@ def _print_counts(counts: Counter[str]) -> None:
 
 def _print_usage(server: "Endpoint", prices: tuple[float, float] | None) -> None:
     used = server.usage
+    if used.requests == used.retries + 1 and not used.prompt_tokens:
+        return  # nothing was answered, which the error says
     line = f"{used.requests} requests ({used.retries} repeated), {used.prompt_tokens} prompt tokens and "
     line += f"{used.completion_tokens} completion tokens"
     if prices is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from typer.exceptions import TyperException
 
+from cwdpo.contents import kind_of
 from cwdpo.errors import UserError, shortened
 
 _MUST_BE = {
@@ -18,6 +19,28 @@ _MUST_BE = {
     "less than or equal to": "at most",
 }
 """How typer says what a value should be, and how we do."""
+
+
+_SAME: Sequence[Sequence[str]] = (
+    ("base", "against", "reference", "ref-model"),
+    ("model", "run", "checkpoint", "policy"),
+    ("data", "dataset", "rows-file", "input", "train", "file"),
+    ("out", "output", "output-dir", "html", "save", "json"),
+    ("rows", "num-rows", "limit", "samples", "max-samples", "n"),
+    ("eta", "lr", "learning-rate"),
+    ("image", "images", "picture"),
+    ("max-new-tokens", "max-tokens", "max-length"),
+    ("image-root", "image-folder", "images-dir", "image-dir"),
+)
+"""Words for one thing: an option, or an argument, that a command has by another of them is meant."""
+
+_INSTEAD = {
+    ("force", "overwrite", "yes"): "Nothing is overwritten: remove the file, or give another name.",
+    ("prompt", "question", "text"): "Pipe the question in: echo QUESTION | {command}.",
+    ("out", "output", "json"): "It prints: write {command} > FILE.",
+    ("gpu", "cuda", "device", "cpu"): "CUDA_VISIBLE_DEVICES=0 chooses a GPU; empty, it leaves the CPU.",
+}
+"""What is written in place of options that no command has, or that one command alone lacks."""
 
 
 def explain_usage(mistake: TyperException, words: Sequence[str]) -> str:
@@ -42,7 +65,7 @@ def explain_usage(mistake: TyperException, words: Sequence[str]) -> str:
     elif context is not None and (unknown := re.match(r"No such command '(.+?)'", said)) is not None:
         said = _of_command(unknown[1], said, context.command)
     elif context is not None and (unknown := re.match(r"No such option: (\S+)", said)) is not None:
-        said = _of_unknown(unknown[1], said, context.command)
+        said = _of_unknown(unknown[1], context.command, command)
     elif (flag := re.match(r"Option '(\S+)' does not take a value", said)) is not None:
         command = " ".join(["cwdpo", *(word for word in words[:1] if not word.startswith("-"))])
         said = f"{flag[1]} takes no value. Write {flag[1]} alone"
@@ -62,14 +85,25 @@ def refuse_without_value(command: Any, path: str, words: Sequence[str]) -> None:
             raise UserError(f"{path}: {word} has no value. Write {word} {_placeholder(param)}. See: {path} --help")
 
 
-def _of_unknown(name: str, said: str, command: Any) -> str:
-    """What to write for an option that the command does not have; what typer says, where it has one that is like it."""
-    plain = name.lstrip("-").partition("=")[0]
+def _of_unknown(name: str, command: Any, path: str) -> str:
+    """What to write for an option that the command does not have."""
+    name = name.partition("=")[0]
+    plain = name.lstrip("-").replace("_", "-")
+    words = {plain, *next((words for words in _SAME if plain in words), ())}
     named = [_name(param) for param in command.params if param.param_type_name == "argument"]
-    if argument := next((each for each in named if plain.upper() in each.split("_")), None):
-        return f"{argument} is written without {name}"
-    short = [param.opts[0] for param in command.params if len(plain) == 1 and param.opts[0].startswith(f"--{plain}")]
-    return f"there is no option {name}. Did you mean {' or '.join(short)}?" if short else said
+    for place, argument in enumerate(named):
+        if words & {*argument.lower().split("_")}:
+            after = f", after {named[place - 1]}" if place else ""
+            return f"{argument} is written without {name}{after}"
+    known = [option for param in command.params for option in (*param.opts, *param.secondary_opts)]
+    known = [option.removeprefix("--") for option in known if option.startswith("--")]
+    near = [option for option in known if option in words]
+    near = near or [option for option in known if len(plain) < 4 and option.startswith(plain)]
+    near = near or difflib.get_close_matches(plain, known, n=2, cutoff=0.75)
+    if near:
+        return f"there is no option {name}. Did you mean {' or '.join(f'--{option}' for option in near)}?"
+    advice = next((advice for words, advice in _INSTEAD.items() if plain in words), "")
+    return f"there is no option {name}. {advice.format(command=path)}".strip()
 
 
 _OF_RECIPE = ("--recipe", "--config", "--config_file", "--config-file", "-c", "-r")
@@ -152,7 +186,9 @@ def _of_extra(extra: str, command: Any, words: Sequence[str], path: str) -> str:
     options = {param.opts[0]: param for param in command.params if param.param_type_name == "option"}
     repeated = next((name for name, param in options.items() if param.multiple and name in words), None)
     first = extra.split()[0]
-    if repeated is not None:
+    if "--image" in options and "--image" not in words and kind_of(Path(first)) == "an image":
+        advice = f"Write --image {first}."
+    elif repeated is not None:
         advice = f"Repeat the option for each: {repeated} {first}."
     elif "--data" in options and "--data" not in words:
         advice = f"Write --data {first}."

@@ -15,11 +15,11 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from cwdpo.config import located_yaml
-from cwdpo.config.checking import build
-from cwdpo.config.limits import STRICT, not_empty
+from cwdpo.config.checking import TrainerFields, Where, build, shown
+from cwdpo.config.limits import STRICT, Called, not_empty
 from cwdpo.config.recipe import Recipe
 from cwdpo.config.recipe_file import read_recipe
-from cwdpo.contents import GRID, kind_of, refusal
+from cwdpo.contents import GRID, RECIPE, kind_of, refusal
 from cwdpo.errors import ConfigError
 
 START = "start"
@@ -30,7 +30,11 @@ START = "start"
 class Grid:
     """Methods x settings x worlds x seeds. Settings are named as ``cwdpo train`` takes them: ``stage2.beta``."""
 
-    recipe: Annotated[str, not_empty("Write the path of the recipe that all runs share.")]
+    recipe: Annotated[
+        str,
+        not_empty("Write the path of the recipe that all runs share."),
+        Called("the path of a recipe"),
+    ]
     """What all runs share; the path starts at the grid's own directory."""
 
     methods: dict[str, dict[str, Any]]
@@ -48,7 +52,9 @@ class Grid:
     measure: str = "cwdpo.compare.held_out:measure"
     """``module:function`` that measures a model."""
 
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: Annotated[list[int], Called("a list of whole numbers, such as [0, 1]")] = field(
+        default_factory=lambda: [0, 1, 2]
+    )
     """Of the runs that are reported."""
 
     tuning_seed: int | None = None
@@ -79,15 +85,20 @@ class Grid:
     @model_validator(mode="after")
     def _is_whole(self) -> "Grid":
         if not self.methods or START in self.methods:
-            raise ConfigError(f"methods must name at least one method, and none `{START}`, which is always measured.")
+            raise ConfigError(
+                f"methods must name at least one method, and none `{START}`, which is always measured.",
+                setting="methods",
+            )
         if self.baseline is not None and self.baseline not in {*self.methods, START}:
             raise ConfigError(
-                f"baseline is {self.baseline!r}, which is none of the methods: {', '.join(self.methods)}."
+                f"baseline is {self.baseline!r}, which is none of the methods: {', '.join(self.methods)}.",
+                setting="baseline",
             )
         if not self.seeds or len({*self.seeds, self.tuning_seed}) < len(self.seeds) + 1:
-            raise ConfigError("seeds must be different from each other and from tuning_seed, and at least one.")
+            why = "seeds must be different from each other and from tuning_seed, and at least one."
+            raise ConfigError(why, setting="seeds")
         if any(not values for values in self.settings.values()):
-            raise ConfigError("every one of `settings` needs a list of values to try.")
+            raise ConfigError("every one of `settings` needs a list of values to try.", setting="settings")
         return self
 
 
@@ -126,8 +137,9 @@ class Outcome(NamedTuple):
         return {name: fmean(values) for name, values in self.rows.items()} | {**self.numbers}
 
 
-def read_grid(path: Path) -> Grid:
-    """Read a grid file; a ConfigError has one line for each mistake."""
+def read_grid(path: Path, *, trainer_fields: TrainerFields | None = None) -> Grid:
+    """Read a grid file, and the recipe of every run as far as it is known before the worlds are made; a ConfigError has
+    one line for each mistake. ``trainer_fields`` are those of :func:`read_recipe`."""
     if not path.exists() or kind_of(path) not in ("a grid", "a YAML file", "a file"):
         raise refusal(path, GRID, ConfigError)
     try:
@@ -141,20 +153,50 @@ def read_grid(path: Path) -> Grid:
         above = (setting[:length] for length in range(len(setting), 0, -1))
         return f"{path}:{next((located.lines[key] for key in above if key in located.lines), 1)}"
 
+    _check_forms(located.values, where)
     grid = build(Grid, located.values, where)
     recipe = path.parent / grid.recipe
     if not recipe.is_file():
         raise ConfigError(
             f"{where(('recipe',))}: there is no recipe {recipe}. Its path starts at the grid's directory."
         )
-    for method, settings in grid.methods.items():
+    if kind_of(recipe) == "a grid":
+        raise ConfigError(f"{where(('recipe',))}: {refusal(recipe, RECIPE)}")
+    worlds = [{}] if grid.make is not None else grid.worlds.values()
+    tried = [{}, *({name: value} for name, values in grid.settings.items() for value in values)]
+    for world, method, setting in product(worlds, grid.methods, tried):
+        own = grid.methods[method]
         try:
-            read_recipe(recipe, settings, warn=False)
+            read_recipe(recipe, {**world, **own, **setting}, trainer_fields=trainer_fields, warn=False)
         except ConfigError as error:  # of other settings, which a world may still give, the runs will say it
-            wrong = next((name for name in settings if str(error).startswith(f"--{name}")), None)
-            if wrong is not None:
-                raise ConfigError(f"{where(('methods', method, wrong))}: {error}") from error
+            places = {name: ("methods", method, name) for name in own} | {name: ("settings", name) for name in setting}
+            wrong = [name for name in places if str(error).startswith(f"--{name}")]
+            if wrong:
+                raise ConfigError(f"{where(places[max(wrong, key=len)])}: {error}") from error
     return build(Grid, located.values | {"recipe": str(recipe)}, where)
+
+
+_FORMS: Mapping[str, tuple[type, str]] = {
+    "methods": (dict, "a section of recipe settings. Write {value}: {{}}"),
+    "settings": (list, "a list of values to try. Write [{value}]"),
+    "worlds": (dict, "a section of settings. Write {value}: {{}}"),
+}
+"""What each item of a section must be, and what to write: of its value, or of the name that was meant."""
+
+
+def _check_forms(values: Mapping[str, object], where: Where) -> None:
+    """A ConfigError for the first section that is a list, or that has a value where a list or a section belongs."""
+    for key, (kind, must) in _FORMS.items():
+        section = values.get(key, {})
+        if isinstance(section, list):
+            names = must.partition(". Write ")[2].format(value=section[0] if section else "NAME")
+            raise ConfigError(
+                f"{where((key,))}: {key} is a list, but must be a section with a line for each. Write {names}."
+            )
+        for name, value in section.items() if isinstance(section, Mapping) else ():
+            if not isinstance(value, kind):
+                example = must.format(value=name if kind is dict else shown(value))
+                raise ConfigError(f"{where((key, name))}: {key}.{name} is {shown(value)}, but must be {example}.")
 
 
 def cells(grid: Grid) -> Iterator[Cell]:

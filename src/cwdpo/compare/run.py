@@ -71,6 +71,9 @@ def run_grid(
     for cell in plan:
         if cell.method != START:
             recipe_of(grid, cell, {}, out)  # a wrong setting is found before anything runs
+    _load_measure(grid)
+    for world in grid.worlds:
+        _load_maker(grid, world)
     groups = [list(group) for _, group in groupby(plan, key=lambda cell: (cell.seed, cell.world))]
     todo = [group for group in groups if not all((cell.directory(out) / "measured.json").is_file() for cell in group)]
     began, before = time.monotonic(), _done(plan, out)
@@ -111,7 +114,7 @@ def run_cells(
 ) -> None:
     """Do the runs of one world and seed, one after another, in this process."""
     made = _world(grid, out, group[0])
-    measure: Measure = load_function(grid.measure, setting="measure", advice="Write module:function.")
+    measure = _load_measure(grid)
     encoded: dict[object, EncodedMemory] = {}
     for cell in group:
         if deadline is not None and time.time() > deadline:
@@ -132,6 +135,8 @@ def run_cells(
         if recipe.data.eval is None:
             raise ConfigError("nothing to measure on: name held-out rows in the recipe's data.eval.")
         found = measure(model, start=start, eval_rows=Path(recipe.data.eval), seed=cell.seed)
+        if cell.method != START and grid.target not in (names := {**found.rows, **found.numbers}):
+            raise ConfigError(f"target is {grid.target!r}, which is not measured. Write one of: {', '.join(names)}.")
         write_json(
             directory / "measured.json",
             {
@@ -146,6 +151,20 @@ def run_cells(
         if not keep_models and cell.method != START:
             for stage in ("stage1", "stage2", "checkpoints"):
                 shutil.rmtree(directory / "run" / stage, ignore_errors=True)
+
+
+def _load_measure(grid: Grid) -> Measure:
+    called = "model, start=, eval_rows=, seed="
+    found: Measure = load_function(grid.measure, setting="measure", advice="Write module:function.", called=called)
+    return found
+
+
+def _load_maker(grid: Grid, world: str) -> Any:
+    """The function that makes the data of a world; None where the grid names none."""
+    if grid.make is None:
+        return None
+    called = ", ".join(("directory", "seed=", "starts=", *(f"{name}=" for name in grid.worlds[world])))
+    return load_function(grid.make, setting="make", advice="Write module:function.", called=called)
 
 
 def world_directory(out: Path, cell: Cell) -> Path:
@@ -175,12 +194,12 @@ def _end_with_parent(stop: Event) -> None:
 def _world(grid: Grid, out: Path, cell: Cell) -> dict[str, Any]:
     """The recipe settings that a world decides, made here if they are not there yet."""
     given = grid.worlds[cell.world]
-    if grid.make is None:
+    maker = _load_maker(grid, cell.world)
+    if maker is None:
         return dict(given)
     directory = world_directory(out, cell)
     known = directory / "made.json"
     if not known.is_file():
-        maker = load_function(grid.make, setting="make", advice="Write module:function.")
         made = maker(directory, seed=cell.seed, starts=out / "worlds" / "starts", **given)
         write_json(known, made)
     settings: dict[str, Any] = json.loads(known.read_text(encoding="utf-8"))

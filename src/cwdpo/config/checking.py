@@ -127,7 +127,9 @@ def _built(
         for detail in error.errors(include_url=False):
             name = str(detail["loc"][0]) if detail["loc"] else ""
             if not name:  # settings that do not go together
-                note(path, str(detail["ctx"]["error"]))
+                error = detail["ctx"]["error"]
+                setting = getattr(error, "setting", None)
+                note((*path, setting) if setting in known else path, str(error))
             elif name not in seen:
                 text = _explain(detail, ready.get(name), known[name][1], section, f"{prefix}{name}")
                 note((*path, name), f"{prefix}{name} {text}")
@@ -476,7 +478,7 @@ def check_trainer_section(
             problems.append(f"{place}: '{full}' is not set here. {_ELSEWHERE[key]}")
         elif key not in known:
             problems.append(f"{place}: unknown key '{full}'{_advice_on_argument(key, known, path, paths)}")
-        elif wrong := _wrong_argument(key, value, known[key]):
+        elif wrong := wrong_argument(key, value, known[key]):
             problems.append(f"{place}: {full} is {wrong}")
     if problems:
         raise ConfigError("\n".join(problems))
@@ -501,8 +503,8 @@ def _advice_on_argument(key: str, known: Collection[str], path: KeyPath, paths: 
     return _suggestion(key, known, prefix, otherwise)
 
 
-def _wrong_argument(key: str, value: object, hint: object) -> str:
-    """What is wrong with a value, as the end of a sentence; empty if nothing is."""
+def wrong_argument(key: str, value: object, hint: object) -> str:
+    """What is wrong with the value of a training argument, as the end of a sentence; empty if nothing is."""
     if key in _FREE:
         return ""
     bounds = _MUST_BE.get(key)

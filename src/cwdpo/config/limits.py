@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, ConfigDict
 
+from cwdpo.config.functions import name_for_file
 from cwdpo.config.secrets import check_url
 from cwdpo.errors import ConfigError
 
@@ -279,7 +280,8 @@ def checked_judge(judge: str | None) -> str | None:
             "server as http://127.0.0.1:8000/v1#MODEL."
         )
     if not all(part.isidentifier() for part in judge.replace(":", ".").split(".")):
-        raise ValueError(f"is {judge!r}, but must name a function: `module:function`, or null.")
+        advice = name_for_file(judge) or "Write `module:function`, or null."
+        raise ValueError(f"is {judge!r}, but must name a function. {advice}")
     return judge
 
 

@@ -165,10 +165,14 @@ def read_recording(path: Path) -> Recording:
         recording = _read_directory(path, notes)
     elif not path.exists() or not _may_hold_readings(path):
         raise refusal(path, READINGS, DataError)
+    elif path.suffix in (".csv", ".tsv", ".parquet"):
+        raise DataError(f"{path}: a {path.suffix} file is not read here. {READINGS.write}")
     elif path.suffix == ".json" and not _is_lines(path):
         recording = _read_state(path)
     else:
         recording = Recording(_read_lines(path, notes), notes=notes)
+    if not recording.readings and notes and path.is_file():
+        raise DataError(f"{path}:1: not a JSON object, nor is another line. {READINGS.write}")
     if not recording.readings:
         raise DataError(f"{path} holds no reading yet. Give a run that has logged at least one step.")
     return recording

@@ -15,6 +15,9 @@ from cwdpo import __version__
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.contents import VOCABULARY, refusal
 from cwdpo.data.image_roots import GivenRoots
+from cwdpo.data.reading import read_rows
+from cwdpo.data.repeats import rows_also_in
+from cwdpo.data.rows import Row
 from cwdpo.errors import DataError, UserError
 from cwdpo.evaluation.answers import Vocabulary
 from cwdpo.evaluation.measures import Result, measures
@@ -25,7 +28,7 @@ from cwdpo.models.loading import load_config, load_processor
 from cwdpo.models.naming import find_checkpoint, local_directory
 from cwdpo.negatives.files import what_was_read
 from cwdpo.probes import StartDistributions
-from cwdpo.records import RunDirectory, write_json
+from cwdpo.records import RunDirectory, check_place, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +110,11 @@ def started_from(run: Path) -> str | None:
 
 def place_of(settings: Settings, out: Path | None) -> Place | None:
     """Where an evaluation is written: in the file that the user names, else in the run; None for another model."""
-    if out is not None:
-        return place_given(out, settings.question())
     run = RunDirectory(Path(settings.model))
-    return place_in_run(run, settings.question()) if run.recipe.is_file() else None
+    if out is None and not run.recipe.is_file():
+        return None
+    check_place(out or run.evaluation, is_new=False)
+    return place_in_run(run, settings.question()) if out is None else place_given(out, settings.question())
 
 
 def place_in_run(run: RunDirectory, question: Mapping[str, object]) -> Place:
@@ -132,8 +136,6 @@ def place_given(path: Path, question: Mapping[str, object]) -> Place:
         raise UserError(
             f"{path} exists already and is not this evaluation, so it is not overwritten. Give another --out."
         )
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no directory {path.parent}. Make it, or give another --out.")
     return Place(path, path.exists())
 
 
@@ -159,6 +161,7 @@ def evaluate_model(settings: Settings, progress: Progress = lambda what, done, t
     questions = read_questions(
         settings.data, image_root=settings.image_root, num_rows=settings.num_rows, seed=settings.seed
     )
+    _warn_of_training_rows(settings, [question.row for question in questions])
     if base is not None:
         _check_family(model, base, settings)
     start = None if base is None else StartDistributions(len(questions))
@@ -178,6 +181,24 @@ def evaluate_model(settings: Settings, progress: Progress = lambda what, done, t
         "skipped": results.skipped | NOT_OFFERED,
         "answers": _answers(questions, now, before),
     }
+
+
+def _warn_of_training_rows(settings: Settings, rows: Sequence[Row]) -> None:
+    """Log how many rows the run that is evaluated was trained on, where its files are still there."""
+    recipe = RunDirectory(Path(settings.model)).recipe
+    if not recipe.is_file():
+        return
+    data = read_recipe(recipe, warn=False).data
+    files = [data.train] if isinstance(data.train, str) else data.train
+    try:
+        shared = rows_also_in(
+            rows, (row for file in files for row in read_rows(Path(file), image_root=data.image_root))
+        )
+    except UserError:
+        return
+    if shared:
+        number, first = f"{len(shared)} of {len(rows)} rows", shared[0].source
+        logger.warning("%s were trained on, so they are not held out: the first is %s", number, first)
 
 
 def write_evaluation(found: Mapping[str, object], path: Path) -> None:

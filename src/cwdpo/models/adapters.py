@@ -97,12 +97,7 @@ def lora_targets(model: nn.Module, target_modules: str | Sequence[str], *, freez
             and (id(module) in inside if target_modules == "language" else id(module) not in frozen)
         ]
     hit = [name for name in layers if _matches(name, target_modules)]
-    if not hit:
-        raise ConfigError(_nothing_hit(target_modules, list(layers)))
-    if not isinstance(target_modules, str):
-        for target in target_modules:
-            if not any(_matches(name, [target]) for name in hit):
-                raise ConfigError(_nothing_hit([target], list(layers)))
+    _refuse_missed(target_modules, hit, list(layers))
     inside_tower = [name for name in hit if id(layers[name]) in frozen]
     if inside_tower:
         raise ConfigError(
@@ -111,6 +106,30 @@ def lora_targets(model: nn.Module, target_modules: str | Sequence[str], *, freez
         )
     _refuse_shared(shared_weights(model, {name: layers[name] for name in hit}))
     return hit
+
+
+def check_targets(model: nn.Module, target_modules: object) -> None:
+    """Refuse names of layers, given to PEFT, that the model has not: PEFT passes over some, and proposes none."""
+    if target_modules == "all-linear" or not isinstance(target_modules, str | list | tuple | set) or not target_modules:
+        return
+    names = target_modules if isinstance(target_modules, str) else sorted(target_modules)
+    everything = [name for name, _ in model.named_modules()]
+    layers = [name for name, module in model.named_modules() if isinstance(module, _LORA_LAYERS)]
+    _refuse_missed(names, everything, layers, setting="target_modules")
+
+
+def _refuse_missed(
+    target_modules: str | Sequence[str], among: Sequence[str], layers: list[str], setting: str = "`lora.target_modules`"
+) -> None:
+    """A ConfigError where one of the names matches none ``among`` some, which proposes one of the ``layers``."""
+    targets = [target_modules] if isinstance(target_modules, str) else [[target] for target in target_modules]
+    for target in targets or [target_modules]:
+        if not any(_matches(name, target) for name in among):
+            language = "`language` takes every linear layer of the language model. " if "lora" in setting else ""
+            raise ConfigError(
+                f"{setting} is {target!r}, which is not a layer of this model. {_layers_near(target, layers)} "
+                f"{language}A regular expression must match the whole name."
+            )
 
 
 def shared_weights(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -177,16 +196,12 @@ def _matches(name: str, target_modules: str | Sequence[str]) -> bool:
         ) from error
 
 
-def _nothing_hit(target_modules: str | Sequence[str], layers: list[str]) -> str:
+def _layers_near(target_modules: str | Sequence[str], layers: list[str]) -> str:
     wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     short = sorted({name.rsplit(".", 1)[-1] for name in layers if not name.rsplit(".", 1)[-1].isdigit()})
     near = [match for word in wanted for match in difflib.get_close_matches(word.rsplit(".", 1)[-1], short, n=2)]
     near = [ours for word in wanted if (ours := our_value("target_modules", word)) is not None] or near
-    hint = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else f"Layers are called {some(short)}."
-    return (
-        f"`lora.target_modules` is {target_modules!r}, which is not a layer of this model. {hint} "
-        "`language` takes every linear layer of the language model; a regular expression must match the whole name."
-    )
+    return f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else f"Layers are called {some(short)}."
 
 
 def load_adapter(

@@ -231,13 +231,18 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> PretrainedCo
         elif directory is None:
             reason = unreached(source, gated="gated" in str(error))
         raise UserError(reason) from error
+    check_reads_images(config, source, trust_remote_code=trust_remote_code)
+    return config
+
+
+def check_reads_images(config: PretrainedConfig, source: str, *, trust_remote_code: bool = True) -> None:
+    """A UserError for a model that is not one of images and text, by its configuration."""
     remote = trust_remote_code and "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
     if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not remote:
         raise UserError(
             f"{source} is a {config.model_type} model, which does not read images. Name a vision-language model that "
             "AutoModelForImageTextToText loads, such as Qwen2.5-VL, Qwen3-VL, LLaVA or Idefics3."
         )
-    return config
 
 
 def load_processor(name_or_path: str | Path, *, trust_remote_code: bool = False) -> ProcessorMixin:

@@ -18,6 +18,7 @@ from cwdpo.models.adapters import adapted_tied_layers, load_adapter, named_base,
 from cwdpo.models.loading import load_policy, load_processor, some
 from cwdpo.models.parts import cast_images
 from cwdpo.models.saving import save_checkpoint
+from cwdpo.records import check_place
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,7 @@ def merge_adapter(
     difference is said. A UserError where that is more than rounding explains; nothing is left then.
     """
     source, target = Path(checkpoint_dir), Path(out_dir)
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file, and a new directory is needed. Name another one.")
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"{target} exists and is not empty; nothing is overwritten. Name a new directory.")
+    check_place(target, is_directory=True)
     if not (source / "adapter_config.json").is_file():
         raise UserError(
             f"{source} has no adapter_config.json, so there is nothing to merge. Name the directory that holds the "
@@ -127,7 +125,7 @@ def check_merge(
     if mean > effect / 2 and not exact:
         logger.warning(
             "in %s, rounding moves log-probs by %.2g nats in the mean, and the adapters by %.2g: much of what they "
-            "learned is lost in the merge. Use them unmerged, or merge in float32.",
+            "learned is lost in the merge. Use them unmerged, or from Python: merge_adapter(..., dtype='float32').",
             str(dtype).removeprefix("torch."),
             mean,
             effect,

@@ -38,7 +38,7 @@ from cwdpo.negatives.gentle import GentleNegative, checked_kinds, edits_by_kind,
 from cwdpo.negatives.gentle.edits import Reading
 from cwdpo.negatives.gentle.lexicon import Lexicon
 from cwdpo.negatives.mixing import fraction_at, hashed, mix_negatives
-from cwdpo.records import write_text
+from cwdpo.records import check_place, write_text
 
 
 @dataclass
@@ -78,7 +78,7 @@ def write_gentle(
     (``chosen`` is the preferred one in every format), ``positives`` a list of further ones, which no negative may
     equal, nor what is right for another row of the same prompt and images, nor a paraphrase (``longer``, ``shorter``).
     """
-    refuse_existing(out)
+    check_new_rows(out)
     wanted = checked_kinds(kinds)
     coverage, lines = Coverage(), []
     rows = list(rows_with_records(data, image_root))
@@ -131,7 +131,7 @@ def write_mixed(
         on_policy: JSON lines of ``{"id": ..., "negatives": [...]}``; an id may come more than once.
         progress: where in the run a schedule is read, from 0 to 1; the others as in ``mix_negatives``.
     """
-    refuse_existing(out)
+    check_new_rows(out)
     check_fraction(fraction)
     share, samples = fraction_at(fraction, progress), _read_samples(on_policy)
     sources, without_samples, lines = Counter[str](), 0, []
@@ -195,7 +195,7 @@ def write_filtered(
     """
     needs_model = drop_easier_than is not None or drop_ches_above is not None
     assert measure is not None or not needs_model, "a model is needed to measure hardness"
-    refuse_existing(out)
+    check_new_rows(out)
     rows = list(rows_with_records(data, image_root))
     hardness = None if measure is None else measure([row for _, row in rows])
     every = [one for of_row in hardness or () for one in of_row]
@@ -228,12 +228,11 @@ def write_filtered(
     return FilterReport(len(rows), len(lines), counts, floor, ceiling)
 
 
-def refuse_existing(out: Path) -> None:
-    """Nothing is written over, and the directory must exist."""
-    if out.exists():
-        raise UserError(f"{out} exists, and nothing is written over. Name another file, or remove it.")
-    if not out.parent.is_dir():
-        raise UserError(f"{out.parent} is not a directory. Make it first, or name a file in one that exists.")
+def check_new_rows(out: Path) -> None:
+    """A UserError where no new file can be written, or under a name by which its rows would not be read."""
+    check_place(out)
+    if out.suffix != ".jsonl":
+        raise UserError(f"{out}: rows are written as JSON lines. Write --out {out.with_suffix('.jsonl')}.")
 
 
 def rows_with_records(data: Path, image_root: GivenRoots) -> Iterator[tuple[Mapping[str, Any], Row]]:

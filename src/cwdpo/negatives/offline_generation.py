@@ -14,7 +14,7 @@ from cwdpo.data.image_roots import GivenRoots
 from cwdpo.data.rows import Row
 from cwdpo.errors import UserError
 from cwdpo.generation import Generated, Sampler, Sampling, chunks
-from cwdpo.negatives.files import json_line, refuse_existing, row_ids, rows_with_records, what_was_read, with_gentle
+from cwdpo.negatives.files import check_new_rows, json_line, row_ids, rows_with_records, what_was_read, with_gentle
 from cwdpo.negatives.filtering import RightAnswers, Rules, filter_negatives, ngram_overlap
 from cwdpo.negatives.gentle import GentleNegative
 from cwdpo.negatives.mixing import hashed
@@ -72,7 +72,7 @@ def write_asked(
 
     Every reply is kept in ``OUT.partial`` as it comes, and never paid for twice; ``OUT`` is written at the end.
     """
-    refuse_existing(out)
+    check_new_rows(out)
     rows = list(rows_with_records(data, image_root))
     settings = {"what": "gentle", "model": endpoint.model, "seed": seed, **what_was_read(data, image_root)}
     work = Unfinished(out, settings)
@@ -131,7 +131,7 @@ def write_samples(
             that are kept are verified again.
         rules, judge: of :func:`cwdpo.negatives.verify.verify`. If the judge fails, the next call has the samples.
     """
-    refuse_existing(out)
+    check_new_rows(out)
     rows = [row for _, row in rows_with_records(data, image_root)]
     names, right_answers = row_ids(rows), RightAnswers(rows)
     settings = {"what": "sample", "seed": seed, **asdict(sampling), **what_was_read(data, image_root)}

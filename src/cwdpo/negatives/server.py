@@ -47,6 +47,9 @@ _ENOUGH_PROMPTS, _NEARLY_ALL = 16, 0.9
 class EndpointError(UserError):
     """The server did not answer, or refused."""
 
+    hopeless = False
+    """Every other request would fail as well: there is no server, or the key, the URL or the model's name is wrong."""
+
 
 class RefusalError(EndpointError):
     """The server refused, and would refuse the same request again."""
@@ -54,7 +57,6 @@ class RefusalError(EndpointError):
     def __init__(self, message: str, *, status: int, text: str, hopeless: bool = False) -> None:
         super().__init__(message)
         self.status, self.text, self.hopeless = status, text, hopeless
-        """Every other request would be refused as well: the key, the URL or the model's name is wrong."""
 
 
 @dataclass(slots=True)
@@ -101,7 +103,8 @@ class Endpoint:
             api_key: by default ``OPENAI_API_KEY`` of the environment. Never written to a file or message.
             timeout: seconds to connect, and then between two pieces of an answer.
             deadline: seconds for one attempt as a whole, however slowly its pieces come.
-            retries: further attempts after a request that the server was too busy for, that broke off or made no sense.
+            retries: further attempts after a request that the server was too busy for, that broke off or made no sense;
+                at most one where nothing has ever answered at the address.
             backoff: seconds before the first of them; doubled every time, unless the server says how long to wait.
             concurrency: requests at one time.
             give_up_after: requests that fail one after another, retries and all, before the server counts as dead.
@@ -209,7 +212,7 @@ class Endpoint:
         try:
             return done.result()
         except EndpointError as error:
-            if isinstance(error, RefusalError) and error.hopeless:
+            if error.hopeless:
                 raise
             if self._failures >= self._give_up_after:
                 many = f"{error} This was number {self._failures} in a row, so no more are asked."
@@ -260,14 +263,18 @@ class Endpoint:
                 problem = shortened(redact(f"{type(error).__name__} {error}".strip()), 200)
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
                 problem = f"its answer made no sense ({shortened(redact(f'{type(error).__name__}: {error}'), 200)})"
-            if self._failures >= self._give_up_after:
+            is_absent = problem.startswith("Connect") and not self._has_answered
+            if self._failures >= self._give_up_after or (is_absent and attempt > 0):
                 break
             if attempt < retries:
                 self._sleep(min(pause, _LONGEST_WAIT))
         with self._lock:
             self._failures += 1
         advice = " Start the server, or correct its address." if problem.startswith("Connect") else ""
-        raise EndpointError(f"{self.url}{path} failed {attempt + 1} times; the last time: {problem}.{advice}")
+        times = "once" if attempt == 0 else f"{attempt + 1} times; the last time"
+        failure = EndpointError(f"{self.url}{path} failed {times}: {problem}.{advice}")
+        failure.hopeless = is_absent
+        raise failure
 
     def _within_deadline(self, method: str, path: str, body: Mapping[str, object] | None) -> httpx2.Response:
         """The whole answer; an error where it takes too long or is too large.

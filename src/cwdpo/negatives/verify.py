@@ -67,7 +67,7 @@ def load_judge(name: str) -> Judge:
         "Write `module:function`, and put the module's directory in PYTHONPATH; same_words and a server such as "
         "http://127.0.0.1:8000/v1 need no module."
     )
-    return cast(Judge, load_function(name, setting="negatives.judge", advice=advice))
+    return cast(Judge, load_function(name, setting="negatives.judge", advice=advice, called="rows, answers"))
 
 
 class SameWords:

@@ -2,7 +2,8 @@
 says, with Python's names, what to write. Most refusals come before anything is loaded.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +12,9 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from cwdpo.engine import Engine
-from cwdpo.errors import ConfigError, UserError
-from cwdpo.models.adapters import check_adapters
-from cwdpo.models.loading import load_policy, load_processor
+from cwdpo.errors import ConfigError, UserError, shortened
+from cwdpo.models.adapters import check_adapters, check_targets
+from cwdpo.models.loading import check_reads_images, load_policy, load_processor
 
 _Arguments = TypeVar("_Arguments")
 
@@ -56,6 +57,7 @@ def take_policy(
                 "with that configuration and leave quantization_config out."
             )
     if adapters is not None:
+        check_targets(policy, getattr(adapters, "target_modules", None))
         policy = get_peft_model(policy, adapters)
     if isinstance(policy, PeftModel):
         check_adapters(policy)
@@ -116,7 +118,7 @@ def take_processor(
 
 
 def _processor_beside(model: object, *, trust_remote_code: bool) -> ProcessorMixin:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     name = model if isinstance(model, str | Path) else getattr(config, "name_or_path", None)
     if name:
         try:
@@ -124,6 +126,7 @@ def _processor_beside(model: object, *, trust_remote_code: bool) -> ProcessorMix
         except UserError as error:
             if isinstance(model, str | Path):
                 raise
+            check_reads_images(config, str(name))
             raise ConfigError(f"no processing_class was given, and {error}") from error
     raise ConfigError("pass processing_class=AutoProcessor.from_pretrained(...): it turns rows into tensors.")
 
@@ -138,6 +141,23 @@ def check_trainable(policy: nn.Module) -> None:
         else "Write `model.requires_grad_(True)`, or give a peft_config."
     )
     raise ConfigError(f"no weight of the model trains: requires_grad is False in all of them. {advice}")
+
+
+def refuse_unknown(unknown: Mapping[str, object], args: object, known: Collection[str]) -> None:
+    """Refuse what the trainer does not take; ``known`` are its arguments, and ``args`` its settings."""
+    settings, kind = vars(args), type(args).__name__
+    for name, value in unknown.items():
+        if name in settings:
+            raise ConfigError(f"{name} belongs in {kind}: write args={kind}({name}={shortened(repr(value))}, ...).")
+        near = difflib.get_close_matches(name, [*known, *settings], n=1, cutoff=0.75)
+        advice = f"Did you mean {near[0]}?" if near else f"Leave it out: rows come whole, and settings are in {kind}."
+        raise ConfigError(f"{name} is neither an argument of the trainer nor a setting. {advice}")
+
+
+def refuse_file(directory: str | Path | None, name: str) -> None:
+    """Refuse a file where models are to be saved; ``name`` is of the setting."""
+    if directory is not None and Path(directory).is_file():
+        raise ConfigError(f"{name}: {directory} is a file, and a directory is needed. Write another.")
 
 
 def refuse_collator(data_collator: object) -> None:

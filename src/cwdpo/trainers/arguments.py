@@ -6,14 +6,15 @@ Their defaults and limits are those of the recipe's sections: Python and YAML re
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_type_hints
 
 from transformers import TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from cwdpo.config.checking import build, problem_with
+from cwdpo.config.checking import build, problem_with, wrong_argument
 from cwdpo.config.recipe import (
     CoolingConfig,
     CoolingScales,
@@ -45,7 +46,10 @@ _DECLARED: Mapping[str, tuple[type, str]] = {
 }
 """Python's name of a setting: the recipe's section and key."""
 
-_IN_PYTHON = {r"`cooling: null`": "`cooling=False`", r"`objective: plain`": '`objective="plain"`', r"\bnull\b": "None"}
+_IN_PYTHON = {
+    r"`cooling: null`": "`cooling=False`", r"`objective: plain`": '`objective="plain"`', r"\bnull\b": "None",
+    r"\btrue\b": "True", r"\bfalse\b": "False", "a section of keys and values": "a dictionary",
+}  # fmt: skip
 """What a recipe's advice is called in Python."""
 
 OnNonfinite: TypeAlias = Literal["stop", "skip"]
@@ -132,8 +136,9 @@ class AnswerArguments(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
         say_if_alone(os.environ)
         refuse_each_alone(os.environ, self.world_size)
-        named = [(each.name, getattr(self, each.name)) for each in fields(self) if each.name in _DECLARED]
-        problems = [(name, problem_with(*_DECLARED[name], value)) for name, value in named]
+        named = [(each.name, getattr(self, each.name)) for each in fields(self)]
+        problems = [(name, problem_with(*_DECLARED[name], value)) for name, value in named if name in _DECLARED]
+        problems += self._other_than_declared()
         text = "\n".join(f"{name} {problem}" for name, problem in problems if problem)
         for ours, python in _IN_PYTHON.items():
             text = re.sub(ours, python, text)
@@ -180,15 +185,6 @@ class AnswerArguments(TrainingArguments):
                 "here is prompts with any number of answers. Take it out: each process reads its own rows.",
                 setting="accelerator_config",
             )
-        if self.activation_checkpointing not in (True, False, "auto"):
-            raise ConfigError(
-                f"activation_checkpointing is {self.activation_checkpointing!r}, but must be true, false or auto.",
-                setting="activation_checkpointing",
-            )
-        if self.on_nonfinite not in get_args(OnNonfinite):
-            raise ConfigError(
-                f"on_nonfinite is {self.on_nonfinite!r}, but must be stop or skip.", setting="on_nonfinite"
-            )
         if self.deepspeed is not None and self.on_nonfinite == "skip":
             raise ConfigError(NO_SKIP, setting="on_nonfinite")
         if self.deepspeed is not None and self.max_tokens_per_batch is not None:
@@ -209,6 +205,22 @@ class AnswerArguments(TrainingArguments):
                 f"{self.n_gpu} GPUs in one process means DataParallel, which cannot split a batch of prompts with "
                 "answers. Start with `torchrun --nproc-per-node N -m cwdpo train ...`, or set CUDA_VISIBLE_DEVICES=0."
             )
+
+    def _other_than_declared(self) -> Iterator[tuple[str, str]]:
+        """Our settings that no section of a recipe has, and the learning rate, with what is wrong with their values."""
+        types = _types(type(self))
+        of_trainer = TrainingArguments.__dataclass_fields__.keys() - AnswerArguments.__annotations__.keys()
+        for name in types.keys() - of_trainer - _DECLARED.keys() | {"learning_rate"}:
+            value = getattr(self, name)
+            if name == "learning_rate" and value == 0:
+                continue  # measures what training costs, and changes no weight
+            as_written = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+            wrong = wrong_argument(name, as_written, types[name])
+            if wrong and isinstance(value, Mapping):  # a recipe has a section where Python has one name a setting
+                keys = {key.removeprefix(f"{name}_"): key for key in types if key.startswith(f"{name}_")}
+                meant = [f"{keys[key]}={value[key]!r}" for key in value if key in keys]
+                wrong += f" Write {', '.join(meant)}." if meant else f" Its settings are {', '.join(keys.values())}."
+            yield name, f"is {wrong}" if wrong else ""
 
     def loading_options(self) -> dict[str, Any]:
         """How a model that is given by its name is loaded: options of :func:`cwdpo.models.loading.load_policy`."""
@@ -243,8 +255,12 @@ def refuse_each_alone(environment: Mapping[str, str], together: int) -> None:
 
 def argument_types() -> dict[str, Any]:
     """What both stages take, by name, with its declared type."""
-    types = get_type_hints(AnswerArguments) | {"activation_checkpointing": bool | Literal["auto"] | None}
-    return {each.name: types[each.name] for each in fields(AnswerArguments) if each.init}
+    return _types(AnswerArguments)
+
+
+def _types(arguments: type[AnswerArguments]) -> dict[str, Any]:
+    types = get_type_hints(arguments) | {"activation_checkpointing": bool | Literal["auto"] | None}
+    return {each.name: types[each.name] for each in fields(arguments) if each.init}
 
 
 def arguments_from(*sections: object) -> dict[str, Any]:

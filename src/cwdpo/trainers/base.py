@@ -1,5 +1,6 @@
 """What both trainers share: rows in, a step in parts that fit in memory, metrics out, a resume that loses nothing."""
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,14 +31,22 @@ from cwdpo.data.encode import EncodedMemory, Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, features_of, make_engine, with_stand_in, within_budget
 from cwdpo.engine.layout import parts_within, select_prompts
-from cwdpo.errors import ConfigError, UserError
+from cwdpo.errors import ConfigError, UserError, path_advice
 from cwdpo.models.checkpoints import begin_checkpoint, find_damage, no_unfinished_checkpoints, verified_checkpoint
 from cwdpo.models.loading import some
 from cwdpo.models.parts import model_limits
 from cwdpo.models.saving import restore_weights
 from cwdpo.phases import phase
 from cwdpo.records import StepMetric
-from cwdpo.trainers.accepting import check_engine, check_trainable, refuse_collator, take_policy, take_processor
+from cwdpo.trainers.accepting import (
+    check_engine,
+    check_trainable,
+    refuse_collator,
+    refuse_file,
+    refuse_unknown,
+    take_policy,
+    take_processor,
+)
 from cwdpo.trainers.arguments import NO_PARTS, NO_SKIP, AnswerArguments
 from cwdpo.trainers.callbacks import Sealing
 from cwdpo.trainers.finite import FiniteSteps, broken_weights
@@ -112,6 +121,7 @@ class AnswerTrainer(Trainer):
         tokenizer: ProcessorMixin | None = None,
         engine: Engine | None = None,
         encoded: EncodedMemory | None = None,
+        **unknown: object,
     ) -> None:
         """Arguments are the Trainer's and TRL's; a ConfigError names one of the wrong kind.
 
@@ -119,12 +129,16 @@ class AnswerTrainer(Trainer):
         name of ``processing_class``. An ``engine`` that others use too is checked once for all of them, and rows that
         others have ``encoded`` with the same processor are not encoded again.
         """
+        refuse_unknown(unknown, args, inspect.signature(type(self)).parameters)
         refuse_collator(data_collator)
         check_engine(engine)
         rows = None if train_dataset is None else _as_rows(train_dataset, "train_dataset")
         if rows is not None and not len(rows):
             raise ConfigError("train_dataset has no rows. Give some, or leave it out to evaluate alone.")
         evaluated = _by_name(eval_dataset, "eval_dataset")
+        refuse_file(args.output_dir, "output_dir")
+        if compute_metrics is not None and not callable(compute_metrics):
+            raise ConfigError(f"compute_metrics is {compute_metrics!r}, and not a function. Give one of a prediction.")
         if compute_metrics is None:
             check_best_metric(args, self.metrics_of(args), list(evaluated) if isinstance(evaluated, dict) else ())
         loading = args.loading_options()
@@ -338,6 +352,7 @@ class AnswerTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """See ``Trainer.save_model``; a checkpoint of weights that are not finite is not begun."""
+        refuse_file(output_dir, "save_model")
         if _internal_call and (broken := broken_weights(self.model)):
             raise UserError(
                 f"step {self.state.global_step} has ruined the model, which is not saved: {len(broken)} of its trained "
@@ -510,6 +525,8 @@ def _verified(wanted: str | bool, directory: Path) -> str:
     found = verified_checkpoint(directory) if wanted is True else Path(str(wanted))
     if found is None:
         raise UserError(f"no whole checkpoint in {directory}; leave out resume_from_checkpoint.")
+    if not found.is_dir():
+        raise UserError(f"there is no directory {found}. {path_advice(found, otherwise='True takes the newest one.')}")
     problem = None if wanted is True else find_damage(found, thorough=True)
     if problem is not None:
         raise UserError(f"{wanted} is damaged ({problem}). Resume from another checkpoint.")

@@ -40,6 +40,8 @@ from cwdpo.trainers.steps import WHOLE, Step
 
 logger = logging.getLogger(__name__)
 
+_FEW_ROWS = 32
+
 
 def _refuse_together(args: CWDPOConfig, model: object, ref_model: object) -> None:
     """Refuse, with a ConfigError, arguments that cannot stand together."""
@@ -274,9 +276,18 @@ class CWDPOTrainer(AnswerTrainer):
     @contextmanager
     def around_training(self) -> Iterator[None]:
         """Measure the reference and the floor; in the end, give back what sampling holds outside this process."""
+        self._warn_of_equal_answers()
         self.measure_reference()
         with nullcontext() if self.on_policy is None else self.on_policy.in_training():
             yield
+
+    def _warn_of_equal_answers(self) -> None:
+        """Pairs that are all of one answer teach nothing; a few are looked at, as rows may hold images."""
+        dataset = self.train_dataset
+        rows = [] if dataset is None else [dataset[index][1] for index in range(min(len(dataset), _FEW_ROWS))]
+        if rows and self.on_policy is None and all({*row.rejected} == {row.chosen} for row in rows):
+            same = "the first %d rows have the same answer as `chosen` and `rejected`: they teach nothing"
+            logger.warning(same, len(rows))
 
     def with_negatives(self, batch: Batch) -> Batch:
         """Training sees on-policy negatives, which may be longer than what they replace; evaluation the rows' own."""

@@ -22,7 +22,7 @@ from cwdpo.errors import DataError, UserError
 from cwdpo.models.naming import find_checkpoint
 from cwdpo.negatives.files import row_ids
 from cwdpo.negatives.mixing import hashed
-from cwdpo.records import append_jsonl, read_jsonl, write_json
+from cwdpo.records import append_jsonl, check_place, read_jsonl, write_json
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is done, how many of it, and of how many."""
@@ -136,10 +136,9 @@ class Workspace:
 
     def check(self, settings: Mapping[str, object]) -> None:
         """Refuse a directory that holds other work, or other files."""
+        check_place(self.directory, is_directory=True, is_new=False)
         if not self.directory.exists():
             return
-        if not self.directory.is_dir():
-            raise UserError(f"{self.directory} is a file, not a directory. Give another --out.")
         if not self._settings.is_file():
             if any(self.directory.iterdir()):
                 raise UserError(

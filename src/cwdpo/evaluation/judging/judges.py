@@ -12,7 +12,7 @@ from typing import TypeAlias, cast
 
 import xxhash
 
-from cwdpo.config.functions import load_function
+from cwdpo.config.functions import load_function, name_for_file
 from cwdpo.config.limits import is_server, server_and_model
 from cwdpo.config.secrets import check_url
 from cwdpo.data.rows import Row
@@ -37,10 +37,12 @@ def load_pair_judge(name: str, rows: Sequence[Row], *, concurrency: int = 8) -> 
         return ServerJudge.named(name, RightAnswers(rows), concurrency=concurrency)
     if name in RULES:
         return RuleJudge(name, RightAnswers(rows))
-    if name.count(":") != 1 or not all(part.isidentifier() for part in name.replace(":", ".").split(".")):
+    is_name = name.count(":") == 1 and all(part.isidentifier() for part in name.replace(":", ".").split("."))
+    if not is_name and not name_for_file(name):
         raise ConfigError(f"--judge is {name!r}, which is not a judge. Write {FORMS}.")
     advice = "Write `module:function`, and put the module's directory in PYTHONPATH."
-    return FunctionJudge(name, cast(Compare, load_function(name, setting="--judge", advice=advice)))
+    compare = load_function(name, setting="--judge", advice=advice, called="row, first_answer, second_answer")
+    return FunctionJudge(name, cast(Compare, compare))
 
 
 def _exact(answer: str, right: Sequence[str]) -> float:
@@ -121,7 +123,7 @@ class FunctionJudge:
                 found = self.function(row, first, second)
             except Exception as error:
                 raise UserError(
-                    f"{row.source}: the judge {self.name} failed: {type(error).__name__}: {error}"
+                    f"{row.source}: the judge {self.name} failed: {type(error).__name__}: {error}. Fix it."
                 ) from error
             if isinstance(found, bool) or not isinstance(found, numbers.Real) or math.isnan(found):
                 raise UserError(

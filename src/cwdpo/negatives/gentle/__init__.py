@@ -76,5 +76,6 @@ def checked_kinds(kinds: Sequence[str] | None) -> tuple[str, ...]:
     """The kinds asked for, in their fixed order; all where none are named."""
     for kind in kinds or ():
         if kind not in KINDS:
-            raise ConfigError(f"{kind!r} is not a kind of edit. Write one or more of {', '.join(KINDS)}.")
+            known = ", ".join(KINDS)
+            raise ConfigError(f"{kind!r} is not a kind of edit. Write one or more, with commas between them: {known}.")
     return tuple(kind for kind in KINDS if kinds is None or kind in kinds)
