@@ -1,6 +1,5 @@
 """``cwdpo check``: what would stop training, before it begins."""
 
-import difflib
 import json
 import re
 import sys
@@ -110,9 +109,7 @@ def _refuse_settings(context: typer.Context, words: Sequence[str]) -> None:
     first = words[0]
     if not first.startswith("-"):
         context.fail(f"Got unexpected extra argument ({' '.join(words)})")
-    name = first.partition("=")[0]
-    near = difflib.get_close_matches(name, [each for param in context.command.params for each in param.opts], n=1)
-    context.fail(f"No such option: {name}{f' (Possible options: {near[0]})' if near else ''}")
+    context.fail(f"No such option: {first}")
 
 
 def check_file(data: Path, image_root: "GivenRoots", encoder: "Encoder | None") -> "CheckReport":
