@@ -43,6 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["infer"], "cwdpo: No such command 'infer'. Did you mean `cwdpo chat`?"),
         (["negatives", "export"], "cwdpo negatives: No such command 'export'."),
         (["check", "x.jsonl", "--modle", "m"], "cwdpo check: there is no option --modle. Did you mean --model? See"),
+        (["check", "--modle", "m", "x.jsonl"], "cwdpo check: there is no option --modle. Did you mean --model? See"),
         (["train"], "cwdpo train: RECIPE is missing. Write it: the recipe, a YAML file. See: cwdpo train --help"),
         (["check"], "cwdpo check: DATA is missing. Write it: a file, pattern or directory of rows, hf:OWNER"),
         (["check", "x", "y"], "cwdpo check: there is no place for 'y'. cwdpo check takes DATA alone. See: cwdpo check"),
@@ -228,6 +229,9 @@ def test_unknown_trainer_settings_are_refused_by_name(run: Run, tmp_path: Path) 
 )
 def test_settings_before_the_recipe_are_explained(run: Run, words: str, said: str) -> None:
     assert run("train", *words.split()) == (2, "", f"expected the recipe {said}")
+    if "r.yaml" in words:
+        said = said.replace("cwdpo train", "cwdpo check")
+        assert run("check", *words.split()) == (2, "", f"expected the recipe {said}")
 
 
 def test_paths_below_home_are_found_where_no_shell_does(

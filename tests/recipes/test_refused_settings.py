@@ -1,6 +1,7 @@
 """Trainer settings that would end a run late are refused before a model is loaded."""
 
 import ast
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from support.chat_server import serving
 
 import cwdpo
+from cwdpo.compare.grid import Grid
 from cwdpo.config.checking import build
 from cwdpo.config.recipe import Recipe
 from cwdpo.config.recipe_file import known_settings
@@ -157,6 +159,7 @@ def test_a_model_that_is_not_there_is_a_setting() -> None:
 def test_errors_name_settings_that_there_are() -> None:
     parts = [name.split(".") for name in known_settings()]
     known = {".".join(each[start:]) for each in parts for start in range(len(each))} | set(argument_types())
+    known |= {each.name for each in dataclasses.fields(Grid)}
     sources = (path.read_text("utf-8") for path in Path(cwdpo.__file__).parent.rglob("*.py"))
     trees = [ast.parse(text) for text in sources if "setting=" in text or "about(" in text]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]

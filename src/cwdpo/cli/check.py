@@ -1,6 +1,5 @@
 """``cwdpo check``: what would stop training, before it begins."""
 
-import difflib
 import json
 import re
 import sys
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from cwdpo.cli.options import ImageRootOption
 from cwdpo.cli.quiet import quiet_libraries
+from cwdpo.cli.usage import recipe_comes_first
 from cwdpo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ def check(
 
     Needs no GPU, and loads no weights.
     """
+    if str(data).startswith("-"):  # what no option names comes to stand in its place
+        words = [str(data), *context.args]
+        if any(word.endswith((".yaml", ".yml")) for word in words):
+            raise recipe_comes_first("cwdpo check", words)
+        _refuse_settings(context, words)
     facts: ModelFacts | None = None
     plan: StepPlan | None = None
     if _is_recipe(data):
@@ -76,7 +81,7 @@ def check(
         with naming_lines(data, context.args):
             report, facts, plan = check_recipe(data, check_file, context.args)
     else:
-        _refuse_settings(context)
+        _refuse_settings(context, context.args)
         encoder: Encoder | None = None
         if model is not None:
             quiet_libraries()
@@ -97,16 +102,14 @@ def check(
         raise typer.Exit(1)
 
 
-def _refuse_settings(context: typer.Context) -> None:
+def _refuse_settings(context: typer.Context, words: Sequence[str]) -> None:
     """Words that no option names are settings of a recipe, and rows have none."""
-    if not context.args:
+    if not words:
         return
-    first = context.args[0]
+    first = words[0]
     if not first.startswith("-"):
-        context.fail(f"Got unexpected extra argument ({' '.join(context.args)})")
-    name = first.partition("=")[0]
-    near = difflib.get_close_matches(name, [each for param in context.command.params for each in param.opts], n=1)
-    context.fail(f"No such option: {name}{f' (Possible options: {near[0]})' if near else ''}")
+        context.fail(f"Got unexpected extra argument ({' '.join(words)})")
+    context.fail(f"No such option: {first}")
 
 
 def check_file(data: Path, image_root: "GivenRoots", encoder: "Encoder | None") -> "CheckReport":

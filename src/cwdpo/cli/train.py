@@ -1,8 +1,7 @@
 """``cwdpo train``: run a recipe."""
 
-import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from cwdpo.cli.ending import ending
 from cwdpo.cli.progress import ProgressLines
 from cwdpo.cli.quiet import quiet_libraries
-from cwdpo.errors import ConfigError
+from cwdpo.cli.usage import recipe_comes_first
 from cwdpo.records import RunDirectory
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def train(
     """
     began = time.monotonic()
     if recipe.startswith("-"):
-        raise ConfigError(f"expected the recipe before {recipe}. Write: {_in_order([recipe, *context.args])}")
+        raise recipe_comes_first("cwdpo train", [recipe, *context.args])
     from cwdpo.config.recipe_file import naming_lines, read_recipe
     from cwdpo.data.reading import without_collector
 
@@ -71,16 +70,6 @@ def train(
             print(f"uploaded: {page}")
         for line in ending(run, held_out=settings.data.eval, was_done=was_done):
             print(line)
-
-
-def _in_order(words: Sequence[str]) -> str:
-    """The command with the recipe first, as far as one is among its words."""
-    at = next((at for at, word in enumerate(words) if word.endswith((".yaml", ".yml"))), None)
-    if at is None:
-        return f"cwdpo train RECIPE {words[0]} ..."
-    name, _, value = words[at].rpartition("=")
-    named = not name and at and words[at - 1] in ("--recipe", "--config", "--config_file", "--config-file", "-c", "-r")
-    return shlex.join(["cwdpo", "train", value, *words[: at - 1 if named else at], *words[at + 1 :]])
 
 
 def _print_start(context: "RunContext") -> None:

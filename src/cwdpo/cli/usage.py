@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,19 @@ def _of_unknown(name: str, command: Any, path: str) -> str:
         return f"there is no option {name}. Did you mean {' or '.join(f'--{option}' for option in near)}?"
     advice = next((advice for words, advice in _INSTEAD.items() if plain in words), "")
     return f"there is no option {name}. {advice.format(command=path)}".strip()
+
+
+_OF_RECIPE = ("--recipe", "--config", "--config_file", "--config-file", "-c", "-r")
+
+
+def recipe_comes_first(command: str, words: Sequence[str]) -> UserError:
+    """The error for words of which the first is not the recipe; it gives them in order, if a recipe is among them."""
+    at = next((at for at, word in enumerate(words) if word.endswith((".yaml", ".yml"))), None)
+    right = f"{command} RECIPE {words[0]} ..."
+    if at is not None:
+        before = words[: at - 1 if at and words[at - 1] in _OF_RECIPE else at]
+        right = f"{command} {shlex.join([words[at].rpartition('=')[2], *before, *words[at + 1 :]])}"
+    return UserError(f"expected the recipe before {words[0]}. Write: {right}")
 
 
 _OTHER_COMMANDS: Mapping[str, Sequence[str]] = {

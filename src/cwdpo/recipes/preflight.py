@@ -198,7 +198,6 @@ def check_model_takes(recipe: Recipe, rows: Sequence[Row], sizes: Mapping[tuple[
     """Refuse, with a DataError, a row with a token that the model has no embedding for, or with an image of a size that
     its processor refuses. The rows are looked at only where the tokenizer has such a token at all; ``sizes`` are what
     :func:`peek_at_images` found in them."""
-    check_loading(recipe)
     with about("model.name_or_path"):
         outline = load_outline(
             recipe.model.name_or_path,
@@ -207,6 +206,7 @@ def check_model_takes(recipe: Recipe, rows: Sequence[Row], sizes: Mapping[tuple[
         )
         processor = recipe_processor(recipe)
         encoder = Encoder(processor, limits=model_limits(outline))
+    check_loading(recipe)
     check_sizes(processor, sizes)
     if encoder.can_exceed_model:
         for row in rows:
@@ -258,7 +258,6 @@ def check_recipe(
     check_settings(recipe, RunDirectory(Path(recipe.output_dir)), elsewhere=True)
     gpu = torch.cuda.is_available()
     lora, attention = recipe.model.lora or LoraConfig(), recipe.model.attn_implementation
-    check_loading(recipe, elsewhere=not gpu)
     encoder, facts = read_model(
         recipe.model.name_or_path,
         lora.target_modules,
@@ -268,6 +267,7 @@ def check_recipe(
         pixels=(recipe.data.min_pixels, recipe.data.max_pixels),
         rank=lora.r,
     )
+    check_loading(recipe, elsewhere=not gpu)
     root = recipe.data.image_root_path
     whole = CheckReport(str(path))
     further = [recipe.data.eval, None if recipe.evaluate is None else recipe.evaluate.data]
