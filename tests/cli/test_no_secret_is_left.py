@@ -62,5 +62,5 @@ def test_a_password_in_a_url_stops_the_run_unsaid(train: Train, tmp_path: Path, 
 def test_a_token_in_the_recipe_stops_the_run_unsaid(train: Train) -> None:
     code, err = train(trainer={"hub_token": "hf_geheim"})
     assert code == 2
-    assert "Put it into the environment: HF_TOKEN." in err
+    assert "Put it into HF_TOKEN." in err
     assert "geheim" not in err

@@ -170,7 +170,7 @@ def test_merging_refuses_what_it_cannot_do(saved: Path, tiny: Tiny, tmp_path: Pa
     adapters = tmp_path / "adapters"
     add_lora(load_policy(tiny("llava")), r=2, alpha=4).save_pretrained(adapters)
     before = contents(saved)
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="exists already"):
         merge_adapter(adapters, saved)
     assert contents(saved) == before
     with pytest.raises(UserError, match="there is no directory"):
