@@ -117,6 +117,7 @@ def test_what_is_there(here: Path) -> None:
         ("n", IMAGES, "n is a file, and an image is needed. Write an image file, such as a.png."),
         ("r.yaml", GRID, "A grid is a YAML file with `recipe: r.yaml`, and the `methods` that it compares."),
         ("m", GRID, "m is a model, and a grid is needed. Write a YAML file"),
+        ("runs/done", GRID, "runs/done is a run, and a grid is needed. Runs that are there are compared by"),
         ("i.png", RECIPE, "i.png is an image, and a recipe is needed. `cwdpo init DATA --model MODEL` makes one."),
         ("runs/dune", RUN_OR_MODEL, "there is no directory runs/dune. Did you mean runs/done?"),
         ("trn.jsonl", ROWS, "trn.jsonl: no such file. Did you mean t.jsonl?"),

@@ -224,6 +224,8 @@ def _instead(path: Path, kind: Kind, wanted: Wanted) -> str | None:
         return "It makes images. Write a vision-language model."
     if wanted == ROWS:
         return _rows_instead(path, kind)
+    if wanted == GRID and kind == "a run":
+        return "Runs that are there are compared by `cwdpo judge A B --data ROWS` and `cwdpo report A B`."
     if wanted == GRID and kind == "a recipe":
         return f"A grid is a YAML file with `recipe: {path.name}`, and the `methods` that it compares."
     if wanted == IMAGES and kind == "a folder of images":

@@ -67,6 +67,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["check", "x", "--nonsense"], "cwdpo check: there is no option --nonsense. See: cwdpo check --help"),
         (["demo", "x"], "cwdpo demo: there is no place for 'x'. cwdpo demo takes options alone."),
         (
+            ["chat", "m", "Why blue?", "--image", "a.png"],
+            "cwdpo chat: there is no place for 'Why blue?'. Pipe the question in: "
+            'echo "Why blue?" | cwdpo chat m --image a.png.',
+        ),
+        (
             ["bench", "--rows", "x"],
             "cwdpo bench: --rows is 'x', but must be a whole number. Write for example --rows 4",
         ),

@@ -140,10 +140,23 @@ def test_a_run_that_only_wrote_its_recipe_can_be_resumed_with_another(train: Tra
 
 
 @pytest.mark.usefixtures("loads_nothing")
+@pytest.mark.parametrize("gentle", [True, False])
+def test_rows_without_any_rejected_answer_are_for_stage_1_alone(gentle: bool, train: Train, tmp_path: Path) -> None:
+    """That is said before all else that the first stage lacks."""
+    kept = ("id", "images", "prompt", "chosen", *(["gentle"] if gentle else []))
+    rows = [{key: row[key] for key in kept if key in row} for row in disc_data.records(8)]
+    disc_data.write(tmp_path / "data", rows)
+    code, err = train(data={"train": "data/train.jsonl", "stage1_fraction": 0.5})
+    assert code == 2
+    more = "" if gentle else " and stage1: {objective: plain}"
+    assert f"no row of data.train has a `rejected` answer, which stage 2 needs. Write stage2: null{more} to fine" in err
+
+
+@pytest.mark.usefixtures("loads_nothing")
 @pytest.mark.parametrize("where", ["train", "eval"])
 def test_rows_that_stage_2_cannot_use_do_not_wait_for_it(where: str, train: Train, tmp_path: Path) -> None:
     rows = disc_data.records(8)
-    for row in rows:
+    for row in rows[1:]:
         del row["rejected"]
     disc_data.write(tmp_path / "data", disc_data.records(8))
     disc_data.write(tmp_path / "data", rows, "bad.jsonl")

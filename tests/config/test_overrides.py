@@ -131,6 +131,7 @@ def test_a_section_may_be_switched_on_and_then_changed(tmp_path: Path) -> None:
         (["--beta", "0"], "--beta: stage2.beta is 0.0, but must be > 0."),
         (["--stage2", "{bet: 1}"], "--stage2: unknown key 'stage2.bet' - did you mean 'stage2.beta'?"),
         (["beta", "0.2"], "'beta' is not a setting."),
+        (["/tmp"], "'/tmp' is not a setting. A run's directory is --output_dir; --resume takes no path"),
         (
             ["--penalty", "1"],
             "--penalty has no effect: the recipe has no stage1. To switch it on, put --stage1 {} before it",

@@ -66,7 +66,7 @@ def refusal(make: Callable[[], Any]) -> str:
             {"train_dataset": SPLITS},
             "train_dataset is a DatasetDict, with the splits train, test. Give one of them: tr",
         ),
-        ({"train_dataset": "rows.jsonl"}, "train_dataset is the name 'rows.jsonl', and not rows. Load them: train_da"),
+        ({"train_dataset": "rows.jsonl"}, "train_dataset is the name 'rows.jsonl', and not rows. Load them, with "),
         ({"train_dataset": Path("rows.jsonl")}, "train_dataset is the name 'rows.jsonl', and not rows."),
         ({"train_dataset": iter(RECORDS)}, "train_dataset is a list_iterator, which has no rows to count."),
         ({"train_dataset": []}, "train_dataset has no rows."),

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,19 @@ def test_what_a_recipe_refuses_in_stage_1_is_refused(settings: dict[str, Any], m
     with pytest.raises(ConfigError) as caught:
         stage1(**settings)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("max_prompt_length", "CWDPOConfig has no max_prompt_length: nothing is cut here"),
+        ("evaluation_strategy", "CWDPOConfig has no evaluation_strategy. Did you mean eval_strategy?"),
+        ("no_such_thing", "CWDPOConfig has no no_such_thing. Leave it out."),
+    ],
+)
+def test_a_setting_that_there_is_not_is_refused_with_what_takes_its_place(name: str, advice: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(advice)):
+        CWDPOConfig(output_dir="x", **{name: 1})
 
 
 def test_every_mistake_has_a_line() -> None:

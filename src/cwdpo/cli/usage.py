@@ -186,7 +186,12 @@ def _of_extra(extra: str, command: Any, words: Sequence[str], path: str) -> str:
     options = {param.opts[0]: param for param in command.params if param.param_type_name == "option"}
     repeated = next((name for name, param in options.items() if param.multiple and name in words), None)
     first = extra.split()[0]
-    if "--image" in options and "--image" not in words and kind_of(Path(first)) == "an image":
+    if path == "cwdpo chat" and extra in words and (" " in extra or extra.endswith("?")):
+        given = " ".join(word for word in words[1:] if word != extra)
+        advice = f'Pipe the question in: echo "{shortened(extra)}" | {path} {given}.'
+    elif path == "cwdpo compare" and any(kind_of(Path(word)) == "a run" for word in words if Path(word).is_dir()):
+        advice = "It trains a grid, a YAML file. Runs that are there: cwdpo judge A B --data ROWS, or cwdpo report A B."
+    elif "--image" in options and "--image" not in words and kind_of(Path(first)) == "an image":
         advice = f"Write --image {first}."
     elif repeated is not None:
         advice = f"Repeat the option for each: {repeated} {first}."

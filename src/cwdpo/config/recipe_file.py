@@ -376,6 +376,8 @@ def _as_setting(word: str, following: Sequence[str]) -> str:
     """How to write a setting whose dashes were left out, or what else stands among the settings."""
     if word.endswith((".yaml", ".yml")):
         return "`cwdpo train` runs one recipe at a time."
+    if Path(word).is_dir():
+        return "A run's directory is --output_dir; --resume takes no path: it goes on from that run's last checkpoint."
     name, equals, text = word.lstrip("-").partition("=")
     if name in _FLAGS:
         return f"Write --{name}."

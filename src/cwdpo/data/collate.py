@@ -51,8 +51,8 @@ class RowDataset(Dataset[tuple[int, Row]]):
             )
         if isinstance(rows, str | bytes | Path):
             raise ConfigError(
-                f"{name} is the name {shortened(str(rows))!r}, and not rows. Load them: "
-                f"{name}=load_dataset('json', data_files='rows.jsonl', split='train')."
+                f"{name} is the name {shortened(str(rows))!r}, and not rows. Load them, with "
+                f"cwdpo.data.reading: {name}=read_rows({shortened(str(rows))!r})."
             )
         if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise ConfigError(

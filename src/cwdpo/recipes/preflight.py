@@ -100,6 +100,16 @@ def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_ro
     """Refuse, with a ConfigError, rows of stage 1 without any gentle negative where its objective needs them; and, with
     a DataError, a row without a rejected answer that stage 2 trains or is evaluated on."""
     stage1 = recipe.stage1
+    missing = without_rejected(stages, eval_rows)
+    every = [*stages.get("stage1", ()), *stages.get("stage2", ())]
+    if missing and not any(row.rejected for row in every):
+        is_set = stage1 is not None and (stage1.objective == "plain" or any(row.gentle for row in every))
+        alone = "" if is_set else " and stage1: {objective: plain}"
+        raise ConfigError(
+            f"no row of data.train has a `rejected` answer, which stage 2 needs. Write stage2: null{alone} to "
+            "fine-tune on the chosen answers alone, or add `rejected`.",
+            setting="stage2",
+        )
     if stage1 is not None and stage1.objective != "plain" and not any(row.gentle for row in stages["stage1"]):
         raise ConfigError(
             f"stage1.objective is `{stage1.objective}`, but no row has a `gentle` negative (an answer with one minor "
@@ -114,7 +124,6 @@ def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_ro
             "write logps_mean/chosen.",
             setting=_name(recipe, "stage1", "metric_for_best_model"),
         )
-    missing = without_rejected(stages, eval_rows)
     if missing:
         more = f" (nor have {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(f"{missing[0].source}: the row has no `rejected` answer{more}, which stage 2 needs. Add one.")
@@ -519,7 +528,7 @@ def _of_stages(recipe: Recipe, path: Path) -> tuple[list[Notice], list[Notice]]:
         if held_out := not_held_out(rows, eval_rows):
             notes.append(Notice(str(path), "not_held_out", f"{path}: {held_out}"))
         missing = without_rejected(stages, eval_rows)
-        if not missing:
+        if not missing or not any(row.rejected for row in rows):
             check_answers(recipe, stages, eval_rows)
     except DataError:
         raise

@@ -3,18 +3,19 @@
 Their defaults and limits are those of the recipe's sections: Python and YAML refuse the same values.
 """
 
+import difflib
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_type_hints
 
 from transformers import TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from cwdpo.config.checking import build, problem_with, wrong_argument
+from cwdpo.config.checking import build, problem_with, replacement, wrong_argument
 from cwdpo.config.recipe import (
     CoolingConfig,
     CoolingScales,
@@ -95,6 +96,16 @@ else:
 @dataclass
 class AnswerArguments(TrainingArguments):
     """What both stages share. Every other setting is the Trainer's own."""
+
+    def __new__(cls, *_: object, **given: object) -> Self:
+        """Refuse, with a ConfigError, a setting that there is not, and say what takes its place."""
+        known = [each.name for each in fields(cls) if each.init]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+                instead = f". Did you mean {near[0]}?" if near else ". Leave it out."
+                raise ConfigError(f"{cls.__name__} has no {name}{replacement(name, None) or instead}")
+        return super().__new__(cls)
 
     max_length: int | None = field(
         default=DataConfig.max_length, metadata={"help": "Most tokens in prompt and answer; longer stops."}
