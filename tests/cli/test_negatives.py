@@ -80,7 +80,7 @@ def test_mix(run: Run, data: Path, tmp_path: Path) -> None:
     )
     assert code == 0
     assert "2 rows: 1 dataset, 1 on_policy; 1 rows had no sample." in err
-    assert "1 ids of the samples are no row's, such as z." in err
+    assert "1 id of the samples is no row's, such as z." in err
 
 
 def test_show(run: Run, data: Path, tmp_path: Path) -> None:
