@@ -115,7 +115,7 @@ def test_what_is_there(here: Path) -> None:
         ("pictures", ROWS, 'Write a file of rows that name the images, {"images": ["a.png"], ...}'),
         ("pictures", IMAGES, "Write one of its files, such as pictures/b.JPG."),
         ("n", IMAGES, "n is a file, and an image is needed. Write an image file, such as a.png."),
-        ("r.yaml", GRID, "A grid is a YAML file with `recipe: r.yaml`, and the `methods` that it compares."),
+        ("r.yaml", GRID, "A grid is a YAML file with `recipe: r.yaml`, and what it compares, such as `methods: {DPO:"),
         ("m", GRID, "m is a model, and a grid is needed. Write a YAML file"),
         ("runs/done", GRID, "runs/done is a run, and a grid is needed. Runs that are there are compared by"),
         ("i.png", RECIPE, "i.png is an image, and a recipe is needed. `cwdpo init DATA --model MODEL` makes one."),

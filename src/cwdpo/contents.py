@@ -227,7 +227,10 @@ def _instead(path: Path, kind: Kind, wanted: Wanted) -> str | None:
     if wanted == GRID and kind == "a run":
         return "Runs that are there are compared by `cwdpo judge A B --data ROWS` and `cwdpo report A B`."
     if wanted == GRID and kind == "a recipe":
-        return f"A grid is a YAML file with `recipe: {path.name}`, and the `methods` that it compares."
+        return (
+            f"A grid is a YAML file with `recipe: {path.name}`, and what it compares, such as "
+            "`methods: {DPO: {stage2.cooling: null}, CW-DPO: {}}`."
+        )
     if wanted == IMAGES and kind == "a folder of images":
         first = next(name for name in _names(path) if name.lower().endswith(_IMAGE))
         return f"Write one of its files, such as {path / first}."

@@ -43,6 +43,10 @@ def complaint(path: Path, words: tuple[str, ...] = ()) -> str:
         ("stage2: {}\nlora: {}\n", "r.yaml:4: unknown key 'lora'. It belongs further down: model.lora."),
         ("stage2: {}\nlearning_rate: 1\n", "'learning_rate', which is a setting of the Trainer. Write it in trainer."),
         (
+            "stage1: {trainer: {learning_rate: 1}}\nstage2: {trainer: {learning_rate: 1}}\nlearning_rate: 1\n",
+            "'learning_rate'. Each stage has its own: change stage1.trainer.learning_rate and stage2.",
+        ),
+        (
             "stage2: {learning_rate: 1}\n",
             "'stage2.learning_rate', which is a setting of the Trainer. Write it in stage2.",
         ),

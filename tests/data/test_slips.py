@@ -76,6 +76,11 @@ def test_text_that_is_not_one_object_a_line(tmp_path: Path, content: bytes, expe
             json.dumps({"data": [ROW]}),
             "a.json: its rows lie under `data`. Write that list alone",
         ),
+        (
+            "dataset_info.json",
+            json.dumps({"mine": {"file_name": "mine.jsonl", "ranking": True}}),
+            "dataset_info.json: a list of data sets, not rows. Name the file of the rows: mine.jsonl.",
+        ),
         ("a.csv", "What is it?,A disc.,A ring.\n", "holds one line, which is taken for the names of the columns"),
     ],
 )

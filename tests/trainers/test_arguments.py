@@ -120,7 +120,7 @@ def test_what_a_recipe_refuses_in_stage_1_is_refused(settings: dict[str, Any], m
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("max_prompt_length", "CWDPOConfig has no max_prompt_length: nothing is cut here"),
+        ("max_prompt_length", "CWDPOConfig has no max_prompt_length. Leave it out: nothing is cut here, and a row"),
         ("evaluation_strategy", "CWDPOConfig has no evaluation_strategy. Did you mean eval_strategy?"),
         ("no_such_thing", "CWDPOConfig has no no_such_thing. Leave it out."),
     ],

@@ -177,7 +177,7 @@ def read_grid(path: Path, *, trainer_fields: TrainerFields | None = None) -> Gri
 
 
 _FORMS: Mapping[str, tuple[type, str]] = {
-    "methods": (dict, "a section of recipe settings. Write {value}: {{}}"),
+    "methods": (dict, "a section of recipe settings. Write {value}: {{stage2.cooling: null}}; {{}} changes nothing"),
     "settings": (list, "a list of values to try. Write [{value}]"),
     "worlds": (dict, "a section of settings. Write {value}: {{}}"),
 }

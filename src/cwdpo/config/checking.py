@@ -48,9 +48,10 @@ def build(
         problems.append(text if where is None else f"{where(place)}: {text}")
 
     def advise(unknown: KeyPath) -> str:
-        return replacement(unknown[-1], trainer_fields) or _advice_on_unknown(
-            unknown, meant(unknown, paths, trainer_fields), paths
-        )
+        found = meant(unknown, paths, trainer_fields)
+        if found == [("trainer", unknown[-1])] and (own := _own_of_stages(values, unknown[-1])):
+            return f". Each stage has its own: change {' and '.join(own)}."
+        return replacement(unknown[-1], trainer_fields) or _advice_on_unknown(unknown, found, paths)
 
     built = _built(section, values, path, note, advise)
     if problems or built is None:
@@ -293,6 +294,17 @@ def example(path: KeyPath, *, trainer_fields: TrainerFields | None) -> str:
         return str(choices[0])
     plain = {float: "0.1", int: "1", bool: "true", str: "TEXT"}
     return next((plain[kind] for kind in kinds if kind in plain), "VALUE")
+
+
+def _own_of_stages(values: Mapping[str, object], key: str) -> list[str]:
+    """Full names of a setting of the Trainer in the stages of a recipe that have it."""
+    found = []
+    for stage in ("stage1", "stage2"):
+        section = values.get(stage)
+        trainer = section.get("trainer") if isinstance(section, Mapping) else None
+        if isinstance(trainer, Mapping) and key in trainer:
+            found.append(f"{stage}.trainer.{key}")
+    return found
 
 
 def _advice_on_unknown(unknown: KeyPath, found: Sequence[KeyPath], paths: Sequence[KeyPath]) -> str:

@@ -20,7 +20,7 @@ Tool: TypeAlias = Literal["TRL", "LLaMA-Factory", "ms-swift", "axolotl"]
 _LARGEST = 1_000_000  # bytes
 _STAGE2 = "stage2.trainer."
 
-_NOT_CUT = "nothing is cut here: a row that is longer than data.max_length stops the run"
+_NOT_CUT = "nothing is cut here, and a row that is longer than max_length stops the run"
 _OWN_TEMPLATE = "the chat template is the processor's own"
 _ROWS_AS_THEY_ARE = "rows are read as they are; the format is recognised"
 _NOT_PACKED = "a prompt and its answers share one pass already; `trainer.max_tokens_per_batch` limits its memory"

@@ -309,6 +309,8 @@ def _read_list(path: Path) -> Parsed:
         if _skip_space(text, at + 1) != len(text):
             raise json.JSONDecodeError("more text after the end of the list", text, at)
     except json.JSONDecodeError as problem:
+        if named := _named_below(text):
+            raise DataError(f"{path}: a list of data sets, not rows. Name the file of the rows: {named}.") from None
         if below := _rows_below(text):
             raise DataError(
                 f"{path}: its rows lie under `{below}`. Write that list alone, [{{...}}, {{...}}]."
@@ -319,6 +321,16 @@ def _read_list(path: Path) -> Parsed:
         ) from problem
     except (ValueError, RecursionError) as problem:
         raise DataError(f"{path}:{line}: {problem}.") from problem
+
+
+def _named_below(text: str) -> str | None:
+    """The first file that a list of data sets names, in the form of LLaMA-Factory's ``dataset_info.json``."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    sets = [each for each in whole.values() if isinstance(each, dict)] if isinstance(whole, dict) else []
+    return next((str(each["file_name"]) for each in sets if "file_name" in each), None)
 
 
 def _rows_below(text: str) -> str | None:

@@ -145,12 +145,13 @@ def without_rejected(stages: Mapping[Stage, Sequence[Row]], eval_rows: Sequence[
 
 
 def warn_of_equal_answers(stages: Mapping[Stage, Sequence[Row]]) -> None:
-    """Log how many pairs of stage 2 hold the same answer twice: they cost time and teach nothing."""
-    rows = stages.get("stage2", [])
+    """Log how many pairs hold the same answer twice: in stage 2, which others come to with another seed, they cost time
+    and teach nothing."""
+    rows = [*stages.get("stage1", []), *stages["stage2"]] if "stage2" in stages else []
     equal = [row for row in rows if row.chosen.strip() in (answer.strip() for answer in row.rejected)]
     if equal:
         logger.warning(
-            "%d of %d rows of stage 2 have the same answer as `chosen` and `rejected`, the first at %s: they teach "
+            "%d of %d rows have the same answer as `chosen` and `rejected`, the first at %s: they teach stage 2 "
             "nothing. `cwdpo check` lists them; take them out.",
             len(equal),
             len(rows),

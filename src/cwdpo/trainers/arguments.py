@@ -103,8 +103,10 @@ class AnswerArguments(TrainingArguments):
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-                instead = f". Did you mean {near[0]}?" if near else ". Leave it out."
-                raise ConfigError(f"{cls.__name__} has no {name}{replacement(name, None) or instead}")
+                instead = replacement(name, None).removesuffix(" Take it out.").lstrip(": ")
+                advice = f"Did you mean {near[0]}?" if near else "Leave it out."
+                advice = f"Leave it out: {instead}" if instead else advice
+                raise ConfigError(f"{cls.__name__} has no {name}. {advice}")
         return super().__new__(cls)
 
     max_length: int | None = field(
