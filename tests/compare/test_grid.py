@@ -88,7 +88,8 @@ def test_a_run_is_another_when_anything_it_follows_from_changes(folder: Path) ->
         ),
         (
             ("\n  DPO: {stage2.cooling: null}\n  CW-DPO: {}", " [DPO, CW-DPO]"),
-            "grid.yaml:2: methods is a list, but must be a section with a line for each. Write DPO: {}.",
+            "grid.yaml:2: methods is a list, but must be a section with a line for each. Write DPO: "
+            "{stage2.cooling: null}; {} alone changes nothing.",
         ),
         (("recipe: base.yaml\n", ""), "'recipe' is missing. Add it; it is the path of a recipe."),
         (("base.yaml", "grid.yaml"), "grid.yaml:1: {folder}/grid.yaml is a grid, and a recipe is needed."),

@@ -177,7 +177,7 @@ def read_grid(path: Path, *, trainer_fields: TrainerFields | None = None) -> Gri
 
 
 _FORMS: Mapping[str, tuple[type, str]] = {
-    "methods": (dict, "a section of recipe settings. Write {value}: {{stage2.cooling: null}}; {{}} changes nothing"),
+    "methods": (dict, "a section of recipe settings. Write {value}: {{}}"),
     "settings": (list, "a list of values to try. Write [{value}]"),
     "worlds": (dict, "a section of settings. Write {value}: {{}}"),
 }
@@ -190,6 +190,8 @@ def _check_forms(values: Mapping[str, object], where: Where) -> None:
         section = values.get(key, {})
         if isinstance(section, list):
             names = must.partition(". Write ")[2].format(value=section[0] if section else "NAME")
+            if key == "methods":
+                names = names.replace("{}", "{stage2.cooling: null}") + "; {} alone changes nothing"
             raise ConfigError(
                 f"{where((key,))}: {key} is a list, but must be a section with a line for each. Write {names}."
             )
