@@ -49,7 +49,7 @@ def build(
 
     def advise(unknown: KeyPath) -> str:
         found = meant(unknown, paths, trainer_fields)
-        if found == [("trainer", unknown[-1])] and (own := _own_of_stages(values, unknown[-1])):
+        if found == [("trainer", unknown[-1])] and (own := own_of_stages(values, unknown[-1])):
             return f". Each stage has its own: change {' and '.join(own)}."
         return replacement(unknown[-1], trainer_fields) or _advice_on_unknown(unknown, found, paths)
 
@@ -296,7 +296,7 @@ def example(path: KeyPath, *, trainer_fields: TrainerFields | None) -> str:
     return next((plain[kind] for kind in kinds if kind in plain), "VALUE")
 
 
-def _own_of_stages(values: Mapping[str, object], key: str) -> list[str]:
+def own_of_stages(values: Mapping[str, object], key: str) -> list[str]:
     """Full names of a setting of the Trainer in the stages of a recipe that have it."""
     found = []
     for stage in ("stage1", "stage2"):

@@ -22,6 +22,7 @@ from cwdpo.config.checking import (
     is_text,
     known_paths,
     meant,
+    own_of_stages,
     replacement,
     section_fields,
     section_type,
@@ -428,9 +429,9 @@ def _full_path(name: str, text: str, values: Mapping[str, Any], trainer_fields: 
 def _of_each_stage(path: KeyPath, values: Mapping[str, Any]) -> list[KeyPath]:
     """A setting of the shared ``trainer`` as one of each stage, where the recipe's stages have their own; others as
     they are."""
-    stages = [(stage, section) for stage in STAGES if isinstance(section := values.get(stage), dict)]
-    own = [isinstance(section.get("trainer"), dict) and path[-1] in section["trainer"] for _, section in stages]
-    return [(stage, *path) for stage, _ in stages] if path[0] == "trainer" and any(own) else [path]
+    if path[0] != "trainer" or not own_of_stages(values, path[-1]):
+        return [path]
+    return [(stage, *path) for stage in STAGES if isinstance(values.get(stage), dict)]
 
 
 def _text(path: Path) -> str:

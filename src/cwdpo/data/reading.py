@@ -309,12 +309,8 @@ def _read_list(path: Path) -> Parsed:
         if _skip_space(text, at + 1) != len(text):
             raise json.JSONDecodeError("more text after the end of the list", text, at)
     except json.JSONDecodeError as problem:
-        if named := _named_below(text):
-            raise DataError(f"{path}: a list of data sets, not rows. Name the file of the rows: {named}.") from None
-        if below := _rows_below(text):
-            raise DataError(
-                f"{path}: its rows lie under `{below}`. Write that list alone, [{{...}}, {{...}}]."
-            ) from None
+        if held := _of_object(text):
+            raise DataError(f"{path}: {held}") from None
         raise DataError(
             f"{path}:{problem.lineno}: broken JSON at column {problem.colno}: {problem.msg}. "
             "Write a list of objects, [{...}, {...}], or name a file with one object a line .jsonl."
@@ -323,24 +319,21 @@ def _read_list(path: Path) -> Parsed:
         raise DataError(f"{path}:{line}: {problem}.") from problem
 
 
-def _named_below(text: str) -> str | None:
-    """The first file that a list of data sets names, in the form of LLaMA-Factory's ``dataset_info.json``."""
+def _of_object(text: str) -> str | None:
+    """What an object holds where a list of rows is expected, and what to write: LLaMA-Factory's ``dataset_info.json``,
+    which names files of rows, or rows with a frame around them; None for any other text."""
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    sets = [each for each in whole.values() if isinstance(each, dict)] if isinstance(whole, dict) else []
-    return next((str(each["file_name"]) for each in sets if "file_name" in each), None)
-
-
-def _rows_below(text: str) -> str | None:
-    """The key under which an object holds a list of objects: rows with a frame around them."""
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    lists = whole.items() if isinstance(whole, dict) else ()
-    return next((key for key, value in lists if isinstance(value, list) and value and isinstance(value[0], dict)), None)
+    items = whole.items() if isinstance(whole, dict) else ()
+    named = next((value["file_name"] for _, value in items if isinstance(value, dict) and "file_name" in value), None)
+    if named is not None:
+        return f"a list of data sets, not rows. Name the file of the rows: {named}."
+    for key, value in items:
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return f"its rows lie under `{key}`. Write that list alone, [{{...}}, {{...}}]."
+    return None
 
 
 def _numbered(rows: Iterable[Record], path: str | Path) -> Parsed:

@@ -101,9 +101,9 @@ def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_ro
     a DataError, a row without a rejected answer that stage 2 trains or is evaluated on."""
     stage1 = recipe.stage1
     missing = without_rejected(stages, eval_rows)
-    every = [*stages.get("stage1", ()), *stages.get("stage2", ())]
-    if missing and not any(row.rejected for row in every):
-        is_set = stage1 is not None and (stage1.objective == "plain" or any(row.gentle for row in every))
+    if missing and not any(row.rejected for rows in stages.values() for row in rows):
+        has_gentle = any(row.gentle for rows in stages.values() for row in rows)
+        is_set = stage1 is not None and (stage1.objective == "plain" or has_gentle)
         alone = "" if is_set else " and stage1: {objective: plain}"
         raise ConfigError(
             f"no row of data.train has a `rejected` answer, which stage 2 needs. Write stage2: null{alone} to "

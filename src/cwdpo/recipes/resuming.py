@@ -154,11 +154,12 @@ def _contents(data: DataConfig, rows: Sequence[Row]) -> list[dict[str, str | int
         for count, row in enumerate(group, start=1):  # noqa: B007  # counted to the end
             images = []
             for image in row.images:
-                name = names.get(image) if isinstance(image, Path) else None
+                if not isinstance(image, Path):
+                    images.append(_name(image, root))
+                    continue
+                name = names.get(image)
                 if name is None:
-                    name = _name(image, root)
-                    if isinstance(image, Path):
-                        names[image] = name
+                    name = names[image] = _name(image, root)
                 images.append(name)
             digest.update(_packed(row, images))
         found.append({"file": file, "rows": count, "xxh3": digest.hexdigest()})
