@@ -1,5 +1,6 @@
 """``python -m cwdpo`` and the command ``cwdpo``."""
 
+import gc
 import sys
 
 
@@ -10,7 +11,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nInterrupted. Nothing was begun.", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from None
-    run()
+    try:
+        run()
+    finally:
+        gc.freeze()  # as it ends, Python would search all that was imported for cycles, for some seconds
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """``cwdpo train``: run a recipe."""
 
+import gc
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -37,7 +38,7 @@ def train(
     from cwdpo.config.recipe_file import naming_lines, read_recipe
     from cwdpo.data.reading import without_collector
 
-    with without_collector():  # what imports make stays; to search it again and again takes a tenth of their time
+    with without_collector():  # what imports make stays: to search it takes a tenth of their time, and more later
         settings = read_recipe(recipe, context.args, trainer_fields=trainer_fields)
         quiet_libraries()
         from torch import distributed
@@ -47,6 +48,8 @@ def train(
         from cwdpo.recipes.run import run_recipe
         from cwdpo.recipes.stages import is_main
         from cwdpo.trainers.callbacks import StageProgress
+
+        gc.freeze()
 
     run = RunDirectory(Path(settings.output_dir))
     there = list(run.root.iterdir()) if run.root.is_dir() else []

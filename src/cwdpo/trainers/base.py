@@ -31,6 +31,7 @@ from cwdpo.data.encode import EncodedMemory, Encoder
 from cwdpo.data.rows import Row
 from cwdpo.engine import Engine, features_of, make_engine, with_stand_in, within_budget
 from cwdpo.engine.layout import parts_within, select_prompts
+from cwdpo.engine.lora import fuse_lora
 from cwdpo.errors import ConfigError, UserError, path_advice
 from cwdpo.models.checkpoints import begin_checkpoint, find_damage, no_unfinished_checkpoints, verified_checkpoint
 from cwdpo.models.loading import some
@@ -176,6 +177,8 @@ class AnswerTrainer(Trainer):
             raise ConfigError(NO_PARTS, setting="max_tokens_per_batch")
         if args.on_nonfinite == "skip" and self.is_deepspeed_enabled:
             raise ConfigError(NO_SKIP, setting="on_nonfinite")
+        if not self.is_sharded:  # divided weights are put together where PEFT's layers call their parts
+            fuse_lora(self.model)
         self.finite = FiniteSteps(self, skips=args.on_nonfinite == "skip")
         """Looks at each step last before its update, after all other callbacks."""
         self.finite.on_skip(self._metrics["train"].forget_step)

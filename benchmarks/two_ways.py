@@ -1,4 +1,5 @@
-"""The tree's split attention beside its mask: ``python -m benchmarks.split_attention [--setting i1024] [--steps 5]``.
+"""A step beside itself with one part computed another way: ``python -m benchmarks.two_ways attention`` (the tree's split
+attention beside its mask) or ``lora`` (PEFT's layers beside ours).
 
 The model and the batch are those of ``cwdpo bench``: LoRA, the reference cached and image features kept, which leaves
 the language model alone. Both sides take steps in turn, on one thread.
@@ -8,24 +9,43 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import torch
+from peft.tuners import lora
 from torch import Tensor
 
 from cwdpo.bench.contestants import SETTINGS, SIZES, Contestant, Task, build_model, build_processor, cw_dpo, make_rows
 from cwdpo.bench.counting import count_flops, peak_memory, saved_activations
+from cwdpo.engine.lora import FusedLora
 from cwdpo.engine.tree import TreeAttention
 
-SIDES: tuple[TreeAttention, TreeAttention] = ("mask", "split")
+
+def _with_attention(attention: TreeAttention) -> Callable[[Task], Contestant]:
+    return lambda task: cw_dpo(task, engine="tree", reference="cached", features=True, attention=attention)
+
+
+def _with_peft_layers(task: Task) -> Contestant:
+    contestant = _with_attention("split")(task)
+    for module in contestant.trainer.model.modules():
+        if type(module) is FusedLora:
+            module.__class__ = lora.Linear
+    return contestant
+
+
+PARTS: dict[str, dict[str, Callable[[Task], Contestant]]] = {
+    "attention": {"mask": _with_attention("mask"), "split": _with_attention("split")},
+    "lora": {"PEFT's layers": _with_peft_layers, "ours": _with_attention("split")},
+}
+"""By part, the way that it is compared with, and ours."""
 
 
 @dataclass
 class Side:
-    """What one attention costs. Bytes are of one step."""
+    """What one way costs. Bytes are of one step."""
 
     gradients: dict[str, Tensor]
     flops: int
@@ -35,8 +55,8 @@ class Side:
     """CPU time of each step."""
 
 
-def compare(setting: str, *, steps: int, checkpointing: bool = False) -> dict[TreeAttention, Side]:
-    """Measure both sides on one batch."""
+def compare(part: str, setting: str, *, steps: int, checkpointing: bool = False) -> dict[str, Side]:
+    """Measure both sides of one of :data:`PARTS` on one batch."""
     size = SIZES["small"]
     processor = build_processor(size.vision)
     rows = make_rows(SETTINGS[setting], size.vision, seed=0)
@@ -49,7 +69,7 @@ def compare(setting: str, *, steps: int, checkpointing: bool = False) -> dict[Tr
             checkpointing=checkpointing,
             directory=Path(directory),
         )
-        ready = {side: cw_dpo(task, engine="tree", reference="cached", features=True, attention=side) for side in SIDES}
+        ready = {side: build(task) for side, build in PARTS[part].items()}
         found = {side: _measure(contestant) for side, contestant in ready.items()}
         for _ in range(steps):
             for side, contestant in ready.items():
@@ -59,10 +79,10 @@ def compare(setting: str, *, steps: int, checkpointing: bool = False) -> dict[Tr
     return found
 
 
-def gradient_gap(found: dict[TreeAttention, Side]) -> float:
+def gradient_gap(found: Mapping[str, Side]) -> float:
     """The largest difference of a gradient's entry, relative to the largest of its tensor."""
-    mask, split = (found[side].gradients for side in SIDES)
-    return max(((split[name] - mask[name]).abs().max() / mask[name].abs().max()).item() for name in mask)
+    other, ours = (side.gradients for side in found.values())
+    return max(((ours[name] - other[name]).abs().max() / other[name].abs().max()).item() for name in other)
 
 
 def _measure(contestant: Contestant) -> Side:
@@ -81,14 +101,15 @@ def _measure(contestant: Contestant) -> Side:
 def main(arguments: Sequence[str]) -> None:
     """Print a table; times are medians, and their ratios medians over the steps."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=sorted(PARTS))
     parser.add_argument("--setting", choices=sorted(SETTINGS), default="i1024")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--checkpointing", action="store_true")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    found = compare(asked.setting, steps=asked.steps, checkpointing=asked.checkpointing)
-    base = found["mask"]
-    print("| attention | GFLOP | saved MB | peak MB | CPU s a step | ratio |\n|---|--:|--:|--:|--:|--:|")
+    found = compare(asked.part, asked.setting, steps=asked.steps, checkpointing=asked.checkpointing)
+    base = next(iter(found.values()))
+    print(f"| {asked.part} | GFLOP | saved MB | peak MB | CPU s a step | ratio |\n|---|--:|--:|--:|--:|--:|")
     for name, side in found.items():
         ratio = median(own / other for own, other in zip(side.seconds, base.seconds, strict=True))
         print(
