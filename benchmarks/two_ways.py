@@ -1,5 +1,5 @@
-"""A step beside itself with one part computed another way: ``python -m benchmarks.two_ways attention`` (the tree's split
-attention beside its mask) or ``lora`` (PEFT's layers beside ours).
+"""A step beside itself with one part computed another way: ``python -m benchmarks.two_ways attention`` (the tree's
+split attention beside its mask) or ``lora`` (PEFT's layers beside ours).
 
 The model and the batch are those of ``cwdpo bench``: LoRA, the reference cached and image features kept, which leaves
 the language model alone. Both sides take steps in turn, on one thread.
