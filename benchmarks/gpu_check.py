@@ -288,15 +288,14 @@ def steps(bench: Bench) -> Iterator[Found]:
 
 
 def _sides(bench: Bench) -> dict[str, Callable[[Task], Contestant]]:
-    def ours(attention: TreeAttention, features: bool) -> Callable[[Task], Contestant]:
-        return lambda task: cw_dpo(task, engine="tree", reference="cached", attention=attention, features=features)
-
+    ours = partial(cw_dpo, engine="tree", reference="cached")
     best = [] if bench.small else [part for part, is_there in _BEST.items() if is_there()]
     return {
         "TRL" + "".join(f" + {part}" for part in best): lambda task: _trl_at_its_best(task, best),
-        "tree, mask": ours("mask", False),
-        "tree, split": ours("split", False),
-        "tree, split, features": ours("split", True),
+        "tree, mask": partial(ours, attention="mask"),
+        "tree, split": partial(ours, attention="split"),
+        "tree, split, PEFT's layers": partial(ours, attention="split", peft_layers=True),
+        "tree, split, features": partial(ours, attention="split", features=True),
     }
 
 

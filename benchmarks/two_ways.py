@@ -11,34 +11,24 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
-from peft.tuners import lora
 from torch import Tensor
 
 from cwdpo.bench.contestants import SETTINGS, SIZES, Contestant, Task, build_model, build_processor, cw_dpo, make_rows
 from cwdpo.bench.counting import count_flops, peak_memory, saved_activations
-from cwdpo.engine.lora import FusedLora
-from cwdpo.engine.tree import TreeAttention
 
-
-def _with_attention(attention: TreeAttention) -> Callable[[Task], Contestant]:
-    return lambda task: cw_dpo(task, engine="tree", reference="cached", features=True, attention=attention)
-
-
-def _with_peft_layers(task: Task) -> Contestant:
-    contestant = _with_attention("split")(task)
-    for module in contestant.trainer.model.modules():
-        if type(module) is FusedLora:
-            module.__class__ = lora.Linear
-    return contestant
-
+_STEP = partial(cw_dpo, engine="tree", reference="cached", features=True)
 
 PARTS: dict[str, dict[str, Callable[[Task], Contestant]]] = {
-    "attention": {"mask": _with_attention("mask"), "split": _with_attention("split")},
-    "lora": {"PEFT's layers": _with_peft_layers, "ours": _with_attention("split")},
+    "attention": {"mask": partial(_STEP, attention="mask"), "split": partial(_STEP, attention="split")},
+    "lora": {
+        "PEFT's layers": partial(_STEP, attention="split", peft_layers=True),
+        "ours": partial(_STEP, attention="split"),
+    },
 }
 """By part, the way that it is compared with, and ours."""
 

@@ -70,6 +70,8 @@ _MOST_NAMES = 2000  # of a directory that are looked at: a folder may hold a mil
 _MOST_BYTES = 100_000  # of a YAML file
 
 
+COMPARE_RUNS = "Runs that are there are compared by `cwdpo judge A B --data ROWS` and `cwdpo report A B`."
+
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself. Fetch that: `git lfs pull`"),
     (b"\x1f\x8b", "packed by gzip. Name it NAME.gz"),
@@ -225,7 +227,7 @@ def _instead(path: Path, kind: Kind, wanted: Wanted) -> str | None:
     if wanted == ROWS:
         return _rows_instead(path, kind)
     if wanted == GRID and kind == "a run":
-        return "Runs that are there are compared by `cwdpo judge A B --data ROWS` and `cwdpo report A B`."
+        return COMPARE_RUNS
     if wanted == GRID and kind == "a recipe":
         return (
             f"A grid is a YAML file with `recipe: {path.name}`, and what it compares, such as "

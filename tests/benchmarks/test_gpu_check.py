@@ -33,8 +33,8 @@ def test_steps_beside_trl(tmp_path: Path) -> None:
     result = run(Bench(True, tmp_path, repeats=1), parts=["steps"])
     assert result.missing == {}
     ways = [one.what for one in result.readings if one.quantity == "ms"]
-    assert ways[:4] == ["TRL", "tree, mask", "tree, split", "tree, split, features"]
-    assert ways[4:] == [f"{way}, checkpointing" for way in ways[:4]]
+    assert ways[:5] == ["TRL", "tree, mask", "tree, split", "tree, split, PEFT's layers", "tree, split, features"]
+    assert ways[5:] == [f"{way}, checkpointing" for way in ways[:5]]
 
 
 @pytest.mark.slow

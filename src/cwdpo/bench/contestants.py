@@ -17,12 +17,14 @@ import torch
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from peft import LoraConfig
+from peft.tuners.lora import Linear
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast, Qwen2_5_VLConfig, set_seed
 
 from cwdpo.engine import FeatureCache, make_engine
+from cwdpo.engine.lora import FusedLora
 from cwdpo.engine.tree import TreeAttention, TreeEngine
 from cwdpo.errors import UserError
 from cwdpo.models.adapters import lora_targets
@@ -256,10 +258,12 @@ def cw_dpo(
     reference: Literal["cached", "live"],
     features: bool = False,
     attention: TreeAttention | None = None,
+    peft_layers: bool = False,
 ) -> Contestant:
     """This package's stage 2 without cooling, which is DPO.
 
     ``features`` keeps a frozen tower's image features. ``attention`` is the tree's; None leaves it to the self-check.
+    ``peft_layers`` computes adapters as PEFT does.
     """
     kept = FeatureCache() if features else None
     set_seed(_SEED)  # of the adapters' first values
@@ -272,6 +276,10 @@ def cw_dpo(
         peft_config=_lora(model, task.lora_rank),
         engine=TreeEngine(attention=attention, features=kept) if attention else make_engine(engine, features=kept),
     )
+    if peft_layers:
+        for layer in trainer.model.modules():
+            if type(layer) is FusedLora:
+                layer.__class__ = Linear  # type: ignore[assignment]  # as it was
     trainer.measure_reference()
     rows: Any = trainer.train_dataset
     collator: Any = trainer.data_collator

@@ -9,7 +9,7 @@ from typing import Any
 
 from typer.exceptions import TyperException
 
-from cwdpo.contents import kind_of
+from cwdpo.contents import COMPARE_RUNS, kind_of
 from cwdpo.errors import UserError, shortened
 
 _MUST_BE = {
@@ -190,7 +190,7 @@ def _of_extra(extra: str, command: Any, words: Sequence[str], path: str) -> str:
         given = " ".join(word for word in words[1:] if word != extra)
         advice = f'Pipe the question in: echo "{shortened(extra)}" | {path} {given}.'
     elif path == "cwdpo compare" and any(kind_of(Path(word)) == "a run" for word in words if Path(word).is_dir()):
-        advice = "It trains a grid, a YAML file. Runs that are there: cwdpo judge A B --data ROWS, or cwdpo report A B."
+        advice = f"It trains a grid, a YAML file. {COMPARE_RUNS}"
     elif "--image" in options and "--image" not in words and kind_of(Path(first)) == "an image":
         advice = f"Write --image {first}."
     elif repeated is not None:

@@ -153,6 +153,11 @@ class DataConfig:
     """Most pixels that it leaves an image; each 28 x 28 pixels are one token for Qwen2.5-VL, 32 x 32 for Qwen3-VL."""
 
     @property
+    def train_files(self) -> list[Path]:
+        """``train`` as a list of paths."""
+        return [Path(self.train)] if isinstance(self.train, str) else list(map(Path, self.train))
+
+    @property
     def image_root_path(self) -> Path | None:
         """``image_root`` as ``--image-root`` has it: several as in ``PATH``."""
         if self.image_root is None or isinstance(self.image_root, str):

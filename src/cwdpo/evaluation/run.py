@@ -189,10 +189,9 @@ def _warn_of_training_rows(settings: Settings, rows: Sequence[Row]) -> None:
     if not recipe.is_file():
         return
     data = read_recipe(recipe, warn=False).data
-    files = [data.train] if isinstance(data.train, str) else data.train
     try:
         shared = rows_also_in(
-            rows, (row for file in files for row in read_rows(Path(file), image_root=data.image_root))
+            rows, (row for file in data.train_files for row in read_rows(file, image_root=data.image_root))
         )
     except UserError:
         return

@@ -268,13 +268,13 @@ def quantization_config(
     bits: Literal[4, 8] = 4, quant_type: Literal["nf4", "fp4"] = "nf4", double: bool = True
 ) -> BitsAndBytesConfig:
     """How to load the frozen base in 4 or 8 bits (QLoRA); arithmetic stays in bfloat16."""
+    if not torch.cuda.is_available():
+        raise UserError("`model.quantization` needs a CUDA GPU, and there is none. Remove the setting to train here.")
     if find_spec("bitsandbytes") is None:
         raise UserError(
             "`model.quantization` needs bitsandbytes, which is not installed. Run `pip install bitsandbytes`, or "
             "remove the setting."
         )
-    if not torch.cuda.is_available():
-        raise UserError("`model.quantization` needs a CUDA GPU, and there is none. Remove the setting to train here.")
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -77,14 +77,8 @@ def check_settings(recipe: Recipe, run: RunDirectory, *, elsewhere: bool = False
 def read_data(recipe: Recipe) -> tuple[list[Row], list[Row] | None]:
     """Training rows of all files, and evaluation rows if the recipe names any."""
     data = recipe.data
-    rows = [row for file in train_files(recipe) for row in read_rows(file, image_root=data.image_root)]
+    rows = [row for file in data.train_files for row in read_rows(file, image_root=data.image_root)]
     return rows, read_rows(Path(data.eval), image_root=data.image_root) if data.eval else None
-
-
-def train_files(recipe: Recipe) -> list[Path]:
-    """The files of ``data.train``."""
-    named = recipe.data.train
-    return [Path(named)] if isinstance(named, str) else list(map(Path, named))
 
 
 def rows_of_stages(recipe: Recipe, rows: Sequence[Row]) -> dict[Stage, list[Row]]:
@@ -134,7 +128,7 @@ def check_answers(recipe: Recipe, stages: Mapping[Stage, Sequence[Row]], eval_ro
 
 def _gentle_command(recipe: Recipe) -> str:
     """The command that makes gentle negatives for the recipe's first file."""
-    first = train_files(recipe)[0]
+    first = recipe.data.train_files[0]
     near = Path(os.path.relpath(first)) if first.is_absolute() and first.is_relative_to(Path.cwd()) else first
     return f"cwdpo negatives gentle {near} --out {near.with_name(near.name.split('.')[0] + '_gentle.jsonl')}"
 
@@ -281,7 +275,7 @@ def check_recipe(
     root = recipe.data.image_root_path
     whole = CheckReport(str(path))
     further = [recipe.data.eval, None if recipe.evaluate is None else recipe.evaluate.data]
-    for file in train_files(recipe) + [Path(name) for name in further if name is not None]:
+    for file in recipe.data.train_files + [Path(name) for name in further if name is not None]:
         report = check(file, root, encoder)
         whole.num_records += report.num_records
         whole.rows += report.rows

@@ -99,15 +99,13 @@ def take_reference(ref_model: object, *, loading: Mapping[str, Any]) -> nn.Modul
     return ref_model
 
 
-def take_processor(
-    processing_class: object, tokenizer: object, model: object, *, trust_remote_code: bool = False
-) -> ProcessorMixin:
-    """The processor: what is given, under its name of today or of older versions, or what lies beside the model."""
+def given_processor(processing_class: object, tokenizer: object) -> ProcessorMixin | None:
+    """The processor that is given, under its name of today or of older versions; anything else is a ConfigError."""
     if processing_class is not None and tokenizer is not None and processing_class is not tokenizer:
         raise ConfigError("processing_class and tokenizer are two names of one argument. Leave tokenizer out.")
     given = tokenizer if processing_class is None else processing_class
     if given is None:
-        return _processor_beside(model, trust_remote_code=trust_remote_code)
+        return None
     if isinstance(given, ProcessorMixin) and hasattr(given, "tokenizer") and hasattr(given, "image_processor"):
         return given
     what = " (a tokenizer, which does not read images)" if isinstance(given, PreTrainedTokenizerBase) else ""
@@ -117,7 +115,8 @@ def take_processor(
     )
 
 
-def _processor_beside(model: object, *, trust_remote_code: bool) -> ProcessorMixin:
+def processor_beside(model: object, *, trust_remote_code: bool) -> ProcessorMixin:
+    """The processor that lies beside a model, given by name or loaded from one."""
     config: Any = getattr(model, "config", None)
     name = model if isinstance(model, str | Path) else getattr(config, "name_or_path", None)
     if name:

@@ -157,66 +157,71 @@ class AnswerArguments(TrainingArguments):
             text = re.sub(ours, python, text)
         if text:
             raise ConfigError(text)
-        if self.remove_unused_columns:
-            raise ConfigError(
-                "remove_unused_columns must be false: images and answers are read from the row itself.",
-                setting="remove_unused_columns",
-            )
-        if self.label_smoothing_factor:
-            raise ConfigError(
-                "label_smoothing_factor has no effect on these losses. For smoothed gentle negatives there are stage "
-                "1's `objective: smoothed` and `epsilon`.",
-                setting="label_smoothing_factor",
-            )
-        if self.use_liger_kernel and not _only_layers(self.liger_kernel_config or {}):
-            raise ConfigError(
-                "use_liger_kernel replaces the head and the loss that are computed here. For its layers alone write "
-                "`liger_kernel_config: {fused_linear_cross_entropy: false, cross_entropy: false}` beside it.",
-                setting="use_liger_kernel",
-            )
-        if self.ddp_find_unused_parameters:
-            raise ConfigError(
-                "ddp_find_unused_parameters does not know several passes a step, and is not needed: every weight has a "
-                "gradient on every rank here, used or not. Take it out.",
-                setting="ddp_find_unused_parameters",
-            )
-        if self.world_size > 1 and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):  # type: ignore[union-attr]
-            raise ConfigError(
-                "activation_checkpointing_kwargs has use_reentrant, with which several passes a step stop ranks. Take "
-                "it out: the other way is the default.",
-                setting="activation_checkpointing_kwargs",
-            )
-        if "inputs" in self.include_for_metrics:
-            raise ConfigError(
-                "include_for_metrics holds `inputs`, but a batch here is prompts with answers, which compute_metrics "
-                "cannot be given as one tensor. Take it out; predictions come in the order of the rows.",
-                setting="include_for_metrics",
-            )
-        if getattr(self.accelerator_config, "dispatch_batches", None):
-            raise ConfigError(
-                "accelerator_config has dispatch_batches, which cuts batches along their first dimension, and a batch "
-                "here is prompts with any number of answers. Take it out: each process reads its own rows.",
-                setting="accelerator_config",
-            )
-        if self.deepspeed is not None and self.on_nonfinite == "skip":
-            raise ConfigError(NO_SKIP, setting="on_nonfinite")
-        if self.deepspeed is not None and self.max_tokens_per_batch is not None:
-            raise ConfigError(NO_PARTS, setting="max_tokens_per_batch")
-        if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
-            raise ConfigError(
-                f"max_tokens_per_batch is {self.max_tokens_per_batch}, but must be at least 1. No limit: leave it out.",
-                setting="max_tokens_per_batch",
-            )
-        if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
-            raise ConfigError(
-                f"train_sampling_strategy `{self.train_sampling_strategy}` needs rows of token ids. Write "
-                "`length_buckets: true`, which counts images and all answers, or `max_tokens_per_batch: 8192`.",
-                setting="train_sampling_strategy",
-            )
+        for name, reason in self._refused():
+            raise ConfigError(reason, setting=name)
         if self.n_gpu > 1:
             raise ConfigError(
                 f"{self.n_gpu} GPUs in one process means DataParallel, which cannot split a batch of prompts with "
                 "answers. Start with `torchrun --nproc-per-node N -m cwdpo train ...`, or set CUDA_VISIBLE_DEVICES=0."
+            )
+
+    def _refused(self) -> Iterator[tuple[str, str]]:
+        """Settings of the Trainer's, and of several together, that would do nothing or harm here, and what to write."""
+        if self.remove_unused_columns:
+            yield (
+                "remove_unused_columns",
+                "remove_unused_columns must be false: images and answers are read from the row itself.",
+            )
+        if self.label_smoothing_factor:
+            yield (
+                "label_smoothing_factor",
+                "label_smoothing_factor has no effect on these losses. For smoothed gentle negatives there are stage "
+                "1's `objective: smoothed` and `epsilon`.",
+            )
+        if self.use_liger_kernel and not _only_layers(self.liger_kernel_config or {}):
+            yield (
+                "use_liger_kernel",
+                "use_liger_kernel replaces the head and the loss that are computed here. For its layers alone write "
+                "`liger_kernel_config: {fused_linear_cross_entropy: false, cross_entropy: false}` beside it.",
+            )
+        if self.ddp_find_unused_parameters:
+            yield (
+                "ddp_find_unused_parameters",
+                "ddp_find_unused_parameters does not know several passes a step, and is not needed: every weight has a "
+                "gradient on every rank here, used or not. Take it out.",
+            )
+        if self.world_size > 1 and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):  # type: ignore[union-attr]
+            yield (
+                "activation_checkpointing_kwargs",
+                "activation_checkpointing_kwargs has use_reentrant, with which several passes a step stop ranks. Take "
+                "it out: the other way is the default.",
+            )
+        if "inputs" in self.include_for_metrics:
+            yield (
+                "include_for_metrics",
+                "include_for_metrics holds `inputs`, but a batch here is prompts with answers, which compute_metrics "
+                "cannot be given as one tensor. Take it out; predictions come in the order of the rows.",
+            )
+        if getattr(self.accelerator_config, "dispatch_batches", None):
+            yield (
+                "accelerator_config",
+                "accelerator_config has dispatch_batches, which cuts batches along their first dimension, and a batch "
+                "here is prompts with any number of answers. Take it out: each process reads its own rows.",
+            )
+        if self.deepspeed is not None and self.on_nonfinite == "skip":
+            yield "on_nonfinite", NO_SKIP
+        if self.deepspeed is not None and self.max_tokens_per_batch is not None:
+            yield "max_tokens_per_batch", NO_PARTS
+        if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
+            yield (
+                "max_tokens_per_batch",
+                f"max_tokens_per_batch is {self.max_tokens_per_batch}, but must be at least 1. No limit: leave it out.",
+            )
+        if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+            yield (
+                "train_sampling_strategy",
+                f"train_sampling_strategy `{self.train_sampling_strategy}` needs rows of token ids. Write "
+                "`length_buckets: true`, which counts images and all answers, or `max_tokens_per_batch: 8192`.",
             )
 
     def _other_than_declared(self) -> Iterator[tuple[str, str]]:

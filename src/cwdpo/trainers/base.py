@@ -42,11 +42,12 @@ from cwdpo.records import StepMetric
 from cwdpo.trainers.accepting import (
     check_engine,
     check_trainable,
+    given_processor,
+    processor_beside,
     refuse_collator,
     refuse_file,
     refuse_unknown,
     take_policy,
-    take_processor,
 )
 from cwdpo.trainers.arguments import NO_PARTS, NO_SKIP, AnswerArguments
 from cwdpo.trainers.callbacks import Sealing
@@ -142,12 +143,13 @@ class AnswerTrainer(Trainer):
             raise ConfigError(f"compute_metrics is {compute_metrics!r}, and not a function. Give one of a prediction.")
         if compute_metrics is None:
             check_best_metric(args, self.metrics_of(args), list(evaluated) if isinstance(evaluated, dict) else ())
+        processor = given_processor(processing_class, tokenizer)
         loading = args.loading_options()
         set_seed(args.seed)  # new adapters begin at random values
         policy: Any = take_policy(model, peft_config, loading=loading, quantization_config=quantization_config)
         if rows is not None:
             check_trainable(policy)
-        processor = take_processor(processing_class, tokenizer, model, trust_remote_code=loading["trust_remote_code"])
+        processor = processor or processor_beside(model, trust_remote_code=loading["trust_remote_code"])
         self.engine = within_budget(engine or make_engine(args.engine), args.max_tokens_per_batch)
         self.encoder = Encoder(
             processor,
