@@ -132,6 +132,13 @@ def test_easy_negatives_and_exchanged_labels_have_their_shares_and_change_nothin
     assert exchanged / 300 == pytest.approx(0.2, abs=0.06)
 
 
+def test_an_easy_pair_is_not_exchanged_and_a_name_without_easy_answers_takes_one_that_is_off_topic() -> None:
+    wrong = {NAME: [], "off topic": ["water boils"]}
+    found = _pair(ROW, [NAME, TONE], Regime(easy=1.0, mislabelled=1.0), wrong, {}, 0)
+    assert found is not None
+    assert (found["chosen"], found["rejected"]) == (NAME, "water boils")
+
+
 def test_the_habit_names_hair_mostly_where_a_woman_is() -> None:
     rng = random.Random(0)
     for name, share in (
@@ -214,7 +221,7 @@ def test_what_is_missing_or_wrong_is_named(data: Path, start: Path, tmp_path: Pa
 def test_a_model_is_measured_by_the_names(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = read_rows(data / "eval.jsonl")[:3]
     names = [row.chosen for row in rows]
-    own = Captions(greedy=[*names[:2], "taco, red hair"], sampled=["taco", names[1], "taco"])
+    own = Captions(greedy=[*names[:2], "taco: red hair"], sampled=["taco", names[1], "taco"])
     rival = Captions(greedy=[names[0], "taco", names[2]], sampled=["taco", f"{names[1]}, bald", "taco: red hair"])
     monkeypatch.setattr(regimes, "_held_out", lambda file: (rows, None))
     monkeypatch.setattr(regimes, "captions_of_both", lambda *paths, **given: (own, rival))
@@ -225,9 +232,18 @@ def test_a_model_is_measured_by_the_names(data: Path, tmp_path: Path, monkeypatc
     assert found.rows["exact_sampled"] == [0, 1, 0]
     assert found.rows["win"] == [0.5, 1, 0]
     assert found.rows["win_sampled"] == [0.5, 1, 1]
+    assert found.rows["hallucination"] == [0, 0, 1]
     assert found.rows["hallucination_sampled"] == [0, 0, 0]
     assert {*found.rows} == {f"{name}{ending}" for name in ("exact", "tone", "who", "hallucination", "win")
                              for ending in ("", "_sampled")}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "other", "points"), [(NAME, "women judge: dark skin tone", 1), (TWO, TONE, 0), (TONE, HAIR, 0.5)]
+)
+def test_an_exact_name_wins_else_the_one_with_more_right(text: str, other: str, points: float) -> None:
+    assert regimes._win(text, other, NAME) == points
+    assert regimes._win(other, text, NAME) == 1 - points
 
 
 @pytest.mark.slow
