@@ -29,56 +29,95 @@ def fuse_lora(model: nn.Module) -> int:
 
 
 class FusedLora(lora.Linear):
-    """PEFT's layer but for its ``forward``; saved, merged and loaded as PEFT's."""
+    """PEFT's layer but for its ``forward``; saved, merged and loaded as PEFT's.
+
+    Where rows are few, as in sampling, a call's time is Python's. So parts are looked up in the modules' own
+    dictionaries, and without gradients no autograd function is called.
+    """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``(..., inputs)`` to ``(..., outputs)``."""
         name = None if args or kwargs else self._plain_adapter()
-        types = None if name is None else self._types(x, name)
-        if name is None or types is None:
+        if name is None:
             return super().forward(x, *args, **kwargs)
-        layer, down, up = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
-        found: Tensor = _LoraLinear.apply(x, layer.weight, layer.bias, down, up, float(self.scaling[name]), *types)  # type: ignore[no-untyped-call]
+        layer, down, up = (part._parameters for part in self._parts(name))
+        weights: tuple[Any, Any, Any, Any] = (layer["weight"], layer["bias"], down["weight"], up["weight"])
+        types = _types(x, *weights)
+        if types is None:
+            return super().forward(x, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            return _forward(x, *weights, self.scaling[name], *types)[0]
+        found: Tensor = _LoraLinear.apply(x, *weights, self.scaling[name], *types)  # type: ignore[no-untyped-call]
         return found
 
     def _plain_adapter(self) -> str | None:
         """The one active adapter, where there is nothing but it and the frozen layer."""
         if self.disable_adapters or self.merged or torch.compiler.is_compiling():
             return None
-        active = [name for name in self.active_adapters if name in self.lora_A]
-        if len(active) != 1 or active[0] in self.lora_variant:
+        active = self.active_adapters
+        name = active[0] if len(active) == 1 else ""
+        inside: Any = self._modules
+        if name not in inside["lora_A"]._modules or name in self.lora_variant:
             return None
-        (name,) = active
-        if not isinstance(self.lora_dropout[name], nn.Identity) or self.lora_B[name].bias is not None:
-            return None
-        if not all(map(_is_plain, (self.base_layer, self.lora_A[name], self.lora_B[name]))):
-            return None
-        return None if self.base_layer.weight.requires_grad else name
+        parts = self._parts(name)
+        frozen = not parts[0]._parameters["weight"].requires_grad
+        is_plain = frozen and all(map(_is_plain, parts)) and parts[2]._parameters["bias"] is None
+        return name if is_plain and isinstance(inside["lora_dropout"]._modules[name], nn.Identity) else None
 
-    def _types(self, x: Tensor, name: str) -> tuple[torch.dtype, torch.dtype] | None:
-        """What the layer, and what its adapter computes in; None where that is PEFT's to say."""
-        parts: tuple[Any, ...] = (self.base_layer, self.lora_A[name], self.lora_B[name])
-        layer, down, up = (part.weight.dtype for part in parts)
-        if torch.is_autocast_enabled(x.device.type):
-            mixed = torch.get_autocast_dtype(x.device.type)
-            return mixed, mixed
-        if x.dtype != layer or down != up or torch.promote_types(layer, down) != down:
-            return None
-        return layer, down
+    def _parts(self, name: str) -> tuple[Any, Any, Any]:
+        """The frozen layer, A and B."""
+        inside: Any = self._modules
+        return inside["base_layer"], inside["lora_A"]._modules[name], inside["lora_B"]._modules[name]
 
 
 def _is_plain(part: nn.Module) -> bool:
     """Whether a call of a part is its class's arithmetic and nothing else."""
-    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-    return type(part) is nn.Linear and not any(hooks) and "forward" not in vars(part)
+    return type(part) is nn.Linear and not (
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or "forward" in part.__dict__
+    )
+
+
+def _types(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+) -> tuple[torch.dtype, torch.dtype] | None:
+    """What a layer, and what its adapter computes in; None where that is PEFT's to say."""
+    if torch.is_autocast_enabled(x.device.type):
+        mixed = torch.get_autocast_dtype(x.device.type)
+        return mixed, mixed
+    own, wide = weight.dtype, down.dtype
+    if x.dtype != own or up.dtype != wide:
+        return None
+    return (own, wide) if own == wide or torch.promote_types(own, wide) == wide else None
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor,
+    up: Tensor,
+    scale: float,
+    own: torch.dtype,
+    wide: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, the inputs as rows, and those behind A; the layer computes in ``own``, its adapter in ``wide``."""
+    flat = x.reshape(-1, x.shape[-1])
+    inputs = flat.to(own)
+    low = linear(inputs.to(wide), down.to(wide))
+    out = linear(inputs, weight.to(own), None if bias is None else bias.to(own)).to(wide)
+    torch.addmm(out, low, up.to(wide).t(), alpha=scale, out=out)
+    return out.to(own).view(*x.shape[:-1], out.shape[1]), flat, low
 
 
 class _LoraLinear(torch.autograd.Function):
     """``x W^T + bias + scale (x A^T) B^T``, with gradients for ``x``, ``A`` and ``B``.
 
-    The layer computes in the type ``own`` and its adapter in ``wide``, as PEFT has it. What is kept for the backward
-    pass are ``x`` and the weights as they came, and ``x A^T``: layers with the same input keep it once, where PEFT
-    keeps a copy for each in the type that it computes in.
+    What is kept for the backward pass are ``x`` and the weights as they came, and ``x A^T``: layers with the same input
+    keep it once, where PEFT keeps a copy for each in the type that it computes in.
     """
 
     @staticmethod
@@ -93,14 +132,10 @@ class _LoraLinear(torch.autograd.Function):
         own: torch.dtype,
         wide: torch.dtype,
     ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        inputs = flat.to(own)
-        low = linear(inputs.to(wide), down.to(wide))
-        out = linear(inputs, weight.to(own), None if bias is None else bias.to(own)).to(wide)
-        torch.addmm(out, low, up.to(wide).t(), alpha=scale, out=out)
+        out, flat, low = _forward(x, weight, bias, down, up, scale, own, wide)
         ctx.save_for_backward(flat, weight, down, up, low)
         ctx.scale, ctx.shape, ctx.own, ctx.wide = scale, x.shape, own, wide
-        return out.to(own).view(*x.shape[:-1], weight.shape[0])
+        return out
 
     @staticmethod
     @once_differentiable
