@@ -132,6 +132,15 @@ def test_what_is_not_plain_is_left_to_peft(change: Any) -> None:
     assert biggest_gap(outcome(own, inputs()), outcome(model, inputs())) == 0.0
 
 
+def test_a_bias_that_trains_gets_its_gradient() -> None:
+    model = adapted(bias="all")
+
+    expected = outcome(deepcopy(model), inputs())
+
+    assert any("base_layer.bias" in name for name in expected)
+    assert biggest_gap(outcome(fused(model), inputs()), expected) < 1e-6
+
+
 @pytest.mark.parametrize("settings", [{"lora_dropout": 0.5}, {"use_dora": True}], ids=["dropout", "dora"])
 def test_layers_of_other_kinds_are_left_to_peft(settings: dict[str, Any]) -> None:
     model = adapted(**settings)

@@ -60,7 +60,7 @@ class FusedLora(lora.Linear):
         if name not in inside["lora_A"]._modules or name in self.lora_variant:
             return None
         parts = self._parts(name)
-        frozen = not parts[0]._parameters["weight"].requires_grad
+        frozen = not any(weight.requires_grad for weight in parts[0]._parameters.values() if weight is not None)
         is_plain = frozen and all(map(_is_plain, parts)) and parts[2]._parameters["bias"] is None
         return name if is_plain and isinstance(inside["lora_dropout"]._modules[name], nn.Identity) else None
 
