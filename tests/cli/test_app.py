@@ -100,6 +100,20 @@ def test_wrong_use_is_one_line(run: Run, words: list[str], said: str) -> None:
     assert "--help" in printed
 
 
+def test_runs_are_not_compared_by_compare(run: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("output_dir: a\ndata: {train: t.jsonl}\nmodel: {}\n")
+        (tmp_path / name / "metrics.jsonl").write_text("")
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+
+    for words in (runs, [*runs, "--out", "c"], runs[:1]):
+        code, _, printed = run("compare", *words)
+
+        assert code == 2
+        assert "compared by `cwdpo judge A B --data ROWS` and `cwdpo report A B`" in printed
+
+
 ANALYSE = ["analyse", "m", "--data", "d"]
 
 
