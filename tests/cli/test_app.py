@@ -351,9 +351,9 @@ def test_merge_takes_the_last_stage_of_a_run(run: Run, tmp_path: Path, monkeypat
         assert run("merge", tmp_path, "--out", "o")[0] == 0
     assert run("merge", tmp_path / "stage1", "--out", "o", "--base", "b")[0] == 0
     assert given == [("stage1", "o", None), ("stage2", "o", None), ("stage1", "o", "b")]
-    assert flags == [{"any_base": False, "trust_remote_code": False, "say": print}] * 3
-    assert run("merge", tmp_path, "--out", "o", "--any-base", "--trust-remote-code")[0] == 0
-    assert flags[3] == {"any_base": True, "trust_remote_code": True, "say": print}
+    assert flags == [{"dtype": "auto", "any_base": False, "trust_remote_code": False, "say": print}] * 3
+    assert run("merge", tmp_path, "--out", "o", "--any-base", "--trust-remote-code", "--dtype", "float32")[0] == 0
+    assert flags[3] == {"dtype": "float32", "any_base": True, "trust_remote_code": True, "say": print}
     assert run("merge", tmp_path / "nowhere", "--out", "o")[2].startswith(
         f"there is no directory {tmp_path / 'nowhere'}."
     )
