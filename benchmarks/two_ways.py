@@ -45,14 +45,16 @@ class Side:
     """CPU time of each step."""
 
 
-def compare(part: str, setting: str, *, steps: int, checkpointing: bool = False) -> dict[str, Side]:
-    """Measure both sides of one of :data:`PARTS` on one batch."""
+def compare(
+    part: str, setting: str, *, steps: int, checkpointing: bool = False, kind: torch.dtype = torch.float32
+) -> dict[str, Side]:
+    """Measure both sides of one of :data:`PARTS` on one batch; weights are of a ``kind``, and 16 bits are mixed."""
     size = SIZES["small"]
     processor = build_processor(size.vision)
     rows = make_rows(SETTINGS[setting], size.vision, seed=0)
     with tempfile.TemporaryDirectory() as directory:
         task = Task(
-            model=build_model(size, processor),
+            model=build_model(size, processor).to(kind),
             processor=processor,
             rows=rows,
             lora_rank=size.lora_rank,
@@ -95,9 +97,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--setting", choices=sorted(SETTINGS), default="i1024")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--bf16", action="store_true", help="weights in bfloat16, mixed precision")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    found = compare(asked.part, asked.setting, steps=asked.steps, checkpointing=asked.checkpointing)
+    found = compare(
+        asked.part,
+        asked.setting,
+        steps=asked.steps,
+        checkpointing=asked.checkpointing,
+        kind=torch.bfloat16 if asked.bf16 else torch.float32,
+    )
     base = next(iter(found.values()))
     print(f"| {asked.part} | GFLOP | saved MB | peak MB | CPU s a step | ratio |\n|---|--:|--:|--:|--:|--:|")
     for name, side in found.items():

@@ -226,7 +226,7 @@ def _instead(path: Path, kind: Kind, wanted: Wanted) -> str | None:
         return "It makes images. Write a vision-language model."
     if wanted == ROWS:
         return _rows_instead(path, kind)
-    if wanted == GRID and kind == "a run":
+    if wanted == GRID and kind in ("a run", "an unfinished run"):
         return COMPARE_RUNS
     if wanted == GRID and kind == "a recipe":
         return (

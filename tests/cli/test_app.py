@@ -100,6 +100,20 @@ def test_wrong_use_is_one_line(run: Run, words: list[str], said: str) -> None:
     assert "--help" in printed
 
 
+def test_runs_are_not_compared_by_compare(run: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("output_dir: a\ndata: {train: t.jsonl}\nmodel: {}\n")
+        (tmp_path / name / "metrics.jsonl").write_text("")
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+
+    for words in (runs, [*runs, "--out", "c"], runs[:1]):
+        code, _, printed = run("compare", *words)
+
+        assert code == 2
+        assert "compared by `cwdpo judge A B --data ROWS` and `cwdpo report A B`" in printed
+
+
 ANALYSE = ["analyse", "m", "--data", "d"]
 
 
@@ -337,9 +351,9 @@ def test_merge_takes_the_last_stage_of_a_run(run: Run, tmp_path: Path, monkeypat
         assert run("merge", tmp_path, "--out", "o")[0] == 0
     assert run("merge", tmp_path / "stage1", "--out", "o", "--base", "b")[0] == 0
     assert given == [("stage1", "o", None), ("stage2", "o", None), ("stage1", "o", "b")]
-    assert flags == [{"any_base": False, "trust_remote_code": False, "say": print}] * 3
-    assert run("merge", tmp_path, "--out", "o", "--any-base", "--trust-remote-code")[0] == 0
-    assert flags[3] == {"any_base": True, "trust_remote_code": True, "say": print}
+    assert flags == [{"dtype": "auto", "any_base": False, "trust_remote_code": False, "say": print}] * 3
+    assert run("merge", tmp_path, "--out", "o", "--any-base", "--trust-remote-code", "--dtype", "float32")[0] == 0
+    assert flags[3] == {"dtype": "float32", "any_base": True, "trust_remote_code": True, "say": print}
     assert run("merge", tmp_path / "nowhere", "--out", "o")[2].startswith(
         f"there is no directory {tmp_path / 'nowhere'}."
     )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from cwdpo.engine import lora
@@ -131,6 +132,15 @@ def test_what_is_not_plain_is_left_to_peft(change: Any) -> None:
     assert biggest_gap(outcome(own, inputs()), outcome(model, inputs())) == 0.0
 
 
+def test_a_bias_that_trains_gets_its_gradient() -> None:
+    model = adapted(bias="all")
+
+    expected = outcome(deepcopy(model), inputs())
+
+    assert any("base_layer.bias" in name for name in expected)
+    assert biggest_gap(outcome(fused(model), inputs()), expected) < 1e-6
+
+
 @pytest.mark.parametrize("settings", [{"lora_dropout": 0.5}, {"use_dora": True}], ids=["dropout", "dora"])
 def test_layers_of_other_kinds_are_left_to_peft(settings: dict[str, Any]) -> None:
     model = adapted(**settings)
@@ -145,12 +155,54 @@ def test_layers_of_other_kinds_are_left_to_peft(settings: dict[str, Any]) -> Non
     assert biggest_gap(found, expected) == 0.0
 
 
-def test_adapters_in_another_type_than_their_layer_are_left_to_peft() -> None:
-    model = adapted(torch.bfloat16)
+def in_types(layers: torch.dtype, adapters: torch.dtype) -> PeftModel:
+    model = adapted()
     for name, weight in model.named_parameters():
-        weight.data = weight.data.float() if ".lora_" in name else weight.data
+        weight.data = weight.data.to(adapters if ".lora_" in name else layers)
+    return model
 
-    assert torch.equal(fused(model)(inputs(torch.bfloat16)), model(inputs(torch.bfloat16)))
+
+def test_adapters_in_a_wider_type_than_their_layer_compute_in_theirs() -> None:
+    model = in_types(torch.bfloat16, torch.float32)
+    exact = outcome(deepcopy(model).double(), inputs(torch.bfloat16).double())
+
+    found, peft = outcome(fused(model), inputs(torch.bfloat16)), outcome(deepcopy(model), inputs(torch.bfloat16))
+
+    assert found["result"].dtype == found["input"].dtype == torch.bfloat16
+    assert all(gradient.dtype == torch.float32 for name, gradient in found.items() if ".lora_" in name)
+    assert biggest_gap(found, exact) < 1.2 * biggest_gap(peft, exact) < 0.02
+
+
+def test_adapters_in_a_narrower_type_than_their_layer_are_left_to_peft() -> None:
+    model = in_types(torch.float32, torch.bfloat16)
+
+    assert torch.equal(fused(model)(inputs()), model(inputs()))
+
+
+@pytest.mark.parametrize(("layers", "is_mixed", "share"), [(torch.float32, True, 0.55), (torch.bfloat16, False, 0.25)])
+def test_in_16_bits_layers_with_one_input_keep_it_once(layers: torch.dtype, is_mixed: bool, share: float) -> None:
+    """Of three layers with the same input; PEFT's keep a copy each."""
+    kept = []
+    for own in (False, True):
+        parts = nn.ModuleDict({name: nn.Linear(256, 256) for name in "qkv"}).to(layers)
+        model = get_peft_model(parts, LoraConfig(r=2, target_modules=list("qkv")))  # type: ignore[arg-type]
+        if own:
+            assert fuse_lora(model) == 3
+        x = torch.randn(400, 256, dtype=torch.bfloat16, requires_grad=True)
+        sizes: dict[int, int] = {}
+        tensors = []
+        own_weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+
+        def keep(tensor: Tensor, sizes: dict[int, int] = sizes, tensors: list[Tensor] = tensors) -> Tensor:
+            tensors.append(tensor)  # so that no other takes its place
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            sum(layer(x).sum() for layer in model.base_model.model.values())
+        kept.append(sum(size for place, size in sizes.items() if place not in own_weights))
+
+    assert kept[1] < share * kept[0]
 
 
 def test_a_plain_call_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Adapters go where they are meant to and nowhere else, and know the base that they were trained on."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,11 @@ def test_nothing_is_merged_into_the_adapters_own_directory(trained: Path) -> Non
         with pytest.raises(UserError, match=r"lies in .*Name a directory outside it"):
             merge_adapter(trained, inside)
     assert sorted(path.name for path in trained.iterdir()) == before
+
+
+def test_adapters_are_put_in_without_a_notice_of_other_libraries(tiny: Callable[[str], Path]) -> None:
+    model = load_policy(tiny("llava"))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        add_lora(model, r=2, alpha=4)

@@ -394,7 +394,7 @@ def _arguments(task: Task) -> dict[str, Any]:
         "per_device_train_batch_size": len(task.rows),
         "per_device_eval_batch_size": len(task.rows),
         "activation_checkpointing": task.checkpointing,
-        "bf16": task.on_gpu and task.model.dtype == torch.bfloat16,
+        "bf16": task.model.dtype == torch.bfloat16,
         "use_cpu": not task.on_gpu,
         "save_strategy": "no",
         "report_to": "none",

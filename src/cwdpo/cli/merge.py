@@ -1,7 +1,7 @@
 """``cwdpo merge``: adapters into a plain checkpoint."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,10 @@ def merge(
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Merge into a base that the adapters were not trained on.")
     ] = False,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option("--dtype", help="Type of the merged weights; auto is the base's."),
+    ] = "auto",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the base model.")
     ] = False,
@@ -29,6 +33,8 @@ def merge(
     from cwdpo.models.merging import merge_adapter
     from cwdpo.report.card import write_merged_card
 
-    merged = merge_adapter(source, out, base=base, any_base=any_base, trust_remote_code=trust_remote_code, say=print)
+    merged = merge_adapter(
+        source, out, base=base, dtype=dtype, any_base=any_base, trust_remote_code=trust_remote_code, say=print
+    )
     write_merged_card(source, merged)
     print(f"merged {source} into {merged}")

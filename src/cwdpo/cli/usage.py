@@ -54,7 +54,9 @@ def explain_usage(mistake: TyperException, words: Sequence[str]) -> str:
     context: Any = getattr(mistake, "ctx", None)
     param: Any = getattr(mistake, "param", None)
     command = "cwdpo" if context is None else context.command_path
-    if said.startswith("Missing ") and param is not None:
+    if said.startswith("Missing ") and command == "cwdpo compare" and _names_a_run(words):
+        said = f"it trains a grid, a YAML file. {COMPARE_RUNS}"
+    elif said.startswith("Missing ") and param is not None:
         said = f"{_name(param)} is missing. Write it: {param.help[0].lower()}{param.help[1:]}"
     elif said.startswith("Invalid value") and param is not None:
         said = _of_value(said.partition(": ")[2], param, words)
@@ -181,6 +183,10 @@ def _given(param: Any, words: Sequence[str]) -> str | None:
     return None
 
 
+def _names_a_run(words: Sequence[str]) -> bool:
+    return any(kind_of(Path(word)) in ("a run", "an unfinished run") for word in words if Path(word).is_dir())
+
+
 def _of_extra(extra: str, command: Any, words: Sequence[str], path: str) -> str:
     """Of words that the command has no place for."""
     options = {param.opts[0]: param for param in command.params if param.param_type_name == "option"}
@@ -189,7 +195,7 @@ def _of_extra(extra: str, command: Any, words: Sequence[str], path: str) -> str:
     if path == "cwdpo chat" and extra in words and (" " in extra or extra.endswith("?")):
         given = " ".join(word for word in words[1:] if word != extra)
         advice = f'Pipe the question in: echo "{shortened(extra)}" | {path} {given}.'
-    elif path == "cwdpo compare" and any(kind_of(Path(word)) == "a run" for word in words if Path(word).is_dir()):
+    elif path == "cwdpo compare" and _names_a_run(words):
         advice = f"It trains a grid, a YAML file. {COMPARE_RUNS}"
     elif "--image" in options and "--image" not in words and kind_of(Path(first)) == "an image":
         advice = f"Write --image {first}."

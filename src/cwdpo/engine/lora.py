@@ -1,6 +1,7 @@
-"""LoRA layers in fewer passes over memory: the frozen layer and its update are one function, with a backward pass of
-its own. PEFT's layer makes four tensors of the output's size on the way forward (the layer, the update, the scaled
-update, the sum) and as many backward; here the update is added where the layer's output lies.
+"""LoRA layers in less memory and fewer passes over it: the frozen layer and its update are one function, with a
+backward pass of its own. PEFT's layer makes four tensors of the output's size on the way forward (the layer, the
+update, the scaled update, the sum) and as many backward, and keeps a copy of its input wherever it changes its type;
+here the update is added where the layer's output lies, and the input is kept as it came.
 
 The arithmetic is PEFT's, so that values and gradients differ by rounding alone (``tests/engine/test_lora.py``), and
 adapters of zero change nothing at all. Hu et al. (2021), "LoRA", equation 3: ``h = W x + (alpha / r) B A x``.
@@ -28,71 +29,128 @@ def fuse_lora(model: nn.Module) -> int:
 
 
 class FusedLora(lora.Linear):
-    """PEFT's layer but for its ``forward``; saved, merged and loaded as PEFT's."""
+    """PEFT's layer but for its ``forward``; saved, merged and loaded as PEFT's.
+
+    Where rows are few, as in sampling, a call's time is Python's. So parts are looked up in the modules' own
+    dictionaries, and without gradients no autograd function is called.
+    """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``(..., inputs)`` to ``(..., outputs)``."""
-        weights = None if args or kwargs else self._weights(x)
-        if weights is None:
+        name = None if args or kwargs else self._plain_adapter()
+        if name is None:
             return super().forward(x, *args, **kwargs)
-        found: Tensor = _LoraLinear.apply(x.to(weights[0].dtype), *weights)  # type: ignore[no-untyped-call]
+        layer, down, up = (part._parameters for part in self._parts(name))
+        weights: tuple[Any, Any, Any, Any] = (layer["weight"], layer["bias"], down["weight"], up["weight"])
+        types = _types(x, *weights)
+        if types is None:
+            return super().forward(x, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            return _forward(x, *weights, self.scaling[name], *types)[0]
+        found: Tensor = _LoraLinear.apply(x, *weights, self.scaling[name], *types)  # type: ignore[no-untyped-call]
         return found
 
-    def _weights(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float] | None:
-        """Weight and bias of the layer, A, B and their scale, in one type; None where PEFT's own way is needed."""
+    def _plain_adapter(self) -> str | None:
+        """The one active adapter, where there is nothing but it and the frozen layer."""
         if self.disable_adapters or self.merged or torch.compiler.is_compiling():
             return None
-        active = [name for name in self.active_adapters if name in self.lora_A]
-        if len(active) != 1 or active[0] in self.lora_variant:
+        active = self.active_adapters
+        name = active[0] if len(active) == 1 else ""
+        inside: Any = self._modules
+        if name not in inside["lora_A"]._modules or name in self.lora_variant:
             return None
-        (name,) = active
-        layer, down, up = self.base_layer, self.lora_A[name], self.lora_B[name]
-        if not (_is_plain(layer) and _is_plain(down) and _is_plain(up)):
-            return None
-        if layer.weight.requires_grad or up.bias is not None or not isinstance(self.lora_dropout[name], nn.Identity):
-            return None
-        weights = (layer.weight, layer.bias, down.weight, up.weight)
-        if torch.is_autocast_enabled(x.device.type):
-            kind = torch.get_autocast_dtype(x.device.type)
-            weights = tuple(None if weight is None else weight.to(kind) for weight in weights)
-        elif {x.dtype, down.weight.dtype, up.weight.dtype} != {layer.weight.dtype}:
-            return None  # PEFT computes the update in the adapters' own type
-        return *weights, float(self.scaling[name])
+        parts = self._parts(name)
+        frozen = not any(weight.requires_grad for weight in parts[0]._parameters.values() if weight is not None)
+        is_plain = frozen and all(map(_is_plain, parts)) and parts[2]._parameters["bias"] is None
+        return name if is_plain and isinstance(inside["lora_dropout"]._modules[name], nn.Identity) else None
+
+    def _parts(self, name: str) -> tuple[Any, Any, Any]:
+        """The frozen layer, A and B."""
+        inside: Any = self._modules
+        return inside["base_layer"], inside["lora_A"]._modules[name], inside["lora_B"]._modules[name]
 
 
 def _is_plain(part: nn.Module) -> bool:
     """Whether a call of a part is its class's arithmetic and nothing else."""
-    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-    return type(part) is nn.Linear and not any(hooks) and "forward" not in vars(part)
+    return type(part) is nn.Linear and not (
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or "forward" in part.__dict__
+    )
+
+
+def _types(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+) -> tuple[torch.dtype, torch.dtype] | None:
+    """What a layer, and what its adapter computes in; None where that is PEFT's to say."""
+    if torch.is_autocast_enabled(x.device.type):
+        mixed = torch.get_autocast_dtype(x.device.type)
+        return mixed, mixed
+    own, wide = weight.dtype, down.dtype
+    if x.dtype != own or up.dtype != wide:
+        return None
+    return (own, wide) if own == wide or torch.promote_types(own, wide) == wide else None
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor,
+    up: Tensor,
+    scale: float,
+    own: torch.dtype,
+    wide: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, the inputs as rows, and those behind A; the layer computes in ``own``, its adapter in ``wide``."""
+    flat = x.reshape(-1, x.shape[-1])
+    inputs = flat.to(own)
+    low = linear(inputs.to(wide), down.to(wide))
+    out = linear(inputs, weight.to(own), None if bias is None else bias.to(own)).to(wide)
+    torch.addmm(out, low, up.to(wide).t(), alpha=scale, out=out)
+    return out.to(own).view(*x.shape[:-1], out.shape[1]), flat, low
 
 
 class _LoraLinear(torch.autograd.Function):
-    """``x W^T + bias + scale (x A^T) B^T``, with gradients for ``x``, ``A`` and ``B``."""
+    """``x W^T + bias + scale (x A^T) B^T``, with gradients for ``x``, ``A`` and ``B``.
+
+    What is kept for the backward pass are ``x`` and the weights as they came, and ``x A^T``: layers with the same input
+    keep it once, where PEFT keeps a copy for each in the type that it computes in.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+        own: torch.dtype,
+        wide: torch.dtype,
     ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        low = linear(flat, down)
-        out = linear(flat, weight, bias)
-        torch.addmm(out, low, up.t(), alpha=scale, out=out)
+        out, flat, low = _forward(x, weight, bias, down, up, scale, own, wide)
         ctx.save_for_backward(flat, weight, down, up, low)
-        ctx.scale, ctx.shape = scale, x.shape
-        return out.view(*x.shape[:-1], weight.shape[0])
+        ctx.scale, ctx.shape, ctx.own, ctx.wide = scale, x.shape, own, wide
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         flat, weight, down, up, low = ctx.saved_tensors
-        above = gradient.reshape(-1, gradient.shape[-1])
+        own, wide = ctx.own, ctx.wide
+        of_out = gradient.reshape(-1, gradient.shape[-1])
+        of_wide = of_out.to(wide)
         # a narrow matrix in the order that it is read in: on CPUs as it lies takes five times as long
-        low_above = linear(above, up.t().contiguous()).mul_(ctx.scale)
-        below = None
+        of_low = linear(of_wide, up.to(wide).t().contiguous()).mul_(ctx.scale)
+        of_x = None
         if ctx.needs_input_grad[0]:
-            below = above @ weight
-            torch.addmm(below, low_above, down, out=below)
-            below = below.view(ctx.shape)
-        of_down = low_above.t() @ flat
-        of_up = (low.t() @ above).t().mul_(ctx.scale)
-        return below, None, None, of_down, of_up, None
+            of_x = (of_out @ weight.to(own)).to(wide)
+            torch.addmm(of_x, of_low, down.to(wide), out=of_x)
+            of_x = of_x.to(flat.dtype).view(ctx.shape)
+        of_down = (of_low.t() @ flat.to(own).to(wide)).to(down.dtype)
+        of_up = (low.t() @ of_wide).t().mul(ctx.scale).to(up.dtype)
+        return of_x, None, None, of_down, of_up, None, None, None

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,7 +66,14 @@ def add_lora(
 def _wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    wrapped: PeftModel = get_peft_model(model, config)
+    return with_adapters(model, config)
+
+
+def with_adapters(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """PEFT's ``get_peft_model``, without the notice that it asks transformers for an older name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        wrapped: PeftModel = get_peft_model(model, config)
     return wrapped
 
 

@@ -125,7 +125,7 @@ def check_merge(
     if mean > effect / 2 and not exact:
         logger.warning(
             "in %s, rounding moves log-probs by %.2g nats in the mean, and the adapters by %.2g: much of what they "
-            "learned is lost in the merge. Use them unmerged, or from Python: merge_adapter(..., dtype='float32').",
+            "learned is lost in the merge. Use them unmerged, or merge with `--dtype float32`.",
             str(dtype).removeprefix("torch."),
             mean,
             effect,

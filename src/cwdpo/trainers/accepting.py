@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from cwdpo.engine import Engine
 from cwdpo.errors import ConfigError, UserError, shortened, what_is
-from cwdpo.models.adapters import check_adapters, check_targets
+from cwdpo.models.adapters import check_adapters, check_targets, with_adapters
 from cwdpo.models.loading import check_reads_images, load_policy, load_processor
 
 _Arguments = TypeVar("_Arguments")
@@ -58,7 +58,7 @@ def take_policy(
             )
     if adapters is not None:
         check_targets(policy, getattr(adapters, "target_modules", None))
-        policy = get_peft_model(policy, adapters)
+        policy = with_adapters(policy, adapters)
     if isinstance(policy, PeftModel):
         check_adapters(policy)
     return policy  # type: ignore[no-any-return]
