@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -217,14 +218,13 @@ def emoji_claims(results: Results) -> Iterator[Claim]:
         both = [(method, results.choice(world, method).setting) for method in (OURS, other)]
         return results.difference(world, *both, measure)
 
-    for world in habits:
-        for other in (SFT, DPO):
-            gaps = {name: at_best(world, other, name) for name in (target, "exact", "hallucination")}
-            yield Claim(
-                f"In *{world}*, CW-DPO beats {other} in win rate, exactness and hallucination, each at its best rate",
-                all(map(beyond, gaps.values())),
-                listed(gaps),
-            )
+    for world, other, measure in product(habits, (SFT, DPO), (target, "exact", "hallucination", "ece")):
+        gap = at_best(world, other, measure)
+        yield Claim(
+            f"In *{world}*, CW-DPO is better than {other} in `{measure}`, each at its best rate",
+            beyond(gap),
+            f"{gap:+}",
+        )
     for world in results.grid.worlds:
         highest = results.settings(world, OURS)[-1]
         lost = {m: results.difference(world, (m, highest), (START, ()), target) for m in (SFT, DPO, OURS)}
@@ -246,6 +246,22 @@ def emoji_claims(results: Results) -> Iterator[Claim]:
             not beyond(negative(gap)),
             f"`{target}` {gap:+}",
         )
+        gains = {
+            m: results.difference(world, (m, results.choice(world, m).setting), (START, ()), target)
+            for m in results.grid.methods
+        }
+        yield Claim(
+            f"In *{world}*, a method gains over the start model, at its best rate",
+            any(map(beyond, gains.values())),
+            f"`{target}` {listed(gains)}",
+        )
+    measures = (target, "exact", f"{target}_sampled", "exact_sampled")
+    regrets = {m: [results.worst_regret(m, measure) for measure in measures] for m in results.grid.methods}
+    yield Claim(
+        f"CW-DPO has the smallest largest regret over all worlds and rates, in each of {', '.join(measures)}",
+        all(min(of_measure) == ours for ours, *of_measure in zip(regrets[OURS], *regrets.values(), strict=True)),
+        "; ".join(f"{m} {', '.join(f'{regret:.3f}' for regret in found)}" for m, found in regrets.items()),
+    )
 
 
 def change(found: Mapping[str, float]) -> str:
