@@ -233,12 +233,12 @@ def emoji_claims(results: Results) -> Iterator[Claim]:
             beyond(negative(lost[DPO])) and not beyond(negative(lost[OURS])),
             f"`{target}` less the start's: {listed(lost)}",
         )
-        worst, rival = (results.worst(world, method, target) for method in (OURS, DPO))
-        yield Claim(
-            f"In *{world}*, CW-DPO's worst rate is better than DPO's worst",
-            worst.mean > rival.mean,
-            f"`{target}` {worst} against {rival}",
-        )
+        worst = {
+            m: min(results.settings(world, m), key=lambda setting, m=m: results.score(world, m, setting, target).mean)
+            for m in (OURS, DPO)
+        }
+        gap = results.difference(world, (OURS, worst[OURS]), (DPO, worst[DPO]), target)
+        yield Claim(f"In *{world}*, CW-DPO's worst rate is better than DPO's worst", beyond(gap), f"`{target}` {gap:+}")
     for world in (each for each in results.grid.worlds if each not in habits):
         gap = at_best(world, SFT, target)
         yield Claim(
