@@ -143,7 +143,7 @@ def step_claims(results: Results) -> Iterator[Claim]:
 
 PARTS = {
     "without stage 1": "Stage 1",
-    "plain stage 1": "The gentle negatives of stage 1",
+    "plain stage 1": "Stage 1's use of gentle negatives",
     "without cooling": "Cooling",
     "without sampled negatives": "Mixing in sampled negatives",
     "without the filter": "Dropping the easiest sampled negatives",
