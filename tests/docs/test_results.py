@@ -22,6 +22,7 @@ from docs.make_results import (
     beyond,
     claims,
     emoji_claims,
+    emoji_regret,
     page,
     pretrained,
     pretrained_claim,
@@ -94,10 +95,11 @@ def test_claims_follow_the_numbers(ours: float, holds: list[bool]) -> None:
 @pytest.mark.parametrize(("ours", "better", "even"), [(0.7, True, True), (0.5, False, True), (0.3, False, False)])
 def test_claims_on_emoji_follow_the_numbers(ours: float, better: bool, even: bool) -> None:
     found = list(emoji_claims(results(ours)))
-    assert [claim.holds for claim in found[:8]] == [better] * 8
-    assert [claim.holds for claim in found[8:12]] == [False, better, False, better]
-    assert [claim.holds for claim in found[12:]] == [even, better, even]
-    assert [claim.goal.split("*")[1] for claim in found[8:14]] == ["habit", "habit", *["clean"] * 4]
+    assert [claim.holds for claim in found[:4]] == [better] * 4
+    assert [claim.holds for claim in found[4:8]] == [False, better, False, better]
+    assert [claim.holds for claim in found[8:]] == [even, better]
+    assert [claim.goal.split("*")[1] for claim in found[4:]] == ["habit", "habit", *["clean"] * 4]
+    assert emoji_regret(results(ours)).holds is even
 
 
 @pytest.mark.parametrize(
