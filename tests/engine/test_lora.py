@@ -228,6 +228,22 @@ def test_what_is_not_plain_is_left_to_peft(change: Any) -> None:
     assert biggest_gap(outcome(own, inputs()), outcome(model, inputs())) == 0.0
 
 
+def test_rows_with_an_adapter_each_are_left_to_peft() -> None:
+    model = adapted().eval()
+    torch.manual_seed(1)
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["0", "2"], init_lora_weights=False))
+    names = ["default", "second"]
+
+    assert torch.equal(fused(model)(inputs(), adapter_names=names), model(inputs(), adapter_names=names))
+
+
+def test_compilers_see_peft_s_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, own = adapted(), fused(adapted())
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+
+    assert biggest_gap(outcome(own, inputs()), outcome(model, inputs())) == 0.0
+
+
 def with_own_forward(part: nn.Module) -> None:
     inner = part.forward
     part.forward = lambda x: inner(x) + 1  # type: ignore[method-assign]
