@@ -22,7 +22,7 @@ _WHO = {
     "boy": "man",
     "child": "person",
 }
-_HAIR = ("red hair", "curly hair", "white hair", "blond hair", "bald", "beard")
+HAIR = ("red hair", "curly hair", "white hair", "blond hair", "bald", "beard")
 _TWO_PEOPLE = re.compile(r"(kiss|couple with heart|handshake|(people|women|men|woman and man) holding hands)\b")
 _WORDS = {
     "colour": "red orange yellow green blue purple brown black white grey pink",
@@ -110,6 +110,44 @@ def judge(answers: Sequence[str], names: Sequence[str]) -> dict[str, list[bool]]
     return found
 
 
+ATTRIBUTES = ("who", "tone", "hair")
+"""Of people, in the order in which a reading has them."""
+
+
+def share_right(answer: str, name: str) -> float:
+    """Share of the frame and the :data:`ATTRIBUTES` that an answer has right, from 0 to 1, as a rater may score it. An
+    attribute that is made up is a wrong one.
+
+    Example:
+        >>> share_right("woman judge: dark skin tone, red hair", "woman judge: dark skin tone")
+        0.75
+    """
+    said, true = (read_name(text, "People & Body") for text in (answer, name))
+    right = [said.frame == true.frame, *(said.get(each) == true.get(each) for each in ATTRIBUTES)]
+    return sum(right) / len(right)
+
+
+def made_up(answer: str, name: str) -> list[str]:
+    """The attributes, ``tone`` or ``hair``, of which an answer names a value where the picture's name has none. Another
+    value than the name's is wrong, but not made up.
+
+    Example:
+        >>> made_up("judge: dark skin tone, red hair", "judge: light skin tone")
+        ['hair']
+    """
+    said, true = (read_name(text, "People & Body") for text in (answer, name))
+    named = [{each for each in ("tone", "hair") if {*reading.get(each)} - {"default"}} for reading in (said, true)]
+    return [each for each in ("tone", "hair") if each in named[0] - named[1]]
+
+
+def put_right(answer: str, name: str, attribute: str) -> Reading:
+    """The reading of an answer with one attribute, or the ``frame``, as it is in the picture's name."""
+    said, true = (read_name(text, "People & Body") for text in (answer, name))
+    frame = (true if attribute == "frame" else said).frame
+    kept = {each: (true if each == attribute else said) for each in ATTRIBUTES}
+    return Reading(frame, tuple((each, value) for each in ATTRIBUTES for value in kept[each].get(each)))
+
+
 def _is_people(name: str, group: str) -> bool:
     if group:
         return group.startswith("People & Body")
@@ -126,11 +164,11 @@ def _read_people(name: str) -> Reading:
         others = ["person", "person"]  # named only in the two-tone sequences, but it is who the picture shows
     who, frame = _who_of_head(head)
     who += [("who", _WHO[part]) for part in others if part in _WHO]
-    hair = [("hair", part) for part in others if part in _HAIR]
+    hair = [("hair", part) for part in others if part in HAIR]
     if frame == "people " and not hair:
         hair = [("hair", "default")]
     kept = ["child" if part in ("boy", "girl") else "adult" for part in others if part in _WHO]
-    kept += [part for part in others if part not in _WHO and part not in _HAIR]
+    kept += [part for part in others if part not in _WHO and part not in HAIR]
     return Reading("/".join([frame, *kept]), tuple(who + _tone_values(tones, two) + hair))
 
 

@@ -10,6 +10,7 @@ from cwdpo.compare.grid import Cell, Grid, read_grid
 from cwdpo.compare.table import Results, Score
 from docs.make_results import (
     DOCS,
+    EMOJI,
     GRIDS,
     JUDGED,
     MARK,
@@ -20,6 +21,7 @@ from docs.make_results import (
     ablation_claims,
     beyond,
     claims,
+    emoji_claims,
     page,
     pretrained,
     pretrained_claim,
@@ -40,7 +42,7 @@ def test_the_readme_has_the_same_numbers() -> None:
     assert with_headline(readme) == readme
 
 
-@pytest.mark.parametrize(("name", "file"), [*GRIDS.items(), *PRETRAINED.items()])
+@pytest.mark.parametrize(("name", "file"), [*GRIDS.items(), *PRETRAINED.items(), *EMOJI.items()])
 def test_the_kept_numbers_are_those_of_the_grid(name: str, file: str) -> None:
     kept, grid = Results.load(DOCS / "results" / f"{name}.json").grid, read_grid(DOCS.parent / file)
     for part in ("methods", "settings", "worlds", "make", "measure", "target"):
@@ -53,8 +55,8 @@ def test_a_difference_counts_from_two_standard_errors_on(gap: tuple[float, float
     assert beyond(Score(*gap, seeds=3)) is counts
 
 
-def results(ours: float) -> Results:
-    """Every method at .5 everywhere, but ours, which is ``ours``."""
+def results(ours: float, *, start: float = 0.5) -> Results:
+    """Every method at .5 everywhere, but ours, which is ``ours``, and the start."""
     grid = Grid(
         recipe="r",
         methods={SFT: {}, "DPO": {}, OURS: {}},
@@ -69,7 +71,7 @@ def results(ours: float) -> Results:
         for seed in grid.seeds:
             for method in ("start", *grid.methods):
                 for rate in [None] if method == "start" else grid.settings["trainer.learning_rate"]:
-                    value = (ours if method == OURS else 0.5) + 0.001 * seed
+                    value = {OURS: ours, "start": start}.get(method, 0.5) + 0.001 * seed
                     setting = () if rate is None else (("trainer.learning_rate", rate),)
                     found[Cell(world, seed, method, setting)] = {
                         "exact": value,
@@ -87,6 +89,23 @@ def test_claims_follow_the_numbers(ours: float, holds: list[bool]) -> None:
     found = list(claims(results(ours), results(ours)))
     assert [claim.holds for claim in found[:6]] == holds
     assert [claim.holds for claim in found[-5:]] == [ours > 0.5] * 5
+
+
+@pytest.mark.parametrize(("ours", "better", "even"), [(0.7, True, True), (0.5, False, True), (0.3, False, False)])
+def test_claims_on_emoji_follow_the_numbers(ours: float, better: bool, even: bool) -> None:
+    found = list(emoji_claims(results(ours)))
+    assert [claim.holds for claim in found[:8]] == [better] * 8
+    assert [claim.holds for claim in found[8:12]] == [False, better, False, better]
+    assert [claim.holds for claim in found[12:]] == [even, better, even]
+    assert [claim.goal.split("*")[1] for claim in found[8:14]] == ["habit", "habit", *["clean"] * 4]
+
+
+@pytest.mark.parametrize(
+    ("ours", "start", "holds"), [(0.7, 0.6, True), (0.7, 0.5, False), (0.3, 0.6, False), (0.7, 0.3, False)]
+)
+def test_only_dpo_may_fall_behind_its_start(ours: float, start: float, holds: bool) -> None:
+    found = [claim for claim in emoji_claims(results(ours, start=start)) if "falls behind" in claim.goal]
+    assert [claim.holds for claim in found] == [holds, holds]
 
 
 def of_grid(worlds: list[str], settings: dict[str, list[Any]], wins: dict[tuple[str, str, Any], float]) -> Results:

@@ -115,7 +115,7 @@ def make_regime(directory: Path, regime: Regime, *, seed: int, starts: Path) -> 
     if regime.pairs == "drawn":
         sampled: Sequence[Sequence[str]] = [[] for _ in rows]
     else:
-        sampled = _own_captions(start, rows, regime.captions, seed)
+        sampled = own_captions(start, rows, regime.captions, seed)
     pairs = [
         pair
         for row, texts in zip(rows, sampled, strict=True)
@@ -138,11 +138,7 @@ def measure(model: Path, *, start: Path, eval_rows: Path, seed: int) -> Outcome:
     half), each also ``_sampled``. Of all: ``ece``, ``tv``, and the Delta of right, rejected and gentle captions, nats.
     """
     held_out, encoded = _held_out(eval_rows)
-    rivals_file = eval_rows.with_name("start_captions.json")
-    if not rivals_file.is_file():
-        write_text(rivals_file, json.dumps(write_captions(start, held_out, seed=seed, encoded=encoded)))
-    rivals = Captions(*json.loads(rivals_file.read_text(encoding="utf-8")))
-    captions = rivals if model == start else write_captions(model, held_out, seed=seed, encoded=encoded)
+    captions, rivals = captions_of_both(model, start, held_out.rows, eval_rows, seed=seed, encoded=encoded)
     values: dict[str, list[float]] = {}
     for ending, texts, others in (("", captions.greedy, rivals.greedy), ("_sampled", captions.sampled, rivals.sampled)):
         verdicts = [check_caption(*pair) for pair in zip(texts, held_out.scenes, strict=True)]
@@ -151,11 +147,28 @@ def measure(model: Path, *, start: Path, eval_rows: Path, seed: int) -> Outcome:
         values[f"hallucination{ending}"] = [float(verdict.hallucinated) for verdict in verdicts]
         trios = zip(texts, others, held_out.scenes, strict=True)
         values[f"win{ending}"] = [win_rate([text], [other], [scene]) for text, other, scene in trios]
-    engine, some = make_engine(), held_out.rows[:_LIKELIHOOD_ROWS]
+    return Outcome(values, likelihoods(model, start, held_out.rows))
+
+
+def captions_of_both(
+    model: Path, start: Path, rows: Sequence[Row], eval_rows: Path, *, seed: int, encoded: EncodedMemory
+) -> tuple[Captions, Captions]:
+    """What a model says of the held-out pictures, and what its start says, which is kept for the next model beside
+    ``eval_rows``, the file of these rows."""
+    kept = eval_rows.with_name("start_captions.json")
+    if not kept.is_file():
+        write_text(kept, json.dumps(write_captions(start, rows, seed=seed, encoded=encoded)))
+    rivals = Captions(*json.loads(kept.read_text(encoding="utf-8")))
+    return rivals if model == start else write_captions(model, rows, seed=seed, encoded=encoded), rivals
+
+
+def likelihoods(model: Path, start: Path, rows: Sequence[Row]) -> dict[str, float]:
+    """Of some of the rows: ``ece``, ``tv``, and the Delta of chosen, rejected and gentle answers to the start, nats."""
+    engine, some = make_engine(), rows[:_LIKELIHOOD_ROWS]
     policy, before = (load_policy(path, dtype="float32") for path in (model, start))
     found = evaluate_rows(policy, FrozenCopy(before, engine), load_processor(model), some, engine, batch_size=32)
     kept = ("ece", "tv", "delta_total/chosen", "delta_total/rejected", "delta_total/gentle")
-    return Outcome(values, {name: found[name] for name in kept if name in found})
+    return {name: found[name] for name in kept if name in found}
 
 
 @functools.lru_cache(maxsize=1)
@@ -219,7 +232,7 @@ def _with_habit(scene: Scene, rng: np.random.Generator) -> str:
     return write_caption(scene, sample_style(scene, rng))
 
 
-def _own_captions(start: Path, rows: Sequence[Row], count: int, seed: int) -> list[list[str]]:
+def own_captions(start: Path, rows: Sequence[Row], count: int, seed: int) -> list[list[str]]:
     """Captions of each row's picture that the start model samples at temperature 1; one that was cut is left out."""
     repeated = [row for row in rows for _ in range(count)]
     found = generate(
@@ -276,6 +289,20 @@ def _choices(
     """All (better, worse) captions that a pairing allows."""
     if pairing == "corrected":
         return _corrections([text for _, text in scored], scene, rng)
+    return ordered_pairs(scored, pairing)
+
+
+def ordered_pairs(scored: Sequence[tuple[float, str]], pairing: Pairing) -> list[tuple[str, str]]:
+    """All (better, worse) answers to one prompt that a pairing of sampled answers allows.
+
+    Args:
+        scored: score, 1 where all is right, and answer.
+        pairing: ``two``, ``best_worst`` or ``imperfect``; the others take no two answers as they are.
+
+    Example:
+        >>> ordered_pairs([(1.0, "right"), (0.5, "half"), (0.0, "wrong")], "imperfect")
+        [('half', 'wrong')]
+    """
     if pairing == "imperfect":
         scored = [(score, text) for score, text in scored if score < 1]
     ordered = [(a, b) for a in scored for b in scored if a[0] > b[0]]

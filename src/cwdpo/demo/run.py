@@ -142,8 +142,10 @@ def prepare(out: Path, settings: DemoSettings, seed: int) -> tuple[WorldPaths, S
     return world, plans
 
 
-def write_captions(checkpoint: Path, held_out: HeldOut, *, seed: int, encoded: EncodedMemory | None = None) -> Captions:
-    """Let the model of a checkpoint caption every held-out picture, greedily and sampled; the rows may be ``encoded``
+def write_captions(
+    checkpoint: Path, rows: Sequence[Row], *, seed: int, encoded: EncodedMemory | None = None
+) -> Captions:
+    """Let the model of a checkpoint caption the picture of every row, greedily and sampled; the rows may be ``encoded``
     already, with the same processor."""
     model, processor = load_policy(checkpoint, dtype="float32"), load_processor(checkpoint)
     encoder = Encoder(processor, memory=encoded or EncodedMemory())
@@ -152,7 +154,7 @@ def write_captions(checkpoint: Path, held_out: HeldOut, *, seed: int, encoded: E
         return generate_answers(
             model,
             processor,
-            held_out.rows,
+            rows,
             batch_size=128,
             max_new_tokens=_LONGEST,
             temperature=temperature,
@@ -221,7 +223,7 @@ def _measure(
     plan_of: dict[str, Plan] = {plan.method: plan for plan in plans}
     start = plan_of["SFT"].start
     checkpoints = {_BASE: base_checkpoint(), _START: start, **{name: plan_of[name].result for name in _ORDER}}
-    captions = {name: write_captions(path, held_out, seed=seed) for name, path in checkpoints.items()}
+    captions = {name: write_captions(path, rows, seed=seed) for name, path in checkpoints.items()}
     steps = {_BASE: 0, _START: settings.stage1_steps}
     engine = make_engine()
     table = []
