@@ -169,6 +169,17 @@ def test_float64_stays_under_mixed_precision() -> None:
         assert biggest_gap(outcome(fused(model), x), outcome(deepcopy(model), x)) == 0.0
 
 
+@pytest.mark.parametrize("what", ["input", "base_layer", "lora_A.default", "lora_B.default"])
+def test_float64_beside_other_types_is_an_error_under_mixed_precision_as_in_peft(what: str) -> None:
+    model, x = adapted(), inputs(torch.float64 if what == "input" else torch.float32)
+    for layer in (model, fused(model)):
+        if what != "input":
+            layer.base_model.model[0].get_submodule(what).double()  # type: ignore[operator, union-attr]
+
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="dtype"):
+            layer(x)
+
+
 def test_without_values_there_is_a_shape() -> None:
     assert fused(adapted()).to("meta")(inputs().to("meta")).shape == (2, 7, OUTPUTS)
 
