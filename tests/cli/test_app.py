@@ -114,6 +114,19 @@ def test_runs_are_not_compared_by_compare(run: Run, tmp_path: Path) -> None:
         assert "compared by `cwdpo judge A B --data ROWS` and `cwdpo report A B`" in printed
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["merge", "{}", "--out", "o"], ["report", "{}"], ["compare", "{}"], ["{}"], ["evaluate", "m", "{}"]],
+    ids=" ".join,
+)
+def test_a_name_that_is_too_long_is_no_defect(run: Run, words: list[str]) -> None:
+    code, _, printed = run(*(word.format("x" * 300) for word in words))
+
+    assert code == 2
+    assert "Traceback" not in printed
+    assert len(printed) < 500
+
+
 ANALYSE = ["analyse", "m", "--data", "d"]
 
 

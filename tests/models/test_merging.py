@@ -13,6 +13,7 @@ from tiny import MORE_NAMES, NAMES
 from torch import Tensor
 
 from cwdpo.errors import UserError
+from cwdpo.models import merging
 from cwdpo.models.adapters import add_lora
 from cwdpo.models.loading import load_policy, load_processor
 from cwdpo.models.merging import answer_prompts, check_merge, merge_adapter, sample_prompts
@@ -86,6 +87,25 @@ def test_a_language_model_under_tied_embeddings_merges(tied: Path, tmp_path: Pat
     shake(adapted)
     source = save_checkpoint(adapted, load_processor(tied), tmp_path / "adapters")
     assert merge_adapter(source, tmp_path / "merged").is_dir()
+
+
+def test_weights_alone_take_another_type(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = adapters_on(tiny("qwen2_vl"), tmp_path / "adapters", target_modules=["q_proj"])
+    asked = []
+
+    def answer(model: Any, prompts: Any) -> list[Tensor]:
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        asked.append({name: tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point()})
+        return answer_prompts(model, prompts)
+
+    monkeypatch.setattr(merging, "answer_prompts", answer)
+    merged = load_policy(merge_adapter(source, tmp_path / "merged", dtype="float16"))  # the base is still known
+
+    assert merged.dtype == torch.float16
+    for types in asked:
+        assert {kind for name, kind in types.items() if ".lora_" not in name and "freq" not in name} == {torch.float16}
+        assert {kind for name, kind in types.items() if "freq" in name} == {torch.float32}
+    assert len(asked) == 3
 
 
 def logprobs(*rows: list[float]) -> list[Tensor]:

@@ -37,7 +37,7 @@ from cwdpo.cli import (
 )
 from cwdpo.cli.usage import explain_usage, refuse_without_value
 from cwdpo.config.secrets import Redacting, protect_environment, redact
-from cwdpo.errors import UserError, printable
+from cwdpo.errors import UserError, printable, shortened
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = ("No space left on device", "Disk quota exceeded")  # the words of safetensors, which is written in Rust
@@ -69,6 +69,8 @@ def explain(error: BaseException) -> str | None:
             )
         if isinstance(cause, OSError) and cause.errno in _DENIED:
             return f"no permission{_about(cause)} ({cause.strerror}). Give another path, or change its permissions."
+        if number == errno.ENAMETOOLONG:
+            return f"a file name is too long{shortened(_about(cause))}. Give a shorter one."
         if _is_of_a_lost_peer(cause):
             return (
                 "another process of this training has ended, and this one cannot go on alone. What that one printed, "

@@ -9,7 +9,7 @@ from typing import Any
 
 from typer.exceptions import TyperException
 
-from cwdpo.contents import COMPARE_RUNS, kind_of
+from cwdpo.contents import COMPARE_RUNS, Kind, kind_of
 from cwdpo.errors import UserError, shortened
 
 _MUST_BE = {
@@ -140,7 +140,7 @@ def _of_command(name: str, said: str, command: Any) -> str:
     ours = next((ours for ours, words in _OTHER_COMMANDS.items() if name.lower() in words), None)
     if name.endswith((".yaml", ".yml")):
         ours = f"train {name}"
-    elif Path(name).is_file():
+    elif _kind(name) is not None and Path(name).is_file():
         ours = f"check {name}"
     is_there = ours is not None and ours.split()[0] in command.commands
     return f"No such command {shortened(name)!r}. Did you mean `cwdpo {ours}`?" if is_there else said
@@ -184,7 +184,15 @@ def _given(param: Any, words: Sequence[str]) -> str | None:
 
 
 def _names_a_run(words: Sequence[str]) -> bool:
-    return any(kind_of(Path(word)) in ("a run", "an unfinished run") for word in words if Path(word).is_dir())
+    return any(_kind(word) in ("a run", "an unfinished run") for word in words)
+
+
+def _kind(word: str) -> Kind | None:
+    """What a word of the command line names, if it can be a path."""
+    try:
+        return kind_of(Path(word))
+    except (OSError, ValueError):  # too long for a name, or no permission
+        return None
 
 
 def _of_extra(extra: str, command: Any, words: Sequence[str], path: str) -> str:
@@ -197,7 +205,7 @@ def _of_extra(extra: str, command: Any, words: Sequence[str], path: str) -> str:
         advice = f'Pipe the question in: echo "{shortened(extra)}" | {path} {given}.'
     elif path == "cwdpo compare" and _names_a_run(words):
         advice = f"It trains a grid, a YAML file. {COMPARE_RUNS}"
-    elif "--image" in options and "--image" not in words and kind_of(Path(first)) == "an image":
+    elif "--image" in options and "--image" not in words and _kind(first) == "an image":
         advice = f"Write --image {first}."
     elif repeated is not None:
         advice = f"Repeat the option for each: {repeated} {first}."

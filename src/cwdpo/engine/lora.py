@@ -20,7 +20,8 @@ def fuse_lora(model: nn.Module) -> int:
     """Let the plain LoRA layers of a model compute as above, in place; how many there are.
 
     Layers of other classes (quantised, of convolutions) stay PEFT's, and so does each call that is not plain: with
-    dropout, several adapters, merged or switched off ones, a variant such as DoRA, or hooks on the parts.
+    dropout, several adapters, merged or switched off ones, a variant such as DoRA, a scale that is a tensor, or hooks
+    on the parts.
     """
     layers = [module for module in model.modules() if type(module) is lora.Linear]
     for layer in layers:
@@ -62,7 +63,8 @@ class FusedLora(lora.Linear):
         parts = self._parts(name)
         frozen = not any(weight.requires_grad for weight in parts[0]._parameters.values() if weight is not None)
         is_plain = frozen and all(map(_is_plain, parts)) and parts[2]._parameters["bias"] is None
-        return name if is_plain and isinstance(inside["lora_dropout"]._modules[name], nn.Identity) else None
+        is_plain = is_plain and _is_plain(inside["lora_dropout"]._modules[name], nn.Identity)
+        return name if is_plain and isinstance(self.scaling[name], float | int) else None
 
     def _parts(self, name: str) -> tuple[Any, Any, Any]:
         """The frozen layer, A and B."""
@@ -70,9 +72,9 @@ class FusedLora(lora.Linear):
         return inside["base_layer"], inside["lora_A"]._modules[name], inside["lora_B"]._modules[name]
 
 
-def _is_plain(part: nn.Module) -> bool:
+def _is_plain(part: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     """Whether a call of a part is its class's arithmetic and nothing else."""
-    return type(part) is nn.Linear and not (
+    return type(part) is kind and not (
         part._forward_hooks
         or part._forward_pre_hooks
         or part._backward_hooks
@@ -85,9 +87,12 @@ def _types(
     x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
 ) -> tuple[torch.dtype, torch.dtype] | None:
     """What a layer, and what its adapter computes in; None where that is PEFT's to say."""
-    if torch.is_autocast_enabled(x.device.type):
-        mixed = torch.get_autocast_dtype(x.device.type)
-        return mixed, mixed
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):  # tensors without values, on "meta"
+        return None
+    if torch.is_autocast_enabled(device):
+        mixed = torch.get_autocast_dtype(device)  # of all types but float64, which stays
+        return None if torch.float64 in (x.dtype, weight.dtype, down.dtype, up.dtype) else (mixed, mixed)
     own, wide = weight.dtype, down.dtype
     if x.dtype != own or up.dtype != wide:
         return None
@@ -103,14 +108,19 @@ def _forward(
     scale: float,
     own: torch.dtype,
     wide: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, the inputs as rows, and those behind A; the layer computes in ``own``, its adapter in ``wide``."""
-    flat = x.reshape(-1, x.shape[-1])
-    inputs = flat.to(own)
-    low = linear(inputs.to(wide), down.to(wide))
-    out = linear(inputs, weight.to(own), None if bias is None else bias.to(own)).to(wide)
+) -> tuple[Tensor, Tensor]:
+    """The result, and what lies behind A, as rows; the layer computes in ``own``, its adapter in ``wide``."""
+    inputs = x.to(own)
+    # in the shape that it came in: as rows, a layer with a bias may round in another way than it does alone
+    alone = linear(inputs, weight.to(own), None if bias is None else bias.to(own))
+    low = linear(_rows(inputs).to(wide), down.to(wide))
+    out = _rows(alone).to(wide)
     torch.addmm(out, low, up.to(wide).t(), alpha=scale, out=out)
-    return out.to(own).view(*x.shape[:-1], out.shape[1]), flat, low
+    return out.to(own).view(alone.shape).data, low  # a view, without ``data``, may not be changed in place by a model
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -132,25 +142,26 @@ class _LoraLinear(torch.autograd.Function):
         own: torch.dtype,
         wide: torch.dtype,
     ) -> Tensor:
-        out, flat, low = _forward(x, weight, bias, down, up, scale, own, wide)
-        ctx.save_for_backward(flat, weight, down, up, low)
-        ctx.scale, ctx.shape, ctx.own, ctx.wide = scale, x.shape, own, wide
+        out, low = _forward(x, weight, bias, down, up, scale, own, wide)
+        ctx.save_for_backward(x, weight, down, up, low)
+        ctx.scale, ctx.own, ctx.wide = scale, own, wide
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight, down, up, low = ctx.saved_tensors
+        x, weight, down, up, low = ctx.saved_tensors
         own, wide = ctx.own, ctx.wide
-        of_out = gradient.reshape(-1, gradient.shape[-1])
-        of_wide = of_out.to(wide)
-        # a narrow matrix in the order that it is read in: on CPUs as it lies takes five times as long
-        of_low = linear(of_wide, up.to(wide).t().contiguous()).mul_(ctx.scale)
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            of_x = (of_out @ weight.to(own)).to(wide)
-            torch.addmm(of_x, of_low, down.to(wide), out=of_x)
-            of_x = of_x.to(flat.dtype).view(ctx.shape)
-        of_down = (of_low.t() @ flat.to(own).to(wide)).to(down.dtype)
-        of_up = (low.t() @ of_wide).t().mul(ctx.scale).to(up.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # types are those of the way forward
+            of_out = _rows(gradient)
+            of_wide = of_out.to(wide)
+            # a narrow matrix in the order that it is read in: on CPUs as it lies takes five times as long
+            of_low = linear(of_wide, up.to(wide).t().contiguous()).mul_(ctx.scale)
+            of_x = None
+            if ctx.needs_input_grad[0]:
+                of_x = (of_out @ weight.to(own)).to(wide)
+                torch.addmm(of_x, of_low, down.to(wide), out=of_x)
+                of_x = of_x.to(x.dtype).view(x.shape)
+            of_down = (of_low.t() @ _rows(x).to(own).to(wide)).to(down.dtype)
+            of_up = (low.t() @ of_wide).t().mul(ctx.scale).to(up.dtype)
         return of_x, None, None, of_down, of_up, None, None, None

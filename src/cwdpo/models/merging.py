@@ -58,9 +58,10 @@ def merge_adapter(
         logger.warning("%s does not say which weights it was trained on, so %s is not compared with them", source, base)
     base = base or named_base(source)
     model = load_policy(base, freeze_vision=False, trust_remote_code=trust_remote_code)  # compared as it was saved
-    if dtype != "auto":
-        model.to(getattr(torch, dtype))
     adapted = load_adapter(model, source, trainable=False, any_base=any_base)
+    if dtype != "auto":
+        for name, weight in adapted.named_parameters():  # no buffers: frequencies of positions stay exact
+            weight.data = weight.data if ".lora_" in name else weight.data.to(getattr(torch, dtype))
     # transformers and PEFT write the tokenizer and the processor with the adapters, if they are given them
     own_processor = any((source / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
     processor = load_processor(source if own_processor else base, trust_remote_code=trust_remote_code)
