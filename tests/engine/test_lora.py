@@ -380,6 +380,16 @@ def test_a_plain_call_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(calls) == 2
 
 
+def test_an_input_that_needs_no_gradient_gets_none() -> None:
+    flops = []
+    for each in (adapted(), fused(adapted())):
+        with FlopCounterMode(display=False) as counter:
+            each(inputs()).sum().backward()
+        flops.append(counter.get_total_flops())
+
+    assert flops[0] == flops[1] > 0
+
+
 def test_it_takes_no_more_arithmetic_and_is_saved_as_peft_s() -> None:
     model = adapted()
     own = fused(model)
