@@ -370,6 +370,18 @@ def test_in_16_bits_layers_with_one_input_keep_it_once(layers: torch.dtype, is_m
     assert kept[1] < share * kept[0]
 
 
+def test_classes_that_others_made_of_peft_s_layer_stay_theirs() -> None:
+    class Own(peft.Linear):
+        pass
+
+    model = adapted()
+    layers = [module for module in model.modules() if type(module) is peft.Linear]
+    layers[0].__class__ = Own
+
+    assert fuse_lora(model) == 1
+    assert [type(layer) for layer in layers] == [Own, FusedLora]
+
+
 def test_a_plain_call_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     own, calls = fused(adapted()), []
     short: Any = lora._LoraLinear.apply

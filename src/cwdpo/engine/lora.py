@@ -162,6 +162,6 @@ class _LoraLinear(torch.autograd.Function):
                 of_x = (of_out @ weight.to(own)).to(wide)
                 torch.addmm(of_x, of_low, down.to(wide), out=of_x)
                 of_x = of_x.to(x.dtype).view(x.shape)
-            of_down = (of_low.t() @ _rows(x).to(own).to(wide)).to(down.dtype)
+            of_down = (of_low.t() @ _rows(x).to(wide)).to(down.dtype)
             of_up = (low.t() @ of_wide).t().mul(ctx.scale).to(up.dtype)
         return of_x, None, None, of_down, of_up, None, None, None
