@@ -24,10 +24,10 @@ from cwdpo.data.encode import EncodedMemory
 from cwdpo.data.reading import read_rows
 from cwdpo.data.rows import Row
 from cwdpo.demo.plans import OPTIMISER
-from cwdpo.demo.regimes import Pairing, captions_of_both, likelihoods, ordered_pairs, own_captions
+from cwdpo.demo.regimes import Pairs, captions_of_both, likelihoods, ordered_pairs, own_captions
 from cwdpo.errors import UserError
 from cwdpo.recipes import run_recipe
-from cwdpo.records import write_text
+from cwdpo.records import write_jsonl
 from examples.emoji.emoji_names import ATTRIBUTES, HAIR, Reading, judge, made_up, put_right, read_name, share_right
 
 HERE = Path(__file__).parent
@@ -36,22 +36,10 @@ Start: TypeAlias = Literal["base", "habit"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Regime:
-    """What a start model is to be tuned with."""
+class Regime(Pairs):
+    """What a start model is to be tuned with; ``drawn`` pairs are the rows of build.py."""
 
     start: Start = "habit"
-    pairs: Pairing = "two"
-    """As on drawn scenes; ``drawn`` are the rows of build.py, whose rejected answers are easy in 70 %."""
-
-    easy: float = 0.0
-    """Share of rejected answers that are replaced by trivially wrong ones."""
-
-    mislabelled: float = 0.0
-    """Share of pairs whose answers are exchanged."""
-
-    captions: int = 3
-    """Names that the start model samples for each picture."""
-
     pictures: int = 700
     """To train on, drawn from train.jsonl; a picture whose names do not differ in score gives no pair."""
 
@@ -254,5 +242,5 @@ def _write(file: Path, rows: Sequence[Mapping[str, Any]], data: Path) -> Path:
     (file.parent / "images").mkdir(parents=True, exist_ok=True)
     for row in rows:
         shutil.copyfile(data / row["images"][0], file.parent / row["images"][0])
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(file, rows)
     return file

@@ -65,23 +65,29 @@ LONGEST = 40
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Regime:
-    """What a start model is to be tuned with."""
+class Pairs:
+    """How the pairs of any world are made."""
 
-    start: Start = "habit"
     pairs: Pairing = "two"
     easy: float = 0.0
-    """Share of rejected captions that are replaced by trivially wrong ones; ``drawn`` pairs have their own 70 %."""
+    """Share of rejected answers that are replaced by trivially wrong ones; ``drawn`` pairs have their own 70 %."""
 
     mislabelled: float = 0.0
     """Share of pairs whose answers are exchanged."""
 
+    captions: int = 3
+    """Answers that the start model samples for each picture."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Regime(Pairs):
+    """What a start model is to be tuned with."""
+
+    start: Start = "habit"
     scenes: int = 1300
     """To train on; a scene whose captions do not differ gives no pair."""
 
     held_out: int = 700
-    captions: int = 3
-    """Sampled from the start model for each scene."""
 
 
 class RegimeFiles(NamedTuple):

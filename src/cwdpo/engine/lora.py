@@ -131,20 +131,10 @@ class _LoraLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        down: Tensor,
-        up: Tensor,
-        scale: float,
-        own: torch.dtype,
-        wide: torch.dtype,
-    ) -> Tensor:
-        out, low = _forward(x, weight, bias, down, up, scale, own, wide)
+    def forward(ctx: Any, *call: Any) -> Tensor:  # as of :func:`_forward`
+        out, low = _forward(*call)
+        x, weight, _, down, up, ctx.scale, ctx.own, ctx.wide = call
         ctx.save_for_backward(x, weight, down, up, low)
-        ctx.scale, ctx.own, ctx.wide = scale, own, wide
         return out
 
     @staticmethod
