@@ -136,3 +136,33 @@ def test_a_model_without_a_usual_cache_is_decoded_plainly(
         for _ in range(2):
             assert torch.equal(decode(model, prompts, OWNERS, how), expected)
     assert caplog.text.count("keeps no key-value cache") == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True, "top_k": 0}])
+@torch.no_grad()
+def test_answers_without_room_are_decoded_in_halves(
+    settings: dict[str, Any], tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, prompts = load_model(tiny("llava")), prompts_of(tiny("llava"))
+    ends = [plainly(model, prompts, OWNERS, config(model))[0, 3].item()]  # so that portions differ in length
+    how = config(model, ends, **settings)
+    torch.manual_seed(3)
+    expected = [decode(model, prompts[:1], [0, 0, 0], how), decode(model, prompts[1:], [0, 1, 1], how)]
+    model.register_forward_pre_hook(_no_room_for_more_than(3), with_kwargs=True)
+    with caplog.at_level(logging.INFO, logger="cwdpo"):
+        for _ in range(2):
+            torch.manual_seed(3)
+            found = decode(model, prompts, OWNERS, how)
+            for ids, of_portion in zip((found[:3], found[3:]), expected, strict=True):
+                length = of_portion.shape[1]
+                assert torch.equal(ids[:, :length], of_portion)
+                assert (ids[:, length:] == 0).all()
+    assert [record.getMessage() for record in caplog.records] == ["6 answers at one time have no room: 3 from now on"]
+
+
+def _no_room_for_more_than(most: int) -> Callable[..., None]:
+    def hook(module: object, args: object, kwargs: dict[str, Any]) -> None:
+        if len(kwargs["input_ids"]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return hook

@@ -21,6 +21,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from cwdpo.batch import image_entries
 from cwdpo.engine.layout import prompts_alone
 from cwdpo.engine.vision import FeatureCache, image_outputs
+from cwdpo.memory import FittingPasses
 from cwdpo.models.parts import bare_model, cast_images, has_sharded_weights
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ _no_cache: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 _logged: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 """The reasons that were logged of each model."""
 
+_fitting: WeakKeyDictionary[nn.Module, FittingPasses] = WeakKeyDictionary()
+"""How many answers of each model have room at one time."""
+
 
 def decode(
     model: nn.Module,
@@ -65,8 +69,33 @@ def decode(
         features: where the images' features are kept, if they are.
 
     Returns:
-        ``(answers, length)``, an answer that ended earlier padded with the config's ``pad_token_id``.
+        ``(answers, length)``, an answer that ended earlier padded with the config's ``pad_token_id``. Where they have
+        no room on a GPU all together they are decoded in portions, one after the other.
     """
+
+    def decode_portion(of_portion: Sequence[int]) -> Tensor:
+        used = list(dict.fromkeys(of_portion))
+        return _decode_at_once(
+            model, [prompts[owner] for owner in used], [used.index(owner) for owner in of_portion], config, features
+        )
+
+    if has_sharded_weights(model):  # all processes must make equally many passes
+        return decode_portion(owners)
+    fitting = _fitting.setdefault(bare_model(model), FittingPasses("answers"))
+    portions = fitting.run(decode_portion, owners)
+    longest = max(ids.shape[1] for ids in portions)
+    pad: Any = config.pad_token_id
+    return torch.cat([nn.functional.pad(ids, (0, longest - ids.shape[1]), value=pad) for ids in portions])
+
+
+def _decode_at_once(
+    model: nn.Module,
+    prompts: Sequence[dict[str, Tensor]],
+    owners: Sequence[int],
+    config: GenerationConfig,
+    features: FeatureCache | None,
+) -> Tensor:
+    """:func:`decode`, of all answers in one batch."""
     policy: Any = model
     bare = bare_model(model)
     reason = why_not_shared(model, config) or _no_cache.get(bare)

@@ -141,6 +141,32 @@ def test_new_negatives_are_measured_against_the_reference(make_trainer: Make) ->
     assert trainer.state.log_history[-2]["rewards/rejected"] != pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.slow
+def test_negatives_without_room_are_measured_in_halves(make_trainer: Make, tmp_path: Path) -> None:
+    measured = []
+    for most in (99, 3):
+        trainer = make_trainer(2, **STEPS, on_policy=SAMPLING | {"on_policy_fraction": 1.0}, out=f"most-{most}")
+        scripted(trainer, lambda row, n: [f"sample {row.id}", "another"])
+        passes: list[int] = []
+        trainer.measure_reference()
+        totals = trainer.on_policy._refresher.reference.totals
+
+        def with_room(batch: Any, totals: Any = totals, most: int = most, passes: list[int] = passes) -> Any:
+            passes.append(len(batch["prompts"]))
+            if passes[-1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return totals(batch)
+
+        trainer.on_policy._refresher.reference.totals = with_room
+        trainer.train()
+        refresh = read_refreshes(tmp_path / f"most-{most}/negatives")[0]
+        assert refresh.error is None
+        assert "failed_portions" not in refresh.details
+        measured.append([candidate.reference_logprob for candidate in refresh.candidates])
+    assert passes[:3] == [4, 2, 2]
+    assert measured[1] == pytest.approx(measured[0], abs=1e-4)
+
+
 def test_a_frozen_tower_is_shared_with_the_reference(make_trainer: Make) -> None:
     trainer = make_trainer(2, **STEPS, on_policy=SAMPLING)
     for name, parameter in trainer.model.named_parameters():

@@ -23,6 +23,7 @@ from cwdpo.data.rows import Row
 from cwdpo.engine.layout import select_answers
 from cwdpo.errors import UserError, shortened
 from cwdpo.generation import Sampler, Sampling, chunks
+from cwdpo.memory import FittingPasses
 from cwdpo.negatives.candidates import Candidate, drop_easy, drop_similar
 from cwdpo.negatives.filtering import RightAnswers, Rules
 from cwdpo.negatives.hardness import batch_ches
@@ -116,6 +117,7 @@ class Refresher:
 
         self.encoder = copy.copy(trainer.encoder)
         self.encoder.limit, self._limit = None, trainer.encoder.limit  # the length of an answer is looked at afterwards
+        self._fitting = FittingPasses("rows' negatives")
         self._collate = AnswerCollator(self.encoder, roles=(Role.REJECTED,))
         self._collate_with_chosen = AnswerCollator(self.encoder, roles=(Role.CHOSEN, Role.REJECTED))
 
@@ -223,16 +225,17 @@ class Refresher:
         if self.settings.measures_own:
             for index, row, of_row in zip(indices, rows, candidates, strict=True):
                 of_row += [Candidate(index, row.id, text, source="dataset") for text in dict.fromkeys(row.rejected)]
-        part: list[tuple[Row, list[Candidate]]] = []
+        parts: list[list[tuple[Row, list[Candidate]]]] = [[]]
         answers = 0
         for row, of_row in zip(rows, candidates, strict=True):
             passed = sum(candidate.reason is None for candidate in of_row)
-            if part and answers + passed > self.settings.batch_size:
-                self._measure(part)
-                part, answers = [], 0
-            part.append((row, of_row))
+            if parts[-1] and answers + passed > self.settings.batch_size:
+                parts.append([])
+                answers = 0
+            parts[-1].append((row, of_row))
             answers += passed
-        self._measure(part)
+        for part in parts:
+            self._fitting.run(self._measure, part)
         return [candidate for of_row in candidates for candidate in of_row]
 
     @torch.no_grad()
