@@ -20,6 +20,7 @@ from cwdpo.data.rows import Row
 from cwdpo.engine import make_engine
 from cwdpo.errors import ConfigError
 from cwdpo.models.loading import load_processor
+from cwdpo.trainers.arguments import CWDPOConfig
 from cwdpo.trainers.sharding import (
     check_sharding,
     choose_stand_in,
@@ -46,15 +47,25 @@ def accelerator(*, fsdp: int | None = None, deepspeed: int | None = None) -> Any
     return SimpleNamespace(state=state)
 
 
-def test_what_cannot_work_is_refused() -> None:
+def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
+    args = CWDPOConfig(output_dir=str(tmp_path))
     for plugins in ({}, {"deepspeed": 2}, {"fsdp": 2}, {"deepspeed": 3}):
-        check_sharding(accelerator(**plugins))
+        check_sharding(accelerator(**plugins), args)
     with pytest.raises(ConfigError, match="version: 2"):
-        check_sharding(accelerator(fsdp=1))
+        check_sharding(accelerator(fsdp=1), args)
     loads_on_one = accelerator(fsdp=2)
     loads_on_one.state.fsdp_plugin.cpu_ram_efficient_loading = True
     with pytest.raises(ConfigError, match="cpu_ram_efficient_loading: false"):
-        check_sharding(loads_on_one)
+        check_sharding(loads_on_one, args)
+
+
+@pytest.mark.parametrize("settings", [{"on_nonfinite": "skip"}, {"max_tokens_per_batch": 4096}])
+def test_a_launcher_may_bring_deepspeed_that_no_setting_names(settings: dict[str, Any], tmp_path: Path) -> None:
+    args = CWDPOConfig(output_dir=str(tmp_path), **settings)
+    check_sharding(accelerator(fsdp=2), args)
+    with pytest.raises(ConfigError, match="DeepSpeed") as refused:
+        check_sharding(accelerator(deepspeed=1), args)
+    assert refused.value.setting == next(iter(settings))
 
 
 def test_what_is_divided() -> None:

@@ -56,15 +56,6 @@ _IN_PYTHON = {
 OnNonfinite: TypeAlias = Literal["stop", "skip"]
 """What a step does whose loss or gradient is not finite."""
 
-NO_SKIP = (
-    "on_nonfinite is skip, but DeepSpeed updates the weights before the gradient can be looked at. Write "
-    "`on_nonfinite: stop`."
-)
-NO_PARTS = (
-    "max_tokens_per_batch takes several backward passes a step, and DeepSpeed would update the weights after each. "
-    "Take it out, and lower per_device_train_batch_size."
-)
-
 if TYPE_CHECKING:
     Floor: TypeAlias = float | str
     LossNames: TypeAlias = PreferenceLoss | dict[PreferenceLoss, float]
@@ -208,10 +199,8 @@ class AnswerArguments(TrainingArguments):
                 "accelerator_config has dispatch_batches, which cuts batches along their first dimension, and a batch "
                 "here is prompts with any number of answers. Take it out: each process reads its own rows.",
             )
-        if self.deepspeed is not None and self.on_nonfinite == "skip":
-            yield "on_nonfinite", NO_SKIP
-        if self.deepspeed is not None and self.max_tokens_per_batch is not None:
-            yield "max_tokens_per_batch", NO_PARTS
+        if self.deepspeed is not None:
+            yield from self.refused_under_deepspeed()
         if self.max_tokens_per_batch is not None and self.max_tokens_per_batch < 1:
             yield (
                 "max_tokens_per_batch",
@@ -222,6 +211,21 @@ class AnswerArguments(TrainingArguments):
                 "train_sampling_strategy",
                 f"train_sampling_strategy `{self.train_sampling_strategy}` needs rows of token ids. Write "
                 "`length_buckets: true`, which counts images and all answers, or `max_tokens_per_batch: 8192`.",
+            )
+
+    def refused_under_deepspeed(self) -> Iterator[tuple[str, str]]:
+        """Settings that cannot work with DeepSpeed, which these arguments need not name: a launcher may bring it."""
+        if self.on_nonfinite == "skip":
+            yield (
+                "on_nonfinite",
+                "on_nonfinite is skip, but DeepSpeed updates the weights before the gradient can be looked at. Write "
+                "`on_nonfinite: stop`.",
+            )
+        if self.max_tokens_per_batch is not None:
+            yield (
+                "max_tokens_per_batch",
+                "max_tokens_per_batch takes several backward passes a step, and DeepSpeed would update the weights "
+                "after each. Take it out, and lower per_device_train_batch_size.",
             )
 
     def _other_than_declared(self) -> Iterator[tuple[str, str]]:

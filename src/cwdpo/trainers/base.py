@@ -49,7 +49,7 @@ from cwdpo.trainers.accepting import (
     refuse_unknown,
     take_policy,
 )
-from cwdpo.trainers.arguments import NO_PARTS, NO_SKIP, AnswerArguments
+from cwdpo.trainers.arguments import AnswerArguments
 from cwdpo.trainers.callbacks import Sealing
 from cwdpo.trainers.finite import FiniteSteps, broken_weights
 from cwdpo.trainers.recomputing import StepRows, decide_recomputing
@@ -175,10 +175,6 @@ class AnswerTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if args.max_tokens_per_batch is not None and self.is_deepspeed_enabled:
-            raise ConfigError(NO_PARTS, setting="max_tokens_per_batch")
-        if args.on_nonfinite == "skip" and self.is_deepspeed_enabled:
-            raise ConfigError(NO_SKIP, setting="on_nonfinite")
         if not self.is_sharded:  # divided weights are put together where PEFT's layers call their parts
             fuse_lora(self.model)
         self.finite = FiniteSteps(self, skips=args.on_nonfinite == "skip")
@@ -203,7 +199,7 @@ class AnswerTrainer(Trainer):
         refuse_one_process(self.args)
         with dividing_among_cpus(self.args):
             super().create_accelerator_and_postprocess()
-        check_sharding(self.accelerator)
+        check_sharding(self.accelerator, self.args)
         fit_fsdp(self.accelerator, self.args, self.model)
 
     def own_callbacks(self) -> list[TrainerCallback]:

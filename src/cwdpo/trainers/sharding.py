@@ -17,6 +17,7 @@ from cwdpo.data.rows import Row
 from cwdpo.engine.layout import pass_groups
 from cwdpo.errors import ConfigError
 from cwdpo.models.parts import bare_model
+from cwdpo.trainers.arguments import AnswerArguments
 
 
 @contextmanager
@@ -85,8 +86,11 @@ def fit_fsdp(accelerator: Accelerator, args: TrainingArguments, model: nn.Module
         plugin.activation_checkpointing, args.activation_checkpointing = False, True
 
 
-def check_sharding(accelerator: Accelerator) -> None:
-    """Refuse to divide weights where it would end in an error."""
+def check_sharding(accelerator: Accelerator, args: AnswerArguments) -> None:
+    """Refuse to divide weights where it would end in an error, or lose what other settings ask for."""
+    if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
+        for setting, problem in args.refused_under_deepspeed():
+            raise ConfigError(problem, setting=setting)
     fsdp = _fsdp(accelerator)
     if fsdp is not None and fsdp.fsdp_version == 1:
         raise ConfigError(
