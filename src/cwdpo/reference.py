@@ -146,21 +146,17 @@ class FrozenCopy(LiveReference):
 
 
 class StartingAdapter(LiveReference):
-    """The policy with its adapter set back to where stage 2 began, or while that is untrained, switched off: cheaper
-    and the same. The base model is shared, so it costs no memory."""
+    """The policy with what trains set back to where stage 2 began. The base model is shared, so it costs the memory of
+    one more adapter."""
 
     def __init__(self, model: nn.Module, engine: Engine) -> None:
         self.model, self.engine = model, engine
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._is_new = all("lora_" in name for name in self._trainable) and not any(
-            p.any() for name, p in self._trainable.items() if "lora_B" in name
-        )
-        self._start = {} if self._is_new else {name: p.detach().clone() for name, p in self._trainable.items()}
+        self._start = {name: p.detach().clone() for name, p in self._trainable.items()}
 
     @torch.no_grad()
     def logprobs(self, batch: Batch, *, want: Collection[Detail] = ()) -> AnswerLogprobs:
-        adapted: Any = self.model
-        with eval_mode(self.model), adapted.disable_adapter() if self._is_new else self._set_back():
+        with eval_mode(self.model), self._set_back():
             return self.engine.logprobs(self.model, batch, want=want)
 
     @contextmanager

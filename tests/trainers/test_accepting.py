@@ -161,6 +161,10 @@ def test_adapters_go_into_bare_models_once(tiny: Tiny) -> None:
     prompt_tuning = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     text = refusal(lambda: CWDPOTrainer(load_policy(tiny("llava")), peft_config=prompt_tuning, **common))
     assert text.startswith("PromptTuningConfig puts learned tokens before the prompt")
+    adapted.add_adapter("second", LORA)
+    adapted.base_model.set_adapter(["default", "second"])
+    text = refusal(lambda: CWDPOTrainer(adapted, **common))
+    assert text.startswith("2 adapters are active (default, second), and a resumed run would go on with the first")
     trainer = CWDPOTrainer(tiny("llava"), peft_config=LORA, **common)  # a path is a name too
     assert {name.split(".")[-4] for name, p in trainer.model.named_parameters() if p.requires_grad} == {"gate_proj"}
 

@@ -11,7 +11,7 @@ import torch
 
 from cwdpo.data.rows import Row
 from cwdpo.errors import DataError, UserError
-from cwdpo.models.adapters import load_adapter
+from cwdpo.models.adapters import add_lora, load_adapter
 from cwdpo.models.loading import load_policy
 
 Make = Callable[..., Any]
@@ -72,6 +72,23 @@ def test_stage_two_on_a_trained_adapter_starts_at_zero_and_keeps_its_reference(m
         trainer.train()
     assert_same_weights(live, cached, tolerance=1e-5)
     assert lines(live)[-1]["rewards/margins"] > 0.001
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "frozen"), [("language", "lora_B"), (["embed_tokens"], "")])
+def test_the_live_reference_is_where_stage_two_began_whatever_trains(
+    target: Any, frozen: str, make_trainer: Make, tiny: Any
+) -> None:
+    """Adapters that are not zero, of which some parts are frozen, or which have parts of other names."""
+    model = add_lora(load_policy(tiny("llava"), dtype="float32"), r=4, alpha=8, target_modules=target)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+            weight.requires_grad_(not frozen or frozen not in name)
+    trainer = make_trainer(2, model=model, reference="live", max_steps=3, learning_rate=1e-2)
+    trainer.train()
+    assert lines(trainer)[0]["rewards/chosen"] == pytest.approx(0, abs=1e-5)
+    assert abs(lines(trainer)[-1]["rewards/margins"]) > 1e-3
 
 
 @pytest.mark.slow

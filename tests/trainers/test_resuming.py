@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from cwdpo.errors import UserError
 from cwdpo.models.checkpoints import last_checkpoint, no_unfinished_checkpoints
+from cwdpo.models.loading import load_policy
 from cwdpo.records import RunDirectory, append_jsonl, read_jsonl
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal
 
@@ -178,3 +181,33 @@ def test_resuming_at_the_last_step_takes_no_other(make_trainer: Make) -> None:
     assert resumed.state.global_step == 3
     for parameter, value in weights(straight).items():
         assert torch.equal(value, weights(resumed)[parameter]), parameter
+
+
+@pytest.mark.slow
+def test_an_adapter_of_any_name_is_resumed(make_trainer: Make, tiny: Any) -> None:
+    def make(out: str, **settings: Any) -> Any:
+        torch.manual_seed(0)  # of the adapter's first values
+        model = get_peft_model(
+            load_policy(tiny("llava"), dtype="float32"), LoraConfig(r=4, target_modules=["q_proj"]), adapter_name="mine"
+        )
+        return make_trainer(2, model=model, out=out, **SAVING | settings)
+
+    straight = make("straight")
+    straight.train()
+    with pytest.raises(RuntimeError, match="power cut"):
+        make("broken", callbacks=[StopAfter(5)]).train()
+    resumed = make("broken")
+    resumed.train(resume_from_checkpoint=True)
+    assert history(resumed) == history(straight)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_lacks_a_weight_of_the_adapter_is_not_resumed(make_trainer: Make, tmp_path: Path) -> None:
+    """One of another program, say, that has no list of its files."""
+    make_trainer(2, lora=True, **SAVING | {"max_steps": 2}).train()
+    checkpoint = tmp_path / "out/checkpoint-2"
+    (checkpoint / "manifest.json").unlink()
+    saved = load_file(checkpoint / "adapter_model.safetensors")
+    save_file(dict(list(saved.items())[1:]), checkpoint / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="lacks 1 adapter weights"):
+        make_trainer(2, lora=True, **SAVING).train(resume_from_checkpoint=str(checkpoint))

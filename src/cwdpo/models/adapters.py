@@ -168,13 +168,18 @@ def adapted_tied_layers(model: PeftModel) -> dict[str, str]:
 
 def check_adapters(model: PeftModel) -> None:
     """Refuse, with a ConfigError, adapters that cannot be trained here or would not survive a merge."""
-    for name in model.active_adapters:
-        config = model.peft_config[name]
-        if config.is_prompt_learning:
-            raise ConfigError(
-                f"{type(config).__name__} puts learned tokens before the prompt, which these trainers do not lay out. "
-                "Give adapters that change layers, such as peft.LoraConfig."
-            )
+    if len(model.active_adapters) != 1:
+        raise ConfigError(
+            f"{len(model.active_adapters)} adapters are active ({', '.join(model.active_adapters)}), and a resumed run "
+            "would go on with the first alone. Merge those that are trained already into the model "
+            "(`merge_and_unload`), and give it one that trains."
+        )
+    config = model.peft_config[model.active_adapters[0]]
+    if config.is_prompt_learning:
+        raise ConfigError(
+            f"{type(config).__name__} puts learned tokens before the prompt, which these trainers do not lay out. "
+            "Give adapters that change layers, such as peft.LoraConfig."
+        )
     _refuse_shared(adapted_tied_layers(model))
 
 

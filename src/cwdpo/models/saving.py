@@ -65,6 +65,8 @@ def restore_weights(model: nn.Module, directory: str | Path) -> None:
     """
     path = local_directory(Path(directory))
     assert path is not None
+    if isinstance(model, PeftModel) and (path / model.active_adapter / "adapter_config.json").is_file():
+        path = path / model.active_adapter  # where PEFT saves adapters that are not called `default`
     is_adapter = (path / "adapter_config.json").is_file()
     if isinstance(model, PeftModel) != is_adapter:
         has, needs = ("adapters", "a full model") if is_adapter else ("no adapters", "adapters")

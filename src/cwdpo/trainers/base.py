@@ -497,7 +497,7 @@ class AnswerTrainer(Trainer):
         return found
 
     def _restore(self, checkpoint: str) -> None:
-        if not self.is_sharded and not isinstance(self.model, PeftModel):  # those load strictly, in their own formats
+        if not self.is_sharded:  # divided weights load strictly, in formats of their own
             restore_weights(self.model, Path(checkpoint))
 
     def _parts(self, model: nn.Module, batch: Batch) -> list[Batch]:
