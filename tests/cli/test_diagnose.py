@@ -52,7 +52,7 @@ def test_a_sound_history_that_is_no_run_is_not_written_to(call: Call, tmp_path: 
     path = write(tmp_path / "log.jsonl", metrics())
     code, out, _ = call(path, "--beta", "0.1")
     assert code == 0
-    assert "No problem found in what could be judged." in out
+    assert "No problem found: 13 signs looked for; 1 more could not be judged in every stage." in out
     assert "Looked for and not found: non finite loss, reward at start, squeezing" in out
     assert list(tmp_path.iterdir()) == [path]
 
@@ -60,7 +60,7 @@ def test_a_sound_history_that_is_no_run_is_not_written_to(call: Call, tmp_path: 
 def test_too_little_is_not_called_fine(call: Call, tmp_path: Path) -> None:
     code, out, _ = call(write(tmp_path / "log.jsonl", [{"stage": "stage2", "step": 5, "entropy": 1.0}]))
     assert code == 0
-    assert "Nothing could be judged." in out
+    assert "Nothing could be judged: too few readings." in out
     assert "squeezing (stage2): `rewards/rejected`" in out
     code, out, err = call(write(tmp_path / "other.jsonl", [{"note": 1}]))
     assert (code, out) == (2, "")

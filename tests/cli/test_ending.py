@@ -36,8 +36,8 @@ def finish(run: RunDirectory, stage: Stage, *, adapter: bool) -> None:
 @pytest.mark.parametrize(
     ("names", "clear", "first"),
     [
-        ([], ["squeezing"], "diagnosis: no problem found"),
-        ([], [], "diagnosis: nothing could be judged"),
+        ([], ["squeezing"], "diagnosis: no problem found: 1 sign looked for"),
+        ([], [], "diagnosis: nothing could be judged: too few readings"),
         (["squeezing", "overconfidence", "squeezing"], [], "diagnosis: squeezing, overconfidence"),
     ],
 )

@@ -168,6 +168,56 @@ def test_supervised_stages_have_no_displacement() -> None:
     assert "stalled_learning" in names(diagnose(falling))
 
 
+def two(group: str, start: float, end: float, *, stage: str = "stage2") -> list[Line]:
+    """The probe readings of a short run: one at each end."""
+    common = {"stage": stage, "group": group}
+    return [{**common, "step": 0, "mean_logprob": start, "delta": 0.0},
+            {**common, "step": 40, "mean_logprob": end, "delta": end - start}]  # fmt: skip
+
+
+@pytest.mark.parametrize(("chosen", "found"), [(-0.44, False), (-0.53, False), (-0.55, True), (-1.4, True)])
+def test_two_readings_show_a_fall_by_a_tenth(chosen: float, found: bool) -> None:
+    """By a tenth of the NLL and by 0.1 nats a token, here the larger of the two; a hair more and a hair less."""
+    stages = (
+        diagnose(two("chosen", -0.44, chosen, stage="stage1")),
+        diagnose(two("chosen", -0.44, chosen) + two("rejected", -2.0, -3.0)),
+    )
+    assert ("stalled_learning" in names(stages[0])) == found
+    assert ("likelihood_displacement" in names(stages[1])) == found
+    if found:
+        assert f"right answers lost {-0.44 - chosen:.3g} nats/token" in stages[0][0].evidence
+
+
+def test_two_readings_of_a_longer_answer_must_fall_by_a_tenth_of_its_nll() -> None:
+    assert diagnose(two("chosen", -3.0, -3.29, stage="stage1")) == []
+    assert names(diagnose(two("chosen", -3.0, -3.31, stage="stage1"))) == {"stalled_learning"}
+
+
+def test_right_answers_that_fall_in_a_supervised_stage_are_named_though_the_loss_falls() -> None:
+    learned = supervised() + probe("chosen", "mean_logprob", line(-1.0, -0.7), stage="stage1")
+    assert diagnose(learned) == []
+    forgot = supervised() + probe("chosen", "mean_logprob", line(-1.0, -1.3), stage="stage1")
+    (finding,) = diagnose(forgot)
+    assert finding.name == "stalled_learning"
+    assert "in probes" in finding.evidence
+    held_out = [
+        {"stage": "stage1", "step": s, "eval_logps_mean/chosen": -1 - 0.3 * s / 40} for s in (0, 10, 20, 30, 40)
+    ]
+    assert "in held-out rows" in diagnose(supervised() + held_out)[0].evidence
+
+
+def test_nothing_found_is_no_comfort_where_most_could_not_be_judged() -> None:
+    few = examine(two("chosen", -1.0, -0.9) + two("rejected", -2.0, -3.0), beta=0.1)
+    assert not few.found_nothing
+    assert few.clear
+    assert few.headline.startswith("Too few readings to say much: 12 of 14 signs")
+    # what was judged in one stage is not judged in the other
+    both = examine(supervised() + metrics()[:3], beta=0.1)
+    assert not both.found_nothing
+    assert examine(metrics(), beta=0.1).found_nothing
+    assert not examine(run(**DPO), beta=0.1).found_nothing
+
+
 def test_held_out_answers_tell_what_training_rows_hide() -> None:
     fell = probe("chosen", "delta", line(0, -0.2)) + probe("rejected", "delta", line(0, -1.0))
     found = {finding.name: finding for finding in diagnose(metrics() + fell, beta=0.1)}

@@ -123,7 +123,7 @@ def test_a_spoiled_run_is_told_first(tmp_path: Path) -> None:
 def test_a_healthy_run_is_told_briefly(tmp_path: Path) -> None:
     write_demo(tmp_path)
     found = page(tmp_path / "cw_dpo", out=tmp_path / "a.html")
-    assert "No problem found: 12 signs looked for; 2 more could not be judged." in found.prose
+    assert "No problem found: 12 signs looked for; 2 more could not be judged in every stage." in found.prose
     assert found.text_of("h4") == []
 
 
@@ -133,7 +133,7 @@ def test_five_steps_are_not_called_healthy(tmp_path: Path) -> None:
     assert verdict.headline == "Nothing could be judged: too few readings."
     write_lines(tmp_path / "metrics.jsonl", [{"step": i, "grad_norm": 1.0, "stage": "stage2"} for i in range(30)])
     (verdict,) = verdicts(runs(tmp_path))
-    assert verdict.headline.startswith("Too few readings to say much: 2 signs not found, ")
+    assert verdict.headline.startswith("Too few readings to say much: 12 of 14 signs")
 
 
 def test_runs_side_by_side(tmp_path: Path) -> None:

@@ -61,9 +61,9 @@ def _show(diagnosis: "Diagnosis", console: Console) -> None:
         console.print(Text(f"  {finding.advice}"), soft_wrap=True)
     console.print()
     if not diagnosis.findings:
-        found = "No problem found in what could be judged." if diagnosis.not_judged else "No problem found."
-        verdict = found if diagnosis.clear else "Nothing could be judged."
-        console.print(Text(verdict, style="bold green" if diagnosis.clear else "bold"))
+        console.print(
+            Text(f"{diagnosis.headline}.", style="bold green" if diagnosis.found_nothing else "bold"), soft_wrap=True
+        )
     if diagnosis.clear:
         clear = ", ".join(title_of(name).lower() for name in diagnosis.clear)
         console.print(Text(f"Looked for and not found: {clear}."), soft_wrap=True)

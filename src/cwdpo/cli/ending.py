@@ -43,12 +43,7 @@ def found_in(run: RunDirectory) -> Iterator[str]:
     if diagnosis is None:
         yield "diagnosis: nothing was logged that could be judged"
         return
-    # a sign may be found in both stages
-    names = ", ".join(dict.fromkeys(title_of(finding.name).lower() for finding in diagnosis.findings))
-    if not names:
-        yield f"diagnosis: {'no problem found' if diagnosis.clear else 'nothing could be judged'}"
-        return
-    yield f"diagnosis: {names}"
+    yield f"diagnosis: {diagnosis.headline[:1].lower()}{diagnosis.headline[1:]}"
     for finding in diagnosis.findings:
         yield f"  {title_of(finding.name).lower()}: {finding.evidence}"
         yield f"    {finding.advice}"

@@ -71,7 +71,7 @@ trainer:
   per_device_train_batch_size: 16
   adam_beta2: 0.98
   warmup_steps: 5
-  logging_steps: 5
+  logging_steps: 1           # each step is a reading for the diagnosis
   save_strategy: 'no'
   eval_strategy: 'no'        # the probes read the held-out rows
   use_cpu: true

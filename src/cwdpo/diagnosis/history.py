@@ -142,28 +142,52 @@ class Movement:
         return "nats/token" if self.per_token else "nats/answer"
 
 
-def movements(stage: StageHistory, side: Side, *, least: int | None = None) -> list[Movement]:
+def movements(
+    stage: StageHistory, side: Side, *, least: int | None = None, least_same: int | None = None
+) -> list[Movement]:
     """Every account of a side's answers, most informative first: probes, held-out rows, training rows; at least one.
 
-    ``least`` readings of training rows are needed; by default as many as of other metrics.
+    ``least`` readings of training rows are needed, and ``least_same`` of rows that are the same each time; by default
+    as many as of other metrics, and of other probes.
     """
     limits = stage.limits
     least = limits.min_metric_readings if least is None else least
-    held_out = _of_metrics(stage, side, "eval_", limits.min_probe_readings)
-    found = [_of_probes(stage, side), held_out, _of_metrics(stage, side, "", least)]
-    there = [movement for movement in found if movement is not None]
+    least_same = limits.min_probe_readings if least_same is None else least_same
+    of_rows = _of_metrics(stage, side, "", least)
+    there = [*same_answers(stage, side, least=least_same), *([] if of_rows is None else [of_rows])]
     if not there:
         raise MissingReadingsError(
             f"`rewards/{side}`, `logps_mean/{side}` or `logps/{side}`, {least} readings or more, "
-            f"or `delta` of probe group `{side}`, {limits.min_probe_readings} or more"
+            f"or `delta` of probe group `{side}`, {least_same} or more"
         )
     return there
 
 
-def pairs_of_movements(stage: StageHistory, *, least: int | None = None) -> Sequence[tuple[Movement, Movement]]:
-    """The accounts that chosen and rejected answers share, in one unit."""
-    rejected = {movement.source: movement for movement in movements(stage, "rejected", least=least)}
-    both = [(chosen, rejected.get(chosen.source)) for chosen in movements(stage, "chosen", least=least)]
+def same_answers(stage: StageHistory, side: Side, *, least: int) -> list[Movement]:
+    """The accounts whose answers are the same in each of their ``least`` readings or more: probes, held-out rows."""
+    found = _of_probes(stage, side, least), _of_metrics(stage, side, "eval_", least)
+    return [movement for movement in found if movement is not None]
+
+
+def fall_that_counts(stage: StageHistory, chosen: Movement, rejected: Movement | None = None) -> float:
+    """A fall that counts, in the unit of the movement; where the NLL is unknown, held against ``rejected`` answers."""
+    limits = stage.limits
+    share = limits.fall_share * (chosen.start_nll or 0.0)
+    if chosen.start_nll is None and rejected is not None:
+        share = limits.fall_of_rejected * abs(rejected.change(limits.sigmas).amount)
+    least = max(share, limits.fall_least if chosen.per_token else limits.fall_answer)
+    if len(chosen.curve) < limits.min_probe_readings:
+        return least * limits.fall_two
+    return least * (limits.fall_short if chosen.curve.is_short else 1)
+
+
+def pairs_of_movements(
+    stage: StageHistory, *, least: int | None = None, least_same: int | None = None
+) -> Sequence[tuple[Movement, Movement]]:
+    """The accounts that chosen and rejected answers share, in one unit; see :func:`movements`."""
+    counts = {"least": least, "least_same": least_same}
+    rejected = {movement.source: movement for movement in movements(stage, "rejected", **counts)}
+    both = [(chosen, rejected.get(chosen.source)) for chosen in movements(stage, "chosen", **counts)]
     return [(mine, other) for mine, other in both if other is not None and other.per_token == mine.per_token]
 
 
@@ -178,8 +202,8 @@ def tokens(stage: StageHistory, side: Side, prefix: str = "") -> float | None:
     return median(ratios) if ratios else None
 
 
-def _of_probes(stage: StageHistory, side: Side) -> Movement | None:
-    delta, level = stage.find_probe(side, "delta"), stage.find_probe(side, "mean_logprob")
+def _of_probes(stage: StageHistory, side: Side, least: int) -> Movement | None:
+    delta, level = (_long_enough(stage.probes.get((side, name)), least) for name in ("delta", "mean_logprob"))
     start = level.values[0] - (delta.values[0] if delta else 0.0) if level else None
     curve = delta or level
     return Movement(curve, 0.0 if delta else None, True, _nll(start), "probes") if curve else None

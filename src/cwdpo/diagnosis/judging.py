@@ -55,6 +55,36 @@ class Diagnosis:
             stages.setdefault((one.name, one.needs), []).append(one.stage)
         return [(name, where, needs) for (name, needs), where in stages.items()]
 
+    @property
+    def found_nothing(self) -> bool:
+        """Whether nothing is known to be wrong, and most signs were judged wherever they apply: else it is no comfort
+        that nothing was found."""
+        return not self.findings and len(self._judged_everywhere) >= max(1, len(self._unjudged))
+
+    @property
+    def headline(self) -> str:
+        """The result in a line: the names of what was found, or how much was looked for."""
+        if self.findings:  # a sign may be found in both stages
+            first, *more = dict.fromkeys(title_of(finding.name) for finding in self.findings)
+            return ", ".join([first, *(name.lower() for name in more)])
+        signs, unjudged = len(self._judged_everywhere), len(self._unjudged)
+        if self.found_nothing:
+            rest = f"; {unjudged} more could not be judged in every stage" if unjudged else ""
+            return f"No problem found: {signs} sign{'' if signs == 1 else 's'} looked for{rest}"
+        if not self.clear:
+            return "Nothing could be judged: too few readings"
+        return (
+            f"Too few readings to say much: {unjudged} of {signs + unjudged} signs could not be judged in every stage"
+        )
+
+    @property
+    def _unjudged(self) -> set[SignName]:
+        return {one.name for one in self.not_judged}
+
+    @property
+    def _judged_everywhere(self) -> set[SignName]:
+        return {*self.clear} - self._unjudged
+
     def to_json(self) -> dict[str, Any]:
         """The content of ``findings.json``."""
         return asdict(self)

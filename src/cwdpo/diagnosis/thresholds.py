@@ -31,6 +31,10 @@ class Thresholds:
     fall_witnessed: float = 0.5
     sigmas_witnessed: float = 3.5  # standard errors that a fall must be, with a witness
     fall_short: float = 1.5  # times the limit where there are too few readings to know their noise
+    min_fall_same: int = 2  # readings of answers that are the same each time: a short run has one at each end
+    # times the limit where there are but two of these, as nothing says that the second is no exception: a tenth of the
+    # NLL, and 0.1 nats per token
+    fall_two: float = 5.0
     # nats an answer (reward / beta): a first reading this near to 0 means that log-ratios began at 0
     start_near: float = 1.0
     margin_rise: float = 1.0  # nats an answer (reward margin / beta): less is no growth of the margin

@@ -106,7 +106,8 @@ def _badges(verdict: Verdict) -> list[tuple[Look, str]]:
     if verdict.stopped:
         found.append(("bad", "Ended early"))
     if not found:
-        found.append(("good", "No problem found") if verdict.clear else ("plain", "Nothing could be judged"))
+        first, _, _ = verdict.headline.rstrip(".").partition(":")
+        found.append(("good" if verdict.found_nothing else "plain", first))
     unjudged = len({sign for sign, _, _ in verdict.missing})
     if unjudged and verdict.clear:
         found.append(("plain", f"{unjudged} not judged"))

@@ -357,6 +357,9 @@ class Verdict:
     rank: int
     name: str
     headline: str
+    found_nothing: bool
+    """See :attr:`cwdpo.diagnosis.Diagnosis.found_nothing`."""
+
     findings: Sequence[Problem]
     stopped: Sequence[Problem]
     clear: Sequence[str]
@@ -425,13 +428,17 @@ def _verdict(rank: int, run: Run) -> Verdict:
     for finding in diagnosis.findings:
         found.setdefault(finding.name, []).append("found" if finding.stage is None else stage_label(finding.stage))
     states: dict[str, tuple[State, str]] = {sign.name: ("idle", "does not apply") for sign in SIGNS}
-    states |= {missing.name: ("unknown", "not judged") for missing in diagnosis.not_judged}
     states |= {name: ("clear", "not found") for name in diagnosis.clear}
+    states |= {
+        name: ("unknown", f"not judged in {joined([stage_label(stage) for stage in stages])}")
+        for name, stages, _ in diagnosis.missing()
+    }
     states |= {name: ("found", joined(stages)) for name, stages in found.items()}
     return Verdict(
         rank=rank,
         name=run.name,
-        headline=_headline(diagnosis, list(found)) + (" A stage ended early." if stopped else ""),
+        headline=f"{diagnosis.headline}.{' A stage ended early.' if stopped else ''}",
+        found_nothing=diagnosis.found_nothing,
         findings=[_problem(finding) for finding in diagnosis.findings],
         stopped=stopped,
         clear=[title_of(name).lower() for name in diagnosis.clear],
@@ -443,19 +450,6 @@ def _verdict(rank: int, run: Run) -> Verdict:
         notes=diagnosis.notes,
         states=states,
     )
-
-
-def _headline(diagnosis: Diagnosis, found: Sequence[str]) -> str:
-    if found:
-        return f"{joined([title_of(found[0]), *(title_of(name).lower() for name in found[1:])])}."
-    if not diagnosis.clear:
-        return "Nothing could be judged: too few readings."
-    num_clear = len(diagnosis.clear)
-    unjudged = len({missing.name for missing in diagnosis.not_judged} - set(diagnosis.clear))
-    if unjudged > num_clear:
-        return f"Too few readings to say much: {counted(num_clear, 'sign')} not found, {unjudged} not judged."
-    rest = f"; {unjudged} more could not be judged" if unjudged else ""
-    return f"No problem found: {counted(num_clear, 'sign')} looked for{rest}."
 
 
 def _problem(finding: Finding) -> Problem:

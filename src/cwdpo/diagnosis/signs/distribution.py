@@ -67,7 +67,10 @@ def _collapse(stage: StageHistory) -> str | None:
     """Where NLLs per token are missing, entropy alone; learning itself lowers it in a supervised stage."""
     entropy = stage.find_probe("chosen", "entropy") or stage.find_metric("entropy")
     if entropy is None:
-        raise MissingReadingsError("`entropy` of the metrics, or `ece` of probe group `chosen`")
+        raise MissingReadingsError(
+            f"`entropy` of the metrics, {stage.limits.min_metric_readings} readings or more, or of probe group "
+            f"`chosen`, {stage.limits.min_probe_readings} or more"
+        )
     if not stage.prefers or "logps_mean/chosen" in stage.metrics:
         return None
     change = entropy.change(stage.limits.sigmas)

@@ -4,8 +4,8 @@ import math
 from statistics import median
 from typing import get_args
 
-from cwdpo.diagnosis.curves import Change, Curve, MissingReadingsError
-from cwdpo.diagnosis.history import Finding, StageHistory, movements, tokens
+from cwdpo.diagnosis.curves import Curve, MissingReadingsError
+from cwdpo.diagnosis.history import Finding, StageHistory, fall_that_counts, movements, same_answers, tokens
 from cwdpo.records import Side
 
 _SIDES: tuple[Side, ...] = get_args(Side)
@@ -82,10 +82,11 @@ def gradient_spikes(stage: StageHistory) -> Finding | None:
 
 
 def stalled_learning(stage: StageHistory) -> Finding | None:
-    """Preferences at chance after many readings, or a supervised loss that rises."""
-    limits, loss = stage.limits, stage.metric("loss")
+    """Preferences at chance after many readings; in a supervised stage, a loss that rises, or the same right answers
+    read again that have become less likely."""
     if not stage.prefers:
-        return _rising_loss(stage, loss.change(limits.sigmas))
+        return _unlearning(stage)
+    limits, loss = stage.limits, stage.metric("loss")
     if len(loss) < limits.stall_readings:
         raise MissingReadingsError(f"`loss`, {limits.stall_readings} readings or more ({len(loss)} found)")
     accuracy, margin = stage.find_metric("rewards/accuracies"), stage.find_metric("rewards/margins")
@@ -110,15 +111,28 @@ def stalled_learning(stage: StageHistory) -> Finding | None:
     return stage.finding("stalled_learning", said, advice)
 
 
-def _rising_loss(stage: StageHistory, change: Change) -> Finding | None:
-    if change.start <= 0 or not change.rose(stage.limits.sft_rise * change.start):
-        return None
-    return stage.finding(
-        "stalled_learning",
-        f"the loss rose from {change.start:.3g} to {change.end:.3g}",
+def _unlearning(stage: StageHistory) -> Finding | None:
+    limits, loss = stage.limits, stage.find_metric("loss")
+    advice = (
         "Lower `stage1.trainer.learning_rate` or lengthen `trainer.warmup_steps`; if gentle negatives are pushed away "
-        "at the cost of the chosen answers, lower `stage1.penalty` or `stage1.ceiling`.",
+        "at the cost of the chosen answers, lower `stage1.penalty` or `stage1.ceiling`."
     )
+    same = same_answers(stage, "chosen", least=limits.min_fall_same)
+    if not same:
+        loss = stage.metric("loss")
+    for movement in same:
+        drop = movement.curve.drop(fall_that_counts(stage, movement), limits.sigmas, base=movement.base)
+        if drop is not None:
+            return stage.finding(
+                "stalled_learning",
+                f"right answers lost {drop.amount:.3g} {movement.unit} from their best level, in {movement.source}",
+                f"{advice} If they rose before, the stage was too long: choose a checkpoint from before the fall.",
+                step=drop.since,
+            )
+    change = None if loss is None else loss.change(limits.sigmas)
+    if change is None or change.start <= 0 or not change.rose(limits.sft_rise * change.start):
+        return None
+    return stage.finding("stalled_learning", f"the loss rose from {change.start:.3g} to {change.end:.3g}", advice)
 
 
 def _spikes(norms: Curve, ratio: float, scatters: float) -> list[tuple[int, float, float]]:

@@ -3,7 +3,14 @@
 from typing import NamedTuple
 
 from cwdpo.diagnosis.curves import Change, Curve, Drop, MissingReadingsError
-from cwdpo.diagnosis.history import Finding, Movement, StageHistory, hold_negatives_back, pairs_of_movements
+from cwdpo.diagnosis.history import (
+    Finding,
+    Movement,
+    StageHistory,
+    fall_that_counts,
+    hold_negatives_back,
+    pairs_of_movements,
+)
 from cwdpo.records import ProbeMeasure
 
 _GATHERS, _UNSEEN, _SCATTERS = 1, 0, -1
@@ -73,12 +80,12 @@ def likelihood_displacement(stage: StageHistory) -> Finding | None:
 def _falls(stage: StageHistory) -> list[_Fall]:
     """Every account by which chosen answers are now below the best level that they had in this stage."""
     limits, found = stage.limits, []
-    pairs = pairs_of_movements(stage, least=limits.min_fall_readings)
+    pairs = pairs_of_movements(stage, least=limits.min_fall_readings, least_same=limits.min_fall_same)
     if not pairs:
         raise MissingReadingsError("readings of chosen and rejected answers from the same rows")
     gathers, _ = _concentration(stage)
     for chosen, rejected in pairs:
-        least, sigmas = _tolerance(stage, chosen, rejected), limits.sigmas
+        least, sigmas = fall_that_counts(stage, chosen, rejected), limits.sigmas
         if gathers == _GATHERS:  # a second witness: each may then be less sure
             least, sigmas = least * limits.fall_witnessed, limits.sigmas_witnessed
         elif gathers == _SCATTERS:
@@ -90,16 +97,6 @@ def _falls(stage: StageHistory) -> list[_Fall]:
             in_all = rejected.change(sigmas).amount
             found.append(_Fall(chosen, drop, drop.end - start, meanwhile, in_all))
     return found
-
-
-def _tolerance(stage: StageHistory, chosen: Movement, rejected: Movement) -> float:
-    """A fall that counts, in the unit of the movement."""
-    limits = stage.limits
-    share = limits.fall_share * (chosen.start_nll or 0.0)
-    if chosen.start_nll is None:
-        share = limits.fall_of_rejected * abs(rejected.change(limits.sigmas).amount)
-    least = max(share, limits.fall_least if chosen.per_token else limits.fall_answer)
-    return least * (limits.fall_short if chosen.curve.is_short else 1)
 
 
 def _concentration(stage: StageHistory, *, since: int | None = None) -> tuple[int, str]:
