@@ -142,6 +142,10 @@ class OnPolicy(TrainerCallback):
             metrics["negatives/lbar"] = self._pool.lbars(batch, rejected)
         return metrics
 
+    def forget_step(self) -> None:
+        """Do not count the weights of the step that is going on: it is skipped."""
+        self._staleness.forget_step()
+
     def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Read back what was sampled before the checkpoint, or sample; training must not begin if that fails."""
         rows = self.trainer.train_dataset

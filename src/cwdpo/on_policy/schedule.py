@@ -51,12 +51,16 @@ class Staleness:
         """Remember ``(n,)`` w_c of a micro-batch's sampled negatives."""
         self._step.append(weights.detach().double())
 
+    def forget_step(self) -> None:
+        """Do not count the step that is going on: it is skipped."""
+        self._step = []
+
     def end_step(self, accelerator: Accelerator) -> None:
         """Average the step over all ranks, so that all decide the same; a step without samples does not count."""
         here = torch.cat([torch.zeros(0, dtype=torch.float64, device=accelerator.device), *self._step])
         self._step = []
         total, count = accelerator.reduce(torch.stack([here.sum(), here.new_tensor(len(here))])).tolist()
-        if count and math.isfinite(total):  # not of a step that was left out
+        if count:
             self.weights.append(total / count)
 
     def is_stale(self) -> bool:

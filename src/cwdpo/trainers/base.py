@@ -181,7 +181,7 @@ class AnswerTrainer(Trainer):
         """Looks at each step last before its update, after all other callbacks."""
         self.finite.on_skip(self._metrics["train"].forget_step)
         self.finite.on_skip(self.lost_updates.forget_step)
-        for callback in (self._tokens, self._epoch, self._used_weights, self.lost_updates, self.finite):
+        for callback in (*AnswerTrainer.own_callbacks(self), self.finite):
             self.add_callback(callback)
 
     @classmethod
@@ -203,8 +203,9 @@ class AnswerTrainer(Trainer):
         fit_fsdp(self.accelerator, self.args, self.model)
 
     def own_callbacks(self) -> list[TrainerCallback]:
-        """The callbacks that belong to this trainer; they were added when it was made, in this order."""
-        return [self._tokens, self._epoch, self._used_weights, self.lost_updates]
+        """The callbacks that belong to this trainer, beside :attr:`finite`; they were added when it was made, in this
+        order."""
+        return [self._metrics["train"], self._tokens, self._epoch, self._used_weights, self.lost_updates]
 
     def with_negatives(self, batch: Batch) -> Batch:
         """A collated batch with the negatives that it is trained on; before it is counted or divided."""

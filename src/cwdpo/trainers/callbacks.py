@@ -22,6 +22,14 @@ Logs: TypeAlias = Mapping[str, Any] | None
 """What the Trainer logs at a step."""
 
 
+def restored(callback: TrainerCallback, state: TrainerState) -> dict[str, Any] | None:
+    """The attributes of a callback in the checkpoint that training goes on from; None where training begins. The
+    Trainer's fresh state then holds what the callback has kept of a training before."""
+    known: Any = state.stateful_callbacks or {}
+    saved = known.get(type(callback).__name__)
+    return dict(saved["attributes"]) if state.global_step and isinstance(saved, dict) else None
+
+
 class MetricsRecorder(TrainerCallback):
     """Writes each log line of a stage to ``metrics.jsonl``; a resumed stage replaces what it repeats."""
 

@@ -154,6 +154,7 @@ class CWDPOTrainer(AnswerTrainer):
         self.on_policy = self._on_policy(judge=judge, sampler=sampler, also_right=also_right)
         for callback in (self.running, self.on_policy):
             if callback is not None:
+                self.finite.on_skip(callback.forget_step)
                 self.add_callback(callback)
 
     def _on_policy(self, *, judge: Judge | None, sampler: Sampler | None, also_right: Sequence[Row]) -> OnPolicy | None:

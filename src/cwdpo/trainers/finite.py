@@ -14,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 from cwdpo.batch import Batch, Integers
 from cwdpo.errors import UserError
 from cwdpo.trainer_protocol import TrainerProtocol
+from cwdpo.trainers.callbacks import restored
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class FiniteSteps(TrainerCallback, ExportableState):
         self._on_skip: list[Callable[[], None]] = []
         self._losses: list[Tensor] = []
         self._rows: list[Integers] = []
-        self._of_steps: list[Tensor] = []
+        self._total: Tensor | None = None
+        self._kept = self._left_out = 0
 
     def on_skip(self, forget: Callable[[], None]) -> None:
         """Have what the step left elsewhere forgotten, when it is left out."""
@@ -64,17 +66,17 @@ class FiniteSteps(TrainerCallback, ExportableState):
     def mean_loss(self) -> float | None:
         """The mean loss of the steps since the last call that were not left out, on all ranks; NaN where all were.
         None where none was, as the Trainer's own mean is right then. Every rank must call it."""
-        steps, self._of_steps = self._of_steps, []
-        if not any(loss.isnan() for loss in steps):
+        total, kept, left_out = self._total, self._kept, self._left_out
+        self._forget_mean()
+        if not left_out:
             return None
-        kept = torch.stack(steps)
-        kept = kept[~kept.isnan()]
-        return float(self.trainer.accelerator.reduce(kept.mean(), reduction="mean"))
+        mean = torch.full((), torch.nan, device=self.trainer.args.device) if total is None else total / kept
+        return float(self.trainer.accelerator.reduce(mean, reduction="mean"))
 
     def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__)  # type: ignore[union-attr]
-        self.skipped = int(saved["attributes"]["skipped"]) if isinstance(saved, dict) else 0
-        self._losses, self._rows, self._of_steps = [], [], []
+        self.skipped = int((restored(self, state) or {"skipped": 0})["skipped"])
+        self._losses, self._rows = [], []
+        self._forget_mean()
 
     def on_pre_optimizer_step(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop, or take the gradient away, so that the optimizer finds nothing to do."""
@@ -86,7 +88,8 @@ class FiniteSteps(TrainerCallback, ExportableState):
         bad_loss, bad_gradient = self.trainer.accelerator.reduce(here, reduction="sum").tolist()
         if not bad_loss and not (bad_gradient and self._is_not_of_scaling()):
             if self.skips:
-                self._of_steps.append(losses.sum())
+                self._total = losses.sum() + (0.0 if self._total is None else self._total)
+                self._kept += 1
             return
         broken = [places for loss, places in zip(losses, rows, strict=True) if not bad_loss or not loss.isfinite()]
         what = "loss" if bad_loss else "norm of the gradient"
@@ -98,13 +101,17 @@ class FiniteSteps(TrainerCallback, ExportableState):
             weight.grad = None
         for forget in self._on_skip:
             forget()
-        self._of_steps.append(torch.full_like(losses[0], torch.nan))
+        self._left_out += 1
         self.skipped += 1
         if state.is_world_process_zero:
             logger.warning("%s The step is skipped (number %d of this stage).", problem, self.skipped)
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"skipped": self.skipped}}
+
+    def _forget_mean(self) -> None:
+        self._total = None  # sums, and not the values, as nobody may ever ask for the mean
+        self._kept = self._left_out = 0
 
     def _gradient_norm(self, model: nn.Module) -> Tensor:
         """``()`` of this rank's part of the gradient."""

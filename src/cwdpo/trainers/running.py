@@ -1,6 +1,5 @@
 """Running means over steps, which some preference losses compare a step with. They survive a checkpoint."""
 
-import math
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from transformers.trainer_callback import ExportableState
 
 from cwdpo.losses import Pairs
 from cwdpo.losses.preference import mean_reward, reward_margin
+from cwdpo.trainers.callbacks import restored
 
 
 class RunningMeans(TrainerCallback, ExportableState):
@@ -32,17 +32,19 @@ class RunningMeans(TrainerCallback, ExportableState):
         here = torch.stack([reward.sum(), margin.sum(), reward.new_full((), len(reward))])
         self._sums = here if self._sums is None else self._sums + here
 
+    def forget_step(self) -> None:
+        """Do not count the step that is going on: it is skipped."""
+        self._sums = None
+
     def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__)  # type: ignore[union-attr]
-        before = saved["attributes"] if isinstance(saved, dict) else {"reward": 0.0, "margin": 0.0}
+        before = restored(self, state) or {"reward": 0.0, "margin": 0.0}
         self.reward, self.margin, self._sums = before["reward"], before["margin"], None
 
     def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        assert self._sums is not None, "a step has pairs"
+        if self._sums is None:  # the step was skipped, by all ranks
+            return
         reward, margin, count = reduce(self._sums, "sum").tolist()
         self._sums = None
-        if not math.isfinite(reward + margin):  # of a step that was left out
-            return
         self.reward += (1 - self.momentum) * (reward / count - self.reward)
         self.margin += (1 - self.momentum) * (margin / count - self.margin)
 

@@ -13,12 +13,16 @@ from transformers.trainer_callback import ExportableState
 
 from cwdpo.errors import ConfigError
 from cwdpo.records import COOLING_HISTOGRAM, COOLING_QUANTILES, HISTOGRAM_BINS, StepMetric
+from cwdpo.trainers.callbacks import restored
 
 _WEIGHTS: StepMetric = "cooling"
 
 
-class StepMetrics:
-    """Per-answer values by name. Of the weights ``cooling`` also quantiles, and counts in bins."""
+class StepMetrics(TrainerCallback):
+    """Per-answer values by name. Of the weights ``cooling`` also quantiles, and counts in bins.
+
+    As a callback it begins each training without values: one that ended between two log lines has left some.
+    """
 
     def __init__(self) -> None:
         self._values: defaultdict[str, list[Tensor]] = defaultdict(list)
@@ -40,11 +44,18 @@ class StepMetrics:
         for name, parts in self._values.items():
             del parts[self._before.get(name, 0) :]
 
+    def clear(self) -> None:
+        """Drop all values."""
+        self._values.clear()
+        self._before = {}
+
+    def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        self.clear()
+
     def summary(self) -> dict[str, float]:
         """Means (and quantiles) over everything since the last call, on all ranks. Every rank must call it."""
         here = {name: torch.cat(parts).cpu() for name, parts in self._values.items() if parts}
-        self._values.clear()
-        self._before = {}
+        self.clear()
         merged: defaultdict[str, list[Tensor]] = defaultdict(list)
         for rank in gather_object([here]):
             for name, values in rank.items():
@@ -127,8 +138,7 @@ class TokenCount(TrainerCallback, ExportableState):
         return self.before
 
     def on_train_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__)  # type: ignore[union-attr]
-        self.before = int(saved["attributes"]["before"]) if isinstance(saved, dict) else 0
+        self.before = int((restored(self, state) or {"before": 0})["before"])
         self._here = 0
 
     def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
