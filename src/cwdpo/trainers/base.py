@@ -338,9 +338,10 @@ class AnswerTrainer(Trainer):
         self._used_weights.note(inputs)
         loss, values = self.batch_loss(model, inputs, step=num_items_in_batch or WHOLE)
         loss = self._used_weights.touch(model, loss)
-        self._metrics["train" if model.training else "eval"].add(values)
         if model.training:
             self._tokens.add(count_tokens(inputs))
+            if self.args.logging_strategy != "no":  # values are kept until they are logged
+                self._metrics["train"].add(values)
         return (loss, {"loss": loss.detach(), **values}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -420,13 +421,26 @@ class AnswerTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The loss and what :meth:`predict` gives of each row; what else is reported, ``compute_loss`` remembers."""
+        """The loss and what :meth:`predict` gives of each row; what else is reported is remembered.
+
+        Of rows that are there a second time, the Trainer drops what is given, and the rest does not count them.
+        """
         batch: Any = self._prepare_inputs(inputs)
+        rows = len(batch["prompts"])
+        once = self._rows_once(rows)
+        if 0 < once < rows:
+            # the losses find the crops of a row by its index, and pass over others
+            crops = {"cropped": batch["cropped"]} if "cropped" in batch else {}
+            batch = select_prompts(batch, [*range(once)])[0] | crops
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, values = self.compute_loss(model, batch, return_outputs=True)
+        del values["loss"]
+        if once:
+            self._metrics["eval"].add(values)
         if prediction_loss_only:
             return loss.detach(), None, None
         found = self._of_rows(batch, values)
+        found = nn.functional.pad(found, (0, 0, 0, rows - len(found)), value=torch.nan)  # ranks give equally many
         # labels are what makes the Trainer call compute_metrics
         return loss.detach(), found, torch.zeros(len(found), dtype=torch.int64, device=found.device)
 
@@ -439,13 +453,21 @@ class AnswerTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """See ``Trainer.evaluation_loop``; adds the means of the metrics that :meth:`batch_loss` gives."""
-        self._metrics["eval"].summary()  # drops what an interrupted evaluation left
+        self._metrics["eval"].clear()  # of an evaluation that was interrupted
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
         found = self._metrics["eval"].summary() | (self.probe_metrics() if self.probe_metrics else {})
         metrics = (output.metrics or {}) | {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         return output._replace(metrics=metrics)
+
+    def _rows_once(self, rows: int) -> int:
+        """How many rows of this rank's batch, the first ones, are not there a second time: accelerate fills the last
+        batches with rows of the first, so that ranks have equally many."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return rows
+        return min(max(int(state.remainder) - int(self.accelerator.process_index) * rows, 0), rows)
 
     def _of_rows(self, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
         """``(P, 2)`` the predicted values of each row's answers, the mean where there are several of a role."""
