@@ -368,6 +368,9 @@ class AnswerTrainer(Trainer):
             begin_checkpoint(Path(output_dir))
         with phase("saving"):
             super().save_model(output_dir, _internal_call)
+        if self.is_in_train and _internal_call and output_dir is not None:
+            # the Trainer would now remove old checkpoints, before this one is sealed; Sealing sets it again
+            self.args.save_total_limit = None
 
     @property
     def histograms(self) -> dict[str, list[int]]:
@@ -482,7 +485,6 @@ class AnswerTrainer(Trainer):
     def _with(self, sealing: Sealing) -> Iterator[None]:
         """Old checkpoints are removed when a new one is sealed, and not by the Trainer, before."""
         self.add_callback(sealing)
-        self.args.save_total_limit = None
         try:
             yield
         finally:

@@ -62,12 +62,13 @@ class Sealing(TrainerCallback):
         """``directory`` has the checkpoints; ``limit`` is the Trainer's ``save_total_limit``."""
         self.trainer, self.directory, self.limit = trainer, directory, limit
 
-    def on_save(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         self.trainer.accelerator.wait_for_everyone()  # each rank writes files of its own
         checkpoint = self.directory / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and checkpoint.is_dir():
             seal_checkpoint(checkpoint)
             rotate_checkpoints(self.directory, self.limit, best=state.best_model_checkpoint)
+        args.save_total_limit = self.limit
         self.trainer.accelerator.wait_for_everyone()
 
 
