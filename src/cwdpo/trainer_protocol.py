@@ -51,6 +51,10 @@ class TrainerProtocol(Protocol):
         """The rows that are trained on."""
 
     @property
+    def step_rows(self) -> int:
+        """Rows of a step, those of all micro-batches of all ranks."""
+
+    @property
     def is_sharded(self) -> bool:
         """Whether FSDP or ZeRO-3 divide the weights, so that no process has the whole model."""
 

@@ -188,7 +188,7 @@ class OnPolicy(TrainerCallback):
         began, candidates, error = (time.monotonic(), time.process_time()), list[Candidate](), None
         failures: list[str] = []
         rows = self.trainer.train_dataset
-        share = self._times.largest_share(state, epoch_steps=epoch_steps(self.trainer.args, len(rows or ())))
+        share = self._times.largest_share(state, epoch_steps=epoch_steps(self.trainer.step_rows, len(rows or ())))
         try:
             with phase("sampling"):
                 if share and isinstance(self._sampler, ServedPolicy):

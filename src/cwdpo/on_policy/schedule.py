@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainerState
 
 from cwdpo.config.limits import Fraction
 from cwdpo.config.recipe import NegativesConfig
@@ -115,10 +115,9 @@ def epoch(state: TrainerState) -> int:
     return int((state.epoch or 0.0) + 1e-6)
 
 
-def epoch_steps(args: TrainingArguments, num_rows: int) -> int:
+def epoch_steps(step_rows: int, num_rows: int) -> int:
     """Optimiser steps of an epoch; one too many where the last step's rows are left out."""
-    of_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return math.ceil(num_rows / int(of_step))
+    return math.ceil(num_rows / step_rows)
 
 
 Readings: TypeAlias = Callable[[], Sequence[ProbeLine]]

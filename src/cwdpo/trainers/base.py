@@ -226,6 +226,12 @@ class AnswerTrainer(Trainer):
             agree_on_engine(self, self.model, rows or self.train_dataset, self.collate)
 
     @property
+    def step_rows(self) -> int:
+        """Rows of a step, those of all micro-batches of all ranks. Fewer than the settings say, once
+        ``auto_find_batch_size`` has found that so many have no room."""
+        return self.get_total_train_batch_size(self.args)
+
+    @property
     def is_sharded(self) -> bool:
         """Whether FSDP or ZeRO-3 divide the weights, so that no process has the whole model."""
         return divides_weights(self.accelerator)
@@ -273,12 +279,12 @@ class AnswerTrainer(Trainer):
             raise ValueError("training needs a train_dataset.")
         self._epoch.buckets = LengthBuckets(
             self.row_lengths(),
-            step_rows=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            step_rows=self.step_rows,
             seed=args.seed if args.data_seed is None else args.data_seed,
         )
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
-            batch_size=args.train_batch_size,
+            batch_size=self.step_rows // (args.gradient_accumulation_steps * args.world_size),
             sampler=self._epoch.buckets,
             collate_fn=self.collate,
             drop_last=args.dataloader_drop_last,
