@@ -48,6 +48,7 @@ def test_every_stage_has_its_callbacks_in_one_order(
     run_recipe(recipe, callbacks=[Users()])
     assert [type(callback).__name__ for callback in trainers[0].callback_handler.callbacks] == [
         "DefaultFlowCallback",
+        "StepMetrics",
         "TokenCount",
         "BucketEpoch",
         "UsedWeights",
@@ -58,8 +59,8 @@ def test_every_stage_has_its_callbacks_in_one_order(
         "StopOnSignal",
         "Users",
         "WallTime",
-        "FiniteSteps",
         "Probing",
+        "FiniteSteps",
     ]
 
 

@@ -74,6 +74,10 @@ def refusal(make: Callable[[], Any]) -> str:
         ({"engine": "tree"}, "engine is 'tree', and not an Engine. Write its name into args: engine='tree'."),
         ({"ref_model": 3}, "ref_model is an int, and not a transformers model."),
         ({"quantization_config": object()}, "quantization_config is for loading, and model is loaded already."),
+        (
+            {"model_init": load_policy},
+            "model_init makes a new model for every trial of a search, and none is made here.",
+        ),
         ({"beta": 0.1}, "beta belongs in CWDPOConfig: write args=CWDPOConfig(beta=0.1, ...)."),
         (
             {"train_datasets": RECORDS},
@@ -98,6 +102,11 @@ def test_a_wrong_kind_is_one_line(arguments: dict[str, Any], start: str, tiny: T
     given = {"model": load_policy(tiny("llava")), "processing_class": load_processor(tiny("llava"))} | arguments
     given = {"args": CWDPOConfig(**OURS), "train_dataset": RECORDS} | given
     assert refusal(lambda: CWDPOTrainer(**given)).startswith(start)
+
+
+def test_a_model_is_needed() -> None:
+    for trainer in (SmoothSFTTrainer, CWDPOTrainer):
+        assert refusal(lambda trainer=trainer: trainer(train_dataset=RECORDS)).startswith("model is None, and not a")
 
 
 def test_models_are_not_saved_in_a_file(tiny: Tiny, tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_what_a_recipe_refuses_in_stage_2_is_refused(settings: dict[str, Any], m
         ({"epsilon": 1.0}, "epsilon is 1.0, but must be > 0 and < 1. Try 0.1."),
         ({"engine": "tre"}, "engine is 'tre', but must be one of auto, tree, plain. Did you mean tree?"),
         ({"max_length": 1}, "max_length is 1, but must be >= 2."),
+        ({"include_num_input_tokens_seen": True}, "include_num_input_tokens_seen counts a batch's `input_ids`, and a"),
     ],
 )
 def test_what_a_recipe_refuses_in_stage_1_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -1,6 +1,7 @@
 """A metric that chooses the best model is one that evaluations have; the promise is compared with what they give."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,6 +44,18 @@ def test_another_is_refused_when_the_trainer_is_made(make_trainer: Make, rows: l
         make_trainer(2, eval_rows=sets, **best)
     best["metric_for_best_model"] = "more_rewards/margins"
     assert make_trainer(2, eval_rows=sets, **best)
+
+
+def test_gentle_answers_that_no_evaluated_row_has_choose_nothing(make_trainer: Make, rows: list[Row]) -> None:
+    without: list[Row] = [replace(row, gentle=None) for row in rows[:3]]
+    best = {"eval_strategy": "epoch", "metric_for_best_model": "eval_logps_mean/gentle"}
+    with pytest.raises(ConfigError, match=r"no evaluated row has a `gentle` answer\. Add some, or write eval_logps"):
+        make_trainer(1, eval_rows=without, **best)
+    assert make_trainer(1, eval_rows=[*without, rows[3]], **best)
+    sets: Any = {"bare": without, "whole": rows[:3]}
+    assert make_trainer(1, eval_rows=sets, **best | {"metric_for_best_model": "eval_whole_logps_mean/gentle"})
+    with pytest.raises(ConfigError, match="no evaluated row has a `gentle` answer"):
+        make_trainer(1, eval_rows=sets, **best | {"metric_for_best_model": "bare_logps_mean/gentle"})
 
 
 @pytest.mark.slow

@@ -83,6 +83,15 @@ def test_a_gradient_that_is_not_finite_stops_the_step(
 
 
 @pytest.mark.slow
+def test_callbacks_that_come_later_are_looked_at_too(make_trainer: Make) -> None:
+    trainer = make_trainer(2, lora=True, max_grad_norm=0, max_steps=3)
+    trainer.add_callback(LatePoison())
+    with pytest.raises(UserError, match=r"^step 3: the norm of the gradient is not a finite number"):
+        trainer.train()
+    assert not broken_weights(trainer.model)
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_its_own_micro_batch(make_trainer: Make, tmp_path: Path) -> None:
     trainer = make_trainer(1, **STEPS, gradient_accumulation_steps=2, per_device_train_batch_size=2)
     compute, seen = trainer.batch_loss, []

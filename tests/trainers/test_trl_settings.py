@@ -180,6 +180,10 @@ def test_a_refusal_says_what_to_write(name: str) -> None:
         ({"loss_type": ["sigmoid"], "ld_alpha": 1.5}, "ld_alpha is 1.5, but must be >= 0 and <= 1."),
         ({"loss_type": ["robust"], "label_smoothing": 0.5}, "label_smoothing is 0.5, but must be >= 0 and < 0.5."),
         ({"loss_type": ["sigmoid"], "label_smoothing": 0.1}, "label_smoothing belongs to loss_type robust"),
+        (
+            {"loss_type": ["sigmoid"], "ld_alpha": 0.5, "precompute_ref_log_probs": True},
+            "precompute_ref_log_probs is True, but ld_alpha reads log-probs of single tokens",
+        ),
         ({"precompute_ref_batch_size": 0}, "precompute_ref_batch_size is 0, but must be >= 1."),
         ({"loss": "ipo", "loss_type": ["robust"]}, "loss is 'ipo', but TRL's settings beside it say 'robust'."),
         (

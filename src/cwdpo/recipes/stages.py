@@ -294,8 +294,6 @@ def stage_callbacks(context: RunContext, stage: Stage, trainer: StageTrainer) ->
         signals,
         # the user's find files that are up to date; then the clock, which counts their time too
         *context.callbacks,
-        # whatever the others do to the gradient, it is looked at after them
-        trainer.finite,
         # last: a reading sees the model, and the decision to stop, as all others have left them
         *([probing] if probing is not None else []),
     ]

@@ -146,6 +146,11 @@ def refuse_unknown(unknown: Mapping[str, object], args: object, known: Collectio
     """Refuse what the trainer does not take; ``known`` are its arguments, and ``args`` its settings."""
     settings, kind = vars(args), type(args).__name__
     for name, value in unknown.items():
+        if name == "model_init":
+            raise ConfigError(
+                "model_init makes a new model for every trial of a search, and none is made here. Write "
+                "model=model_init()."
+            )
         if name in settings:
             raise ConfigError(f"{name} belongs in {kind}: write args={kind}({name}={shortened(repr(value))}, ...).")
         near = difflib.get_close_matches(name, [*known, *settings], n=1, cutoff=0.75)

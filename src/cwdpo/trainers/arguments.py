@@ -187,6 +187,12 @@ class AnswerArguments(TrainingArguments):
                 "activation_checkpointing_kwargs has use_reentrant, with which several passes a step stop ranks. Take "
                 "it out: the other way is the default.",
             )
+        if self.include_num_input_tokens_seen != "no":
+            yield (
+                "include_num_input_tokens_seen",
+                "include_num_input_tokens_seen counts a batch's `input_ids`, and a batch here is prompts with answers. "
+                "Take it out: every line of training has `num_tokens`.",
+            )
         if "inputs" in self.include_for_metrics:
             yield (
                 "include_for_metrics",

@@ -108,7 +108,7 @@ class AnswerTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel | str | Path,
+        model: PreTrainedModel | PeftModel | str | Path | None,
         args: AnswerArguments,
         *,
         data_collator: object = None,
@@ -136,7 +136,10 @@ class AnswerTrainer(Trainer):
         check_engine(engine)
         rows = None if train_dataset is None else _as_rows(train_dataset, "train_dataset")
         if rows is not None and not len(rows):
-            raise ConfigError("train_dataset has no rows. Give some, or leave it out to evaluate alone.")
+            raise ConfigError(
+                "train_dataset has no rows. Give some, or leave it out to evaluate alone: stage 2 then needs a number "
+                "as cooling_floor, which is otherwise measured on these rows."
+            )
         evaluated = _by_name(eval_dataset, "eval_dataset")
         refuse_file(args.output_dir, "output_dir")
         if compute_metrics is not None and not callable(compute_metrics):
@@ -256,6 +259,8 @@ class AnswerTrainer(Trainer):
             no_unfinished_checkpoints(directory, is_main=self.is_world_process_zero()),
             self._with(sealing),
         ):
+            self.remove_callback(self.finite)
+            self.add_callback(self.finite)  # after those that were added since
             agree_on_engine(self, self.model, self.train_dataset, self.collate)
             checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
             if checkpoint is not None:

@@ -83,7 +83,7 @@ class CWDPOTrainer(AnswerTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel | str | Path,
+        model: PreTrainedModel | PeftModel | str | Path | None = None,
         ref_model: PreTrainedModel | PeftModel | str | Path | None = None,
         args: CWDPOConfig | None = None,
         data_collator: object = None,
@@ -104,7 +104,7 @@ class CWDPOTrainer(AnswerTrainer):
         """Arguments have the names and the order of TRL's ``DPOTrainer``.
 
         Args:
-            model: the policy, or where to load it from.
+            model: the policy, or where to load it from; a ConfigError without one.
             ref_model: the reference, or where to load it from; None for the policy as it is when training starts.
             args: settings.
             data_collator: refused: only the trainer's own makes what the losses read.

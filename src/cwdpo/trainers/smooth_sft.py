@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from cwdpo.batch import Batch, Detail, Role, masked_mean, on_device, places_of
 from cwdpo.engine.layout import select_answers
+from cwdpo.errors import ConfigError
 from cwdpo.losses import constrained_sft_loss, smoothed_nll, smoothed_sft_loss
 from cwdpo.records import StepMetric
 from cwdpo.trainers.accepting import take_arguments
@@ -25,6 +26,10 @@ class SmoothSFTTrainer(AnswerTrainer):
 
     Rows without a gentle negative take part with their chosen answer alone. NLLs are per token, so that long answers
     do not outweigh short ones and both terms have the same unit.
+
+    The hinge of objective ``constrained`` looks at the mean over the gentle negatives of one batch, on all ranks. So
+    ``eval_loss`` depends on ``per_device_eval_batch_size`` and on the number of ranks: compare runs that have the same
+    of both. The other metrics do not depend on them.
     """
 
     roles: Sequence[Role] = (Role.CHOSEN, Role.GENTLE)
@@ -33,12 +38,15 @@ class SmoothSFTTrainer(AnswerTrainer):
     args: SmoothSFTConfig
 
     def __init__(
-        self, model: PreTrainedModel | PeftModel | str | Path, args: SmoothSFTConfig | None = None, **trainer: Any
+        self,
+        model: PreTrainedModel | PeftModel | str | Path | None = None,
+        args: SmoothSFTConfig | None = None,
+        **trainer: Any,
     ) -> None:
         """Arguments are named as TRL names them.
 
         Args:
-            model: the policy, or where to load it from.
+            model: the policy, or where to load it from; a ConfigError without one.
             args: settings.
             trainer: the other arguments of :class:`AnswerTrainer`: ``train_dataset``, ``eval_dataset``,
                 ``processing_class``, ``compute_metrics``, ``peft_config``, ``callbacks``, ``optimizers``, ``engine``.
@@ -48,6 +56,22 @@ class SmoothSFTTrainer(AnswerTrainer):
         if args.objective == "plain":
             self.roles = (Role.CHOSEN,)
         super().__init__(model, args, **trainer)
+        if self.compute_metrics is None:
+            self._refuse_missing_gentle()
+
+    def _refuse_missing_gentle(self) -> None:
+        """Refuse to choose the best model by gentle negatives that no evaluated row has."""
+        wanted = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for name, rows in sets.items() if self.args.eval_strategy != "no" else ():
+            if rows is None or wanted != (f"{name}_logps_mean/gentle" if name else "logps_mean/gentle"):
+                continue
+            if all(rows[i][1].gentle is None for i in range(len(rows))):
+                raise ConfigError(
+                    f"metric_for_best_model is {self.args.metric_for_best_model!r}, but no evaluated row has a "
+                    "`gentle` answer. Add some, or write eval_logps_mean/chosen.",
+                    setting="metric_for_best_model",
+                )
 
     @classmethod
     def metrics_of(cls, args: SmoothSFTConfig) -> Sequence[StepMetric]:

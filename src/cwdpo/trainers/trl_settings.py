@@ -152,6 +152,11 @@ class TRLSettings:
         elif "robust" in names:
             found["robust_noise"] = 0.0
         if self.ld_alpha is not None:
+            if self.precompute_ref_log_probs:
+                raise ConfigError(
+                    "precompute_ref_log_probs is True, but ld_alpha reads log-probs of single tokens, and what is "
+                    "precomputed are sums over answers. Take one of them out."
+                )
             names = _replaced(names, "ld_dpo", "ld_alpha")
             # the cache holds sums over tokens
             found |= {"ld_dpo_alpha": self.ld_alpha, "reference": "live"}
