@@ -133,7 +133,9 @@ def generate(
     )
     order = list(range(len(rows)))
     if temperature is None and len(rows) > batch_size:
-        lengths = estimate_lengths(rows, lambda row: encoder.encode(row).prompt_tokens, answers=False)
+        lengths = estimate_lengths(
+            rows.__getitem__, len(rows), lambda row: encoder.encode(row).prompt_tokens, answers=False
+        )
         order.sort(key=lengths.__getitem__)
     answers: dict[int, Generated] = {}
     device: torch.device = model.device  # type: ignore[assignment]  # of every model of transformers

@@ -1,6 +1,7 @@
 """Batches of prompts x answers."""
 
 import pickle
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from torch.utils.data import DataLoader
 
 import cwdpo.data.encode
 from cwdpo.batch import Role
-from cwdpo.data.collate import AnswerCollator, RowDataset, prompt_digest
+from cwdpo.data.collate import AnswerCollator, RowDataset, estimate_lengths, prompt_digest
 from cwdpo.data.encode import Encoder
 from cwdpo.data.images import open_image
-from cwdpo.data.rows import ImageSlot, Message, Row
+from cwdpo.data.rows import ImageSlot, Message, Row, StoredImage
 from cwdpo.errors import ConfigError, DataError
 
 IMAGE = Image.new("RGB", (40, 48), "red")
@@ -186,3 +187,42 @@ def test_crops_are_of_the_rows_with_images_and_the_same_at_every_call(encoder_of
     assert not {*cropped["keys"]} & {*batch["keys"]}
     assert "cropped" not in collate(rows[1:2])
     assert "cropped" not in AnswerCollator(encoder_of("llava"))(rows)
+
+
+def pictured(number: int) -> dict[str, Any]:
+    image = Image.effect_noise((40 + number, 48), 90).convert("RGB")
+    return {**TRL, "images": [image], "chosen": "A cat." * (1 + number % 5)}
+
+
+def test_a_table_keeps_its_images_until_they_are_read() -> None:
+    data = datasets.Dataset.from_list([pictured(number) for number in range(3)])
+    for table, order in ((data, [0, 1, 2]), (data.select([2, 0, 1]), [2, 0, 1])):
+        for rows in (RowDataset(table), pickle.loads(pickle.dumps(RowDataset(table)))):
+            images = [row.images[0] for _, row in rows]
+            assert all(isinstance(image, StoredImage) for image in images)
+            assert images == [row.images[0] for _, row in rows]
+            assert [open_image(image, source="").width for image in images] == [40 + number for number in order]
+
+
+def test_lengths_are_estimated_without_holding_the_images() -> None:
+    made: list[weakref.ref[Image.Image]] = []
+    most = 0
+
+    def decoded(batch: dict[str, Any]) -> dict[str, Any]:
+        nonlocal most
+        images = [[image.convert("RGB") for image in of_row] for of_row in batch["images"]]
+        made.extend(weakref.ref(image) for of_row in images for image in of_row)
+        most = max(most, sum(each() is not None for each in made))
+        return {**batch, "images": images}
+
+    def count(row: Row) -> int:
+        return len(row.chosen) + open_image(row.images[0], source="").width
+
+    data = datasets.Dataset.from_list([pictured(number) for number in range(30)])
+    stored, transformed = RowDataset(data), RowDataset(data.with_transform(decoded))
+    found = estimate_lengths(lambda i: transformed[i][1], 30, count)
+    assert len(made) == 30 + 24  # rows, and those of them that are counted
+    assert most <= 2
+    held = [row for _, row in stored]
+    assert found == estimate_lengths(held.__getitem__, 30, count)
+    assert found == pytest.approx([count(row) for row in held], abs=1)

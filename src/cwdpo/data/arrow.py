@@ -80,21 +80,33 @@ class ParquetTable:
 
 
 class SavedTable:
-    """What ``datasets`` has on disk, mapped into memory, of which single values are read."""
+    """What ``datasets`` has on disk, mapped into memory, or in memory: its rows, and single values of them."""
 
     def __init__(self, dataset: "datasets.Dataset") -> None:
         self._dataset, self._decode = dataset.with_format("arrow"), decoder_of_features(dataset.features)
+        self._with_bytes = columns_with_bytes(dataset.features.arrow_schema)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """A row whose encoded images are read when they are asked for."""
+        found = self._dataset[row].to_pylist()[0]
+        return with_stored_images(self._decode(found), self, row, self._with_bytes)
 
     def value(self, row: int, column: str) -> Any:
-        found = self._dataset.select_columns([column])[row].to_pylist()[0]
+        found = self._dataset[row].select([column]).to_pylist()[0]
         return self._decode(found)[column]
 
 
-def with_stored_images(rows: Rows, table: Table, schema: pa.Schema) -> Rows:
-    """Rows of a table whose encoded images are read when they are asked for."""
-    with_bytes = [each.name for each in schema if "binary" in str(each.type)]  # large and nested ones as well
-    for number, row in enumerate(rows):
-        yield row | {name: _stored(row[name], table, number, (name,)) for name in with_bytes}
+def columns_with_bytes(schema: pa.Schema) -> list[str]:
+    """The columns that may hold encoded images, large and nested ones as well."""
+    return [each.name for each in schema if "binary" in str(each.type)]
+
+
+def with_stored_images(row: dict[str, Any], table: Table, number: int, columns: Iterable[str]) -> dict[str, Any]:
+    """A row of a table whose encoded images, in these columns, are read when they are asked for."""
+    return row | {name: _stored(row[name], table, number, (name,)) for name in columns}
 
 
 def _stored(value: Any, table: Table, row: int, path: tuple[str | int, ...]) -> Any:
@@ -112,7 +124,9 @@ def read_parquet(path: Path, *, stored: bool = False) -> Rows:
     try:
         with pq.ParquetFile(path) as file:
             rows = rows_of_tables(file.iter_batches(batch_size=_AT_A_TIME), decoder_of_schema(file.schema_arrow))
-            yield from with_stored_images(rows, ParquetTable(path), file.schema_arrow) if stored else rows
+            table, columns = ParquetTable(path), columns_with_bytes(file.schema_arrow) if stored else []
+            for number, row in enumerate(rows):
+                yield with_stored_images(row, table, number, columns)
     except (pa.ArrowException, OSError) as problem:
         with path.open("rb") as raw:
             start = raw.read(32)
@@ -164,8 +178,9 @@ def load_from_hub(name: HubName) -> "datasets.Dataset":
 def rows_of_dataset(dataset: "datasets.Dataset", *, stored: bool = False) -> Rows:
     """All rows of a data set in memory or on disk; ``stored`` leaves images where they are."""
     tables = dataset.with_format("arrow").iter(batch_size=_AT_A_TIME)
-    rows = rows_of_tables(tables, decoder_of_features(dataset.features))
-    yield from with_stored_images(rows, SavedTable(dataset), dataset.features.arrow_schema) if stored else rows
+    table, columns = SavedTable(dataset), columns_with_bytes(dataset.features.arrow_schema) if stored else []
+    for number, row in enumerate(rows_of_tables(tables, decoder_of_features(dataset.features))):
+        yield with_stored_images(row, table, number, columns)
 
 
 def rows_of_tables(tables: Iterable[pa.Table | pa.RecordBatch], decode: Decode | None) -> Rows:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cwdpo.batch import Batch, Role, hash_tensors, image_key, pad_answers
-from cwdpo.data.arrow import Decode, decoder_of_features
+from cwdpo.data.arrow import SavedTable
 from cwdpo.data.encode import Encoder
 from cwdpo.data.formats import row_from_record
 from cwdpo.data.image_roots import GivenRoots, ImageRoots, parse_roots
@@ -59,11 +59,9 @@ class RowDataset(Dataset[tuple[int, Row]]):
                 f"{name} is {what_is(rows)}, which has no rows to count. Give one split, loaded whole: "
                 "load_dataset(..., split='train') without streaming."
             )
-        self._decode: Decode | None = None
-        if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
-            # in other formats it would decode images itself, past our limits
-            rows, self._decode = rows.with_format("arrow"), decoder_of_features(rows.features)
-        self._rows: Any = rows
+        # in other formats than a transform's own, datasets would decode images itself, past our limits
+        is_stored = isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom"
+        self._rows: Any = SavedTable(rows) if is_stored else rows
         self._roots = ImageRoots(None, anywhere=True) if image_root is None else parse_roots(image_root)
         self._name = name
 
@@ -77,9 +75,6 @@ class RowDataset(Dataset[tuple[int, Row]]):
         record = self._rows[index]
         if isinstance(record, Row):
             return index, record
-        if hasattr(record, "to_pylist"):
-            record = record.to_pylist()[0]
-            record = record if self._decode is None else self._decode(record)
         return index, row_from_record(record, source=f"{self._name}[{index}]", roots=self._roots)
 
 
@@ -171,24 +166,26 @@ def answer_key(prompt: bytes, ids: Sequence[int]) -> str:
     return xxhash.xxh3_128_hexdigest(prompt + torch.tensor(ids, dtype=torch.int64).numpy().tobytes())
 
 
-def estimate_lengths(rows: Sequence[Row], count_tokens: Callable[[Row], int], *, answers: bool = True) -> list[int]:
-    """Tokens of each row, with or without its answers, by a linear rule fitted to a few rows that ``count_tokens``
-    counts exactly.
+def estimate_lengths(
+    row_at: Callable[[int], Row], number: int, count_tokens: Callable[[Row], int], *, answers: bool = True
+) -> list[int]:
+    """Tokens of each of a number of rows, with or without its answers, by a linear rule fitted to a few rows that
+    ``count_tokens`` counts exactly. Rows are asked for one at a time and not kept, as they may hold images.
 
         tokens = a + b * characters + c * images + d * pixels
 
     Good enough to put rows of similar length together, and for nothing else: a processor that bounds or rounds the
     sizes of images does not follow a linear rule. Images are opened for their size alone.
     """
-    if not rows:
+    if not number:
         return []
     known: dict[Path, int] = {}  # of files that many rows share
-    facts = np.empty((len(rows), 4))
-    for place, row in enumerate(rows):
-        facts[place] = _facts(row, answers, known)
+    facts = np.empty((number, 4))
+    for place in range(number):
+        facts[place] = _facts(row_at(place), answers, known)
     by_size = np.lexsort(facts.T)
-    sample = by_size[np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int))]
-    exact = np.array([count_tokens(rows[i]) for i in sample], dtype=np.float64)
+    sample = by_size[np.unique(np.linspace(0, number - 1, min(_SAMPLE, number)).astype(int))]
+    exact = np.array([count_tokens(row_at(int(i))) for i in sample], dtype=np.float64)
     scale = np.maximum(facts.max(axis=0), 1.0)
     # a little of each coefficient's square keeps what the sample cannot separate from growing without bound
     design = np.vstack([facts[sample] / scale, 1e-3 * np.eye(facts.shape[1])])

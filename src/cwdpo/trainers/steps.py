@@ -57,8 +57,7 @@ def row_tokens(batch: Batch) -> list[int]:
 
 def estimate_row_tokens(rows: RowDataset, collate: Callable[[Sequence[tuple[int, Row]]], Batch]) -> list[int]:
     """Tokens of each row with the answers that a batch has of it, see :func:`estimate_lengths`."""
-    every = [rows[i][1] for i in range(len(rows))]
-    return estimate_lengths(every, lambda row: row_tokens(collate([(0, row)]))[0])
+    return estimate_lengths(lambda i: rows[i][1], len(rows), lambda row: row_tokens(collate([(0, row)]))[0])
 
 
 def cut_further(parts: list[list[int]], number: int) -> list[list[int]]:
