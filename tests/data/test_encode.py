@@ -1,11 +1,17 @@
 """Rows in tokens with the processors of real model classes; what belongs to an answer in several chat templates."""
 
+import base64
 import copy
+import gc
+import io
+import random
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +21,7 @@ from tiny import NAMES
 from tokenizers import pre_tokenizers
 
 from cwdpo.data import encode
+from cwdpo.data.collate import RowDataset
 from cwdpo.data.encode import ChatTemplate, EncodedMemory, Encoder
 from cwdpo.data.rows import ImageSlot, Message, Row
 from cwdpo.errors import ConfigError, DataError
@@ -406,6 +413,53 @@ def test_what_is_remembered_is_encoded_once_and_is_the_same(processor_of: Callab
     assert (remembers.prompts, remembers.answers) == (3, 6)
     remembers.encode(rows[0], ANSWERS[1:3])
     assert (remembers.prompts, remembers.answers) == (3, 7)
+
+
+def records() -> list[dict[str, Any]]:
+    """With encoded pictures of noise, of some kilobytes, and one of one colour, which is small."""
+    found = []
+    for number in range(4):
+        file = io.BytesIO()
+        noise = bytes(40 * 48 * 3) if number == 0 else random.Random(number).randbytes(40 * 48 * 3)
+        Image.frombytes("RGB", (40, 48), noise).save(file, "PNG")
+        image = {"bytes": file.getvalue(), "path": None}
+        found.append({"images": [image], "prompt": "What?", "chosen": "A cat.", "rejected": "A dog."})
+    return found
+
+
+def table(records: list[dict[str, Any]]) -> datasets.Dataset:
+    return datasets.Dataset.from_list(records).cast_column("images", datasets.List(datasets.Image()))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        table,
+        lambda records: table(records).with_transform(lambda batch: batch),
+        lambda records: [
+            {**record, "images": [base64.b64encode(record["images"][0]["bytes"]).decode()]} for record in records
+        ],
+    ],
+    ids=["table", "decoded images", "base64"],
+)
+def test_images_that_each_access_makes_anew_are_remembered(form: Any, processor_of: Callable[[str], Any]) -> None:
+    rows, plain = RowDataset(form(records())), Encoder(processor_of("llava"))
+    encoder = Counting(processor_of("llava"), memory=EncodedMemory())
+    for _ in range(3):
+        for index in range(4):
+            row = rows[index][1]
+            one, other = plain.encode(row, ANSWERS[:1]), encoder.encode(row, ANSWERS[:1])
+            assert all(torch.equal(one.prompt[name], other.prompt[name]) for name in one.prompt)
+    assert (encoder.prompts, encoder.answers) == (4, 4)
+
+
+def test_what_is_remembered_keeps_no_image(processor_of: Callable[[str], Any]) -> None:
+    encoder, image = Encoder(processor_of("llava"), memory=EncodedMemory()), IMAGE.copy()
+    encoder.encode(Row((Message("user", (SLOT, "What?")),), "a", images=(image,), source="f:1"))
+    gone = weakref.ref(image)
+    del image
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_full_memory_keeps_what_came_first(processor_of: Callable[[str], Any]) -> None:

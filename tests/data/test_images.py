@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cwdpo.data import images
 from cwdpo.data.image_roots import ImageRoots
-from cwdpo.data.images import open_image, peek_image, random_crop, verify_image
+from cwdpo.data.images import image_identity, open_image, peek_image, random_crop, verify_image
 from cwdpo.errors import DataError
 
 
@@ -276,3 +276,19 @@ def test_a_crop_is_a_small_region_in_the_size_of_the_whole() -> None:
 
 def test_a_crop_of_one_pixel_is_that_pixel() -> None:
     assert random_crop(Image.new("RGB", (1, 1), "red"), seed="a").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_images_are_known_by_what_is_seen_of_them(tmp_path: Path) -> None:
+    """Shape, palette and orientation count; where the object, or the file's content, lies does not."""
+    wide = Image.new("RGB", (6, 2), "red")
+    red, blue = (Image.new("P", (6, 2)) for _ in range(2))
+    red.putpalette([255, 0, 0])
+    blue.putpalette([0, 0, 255])
+    turned = wide.copy()
+    turned.getexif()[0x0112] = 6  # lies on its side
+    seen = [image_identity(image, source="f:1") for image in (wide, wide.resize((2, 6)), blue, turned, encoded(wide))]
+    assert len({*seen[:3], seen[4]}) == 4
+    assert seen[3] == seen[1]
+    assert image_identity(red, source="f:1") == image_identity(wide.copy(), source="f:1") == seen[0]
+    assert image_identity(bytes(bytearray(encoded(wide))), source="f:1") == seen[4]
+    assert image_identity(tmp_path / "not_there.png", source="f:1") == tmp_path / "not_there.png"

@@ -93,6 +93,14 @@ def test_paraphrases_and_other_rows_are_right_too() -> None:
     assert RightAnswers([])(one) == ["A red disc.", "a red disc on white", "a disc"]
 
 
+def test_pictures_of_one_colour_and_of_different_shapes_are_different_questions() -> None:
+    wide, tall = (
+        dataclasses.replace(ROWS[0], chosen=name, images=(Image.new("RGB", size, "red"),))
+        for name, size in {"wide": (6, 2), "tall": (2, 6)}.items()
+    )
+    assert RightAnswers([wide, tall])(wide) == ["wide"]
+
+
 def test_loading_a_judge() -> None:
     assert isinstance(load_judge("same_words"), SameWords)
     served = load_judge("http://127.0.0.1:8000/v1#some/model:8b")

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -15,7 +14,7 @@ from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from cwdpo.data.chat_template import ChatTemplate, Frame
-from cwdpo.data.images import open_image
+from cwdpo.data.images import image_identity, open_image
 from cwdpo.data.rows import Row, StoredImage
 from cwdpo.errors import ConfigError, DataError
 from cwdpo.memory import free_memory, processes_here
@@ -60,7 +59,7 @@ _SHARE = 16
 """One byte in so many that are free, for the encoded rows of all processes together."""
 
 _Key: TypeAlias = tuple[Hashable, ...]
-_Known: TypeAlias = tuple[Row, Frame, dict[str, Tensor]]
+_Known: TypeAlias = tuple[Frame, dict[str, Tensor]]
 _ENTRY = 500  # bytes of an entry's Python objects, about
 
 
@@ -78,7 +77,6 @@ class EncodedMemory:
         self._room = max(_LEAST, free_memory() // _SHARE // processes_here()) if max_bytes is None else max_bytes
         self._beyond_workers = max(0, self._room - _LEAST) if max_bytes is None else 0
         self._prompts: dict[_Key, _Known] = {}
-        """With its row, which holds the images: an image that is none of a file's is known by where it lies."""
         self._answers: dict[tuple[_Key, str], tuple[list[int], bool]] = {}
 
     def prompt(
@@ -89,10 +87,10 @@ class EncodedMemory:
         known = self._find(key)
         if known is not None:
             self._prompts[key] = known
-            return key, *known[1:]
+            return key, *known
         frame, tensors = encode()
         if self._takes(sum(tensor.nbytes for tensor in tensors.values()) + _ENTRY):
-            self._prompts[key] = (row, frame, tensors)
+            self._prompts[key] = (frame, tensors)
         return key, frame, tensors
 
     def answer(self, key: _Key, text: str, encode: Callable[[str], tuple[list[int], bool]]) -> tuple[list[int], bool]:
@@ -121,7 +119,10 @@ class EncodedMemory:
 
 
 def _prompt_key(row: Row, time: datetime) -> _Key:
-    images = (image if isinstance(image, Path | StoredImage) else id(image) for image in row.images)
+    # what lies in a table does not change, so its place is enough, and nothing is read
+    images = (
+        image if isinstance(image, StoredImage) else image_identity(image, source=row.source) for image in row.images
+    )
     return (time, row.prompt, repr(row.template_kwargs), row.thinks, *images)
 
 

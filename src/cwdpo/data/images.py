@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import xxhash
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cwdpo.data.rows import ImageSource, StoredImage
@@ -63,6 +64,17 @@ def peek_image(image: ImageSource, *, source: str) -> tuple[int, int]:
             return _peek(io.BytesIO(image), name, source)
         with _opened_file(image, name, source) as file:
             return _peek(file, name, source)
+
+
+def image_identity(image: ImageSource, *, source: str) -> Path | str:
+    """Equal for images of equal content: encoded bytes, and pixels as :func:`open_image` gives them, are known by their
+    hash; a file by its path, unread. Decoded images take less than a tenth of the time that a processor takes."""
+    if isinstance(image, Path):
+        return image
+    if isinstance(image, Image.Image):
+        opened = open_image(image, source=source)
+        return f"{opened.width} {xxhash.xxh3_128_hexdigest(opened.tobytes())}"
+    return xxhash.xxh3_128_hexdigest(image if isinstance(image, bytes) else image.read())
 
 
 def verify_image(image: ImageSource, *, source: str) -> None:

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import xxhash
 
-from cwdpo.data.rows import Row, StoredImage
+from cwdpo.data.images import image_identity
+from cwdpo.data.rows import Row
 
 
 def hash_of(*values: str | bytes) -> bytes:
@@ -23,12 +23,7 @@ def prompt_hash(row: Row) -> bytes:
     ]
     digest = xxhash.xxh3_128(repr((turns, row.template_kwargs)).encode("utf-8", "surrogatepass"))
     for image in row.images:
-        if isinstance(image, bytes | StoredImage):
-            digest.update(image if isinstance(image, bytes) else image.read())
-        elif isinstance(image, Path):
-            digest.update(os.fsencode(image))
-        else:
-            digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
+        digest.update(os.fsencode(image_identity(image, source=row.source)))
     return digest.digest()
 
 

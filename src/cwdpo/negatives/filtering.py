@@ -10,10 +10,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import xxhash
-from PIL import Image
-
-from cwdpo.data.rows import Row, StoredImage
+from cwdpo.data.images import image_identity
+from cwdpo.data.rows import Row
 
 TOO_EASY, TOO_SIMILAR = "too_easy", "too_similar"
 
@@ -184,7 +182,4 @@ def _right_in(row: Row) -> list[str]:
 
 
 def _question(row: Row) -> Hashable:
-    images = (image.tobytes() if isinstance(image, Image.Image) else image for image in row.images)
-    held = (image.read() if isinstance(image, StoredImage) else image for image in images)
-    names = (xxhash.xxh3_128_hexdigest(image) if isinstance(image, bytes) else str(image) for image in held)
-    return row.prompt, tuple(names)
+    return row.prompt, tuple(image_identity(image, source=row.source) for image in row.images)
