@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from cwdpo.batch import AnswerLogprobs, Batch, Detail, eval_mode
@@ -63,6 +64,7 @@ class ReferenceCache:
         """
         self.directory, self.of_model, self.rank = directory, of_model, rank
         self._entries: dict[str, tuple[float, int]] = {}
+        self._others: dict[str, float] = {}
         self._unsaved: dict[str, tuple[float, int]] = {}
         self._next_part: int | None = None
         if directory is not None:
@@ -88,15 +90,19 @@ class ReferenceCache:
         """The positions of the keys that are not here."""
         return [i for i, key in enumerate(keys) if key not in self._entries]
 
-    def add(
-        self, keys: Sequence[str], totals: Sequence[float], num_tokens: Sequence[int], *, keep: bool = True
-    ) -> None:
-        """Remember log pi_ref(y|x) and the token count of some answers; on disk only at :meth:`save`, and never those
-        that ``keep`` is False for, as another file holds them."""
+    def add(self, keys: Sequence[str], totals: Sequence[float], num_tokens: Sequence[int]) -> None:
+        """Remember log pi_ref(y|x) and the token count of some answers; on disk only at :meth:`save`."""
         new = dict(zip(keys, zip(totals, num_tokens, strict=True), strict=True))
         self._entries |= new
-        if keep:
-            self._unsaved |= new
+        self._unsaved |= new
+
+    def answer_for_others(self, keys: Sequence[str], totals: Sequence[float]) -> None:
+        """Know log pi_ref(y|x) of some answers until the next call; never on disk, as another file holds them."""
+        self._others = dict(zip(keys, totals, strict=True))
+
+    def digest(self) -> str:
+        """Equal for caches that have the same answers."""
+        return xxhash.xxh3_128_hexdigest("".join(sorted(self._entries)).encode())
 
     def save(self) -> None:
         """Write what was added since the last save as one more part."""
@@ -120,13 +126,21 @@ class ReferenceCache:
         self._unsaved = {}
 
     def totals(self, batch: Batch) -> Tensor:
-        """``(A,)`` log pi_ref(y|x) of every answer in the batch; a KeyError names the row of one that is not here."""
-        found = [self._entries.get(key) for key in batch["keys"]]
-        if None in found:
-            row = batch["row_index"][batch["prompt_index"][found.index(None)]]
-            raise KeyError(f"row {row} has an answer without a cached reference; were rows added after training began?")
-        totals = [entry[0] for entry in found if entry is not None]
+        """``(A,)`` log pi_ref(y|x) of every answer in the batch; a UserError names the row of one that is not here."""
+        totals = [self._total(key) for key in batch["keys"]]
+        if None in totals:
+            row = batch["row_index"][batch["prompt_index"][totals.index(None)]]
+            raise UserError(
+                f"row {row} has an answer whose reference log-prob is not known: the row is not as it was before "
+                "training began, when those of all answers were computed. Either it changes from one access to the "
+                "next (`dataset.with_transform` with a random transform), or the rows were changed since. "
+                "Write `reference: live` for stage 2 (CWDPOConfig(reference='live')), or give rows that stay the same."
+            )
         return torch.tensor(totals, dtype=torch.float32).to(batch["answer_ids"].device, non_blocking=True)
+
+    def _total(self, key: str) -> float | None:
+        entry = self._entries.get(key)
+        return self._others.get(key) if entry is None else entry[0]
 
     def means(self, keys: Sequence[str]) -> Tensor:
         """``(n,)`` lbar of the answers with these keys, nats per token."""
@@ -174,19 +188,20 @@ class StartingAdapter(LiveReference):
 
 def _check_header(directory: Path, header: Mapping[str, Any], rank: int) -> None:
     path = directory / "cache.json"
-    if not path.exists():
+    if not path.exists() and not any(directory.glob("part-*.npz")):
         written = path.with_suffix(f".partial{rank}")
         written.write_text(json.dumps(header) + "\n")
         put_in_place(written, path)
     try:
         found = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         found = None
     if found == header:
         return
     why = "belong to another model than the one stage 2 starts from now"
     if not isinstance(found, dict):
-        why = f"have a damaged {path.name}, so that it is not known which model they belong to"
+        header_is = "a damaged" if path.exists() else "no"
+        why = f"have {header_is} {path.name}, so that it is not known which model they belong to"
     elif found.get("model") == header["model"]:
         why = f"were computed in {found.get('computed_in')}, and this run computes in {header['computed_in']}"
     raise UserError(
@@ -201,16 +216,7 @@ def _read_part(part: Path) -> dict[str, tuple[float, int]]:
         with part.open("rb") as file, np.load(file) as arrays:
             keys, totals, counts = arrays["keys"], arrays["totals"], arrays["num_tokens"]
         return {k.decode(): (t, n) for k, t, n in zip(keys, totals.tolist(), counts.tolist(), strict=True)}
-    except (
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-        EOFError,
-        RuntimeError,
-    ) as error:
+    except _UNREADABLE as error:
         logger.warning("%s is damaged (%s); its answers are computed again", part, one_line(error))
         part.unlink(missing_ok=True)  # another rank may have been faster
         return {}

@@ -49,12 +49,11 @@ class NegativePool:
                 self._sampled[candidate.row][candidate.key] = candidate
 
     def add_to(self, cache: ReferenceCache) -> None:
-        """Let a cache answer for these negatives too; their own file keeps them."""
+        """Let a cache answer for these negatives too, in place of an earlier pool's; their own file keeps them."""
         kept = [candidate for of_row in self._sampled.values() for candidate in of_row.values()]
         totals = [candidate.reference_logprob for candidate in kept]
         assert None not in totals, "sampled without the reference"
-        lengths = [len(candidate.ids or ()) for candidate in kept]
-        cache.add([str(c.key) for c in kept], [total or 0.0 for total in totals], lengths, keep=False)
+        cache.answer_for_others([str(c.key) for c in kept], [total or 0.0 for total in totals])
 
     def mixed(
         self, batch: Batch, texts: RowTexts, *, share: float, count: int | None, level: float | None = None

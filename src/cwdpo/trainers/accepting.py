@@ -170,7 +170,8 @@ def refuse_collator(data_collator: object) -> None:
         raise ConfigError(
             f"data_collator is {what_is(data_collator)}, but the losses read batches of prompts with their answers, "
             "which only the trainer's own collator makes. Leave it out, and change the rows instead "
-            "(`dataset.map`, or `dataset.with_transform`)."
+            "(`dataset.map`, or `dataset.with_transform`; where a transform is random, stage 2 needs "
+            "reference='live')."
         )
 
 

@@ -153,6 +153,13 @@ class ReferencePass:
         """Let every rank read what the others have written."""
         self.trainer.accelerator.wait_for_everyone()
         self.cache.reload()
+        if self.cache.directory is not None and len(set(gather_object([self.cache.digest()]))) > 1:
+            raise UserError(
+                f"{self.cache.directory}: the ranks do not see the same directory there, so none has the reference "
+                "log-probs that the others computed. Choose an `output_dir` (or `reference_dir`) on a file system that "
+                "all machines share. If this is one, and shows new files late, start again: what was computed is kept. "
+                "Or write `reference: live` for stage 2 (CWDPOConfig(reference='live'))."
+            )
 
 
 def _with_crops(batch: Batch) -> list[Batch]:
