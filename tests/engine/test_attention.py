@@ -162,13 +162,6 @@ def test_where_there_is_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_split(cpu, torch.bfloat16)
 
 
-def test_dropout_is_refused() -> None:
-    plan = make_plan([[3, 2]])
-    mask: Any = SplitMask(plan, groups=1, dtype=torch.float64)
-    with pytest.raises(ValueError, match="drops at random"):
-        scaled_dot_product_attention(*inputs(plan, 2, 2), attn_mask=mask, dropout_p=0.1)
-
-
 @pytest.fixture
 def splits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lengths of the rows that split attention is asked for."""

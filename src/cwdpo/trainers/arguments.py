@@ -197,8 +197,8 @@ class AnswerArguments(TrainingArguments):
         if self.push_to_hub and self.world_size > 1 and "checkpoint" in self.hub_strategy:
             yield (
                 "hub_strategy",
-                f"hub_strategy is {HubStrategy(self.hub_strategy).value}, which uploads a checkpoint while other processes "
-                "still write into it: the copy could not be resumed. Write every_save.",
+                f"hub_strategy is {HubStrategy(self.hub_strategy).value}, which uploads a checkpoint while other "
+                "processes still write into it: the copy could not be resumed. Write every_save.",
             )
         if "inputs" in self.include_for_metrics:
             yield (
