@@ -127,6 +127,22 @@ def test_what_a_gpu_is_given_is_the_same(
     check_against_loops(lambda *tensors: mask._at_once(*tensors, None), lengths, plan, groups)
 
 
+@pytest.mark.parametrize("lengths", LAYOUTS)
+def test_attention_that_drops_at_random_has_the_same_mask(lengths: list[list[int]]) -> None:
+    plan = make_plan(lengths)
+    mask: Any = SplitMask(plan, groups=1, dtype=torch.float64)
+    tensors = inputs(plan, 4, 4)
+    check_against_loops(lambda *each: scaled_dot_product_attention(*each, attn_mask=mask.dense()), lengths, plan, 1)
+    ones = torch.ones_like(tensors[2])
+    torch.manual_seed(0)
+    # each value is the sum of the weights that are left: 1 where none are dropped, and 1 on average
+    found = scaled_dot_product_attention(*tensors[:2], ones, attn_mask=mask, dropout_p=0.25)
+    kept = [found[row, :, :, 0].flatten() for row in range(len(lengths))]
+    assert min(each.min() for each in kept) < 0.9
+    many = [scaled_dot_product_attention(*tensors[:2], ones, attn_mask=mask, dropout_p=0.25) for _ in range(400)]
+    assert torch.allclose(torch.stack(many).mean(dim=0), ones, atol=0.2)
+
+
 def test_sequences_by_hand() -> None:
     packed = attention._Packed([[3, 2, 1], [2]], 7, torch.device("cpu"))
     assert packed.queries.tolist() == [0, 1, 2, 3, 4, 5, 7, 8]
@@ -144,13 +160,6 @@ def test_where_there_is_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "varlen_attn", None)
     assert not can_split(cuda, torch.bfloat16)
     assert can_split(cpu, torch.bfloat16)
-
-
-def test_dropout_is_refused() -> None:
-    plan = make_plan([[3, 2]])
-    mask: Any = SplitMask(plan, groups=1, dtype=torch.float64)
-    with pytest.raises(ValueError, match="drops at random"):
-        scaled_dot_product_attention(*inputs(plan, 2, 2), attn_mask=mask, dropout_p=0.1)
 
 
 @pytest.fixture

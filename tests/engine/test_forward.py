@@ -1,5 +1,6 @@
 """A pass computes the last layer only where answers are predicted, and looks up once what is constant for a model."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,11 @@ def test_what_is_constant_for_a_model_is_looked_up_once(tiny: Tiny, monkeypatch:
     assert seen[0] == seen[1] != own
     assert model.config._attn_implementation == text._attn_implementation == own
     assert model.config.vision_config._attn_implementation == own
+
+
+@pytest.mark.parametrize(("want", "chosen"), [("entropy", None), ("chosen_entropy", torch.tensor([0, 1]))])
+def test_a_token_that_cannot_be_has_no_share_of_the_entropy(want: Any, chosen: torch.Tensor | None) -> None:
+    logits = torch.tensor([[0.0, 0.0, -torch.inf, 0.0, 0.0], [0.0, torch.nan, 0.0, 0.0, 0.0]])
+    found = forward._read(logits, torch.tensor([0, 0]), [want], chosen)["entropy"]
+    assert found[0].item() == pytest.approx(math.log(4))
+    assert found[1].isnan()  # a model that is ruined still says so

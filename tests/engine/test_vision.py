@@ -238,6 +238,17 @@ def test_another_tower_gets_features_of_its_own(tiny: Tiny) -> None:
     assert (cache.report["computed"], cache.report["found"]) == (6, 3)
 
 
+def test_a_tower_that_trained_in_between_is_another(tiny: Tiny) -> None:
+    batch, cache = mixed_batch(tiny("llava")), FeatureCache()
+    engine, model = TreeEngine(features=cache), frozen(load_model(tiny("llava")))
+    with torch.no_grad():
+        for _ in range(2):
+            for _ in range(2):
+                assert gap(engine.logprobs(model, batch), token_logprobs(model, batch)) < 1e-5
+            model.model.multi_modal_projector.linear_2.weight[0, 0] += 1.0
+    assert (cache.report["computed"], cache.report["found"]) == (6, 6)
+
+
 def test_features_that_are_wrong_are_given_up(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     model, batch = frozen(load_model(tiny("llava"))), mixed_batch(tiny("llava"))
     put = FeatureStore.put

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -170,6 +171,24 @@ def test_a_base_is_the_same_in_any_precision_and_under_adapters(tiny: Tiny) -> N
     assert base_fingerprint(adapted) in found
     half = base_fingerprint(load_policy(tiny("llava"), dtype="float16"))
     assert base_fingerprint(load_policy(tiny("llava")), through=torch.float16) == half
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        peft.LoraConfig(target_modules=["q_proj"], use_dora=True, trainable_token_indices={"embed_tokens": [1, 2]}),
+        peft.LoraConfig(target_modules=["embed_tokens"], modules_to_save=["lm_head"]),
+        peft.LoHaConfig(target_modules=["q_proj"]),
+        peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]),
+        peft.VeraConfig(target_modules=["q_proj"]),
+        peft.OFTConfig(target_modules=["q_proj"], oft_block_size=8),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_adapters_of_every_kind_leave_their_base_as_it_is(added: Any, tiny: Tiny) -> None:
+    model = load_policy(tiny("llava"))
+    before = base_fingerprint(model)
+    assert base_fingerprint(peft.get_peft_model(model, added)) == before
 
 
 def test_every_weight_counts_and_no_name_does() -> None:

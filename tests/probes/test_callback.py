@@ -186,6 +186,29 @@ def test_patience_goes_on_after_an_interruption(
     assert resumed.state.global_step == 5
 
 
+def test_readings_for_the_best_model_count_before_and_after_an_interruption(
+    make_trainer: Make, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cwdpo.probes.callback.diagnose", found_at(*range(1, 10)))
+    choosing = {"eval_rows": rows[:3], "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    arguments = SAVING | choosing | {"max_steps": 9, "metric_for_best_model": "probes/delta/chosen"}
+    settings = {"every": 3, "stop_on": ["squeezing"], "patience": 3}
+    whole = make_trainer(2, **arguments, out="whole")
+    watch(whole, rows, tmp_path / "whole run", **settings)
+    whole.train()
+    assert whole.state.global_step == 4  # after readings at 2, 3 and 4, of which only that of 3 is due
+    broken = make_trainer(2, callbacks=[Crash(3)], **arguments)
+    watch(broken, rows, tmp_path / "run", **settings)
+    with pytest.raises(RuntimeError, match="power cut"):
+        broken.train()
+    resumed = make_trainer(2, **arguments)
+    probing = watch(resumed, rows, tmp_path / "run", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+    assert probing.finish()["stopped"]["readings"] == 3
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole run")
+
+
 def test_probes_reach_evaluations_and_choose_the_best_model(
     make_trainer: Make, rows: list[Row], tmp_path: Path
 ) -> None:

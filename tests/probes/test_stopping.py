@@ -1,7 +1,11 @@
 """The stopping rule on readings that collapse, with the real diagnosis."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
+
+from cwdpo.diagnosis import Finding
 from cwdpo.probes.callback import StoppingRule
 
 
@@ -54,3 +58,18 @@ def test_tolerance_and_patience_put_it_off() -> None:
 def test_nothing_to_stop_on_never_stops() -> None:
     assert stops_at(0.1, stop_on=()) is None
     assert stops_at(0.1, stop_on=("image_blindness",)) is None
+
+
+def test_the_metrics_of_a_readings_own_step_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are logged after the reading of a step, or before it where an evaluation asks for the reading."""
+    asked: list[list[int]] = []
+
+    def diagnose(history: Sequence[Mapping[str, Any]], **_: Any) -> list[Finding]:
+        asked.append([line["step"] for line in history if "loss" in line])
+        return []
+
+    monkeypatch.setattr("cwdpo.probes.callback.diagnose", diagnose)
+    logged = [{"stage": "stage2", "step": step, "loss": 0.5} for step in (10, 20)]
+    for rule in (StoppingRule.update, StoppingRule.resume):
+        rule(StoppingRule(("squeezing",), patience=1, tolerance=0.02), [*logged, *history(2, 0.1)], beta=0.1)
+    assert asked == [[10], [10]]

@@ -267,3 +267,20 @@ def test_dropout_of_a_given_model_is_switched_off(tiny: Tiny, caplog: pytest.Log
         CWDPOTrainer(adapted, args=CWDPOConfig(**OURS, disable_dropout=disable))
         assert (layer.mlp.drop.p, layer.self_attn.attention_dropout) == ((0.0, 0.0) if disable else (0.5, 0.25))
         assert layer.mlp.gate_proj.lora_dropout["default"].p == 0.125  # the adapters' own, which somebody wrote
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_given_model_may_drop_attention_at_random(make_trainer: Any, tiny: Tiny, stage: int) -> None:
+    """As its owner set it: stage 1 leaves dropout alone, and stage 2 where it is asked to."""
+    model = load_policy(tiny("llava"), dtype="float32")
+    for layer in model.get_decoder().layers:
+        layer.self_attn.attention_dropout = 0.25
+    settings: dict[str, Any] = {"max_steps": 1} if stage == 1 else {"max_steps": 1, "disable_dropout": False}
+    trainer = make_trainer(stage, model=model, engine="tree", **settings)
+    trainer.train()
+    assert [choice["engine"] for choice in trainer.engine.report["choices"]] == ["tree"]
+    first = next(line for line in trainer.state.log_history if "loss" in line)
+    assert first["loss"] > 0
+    if stage == 2:
+        assert first["rewards/margins"] != 0  # the reference does not drop

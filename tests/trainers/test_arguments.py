@@ -195,6 +195,15 @@ def test_processes_that_would_each_train_alone_are_refused() -> None:
         refuse_each_alone({"WORLD_SIZE": "2"}, 1)
 
 
+def test_checkpoints_that_several_processes_write_are_not_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads = {"push_to_hub": True, "hub_strategy": "checkpoint"}
+    assert stage1(**uploads).hub_strategy == "checkpoint"  # one process
+    monkeypatch.setattr(SmoothSFTConfig, "world_size", 2)
+    assert stage1(push_to_hub=True).hub_strategy == "every_save"
+    with pytest.raises(ConfigError, match=r"hub_strategy is checkpoint, .* Write every_save\."):
+        stage1(**uploads)
+
+
 @pytest.mark.parametrize(
     ("settings", "advice"), [({"on_nonfinite": "skip"}, "stop"), ({"max_tokens_per_batch": 64}, "Take it out")]
 )

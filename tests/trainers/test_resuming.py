@@ -3,8 +3,10 @@
 import json
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable
+from concurrent.futures import Future
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from cwdpo.errors import UserError
-from cwdpo.models.checkpoints import last_checkpoint, no_unfinished_checkpoints
+from cwdpo.models.checkpoints import find_damage, last_checkpoint, no_unfinished_checkpoints
 from cwdpo.models.loading import load_policy
 from cwdpo.records import RunDirectory, append_jsonl, read_jsonl
 from cwdpo.trainers.callbacks import MetricsRecorder, StopOnSignal
@@ -64,6 +66,31 @@ def test_resumed_equals_uninterrupted(make_trainer: Make, name: str, lora: bool,
 
 
 @pytest.mark.slow
+class Hub:
+    """Takes a checkpoint as it is when its upload begins."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def upload_folder(self, folder_path: str, path_in_repo: str = "model", **_: Any) -> Any:
+        if path_in_repo != "model":
+            shutil.copytree(folder_path, self.directory / path_in_repo)
+        job: Future[None] = Future()
+        job.set_result(None)
+        return job
+
+
+def test_an_uploaded_checkpoint_is_whole(make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: Hub(tmp_path / "hub"))
+    trainer = make_trainer(1, lora=True, out="here", hub_strategy="all_checkpoints", **SAVING | {"max_steps": 2})
+    trainer.args.push_to_hub, trainer.push_in_progress = True, None  # asked for when it is made, it would log in
+    trainer.train()
+    assert find_damage(tmp_path / "hub/checkpoint-2", thorough=True) is None
+    resumed = make_trainer(1, lora=True, out="there", **SAVING)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "hub/checkpoint-2"))
+    assert resumed.state.global_step == 6
+
+
 def test_best_model_is_loaded_whole(make_trainer: Make, rows: Any) -> None:
     """Where a *lower* log-prob of the chosen counts as better, the first checkpoint is the best and comes back."""
     trainer = make_trainer(

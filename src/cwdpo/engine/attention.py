@@ -3,7 +3,8 @@
 ====================  ================================================================================================
 an additive mask      for any model: ``(rows, 1, length, length)``, made once and shared by all layers
 :class:`SplitMask`    where the model's own mask is causal and nothing else: the prompt by the causal kernel, and each
-                      answer as queries against ``[prompt | answer]``; no mask of the square of the length exists
+                      answer as queries against ``[prompt | answer]``; no mask of the square of the length exists,
+                      but for a layer whose attention drops at random
 :class:`FlexMask`     ``flex_attention``, which skips the blocks that no query looks at; only where it is asked for
 ====================  ================================================================================================
 
@@ -48,10 +49,17 @@ def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _OwnKernel:
-    """A mask that ``scaled_dot_product_attention`` leaves its work to (torch's documentation, "Extending torch")."""
+    """A mask that ``scaled_dot_product_attention`` leaves its work to (torch's documentation, "Extending torch").
+
+    No such kernel drops at random, so a layer whose attention does is computed with the dense mask.
+    """
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
         """``(rows, heads, length, size)`` each; keys and values may have fewer heads."""
+        raise NotImplementedError
+
+    def dense(self) -> Tensor:
+        """``(rows, 1, length, length)``, the same as an additive mask."""
         raise NotImplementedError
 
     @classmethod
@@ -71,8 +79,11 @@ def _dispatch(
     scale: float | None = None,
     enable_gqa: bool = False,  # seen by the shapes
 ) -> Tensor:
-    if dropout_p or is_causal:
-        raise ValueError("its attention drops at random, which a tree's kernels do not")
+    if is_causal:
+        raise ValueError("its attention asks for a tree's mask and a causal one together")
+    if dropout_p:
+        mask = attn_mask.dense()
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
         query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
@@ -124,6 +135,18 @@ class SplitMask(_OwnKernel):
             mask = additive_mask(allowed[None, None], self._dtype)
             calls.append(_Call(row, slice(prompt, len(index)), slice(0, len(index)), mask))
         return calls
+
+    def dense(self) -> Tensor:
+        return self._dense
+
+    @functools.cached_property
+    def _dense(self) -> Tensor:
+        rows, length = self._plan.branch.shape
+        device, logical = self._plan.branch.device, self._plan.logical
+        row = torch.arange(rows, device=device)[:, None, None, None]
+        index = torch.arange(length, device=device)
+        own = logical[:, None, None, :] <= logical[:, None, :, None]
+        return additive_mask(self._plan.allow(own, row, index[:, None], index), self._dtype)
 
     def _at_once(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         rows, heads, length, _ = query.shape
@@ -242,6 +265,9 @@ class FlexMask(_OwnKernel, BlockMask):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None) -> Tensor:
         return flex_kernel()(query, key, value, block_mask=self.blocks, scale=scale)
+
+    def dense(self) -> Tensor:
+        raise ValueError("its attention drops at random, which flex_attention cannot: set its attention_dropout to 0")
 
 
 def block_mask(allowed: Tensor) -> BlockMask:

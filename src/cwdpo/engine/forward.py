@@ -253,7 +253,9 @@ def _read(logits: Tensor, targets: Tensor, want: Collection[Detail], chosen: Ten
 
 def _entropy(logprobs: Tensor) -> Tensor:
     """``(n,)`` nats, of ``(n, V)`` log-probs."""
-    return -(logprobs.exp() * logprobs).sum(dim=-1)
+    # what cannot be has no share, where 0 times minus infinity would be none; in place, this costs no time
+    finite = logprobs.clamp(min=torch.finfo(logprobs.dtype).min)
+    return -finite.mul_(logprobs.exp()).sum(dim=-1)
 
 
 def _details(logprobs: Tensor, targets: Tensor, want: Collection[Detail]) -> dict[str, Tensor]:

@@ -236,7 +236,7 @@ class FeatureCache:
         """
         self._store = FeatureStore(memory=0, directory=directory, disk=0)
         self._asked, self._images, self._planned = (memory_mb, disk_mb), images, False
-        self._fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        self._fingerprints: WeakKeyDictionary[nn.Module, tuple[list[int], str]] = WeakKeyDictionary()
         self._outside: WeakKeyDictionary[nn.Module, list[tuple[str, nn.Parameter]]] = WeakKeyDictionary()
         self._met: set[str] = set()
         self._again = self._found_again = 0
@@ -295,8 +295,9 @@ class FeatureCache:
         self._store.pin = kind == "cuda"
         precision = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "own"
         features = []
+        tower = self._fingerprint(bare)
         for i in wanted:
-            key = f"{self._fingerprint(bare)}-{kind}-{precision}/{keys[i]}"
+            key = f"{tower}-{kind}-{precision}/{keys[i]}"
             found = self._store.get(key)
             self._count(key, found is not None)
             if found is None:
@@ -354,7 +355,9 @@ class FeatureCache:
             )
 
     def _fingerprint(self, bare: PreTrainedModel) -> str:
-        if bare not in self._fingerprints:
+        # torch counts changes in place: a tower may be trained between two times at which it is frozen
+        changes = [0 if weight.is_inference() else weight._version for _, weight in self._outside[bare]]
+        if bare not in self._fingerprints or self._fingerprints[bare][0] != changes:
             weights = dict(outside_language(bare)) | dict(bare.named_buffers())
             digest = hash_tensors(sorted(weights.items()))
             # what besides its weights makes a tower: its settings, and the library that runs it
@@ -363,8 +366,8 @@ class FeatureCache:
             settings = {name: value for name, value in bare.config.to_dict().items() if name not in ignored}
             settings["library"] = transformers.__version__
             digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-            self._fingerprints[bare] = digest.hexdigest()
-        return self._fingerprints[bare]
+            self._fingerprints[bare] = (changes, digest.hexdigest())
+        return self._fingerprints[bare][1]
 
 
 def why_not_cacheable(bare: PreTrainedModel, outside: Sequence[tuple[str, nn.Parameter]] | None = None) -> str | None:

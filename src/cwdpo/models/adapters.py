@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -352,9 +352,18 @@ def base_fingerprint(model: nn.Module, *, through: torch.dtype | None = None) ->
     """
     if getattr(getattr(model, "config", None), "quantization_config", None) is not None:
         return None
-    own = (".lora_", ".modules_to_save.")
-    weights = (weight for name, weight in model.named_parameters() if not any(part in name for part in own))
+    added = {id(weight) for weight in _added_by_peft(model)}
+    weights = (weight for weight in model.parameters() if id(weight) not in added)
     return xxhash.xxh3_128("".join(sorted(_sample_hash(weight, through) for weight in weights)).encode()).hexdigest()
+
+
+def _added_by_peft(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Weights of adapters of any kind, and of trained copies of layers or tokens: PEFT's layers say where they are."""
+    for module in model.modules():
+        for name in getattr(module, "adapter_layer_names", ()):
+            part = getattr(module, name, None)
+            if isinstance(part, nn.Module):
+                yield from part.parameters()
 
 
 def _sample_hash(weight: Tensor, through: torch.dtype | None) -> str:

@@ -98,12 +98,8 @@ class Probing(TrainerCallback):
 
     def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Take a reading if one is due, and end the stage if it shows what must not go on."""
-        if not self._schedule.is_due(state.global_step):
-            return
-        self._read(state.global_step)
-        if state.global_step < state.max_steps and self._stopping.update(self._history(state), beta=self._beta):
-            control.should_training_stop = True
-            logger.warning("%s ends at step %d: %s", self._stage, state.global_step, self._stopping.sentence())
+        if self._schedule.is_due(state.global_step):
+            self._read_and_judge()
 
     def on_epoch_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Take the last reading of a stage that something else ends early."""
@@ -141,7 +137,7 @@ class Probing(TrainerCallback):
         step = self._trainer.state.global_step
         wanted = str(self._trainer.args.metric_for_best_model).removeprefix("eval_").startswith("probes/")
         if self._probes is not None and wanted and self._read_at != step:
-            self._read(step)
+            self._read_and_judge()
         return scalars([line for line in self.lines if line["step"] == step])
 
     def _begin(self) -> None:
@@ -183,6 +179,15 @@ class Probing(TrainerCallback):
             image_rows=self._size.image_rows,
         )
         return ranks_share(rows, self._trainer)
+
+    def _read_and_judge(self) -> None:
+        """Take this step's reading, and end the stage if it shows what must not go on; whoever asked for the reading,
+        since a resumed stage counts all that it finds in the file."""
+        state = self._trainer.state
+        self._read(state.global_step)
+        if state.global_step < state.max_steps and self._stopping.update(self._history(state), beta=self._beta):
+            self._trainer.control.should_training_stop = True
+            logger.warning("%s ends at step %d: %s", self._stage, state.global_step, self._stopping.sentence())
 
     def _read(self, step: int) -> None:
         with self._schedule.reading(step):
@@ -233,6 +238,9 @@ class StoppingRule:
         """Take in the history up to a new reading, its lines oldest first; the reason if the stage must end."""
         if not self._stop_on:
             return None
+        step = max(line["step"] for line in history if "group" in line)
+        # a step's own metrics are logged after its reading, or before it where an evaluation asks for it
+        history = [line for line in history if line["step"] < step + ("group" in line)]
         found: dict[str, Finding] = {}
         for finding in diagnose(history, beta=beta, thresholds=self._thresholds):
             found.setdefault(finding.name, finding)
@@ -243,7 +251,7 @@ class StoppingRule:
                 self.reason = {
                     "finding": name,
                     "stage": finding.stage,
-                    "step": max(line["step"] for line in history if "group" in line),
+                    "step": step,
                     "readings": count,
                     "evidence": finding.evidence,
                     "advice": finding.advice,
@@ -255,8 +263,7 @@ class StoppingRule:
         """Count again what an interrupted run had counted, from its readings."""
         steps = sorted({line["step"] for line in history if "group" in line and line["step"] > 0})
         for step in steps[-self._patience :]:
-            # a step's own metrics are logged after its reading
-            self.update([line for line in history if line["step"] < step + ("group" in line)], beta=beta)
+            self.update([line for line in history if line["step"] <= step], beta=beta)
         self.reason = None
 
     def sentence(self) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_type_hints
 
 from transformers import TrainingArguments
 from transformers.hf_argparser import string_to_bool
+from transformers.trainer_utils import HubStrategy
 
 from cwdpo.config.checking import build, problem_with, replacement, wrong_argument
 from cwdpo.config.recipe import (
@@ -192,6 +193,12 @@ class AnswerArguments(TrainingArguments):
                 "include_num_input_tokens_seen",
                 "include_num_input_tokens_seen counts a batch's `input_ids`, and a batch here is prompts with answers. "
                 "Take it out: every line of training has `num_tokens`.",
+            )
+        if self.push_to_hub and self.world_size > 1 and "checkpoint" in self.hub_strategy:
+            yield (
+                "hub_strategy",
+                f"hub_strategy is {HubStrategy(self.hub_strategy).value}, which uploads a checkpoint while other "
+                "processes still write into it: the copy could not be resumed. Write every_save.",
             )
         if "inputs" in self.include_for_metrics:
             yield (

@@ -64,12 +64,23 @@ class Sealing(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         self.trainer.accelerator.wait_for_everyone()  # each rank writes files of its own
-        checkpoint = self.directory / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and checkpoint.is_dir():
-            seal_checkpoint(checkpoint)
+        if self._seal(state):
             rotate_checkpoints(self.directory, self.limit, best=state.best_model_checkpoint)
         args.save_total_limit = self.limit
         self.trainer.accelerator.wait_for_everyone()
+
+    def on_push_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """The Trainer uploads a checkpoint before it says that it is saved, and the copy must be whole too. Of several
+        processes the others may still be writing, and do not come here: their arguments refuse such uploads."""
+        self._seal(state)
+
+    def _seal(self, state: TrainerState) -> bool:
+        """Seal the checkpoint of this step; False where there is none, or another process does it."""
+        checkpoint = self.directory / f"checkpoint-{state.global_step}"
+        if not (state.is_world_process_zero and checkpoint.is_dir()):
+            return False
+        seal_checkpoint(checkpoint)
+        return True
 
 
 class StopOnSignal(TrainerCallback):
