@@ -320,7 +320,7 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 
 
 MARK = "<!-- docs/make_results.py -->"
-"""Around the README's table."""
+"""Around the parts of the README that are made here."""
 
 TRIED = """\
 **What was tried for the rest**, each in the tables below. Dropping pairs whose weight is under .05 helps where half
@@ -437,10 +437,37 @@ def headline(results: Results) -> str:
     return table(lines)
 
 
-def with_headline(readme: str) -> str:
-    """The README with its table made again."""
-    made = headline(Results.load(DOCS / "results" / f"{next(iter(GRIDS))}.json"))
-    return re.sub(f"(?s)({MARK}\n).*?(\n{MARK})", lambda found: f"{found[1]}{made}{found[2]}", readme)
+def rivals(results: Results, steps: Results) -> str:
+    """The README's sentences on DPO tuned as well, and on how many steps it takes."""
+    world, measures = next(iter(results.grid.worlds)), {"greedy": "win", "sampled": "win_sampled"}
+    found = {
+        answers: results.difference(world, *(tuned(results, world, family, measure) for family in (OURS, DPO)), measure)
+        for answers, measure in measures.items()
+    }
+    least, most = (steps.settings(world, OURS)[i] for i in (0, -1))
+    few, many = (dict(setting)["trainer.max_steps"] for setting in (least, most))
+    gaps = " and ".join(
+        f"{gap._replace(mean=abs(gap.mean))} {'below' if gap.mean < 0 else 'above'} DPO's in {answers} answers"
+        for answers, gap in found.items()
+    )
+    return (
+        f"Where rate and beta of both are tuned, the win rate of CW-DPO is {gaps}.\nAfter {few} steps CW-DPO has "
+        f"{steps.score(world, OURS, least, 'win')}, and SFT after {many} steps {steps.score(world, SFT, most, 'win')} "
+        "([results](docs/results.md#how-many-steps-does-it-take))."
+    )
+
+
+def emoji_losses(results: Results) -> str:
+    """The README's table: how far each method is behind the best one at worst, in the target."""
+    losses = [[method, f"{results.worst_regret(method, results.grid.target):.3f}"] for method in results.grid.methods]
+    return table([["", "behind the best method, at worst"], ["---"] * 2, *losses])
+
+
+def with_numbers(readme: str) -> str:
+    """The README with the parts between marks made again, in their order."""
+    found = {name: Results.load(DOCS / "results" / f"{name}.json") for name in ("headline", "steps", next(iter(EMOJI)))}
+    made = iter([headline(found["headline"]), rivals(found["headline"], found["steps"]), emoji_losses(found["emoji"])])
+    return re.sub(f"(?s)({MARK}\n).*?(\n{MARK})", lambda part: f"{part[1]}{next(made)}{part[2]}", readme)
 
 
 def about(grid: str) -> list[str]:
@@ -491,9 +518,9 @@ def page(folder: Path) -> str:
 
 
 def main() -> None:
-    """Write the page, and the README's table."""
+    """Write the page, and the README's parts."""
     readme = ROOT / "README.md"
-    readme.write_text(with_headline(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    readme.write_text(with_numbers(readme.read_text(encoding="utf-8")), encoding="utf-8")
     (DOCS / "results.md").write_text(page(DOCS / "results"), encoding="utf-8")
 
 

@@ -49,13 +49,13 @@ def cools_nothing(weight: Tensor) -> str | None:
 
     Example:
         >>> cools_nothing(torch.tensor([0.995, 0.999]))
-        'every rejected answer has a cooling weight of 0.995 or more: this is DPO without cooling'
+        'no rejected answer is too easy (weight at least 0.995), so this is DPO without cooling'
         >>> cools_nothing(torch.tensor([0.4, 0.999]))
     """
     if len(weight) and weight.min() > _ALL:
-        return f"every rejected answer has a cooling weight of {weight.min():.3g} or more: this is DPO without cooling"
+        return f"no rejected answer is too easy (weight at least {weight.min():.3g}), so this is DPO without cooling"
     if len(weight) and weight.max() < 1 - _ALL:
-        return f"no rejected answer has a cooling weight over {weight.max():.2g}: chosen answers are imitated, no more"
+        return f"all rejected answers are too easy (weight at most {weight.max():.2g}), so stage 2 works like SFT"
     return None
 
 

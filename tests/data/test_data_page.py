@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import io
 import json
 import random
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from cwdpo.data.formats import format_of, row_from_record
 from cwdpo.data.image_roots import ImageRoots
@@ -22,7 +24,7 @@ FORMATS = [
     *("trl", "flat", "trl-implicit", "trl", "hh", "trl-completion", "llava", "ms-swift", "llamafactory", "alpaca"),
     *("ms-swift", "ms-swift", "rlaif-v", "rlhf-v", "povid", "llava-rlhf", "vlfeedback", "trl", "trl", "trl", "trl"),
 ]
-PNG = base64.b64decode("iVBORw0KGgo=")
+PNG = base64.b64decode(re.findall(r"base64,([\w+/]+=*)", PAGE)[0])
 
 
 def test_the_page_shows_each_form() -> None:
@@ -39,6 +41,13 @@ def test_rows_of_the_page(place: int) -> None:
     image = {17: Path("/data/a.png"), 18: PNG, 19: PNG}.get(place, ROOT / "a.png")
     assert row.images == (image,)
     assert row.id == {12: "3", 13: "3", 14: "9", 15: "9", 16: "9"}.get(place, "")
+
+
+def test_pictures_inside_the_rows_are_pictures() -> None:
+    with Image.open(io.BytesIO(PNG)) as picture:
+        picture.load()
+        assert min(picture.size) >= 28  # which processors take
+    assert "a whole path" in PAGE.partition('"file:///data/a.png"')[0]
 
 
 JUNK: list[Any] = [

@@ -84,9 +84,9 @@ def test_trl_state(tmp_path: Path) -> None:
         recording = read_recording(place)
         said = examine(recording.readings)
         assert [finding.name for finding in said.findings][:2] == ["squeezing", "likelihood_displacement"]
-        assert "nats/answer" in said.findings[0].evidence
+        assert "nats per answer" in said.findings[0].evidence
         assert said.findings[0].evidence.startswith(f"step {said.findings[0].step}: ")
-        assert "until step 195" in said.findings[0].evidence
+        assert "At step 195 they are" in said.findings[0].evidence
         assert said.notes == ["beta is not given, and was taken to be 0.1; rewards are divided by it."]
 
 

@@ -221,7 +221,7 @@ def test_nothing_found_is_no_comfort_where_most_could_not_be_judged() -> None:
 def test_held_out_answers_tell_what_training_rows_hide() -> None:
     fell = probe("chosen", "delta", line(0, -0.2)) + probe("rejected", "delta", line(0, -1.0))
     found = {finding.name: finding for finding in diagnose(metrics() + fell, beta=0.1)}
-    assert "by 0.16 nats/token" in found["squeezing"].evidence  # which the last two readings share
+    assert "are 0.16 nats per token below" in found["squeezing"].evidence  # which the last two readings share
     assert "in probes" in found["squeezing"].evidence
 
 
@@ -262,7 +262,7 @@ def test_rejected_answers_that_stay_likelier() -> None:
         logps_mean__chosen=flat(-2.0), logps_mean__rejected=flat(-1.5), rewards__accuracies=flat(0.5),
         rewards__chosen=flat(0), rewards__rejected=flat(0), loss=flat(LOG2),
     )  # fmt: skip
-    assert "0.48 nats/token likelier" in next(f for f in diagnose(likelier) if f.name == "false_negatives").evidence
+    assert "0.48 nats per token likelier" in next(f for f in diagnose(likelier) if f.name == "false_negatives").evidence
 
 
 def test_free_fall_of_answers_nobody_would_say() -> None:

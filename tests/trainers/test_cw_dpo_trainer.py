@@ -236,8 +236,11 @@ def test_floor_is_measured_at_the_start_and_frozen(
 @pytest.mark.parametrize(
     ("floor", "said"),
     [
-        ("chosen - 200 tau", "every rejected answer has a cooling weight of 1 or more: this is DPO without cooling"),
-        (-0.1, "no rejected answer has a cooling weight over "),
+        (
+            "chosen - 200 tau",
+            "no rejected answer is too easy (weight at least 1), so this is DPO without cooling. Set `",
+        ),
+        (-0.1, "so stage 2 works like SFT. Set `stage2.cooling.floor` (`cooling_floor` in Python) between "),
         ("chosen - 2 tau", None),
     ],
 )

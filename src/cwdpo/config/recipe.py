@@ -211,7 +211,7 @@ class CoolingConfig:
     """What the weight scales: the ``rejected`` answer's log-ratio (the paper), or the loss of the whole ``pair``."""
 
     drop_below: Annotated[float, limit(at_least=0, below=1, advice="Try 0.05; 0 drops none.")] = 0.0
-    """Pairs with a weight below this count for nothing; in the paper they still imitate the chosen answer."""
+    """Pairs with a smaller weight are skipped. The paper keeps them: they then only raise the chosen answer."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -356,8 +356,9 @@ class NegativesConfig:
         float | str | None,
         number_or_quantile(logprob=True, advice="Write quantile:0.1, a number of nats per token, or null."),
     ] = None
-    """Drop negatives with lbar under the policy below this, nats per token, or below ``quantile:q`` of a refresh's: the
-    samples, and the rows' own, which are only taken where nothing else is left."""
+    """Drop negatives that are too easy: their lbar under the policy is below this number (nats per token), or among the
+    lowest of a refresh (``quantile:0.1``: the lowest tenth). This holds for samples and for the rows' own negatives. A
+    row's own negatives are still used where nothing else is left."""
 
     drop_ches_above: Annotated[
         float | str | None, number_or_quantile(logprob=False, advice="Write quantile:0.9, a number, or null.")
@@ -392,9 +393,9 @@ class ProbesConfig:
     rows: Annotated[
         int | Literal["auto"], limit(at_least=1, advice="To read nothing write `probes: null`, or auto.")
     ] = "auto"
-    """Rows in the probe set: of ``data.eval`` where there is one, else of the training rows. ``auto``: from 4 in a
-    short run to 32 in a long one, a quarter of them or more under other images and answered by the model itself, such
-    that all this is a tenth of the run's work. A number asks everything of so many rows."""
+    """Rows in the probe set, from ``data.eval`` if there is one, else from the training rows. ``auto``: 4 rows in a
+    short run, 32 in a long one. At least a quarter of them also get the slow questions (other images, the model's own
+    answers). In all, a tenth of the run's work. A number: so many rows, each with all questions."""
 
     every: Annotated[
         int | Literal["auto"],
@@ -413,7 +414,8 @@ class ProbesConfig:
     """Readings in a row that must show the same finding before the stage ends."""
 
     tolerance: Annotated[float, limit(at_least=0, advice="Try 0.02 nats per token.")] = 0.02
-    """Nats per token that the chosen answers may lose: a smaller fall stops nothing, and is no bar to the best."""
+    """Nats per token that the chosen answers may lose. A smaller fall neither ends a stage nor rules out a reading as
+    best."""
 
     keep_best: bool = False
     """Let the stage leave the model of its best reading, not of its last step."""

@@ -68,9 +68,10 @@ def reference_page() -> str:
     lines = [
         "# Recipe reference",
         "",
-        "Every key of a recipe. Written by `python docs/make_recipe.py` from the dataclasses of `cwdpo.config.recipe`;",
-        "change them, not this page. `cwdpo init` writes a first recipe, `cwdpo schema > recipe.schema.json` the same",
-        "as this page for editors ([how](#in-an-editor)). On the command line each is `--section.key value`.",
+        "<!-- made by docs/make_recipe.py from the dataclasses of cwdpo.config.recipe; change those, not this -->",
+        "",
+        "Every key of a recipe. `cwdpo init` writes a first recipe, `cwdpo schema > recipe.schema.json` the same as",
+        "this page for editors ([how](#in-an-editor)). On the command line each is `--section.key value`.",
         "",
         "A section that is `null` is off; `{}` is a section with all its defaults. A key that is not here is an error",
         "that names the line.",

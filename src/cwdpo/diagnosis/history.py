@@ -139,7 +139,7 @@ class Movement:
 
     @property
     def unit(self) -> str:
-        return "nats/token" if self.per_token else "nats/answer"
+        return "nats per token" if self.per_token else "nats per answer"
 
 
 def movements(

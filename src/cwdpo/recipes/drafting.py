@@ -42,7 +42,7 @@ _COMMENTS: Mapping[str, str] = {
     "data.stage1_fraction": "share of the rows for stage 1; stage 2 takes the others",
     "stage1.penalty": "weight of the gentle negatives",
     "stage2.beta": "smaller lets the model go further from where stage 1 left it",
-    "stage2.cooling.floor": "an answer so likely has weight 0.5; measured once before stage 2",
+    "stage2.cooling.floor": "an answer with this log-prob has weight 0.5. It is measured once, before stage 2",
     "stage2.cooling.temperature": "nats per token; smaller makes the switch sharper. `cooling: null` is plain DPO",
     "stage2.trainer.learning_rate": "far below stage 1: preferences move a model quickly",
     "trainer.gradient_accumulation_steps": "",

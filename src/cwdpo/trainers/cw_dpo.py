@@ -266,9 +266,10 @@ class CWDPOTrainer(AnswerTrainer):
         weight = cooling_weight(lbar, floor, temperature=self.args.cooling_temperature)
         if (why := cools_nothing(weight)) is not None and self.is_world_process_zero():
             logger.warning(
-                "the cooling floor is %.3g (`%s`), and %s. A floor among the mean log-probs of the rejected answers "
-                "(%.3g to %.3g) cools the easy ones.",
+                "the cooling floor is %.3g (`%s`): %s. Set `stage2.cooling.floor` (`cooling_floor` in Python) between "
+                "%.3g and %.3g, which are the mean log-probs of the rejected answers%s.",
                 *(floor, self.args.cooling_floor, why, lbar.min(), lbar.max()),
+                ", or use harder negatives" if weight.max() < 0.5 else "",
             )
 
     def own_callbacks(self) -> list[TrainerCallback]:

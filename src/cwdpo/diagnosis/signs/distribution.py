@@ -57,8 +57,8 @@ def _surprise(stage: StageHistory) -> str | None:
         change, down = ratio.change(stage.limits.sigmas), entropy.change(stage.limits.sigmas)
         if change.start > 0 and change.rose((stage.limits.surprise_ratio - 1) * change.start) and down.fell(0.0):
             return (
-                f"chosen tokens' entropy fell from {down.start:.3g} to {down.end:.3g} nats while their NLL over it "
-                f"rose from {change.start:.3g} to {change.end:.3g} (in {where}): surer, and no better"
+                f"the model became surer (entropy of chosen tokens {down.start:.3g} to {down.end:.3g} nats) but not "
+                f"better (NLL / entropy {change.start:.3g} to {change.end:.3g}, where 1 is calibrated), in {where}"
             )
     return None
 

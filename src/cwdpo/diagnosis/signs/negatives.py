@@ -26,7 +26,8 @@ def easy_negative_saturation(stage: StageHistory) -> Finding | None:
     for group in _NOBODY_SAYS:
         delta = stage.find_probe(group, "delta")
         if delta is not None and delta.change(limits.sigmas, base=0.0).fell(limits.free_fall):
-            said = f"answers of probe group `{group}` fell by {-delta.end:.3g} nats/token, though nobody would say them"
+            fall = f"fell by {-delta.end:.3g} nats per token"
+            said = f"answers of probe group `{group}` {fall}, though nobody would say them"
             return stage.finding("easy_negative_saturation", said, advice)
     gap = _easy_gap(stage)
     accuracy = stage.metric("rewards/accuracies")
@@ -114,7 +115,7 @@ def _rejected_leads(stage: StageHistory) -> str | None:
         if min(lead.start, lead.end) >= limits.likelier and not lead.change(limits.sigmas).fell(limits.likelier):
             right = "" if accuracy is None else f", and {accuracy.end:.0%} of pairs are in the right order"
             return (
-                f"rejected answers are still {lead.end:.2g} nats/token likelier than chosen ones "
+                f"rejected answers are still {lead.end:.2g} nats per token likelier than chosen ones "
                 f"({lead.start:.2g} at the start, in {where}){right}"
             )
     return None
@@ -139,7 +140,7 @@ def _hard_negatives(stage: StageHistory) -> str | None:
         levels.append((f"answers of probe group `{group}`", probed, stage.find_probe(group, "mean_logprob")))
     for answers, chosen, level in levels:
         if chosen is not None and level is not None and chosen.end - level.end < limits.hard_gap:
-            return f"{answers} are within {chosen.end - level.end:.2g} nats/token of chosen ones"
+            return f"{answers} are within {chosen.end - level.end:.2g} nats per token of chosen ones"
     return None
 
 
@@ -151,7 +152,7 @@ def _easy_gap(stage: StageHistory) -> str | None:
     if tokens(stage, "chosen") is not None and tokens(stage, "rejected") is not None:
         if rejected - chosen < stage.limits.easy_gap:
             return None
-        return f"rejected answers began {rejected - chosen:.2g} nats/token less likely than chosen ones"
+        return f"rejected answers began {rejected - chosen:.2g} nats per token less likely than chosen ones"
     if rejected >= stage.limits.easy_ratio * chosen:
         return f"rejected answers began at {-rejected:.3g} nats beside {-chosen:.3g} of chosen ones"
     return None

@@ -28,16 +28,16 @@ def image_blindness(stage: StageHistory) -> Finding | None:
     return stage.finding(
         "image_blindness",
         next(filter(None, blind), None),
-        "Use negatives that only the image rules out (`gentle`: one attribute changed; another image's answer), keep "
-        "`model.freeze_vision: false` in mind if the vision tower never learned these images, and check with `cwdpo "
-        "check` that the rows' images are the right ones.",
+        "Use negatives that only the image rules out (`gentle`: one attribute changed; another image's answer), and "
+        "check with `cwdpo check` that the rows' images are the right ones. If the vision tower does not know such "
+        "images, try `model.freeze_vision: false`.",
     )
 
 
 def _blind(stage: StageHistory, chosen: Curve, other: Curve, group: str) -> str | None:
     limits = stage.limits
     start, end = chosen.start - other.start, chosen.end - other.end
-    gap = f"chosen answers are {end:.2g} nats/token likelier under their own image than in probe group `{group}`"
+    gap = f"chosen answers are {end:.2g} nats per token likelier under their own image than in probe group `{group}`"
     if abs(end) <= limits.blind_gap:
         return gap
     gap_change = chosen.minus(other).change(limits.sigmas)
@@ -46,7 +46,7 @@ def _blind(stage: StageHistory, chosen: Curve, other: Curve, group: str) -> str 
     moved, along = chosen.change(limits.sigmas), other.change(limits.sigmas)
     if stage.prefers and moved.rose(limits.blind_move) and along.amount >= limits.blind_track * moved.amount:
         return (
-            f"chosen answers gained {moved.amount:.2g} nats/token, and {along.amount:.2g} in probe group `{group}` "
+            f"chosen answers gained {moved.amount:.2g} nats per token, and {along.amount:.2g} in probe group `{group}` "
             "too: what was learned does not come from the image"
         )
     return None
@@ -60,7 +60,7 @@ def _paraphrases(stage: StageHistory) -> str | None:
     if not (change.rose(stage.limits.length_bias) or change.fell(stage.limits.length_bias)):
         return None
     which = "longer" if change.amount > 0 else "shorter"
-    return f"{which} paraphrases of the chosen answers gained {abs(change.amount):.2g} nats/token on the others"
+    return f"{which} paraphrases of the chosen answers gained {abs(change.amount):.2g} nats per token on the others"
 
 
 def _margins(stage: StageHistory) -> str | None:
@@ -77,8 +77,9 @@ def _margins(stage: StageHistory) -> str | None:
     if grown < limits.margin_rise or not of_length:
         return None
     return (
-        f"the summed margin grew by {grown:.3g} nats/answer and the margin per token by {change.amount:+.2g}, where "
-        f"{promised:.2g} would belong to it; chosen answers have {lengths[0]:.0f} tokens, rejected {lengths[1]:.0f}"
+        f"the summed margin grew by {grown:.3g} nats per answer and the margin per token by {change.amount:+.2g}, "
+        f"where {promised:.2g} would belong to it; chosen answers have {lengths[0]:.0f} tokens, rejected ones "
+        f"{lengths[1]:.0f}"
     )
 
 

@@ -31,9 +31,10 @@ class _Fall(NamedTuple):
     """The same since the stage began."""
 
     @property
-    def margin(self) -> float:
-        """How far the margin grew: since the stage began, or meanwhile if that is more."""
-        return max(self.now - self.rejected_in_all, -self.drop.amount - self.rejected)
+    def margin(self) -> tuple[float, str]:
+        """How far the margin grew, and since when: since the stage began, or meanwhile if that is more."""
+        in_all, meanwhile = self.now - self.rejected_in_all, -self.drop.amount - self.rejected
+        return max((in_all, "Since the stage began"), (meanwhile, "Meanwhile"))
 
     @property
     def words(self) -> str:
@@ -41,9 +42,10 @@ class _Fall(NamedTuple):
         nll = self.chosen.start_nll
         share = f" ({drop.amount / nll:.1%} of their NLL at the start)" if nll else ""
         return (
-            f"from about here on chosen answers fell below their best level, by {drop.amount:.3g} {unit}{share} until "
-            f"step {self.chosen.curve.steps[-1]}, where they are {self.now:+.3g} from the start of the stage; rejected "
-            f"answers moved {self.rejected:+.3g} meanwhile, in {self.chosen.source}"
+            f"chosen answers fell from about here on. At step {self.chosen.curve.steps[-1]} they are {drop.amount:.3g} "
+            f"{unit} below their best level{share}, and {abs(self.now):.3g} {'below' if self.now < 0 else 'above'} the "
+            f"start of the stage. Meanwhile rejected answers {'fell' if self.rejected < 0 else 'rose'} by "
+            f"{abs(self.rejected):.3g} {unit} (in {self.chosen.source})"
         )
 
 
@@ -52,11 +54,12 @@ def squeezing(stage: StageHistory) -> Finding | None:
     for fall in _falls(stage):
         least = stage.limits.margin_rise if not fall.chosen.per_token else stage.limits.margin_rise_token
         concentrates, reading = _concentration(stage, since=fall.drop.since)
-        if fall.margin >= least and concentrates != _SCATTERS:
+        grown, since = fall.margin
+        if grown >= least and concentrates != _SCATTERS:
             return stage.finding(
                 "squeezing",
-                f"{fall.words}, so the margin grew by {fall.margin:.3g} and the right answers became less likely; "
-                f"{reading}",
+                f"{fall.words}. {since} the margin grew by {grown:.3g} {fall.chosen.unit}, though the right answers "
+                f"became less likely; {reading}",
                 f"{hold_negatives_back(stage)}. Else lower the learning rate (`stage2.trainer.learning_rate`), or "
                 "raise `stage2.beta`, and stop earlier: choose a checkpoint from before the fall.",
                 step=fall.drop.since,
@@ -128,7 +131,7 @@ def _gathering(stage: StageHistory, since: int | None) -> tuple[int, str]:
             return -verdict, f"entropy went from {start:.3g} to {entropy.end:.3g}"
     greedy = stage.find_probe("greedy", "delta") or stage.find_probe("greedy", "mean_logprob")
     if greedy is not None and change(greedy).rose(limits.mass_shift):
-        return _GATHERS, f"greedy answers moved {change(greedy).amount:+.3g} nats/token"
+        return _GATHERS, f"greedy answers moved {change(greedy).amount:+.3g} nats per token"
     return _UNSEEN, "whether the mass went to the argmax was not seen: probes measure it as `argmax_mass`"
 
 
