@@ -64,6 +64,26 @@ def test_an_evaluation_stands_beside_its_picture(browser: Command) -> None:
     assert run(browser, colour) != run(browser, "return getComputedStyle(document.body).color")
 
 
+def test_every_number_of_an_evaluation_is_seen_on_a_phone(browser: Command) -> None:
+    cells = "[...document.querySelectorAll('.measures td, .measures th')]"
+    inside = "(box) => box.width > 0 && box.left >= 0 && box.right <= innerWidth"
+    assert run(browser, f"return {cells}.map((one) => one.getBoundingClientRect()).every({inside})") is True
+    cut = f"return {cells}.filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent)"
+    assert run(browser, cut) == []
+    box = "(row) => [...row.cells].map((one) => one.getBoundingClientRect())"
+    row = f"({box})(document.querySelector('.measures.compared tbody tr:nth-child(2)'))"
+    name, base, model, difference, verdict = run(browser, f"return {row}")
+    assert name["right"] <= verdict["left"]
+    assert name["bottom"] <= base["top"] == model["top"] == difference["top"]
+    assert base["right"] <= model["left"] < model["right"] <= difference["left"]
+
+
+def test_no_column_of_an_evaluation_is_a_layer_of_its_own(browser: Command) -> None:
+    """Whose lines would be rounded to other pixels than those of the rest of the row."""
+    names = "[...document.querySelectorAll('.measures th.name')]"
+    assert run(browser, f"return {names}.every((one) => getComputedStyle(one).position === 'static')") is True
+
+
 def test_tables_are_sorted_both_ways(browser: Command) -> None:
     assert column(browser, 0, 1) == ["DPO", "SFT", "CW-DPO"]
     assert column(browser, 0, 1) == ["CW-DPO", "SFT", "DPO"]

@@ -45,6 +45,17 @@ def test_corners() -> None:
     assert paths(svg, "line") == ["M44.0 162.0L330.0 14.0"]  # y grows downwards in SVG
 
 
+def test_the_unit_stands_over_its_axis_and_over_the_names_of_stages() -> None:
+    svg = chart([line(0.0, 10.0)], [Mark(0.0, "stage 2", None)], x=(0, 1), y=(0, 10), label="x", unit="nats")
+    unit, stage = (float(re.findall(rf'y="([-\d.]+)">{text}<', svg)[0]) for text in ("nats", "stage 2"))
+    assert stage - unit >= 11  # a line of text
+    [top] = re.findall(r'viewBox="0 (\S+) 340 ', svg)
+    assert float(top) <= unit - 8
+    assert unit < stage < 14
+    plain = chart([line(0.0, 10.0)], [], x=(0, 1), y=(0, 10), label="x")
+    assert 'viewBox="0 0 340 206"' in plain
+
+
 def test_gap_lifts_the_pen_and_a_lone_reading_is_a_dot() -> None:
     svg = chart([line(0.0, 0.0, None, 10.0, None)], [], x=(0, 4), y=(0, 10), label="x")
     assert paths(svg, "line") == ["M44.0 162.0L115.5 162.0M258.5 14.0h0"]

@@ -28,7 +28,7 @@ def page(run: Path, **files: object) -> Page:
 
 
 def section(found: Page) -> str:
-    begin = found.prose.index("Did it help? Measured")
+    begin = found.prose.index("Did it help? Measured by")
     return found.prose[begin : found.prose.index("Training", begin)]
 
 

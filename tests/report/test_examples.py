@@ -145,6 +145,20 @@ def test_rows_left_out_are_counted(tmp_path: Path) -> None:
     assert f"the first {MOST_EXAMPLES} of {MOST_EXAMPLES + 1} rows" in notes[0]
 
 
+def test_where_fewer_rows_are_shown_than_were_probed_the_page_says_so_and_why(tmp_path: Path) -> None:
+    write_lines(tmp_path / "metrics.jsonl", [{"stage": "stage2", "step": 1, "loss": 0.5}])
+    write_lines(tmp_path / "probes/stage2/examples.jsonl", [example("0", "", "red", {})])
+    probed = {"stage": "stage2", "step": 0, "group": "chosen", "delta": 0.0}
+    write_lines(tmp_path / "probes.jsonl", [{**probed, "n": 4}])
+    few = Page(write_report([tmp_path], tmp_path / "few.html").read_text("utf-8")).prose
+    write_lines(tmp_path / "probes.jsonl", [{**probed, "n": 1}])
+    every = Page(write_report([tmp_path], tmp_path / "all.html").read_text("utf-8")).prose
+    assert "stage 2: 1 of 4 rows" in few
+    assert "in a short run fewer" in few
+    assert "stage 2: 1 row " in every
+    assert "in a short run fewer" not in every
+
+
 def test_only_the_last_stage_is_open_at_first(tmp_path: Path) -> None:
     run(tmp_path, "stage1", "stage2")
     for stage in ("stage1", "stage2"):

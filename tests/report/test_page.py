@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -91,6 +92,14 @@ def test_both_colour_schemes_and_no_fixed_colour_in_pictures(demo: Path) -> None
     assert "@media (prefers-color-scheme: dark)" in page.text_of("style")[0]
     drawn = [a for tag, a in page.tags if tag in ("path", "text", "svg")]
     assert not [a for a in drawn if "fill" in a or "stroke" in a]
+
+
+def test_a_part_has_one_name_in_the_navigation_and_over_it(demo: Path) -> None:
+    source = demo.read_text("utf-8")
+    links = re.findall(r'<a href="#([\w-]+)">(.*)</a>', source.split("</nav>")[0])
+    headings = dict(re.findall(r'<section id="([\w-]+)">\s*<h2>(.*)</h2>', source))
+    assert len(links) > 10
+    assert {name: headings[name] for name, _ in links} == dict(links)
 
 
 def test_gallery_says_right_and_wrong_in_words(demo: Path) -> None:

@@ -58,6 +58,16 @@ def test_a_finished_run_has_numbers_with_errors_and_no_progress(tmp_path: Path) 
     assert dict(card.numbers)["Reward accuracy"] == "81.0% ± 0.5"
 
 
+def test_numbers_too_small_to_matter_are_not_written_out(tmp_path: Path) -> None:
+    few = [{"step": step, "stage": "stage2", "group": "chosen", "delta": -4.38e-5} for step in (0, 1, 2)]
+    write_lines(tmp_path / "run/metrics.jsonl", [{"stage": "stage2", "step": i, "loss": 0.693} for i in range(1, 20)])
+    write_lines(tmp_path / "run/probes.jsonl", few)
+    assert dict(card_of(tmp_path / "run").numbers)["Chosen answers, change (nats/token)"] == "about 0"
+    loss = [{"stage": "stage2", "step": i, "loss": 0.693 + 4e-5 * (i % 2)} for i in range(1, 20)]
+    write_lines(tmp_path / "run/metrics.jsonl", loss)
+    assert dict(card_of(tmp_path / "run").numbers)["Loss"] == "0.693 ± under 0.0001"
+
+
 def test_findings_are_badges(tmp_path: Path) -> None:
     demo = write_demo(tmp_path)
     bad, good = card_of(demo / "dpo"), card_of(demo / "cw_dpo")

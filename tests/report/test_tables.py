@@ -12,8 +12,10 @@ from report.markup import Page
 from report.synthetic import comparison, stage1, write_demo, write_lines
 
 from cwdpo.diagnosis import Diagnosis, examine, read_recording, title_of
+from cwdpo.phases import PHASES
 from cwdpo.records import PROBE_GROUPS
 from cwdpo.report import write_report
+from cwdpo.report.page import resource
 from cwdpo.report.panels import _GROUPS
 from cwdpo.report.runs import Run, read_sources
 from cwdpo.report.tables import audit_table, comparison_table, diagnosis_of, findings_table, verdicts
@@ -108,7 +110,7 @@ def test_a_spoiled_run_is_told_first(tmp_path: Path) -> None:
     found = page(run, out=tmp_path / "a.html")
     recording = read_recording(run)
     diagnosis = examine(recording.readings, beta=recording.beta)
-    shown = found.prose.split("What went wrong")[1].split(" In numbers ")[0]  # before anything else is shown
+    shown = found.prose.split("What went wrong")[2].split(" In numbers ")[0]  # before anything else is shown
     assert f"Squeezing stage 2, step {diagnosis.findings[0].step}" in shown
     assert found.text_of("h4") == [title_of(finding.name) for finding in diagnosis.findings]
     assert len(diagnosis.findings) > 3
@@ -288,9 +290,15 @@ def test_where_the_time_went_is_a_bar_of_shares(tmp_path: Path) -> None:
     seconds = {"report": 10.0, "steps": 60.0, "probes": 30.0, "saving": 0.0, "unknown": 5.0}
     (tmp_path / "summary.json").write_text(json.dumps({"title": "T", "seconds": seconds, "table": comparison()}))
     page = write_report([tmp_path], tmp_path / "report.html").read_text("utf-8")
-    assert "steps 1 min 0 s (60%), probes 30.0 s (30%), report 10.0 s (10%)" in page
-    widths = re.findall(r'<rect x="([\d.]+)" y="0" width="([\d.]+)"', page)
-    assert widths == [("0.0", "600.0"), ("600.0", "300.0"), ("900.0", "100.0")]
+    widths = re.findall(r'<rect class="(p\d)" x="([\d.]+)" y="0" width="([\d.]+)"', page)
+    assert widths == [("p0", "0.0", "600.0"), ("p1", "600.0", "300.0"), ("p2", "900.0", "100.0")]
+    legend = re.findall(r'<li><i class="(p\d)"></i> (.*)</li>', page)
+    assert legend == [("p0", "steps 1 min 0 s (60%)"), ("p1", "probes 30.0 s (30%)"), ("p2", "report 10.0 s (10%)")]
+
+
+def test_every_phase_has_a_colour() -> None:
+    style = resource("page.css")
+    assert all(f".p{rank} {{ fill: var(" in style for rank in range(len(PHASES)))
 
 
 def test_a_change_within_the_scatter_is_no_change(tmp_path: Path) -> None:

@@ -200,16 +200,20 @@ class Frame:
         return "".join(parts)
 
 
-def svg_of(parts: Iterable[str], *, label: str, height: float = HEIGHT, read: Frame | None = None) -> Markup:
+def svg_of(
+    parts: Iterable[str], *, label: str, height: float = HEIGHT, above: float = 0.0, read: Frame | None = None
+) -> Markup:
     """A chart of the page from its elements; a screen reader reads the label instead of the picture.
 
+    ``above`` is room over the frame's own, in units of the picture.
     ``read`` is the frame of curves whose values the page shows under the pointer, and with the arrow keys.
     """
     reads = ""
     if read is not None:
         numbers = (*read.x, *read.y, read.left, read.right, read.top, read.bottom)
         reads = f' tabindex="0" data-frame="{" ".join(f"{one:.8g}" for one in numbers)}"'
-    start = f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}"{reads}>'
+    box = f"0 {0 - above:g} {WIDTH} {height + above:g}"
+    start = f'<svg class="chart" viewBox="{box}" role="img" aria-label="{escape(label)}"{reads}>'
     return Markup("".join([start, *parts, "</svg>"]))
 
 
@@ -228,6 +232,9 @@ def axes(
     middle = (frame.left + frame.right) / 2
     yield f'<text class="xname" x="{middle:g}" y="{frame.bottom + 36:g}">{escape(x_name)}</text>'
 
+
+_UNIT = 16.0
+"""Room for the unit over the y axis, above the names of stages."""
 
 _MOST_POINTS = 240
 NUM_COLOURS, NUM_DASHES = 6, 4
@@ -299,8 +306,9 @@ def chart(
     curves = [part for line in lines for part in _curve(frame, line)]
     if sum(line.band is not None for line in lines) > 1:  # several fills on each other are mud: outlines, one is filled
         curves = [part.replace('class="band ', 'class="band edge ') for part in curves]
-    name = [f'<text class="yname" x="2" y="{frame.bottom + 36:g}">{escape(unit)}</text>'] if unit else []
-    return svg_of([*axes(frame, "training step"), *name, *_stage_marks(frame, marks), *curves], label=label, read=frame)
+    name = [f'<text class="yname" x="2" y="{8 - _UNIT:g}">{escape(unit)}</text>'] if unit else []
+    parts = [*axes(frame, "training step"), *name, *_stage_marks(frame, marks), *curves]
+    return svg_of(parts, label=label, read=frame, above=_UNIT if unit else 0.0)
 
 
 def sample(rank: int) -> Markup:
@@ -310,23 +318,20 @@ def sample(rank: int) -> Markup:
 
 
 def phase_bar(seconds: Mapping[str, float]) -> Markup:
-    """Where a run's time went: one bar of a piece a phase, each of the width of its share; wide ones are named."""
+    """Where a run's time went: one bar of a piece a phase, each of the width of its share, stretched by the page."""
     whole, left, parts = sum(seconds.values()), 0.0, []
     for rank, (name, value) in enumerate(seconds.items()):
         width = _BAR * value / whole
         title = escape(f"{name}: {value / whole:.0%}")
         parts.append(
-            f'<g><title>{title}</title><rect x="{left:.1f}" y="0" width="{width:.1f}" height="18" fill="currentColor" '
-            f'fill-opacity="{0.16 if rank % 2 else 0.34}"/>'
+            f'<rect class="p{rank}" x="{left:.1f}" y="0" width="{width:.1f}" height="18"><title>{title}</title></rect>'
         )
-        if width > 9 * len(name):
-            parts.append(f'<text x="{left + 4:.1f}" y="13">{escape(name)}</text>')
-        parts.append("</g>")
         left += width
     label = escape(
         "Where the time went: " + ", ".join(f"{name} {value / whole:.0%}" for name, value in seconds.items())
     )
-    return Markup(f'<svg class="phases" viewBox="0 0 {_BAR} 18" role="img" aria-label="{label}">{"".join(parts)}</svg>')
+    box = f'viewBox="0 0 {_BAR} 18" preserveAspectRatio="none"'
+    return Markup(f'<svg class="phases" {box} role="img" aria-label="{label}">{"".join(parts)}</svg>')
 
 
 _BAR = 1000

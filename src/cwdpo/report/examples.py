@@ -267,13 +267,15 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """The examples of one stage of one run, and whether it is the last of the run's stages that have any."""
+    """The examples of one stage of one run, whether it is the last of the run's stages that have any, and how many rows
+    were probed where that is more; else None."""
 
     rank: int
     name: str
     stage: str
     is_last: bool
     examples: Sequence[Example]
+    probed: int | None
 
 
 def example_sets(runs: Sequence[Run], notes: list[str]) -> list[ExampleSet]:
@@ -282,7 +284,8 @@ def example_sets(runs: Sequence[Run], notes: list[str]) -> list[ExampleSet]:
     for rank, run in enumerate(runs):
         filled = {stage: examples for stage in run.stages if (examples := _read_stage(run, stage, notes))}
         for stage, examples in filled.items():
-            found.append(ExampleSet(rank, run.name, stage_label(stage), stage == list(filled)[-1], examples))
+            probed = run.num_probed if run.num_probed > len(examples) else None
+            found.append(ExampleSet(rank, run.name, stage_label(stage), stage == list(filled)[-1], examples, probed))
     return found
 
 

@@ -39,6 +39,7 @@ from cwdpo.report.tables import (
     findings_table,
     joined,
     lead,
+    phase_names,
     phase_seconds,
     probes_table,
     verdicts,
@@ -55,16 +56,21 @@ _HOW_TRAINING = (
     "tenth of the readings. The cooling weight w_c is the factor by which CW-DPO scales the push on a rejected answer."
 )
 _HOW_LEVELS = (
-    "The same held-out answers at every reading. Line: mean log-prob per token of the group's answers; band: the "
-    "middle 80 % of them (p10 to p90). A band that widens downwards shows answers that become very unlikely. Each "
-    "chart has its own scale."
+    "How likely the same held-out answers are at every reading. Line: mean log-prob per token of the group's answers; "
+    "band: the middle 80 % of them (p10 to p90). A band that widens downwards shows answers that become very unlikely. "
+    "Each chart has its own scale."
 )
 _HOW_CHANGES = "The means above, minus their values when the stage began."
+_HOW_PREDICTIONS = (
+    "How the tokens of the held-out chosen answers were predicted, how well calibrated that is, and how far it "
+    "drifted. Every token counts the same."
+)
 
 GLOSSARY = (
     ("Nat", "The unit of natural logarithms: a log-prob of -1 nat is a probability of 37 %, of -2.3 nats one of 10 %."),
     ("Log-prob", "The logarithm of the probability that a model gives to an answer, here per token, the mean over it."),
     ("Reward", "beta times how much likelier an answer is than under the reference model, which is 0 at the start."),
+    ("β·nats", "The unit of rewards and their margin: beta times nats."),
     ("Reward margin", "The reward of the chosen answer minus that of the rejected one."),
     ("Reward accuracy", "The share of pairs in the right order, that is, with a positive reward margin."),
     (
@@ -127,6 +133,7 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
         Markup("".join(resource(name) for name in names if name.endswith(kind))) for kind in (".css", ".js")
     )
     content = _content(sources, notes)
+    sections = list(_sections(content))
     page = (
         _environment()
         .get_template("page.html.j2")
@@ -136,7 +143,8 @@ def render_report(runs: Sequence[Path], *, following: str | None = None) -> str:
             style=style,
             script=script,
             following=following,
-            sections=list(_sections(content)),
+            sections=sections,
+            headings=dict(sections),
             **content,
         )
     )
@@ -153,7 +161,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"coded": coded, "joined": joined, "phase_bar": phase_bar}
+    environment.filters |= {"coded": coded, "joined": joined, "phase_bar": phase_bar, "phase_names": phase_names}
     return environment
 
 
@@ -184,15 +192,10 @@ def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
         "legend": [(run.name, sample(rank)) for rank, run in enumerate(shown)],
         "samples": {run.name: sample(rank) for rank, run in enumerate(shown)} if len(shown) > 1 else {},
         "charts": [
-            ("Training", "training", _HOW_TRAINING, panels(shown, METRICS)),
-            ("Probes: how likely held-out answers are", "levels", _HOW_LEVELS, panels(shown, levels(shown))),
-            ("Probes: change since the stage began", "changes", _HOW_CHANGES, panels(shown, changes(shown))),
-            (
-                "Probes: predictions, calibration and drift",
-                "predictions",
-                "How the tokens of the held-out chosen answers were predicted; every token counts the same.",
-                panels(shown, CHOSEN_PROBES),
-            ),
+            ("training", _HOW_TRAINING, panels(shown, METRICS)),
+            ("levels", _HOW_LEVELS, panels(shown, levels(shown))),
+            ("changes", _HOW_CHANGES, panels(shown, changes(shown))),
+            ("predictions", _HOW_PREDICTIONS, panels(shown, CHOSEN_PROBES)),
         ],
         "heat_maps": heat_maps(shown),
         "heat_shades": share_labels(),
@@ -210,29 +213,30 @@ def _content(sources: Sequence[Source], notes: list[str]) -> dict[str, Any]:
 
 
 def _sections(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Id and label of the parts that the page has, in their order."""
+    """Id and heading of the parts that the page has, in their order."""
     parts = list(enumerate(content["parts"], start=1))
-    drawn = {name: bool(found) for _, name, _, found in content["charts"]}
+    drawn = {name: bool(found) for name, _, found in content["charts"]}
+    found = any(verdict.findings for verdict in content["verdicts"])
     wanted = [
         ("runs", "At a glance", content["cards"]),
-        ("findings", "Findings", content["verdicts"]),
+        ("findings", "What went wrong" if found else "Diagnosis", content["verdicts"]),
         ("summary", "In numbers", content["lead"]),
         *((f"results-{i}", "Results", part.table) for i, part in parts),
         ("evaluation", "Did it help?", content["evaluations"]),
         ("training", "Training", drawn["training"]),
-        ("cooling", "Cooling", content["heat_maps"]),
-        ("levels", "Probes", drawn["levels"]),
-        ("changes", "Changes", drawn["changes"]),
-        ("predictions", "Predictions", drawn["predictions"]),
+        ("cooling", "Cooling weights", content["heat_maps"]),
+        ("levels", "Probes: how likely", drawn["levels"]),
+        ("changes", "Probes: changes", drawn["changes"]),
+        ("predictions", "Probes: predictions", drawn["predictions"]),
         ("reliability", "Calibration", content["diagrams"]),
         ("ends", "Final values", content["ends"]),
-        ("audit", "Shortcuts", content["audits"]),
+        ("audit", "Shortcuts in the data", content["audits"]),
         ("examples", "Token by token", content["example_sets"]),
-        *((f"pictures-{i}", "Pictures", part.gallery) for i, part in parts),
+        *((f"pictures-{i}", "Pictures and answers", part.gallery) for i, part in parts),
         ("recipes", "Recipes", content["recipes"]),
         ("glossary", "Glossary", content["glossary"]),
     ]
-    return ((name, label) for name, label, there in wanted if there)
+    return ((name, heading) for name, heading, there in wanted if there)
 
 
 def _part(source: Source, notes: list[str]) -> Part:

@@ -81,6 +81,9 @@ class Run:
     epoch: tuple[int, float] | None = None
     """Step of its stage and epoch of the last line that has one."""
 
+    num_probed: int = 0
+    """Rows of the probe set, as far as its lines say: those that have a chosen answer."""
+
 
 @dataclass
 class Source:
@@ -262,6 +265,7 @@ def _read_run(path: Path, rows: Sequence[str], notes: list[str]) -> Run | None:
         probes=_curves(probes, starts),
         histograms=histograms,
         reliability=reliability,
+        num_probed=max((int(finite(r.get("n")) or 0) for r in probes if r["group"] == "chosen"), default=0),
         epoch=next(((r["step"], epoch) for r in reversed(metrics) if (epoch := finite(r.get("epoch")))), None),
     )
     named = {**run.metrics, **{f"{group} {key}": curve for (group, key), curve in run.probes.items()}}

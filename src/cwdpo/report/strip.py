@@ -17,6 +17,10 @@ _QUIET = 300.0
 """Seconds without a new line after which a run that has not finished is no longer said to be training."""
 
 
+_LEAST = 1e-4
+"""A change, reward or error that is smaller is as good as 0, and not written out."""
+
+
 class Number(NamedTuple):
     """A number of a run, with its standard error where there is one."""
 
@@ -93,7 +97,11 @@ def _with_error(series: Series, *, sign: bool = False, percent: bool = False) ->
     if percent:
         return f"{value:.1%}" + ("" if error is None else f" ± {100 * error:.1f}")
     text = f"{value:+.3g}" if sign else number(value)
-    return text if error is None else f"{text} ± {error:.2g}"
+    if 0 < abs(value) < _LEAST:
+        text = "about 0"
+    if error is None:
+        return text
+    return f"{text} ± {error:.2g}" if error >= _LEAST or not error else f"{text} ± under {_LEAST:g}"
 
 
 def _end_error(segment: Segment) -> float | None:

@@ -211,11 +211,6 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     seconds = finite(summary.get("wall_seconds"))
     if seconds is not None:
         found.append(("Time", duration(seconds)))
-    spent = phase_seconds(summary)
-    if spent:
-        whole = sum(spent.values())
-        shares = [f"{name} {duration(value)} ({value / whole:.0%})" for name, value in spent.items()]
-        found.append(("Where it went", ", ".join(shares)))
     stages = summary.get("stages")
     if isinstance(stages, dict):
         found += [(stage_label(str(stage)).capitalize(), _stage_facts(value)) for stage, value in stages.items()]
@@ -230,6 +225,12 @@ def phase_seconds(summary: Mapping[str, Any]) -> dict[str, float]:
     given = summary.get("seconds")
     known = {name: finite(given.get(name)) for name in PHASES} if isinstance(given, dict) else {}
     return {name: value for name, value in known.items() if value is not None and value > 0}
+
+
+def phase_names(seconds: Mapping[str, float]) -> list[tuple[int, str]]:
+    """The bar's legend: a rank, which gives the colour, and each phase with its time and share."""
+    whole = sum(seconds.values())
+    return [(i, f"{name} {duration(value)} ({value / whole:.0%})") for i, (name, value) in enumerate(seconds.items())]
 
 
 def duration(seconds: float) -> str:
