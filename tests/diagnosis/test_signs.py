@@ -185,7 +185,8 @@ def test_two_readings_show_a_fall_by_a_tenth(chosen: float, found: bool) -> None
     assert ("stalled_learning" in names(stages[0])) == found
     assert ("likelihood_displacement" in names(stages[1])) == found
     if found:
-        assert f"right answers lost {-0.44 - chosen:.3g} nats/token" in stages[0][0].evidence
+        assert f"right answers lost {-0.44 - chosen:.3g} nats per token" in stages[0][0].evidence
+        assert "Meanwhile rejected answers fell by 1 nats per token" in stages[1][0].evidence
 
 
 def test_two_readings_of_a_longer_answer_must_fall_by_a_tenth_of_its_nll() -> None:

@@ -101,7 +101,10 @@ class Curve:
     @cached_property
     def _smooth(self) -> tuple[float, ...]:
         """Running median. Windows are cut at both ends, and of an even number the middle that shows less of a fall is
-        taken; the first reading stands as it is, as no other shows the start."""
+        taken; the first reading stands as it is, as no other shows the start, and so do both of two: neither can be an
+        outlier to the other."""
+        if len(self) == 2:
+            return self.values
         values, reach = self.values, 1 if len(self) < _LONG else 2
         smooth = []
         for i in range(len(values)):
