@@ -119,7 +119,7 @@ class _Watch(LogitsProcessor):
         self.precision = logits.dtype
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        # infinite ones too, whose softmax is no number
+        # infinite ones too, whose softmax is not a number
         bad = ~(scores < torch.inf)
         self.broken = bad.any() | self.broken
         return scores.masked_fill(bad, 0.0)
