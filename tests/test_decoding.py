@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 from cwdpo.decoding import decode, why_not_shared
 from cwdpo.engine import FeatureCache
 from cwdpo.engine.layout import prompts_alone
+from cwdpo.errors import UserError
 from cwdpo.models.adapters import add_lora
 
 Tiny = Callable[[str], Path]
@@ -158,6 +159,21 @@ def test_answers_without_room_are_decoded_in_halves(
                 assert torch.equal(ids[:, :length], of_portion)
                 assert (ids[:, length:] == 0).all()
     assert [record.getMessage() for record in caplog.records] == ["6 answers at one time have no room: 3 from now on"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True, "top_k": 0}, {"num_beams": 2}])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@torch.no_grad()
+def test_logits_that_are_not_numbers_are_an_error_whichever_token_they_come_at(
+    settings: dict[str, Any], wrong: float, tiny: Tiny
+) -> None:
+    model, prompts = load_model(tiny("llava")), prompts_of(tiny("llava"))
+    passes = count_rows(model)
+    model.get_output_embeddings().register_forward_hook(
+        lambda head, args, logits: logits.index_fill(-1, torch.tensor([7]), wrong) if len(passes) == 3 else None
+    )
+    with pytest.raises(UserError, match=r"not numbers \(NaN\): its weights are broken. Take another checkpoint\.$"):
+        decode(model, prompts, OWNERS, config(model, **settings))
 
 
 def _no_room_for_more_than(most: int) -> Callable[..., None]:

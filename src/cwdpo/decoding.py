@@ -15,10 +15,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from cwdpo.batch import image_entries
+from cwdpo.engine.forward import not_numbers
 from cwdpo.engine.layout import prompts_alone
 from cwdpo.engine.vision import FeatureCache, image_outputs
 from cwdpo.memory import FittingPasses
@@ -70,7 +71,8 @@ def decode(
 
     Returns:
         ``(answers, length)``, an answer that ended earlier padded with the config's ``pad_token_id``. Where they have
-        no room on a GPU all together they are decoded in portions, one after the other.
+        no room on a GPU all together they are decoded in portions, one after the other. Logits that are not numbers
+        are a ``UserError``.
     """
 
     def decode_portion(of_portion: Sequence[int]) -> Tensor:
@@ -96,6 +98,42 @@ def _decode_at_once(
     features: FeatureCache | None,
 ) -> Tensor:
     """:func:`decode`, of all answers in one batch."""
+    watch = _Watch()
+    with bare_model(model).get_output_embeddings().register_forward_hook(watch.see_precision):
+        ids = _generate(model, prompts, owners, config, features, LogitsProcessorList([watch]))
+    if watch.broken:  # asked once, as every question waits for the GPU
+        raise not_numbers(watch.precision)
+    return ids
+
+
+class _Watch(LogitsProcessor):
+    """Looks whether logits are numbers. Those that are pass unchanged; in place of others stand zeros, since drawing a
+    token from them is an error, on a GPU one that no later work survives."""
+
+    def __init__(self) -> None:
+        self.broken: Tensor | bool = False
+        self.precision = torch.float32
+
+    def see_precision(self, head: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+        """As the head's forward hook: what leaves the model may be float32 whatever it was computed in."""
+        self.precision = logits.dtype
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # infinite ones too, whose softmax is not a number
+        bad = ~(scores < torch.inf)
+        self.broken = bad.any() | self.broken
+        return scores.masked_fill(bad, 0.0)
+
+
+def _generate(
+    model: nn.Module,
+    prompts: Sequence[dict[str, Tensor]],
+    owners: Sequence[int],
+    config: GenerationConfig,
+    features: FeatureCache | None,
+    processors: LogitsProcessorList,
+) -> Tensor:
+    """:func:`_decode_at_once`, whatever the logits are; the ``processors`` see them all."""
     policy: Any = model
     bare = bare_model(model)
     reason = why_not_shared(model, config) or _no_cache.get(bare)
@@ -103,7 +141,9 @@ def _decode_at_once(
         loop = partial(_decode, owners=torch.tensor(owners), once=_read_once(prompts))
         inputs = _inputs(model, prompts, features)
         try:
-            ids: Tensor = policy.generate(**inputs, generation_config=config, custom_generate=loop)
+            ids: Tensor = policy.generate(
+                **inputs, generation_config=config, logits_processor=processors, custom_generate=loop
+            )
             return ids
         except _NoCacheError as problem:
             reason = _no_cache[bare] = str(problem)
@@ -111,7 +151,7 @@ def _decode_at_once(
         logger.info("answers are decoded by plain `generate`, one row each: %s", reason)
         _logged[bare].add(reason)
     inputs = _inputs(model, [prompts[owner] for owner in owners], None)
-    ids = policy.generate(**inputs, generation_config=config)
+    ids = policy.generate(**inputs, generation_config=config, logits_processor=processors)
     return ids[:, inputs["input_ids"].shape[1] :]
 
 

@@ -72,6 +72,26 @@ def test_the_check_goes_on_after_bad_rows(write_rows: WriteRows, tmp_path: Path)
     assert report.summary()["findings"] == {"unusable_row": 6}
 
 
+def test_answers_that_may_be_missing_values_are_noted(write_rows: WriteRows) -> None:
+    path = write_rows(
+        {**FLAT, "chosen": "nan"},
+        {**FLAT, "rejected": " None\n"},
+        {**FLAT, "prompt": "Who?", "negatives": ["N/A"], "gentle": "null"},
+        {**FLAT, "prompt": "How many?", "chosen": "none of them"},
+    )
+    report = check_rows(path)
+    assert report.ok
+    assert [note.message.removeprefix(f"{path}:") for note in report.notes if note.name == "missing_value"] == [
+        f"{line}: an answer of `{key}` is {text!r}; is it a missing value? Then take the row out."
+        for line, key, text in (
+            (1, "chosen", "nan"),
+            (2, "rejected", "None"),
+            (3, "rejected", "N/A"),
+            (3, "gentle", "null"),
+        )
+    ]
+
+
 def test_long_rows_are_findings_with_their_counts(write_rows: WriteRows, processor_of: Callable[[str], Any]) -> None:
     path = write_rows(FLAT, {**FLAT, "chosen": "A cat. " * 30, "rejected": "x"})
     report = check_rows(path, encoder=Encoder(processor_of("llava"), max_length=80))

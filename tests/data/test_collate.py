@@ -151,7 +151,7 @@ def test_records_and_what_is_wrong_with_them() -> None:
     assert found[0][1].chosen == "A cat."
     with pytest.raises(DataError, match=r"eval_dataset\[1\]: `chosen` is empty"):
         found[1]
-    with pytest.raises(DataError, match=r"eval_dataset\[2\]: .* image_root="):
+    with pytest.raises(DataError, match=r"eval_dataset\[2\]: .* the working directory, "):
         found[2]
     with pytest.raises(IndexError):
         found[3]

@@ -76,8 +76,26 @@ def test_urls_are_refused(url: str, tmp_path: Path) -> None:
 def test_empty_names_and_rows_without_a_directory(tmp_path: Path) -> None:
     assert "the image path is ''" in escaped("", tmp_path)
     assert "image path" in escaped("a\0b", tmp_path)
-    assert "image_root=" in escaped("a.png", None)
-    assert ImageRoots(None, anywhere=True).find("/x/a.png", source="") == Path("/x/a.png")
+    assert "image_root" in escaped("a.png", None)
+
+
+def test_rows_in_memory_name_files_as_their_program_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").touch()
+    (tmp_path / "b.png").touch()
+    monkeypatch.chdir(tmp_path / "pictures")
+    roots = ImageRoots(Path.cwd(), anywhere=True)
+    monkeypatch.chdir("/")  # the rows were given before
+    for name, found in {"a.png": "pictures/a.png", "../b.png": "b.png", str(tmp_path / "b.png"): "b.png"}.items():
+        assert roots.find(name, source="").resolve() == tmp_path / found
+    with pytest.raises(DataError) as caught:
+        roots.find("zebra.jpg", source="train_dataset[0]")
+    assert str(caught.value) == (
+        "train_dataset[0]: image 'zebra.jpg' does not exist. Correct the path. Relative paths start at the working "
+        f"directory, {tmp_path}/pictures."
+    )
+    with pytest.raises(DataError, match=r"does not exist. Did you mean \S+/b\.png\?$"):
+        roots.find(f"{tmp_path}/bb.png", source="")
 
 
 def test_missing_empty_and_special_files(tmp_path: Path) -> None:

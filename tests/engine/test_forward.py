@@ -16,7 +16,7 @@ from torch import nn
 
 from cwdpo.batch import Batch, Role
 from cwdpo.engine import forward
-from cwdpo.engine.forward import works_on_single_positions
+from cwdpo.engine.forward import not_numbers, works_on_single_positions
 from cwdpo.engine.layout import one_row_a_prompt
 from cwdpo.engine.tree import TreeEngine
 
@@ -172,3 +172,10 @@ def test_a_token_that_cannot_be_has_no_share_of_the_entropy(want: Any, chosen: t
     found = forward._read(logits, torch.tensor([0, 0]), [want], chosen)["entropy"]
     assert found[0].item() == pytest.approx(math.log(4))
     assert found[1].isnan()  # a model that is ruined still says so
+
+
+def test_the_advice_for_logits_that_are_not_numbers_fits_their_type() -> None:
+    for precision in (torch.float32, torch.bfloat16):  # what is finite in a file does not overflow in these
+        assert str(not_numbers(precision)).endswith("(NaN): its weights are broken. Take another checkpoint.")
+    assert "overflows in float16" in str(not_numbers(torch.float16))
+    assert "`model.dtype: bfloat16`" in str(not_numbers(torch.float16))

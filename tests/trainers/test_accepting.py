@@ -10,6 +10,7 @@ import datasets
 import peft
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainingArguments
 from trl import DPOConfig
 
@@ -106,7 +107,9 @@ def test_a_wrong_kind_is_one_line(arguments: dict[str, Any], start: str, tiny: T
 
 def test_a_model_is_needed() -> None:
     for trainer in (SmoothSFTTrainer, CWDPOTrainer):
-        assert refusal(lambda trainer=trainer: trainer(train_dataset=RECORDS)).startswith("model is None, and not a")
+        assert refusal(lambda trainer=trainer: trainer(train_dataset=[RECORDS[0] | {"gentle": "Sow."}])).startswith(
+            "model is None, and not a"
+        )
 
 
 def test_models_are_not_saved_in_a_file(tiny: Tiny, tmp_path: Path) -> None:
@@ -144,6 +147,32 @@ def test_stage_1_refuses_the_same(tiny: Tiny) -> None:
     assert text.startswith("args is a CWDPOConfig, but SmoothSFTTrainer takes a SmoothSFTConfig. Write `from cwdpo")
     text = refusal(lambda: SmoothSFTTrainer(args=SmoothSFTConfig(**OURS), train_dataset=SPLITS, **common))
     assert text.startswith("train_dataset is a DatasetDict")
+
+
+def test_images_of_rows_in_memory_start_at_the_working_directory(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "m" / "a.png")
+    records = [{**record, "images": ["m/a.png"]} for record in RECORDS]
+    table = datasets.Dataset.from_list(records)
+    given: Any = {"model": load_policy(tiny("llava")), "args": CWDPOConfig(**OURS, max_steps=1)}
+    for rows in (table.cast_column("images", datasets.List(datasets.Image())), table, records):
+        trainer = CWDPOTrainer(**given, train_dataset=rows)
+        assert [batch["prompt_index"].tolist() for batch in trainer.get_train_dataloader()] == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
+def test_what_is_wrong_with_the_first_row_is_said_before_a_model_is_loaded(name: str) -> None:
+    def text(**row: object) -> str:
+        rows: Any = {name: [RECORDS[0] | row]}
+        return refusal(lambda: CWDPOTrainer("/nowhere/at/all", args=CWDPOConfig(**OURS), **rows))
+
+    assert text(chosen="").startswith(f"{name}[0]: `chosen` is empty")
+    assert text(images=["a.png"]).startswith(f"{name}[0]: image 'a.png' does not exist. Correct the path. Relative p")
+
+
+def test_training_needs_rows(tiny: Tiny) -> None:
+    trainer = CWDPOTrainer(load_policy(tiny("llava")), args=CWDPOConfig(**OURS))
+    assert refusal(trainer.train) == "there is nothing to train on. Write CWDPOTrainer(..., train_dataset=rows)."
 
 
 def test_a_processor_is_what_reads_images(tiny: Tiny) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import HfArgumentParser
 
+from cwdpo.config.checking import known_paths
 from cwdpo.config.recipe import (
     CoolingConfig,
     DataConfig,
@@ -19,7 +20,14 @@ from cwdpo.config.recipe import (
     Stage2Config,
 )
 from cwdpo.errors import ConfigError
-from cwdpo.trainers.arguments import CWDPOConfig, SmoothSFTConfig, arguments_from, refuse_each_alone, say_if_alone
+from cwdpo.trainers.arguments import (
+    RECIPE_KEYS,
+    CWDPOConfig,
+    SmoothSFTConfig,
+    arguments_from,
+    refuse_each_alone,
+    say_if_alone,
+)
 from cwdpo.trainers.sharding import refuse_one_process
 from cwdpo.trainers.trl_settings import say_once
 
@@ -121,7 +129,17 @@ def test_what_a_recipe_refuses_in_stage_1_is_refused(settings: dict[str, Any], m
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("max_prompt_length", "CWDPOConfig has no max_prompt_length. Leave it out: nothing is cut here, and a row"),
+        ("max_prompt_length", "CWDPOConfig has no max_prompt_length: nothing is cut here, and a row"),
+        ("rpo_alpha", "CWDPOConfig has no rpo_alpha: write `loss={'sigmoid': 1.0, 'nll': ALPHA}`."),
+        ("reference_free", "computed once and kept on disk: `reference`. Take it out."),
+        ("packing", "`max_tokens_per_batch` limits its memory. Take it out."),
+        ("floor", "CWDPOConfig has no floor. Did you mean cooling_floor?"),
+        ("drop_below", "Did you mean cooling_drop_below?"),
+        ("detach", "Did you mean cooling_detach?"),
+        ("temperature", "Did you mean cooling_temperature?"),
+        ("tau", "Did you mean cooling_temperature?"),
+        ("gamma", "Did you mean simpo_margin?"),
+        ("lam", "CWDPOConfig has no lam. Leave it out."),
         ("evaluation_strategy", "CWDPOConfig has no evaluation_strategy. Did you mean eval_strategy?"),
         ("no_such_thing", "CWDPOConfig has no no_such_thing. Leave it out."),
     ],
@@ -228,3 +246,10 @@ def test_one_process_in_place_of_several_is_said_once(caplog: pytest.LogCaptureF
     say_if_alone(alone)
     say_if_alone(alone)
     assert caplog.text.count("accelerate launch was asked for several processes and has started one") == 1
+
+
+def test_the_page_says_which_argument_is_which_key() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|$", page, flags=re.MULTILINE)
+    assert dict(rows) == RECIPE_KEYS | {"cooling": "stage2.cooling", "on_policy": "negatives"}
+    assert {key for _, key in rows} <= {".".join(path) for path in known_paths(Recipe, ())}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cwdpo.data.rows import Row
+from cwdpo.errors import ConfigError
 
 Make = Callable[..., Any]
 
@@ -149,7 +150,10 @@ def test_plain_objective_does_not_even_encode_gentle_negatives(make_trainer: Mak
 
 def test_batches_without_any_gentle_negative_train(make_trainer: Make, rows: list[Row]) -> None:
     bare = [replace(row, gentle=None) for row in rows]
-    trainer = make_trainer(1, train_rows=bare, objective="constrained", penalty=5.0, ceiling=50.0)
+    with pytest.raises(ConfigError, match=r"no row has a `gentle` negative .* or write objective='plain'"):
+        make_trainer(1, train_rows=bare)
+    make_trainer(1, train_rows=bare, objective="plain")
+    trainer = make_trainer(1, train_rows=[*bare, rows[0]], objective="constrained", penalty=5.0, ceiling=50.0)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     loss, _ = trainer.batch_loss(trainer.model, batch)
     assert loss.item() == pytest.approx(-statistics.fmean(logprobs(trainer, batch, 0)[0]), abs=1e-5)

@@ -32,6 +32,9 @@ NOTHING_TO_LEARN = (
     "no row has two different answers, so nothing can be learned. Write `rejected` answers that differ from `chosen`."
 )
 
+_MISSING = {"nan", "none", "null", "n/a", "<na>"}
+"""How programs write that there is no value, in small letters; as a whole answer, one of these words may be meant."""
+
 _MOST_NOTED = 200
 """Different things that are noted once a file; beyond, a file is odd in more ways than anyone reads."""
 
@@ -48,7 +51,7 @@ class Notice:
     ``missing_answer`` and ``settings``. Does not: ``duplicate``, ``shared_id``, ``contradiction``,
     ``identical_answers``, ``gentle_is_chosen``, ``exchanged``, ``no_rejected``, ``split_tokens``,
     ``unknown_tokens``, ``unread_column``, ``unread_key``, ``unread_kwarg``, ``media_tag``, ``json_text``,
-    ``empty_image``; of a recipe also ``not_held_out``, ``needs_gpu`` and ``repeated``."""
+    ``empty_image``, ``missing_value``; of a recipe also ``not_held_out``, ``needs_gpu`` and ``repeated``."""
 
     message: str
     """What was found, beginning with the source, and what to do."""
@@ -280,6 +283,10 @@ class _Checker:
         if content != whole:
             where = f"the id {shortened(row.id)!r} is also on line {earlier.rpartition(':')[2]}"
             self._note(row, "shared_id", f"{where}, with other content. Give each row its own.")
+        for key, texts in (("chosen", [row.chosen]), ("rejected", row.rejected), ("gentle", [row.gentle or ""])):
+            if text := next((text for text in texts if text.strip().lower() in _MISSING), ""):
+                what = f"an answer of `{key}` is {text.strip()!r}; is it a missing value? Then take the row out."
+                self._note(row, "missing_value", what)
         if row.chosen.strip() in (answer.strip() for answer in row.rejected):
             same = "chosen and rejected are the same, so nothing is learned from the pair. Take it out."
             self._note(row, "identical_answers", same)

@@ -41,7 +41,8 @@ class RowDataset(Dataset[tuple[int, Row]]):
     ) -> None:
         """Wrap anything with a length and an index; a stream, or several splits, is a ``ConfigError``.
 
-        ``image_root`` is what :func:`cwdpo.data.formats.row_from_record` takes, ``name`` what messages call the data.
+        Without an ``image_root`` relative paths start at the working directory, as they do for ``datasets``; ``name``
+        is what messages call the data.
         """
         if isinstance(rows, Mapping):
             names = [str(key) for key in rows]
@@ -62,7 +63,7 @@ class RowDataset(Dataset[tuple[int, Row]]):
         # in other formats than a transform's own, datasets would decode images itself, past our limits
         is_stored = isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom"
         self._rows: Any = SavedTable(rows) if is_stored else rows
-        self._roots = ImageRoots(None, anywhere=True) if image_root is None else parse_roots(image_root)
+        self._roots = ImageRoots(Path.cwd(), anywhere=True) if image_root is None else parse_roots(image_root)
         self._name = name
 
     def __len__(self) -> int:

@@ -55,7 +55,7 @@ class ImageRoots:
     def __init__(self, start: str | Path | None, *further: str | Path, anywhere: bool = False) -> None:
         """``start`` is where relative names start, None refuses those; a file that is not there is looked for in the
         ``further`` roots, in their order. Files in all roots may be read; ``anywhere`` is for rows that a program holds
-        in memory, and takes absolute paths as they are."""
+        in memory, whose paths it could open itself: ``start`` is its working directory, and any file may be read."""
         self.start = None if start is None else Path(os.path.realpath(start))
         self._anywhere = anywhere
         self._roots = [] if self.start is None else [str(self.start), *map(os.path.realpath, further)]
@@ -93,17 +93,20 @@ class ImageRoots:
                 "Save the image as a file beside the data and write its path."
             )
         named = path
-        if os.path.isabs(path):
-            if self._anywhere:
-                return Path(path)
-        elif self.start is None:
-            raise DataError(
-                f"{source}: image {shown!r} is a relative path, but these rows have no directory to start from. Give "
-                "one with --image-root (data.image_root); in Python write whole paths, or read the file with "
-                "read_rows(FILE, image_root=DIRECTORY)."
-            )
-        else:
+        if not os.path.isabs(path):
+            if self.start is None:
+                raise DataError(
+                    f"{source}: image {shown!r} is a relative path, but a data set of the hub has no directory to "
+                    "start from. Give one with --image-root (recipe: data.image_root; Python: image_root)."
+                )
             path = self._join(path)
+        if self._anywhere:
+            # said here, as who opens the file does not know of the working directory
+            if not os.path.exists(path):
+                start = "" if os.path.isabs(named) else f" Relative paths start at the working directory, {self.start}."
+                advice = path_advice(path, otherwise="Correct the path.")
+                raise DataError(f"{source}: image {shown!r} does not exist. {shortened(advice, 400)}{start}")
+            return Path(path)
         found = self._follow(path)
         if not any(_inside(found, root) for root in self._readable):
             raise DataError(f"{source}: image {shown!r} {self._why_refused(named, path, found)}")

@@ -41,11 +41,6 @@ _CHUNK_ELEMENTS = 2**25
 _KEEP_ELEMENTS = 2**23
 """Below this many logits (32 MB in fp32) recomputing costs more than keeping them."""
 
-_NOT_NUMBERS = (
-    "the model's logits are not numbers (NaN): its weights are broken, or it overflows in {dtype}, the type it "
-    "computes in. Begin from another checkpoint, or write --model.dtype bfloat16 (or float32)."
-)
-
 _ANSWER_TYPE = {"paligemma": 1}
 """``token_type_ids`` of answers by model type. PaliGemma attends in both directions among tokens of type 0, so an
 answer that went on with its prompt's type would see its own future; elsewhere an answer goes on as the prompt ends."""
@@ -102,6 +97,18 @@ class Forward:
             for name, values in read.items()
         }
         return AnswerLogprobs(mask=mask, **details, precision=captured.precision)
+
+
+def not_numbers(precision: torch.dtype) -> UserError:
+    """The error of a model whose logits are not numbers, computed in a precision: for scoring and for generation."""
+    what, advice = "its weights are broken", "Take another checkpoint"
+    if precision == torch.float16:  # the others reach 1e38, as the weights of every checkpoint do
+        what += ", or it overflows in float16"
+        advice += (
+            ", or compute in bfloat16: in a recipe `model.dtype: bfloat16`, and `trainer: {bf16: true}` in place of "
+            "fp16; other commands take the `dtype` in the config.json of the model"
+        )
+    return UserError(f"the model's logits are not numbers (NaN): {what}. {advice}.")
 
 
 def answer_type(bare: PreTrainedModel) -> int | None:
@@ -170,7 +177,7 @@ def find_logit_transform(
     with torch.no_grad():
         theirs = logits.reshape(-1, logits.shape[-1])[0].float().log_softmax(dim=-1)
         if theirs.isnan().any():
-            raise UserError(_NOT_NUMBERS.format(dtype=str(logits.dtype).removeprefix("torch.")))
+            raise not_numbers(captured.precision)
         with torch.autocast(hidden.device.type, dtype=dtype, enabled=enabled):
             plain = apply_head(head, hidden[:1])[0]
         gaps = [

@@ -7,16 +7,18 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_type_hints
 
+import yaml
 from transformers import TrainingArguments
 from transformers.hf_argparser import string_to_bool
 from transformers.trainer_utils import HubStrategy
 
 from cwdpo.config.checking import build, problem_with, replacement, wrong_argument
+from cwdpo.config.foreign import our_name
 from cwdpo.config.recipe import (
     CoolingConfig,
     CoolingScales,
@@ -47,6 +49,14 @@ _DECLARED: Mapping[str, tuple[type, str]] = {
     },
 }
 """Python's name of a setting: the recipe's section and key."""
+
+_SECTIONS: Mapping[type, str] = {
+    **{Recipe: "", DataConfig: "data.", Stage1Config: "stage1.", Stage2Config: "stage2."},
+    **{LossParameters: "stage2.loss_parameters.", CoolingConfig: "stage2.cooling."},
+}
+
+RECIPE_KEYS: Mapping[str, str] = {name: _SECTIONS[section] + key for name, (section, key) in _DECLARED.items()}
+"""Python's name of a setting, and a recipe's."""
 
 _IN_PYTHON = {
     r"`cooling: null`": "`cooling=False`", r"`objective: plain`": '`objective="plain"`', r"\bnull\b": "None",
@@ -94,11 +104,7 @@ class AnswerArguments(TrainingArguments):
         known = [each.name for each in fields(cls) if each.init]
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-                instead = replacement(name, None).removesuffix(" Take it out.").lstrip(": ")
-                advice = f"Did you mean {near[0]}?" if near else "Leave it out."
-                advice = f"Leave it out: {instead}" if instead else advice
-                raise ConfigError(f"{cls.__name__} has no {name}. {advice}")
+                raise ConfigError(f"{cls.__name__} has no {name}{_in_its_place(name, known)}")
         return super().__new__(cls)
 
     max_length: int | None = field(
@@ -145,10 +151,8 @@ class AnswerArguments(TrainingArguments):
         problems = [(name, problem_with(*_DECLARED[name], value)) for name, value in named if name in _DECLARED]
         problems += self._other_than_declared()
         text = "\n".join(f"{name} {problem}" for name, problem in problems if problem)
-        for ours, python in _IN_PYTHON.items():
-            text = re.sub(ours, python, text)
         if text:
-            raise ConfigError(text)
+            raise ConfigError(_in_python(text))
         for name, reason in self._refused():
             raise ConfigError(reason, setting=name)
         if self.n_gpu > 1:
@@ -260,6 +264,45 @@ class AnswerArguments(TrainingArguments):
     def loading_options(self) -> dict[str, Any]:
         """How a model that is given by its name is loaded: options of :func:`cwdpo.models.loading.load_policy`."""
         return {"dtype": "auto", "trust_remote_code": False}
+
+
+def _in_its_place(name: str, known: Sequence[str]) -> str:
+    """What to write instead of an unknown setting, as it goes on after the name."""
+    if instead := replacement(name, None):
+        return _in_python(instead)
+    recipes = our_name(name)
+    meant = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    meant = meant or [each for each in known if recipes is not None and RECIPE_KEYS.get(each) == recipes]
+    # the section of a recipe's key is a part of the name here
+    meant = meant or [each for each in known if each.endswith(f"_{name}")]
+    return f". Did you mean {' or '.join(meant)}?" if 0 < len(meant) <= 3 else ". Leave it out."
+
+
+def _in_python(text: str) -> str:
+    """Advice about a recipe in Python's words: `stage2: {loss: robust}` is `loss='robust'`."""
+    for ours, python in _IN_PYTHON.items():
+        text = re.sub(ours, python, text)
+    return re.sub("`([^`]+)`", lambda found: f"`{_as_arguments(found[1])}`", text)
+
+
+def _as_arguments(code: str) -> str:
+    """A recipe's key, or keys with values, as arguments; what is neither stays."""
+    ours = {key: name for name, key in RECIPE_KEYS.items()}
+    if code in ours or code.startswith("trainer."):
+        return ours.get(code) or code.removeprefix("trainer.")
+
+    def named(values: Any, above: str = "") -> Iterator[str]:
+        for key, value in values.items():
+            if f"{above}{key}" in ours:
+                shown = re.sub(r"'([A-Z]+|\.+)'", r"\1", repr(value))  # ALPHA stands for a number
+                yield f"{ours[f'{above}{key}']}={shown}"
+            else:
+                yield from named(value, f"{above}{key}.")
+
+    try:
+        return ", ".join(named(yaml.safe_load(code))) or code
+    except (AttributeError, yaml.YAMLError):  # no mapping, or a key that is no argument
+        return code
 
 
 def _only_layers(kernels: Mapping[str, Any]) -> bool:

@@ -141,6 +141,8 @@ class AnswerTrainer(Trainer):
                 "as cooling_floor, which is otherwise measured on these rows."
             )
         evaluated = _by_name(eval_dataset, "eval_dataset")
+        if rows is not None:
+            self.check_rows(rows)
         refuse_file(args.output_dir, "output_dir")
         if compute_metrics is not None and not callable(compute_metrics):
             raise ConfigError(f"compute_metrics is {compute_metrics!r}, and not a function. Give one of a prediction.")
@@ -186,6 +188,10 @@ class AnswerTrainer(Trainer):
         self.finite.on_skip(self.lost_updates.forget_step)
         for callback in (*AnswerTrainer.own_callbacks(self), self.finite):
             self.add_callback(callback)
+
+    def check_rows(self, rows: RowDataset) -> None:
+        """Refuse, with a ConfigError, rows that this trainer cannot train on, as far as they show it before any model
+        is loaded."""
 
     @classmethod
     def metrics_of(cls, args: Any) -> Sequence[StepMetric]:
@@ -251,6 +257,8 @@ class AnswerTrainer(Trainer):
         saved names differ from the module's (Qwen2-VL, LLaVA) it then goes on from the wrong weights
         (transformers issue 43701). So the weights are restored here, by the model's own name mapping, before and after.
         """
+        if self.train_dataset is None:
+            raise ConfigError(f"there is nothing to train on. Write {type(self).__name__}(..., train_dataset=rows).")
         self._have_images_everywhere([self.train_dataset, *self._evaluated()])
         directory, limit = Path(str(self.args.output_dir)), self.args.save_total_limit
         sealing = Sealing(self, directory, limit)
@@ -584,7 +592,12 @@ def count_tokens(batch: Batch) -> int:
 
 
 def _as_rows(rows: Rows, name: str) -> RowDataset:
-    return rows if isinstance(rows, RowDataset) else RowDataset(rows, name=name)
+    if isinstance(rows, RowDataset):
+        return rows
+    taken = RowDataset(rows, name=name)
+    if len(taken):
+        taken[0]  # what is wrong with every row is said at once, and not after a model was loaded
+    return taken
 
 
 def _by_name(rows: Rows | Mapping[str, Rows] | None, name: str) -> RowDataset | dict[str, RowDataset] | None:

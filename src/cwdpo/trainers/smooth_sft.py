@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cwdpo.batch import Batch, Detail, Role, masked_mean, on_device, places_of
+from cwdpo.data.collate import RowDataset
 from cwdpo.engine.layout import select_answers
 from cwdpo.errors import ConfigError
 from cwdpo.losses import constrained_sft_loss, smoothed_nll, smoothed_sft_loss
@@ -72,6 +73,14 @@ class SmoothSFTTrainer(AnswerTrainer):
                     "`gentle` answer. Add some, or write eval_logps_mean/chosen.",
                     setting="metric_for_best_model",
                 )
+
+    def check_rows(self, rows: RowDataset) -> None:
+        """See :meth:`AnswerTrainer.check_rows`."""
+        if Role.GENTLE in self.roles and not any(rows[i][1].gentle for i in range(len(rows))):
+            raise ConfigError(
+                "train_dataset: no row has a `gentle` negative (an answer with one minor error), which the objective "
+                "needs. Make them: `cwdpo negatives gentle ROWS --out NEW`, or write objective='plain'."
+            )
 
     @classmethod
     def metrics_of(cls, args: SmoothSFTConfig) -> Sequence[StepMetric]:
