@@ -72,6 +72,11 @@ def test_a_gpu_with_room(tmp_path: Path) -> None:
     assert len(found.notes) == 1
 
 
+def test_a_run_is_not_called_as_its_base(tmp_path: Path) -> None:
+    assert draft(reports(60), tmp_path)[1].output_dir == "runs/model-3b-cwdpo"
+    assert draft(reports(60), tmp_path, facts=facts() | {"name_or_path": "/"})[1].output_dir == "runs/model-cwdpo"
+
+
 def test_a_small_gpu_quantises(tmp_path: Path) -> None:
     _, recipe = draft(reports(5_000), tmp_path, SMALL)
     assert recipe.model.quantization is not None

@@ -131,7 +131,7 @@ def _show(result: "JudgeResult", console: Console) -> None:
         ranked = sorted(result.strengths.items(), key=lambda item: -item[1].value)
         strengths = Table("model", "strength, nats", title="Bradley-Terry", title_justify="left")
         for name, one in ranked:
-            strengths.add_row(Text(name), f"{one.value:+.2f} [{one.low:+.2f}, {one.high:+.2f}]")
+            strengths.add_row(Text(name), f"{one.value:+z.2f} [{one.low:+z.2f}, {one.high:+z.2f}]")
         console.print(strengths)
     if result.why_no_strengths is not None:
         console.print(Text(result.why_no_strengths), soft_wrap=True)

@@ -359,4 +359,10 @@ def _relative(name: str, beside: Path) -> str:
 
 
 def _run_name(model: str) -> str:
-    return (Path(model).name or "cwdpo").lower()
+    """A run's name by its model's, and another: an evaluation shows both, and commands take either.
+
+    Example:
+        >>> _run_name("owner/Model-3B")
+        'model-3b-cwdpo'
+    """
+    return f"{Path(model).name.lower() or 'model'}-cwdpo"
