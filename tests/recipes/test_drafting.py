@@ -1,5 +1,7 @@
 """A drafted recipe: what it chooses for rows and machine, that it reads back, and what it takes from other tools."""
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,29 @@ def test_another_tools_settings_come_first(tmp_path: Path) -> None:
     assert recipe.trainer["warmup_steps"] == 0.1
     assert "# TRL: theirs_beta" in found.text
     assert any("without a counterpart here: odd (why)" in note for note in found.notes)
+
+
+def test_what_their_file_does_not_say_is_compared_with_what_their_tool_does(tmp_path: Path) -> None:
+    foreign = dataclasses.replace(
+        theirs(model__lora={}, model__lora__alpha=16),
+        renamed={"use_peft": "model.lora"},
+        defaults={
+            "stage2.trainer.num_train_epochs": 3,
+            "trainer.lr_scheduler_type": "cosine",  # as here
+            "trainer.weight_decay": 0.1,
+            "model.lora.dropout": 0.05,
+        },
+    )
+    found, _ = draft(reports(5_000), tmp_path, foreign=foreign)
+    head = " ".join(line.removeprefix("# ") for line in found.text.partition("\n\n")[0].splitlines())
+    assert head.endswith(
+        "Not in the TRL configuration, so cwdpo's own: num_train_epochs 1 (TRL: 3), weight_decay as the Trainer has it "
+        "(TRL: 0.1), lora.dropout 0.0 (TRL: 0.05)."
+    )
+    assert re.search(r"alpha: 16 +# as TRL does by default", found.text)
+    weights = {"model.lora": None, "model.lora.dropout": 0.05}
+    found, _ = draft(reports(5_000), tmp_path, foreign=dataclasses.replace(theirs(), defaults=weights))
+    assert "cwdpo's own: LoRA (TRL: all weights).\n" in found.text
 
 
 def test_all_weights_learn_at_their_own_rate(tmp_path: Path) -> None:
