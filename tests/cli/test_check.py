@@ -130,7 +130,7 @@ def test_rows_without_rejected_are_a_note_for_a_file_may_be_for_stage_1(run: Run
     rows = written(tmp_path, {"prompt": "x", "chosen": "a"}, {"prompt": "y", "chosen": "a"})
     code, out, _ = run(rows)
     assert code == 0
-    assert f"note: {rows}:2: 2 of 3 rows have no `rejected`, this one first; stage 2 stops at them." in out
+    assert f"note: {rows}:2: 2 of 3 rows have no `rejected`, this one first. Stage 1 takes such rows;" in out
 
 
 def test_a_limit_can_be_given(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:

@@ -12,6 +12,7 @@ from cwdpo.config.foreign import Translated
 from cwdpo.config.recipe import Recipe
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.data.check import RowReport
+from cwdpo.data.reading import split_rows
 from cwdpo.errors import ConfigError
 from cwdpo.recipes.drafting import Draft, draft_recipe
 from cwdpo.recipes.memory import Device, ModelFacts
@@ -120,9 +121,15 @@ def test_rows_without_rejected_answers_are_for_stage_1(tmp_path: Path) -> None:
     found, recipe = draft(reports(10, without=10), tmp_path)
     assert list(recipe.stages) == ["stage1"]
     assert "stage 1 alone" in found.notes[0]
-    found, recipe = draft(reports(10, without=3), tmp_path)
+    rows = reports(10)
+    second = split_rows(rows, 0.75, 0)[1]
+    lacking = [dataclasses.replace(row, num_rejected=0) if row is second[0] else row for row in rows]
+    found, recipe = draft(lacking, tmp_path)
     assert list(recipe.stages) == ["stage1", "stage2"]
-    assert found.notes[0].startswith("3 of 10 rows have no `rejected` answer (rows.jsonl:1 first)")
+    begin = f"1 of the {len(second)} rows of stage 2 have no `rejected` answer ({second[0].source} first)"
+    assert found.notes[0].startswith(begin)
+    lacking = [row if row in second else dataclasses.replace(row, num_rejected=0) for row in rows]
+    assert "rejected" not in draft(lacking, tmp_path)[0].notes[0]
 
 
 def test_a_stage_has_a_row(tmp_path: Path) -> None:

@@ -131,16 +131,17 @@ def _divide(draft: _Drafting, rows: Sequence[RowReport]) -> dict[Stage, Sequence
         if missing:
             draft.notes.append("No row has a `rejected` answer, so the recipe has stage 1 alone.")
         return {"stage1": rows}
-    if missing:
-        draft.notes.append(
-            f"{len(missing)} of {len(rows)} rows have no `rejected` answer ({missing[0].source} first), and stage 2 "
-            "stops at them. Take them out, or add `rejected`."
-        )
     usual = DataConfig.stage1_fraction
     count = math.floor(len(rows) * usual + 0.5)
     fraction = usual if 0 < count < len(rows) else 0.5
     draft.settings["data.stage1_fraction"] = fraction
     first, second = split_rows(rows, fraction, Recipe.seed)
+    missing = [row for row in second if not row.num_rejected]  # those of stage 1 need none
+    if missing:
+        draft.notes.append(
+            f"{len(missing)} of the {len(second)} rows of stage 2 have no `rejected` answer ({missing[0].source} "
+            "first), so the run would stop at its start. Take them out, or add `rejected`."
+        )
     return {"stage1": first, "stage2": second}
 
 
@@ -300,7 +301,7 @@ def _carry_over(draft: _Drafting, foreign: Translated, device: Device, facts: Mo
 
 
 def _own_settings(recipe: Recipe, foreign: Translated) -> str:
-    """Where the recipe differs from what a tool does for want of a setting, in one sentence; empty where it does not."""
+    """Where the recipe differs from what a tool does that is not told, in one sentence; empty where it does not."""
     tool, found = foreign.tool, []
     all_weights = foreign.defaults.get("model.lora", ...) is None
     for name, theirs in foreign.defaults.items():
