@@ -60,9 +60,6 @@ class Result:
     number: Number
     paired: Paired
 
-    def __post_init__(self) -> None:
-        assert self.number.name in NAMES, f"{self.number.name} is not among NAMES"
-
     @property
     def beyond_chance(self) -> bool | None:
         """Whether the 95 % interval of the difference (or of the value, where chance has one) leaves out chance; None
@@ -114,6 +111,7 @@ class Results:
         counts: slice | None = None,
     ) -> None:
         """Add a statistic of sums; ``counts`` are the columns that are 0 in rows which the number is not about."""
+        assert number.name in NAMES, f"{number.name} is not among NAMES"
         if counts is not None:
             both = [sums for sums in (model, base) if sums is not None]
             about = np.all([sums[:, counts].any(axis=1) for sums in both], axis=0)
