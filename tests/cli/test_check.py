@@ -196,6 +196,18 @@ def test_weights_that_are_not_there_are_found(run: Run, tmp_path: Path, tiny: Ca
     assert "Did you mean `all-linear`?" in run(recipe(tmp_path, settings))[2]
 
 
+def test_a_recipe_of_rows_that_are_not_there_shows_no_empty_tables(
+    run: Run, tmp_path: Path, tiny: Callable[[str], Path]
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"model: {{name_or_path: {tiny('llava')}}}\ndata: {{train: none.jsonl}}\nstage2: {{}}\n")
+    code, out, _ = run(recipe)
+    assert code == 1
+    assert "none.jsonl: no such file" in out
+    assert "memory" not in out
+    assert "0 usable" not in out
+
+
 def test_a_recipe_of_rows_that_teach_nothing_is_stopped(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "x", "chosen": "a", "rejected": "a"}) + "\n")

@@ -95,6 +95,11 @@ def judge(
         print(json.dumps(found, ensure_ascii=False))
     else:
         _show(result, Console())
+        if judge in ("exact", "same_words") and not any(pair.won + pair.lost for pair in result.pairs):
+            print(
+                f"nothing but ties: --judge {judge} knows right from not right alone, and no row has one answer of "
+                "each, as where no answer is exactly right. Try --judge overlap, which counts common words."
+            )
         print(f"written: {space.result}")
 
 

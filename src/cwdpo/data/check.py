@@ -267,8 +267,9 @@ class _Checker:
             self._note(
                 row,
                 "unknown_tokens",
-                f"{max(encoded.unknown)} tokens of an answer are unknown to the tokenizer, so the model learns to "
-                "write its unknown token there. Write the answer with characters that it knows.",
+                f"an answer has {max(encoded.unknown)} token{'s' if max(encoded.unknown) > 1 else ''} unknown to the "
+                "tokenizer, so the model learns to write its unknown token there. Write the answer with characters "
+                "that it knows.",
             )
 
     def _compare(self, row: Row) -> None:
