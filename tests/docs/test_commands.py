@@ -295,7 +295,7 @@ def test_the_first_screen_and_the_start_page_run_as_they_are(run: Run, tmp_path:
     for line in [*first, *second[5:]]:
         code, out = run(line)
         assert code == 0, f"{line}\n{out}"
-    left = tmp_path / "play" / "runs" / "tiny-vlm"
+    left = tmp_path / "play" / "runs" / "tiny-vlm-cwdpo"
     for name in (
         "report.html",
         "evaluation.json",
@@ -326,7 +326,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(
                 python.append(line)
         exec("\n".join(python), names)
         printed += capsys.readouterr().out
-    assert (tmp_path / "play" / "runs" / "tiny-vlm" / "report.html").is_file()
+    assert (tmp_path / "play" / "runs" / "tiny-vlm-cwdpo" / "report.html").is_file()
     assert names["sheet"].size == (512, 128)
     assert printed.count("tuned: ") == 4
     assert not any(cell.get("outputs") for cell in notebook["cells"])
