@@ -120,7 +120,7 @@ def test_what_is_there(here: Path) -> None:
         ("runs/done", GRID, "runs/done is a run, and a grid is needed. Runs that are there are compared by"),
         ("i.png", RECIPE, "i.png is an image, and a recipe is needed. `cwdpo init DATA --model MODEL` makes one."),
         ("runs/dune", RUN_OR_MODEL, "there is no directory runs/dune. Did you mean runs/done?"),
-        ("trn.jsonl", ROWS, "trn.jsonl: no such file. Did you mean t.jsonl?"),
+        ("t.json", ROWS, "t.json: no such file. Did you mean t.jsonl?"),
         ("nowhere", RUN, "there is no directory nowhere. Write a run's directory, the output_dir of its recipe."),
     ],
 )  # fmt: skip

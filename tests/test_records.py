@@ -50,6 +50,9 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not empty, and nothing is overwritten.*--resume"):
         RunDirectory.open(root, resume=False)
     assert RunDirectory.open(root, resume=True) == run
+    run.recipe.rename(root / "notes.txt")
+    with pytest.raises(UserError, match=r"nothing is overwritten\. Give another --output_dir\."):
+        RunDirectory.open(root, resume=False)  # there is nothing to resume
 
 
 @pytest.mark.parametrize(

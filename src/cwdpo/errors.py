@@ -97,7 +97,16 @@ def _names_near(directory: Path, name: str) -> list[str]:
             there = [item.name for item, _ in zip(found, range(_MOST_NAMES), strict=False)]
     except OSError:
         return []
-    return difflib.get_close_matches(name, sorted(item for item in there if item[0] != "."), n=2, cutoff=0.75)
+    there = sorted(item for item in there if item[0] != ".")
+    same = [item for item in there if item.casefold() == name.casefold()]
+    if same:
+        return same
+    # an ending that two names share makes them no more alike: nope.png is not one.png
+    stem, ending = os.path.splitext(name)
+    alike = {os.path.splitext(item)[0]: item for item in there if os.path.splitext(item)[1] == ending}
+    near = difflib.get_close_matches(stem, alike, n=2, cutoff=0.75)
+    others = [item for item in there if item not in alike.values()]
+    return [*(alike[found] for found in near), *difflib.get_close_matches(name, others, n=2, cutoff=0.75)][:2]
 
 
 def printable(text: str) -> str:

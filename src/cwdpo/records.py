@@ -170,10 +170,8 @@ class RunDirectory:
         if run._files():
             if not resume:
                 run._refuse_while_written()
-                raise UserError(
-                    f"{run.root} is not empty, and nothing is overwritten. "
-                    "Continue the run in it with --resume, or give another --output_dir."
-                )
+                go_on = "Continue the run in it with --resume, or give" if run.recipe.is_file() else "Give"
+                raise UserError(f"{run.root} is not empty, and nothing is overwritten. {go_on} another --output_dir.")
             if not run.recipe.is_file():
                 raise UserError(f"{root} holds no run to resume: no recipe.yaml. Give a run's directory, or a new one.")
         try:

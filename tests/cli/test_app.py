@@ -76,6 +76,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             "cwdpo bench: --rows is 'x', but must be a whole number. Write for example --rows 4",
         ),
         (["chat", "x", "--temperature=hot"], "cwdpo chat: --temperature is 'hot', but must be a number. Write for ex"),
+        (
+            ["analyse", "x", "--data", "y", "--eta", "fast"],
+            "cwdpo analyse: --eta is 'fast', but must be a number. Write for example --eta 1e-3.",
+        ),
         (["bench", "--setting", "x"], "cwdpo bench: --setting is 'x', but must be one of ii, "),
         (["init", "x", "--model"], "cwdpo init: --model has no value. Write --model MODEL. See: cwdpo init --help"),
         (
@@ -290,6 +294,9 @@ def test_settings_reach_the_runner(run: Run, tmp_path: Path, monkeypatch: pytest
     assert seen["recipe"].stage2.cooling.floor == -2.5
     assert seen["recipe"].trainer == {"learning_rate": 0.000001}
     assert (seen["recipe"].seed, seen["resume"], len(seen["callbacks"])) == (7, True, 1)
+    (tmp_path / "runs" / "whole").mkdir(parents=True)
+    out = run("train", tmp_path / "r.yaml", "--resume", "--output_dir", tmp_path / "runs" / "whoel")[1]
+    assert out.endswith(f"starting from the beginning. Did you mean {tmp_path}/runs/whole?\n")
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_rows_without_rejected_are_a_note_for_a_file_may_be_for_stage_1(run: Run
     rows = written(tmp_path, {"prompt": "x", "chosen": "a"}, {"prompt": "y", "chosen": "a"})
     code, out, _ = run(rows)
     assert code == 0
-    assert f"note: {rows}:2: 2 of 3 rows have no `rejected`, this one first; stage 2 stops at them." in out
+    assert f"note: {rows}:2: 2 of 3 rows have no `rejected`, this one first. Stage 1 takes such rows;" in out
 
 
 def test_a_limit_can_be_given(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:
@@ -194,6 +194,18 @@ def test_weights_that_are_not_there_are_found(run: Run, tmp_path: Path, tiny: Ca
     assert "there is no tokenizer.json or tokenizer.model or" in run(recipe(tmp_path, model))[2]
     settings = {"name_or_path": str(tiny("llava")), "lora": {"target_modules": "all_linear"}}
     assert "Did you mean `all-linear`?" in run(recipe(tmp_path, settings))[2]
+
+
+def test_a_recipe_of_rows_that_are_not_there_shows_no_empty_tables(
+    run: Run, tmp_path: Path, tiny: Callable[[str], Path]
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"model: {{name_or_path: {tiny('llava')}}}\ndata: {{train: none.jsonl}}\nstage2: {{}}\n")
+    code, out, _ = run(recipe)
+    assert code == 1
+    assert "none.jsonl: no such file" in out
+    assert "memory" not in out
+    assert "0 usable" not in out
 
 
 def test_a_recipe_of_rows_that_teach_nothing_is_stopped(run: Run, tmp_path: Path, tiny: Callable[[str], Path]) -> None:

@@ -114,6 +114,15 @@ def test_files_and_a_rule(run: Run, tmp_path: Path) -> None:
     assert run("a.jsonl", "b.jsonl", "--data", "rows.jsonl", "--dry-run")[1] == "0 verdicts, no call of a server\n"
 
 
+def test_ties_alone_are_answered_with_another_judge(run: Run, tmp_path: Path) -> None:
+    make(tmp_path, 3, a=lambda i: f"wrong {i}", b=lambda i: "wrong")
+    words = ("a.jsonl", "b.jsonl", "--data", "rows.jsonl")
+    assert "nothing but ties: --judge exact" in run(*words)[1]
+    assert "nothing but ties" not in run(*words, "--judge", "overlap", "--out", "other")[1]
+    make(tmp_path, 3, a=lambda i: f"right {i}", b=lambda i: "wrong")
+    assert "nothing but ties" not in run(*words, "--out", "third")[1]
+
+
 @pytest.mark.slow
 def test_a_judge_that_likes_the_first_answer_is_corrected(run: Run, tmp_path: Path) -> None:
     """It says "the first" in 80 % of cases whatever was answered: in 60 % without looking, else it finds the better
@@ -279,6 +288,10 @@ BAD: list[tuple[tuple[object, ...], str]] = [
     (("a.jsonl", "./gone", "--data", "rows.jsonl"), "there is no directory gone"),
     (("a.jsonl", "empty", "--data", "rows.jsonl"), "empty is an empty directory, and a run or a model is needed"),
     (("a.jsonl", "b.jsonl", "--data", "rows.jsonl", "--judge", "best"), "is 'best', which is not a judge"),
+    (
+        ("a.jsonl", "b.jsonl", "--data", "rows.jsonl", "--judge", "Overlp"),
+        "is not a judge. Did you mean overlap? Write",
+    ),
     (("a.jsonl", "b.jsonl", "--data", "rows.jsonl", "--temperature", "0"), "--temperature is 0.0, but must be > 0"),
     (("a.jsonl", "b.jsonl", "--data", "rows.jsonl", "--out", "full"), "full holds other files"),
     (("a.jsonl", "b.jsonl", "--data", "rows.jsonl", "--out", "rows.jsonl"), "is a file, not a directory"),

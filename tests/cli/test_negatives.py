@@ -55,9 +55,8 @@ def test_mistakes_exit_with_2(run: Run, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert run("gentle", data, "--out", out, "--kinds", "color")[::2] == (
         2,
-        "'color' is not a kind of edit. Write one or more, with commas between them: object, colour, size, material, "
-        "age, state, count, "
-        "relation, action, order, yes_no, choice, number.\n",
+        "'color' is not a kind of edit. Did you mean colour? Write one or more, with commas between them: object, "
+        "colour, size, material, age, state, count, relation, action, order, yes_no, choice, number.\n",
     )
     for share in ("half", "0:0,0:1", "0:0,1", "2", "0:0:0,1:1:1"):
         code, _, err = run("mix", data, "--on-policy", data, "--out", out, "--fraction", share)

@@ -66,6 +66,10 @@ def test_a_run_is_another_when_anything_it_follows_from_changes(folder: Path) ->
     ("change", "message"),
     [
         (("base.yaml", "bsae.yaml"), "grid.yaml:1: there is no recipe"),
+        (
+            ("base.yaml", "base.yml"),
+            "grid.yaml:1: there is no recipe {folder}/base.yml. Did you mean {folder}/base.yaml?",
+        ),
         (("seeds:", "seeeds:"), "unknown key 'seeeds' - did you mean 'seeds'?"),
         (("seeds: [0, 1]", "seeds: [0, 0]"), "seeds must be different"),
         (("seeds: [0, 1]", "seeds: [7]"), "seeds must be different"),

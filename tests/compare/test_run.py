@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -110,6 +111,36 @@ def test_a_target_that_is_not_measured_is_said_after_the_first_run(
     with pytest.raises(ConfigError, match=r"target is 'accuracy', which is not measured. Write one of: win\."):
         run_cells(replace(grid, target="accuracy"), tmp_path, list(cells(grid)))
     assert len(trained) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"target": "token_acuracy"},
+            r"target is 'token_acuracy', .* Did you mean token_accuracy\?",
+        ),
+        ({"target": "exact_match", "measures": ["bleu4"]}, r"measures is 'bleu4', .* Did you mean bleu_4\?"),
+    ],
+)
+def test_a_name_that_evaluate_has_not_is_found_before_anything_runs(
+    grid: Grid, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_grid(replace(grid, measure=Grid.measure, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_these_rows_do_not_allow_is_found_at_the_start_model(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Outcome({}, {"exact_match": 1.0})
+    monkeypatch.setattr("cwdpo.compare.run._load_measure", lambda grid: lambda *_, **__: found)
+    world = tmp_path / "worlds" / "own" / "seed-0"
+    world.mkdir(parents=True)
+    (world / "made.json").write_text('{"data.eval": "held.jsonl"}')
+    with pytest.raises(ConfigError, match=r"target is 'yes_rate', which is not measured. Write one of: exact_match\."):
+        run_cells(replace(grid, measure=Grid.measure, target="yes_rate"), tmp_path, list(cells(grid))[:1])
 
 
 def test_functions_of_a_grid_are_called_in_one_way(grid: Grid, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Means, errors, choices and regret against arithmetic done by hand."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,29 @@ def test_markdown_has_every_world_and_says_how_settings_were_chosen() -> None:
     assert "chosen on seed 9, which is not reported" in text
     assert "| CW | 0.100 |" in text
     assert "the best on the reported seeds" in markdown(results(tuning=None))
+
+
+def test_settings_that_are_equal_are_not_called_the_best() -> None:
+    text = markdown(results())
+    assert "equal" not in text
+    assert "no difference" not in text
+    equal = results()
+    equal._tuning["b", "CW", HIGH] = equal._tuning["b", "CW", LOW]
+    assert "b: all settings of CW are equal in win, and the first of them is shown." in markdown(equal)
+    for key, values in equal._found.items():
+        equal._found[key] = {seed: {"win": 0.0, "loss": 0.0} for seed in values}
+    said = "a: no difference. win is 0.000 for every method and setting, so that none is the best."
+    assert said in markdown(equal)
+    assert said in summary(equal, title="t")["legend"]
+
+
+def test_one_seed_has_no_standard_errors() -> None:
+    assert "Means over 2 seeds with their standard errors" in markdown(results())
+    one = results()
+    one.grid = dataclasses.replace(one.grid, seeds=[0])
+    text = markdown(one)
+    assert "Values of one seed, which have no standard errors" in text
+    assert "Means over" not in text
 
 
 def test_runs_that_are_not_done_are_left_out(tmp_path: Path) -> None:

@@ -88,9 +88,11 @@ def test_trl(tmp_path: Path) -> None:
         "stage2.loss": {"sigmoid": 0.8, "bco": 0.2, "nll": 1.0},
         "model.lora": {},
         "model.lora.r": 64,
-        "model.lora.target_modules": "language",
+        "model.lora.target_modules": "all-linear",
         "trainer.warmup_steps": 0.1,
     }
+    assert found.defaults["stage2.trainer.num_train_epochs"] == 3
+    assert not {"trainer.warmup_steps", "model.lora", "model.lora.r", "stage2.beta"} & found.defaults.keys()
     assert set(found.without) == {"max_prompt_length"}
     assert found.renamed["warmup_ratio"] == "trainer.warmup_steps"
 
@@ -135,12 +137,45 @@ def test_axolotl(tmp_path: Path) -> None:
         "model.lora": {},
         "model.quantization": {"bits": 4},
         "model.lora.r": 32,
-        "model.lora.target_modules": "language",
+        "model.lora.target_modules": "all-linear",
         "data.max_length": 2048,
         "trainer.per_device_train_batch_size": 2,
         "stage2.trainer.num_train_epochs": 4,
         "trainer.optim": "adamw_torch",
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "targets"),
+    [
+        ("lora_target_modules: all-linear\n", "all-linear"),
+        ("base_model: m\nlora_target_linear: true\n", "all-linear"),
+        ("base_model: m\nlora_target_linear: false\n", None),
+        ("pref_beta: 0.1\nlora_target: all\n", "language"),
+        ("pref_beta: 0.1\nlora_target: all\nfreeze_vision_tower: false\n", "all-linear"),
+        ("rlhf_type: dpo\ntarget_modules: all-linear\n", "language"),
+        ("rlhf_type: dpo\ntarget_modules: all-linear\nfreeze_vit: false\n", "all-linear"),
+    ],
+)
+def test_all_linear_layers_are_those_of_each_tool(tmp_path: Path, text: str, targets: str | None) -> None:
+    assert translated(tmp_path, text).settings.get("model.lora.target_modules") == targets
+
+
+@pytest.mark.slow
+def test_defaults_of_trl_are_those_of_its_classes(tmp_path: Path) -> None:
+    from trl import DPOConfig, ModelConfig
+
+    config, model = DPOConfig(str(tmp_path), bf16=False), ModelConfig()
+    defaults = translated(tmp_path, "dataset_name: rows\n").defaults
+    names = {name: name.removeprefix("stage2.").removeprefix("trainer.") for name in defaults if "model" not in name}
+    assert len(names) == 7
+    for ours, name in names.items():
+        assert getattr(config, name) == defaults[ours]
+    assert [defaults[f"model.lora.{name}"] for name in ("r", "alpha", "dropout")] == [
+        model.lora_r,
+        model.lora_alpha,
+        model.lora_dropout,
+    ]
 
 
 def test_a_loss_that_is_not_here_is_named(tmp_path: Path) -> None:

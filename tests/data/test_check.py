@@ -200,12 +200,13 @@ def test_notes(write_rows: WriteRows, tmp_path: Path) -> None:
 def test_exchanged_answers_show_in_gentle_ones(write_rows: WriteRows) -> None:
     right = {"prompt": "What?", "chosen": "a red disc on a table", "rejected": "rain", "gentle": "a red disc on a mat"}
     wrong = right | {"chosen": "rain", "rejected": "a red disc on a table"}
-    path = write_rows(wrong, wrong | {"prompt": "Which?"}, right | {"prompt": "Who?"})
-    (note,) = check_rows(path).notes
+    many = [wrong | {"prompt": f"Which, {i}?"} for i in range(14)]
+    (note,) = check_rows(write_rows(*many, right, right | {"prompt": "Who?"})).notes
     assert note.name == "exchanged"
-    assert "`gentle` is nearer to `rejected` than to `chosen` in 2 of 3 rows" in note.message
-    assert notes(write_rows(wrong, right | {"prompt": "Who?"})) == []  # one in two may be chance
-    assert notes(write_rows({**wrong, "gentle": "fog"})) == []  # as near to both
+    assert "`gentle` is nearer to `rejected` than to `chosen` in 14 of the 16 rows" in note.message
+    assert notes(write_rows(wrong, *[row | {"rejected": "fog on a red mat"} for row in many[:3]])) == []  # chance
+    assert notes(write_rows(*[right | {"prompt": str(i)} for i in range(20)])) == []
+    assert notes(write_rows(*[row | {"gentle": "fog"} for row in many])) == []  # as near to both
 
 
 def test_an_id_of_two_rows(write_rows: WriteRows) -> None:

@@ -253,7 +253,7 @@ ANSWER = {"role": "assistant", "content": "a"}
         ({"images": [], "chosen": "a"}, "`prompt` is missing; the row's keys are"),
         ({**FLAT, "chosen": 3}, "`chosen` is 3 (int), but must be text"),
         ({**FLAT, "chosen": datetime(2026, 1, 2)}, "took a text for a time"),
-        ({**FLAT, "chosen": None}, "`chosen` has no value (null)"),
+        ({**FLAT, "chosen": None}, "`chosen` has no value (null or NaN)"),
         ({**FLAT, "chosen": ""}, "`chosen` is empty"),
         ({**FLAT, "rejected": " \n\t"}, "`rejected` is empty"),
         ({**FLAT, "gentle": ""}, "`gentle` is empty"),

@@ -126,6 +126,7 @@ def test_bombs_in_both_of_pillows_ranges(monkeypatch: pytest.MonkeyPatch) -> Non
     for limit in (1199, 700, 500):  # a warning, a warning and an error of Pillow
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         assert "too large" in refused(bomb)
+        assert re.search(rf"1,200 pixels, more than the {limit:,} allowed\. Make the image smaller", refused(bomb))
     assert "40 x 30 pixels, more than the 500 allowed" in refused(Image.new("RGB", (40, 30)))
 
 

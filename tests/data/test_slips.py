@@ -92,9 +92,12 @@ def test_tables_of_another_kind(tmp_path: Path, name: str, content: str | bytes,
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"chosen": None, "Chosen": "A disc."}, "`chosen` has no value (null). Write a text, or take the row out."),
-        ({"chosen": float("nan")}, "`chosen` has no value (null)."),
-        ({"prompt": None}, "`prompt` has no value (null)."),
+        (
+            {"chosen": None, "Chosen": "A disc."},
+            "`chosen` has no value (null or NaN). Write a text, or take the row out.",
+        ),
+        ({"chosen": float("nan")}, "`chosen` has no value (null or NaN)."),
+        ({"prompt": None}, "`prompt` has no value (null or NaN)."),
     ],
 )
 def test_answers_without_a_value(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:

@@ -1,5 +1,6 @@
 """Every command in the documents is one that the programs take, and the start pages' commands run as they are."""
 
+import ast
 import io
 import json
 import re
@@ -67,6 +68,17 @@ def words_of(line: str) -> list[str]:
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
     return words
+
+
+def texts_of(source: Path) -> Iterator[str]:
+    """The texts in a file of code; what is filled in is `{}`."""
+    tree = ast.parse(source.read_text("utf-8"))
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            yield node.value
 
 
 OURS = ("cwdpo", "python", "make")
@@ -160,6 +172,23 @@ def test_commands_in_blocks_are_taken(page: str, line: str) -> None:
 @pytest.mark.parametrize(("page", "span"), IN_SENTENCES)
 def test_commands_in_sentences_are_taken(page: str, span: str) -> None:
     assert not problem_of(words_of(span), whole=False), f"{page}: {span}"
+
+
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+IN_MESSAGES = [
+    (str(path.relative_to(ROOT)), span)
+    for path in SOURCES
+    for text in texts_of(path)
+    for span in re.findall(r"`(cwdpo [^`]+)`", text)
+    if len(words_of(span)) > 1
+]
+
+
+@pytest.mark.parametrize(("source", "span"), IN_MESSAGES)
+def test_commands_in_messages_are_taken(source: str, span: str) -> None:
+    words = words_of(span)
+    is_open = words[1][0] in "{." or words[-1] == "..."  # a part that is filled in where it is said
+    assert is_open or not problem_of(words, whole=False), f"{source}: {span}"
 
 
 def test_the_check_finds_what_is_wrong() -> None:
@@ -266,7 +295,7 @@ def test_the_first_screen_and_the_start_page_run_as_they_are(run: Run, tmp_path:
     for line in [*first, *second[5:]]:
         code, out = run(line)
         assert code == 0, f"{line}\n{out}"
-    left = tmp_path / "play" / "runs" / "tiny-vlm"
+    left = tmp_path / "play" / "runs" / "tiny-vlm-cwdpo"
     for name in (
         "report.html",
         "evaluation.json",
@@ -297,7 +326,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(
                 python.append(line)
         exec("\n".join(python), names)
         printed += capsys.readouterr().out
-    assert (tmp_path / "play" / "runs" / "tiny-vlm" / "report.html").is_file()
+    assert (tmp_path / "play" / "runs" / "tiny-vlm-cwdpo" / "report.html").is_file()
     assert names["sheet"].size == (512, 128)
     assert printed.count("tuned: ") == 4
     assert not any(cell.get("outputs") for cell in notebook["cells"])

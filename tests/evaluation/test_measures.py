@@ -12,7 +12,7 @@ from cwdpo.data.rows import Message, Row
 from cwdpo.evaluation.answers import Vocabulary
 from cwdpo.evaluation.captions import caption_words
 from cwdpo.evaluation.intervals import Estimate, Paired
-from cwdpo.evaluation.measures import NUM_BINS, Number, Result, Results, bin_sums, ece, measures
+from cwdpo.evaluation.measures import NAMES, NUM_BINS, Number, Result, Results, bin_sums, ece, measures
 from cwdpo.evaluation.measuring import Measured, Scored
 from cwdpo.evaluation.questions import Question
 from cwdpo.generation import Generated
@@ -110,6 +110,7 @@ def test_numbers_by_hand(results: Results) -> None:
     others = {"token_ece", "answer_ece", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"}
     assert {name: value for name, value in found.items() if name not in others} == pytest.approx(expected)
     assert found.keys() - expected.keys() == others
+    assert found.keys() <= {*NAMES}
 
 
 def test_f1_of_yes_counts_both_kinds_of_mistakes() -> None:

@@ -20,6 +20,7 @@ from cwdpo.models.adapters import (
     base_fingerprint,
     load_adapter,
     lora_targets,
+    named_base,
     quantization_config,
 )
 from cwdpo.models.loading import load_policy, load_processor
@@ -232,6 +233,16 @@ def test_adapters_go_into_their_base_only(trained: Path, sibling: Path, tiny: Ti
     assert not (tmp_path / "wrong").exists()
     assert merge_adapter(trained, tmp_path / "wanted", base=sibling, any_base=True).is_dir()
     assert merge_adapter(trained, tmp_path / "half", dtype="bfloat16").is_dir()
+
+
+@pytest.mark.parametrize("base", [None, "/moved/away"])
+def test_how_a_base_is_named_fits_every_command(trained: Path, tmp_path: Path, base: str | None) -> None:
+    file = trained / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
+    with pytest.raises(UserError) as refused:
+        named_base(trained)
+    assert f"into {file}, as `base_model_name_or_path`" in str(refused.value)
+    assert f"`cwdpo merge {trained} --base MODEL --out DIR`" in str(refused.value)
 
 
 def test_others_adapters_are_taken_with_a_warning(

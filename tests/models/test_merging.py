@@ -108,6 +108,15 @@ def test_weights_alone_take_another_type(tiny: Tiny, tmp_path: Path, monkeypatch
     assert len(asked) == 3
 
 
+@pytest.mark.parametrize(("dtype", "is_said"), [("bfloat16", True), ("float32", False)])
+def test_a_type_coarser_than_the_adapters_is_said(tiny: Tiny, tmp_path: Path, dtype: str, is_said: bool) -> None:
+    source = adapters_on(tiny("qwen2_vl"), tmp_path / "adapters", target_modules=["q_proj"])
+    said: list[str] = []
+    merge_adapter(source, tmp_path / "merged", dtype=dtype, say=said.append)
+    why = "they are in float32, and merged weights are rounded to bfloat16; `--dtype float32` avoids that"
+    assert said[0].endswith(why) is is_said
+
+
 def logprobs(*rows: list[float]) -> list[Tensor]:
     return [torch.tensor(row).log_softmax(dim=-1)[None] for row in rows]
 

@@ -1,5 +1,7 @@
 """A drafted recipe: what it chooses for rows and machine, that it reads back, and what it takes from other tools."""
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from cwdpo.config.foreign import Translated
 from cwdpo.config.recipe import Recipe
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.data.check import RowReport
+from cwdpo.data.reading import split_rows
 from cwdpo.errors import ConfigError
 from cwdpo.recipes.drafting import Draft, draft_recipe
 from cwdpo.recipes.memory import Device, ModelFacts
@@ -72,6 +75,11 @@ def test_a_gpu_with_room(tmp_path: Path) -> None:
     assert len(found.notes) == 1
 
 
+def test_a_run_is_not_called_as_its_base(tmp_path: Path) -> None:
+    assert draft(reports(60), tmp_path)[1].output_dir == "runs/model-3b-cwdpo"
+    assert draft(reports(60), tmp_path, facts=facts() | {"name_or_path": "/"})[1].output_dir == "runs/model-cwdpo"
+
+
 def test_a_small_gpu_quantises(tmp_path: Path) -> None:
     _, recipe = draft(reports(5_000), tmp_path, SMALL)
     assert recipe.model.quantization is not None
@@ -113,9 +121,15 @@ def test_rows_without_rejected_answers_are_for_stage_1(tmp_path: Path) -> None:
     found, recipe = draft(reports(10, without=10), tmp_path)
     assert list(recipe.stages) == ["stage1"]
     assert "stage 1 alone" in found.notes[0]
-    found, recipe = draft(reports(10, without=3), tmp_path)
+    rows = reports(10)
+    second = split_rows(rows, 0.75, 0)[1]
+    lacking = [dataclasses.replace(row, num_rejected=0) if row is second[0] else row for row in rows]
+    found, recipe = draft(lacking, tmp_path)
     assert list(recipe.stages) == ["stage1", "stage2"]
-    assert found.notes[0].startswith("3 of 10 rows have no `rejected` answer (rows.jsonl:1 first)")
+    begin = f"1 of the {len(second)} rows of stage 2 have no `rejected` answer ({second[0].source} first)"
+    assert found.notes[0].startswith(begin)
+    lacking = [row if row in second else dataclasses.replace(row, num_rejected=0) for row in rows]
+    assert "rejected" not in draft(lacking, tmp_path)[0].notes[0]
 
 
 def test_a_stage_has_a_row(tmp_path: Path) -> None:
@@ -150,6 +164,29 @@ def test_another_tools_settings_come_first(tmp_path: Path) -> None:
     assert recipe.trainer["warmup_steps"] == 0.1
     assert "# TRL: theirs_beta" in found.text
     assert any("without a counterpart here: odd (why)" in note for note in found.notes)
+
+
+def test_what_their_file_does_not_say_is_compared_with_what_their_tool_does(tmp_path: Path) -> None:
+    foreign = dataclasses.replace(
+        theirs(model__lora={}, model__lora__alpha=16),
+        renamed={"use_peft": "model.lora"},
+        defaults={
+            "stage2.trainer.num_train_epochs": 3,
+            "trainer.lr_scheduler_type": "cosine",  # as here
+            "trainer.weight_decay": 0.1,
+            "model.lora.dropout": 0.05,
+        },
+    )
+    found, _ = draft(reports(5_000), tmp_path, foreign=foreign)
+    head = " ".join(line.removeprefix("# ") for line in found.text.partition("\n\n")[0].splitlines())
+    assert head.endswith(
+        "Not in the TRL configuration, so cwdpo's own: num_train_epochs 1 (TRL: 3), weight_decay as the Trainer has it "
+        "(TRL: 0.1), lora.dropout 0.0 (TRL: 0.05)."
+    )
+    assert re.search(r"alpha: 16 +# as TRL does by default", found.text)
+    weights = {"model.lora": None, "model.lora.dropout": 0.05}
+    found, _ = draft(reports(5_000), tmp_path, foreign=dataclasses.replace(theirs(), defaults=weights))
+    assert "cwdpo's own: LoRA (TRL: all weights).\n" in found.text
 
 
 def test_all_weights_learn_at_their_own_rate(tmp_path: Path) -> None:

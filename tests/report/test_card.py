@@ -1,5 +1,6 @@
 """Model cards: what they say of a run, and that their snippet runs."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from cwdpo.config.recipe import DataConfig, LoraConfig, ModelConfig, Recipe, Stage1Config, Stage2Config
-from cwdpo.config.recipe_file import dump_recipe
+from cwdpo.config.recipe_file import dump_recipe, read_recipe
 from cwdpo.diagnosis import Diagnosis, Finding
 from cwdpo.records import RunDirectory, append_jsonl, write_json
 from cwdpo.report.card import base_licence, run_card, write_cards, write_merged_card
@@ -71,6 +72,22 @@ def test_it_keeps_this_machine_to_itself(tmp_path: Path) -> None:
     assert "hf_secret" not in text
     assert 'from_pretrained("path/to/base"' in text
     assert 'PeftModel.from_pretrained(base, "owner/mine")' in text
+
+
+@pytest.mark.parametrize(("output_dir", "shown"), [("runs/mine", "runs/mine"), ("/data/runs/mine", "mine")])
+def test_its_run_is_named_as_the_recipe_has_it(tmp_path: Path, output_dir: str, shown: str) -> None:
+    run = finished(tmp_path)
+    recipe = read_recipe(run.recipe, warn=False)
+    run.recipe.write_text(dump_recipe(dataclasses.replace(recipe, output_dir=output_dir)))
+    text = run_card(run, "stage2", here=".")
+    assert f"`cwdpo evaluate {shown} --data ROWS` measures more" in text
+    assert f"\noutput_dir: {shown}\n" in text
+
+
+def test_a_change_that_rounds_to_0_has_no_sign(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    append_jsonl(run.probes, [{"stage": "stage2", "step": 8, "group": "chosen", "delta": -0.0001}])
+    assert "-0.000 |" not in run_card(run, "stage2", here=".")
 
 
 def test_findings_of_its_stage(tmp_path: Path) -> None:

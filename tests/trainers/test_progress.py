@@ -40,6 +40,14 @@ def test_lines_hold_the_numbers_and_the_time_left() -> None:
     ]  # fmt: skip
 
 
+def test_a_margin_that_rounds_to_0_has_no_sign() -> None:
+    out = io.StringIO()
+    shown = StageProgress("stage2", console=Console(file=out), clock=lambda: 0.0)
+    shown.on_train_begin(None, state(0), None)
+    shown.on_log(None, state(1), None, {"loss": 0.5, "rewards/margins": -0.0001})
+    assert out.getvalue() == "stage2  step 1/4  loss 0.500  margin 0.000\n"
+
+
 def test_the_last_line_comes_wherever_a_stage_ends() -> None:
     out = io.StringIO()
     shown = StageProgress("stage1", console=Console(file=out), clock=lambda: 0.0)

@@ -168,7 +168,7 @@ def show_analysis(analysis: Analysis, console: Console) -> None:
         numbers = [f"{value:+.2e}" for value in (one.predicted, one.measured, one.measured_top)]
         cosine = None if analysis.kernel is None else analysis.kernel.cosine[one.observed, one.trained].item()
         rows = (analysis.names[one.trained], analysis.names[one.observed])
-        table.add_row(*rows, one.role, *numbers, "" if cosine is None else f"{cosine:+.2f}")
+        table.add_row(*rows, one.role, *numbers, "" if cosine is None else f"{cosine:+z.2f}")
     console.print(table)
     notes = ["argmax: measured change of the tokens that were most likely before the step."]
     if analysis.kernel is not None:

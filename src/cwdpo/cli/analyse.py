@@ -20,7 +20,9 @@ def analyse(
     data: Annotated[Path, typer.Option("--data", help="Rows to train on and to observe.", show_default=False)],
     loss: Annotated[Literal["sft", "dpo", "cw_dpo"], typer.Option("--loss", help="The loss of a step.")] = "cw_dpo",
     pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of a trained row and an observed one.")] = 64,
-    eta: Annotated[list[float] | None, typer.Option("--eta", help="SGD learning rate; may be repeated.")] = None,
+    eta: Annotated[
+        list[float] | None, typer.Option("--eta", help="SGD learning rate; may be repeated.  [default: 1e-3]")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="A new directory for JSON and pictures.")] = None,
     reference: Annotated[
         str | None, typer.Option("--reference", help="pi_ref.  [default: MODEL, as at the first step of stage 2]")

@@ -146,8 +146,9 @@ def _print(report: "CheckReport", facts: "ModelFacts | None", plan: "StepPlan | 
         print(json.dumps(report.to_json() | {"model": model}, ensure_ascii=False))
         return
     console = Console()
-    console.print(_totals(report))
-    if facts is not None:
+    if report.num_records:
+        console.print(_totals(report))
+    if facts is not None and report.rows:  # without rows there is nothing to count
         console.print(_tokens(report.rows, facts["max_length"]))
         console.print(_model_table(facts, memory))
         if plan is not None:

@@ -59,7 +59,7 @@ def compare(
     text = markdown(results)
     write_text(out / "tables.md", text)
     results.save(out / "comparison.json")
-    write_json(out / "summary.json", summary(results, title=grid.stem))
+    write_json(out / "summary.json", summary(results, title=f"{grid.stem}: {', '.join(wanted.methods)}"))
     print(text)
     done = sum((cell.directory(out) / "measured.json").is_file() for cell in cells(wanted))
     print(

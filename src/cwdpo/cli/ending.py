@@ -67,12 +67,12 @@ def numbers_of(run: RunDirectory, *, held_out: bool) -> Iterator[str]:
     for group, words in _GROUPS:
         values = [found[group]["mean_logprob"] for _, found in columns if group in found]
         if len(values) == len(columns):
-            table.append([words, *(f"{value:.3f}" for value in values), f"{values[-1] - values[0]:+.3f}"])
+            table.append([words, *(f"{value:z.3f}" for value in values), f"{values[-1] - values[0]:+z.3f}"])
     for measure, words in _MEASURES:
         shares = [found["chosen"][measure] for _, found in columns if measure in found.get("chosen", {})]
         if len(shares) == len(columns):
             table.append(
-                [words, *(f"{value:.1%}" for value in shares), f"{100 * (shares[-1] - shares[0]):+.1f} points"]
+                [words, *(f"{value:.1%}" for value in shares), f"{100 * (shares[-1] - shares[0]):+z.1f} points"]
             )
     widths = [max(len(row[place]) for row in table) for place in range(len(table[0]))]
     for row in table:

@@ -95,6 +95,11 @@ def judge(
         print(json.dumps(found, ensure_ascii=False))
     else:
         _show(result, Console())
+        if judge in ("exact", "same_words") and not any(pair.won + pair.lost for pair in result.pairs):
+            print(
+                f"nothing but ties: --judge {judge} knows right from not right alone, and no row has one answer of "
+                "each, as where no answer is exactly right. Try --judge overlap, which counts common words."
+            )
         print(f"written: {space.result}")
 
 
@@ -131,7 +136,7 @@ def _show(result: "JudgeResult", console: Console) -> None:
         ranked = sorted(result.strengths.items(), key=lambda item: -item[1].value)
         strengths = Table("model", "strength, nats", title="Bradley-Terry", title_justify="left")
         for name, one in ranked:
-            strengths.add_row(Text(name), f"{one.value:+.2f} [{one.low:+.2f}, {one.high:+.2f}]")
+            strengths.add_row(Text(name), f"{one.value:+z.2f} [{one.low:+z.2f}, {one.high:+z.2f}]")
         console.print(strengths)
     if result.why_no_strengths is not None:
         console.print(Text(result.why_no_strengths), soft_wrap=True)

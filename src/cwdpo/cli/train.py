@@ -13,6 +13,7 @@ from cwdpo.cli.ending import ending
 from cwdpo.cli.progress import ProgressLines
 from cwdpo.cli.quiet import quiet_libraries
 from cwdpo.cli.usage import recipe_comes_first
+from cwdpo.errors import path_advice
 from cwdpo.records import RunDirectory
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def train(
     run = RunDirectory(Path(settings.output_dir))
     there = list(run.root.iterdir()) if run.root.is_dir() else []
     if resume and is_main() and not run.has_begun and (run.recipe.is_file() or not there):
-        print(f"nothing to resume in {run.root}: starting from the beginning")
+        near = "" if run.root.exists() else path_advice(run.root, otherwise="")
+        meant = f". {near}" if near.startswith("Did you mean") else ""
+        print(f"nothing to resume in {run.root}: starting from the beginning{meant}")
     was_done = nothing_to_do(run, settings) and is_evaluated(run, settings)
     with naming_lines(recipe, context.args), closing(StageProgress()) as progress:
         run = run_recipe(

@@ -167,7 +167,9 @@ def _of_value(said: str, param: Any, words: Sequence[str]) -> str:
     for words_of_typer, ours in _MUST_BE.items():
         found = re.search(rf"{words_of_typer}( -?[\d.]+)?", said)
         if found is not None:
-            example = param.default if isinstance(param.default, int | float) else 1
+            in_help = re.search(r"\[default: ([\d.e-]+)\]", param.help or "")
+            otherwise = 1 if in_help is None else in_help[1]
+            example = param.default if isinstance(param.default, int | float) else otherwise
             return f"{name} is{shown}, but must be {ours}{found[1] or ''}. Write for example {name} {example}."
     return f"{name} cannot be{shown}: {said}"
 

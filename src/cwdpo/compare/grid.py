@@ -20,7 +20,7 @@ from cwdpo.config.limits import STRICT, Called, not_empty
 from cwdpo.config.recipe import Recipe
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.contents import GRID, RECIPE, kind_of, refusal
-from cwdpo.errors import ConfigError
+from cwdpo.errors import ConfigError, path_advice
 
 START = "start"
 """The method that changes nothing: the model that all others start from, which is measured beside them."""
@@ -158,7 +158,8 @@ def read_grid(path: Path, *, trainer_fields: TrainerFields | None = None) -> Gri
     recipe = path.parent / grid.recipe
     if not recipe.is_file():
         raise ConfigError(
-            f"{where(('recipe',))}: there is no recipe {recipe}. Its path starts at the grid's directory."
+            f"{where(('recipe',))}: there is no recipe {recipe}. "
+            + path_advice(recipe, otherwise="Its path starts at the grid's directory.")
         )
     if kind_of(recipe) == "a grid":
         raise ConfigError(f"{where(('recipe',))}: {refusal(recipe, RECIPE)}")

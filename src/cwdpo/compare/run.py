@@ -1,5 +1,6 @@
 """Run a grid: make its worlds, train and measure each run that is not done, on several processes."""
 
+import difflib
 import json
 import logging
 import multiprocessing
@@ -8,7 +9,7 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import groupby
 from multiprocessing.synchronize import Event
@@ -25,6 +26,7 @@ from cwdpo.config.recipe import Recipe
 from cwdpo.config.recipe_file import read_recipe
 from cwdpo.data.encode import EncodedMemory
 from cwdpo.errors import ConfigError, UserError
+from cwdpo.evaluation.measures import NAMES
 from cwdpo.recipes import run_recipe
 from cwdpo.records import RunDirectory, write_json
 
@@ -72,6 +74,7 @@ def run_grid(
     for cell in plan:
         if cell.method != START:
             recipe_of(grid, cell, {}, out)  # a wrong setting is found before anything runs
+    _check_names(grid)
     _load_measure(grid)
     for world in grid.worlds:
         _load_maker(grid, world)
@@ -136,8 +139,9 @@ def run_cells(
         if recipe.data.eval is None:
             raise ConfigError("nothing to measure on: name held-out rows in the recipe's data.eval.")
         found = measure(model, start=start, eval_rows=Path(recipe.data.eval), seed=cell.seed)
-        if cell.method != START and grid.target not in (names := {**found.rows, **found.numbers}):
-            raise ConfigError(f"target is {grid.target!r}, which is not measured. Write one of: {', '.join(names)}.")
+        # the start is measured before anything is trained; a function of one's own may measure less of it
+        if cell.method != START or grid.measure == Grid.measure:
+            _refuse_unmeasured("target", grid.target, {**found.rows, **found.numbers})
         write_json(
             directory / "measured.json",
             {
@@ -152,6 +156,21 @@ def run_cells(
         if not keep_models and cell.method != START:
             for stage in ("stage1", "stage2", "checkpoints"):
                 shutil.rmtree(directory / "run" / stage, ignore_errors=True)
+
+
+def _check_names(grid: Grid) -> None:
+    """Refuse names that ``cwdpo evaluate`` has not, before anything runs; what a function measures is not known yet."""
+    if grid.measure == Grid.measure:
+        for setting, name in [("target", grid.target), *(("measures", name) for name in grid.measures)]:
+            _refuse_unmeasured(setting, name, NAMES)
+
+
+def _refuse_unmeasured(setting: str, name: str, measured: Collection[str]) -> None:
+    if name not in measured:
+        near = difflib.get_close_matches(name, measured, n=1)
+        advice = f"Did you mean {near[0]}? All of them" if near else "Write one of"
+        listed = ", ".join(measured)
+        raise ConfigError(f"{setting} is {name!r}, which is not measured. {advice}: {listed}.", setting=setting)
 
 
 def _load_measure(grid: Grid) -> Measure:

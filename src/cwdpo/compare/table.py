@@ -6,7 +6,7 @@ error sd / sqrt(seeds), and two methods are compared by their difference within 
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
@@ -113,15 +113,22 @@ class Results:
         """A measure's mean over the seeds that are done."""
         return _score(values[measure] for values in self._found[world, method, setting].values())
 
+    def has_choice(self, world: str, method: str) -> bool:
+        """Whether the target differs between the settings that a method's own is chosen from."""
+        return len({*self._to_choose_from(world, method, self.grid.target).values()}) > 1
+
+    def _to_choose_from(self, world: str, method: str, by: str) -> dict[Setting, float]:
+        """A measure at each setting, on the tuning seed where there is one."""
+        tried = self.settings(world, method)
+        found = {s: self._tuning[world, method, s][by] for s in tried if (world, method, s) in self._tuning}
+        return found or {setting: self.score(world, method, setting, by).mean for setting in tried}
+
     def choice(self, world: str, method: str, measure: str | None = None) -> Choice:
         """The best setting by a measure, the target if none is named, on the tuning seed where there is one."""
-        tried, by = self.settings(world, method), measure or self.grid.target
-        found = {s: self._tuning[world, method, s][by] for s in tried if (world, method, s) in self._tuning}
-        tuned = bool(found)
-        if not tuned:
-            found = {setting: self.score(world, method, setting, by).mean for setting in tried}
+        by = measure or self.grid.target
+        found = self._to_choose_from(world, method, by)
         best = max(found, key=lambda setting: self._good(found[setting], by))
-        return Choice(best, found[best], tuned)
+        return Choice(best, found[best], (world, method, best) in self._tuning)
 
     def worst(self, world: str, method: str, measure: str) -> Score:
         """A measure at the setting with which the method does worst in it."""
@@ -185,7 +192,11 @@ def summary(results: Results, *, title: str) -> dict[str, Any]:
         row["regret"] = results.worst_regret(method, target, there) if there else None
         rows.append(row)
     ties = "Tied: within two standard errors of the best; where all are, none is marked."
-    return {"title": title, "table": {"columns": columns, "rows": rows}, "legend": f"{_legend(results)} {ties}"}
+    return {
+        "title": title,
+        "table": {"columns": columns, "rows": rows},
+        "legend": " ".join([*_equal(results), _legend(results), ties]),
+    }
 
 
 def markdown(results: Results) -> str:
@@ -204,7 +215,7 @@ def markdown(results: Results) -> str:
         head = ["largest regret", *measures]
         lines = [[method, *(f"{results.worst_regret(method, m):.3f}" for m in measures)] for method in trained]
         parts += ["### Largest regret over all worlds and settings", _table(head, lines)]
-    return "\n\n".join([*parts, _legend(results)]) + "\n"
+    return "\n\n".join([*parts, *_equal(results), _legend(results)]) + "\n"
 
 
 def _at_best(results: Results, world: str) -> str:
@@ -238,14 +249,38 @@ def _at_every(results: Results, world: str) -> str:
     return _table([f"{target} at every setting", *labels, "worst"], lines)
 
 
+def _equal(results: Results) -> Iterator[str]:
+    """A sentence for each world in which the target shows no difference, or leaves a method nothing to choose."""
+    target = results.grid.target
+    for world in results.grid.worlds:
+        methods = [method for method in results.methods(world) if method != START]
+        found = {
+            results.score(world, method, setting, target).mean
+            for method in methods
+            for setting in results.settings(world, method)
+        }
+        same = [m for m in methods if len(results.settings(world, m)) > 1 and not results.has_choice(world, m)]
+        if len(found) == 1 and len(methods) + len(same) > 1:
+            yield (
+                f"{world}: no difference. {target} is {found.pop():.3f} for every method and setting, so that none is "
+                "the best. Name another `target`, one that differs."
+            )
+        elif same:
+            yield f"{world}: all settings of {', '.join(same)} are equal in {target}, and the first of them is shown."
+
+
 def _legend(results: Results) -> str:
     grid = results.grid
-    count = f"{len(grid.seeds)} seed{'s' if len(grid.seeds) > 1 else ''}"
+    means = "Values of one seed, which have no standard errors: which differences are more than chance is not known."
+    if len(grid.seeds) > 1:
+        means = (
+            f"Means over {len(grid.seeds)} seeds with their standard errors; each seed has its own runs, and its own "
+            "data where the grid makes it."
+        )
     tuned = grid.tuning_seed is not None
     chosen = f"chosen on seed {grid.tuning_seed}, which is not reported" if tuned else "the best on the reported seeds"
     return (
-        f"Means over {count} with their standard errors; each seed has its own runs, and its own data where the grid "
-        f"makes it. Best setting: {chosen}. Regret: how far a method's {grid.target} is below the best method's in the "
+        f"{means} Best setting: {chosen}. Regret: how far a method's {grid.target} is below the best method's in the "
         "same world with the same setting; the largest is what not knowing one's regime may cost."
     )
 

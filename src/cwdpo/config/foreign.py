@@ -66,6 +66,16 @@ _SILENT = {
 _OLD_NAMES = {"warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
 """Settings of ``TrainingArguments`` that have another name now; warm-up steps below 1 are a share."""
 
+_OF_TRAINER: Mapping[str, object] = {
+    f"{_STAGE2}num_train_epochs": 3,
+    "trainer.per_device_train_batch_size": 8,
+    "trainer.gradient_accumulation_steps": 1,
+    "trainer.lr_scheduler_type": "linear",
+    "trainer.warmup_steps": 0,
+    "stage2.beta": 0.1,
+}
+"""Defaults of ``TrainingArguments``, which TRL and LLaMA-Factory keep, and of everybody's DPO."""
+
 _LORA = {"lora_r": "model.lora.r", "lora_alpha": "model.lora.alpha", "lora_dropout": "model.lora.dropout"}
 
 
@@ -82,6 +92,9 @@ class Dialect:
 
     kind: Sequence[str] = ()
     """Keys that say what is trained, such as the stage; they must say DPO."""
+
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """What it takes, by our full names, where its configuration is silent and a recipe would be something else."""
 
 
 _DIALECTS = (
@@ -110,6 +123,12 @@ _DIALECTS = (
             "trust_remote_code": "model.trust_remote_code",
         },
         kind=("stage",),
+        defaults={
+            **_OF_TRAINER,
+            f"{_STAGE2}learning_rate": 5e-5,
+            "model.lora.r": 8,
+            "model.lora.alpha": 16,
+        },
     ),
     Dialect(
         tool="ms-swift",
@@ -133,6 +152,18 @@ _DIALECTS = (
             "loss_type": "stage2.loss",
         },
         kind=("rlhf_type",),
+        defaults={
+            f"{_STAGE2}learning_rate": "1e-4 with LoRA, 1e-5 without",
+            f"{_STAGE2}num_train_epochs": 3,
+            "trainer.per_device_train_batch_size": 1,
+            "trainer.lr_scheduler_type": "cosine",
+            "trainer.warmup_steps": 0,
+            "trainer.weight_decay": 0.1,
+            "model.lora.r": 8,
+            "model.lora.alpha": 32,
+            "model.lora.dropout": 0.05,
+            "stage2.beta": 0.1,
+        },
     ),
     Dialect(
         tool="axolotl",
@@ -155,6 +186,15 @@ _DIALECTS = (
             "trust_remote_code": "model.trust_remote_code",
         },
         kind=("rl",),
+        defaults={
+            "model.lora": None,
+            "model.freeze_vision": False,
+            f"{_STAGE2}num_train_epochs": 1,
+            "trainer.per_device_train_batch_size": 1,
+            "trainer.gradient_accumulation_steps": 1,
+            "trainer.lr_scheduler_type": "cosine",
+            "stage2.beta": 0.1,
+        },
     ),
     Dialect(
         tool="TRL",
@@ -179,6 +219,15 @@ _DIALECTS = (
             "loss_weights": "stage2.loss",
             "ld_alpha": "stage2.loss_parameters.ld_dpo_alpha",
             "precompute_ref_log_probs": "stage2.reference",
+        },
+        defaults={
+            **_OF_TRAINER,
+            f"{_STAGE2}learning_rate": 1e-6,
+            "model.lora": None,
+            "model.lora.r": 16,
+            "model.lora.alpha": 32,
+            "model.lora.dropout": 0.05,
+            "model.freeze_vision": False,
         },
     ),
 )
@@ -295,6 +344,9 @@ class Translated:
     without: Mapping[str, str] = field(default_factory=dict)
     """Its keys that have none, and what takes their place; empty where nothing does."""
 
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """What the tool takes for settings, by our full names, that its configuration does not name."""
+
 
 def recognise(values: Mapping[str, object]) -> Dialect | None:
     """Whose configuration this is; None where it is nobody's that is known here.
@@ -353,6 +405,7 @@ def _translated(dialect: Dialect, values: Mapping[str, Any], trainer_fields: Col
     settings: dict[str, Any] = {}
     renamed: dict[str, str] = {}
     without: dict[str, str] = {}
+    given: set[str] = set()
     for key, value in values.items():
         if value is None or key in _SILENT or key in dialect.kind:
             continue
@@ -360,6 +413,7 @@ def _translated(dialect: Dialect, values: Mapping[str, Any], trainer_fields: Col
         if ours is None:
             without[key] = _NO_COUNTERPART.get(key, "")
             continue
+        given.add(ours)
         try:
             found = _value(ours, key, value, values)
         except KeyError:
@@ -370,9 +424,11 @@ def _translated(dialect: Dialect, values: Mapping[str, Any], trainer_fields: Col
             settings[ours] = found
     if dialect.tool == "LLaMA-Factory" and isinstance(settings.get("model.lora.r"), int):
         settings.setdefault("model.lora.alpha", 2 * settings["model.lora.r"])  # its default
+        given.add("model.lora.alpha")
     if settings.get("model.lora", {}) is None:
         settings = {name: found for name, found in settings.items() if not name.startswith("model.lora.")}
-    return Translated(dialect.tool, settings, renamed, without)
+    defaults = {name: value for name, value in dialect.defaults.items() if name not in given}
+    return Translated(dialect.tool, settings, renamed, without, defaults)
 
 
 _LEFT_OUT = object()
@@ -404,7 +460,13 @@ def _value(ours: str, key: str, value: Any, values: Mapping[str, Any]) -> Any:
     if ours == "model.lora.target_modules":
         names = [name for part in (value if isinstance(value, list) else [value]) for name in str(part).split(",")]
         plain = [name.strip() for name in names if name.strip()]
-        return "language" if value is True or {*plain} & {*_ALL_LAYERS} else plain
+        if value is False:
+            return _LEFT_OUT
+        if value is not True and not {*plain} & {*_ALL_LAYERS}:
+            return plain
+        # LLaMA-Factory and ms-swift leave out what is not the language model, unless its tower trains
+        frozen = values.get("freeze_vision_tower", values.get("freeze_vit", True))
+        return "language" if key in ("lora_target", "target_modules") and frozen else "all-linear"
     if ours == "model.dtype":
         return _DTYPES[text.removeprefix("torch.")]
     if ours == "model.attn_implementation":

@@ -1,5 +1,6 @@
 """Preflight without GPU or weights: read every row, open its images, count its tokens; estimate a step's memory."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -146,8 +147,9 @@ def check_rows(
     if missing:
         # a note and not a finding: such rows are good for stage 1, and only a recipe says which rows stage 2 gets
         message = (
-            f"{missing[0]}: {len(missing)} of {len(report.rows)} rows have no `rejected`, this one first; stage 2 "
-            "stops at them. Keep them for a recipe with stage1 alone, or add `rejected`."
+            f"{missing[0]}: {len(missing)} of {len(report.rows)} rows have no `rejected`, this one first. Stage 1 "
+            "takes such rows; a run in which stage 2 gets one stops at its start (`cwdpo check RECIPE` says whether it "
+            "does). Keep them for a recipe with stage1 alone, or add `rejected`."
         )
         report.notes.append(Notice(missing[0], "no_rejected", message))
     if checker.without_image and any(row.num_images for row in report.rows):
@@ -157,10 +159,12 @@ def check_rows(
             "first, and are trained on without one. If that is not meant, name the image, or take the rows out."
         )
         report.notes.append(Notice(first, "empty_image", message))
-    if 2 * checker.exchanged > sum(row.has_gentle for row in report.rows):
+    apart = checker.nearer_rejected + checker.nearer_chosen
+    if _beyond_a_coin(checker.nearer_rejected, apart):
         message = (
-            f"{path}: `gentle` is nearer to `rejected` than to `chosen` in {checker.exchanged} of {len(report.rows)} "
-            "rows, but should be `chosen` with one small error. Are `chosen` and `rejected` exchanged?"
+            f"{path}: `gentle` is nearer to `rejected` than to `chosen` in {checker.nearer_rejected} of the {apart} "
+            "rows in which it is nearer to one, but should be `chosen` with one small error. Are `chosen` and "
+            "`rejected` exchanged?"
         )
         report.notes.append(Notice(str(path), "exchanged", message))
     if report.rows and not missing and not checker.can_learn:
@@ -184,8 +188,8 @@ class _Checker:
         self.without_image: list[str] = []
         """Rows with a key for an image and no image."""
 
-        self.exchanged = 0
-        """Rows whose gentle answer has more words of a rejected answer than of the chosen one."""
+        self.nearer_rejected = self.nearer_chosen = 0
+        """Rows whose gentle answer has more words of a rejected answer than of the chosen one, and the other way."""
 
     def check(self, record: Record | DataError, source: str, roots: ImageRoots) -> None:
         try:
@@ -266,8 +270,9 @@ class _Checker:
             self._note(
                 row,
                 "unknown_tokens",
-                f"{max(encoded.unknown)} tokens of an answer are unknown to the tokenizer, so the model learns to "
-                "write its unknown token there. Write the answer with characters that it knows.",
+                f"an answer has {max(encoded.unknown)} token{'s' if max(encoded.unknown) > 1 else ''} unknown to the "
+                "tokenizer, so the model learns to write its unknown token there. Write the answer with characters "
+                "that it knows.",
             )
 
     def _compare(self, row: Row) -> None:
@@ -295,7 +300,8 @@ class _Checker:
             self._note(row, "gentle_is_chosen", same)
         elif row.gentle is not None and row.rejected:
             near, *others = (_shared_words(row.gentle, answer) for answer in (row.chosen, *row.rejected))
-            self.exchanged += max(others) > near
+            self.nearer_rejected += max(others) > near
+            self.nearer_chosen += max(others) < near
         chosen = hash_of(row.chosen)
         for answer in map(hash_of, row.rejected):
             self._pairs.setdefault(hash_of(prompt, chosen, answer), row.source)
@@ -311,6 +317,17 @@ class _Checker:
 
     def _note(self, row: Row, name: str, message: str) -> None:
         self._report.notes.append(Notice(row.source, name, f"{row.source}: {message}"))
+
+
+def _beyond_a_coin(heads: int, tosses: int) -> bool:
+    """Whether so many heads of a fair coin have a probability below 1 %: a sign test, by the normal approximation with
+    a correction for continuity.
+
+    Example:
+        >>> [_beyond_a_coin(*one) for one in ((1, 1), (7, 7), (8, 8), (60, 100), (63, 100))]
+        [False, False, True, False, True]
+    """
+    return 2 * heads - tosses - 1 > 2.33 * math.sqrt(tosses)
 
 
 def _shared_words(one: str, other: str) -> float:

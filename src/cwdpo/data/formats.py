@@ -280,7 +280,7 @@ def _checked_format(record: Record, keys: tuple[str, ...], source: str, missing:
     if known is None:
         for key in ("prompt", "chosen"):
             if key in missing:
-                raise DataError(f"{source}: `{key}` has no value (null). Write a text, or take the row out.")
+                raise DataError(f"{source}: `{key}` has no value (null or NaN). Write a text, or take the row out.")
     wrong = _wrong_keys(keys, known)
     if known is None or wrong is not None:
         raise DataError(f"{source}: {_in_a_table(str(wrong), keys, source)}")

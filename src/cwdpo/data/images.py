@@ -10,6 +10,7 @@ Texts and colour profiles in a PNG file do not matter, however long they are.
 import io
 import os
 import random
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -119,7 +120,10 @@ def _errors_of(name: str, source: str) -> Iterator[None]:
         except DataError:
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as problem:
-            raise DataError(f"{source}: {name} is too large: {problem}. {_SHRINK}") from problem
+            found = re.search(r"\d+", str(problem))  # its limit is twice ours in one of the two
+            pixels = "" if found is None else f"{int(found[0]):,} pixels, "
+            bound = f"more than the {Image.MAX_IMAGE_PIXELS:,} allowed"
+            raise DataError(f"{source}: {name} is too large: {pixels}{bound}. {_SHRINK}") from problem
         except UnidentifiedImageError as problem:
             raise DataError(
                 f"{source}: {name} is not an image that Pillow can read. Convert it to PNG, or leave it out."

@@ -45,7 +45,7 @@ def _image(chosen: ProbeLine, groups: Mapping[ProbeGroup, ProbeLine], limits: Th
         return f"The model looks at the image: right answers are {gap:.2f} nats per token less likely {under}."
     if abs(gap) <= limits.blind_gap:
         return (
-            f"The model does not look at the image: right answers are as likely {under} (difference {gap:+.3f} nats "
+            f"The model does not look at the image: right answers are as likely {under} (difference {gap:+z.3f} nats "
             "per token). Check that the rows have the right images, and that the vision tower or projector was trained."
         )
     if gap < 0:
@@ -74,7 +74,7 @@ def _wrong(chosen: ProbeLine, groups: Mapping[ProbeGroup, ProbeLine], limits: Th
         return (
             f"The rejected answers are hard enough to learn from: {gap:.2f} nats per token less likely than right ones."
         )
-    return f"The model does not separate rejected answers from right ones ({gap:+.2f} nats per token)."
+    return f"The model does not separate rejected answers from right ones ({gap:+z.2f} nats per token)."
 
 
 def _one_mistake(chosen: ProbeLine, gentle: ProbeLine | None) -> str | None:
@@ -83,7 +83,7 @@ def _one_mistake(chosen: ProbeLine, gentle: ProbeLine | None) -> str | None:
     gap, error = _gap(chosen, gentle)
     if gap > _SURE * error:
         return f"It notices single mistakes: answers with one are {gap:.2f} nats per token less likely than right ones."
-    return f"It does not notice single mistakes: answers with one are as likely as right ones ({gap:+.2f})."
+    return f"It does not notice single mistakes: answers with one are as likely as right ones ({gap:+z.2f})."
 
 
 def _calibration(chosen: ProbeLine, limits: Thresholds) -> str | None:
@@ -105,8 +105,8 @@ def _change(chosen: ProbeLine, rejected: ProbeLine | None, limits: Thresholds) -
     delta, start = chosen["delta"], chosen["mean_logprob"] - chosen["delta"]
     least = max(limits.fall_least, limits.fall_share * -start)
     how = "as likely as" if abs(delta) < least else "likelier than" if delta > 0 else "less likely than"
-    said = f"Right answers are {how} under the reference ({delta:+.3f} nats per token"
-    said += f", rejected ones {rejected['delta']:+.2f})" if rejected is not None and "delta" in rejected else ")"
+    said = f"Right answers are {how} under the reference ({delta:+z.3f} nats per token"
+    said += f", rejected ones {rejected['delta']:+z.2f})" if rejected is not None and "delta" in rejected else ")"
     if "tv" in chosen:
         said += f"; {chosen['tv']:.1%} of the next-token probability has moved"
         gathers = chosen.get("moved_to_argmax", 0.0) > 0.5

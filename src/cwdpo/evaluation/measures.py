@@ -31,6 +31,17 @@ FEWEST_ROWS = 10
 """With fewer, no difference is called beyond chance."""
 
 
+NAMES = (
+    *("logprob_chosen", "logprob_rejected", "logprob_gentle", "ranking_accuracy", "reward_accuracy"),
+    *("token_accuracy", "token_brier", "token_ece", "answer_ece", "drift_tv", "drift_js", "drift_kl"),
+    *("exact_match", "cut", "choice_logprob", "choice_logprob_mean", "choice_generated"),
+    *("yes_no_accuracy", "yes_no_f1", "yes_rate", "yes_no_unclear"),
+    *("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "mean_words", "distinct_1", "distinct_2"),
+    *("chair_i", "chair_s", "object_recall"),
+)
+"""Of all numbers; which of them there are depends on the rows and on what is asked for."""
+
+
 class Number(NamedTuple):
     """A kind of number: how it is shown, and which way is better."""
 
@@ -100,6 +111,7 @@ class Results:
         counts: slice | None = None,
     ) -> None:
         """Add a statistic of sums; ``counts`` are the columns that are 0 in rows which the number is not about."""
+        assert number.name in NAMES, f"{number.name} is not among NAMES"
         if counts is not None:
             both = [sums for sums in (model, base) if sums is not None]
             about = np.all([sums[:, counts].any(axis=1) for sums in both], axis=0)

@@ -252,10 +252,18 @@ def named_base(source: Path) -> str:
     """The base model that saved adapters name, unless it is gone."""
     base: str | None = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
     if not base:
-        raise UserError(f"the adapters in {source} do not name their base model. Give it: `--base MODEL`.")
+        raise UserError(f"the adapters in {source} do not name their base model. {_name_base(source)}")
     if Path(base).is_absolute() and not Path(base).is_dir():
-        raise UserError(f"the base model of {source} was {base}, which is gone. Give its new place: `--base MODEL`.")
+        raise UserError(f"the base model of {source} was {base}, which is gone. {_name_base(source)}")
     return base
+
+
+def _name_base(source: Path) -> str:
+    """How to name the base of adapters, in whatever command: only ``cwdpo merge`` has an option for it."""
+    return (
+        f"Write where it is into {source / 'adapter_config.json'}, as `base_model_name_or_path`; or merge the adapters "
+        f"first, `cwdpo merge {source} --base MODEL --out DIR`, and use DIR."
+    )
 
 
 def load_adapter_weights(model: PeftModel, directory: str | Path) -> None:
@@ -325,8 +333,9 @@ def check_base(model: nn.Module, directory: Path) -> None:
     other = f"a {its_kind} model" if kind != its_kind else f"another {its_kind} model, with other weights"
     raise UserError(
         f"the adapters in {directory} were trained on {trained_on.get('name') or f'a {kind} model'}"
-        f"{f' ({kind})' if kind != its_kind else ''}, and this base is {other}. Name the base that they were trained "
-        "on. If you mean another one (a base that was quantised for training, say), `cwdpo merge --any-base` takes it."
+        f"{f' ({kind})' if kind != its_kind else ''}, and this base is {other}. A recipe names the base as "
+        f"`model.name_or_path`. {_name_base(directory)} If you mean another base (one that was quantised for training, "
+        "say), give the merge `--any-base` too."
     )
 
 

@@ -68,6 +68,7 @@ def merge_adapter(
     prompts = sample_prompts(processor)
     expected, unadapted = answer_prompts(adapted, prompts), _without_adapters(adapted, prompts)
     tied = adapted_tied_layers(adapted)
+    trained_in = next((weight.dtype for name, weight in adapted.named_parameters() if ".lora_" in name), adapted.dtype)
     merged: Any = adapted.merge_and_unload()
     _say_if_untied(merged)
 
@@ -75,9 +76,18 @@ def merge_adapter(
         merged.to("meta")  # it is on the disk: no third copy in memory
         found = load_policy(draft, freeze_vision=False, trust_remote_code=trust_remote_code)
         largest = check_merge(answer_prompts(found, prompts), expected, unadapted, dtype=found.dtype, tied=tied)
-        say(f"log-probs of {len(prompts)} prompts differ by at most {largest:.2g} nats from those with adapters")
+        why = _why_rounded(found.dtype, trained_in)
+        say(f"log-probs of {len(prompts)} prompts differ by at most {largest:.2g} nats from those with adapters{why}")
 
     return save_checkpoint(merged, processor, target, check=compare)
+
+
+def _why_rounded(merged: torch.dtype, trained_in: torch.dtype) -> str:
+    """Why a merge is not exact and what avoids that, where its type is coarser than the adapters'."""
+    if torch.finfo(merged).eps <= torch.finfo(trained_in).eps:
+        return ""
+    coarse, fine = (str(dtype).removeprefix("torch.") for dtype in (merged, trained_in))
+    return f": they are in {fine}, and merged weights are rounded to {coarse}; `--dtype {fine}` avoids that"
 
 
 def _say_if_untied(merged: PreTrainedModel) -> None:

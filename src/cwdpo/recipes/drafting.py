@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,8 @@ class _Drafting:
     settings: dict[str, Any] = field(default_factory=dict)
     comments: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    own: str = ""
+    """What the recipe has of its own where another tool's configuration is silent, as one sentence."""
 
 
 def draft_recipe(
@@ -113,7 +116,9 @@ def draft_recipe(
     if foreign is not None:
         _carry_over(draft, foreign, device, facts, max((row.longest or 0 for row in rows), default=0))
     _tidy(draft)
-    build(Recipe, nested(draft.settings), lambda path: f"--from, {'.'.join(path)}")  # before it is written
+    recipe = build(Recipe, nested(draft.settings), lambda path: f"--from, {'.'.join(path)}")  # before it is written
+    if foreign is not None:
+        draft.own = _own_settings(recipe, foreign)
     return Draft(_render(draft), draft.notes)
 
 
@@ -126,16 +131,17 @@ def _divide(draft: _Drafting, rows: Sequence[RowReport]) -> dict[Stage, Sequence
         if missing:
             draft.notes.append("No row has a `rejected` answer, so the recipe has stage 1 alone.")
         return {"stage1": rows}
-    if missing:
-        draft.notes.append(
-            f"{len(missing)} of {len(rows)} rows have no `rejected` answer ({missing[0].source} first), and stage 2 "
-            "stops at them. Take them out, or add `rejected`."
-        )
     usual = DataConfig.stage1_fraction
     count = math.floor(len(rows) * usual + 0.5)
     fraction = usual if 0 < count < len(rows) else 0.5
     draft.settings["data.stage1_fraction"] = fraction
     first, second = split_rows(rows, fraction, Recipe.seed)
+    missing = [row for row in second if not row.num_rejected]  # those of stage 1 need none
+    if missing:
+        draft.notes.append(
+            f"{len(missing)} of the {len(second)} rows of stage 2 have no `rejected` answer ({missing[0].source} "
+            "first), so the run would stop at its start. Take them out, or add `rejected`."
+        )
     return {"stage1": first, "stage2": second}
 
 
@@ -284,7 +290,7 @@ def _carry_over(draft: _Drafting, foreign: Translated, device: Device, facts: Mo
             if name == "trainer.gradient_checkpointing":
                 draft.settings.pop("trainer.activation_checkpointing", None)  # the same by its new name
             draft.settings[name] = value
-            draft.comments[name] = f"{foreign.tool}: {key}"
+            draft.comments[name] = f"{foreign.tool}: {key}" if name in back else f"as {foreign.tool} does by default"
     if without:
         named = "; ".join(f"{key} ({why})" if why else key for key, why in without.items())
         draft.notes.append(f"Of the {foreign.tool} configuration, without a counterpart here: {named}.")
@@ -292,6 +298,32 @@ def _carry_over(draft: _Drafting, foreign: Translated, device: Device, facts: Mo
         draft.notes.append(
             f"Stage 1 and cooling are cwdpo's own. What {foreign.tool} does is stage 2 alone with `cooling: null`."
         )
+
+
+def _own_settings(recipe: Recipe, foreign: Translated) -> str:
+    """Where the recipe differs from what a tool does that is not told, in one sentence; empty where it does not."""
+    tool, found = foreign.tool, []
+    all_weights = foreign.defaults.get("model.lora", ...) is None
+    for name, theirs in foreign.defaults.items():
+        ours = _value_in(recipe, name)
+        if ours == theirs or (ours is None and not name.startswith("trainer.")):
+            continue
+        if name == "model.lora":
+            found.append(f"LoRA ({tool}: all weights)")
+        elif not (all_weights and name.startswith("model.lora.")):
+            here = "as the Trainer has it" if ours is None else _shown(ours)
+            there = theirs if isinstance(theirs, str) else _shown(theirs)
+            short = name.removeprefix("stage2.").removeprefix("trainer.").removeprefix("model.")
+            found.append(f"{short} {here} ({tool}: {there})")
+    return f"Not in the {tool} configuration, so cwdpo's own: {', '.join(found)}." if found else ""
+
+
+def _value_in(recipe: Recipe, name: str) -> object:
+    """What a recipe has for a setting; None where it has nothing."""
+    found: Any = recipe
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else getattr(found, part, None)
+    return found
 
 
 def _tidy(draft: _Drafting) -> None:
@@ -309,6 +341,7 @@ def _render(draft: _Drafting) -> str:
         ("# A first recipe by `cwdpo init`; `cwdpo schema` lists every setting.", ""),
         ("#   cwdpo check RECIPE     what would stop training", ""),
         ("#   cwdpo train RECIPE     Ctrl-C is safe; continue with --resume", ""),
+        *((f"# {line}", "") for line in textwrap.wrap(draft.own, 100)),
         ("", ""),
     ]
     _section(draft, (), nested(draft.settings), lines)
@@ -359,4 +392,10 @@ def _relative(name: str, beside: Path) -> str:
 
 
 def _run_name(model: str) -> str:
-    return (Path(model).name or "cwdpo").lower()
+    """A run's name by its model's, and another: an evaluation shows both, and commands take either.
+
+    Example:
+        >>> _run_name("owner/Model-3B")
+        'model-3b-cwdpo'
+    """
+    return f"{Path(model).name.lower() or 'model'}-cwdpo"

@@ -215,7 +215,8 @@ def _measured(run: RunDirectory, stage: Stage, *, on: str) -> Iterator[str]:
         yield "\n".join(["| measure | value |", "|---|---|", *lines])
     else:
         yield "Nothing yet."
-    yield f"`cwdpo evaluate {run.root.name} --data ROWS` measures more, beside the base."
+    where = _public_place(read_recipe(run.recipe, warn=False).output_dir)
+    yield f"`cwdpo evaluate {where} --data ROWS` measures more, beside the base."
 
 
 def _of_training(run: RunDirectory, stage: Stage) -> Iterator[str]:
@@ -226,7 +227,7 @@ def _of_training(run: RunDirectory, stage: Stage) -> Iterator[str]:
     for name, what in {"loss": "loss of the last logged step", **_MEASURED}.items():
         value = last.get(name)
         if isinstance(value, int | float):
-            yield f"| {what} | {value:.4g} |"
+            yield f"| {what} | {value:z.4g} |"
 
 
 def _of_probes(run: RunDirectory, stage: Stage) -> Iterator[str]:
@@ -234,7 +235,7 @@ def _of_probes(run: RunDirectory, stage: Stage) -> Iterator[str]:
     for group in ("chosen", "rejected"):
         delta = last.get(group, {}).get("delta")
         if isinstance(delta, int | float):
-            yield f"| change of log-prob of {group} answers in this stage, probes, nats per token | {delta:+.3f} |"
+            yield f"| change of log-prob of {group} answers in this stage, probes, nats per token | {delta:+z.3f} |"
     ece = last.get("chosen", {}).get("ece")
     if isinstance(ece, int | float):
         yield f"| expected calibration error on chosen answers, probes | {ece:.3f} |"
@@ -298,9 +299,14 @@ def _public(recipe: Recipe) -> str:
             ),
             evaluate=None,
             trainer=shared,
-            output_dir=Path(recipe.output_dir).name,
+            output_dir=_public_place(recipe.output_dir),
         )
     )
+
+
+def _public_place(output_dir: str) -> str:
+    """A run's directory as its recipe has it, unless that names this machine's directories."""
+    return Path(output_dir).name if output_dir.startswith(("/", "~")) else output_dir
 
 
 def _public_model(name: str) -> str:

@@ -46,7 +46,7 @@ class Token:
         """What is shown when the pointer rests on it."""
         percent = 100 * math.exp(min(self.end, 0.0))
         likely = f"{percent:.0f} %" if percent >= 1 else f"{percent:.1g} %"
-        change = "" if self.change is None else f", {self.change:+.2f} since the stage began"
+        change = "" if self.change is None else f", {self.change:+z.2f} since the stage began"
         return f"log-prob {self.end:.2f} ({likely}){change}"
 
 

@@ -197,7 +197,7 @@ class StageProgress(ReferencePassCallback):
         first = not self._latest
         found = [(word, (logs or {}).get(name)) for name, word in _SHOWN.items()]
         if any(value is not None for _, value in found):
-            self._latest = "  ".join(f"{word} {value:.3f}" for word, value in found if value is not None)
+            self._latest = "  ".join(f"{word} {value:z.3f}" for word, value in found if value is not None)
         if self._bar is not None:
             self._bar.update(self._task, values=self._latest)
         elif first and state.is_world_process_zero and "loss" in (logs or {}) and state.global_step < state.max_steps:

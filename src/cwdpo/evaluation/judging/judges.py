@@ -3,6 +3,7 @@
 Every judge is asked about both orders, and sees no names of models.
 """
 
+import difflib
 import inspect
 import math
 import numbers
@@ -39,7 +40,9 @@ def load_pair_judge(name: str, rows: Sequence[Row], *, concurrency: int = 8) -> 
         return RuleJudge(name, RightAnswers(rows))
     is_name = name.count(":") == 1 and all(part.isidentifier() for part in name.replace(":", ".").split("."))
     if not is_name and not name_for_file(name):
-        raise ConfigError(f"--judge is {name!r}, which is not a judge. Write {FORMS}.")
+        near = difflib.get_close_matches(name.lower(), RULES, n=1)
+        meant = f"Did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"--judge is {name!r}, which is not a judge. {meant}Write {FORMS}.")
     advice = "Write `module:function`, and put the module's directory in PYTHONPATH."
     compare = load_function(name, setting="--judge", advice=advice, called="row, first_answer, second_answer")
     return FunctionJudge(name, cast(Compare, compare))

@@ -4,6 +4,7 @@ Start at :func:`gentle_negative`; it needs neither model nor torch.
 :mod:`cwdpo.negatives.offline_generation` asks a server.
 """
 
+import difflib
 import random
 from collections.abc import Collection, Sequence
 from itertools import chain
@@ -76,6 +77,8 @@ def checked_kinds(kinds: Sequence[str] | None) -> tuple[str, ...]:
     """The kinds asked for, in their fixed order; all where none are named."""
     for kind in kinds or ():
         if kind not in KINDS:
-            known = ", ".join(KINDS)
-            raise ConfigError(f"{kind!r} is not a kind of edit. Write one or more, with commas between them: {known}.")
+            near = difflib.get_close_matches(kind.lower(), KINDS, n=1)
+            meant = f"Did you mean {near[0]}? " if near else ""
+            known = f"Write one or more, with commas between them: {', '.join(KINDS)}."
+            raise ConfigError(f"{kind!r} is not a kind of edit. {meant}{known}")
     return tuple(kind for kind in KINDS if kinds is None or kind in kinds)
