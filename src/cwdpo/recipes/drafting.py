@@ -301,7 +301,7 @@ def _carry_over(draft: _Drafting, foreign: Translated, device: Device, facts: Mo
 
 
 def _own_settings(recipe: Recipe, foreign: Translated) -> str:
-    """Where the recipe differs from what a tool does that is not told, in one sentence; empty where it does not."""
+    """Where the recipe differs from what a tool does of itself, in one sentence; empty where it does not."""
     tool, found = foreign.tool, []
     all_weights = foreign.defaults.get("model.lora", ...) is None
     for name, theirs in foreign.defaults.items():
