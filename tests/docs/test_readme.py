@@ -67,3 +67,10 @@ def test_the_step_beside_trls_is_that_of_the_page_of_performance() -> None:
     times = [f"{time:.2f}".removeprefix("0") for time in sorted(cpu_times("tree, cached reference", "LoRA"))]
     assert len(times) == 3
     assert f"a step takes {times[0]} to {times[-1]} of the CPU time of TRL's" in IN_LINE
+
+
+def test_whole_runs_beside_trls_are_those_of_the_page_of_performance() -> None:
+    [row] = re.findall(r"^\| `cwdpo train`, probes at their defaults \|(.*)\|$", PERFORMANCE, re.MULTILINE)
+    shares = [cell.split(", ")[1].strip() for cell in row.split("|")]
+    assert f"a run of 40 rows takes {shares[0]} of the CPU time of TRL's script" in IN_LINE
+    assert f"one of 400 rows over three epochs {shares[3]}." in IN_LINE
