@@ -178,7 +178,9 @@ class StartingAdapter(LiveReference):
         # The storage is exchanged, not the values: autograd graphs that hold the policy's weights stay valid.
         now = {name: p.data for name, p in self._trainable.items()}
         for name, p in self._trainable.items():
-            p.data = self._start[name].to(p.device)
+            if self._start[name].device != p.device:  # the model has moved since
+                self._start[name] = self._start[name].to(p.device)
+            p.data = self._start[name]
         try:
             yield
         finally:

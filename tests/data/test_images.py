@@ -94,8 +94,9 @@ def test_rows_in_memory_name_files_as_their_program_does(tmp_path: Path, monkeyp
         "train_dataset[0]: image 'zebra.jpg' does not exist. Correct the path. Relative paths start at the working "
         f"directory, {tmp_path}/pictures."
     )
-    with pytest.raises(DataError, match=r"does not exist. Did you mean \S+/b\.png\?$"):
-        roots.find(f"{tmp_path}/bb.png", source="")
+    (tmp_path / "picture.png").touch()
+    with pytest.raises(DataError, match=r"does not exist. Did you mean \S+/picture\.png\?$"):
+        roots.find(f"{tmp_path}/pictur.png", source="")
 
 
 def test_missing_empty_and_special_files(tmp_path: Path) -> None:
