@@ -16,6 +16,7 @@ from cwdpo.decoding import decode, why_not_shared
 from cwdpo.engine import FeatureCache
 from cwdpo.engine.layout import prompts_alone
 from cwdpo.errors import UserError
+from cwdpo.memory import FittingPasses
 from cwdpo.models.adapters import add_lora
 
 Tiny = Callable[[str], Path]
@@ -150,10 +151,11 @@ def test_answers_without_room_are_decoded_in_halves(
     torch.manual_seed(3)
     expected = [decode(model, prompts[:1], [0, 0, 0], how), decode(model, prompts[1:], [0, 1, 1], how)]
     model.register_forward_pre_hook(_no_room_for_more_than(3), with_kwargs=True)
-    with caplog.at_level(logging.INFO, logger="cwdpo"):
+    passes = FittingPasses("answers")
+    with caplog.at_level(logging.WARNING, logger="cwdpo"):
         for _ in range(2):
             torch.manual_seed(3)
-            found = decode(model, prompts, OWNERS, how)
+            found = decode(model, prompts, OWNERS, how, passes=passes)
             for ids, of_portion in zip((found[:3], found[3:]), expected, strict=True):
                 length = of_portion.shape[1]
                 assert torch.equal(ids[:, :length], of_portion)

@@ -48,9 +48,6 @@ _no_cache: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 _logged: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 """The reasons that were logged of each model."""
 
-_fitting: WeakKeyDictionary[nn.Module, FittingPasses] = WeakKeyDictionary()
-"""How many answers of each model have room at one time."""
-
 
 def decode(
     model: nn.Module,
@@ -59,6 +56,7 @@ def decode(
     config: GenerationConfig,
     *,
     features: FeatureCache | None = None,
+    passes: FittingPasses | None = None,
 ) -> Tensor:
     """Token ids of answers to prompts, by ``generate``'s rules; a model that cannot share prompts decodes them plainly.
 
@@ -68,6 +66,7 @@ def decode(
         owners: of each answer, its prompt. Answers of one prompt stand together.
         config: greedy, or with ``do_sample``; the model's own generation config fills in what it leaves open.
         features: where the images' features are kept, if they are.
+        passes: what is known of how many answers have room at one time.
 
     Returns:
         ``(answers, length)``, an answer that ended earlier padded with the config's ``pad_token_id``. Where they have
@@ -83,8 +82,7 @@ def decode(
 
     if has_sharded_weights(model):  # all processes must make equally many passes
         return decode_portion(owners)
-    fitting = _fitting.setdefault(bare_model(model), FittingPasses("answers"))
-    portions = fitting.run(decode_portion, owners)
+    portions = (passes or FittingPasses("answers")).run(decode_portion, owners)
     longest = max(ids.shape[1] for ids in portions)
     pad: Any = config.pad_token_id
     return torch.cat([nn.functional.pad(ids, (0, longest - ids.shape[1]), value=pad) for ids in portions])

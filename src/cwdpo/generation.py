@@ -18,6 +18,7 @@ from cwdpo.data.rows import Row
 from cwdpo.decoding import decode
 from cwdpo.engine import FeatureCache
 from cwdpo.engine.layout import pass_groups
+from cwdpo.memory import FittingPasses
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ def generate(
         )
         order.sort(key=lengths.__getitem__)
     answers: dict[int, Generated] = {}
+    passes = FittingPasses("answers")
     device: torch.device = model.device  # type: ignore[assignment]  # of every model of transformers
     ends = torch.tensor(config.eos_token_id, device=device)
     with (
@@ -161,7 +163,7 @@ def generate(
                 answered = [i for i, owner in enumerate(owners) if owner in group]
                 together = [prompts[owner] for owner in group]
                 places = [group.index(owners[i]) for i in answered]
-                ids = decode(model, together, places, config, features=features)
+                ids = decode(model, together, places, config, features=features, passes=passes)
                 ended = torch.isin(ids, ends).any(dim=1).tolist()
                 texts = processor.batch_decode(ids, skip_special_tokens=True)
                 for i, text, end in zip(answered, texts, ended, strict=True):

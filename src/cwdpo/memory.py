@@ -68,7 +68,7 @@ class FittingPasses:
                 card.set_rng_state(drawn[1])
                 card.empty_cache()
             self._most = len(portion) // 2
-            logger.info("%d %s at one time have no room: %d from now on", len(portion), self._name, self._most)
+            logger.warning("%d %s at one time have no room: %d from now on", len(portion), self._name, self._most)
         return found
 
 

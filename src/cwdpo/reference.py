@@ -181,11 +181,13 @@ class StartingAdapter(LiveReference):
             if self._start[name].device != p.device:  # the model has moved since
                 self._start[name] = self._start[name].to(p.device)
             p.data = self._start[name]
+        torch.clear_autocast_cache()  # it knows casts by the parameter, and not by what is in it
         try:
             yield
         finally:
             for name, p in self._trainable.items():
                 p.data = now[name]
+            torch.clear_autocast_cache()
 
 
 def _check_header(directory: Path, header: Mapping[str, Any], rank: int) -> None:

@@ -139,7 +139,9 @@ def test_a_target_that_these_rows_do_not_allow_is_found_at_the_start_model(
     world = tmp_path / "worlds" / "own" / "seed-0"
     world.mkdir(parents=True)
     (world / "made.json").write_text('{"data.eval": "held.jsonl"}')
-    with pytest.raises(ConfigError, match=r"target is 'yes_rate', which is not measured. Write one of: exact_match\."):
+    with pytest.raises(
+        ConfigError, match=r"target is 'yes_rate', which is not defined on these rows. Write one of: exact_match\."
+    ):
         run_cells(replace(grid, measure=Grid.measure, target="yes_rate"), tmp_path, list(cells(grid))[:1])
 
 

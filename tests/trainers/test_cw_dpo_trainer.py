@@ -13,6 +13,7 @@ from cwdpo.data.rows import Row
 from cwdpo.errors import DataError, UserError
 from cwdpo.models.adapters import add_lora, load_adapter
 from cwdpo.models.loading import load_policy
+from cwdpo.reference import StartingAdapter
 
 Make = Callable[..., Any]
 
@@ -89,6 +90,27 @@ def test_the_live_reference_is_where_stage_two_began_whatever_trains(
     trainer.train()
     assert lines(trainer)[0]["rewards/chosen"] == pytest.approx(0, abs=1e-5)
     assert abs(lines(trainer)[-1]["rewards/margins"]) > 1e-3
+
+
+@torch.no_grad()
+def test_a_reference_leaves_no_cast_of_its_weights_to_the_policy(make_trainer: Make, tiny: Any) -> None:
+    """Autocast remembers what it has cast by the parameter, though the weights in it are exchanged."""
+    model = add_lora(load_policy(tiny("llava"), dtype="float32"), r=4, alpha=8, dropout=0.1).eval()  # PEFT's layers
+    trainer = make_trainer(2, model=model)
+    start = StartingAdapter(model, trainer.engine)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.normal_(std=0.5, generator=torch.Generator().manual_seed(len(name)))
+    batch = trainer.collate([trainer.train_dataset[i] for i in range(2)])
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = trainer.engine.logprobs(model, batch).total
+    with torch.autocast("cpu", torch.bfloat16):
+        before = start.totals(batch)
+        after = trainer.engine.logprobs(model, batch).total
+        again = start.totals(batch)
+    assert torch.equal(after, alone)
+    assert torch.equal(again, before)
+    assert not torch.equal(before, alone)
 
 
 @pytest.mark.slow

@@ -66,11 +66,23 @@ def test_an_error_leaves_nothing_to_the_next_training(make_trainer: Make) -> Non
     assert lines(trainer) == lines(undisturbed)
 
 
+class LogsTheSecondStep(TrainerCallback):
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_log = state.global_step == 2
+
+
 @pytest.mark.slow
-def test_values_that_are_never_logged_are_not_kept(make_trainer: Make) -> None:
-    trainer = make_trainer(2, max_steps=2, logging_strategy="no", on_nonfinite="skip")
+def test_values_that_are_not_logged_are_kept_for_a_step(make_trainer: Make) -> None:
+    settings: Any = {"logging_strategy": "no", "on_nonfinite": "skip"}
+    trainer = make_trainer(2, max_steps=3, callbacks=[LogsTheSecondStep()], **settings)
     trainer.train()
-    assert not trainer._metrics["train"]._values
+    rows = trainer.args.per_device_train_batch_size
+    assert sum(len(part) for part in trainer._metrics["train"]._values["rewards/margins"]) == rows  # of the last step
+    [second] = [line for line in trainer.state.log_history if "loss" in line]
+    whole = make_trainer(2, max_steps=2, out="whole", logging_steps=1)
+    whole.train()
+    same = [line for line in whole.state.log_history if "loss" in line][1]
+    assert second["rewards/margins"] == same["rewards/margins"]
 
 
 @pytest.mark.parametrize(

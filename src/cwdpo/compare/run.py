@@ -170,7 +170,8 @@ def _refuse_unmeasured(setting: str, name: str, measured: Collection[str]) -> No
         near = difflib.get_close_matches(name, measured, n=1)
         advice = f"Did you mean {near[0]}? All of them" if near else "Write one of"
         listed = ", ".join(measured)
-        raise ConfigError(f"{setting} is {name!r}, which is not measured. {advice}: {listed}.", setting=setting)
+        what = "not defined on these rows" if name in NAMES else "not measured"
+        raise ConfigError(f"{setting} is {name!r}, which is {what}. {advice}: {listed}.", setting=setting)
 
 
 def _load_measure(grid: Grid) -> Measure:

@@ -85,6 +85,7 @@ class SavedTable:
     def __init__(self, dataset: "datasets.Dataset") -> None:
         self._dataset, self._decode = dataset.with_format("arrow"), decoder_of_features(dataset.features)
         self._with_bytes = columns_with_bytes(dataset.features.arrow_schema)
+        self._last: tuple[int, str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -95,8 +96,10 @@ class SavedTable:
         return with_stored_images(self._decode(found), self, row, self._with_bytes)
 
     def value(self, row: int, column: str) -> Any:
-        found = self._dataset[row].select([column]).to_pylist()[0]
-        return self._decode(found)[column]
+        if self._last is None or self._last[:2] != (row, column):  # a row's images are asked for one after the other
+            found = self._dataset[row].select([column]).to_pylist()[0]
+            self._last = row, column, self._decode(found)[column]
+        return self._last[2]
 
 
 def columns_with_bytes(schema: pa.Schema) -> list[str]:

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import xxhash
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cwdpo.data.rows import ImageSource, StoredImage
 from cwdpo.errors import DataError, path_advice, shortened
@@ -68,13 +69,18 @@ def peek_image(image: ImageSource, *, source: str) -> tuple[int, int]:
 
 
 def image_identity(image: ImageSource, *, source: str) -> Path | str:
-    """Equal for images of equal content: encoded bytes, and pixels as :func:`open_image` gives them, are known by their
-    hash; a file by its path, unread. Decoded images take less than a tenth of the time that a processor takes."""
+    """Equal for images of equal content: encoded bytes, and decoded pixels with what says how they are shown, are known
+    by their hash; a file by its path, unread."""
     if isinstance(image, Path):
         return image
     if isinstance(image, Image.Image):
-        opened = open_image(image, source=source)
-        return f"{opened.width} {xxhash.xxh3_128_hexdigest(opened.tobytes())}"
+        name = _name(image)
+        with _errors_of(name, source):
+            _check_size(image, name, source)
+            # as they lie: to turn and convert them first, as for a model, takes ten times as long
+            pixels = np.ascontiguousarray(np.asarray(image)).data
+            shown = image.getpalette(), image.info.get("transparency"), image.getexif().get(ExifTags.Base.Orientation)
+        return f"{image.mode} {image.size} {shown} {xxhash.xxh3_128_hexdigest(pixels)}"
     return xxhash.xxh3_128_hexdigest(image if isinstance(image, bytes) else image.read())
 
 

@@ -117,7 +117,6 @@ class Refresher:
 
         self.encoder = copy.copy(trainer.encoder)
         self.encoder.limit, self._limit = None, trainer.encoder.limit  # the length of an answer is looked at afterwards
-        self._fitting = FittingPasses("rows' negatives")
         self._collate = AnswerCollator(self.encoder, roles=(Role.REJECTED,))
         self._collate_with_chosen = AnswerCollator(self.encoder, roles=(Role.CHOSEN, Role.REJECTED))
 
@@ -184,6 +183,7 @@ class Refresher:
             for place, (portion, samples) in enumerate(portions)
             if share_all or place % accelerator.num_processes == accelerator.process_index
         ]
+        passes = FittingPasses("rows' negatives")
         found: list[tuple[int, list[Candidate]]] = []
         failures: list[str] = []
         in_a_row = 0
@@ -199,7 +199,7 @@ class Refresher:
                     candidates: list[list[Candidate]] = [[] for _ in portion]
                     if samples:
                         candidates = self._sample(portion, of_portion, sampler, sampling_seed(seed, number, place))
-                    found.append((place, self._measured(portion, of_portion, candidates)))
+                    found.append((place, self._measured(portion, of_portion, candidates, passes)))
                 in_a_row = 0
             except Exception as problem:  # whatever it is, what is finished is of use
                 failures.append(_message(problem))
@@ -219,7 +219,11 @@ class Refresher:
         ]
 
     def _measured(
-        self, indices: Sequence[int], rows: Sequence[Row], candidates: list[list[Candidate]]
+        self,
+        indices: Sequence[int],
+        rows: Sequence[Row],
+        candidates: list[list[Candidate]],
+        passes: FittingPasses,
     ) -> list[Candidate]:
         """All candidates of a portion, measured: in passes of no more answers than are sampled at one time."""
         if self.settings.measures_own:
@@ -235,7 +239,7 @@ class Refresher:
             parts[-1].append((row, of_row))
             answers += passed
         for part in parts:
-            self._fitting.run(self._measure, part)
+            passes.run(self._measure, part)
         return [candidate for of_row in candidates for candidate in of_row]
 
     @torch.no_grad()

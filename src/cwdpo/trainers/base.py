@@ -326,6 +326,8 @@ class AnswerTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
+        if self.args.logging_strategy == "no":  # a callback may still log a step, but none is sure to
+            self._metrics["train"].clear()
         self._metrics["train"].begin_step()
         batches = [self.with_negatives(batch) for batch in batches]
         counts = count_roles(batches).to(device, non_blocking=True)
@@ -359,8 +361,7 @@ class AnswerTrainer(Trainer):
         loss = self._used_weights.touch(model, loss)
         if model.training:
             self._tokens.add(count_tokens(inputs))
-            if self.args.logging_strategy != "no":  # values are kept until they are logged
-                self._metrics["train"].add(values)
+            self._metrics["train"].add(values)
         return (loss, {"loss": loss.detach(), **values}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

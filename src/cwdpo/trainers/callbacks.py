@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from cwdpo.models.checkpoints import rotate_checkpoints, seal_checkpoint
 from cwdpo.records import MetricName, RunDirectory, Stage, append_jsonl
@@ -69,10 +70,14 @@ class Sealing(TrainerCallback):
         args.save_total_limit = self.limit
         self.trainer.accelerator.wait_for_everyone()
 
-    def on_push_begin(self, args: object, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """The Trainer uploads a checkpoint before it says that it is saved, and the copy must be whole too. Of several
-        processes the others may still be writing, and do not come here: their arguments refuse such uploads."""
-        self._seal(state)
+        processes the others may still be writing: arguments refuse such uploads there, and of all others nothing is
+        sealed here."""
+        if "checkpoint" in HubStrategy(args.hub_strategy).value:
+            self._seal(state)
 
     def _seal(self, state: TrainerState) -> bool:
         """Seal the checkpoint of this step; False where there is none, or another process does it."""
