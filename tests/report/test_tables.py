@@ -138,6 +138,13 @@ def test_five_steps_are_not_called_healthy(tmp_path: Path) -> None:
     assert verdict.headline.startswith("Too few readings to say much: 12 of 14 signs")
 
 
+def test_a_sign_is_unjudged_in_each_stage_that_lacks_readings_of_it(tmp_path: Path) -> None:
+    lines = [{"step": i, "loss": 1.0, "stage": stage} for stage, n in (("stage1", 3), ("stage2", 5)) for i in range(n)]
+    write_lines(tmp_path / "metrics.jsonl", lines)  # of each stage another number is missing
+    (verdict,) = verdicts(runs(tmp_path))
+    assert verdict.states["stalled_learning"] == ("unknown", "not judged in stage 1 and stage 2")
+
+
 def test_runs_side_by_side(tmp_path: Path) -> None:
     write_demo(tmp_path)
     judged = verdicts(runs(tmp_path / "sft", tmp_path / "dpo", tmp_path / "cw_dpo"))

@@ -430,10 +430,10 @@ def _verdict(rank: int, run: Run) -> Verdict:
         found.setdefault(finding.name, []).append("found" if finding.stage is None else stage_label(finding.stage))
     states: dict[str, tuple[State, str]] = {sign.name: ("idle", "does not apply") for sign in SIGNS}
     states |= {name: ("clear", "not found") for name in diagnosis.clear}
-    states |= {
-        name: ("unknown", f"not judged in {joined([stage_label(stage) for stage in stages])}")
-        for name, stages, _ in diagnosis.missing()
-    }
+    unjudged: dict[str, list[str]] = {}
+    for missing in diagnosis.not_judged:
+        unjudged.setdefault(missing.name, []).append(stage_label(missing.stage))
+    states |= {name: ("unknown", f"not judged in {joined(stages)}") for name, stages in unjudged.items()}
     states |= {name: ("found", joined(stages)) for name, stages in found.items()}
     return Verdict(
         rank=rank,
