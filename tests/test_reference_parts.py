@@ -73,7 +73,8 @@ def test_ranks_that_see_different_directories_are_refused(tmp_path: Path, monkey
         for each in ranks:
             each.reload()
         monkeypatch.setattr(reference_pass, "gather_object", lambda _: [each.digest() for each in ranks])
-        trainer: Any = SimpleNamespace(encoder=None, accelerator=SimpleNamespace(wait_for_everyone=lambda: None))
+        accelerator = SimpleNamespace(wait_for_everyone=lambda: None, num_processes=2)
+        trainer: Any = SimpleNamespace(encoder=None, accelerator=accelerator)
         ReferencePass(trainer, ranks[0], batch_size=1, progress=lambda *_: None)._share()
 
     share(cache("shared", 0, "a"), cache("shared", 1, "b"))

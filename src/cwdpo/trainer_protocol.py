@@ -55,6 +55,10 @@ class TrainerProtocol(Protocol):
         """Rows of a step, those of all micro-batches of all ranks."""
 
     @property
+    def batch_rows(self) -> int:
+        """Rows of one micro-batch of one rank."""
+
+    @property
     def is_sharded(self) -> bool:
         """Whether FSDP or ZeRO-3 divide the weights, so that no process has the whole model."""
 

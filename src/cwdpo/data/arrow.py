@@ -112,6 +112,12 @@ def with_stored_images(row: dict[str, Any], table: Table, number: int, columns: 
     return row | {name: _stored(row[name], table, number, (name,)) for name in columns}
 
 
+def _all_stored(rows: Rows, table: Table, schema: pa.Schema) -> Rows:
+    """All rows of a table, from the first, in the same way."""
+    columns = columns_with_bytes(schema)
+    return (with_stored_images(row, table, number, columns) for number, row in enumerate(rows))
+
+
 def _stored(value: Any, table: Table, row: int, path: tuple[str | int, ...]) -> Any:
     if isinstance(value, bytes):
         return StoredImage(table, row, path) if len(value) >= _FEWEST_BYTES else value
@@ -127,9 +133,7 @@ def read_parquet(path: Path, *, stored: bool = False) -> Rows:
     try:
         with pq.ParquetFile(path) as file:
             rows = rows_of_tables(file.iter_batches(batch_size=_AT_A_TIME), decoder_of_schema(file.schema_arrow))
-            table, columns = ParquetTable(path), columns_with_bytes(file.schema_arrow) if stored else []
-            for number, row in enumerate(rows):
-                yield with_stored_images(row, table, number, columns)
+            yield from _all_stored(rows, ParquetTable(path), file.schema_arrow) if stored else rows
     except (pa.ArrowException, OSError) as problem:
         with path.open("rb") as raw:
             start = raw.read(32)
@@ -181,9 +185,8 @@ def load_from_hub(name: HubName) -> "datasets.Dataset":
 def rows_of_dataset(dataset: "datasets.Dataset", *, stored: bool = False) -> Rows:
     """All rows of a data set in memory or on disk; ``stored`` leaves images where they are."""
     tables = dataset.with_format("arrow").iter(batch_size=_AT_A_TIME)
-    table, columns = SavedTable(dataset), columns_with_bytes(dataset.features.arrow_schema) if stored else []
-    for number, row in enumerate(rows_of_tables(tables, decoder_of_features(dataset.features))):
-        yield with_stored_images(row, table, number, columns)
+    rows = rows_of_tables(tables, decoder_of_features(dataset.features))
+    yield from _all_stored(rows, SavedTable(dataset), dataset.features.arrow_schema) if stored else rows
 
 
 def rows_of_tables(tables: Iterable[pa.Table | pa.RecordBatch], decode: Decode | None) -> Rows:

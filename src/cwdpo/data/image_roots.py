@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from cwdpo.data.images import MAX_FILE_BYTES
+from cwdpo.data.images import MAX_FILE_BYTES, ROOT
 from cwdpo.data.messages import is_object
 from cwdpo.data.rows import ImageSource, StoredImage
 from cwdpo.errors import DataError, path_advice, shortened
@@ -97,7 +97,7 @@ class ImageRoots:
             if self.start is None:
                 raise DataError(
                     f"{source}: image {shown!r} is a relative path, but a data set of the hub has no directory to "
-                    "start from. Give one with --image-root (recipe: data.image_root; Python: image_root)."
+                    f"start from. Give one with {ROOT}."
                 )
             path = self._join(path)
         if self._anywhere:

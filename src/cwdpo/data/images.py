@@ -163,18 +163,19 @@ def _opened_file(path: Path, name: str, source: str) -> Iterator[BinaryIO]:
         raise DataError(f"{source}: {name} cannot be read: {problem.strerror}. Correct the path.") from problem
 
 
-_ROOT = "--image-root (recipe: data.image_root; Python: image_root)"
+ROOT = "--image-root (recipe: data.image_root; Python: image_root)"
+"""The setting that says where relative paths start, in messages."""
 
 
 def _where_else(path: Path) -> str:
     """What to write where there is no image: the root from which it would be found, or a name that is like it."""
     for root in path.parents[1:6]:
         if (root.parent / path.relative_to(root)).is_file():
-            return f"It would be found from {root.parent}: give that as {_ROOT}."
+            return f"It would be found from {root.parent}: give that as {ROOT}."
     near = path_advice(path, otherwise="")
     if "Did you mean" in near or (near and not near.startswith("There is no directory")):
         return shortened(near, 400)
-    return f"Correct the path, or give the directory that it starts at: {_ROOT}."
+    return f"Correct the path, or give the directory that it starts at: {ROOT}."
 
 
 def _check_bytes(size: int, name: str, source: str) -> None:

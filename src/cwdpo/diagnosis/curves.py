@@ -52,13 +52,8 @@ class Curve:
         A level is the mean of a window of 1, 2, 4, ... readings, after a running median has taken single outliers out.
         Some window at the end must lie below some earlier one by ``least`` and by ``sigmas`` standard errors, so that a
         deep fall is seen at once and a slow or noisy one when there are readings enough. ``base`` as in
-        :meth:`change`: a best level before the first reading. Of two readings none can be an outlier to the others, so
-        they are taken as they are.
+        :meth:`change`: a best level before the first reading.
         """
-        if len(self) == 2:
-            best = self.values[0] if base is None else max(base, self.values[0])
-            fell = best - self.values[1] >= least
-            return Drop(best, self.values[1], 1, self.steps[0]) if fell else None
         return _drop(self, least, sigmas, base)
 
     def mean_until(self, step: int | None, width: int) -> float:

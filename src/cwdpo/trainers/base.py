@@ -241,6 +241,11 @@ class AnswerTrainer(Trainer):
         return self.get_total_train_batch_size(self.args)
 
     @property
+    def batch_rows(self) -> int:
+        """Of these, the rows of one micro-batch of one rank."""
+        return self.step_rows // int(self.args.gradient_accumulation_steps * self.args.world_size)
+
+    @property
     def is_sharded(self) -> bool:
         """Whether FSDP or ZeRO-3 divide the weights, so that no process has the whole model."""
         return divides_weights(self.accelerator)
@@ -297,7 +302,7 @@ class AnswerTrainer(Trainer):
         )
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
-            batch_size=self.step_rows // (args.gradient_accumulation_steps * args.world_size),
+            batch_size=self.batch_rows,
             sampler=self._epoch.buckets,
             collate_fn=self.collate,
             drop_last=args.dataloader_drop_last,

@@ -78,8 +78,7 @@ def _decide(trainer: TrainerProtocol, rows: StepRows) -> tuple[bool, str]:
     data, lengths, device = trainer.train_dataset, rows.lengths(), trainer.args.device
     if not data:
         return False, "there are no rows to train on"
-    batch_rows = trainer.step_rows // (trainer.args.gradient_accumulation_steps * trainer.args.world_size)
-    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])[:batch_rows]
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])[: trainer.batch_rows]
     batch: Batch = send_to_device(rows.collate([data[i] for i in longest_first]), device)
     with trainer.accelerator.autocast():  # the engine may check itself on the batch, as it will be used
         passes, tokens = _largest_passes(trainer.engine, trainer.model, batch, rows.budget)

@@ -153,7 +153,8 @@ class ReferencePass:
         """Let every rank read what the others have written."""
         self.trainer.accelerator.wait_for_everyone()
         self.cache.reload()
-        if self.cache.directory is not None and len(set(gather_object([self.cache.digest()]))) > 1:
+        is_shared = self.cache.directory is not None and self.trainer.accelerator.num_processes > 1
+        if is_shared and len(set(gather_object([self.cache.digest()]))) > 1:
             raise UserError(
                 f"{self.cache.directory}: the ranks do not see the same directory there, so none has the reference "
                 "log-probs that the others computed. Choose an `output_dir` (or `reference_dir`) on a file system that "
